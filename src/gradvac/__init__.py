@@ -1,0 +1,1 @@
+"""gradvac: train one model on many languages and manage the tension between them."""

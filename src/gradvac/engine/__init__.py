@@ -1,0 +1,1 @@
+"""The gradient engine: task gradients, their Gram matrices, and the combined gradient."""

@@ -1,0 +1,28 @@
+"""Every error gradvac raises on purpose.
+
+GradvacError
+├── CorpusError     text that cannot be read or aligned; the message starts with ``file:line``
+├── RecipeError     a recipe key that is unknown, misplaced or out of range; names the dotted key
+├── RunError        a run folder, checkpoint or vocabulary that does not fit
+└── GradientError   misuse of the engine, or a gradient that is not finite; names the task
+"""
+
+
+class GradvacError(Exception):
+    """Base of every error gradvac raises on purpose; the command line prints it and exits 2."""
+
+
+class CorpusError(GradvacError):
+    """Text that cannot be read or aligned. The message starts with ``file:line``."""
+
+
+class RecipeError(GradvacError):
+    """A recipe key that is unknown, misplaced or out of range. Names file and dotted key."""
+
+
+class RunError(GradvacError):
+    """A run folder, checkpoint or vocabulary that does not fit what is asked of it."""
+
+
+class GradientError(GradvacError):
+    """Misuse of the engine, or a gradient that is not finite. Names the task."""

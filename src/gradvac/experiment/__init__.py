@@ -1,0 +1,1 @@
+"""Recipes, runs, checkpoints, evaluation and reports."""

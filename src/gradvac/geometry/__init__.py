@@ -1,0 +1,1 @@
+"""Measuring loss geometry: similarity of task gradients, conflicts, edits."""

@@ -1,0 +1,1 @@
+"""Multilingual translation: corpora, vocabulary, batches, Transformer, search, scores."""
