@@ -1,0 +1,88 @@
+"""What every engine does once it has a step's gradients, however it came by them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.gram import full_precision, gram
+from gradvac.methods import Method, StepGeometry
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What happened in one optimizer step; all tensors on the CPU.
+
+    Attributes:
+        geometry: step number, names, losses ``[K]`` and Gram matrices ``[groups, K, K]``.
+        weights: weight of each task gradient, ``[groups, K]``, float64.
+        diagnostics: the method's own report, tensors ``[groups, ...]``; empty for some methods.
+    """
+
+    geometry: StepGeometry
+    weights: Tensor
+    diagnostics: dict[str, Tensor]
+
+    @property
+    def step(self) -> int:
+        """Number of the optimizer step."""
+        return self.geometry.step
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the K tasks of the step."""
+        return self.geometry.tasks
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Names of the parameter groups."""
+        return self.geometry.groups
+
+    @property
+    def losses(self) -> Tensor:
+        """Losses of the tasks, ``[K]``, float64."""
+        return self.geometry.losses
+
+    @property
+    def gram(self) -> Tensor:
+        """Inner products of the task gradients, ``[groups, K, K]``, float64."""
+        return self.geometry.gram
+
+    @property
+    def edits(self) -> Tensor:
+        """How many ordered pairs the method edited, ``[groups]``; 0 if it does not edit."""
+        none = torch.zeros(len(self.groups), dtype=torch.int64)
+        return self.diagnostics.get("edits", none)
+
+
+def decide(
+    method: Method,
+    gradients: Sequence[Sequence[Tensor]],
+    losses: Tensor,
+    tasks: tuple[str, ...],
+    groups: tuple[str, ...],
+    step: int,
+) -> StepReport:
+    """Measure the geometry of the gradients and ask the method for their weights.
+
+    Args:
+        method: the method; its state advances.
+        gradients: for each group, tensors ``[K, *shape]`` of its parameters.
+        losses: ``[K]``.
+        tasks: K names, in the order of the rows.
+        groups: names of the groups.
+        step: number of the optimizer step.
+
+    Raises:
+        GradientError: if a gradient is not finite; the method is then unchanged.
+    """
+    geometry = StepGeometry(gram(gradients), losses, tasks, groups, step)
+    weights = method.weights(geometry)
+    return StepReport(geometry, weights, method.report())
+
+
+def combine(weights: Tensor, rows: Tensor) -> Tensor:
+    """Return ``sum_i weights[i] * rows[i]`` for ``[K]`` and ``[K, P]``, in the dtype of ``rows``."""
+    with full_precision(rows.device.type):
+        return weights.to(rows) @ rows

@@ -1,0 +1,175 @@
+"""Parameter groups: which parameters share one Gram matrix and one set of weights.
+
+The paper's granularities (Wang et al. 2021, Appendix F, Table 7) on any model whose parameter
+names follow the usual pattern ``<stack>.<number>.``, as ``encoder.layers.0.linear1.weight``,
+``bert.encoder.layer.0...``, ``model.layers.0...``, ``encoder.block.0...``, ``transformer.h.0...``:
+
+=============  =====================================================================
+whole_model    everything is one group
+enc_dec        encoder, decoder, and what belongs to neither side
+all_layer      each Transformer layer (not each leaf module)
+all_matrix     each matrix, with the vectors that go with it
+=============  =====================================================================
+
+What lies outside the layers: embeddings and the softmax projection form the group ``embedding``
+(for enc_dec, those outside both sides: a table shared by both is neither's), a final norm joins
+the last layer of its stack, and the rest (poolers, classifiers) forms the group ``head``.
+A model without any stack has one layer per child module.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from os.path import commonprefix
+
+from torch import nn
+
+from gradvac.errors import GradientError
+
+GRANULARITIES = ("whole_model", "enc_dec", "all_layer", "all_matrix")
+
+Grouping = str | Callable[[str], str]
+"""One of ``GRANULARITIES``, or a function from a parameter's name to its group's name."""
+
+_STACK = re.compile(r"(?:^|\.)(?:\w*(?:layers?|blocks?)|h)\.(\d+)\.")
+_NORM = re.compile(r"norm|(?:^|\.|_)ln(?:_|\.|\d)", re.IGNORECASE)
+_EMBEDDING = re.compile(
+    r"embed|(?:^|[._])emb(?:[._]|$)|(?:^|\.)(?:wte|wpe|shared|lm_head|generator|softmax|proj_out)\."
+    r"|output_projection",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Trainable parameters that are combined with the same weights.
+
+    Attributes:
+        name: name of the group, the key of all state kept for it.
+        names: names of its parameters in the model.
+        parameters: the parameters, in the same order.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+
+
+def parameter_groups(
+    model: nn.Module | Iterable[tuple[str, nn.Parameter]], granularity: Grouping = "all_layer"
+) -> list[ParameterGroup]:
+    """Sort the trainable parameters of a model into groups, in the order of the model.
+
+    Frozen parameters are left out; a tied parameter counts once, under its first name. The name
+    prefix ``torch.compile`` adds is dropped, so state fits compiled and plain models alike.
+
+    Raises:
+        GradientError: if nothing is trainable or the granularity is unknown.
+    """
+    named = model.named_parameters() if isinstance(model, nn.Module) else model
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for name, parameter in named:
+        if parameter.requires_grad:
+            found.setdefault(id(parameter), (name.replace("_orig_mod.", ""), parameter))
+    if not found:
+        raise GradientError("the model has no trainable parameter (requires_grad is False for all)")
+    group_of = _group_names([(name, p.ndim) for name, p in found.values()], granularity)
+    members: dict[str, list[tuple[str, nn.Parameter]]] = {}
+    for name, parameter in found.values():
+        members.setdefault(group_of[name], []).append((name, parameter))
+    return [
+        ParameterGroup(group, tuple(n for n, _ in pairs), tuple(p for _, p in pairs))
+        for group, pairs in members.items()
+    ]
+
+
+def _group_names(shapes: list[tuple[str, int]], granularity: Grouping) -> dict[str, str]:
+    """Map every parameter name to its group, given names and numbers of dimensions."""
+    names = [name for name, _ in shapes]
+    if callable(granularity):
+        return {name: granularity(name) for name in names}
+    match granularity:
+        case "whole_model":
+            return dict.fromkeys(names, "whole_model")
+        case "enc_dec":
+            return _sides(names)
+        case "all_layer":
+            return _layers(names)
+        case "all_matrix":
+            return _matrices(shapes)
+    near = get_close_matches(granularity, GRANULARITIES, 1)
+    raise GradientError(
+        f"granularity is {granularity!r}; it must be a function or one of "
+        f"{', '.join(GRANULARITIES)}" + (f"; did you mean {near[0]!r}?" if near else "")
+    )
+
+
+def _layer(name: str) -> str | None:
+    """Name of the layer a parameter lies in, such as ``encoder.layers.0``; None if outside."""
+    match = _STACK.search(name)
+    return name[: match.end() - 1] if match else None
+
+
+def _layers(names: list[str]) -> dict[str, str]:
+    layers = list(dict.fromkeys(layer for name in names if (layer := _layer(name))))
+    if not layers:  # no stack: the children of the module, or the parameters of a bare one
+        return {name: name.partition(".")[0] for name in names}
+    return {name: _layer(name) or _leftover(name, layers) for name in names}
+
+
+def _leftover(name: str, layers: list[str]) -> str:
+    """Group of a parameter outside the layers."""
+    if _EMBEDDING.search(name):
+        return "embedding"
+    if _NORM.search(name):
+        return _last_layer_near(name, layers)
+    return "head"
+
+
+def _last_layer_near(name: str, layers: list[str]) -> str:
+    """Last layer of the stack that shares the most of its path with ``name``."""
+    return max(reversed(layers), key=lambda layer: _shared_path(name, layer))
+
+
+def _shared_path(a: str, b: str) -> int:
+    """Number of leading components two dotted names have in common."""
+    return len(commonprefix([a.split("."), b.split(".")]))
+
+
+def _sides(names: list[str]) -> dict[str, str]:
+    """Group by the encoder or decoder a parameter lies in, if a stack of layers lies in it too."""
+    layers = list(dict.fromkeys(layer for name in names if (layer := _layer(name))))
+    side_of_path: dict[str, str] = {}
+    for layer in layers:
+        parts = layer.split(".")
+        side = next((part for part in parts if part in ("encoder", "decoder")), None)
+        path = parts[: parts.index(side) + 1] if side else parts[:-1]
+        side_of_path[".".join(path) + "."] = side or ".".join(path)
+
+    def side(name: str) -> str | None:
+        return next((s for path, s in side_of_path.items() if name.startswith(path)), None)
+
+    groups: dict[str, str] = {}
+    for name, layer in _layers(names).items():
+        groups[name] = side(name) or side(layer + ".") or (layer if layers else "whole_model")
+    return groups
+
+
+def _matrices(shapes: list[tuple[str, int]]) -> dict[str, str]:
+    """Give every matrix a group; vectors join the matrix of their layer nearest by name.
+
+    Nearest is the one sharing the longest module path (a bias: its own module's matrix; a norm:
+    one of its sub-layer), then the one closest before, then closest after. A vector alone has
+    a cosine of +-1 or rests on few numbers, so it never stands alone if its layer has a matrix.
+    """
+    layer_of = _layers([name for name, _ in shapes])
+    groups: dict[str, str] = {}
+    for n, (name, ndim) in enumerate(shapes):
+        near = [
+            (_shared_path(name, other), m < n, -abs(m - n), other)
+            for m, (other, other_ndim) in enumerate(shapes)
+            if other_ndim > 1 and layer_of[other] == layer_of[name]
+        ]
+        groups[name] = name if ndim > 1 else max(near)[3] if near else layer_of[name]
+    return groups

@@ -1,0 +1,209 @@
+"""Per-task gradients by one backward per task: any model, any loss, any number of micro-batches.
+
+Usage, in place of ``loss.backward()``::
+
+    engine = PerTaskEngine(model, GradVac(), granularity="all_layer")
+    for task, batch in batches:
+        engine.accumulate(task, loss_of(batch))   # one backward through that task's own graph
+    report = engine.combine()                     # sets p.grad
+    optimizer.step()
+
+For results comparable with plain training, divide each task's loss by what the joint loss would
+be divided by (all tokens of the step, not the task's own): the sum of the losses is then the
+joint loss, and a step without edits is a plain step.
+
+With ``torch.amp.GradScaler``, accumulate ``scaler.scale(loss)`` and call
+``combine(loss_scale=scaler.get_scale())``. ``p.grad`` comes out unscaled, so clip and call
+``optimizer.step()`` directly; on :class:`GradientError` skip the step and halve the scale with
+``scaler.update(scaler.get_scale() / 2)``.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradvac.engine.combine import StepReport, combine, decide
+from gradvac.engine.groups import Grouping, ParameterGroup, parameter_groups
+from gradvac.errors import GradientError
+from gradvac.methods import Method
+
+
+class PerTaskEngine:
+    """Collects the gradients of each task of a step and combines them by a method.
+
+    Holds K x P numbers for K tasks and P trainable parameters, in float32 (float64 for float64
+    parameters) so that adding up micro-batches loses nothing under bfloat16.
+
+    Args:
+        model: the model, or names and parameters of it.
+        method: turns the geometry of a step into weights.
+        granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
+
+    Raises:
+        GradientError: if the model is wrapped for data parallelism or has nothing to train.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[tuple[str, nn.Parameter]],
+        method: Method,
+        granularity: Grouping = "all_layer",
+    ) -> None:
+        if isinstance(model, nn.Module):
+            _refuse_wrapped(model)
+        self.method = method
+        self.groups = parameter_groups(model, granularity)
+        self.step = 0
+        self._parameters = [p for group in self.groups for p in group.parameters]
+        self._buffers = [_GroupBuffer(group) for group in self.groups]
+        self._losses: dict[str, Tensor] = {}  # in the order of the rows of the buffers
+
+    def accumulate(self, task: str, loss: Tensor, retain_graph: bool = False) -> None:
+        """Add the gradient of a loss to the gradient of a task of the current step.
+
+        Args:
+            task: name of the task; may be called several times per step.
+            loss: a scalar with a graph.
+            retain_graph: keep the graph for another loss that shares it.
+
+        Raises:
+            GradientError: if the loss is not a scalar or has no graph.
+        """
+        if loss.numel() != 1 or not loss.requires_grad:
+            raise GradientError(
+                f"the loss of task {task!r} is {list(loss.shape)} with requires_grad="
+                f"{loss.requires_grad}; it must be a scalar computed from the model's parameters"
+            )
+        gradients = iter(
+            torch.autograd.grad(
+                loss.reshape(()), self._parameters, retain_graph=retain_graph, allow_unused=True
+            )
+        )
+        value = loss.detach().reshape(()).double()
+        self._losses[task] = self._losses[task] + value if task in self._losses else value
+        row = list(self._losses).index(task)
+        for buffer in self._buffers:
+            buffer.add(row, [next(gradients) for _ in buffer.group.parameters])
+
+    def combine(self, loss_scale: float = 1.0, step: int | None = None) -> StepReport:
+        """Combine the accumulated gradients, set ``p.grad`` and begin the next step.
+
+        A parameter that no task used gets ``p.grad = None``, as in plain training.
+
+        Args:
+            loss_scale: factor the losses were multiplied by; divided out before the Gram.
+            step: number of this step; by default one more than the last.
+
+        Raises:
+            GradientError: if nothing was accumulated or a gradient is not finite. ``p.grad``, the
+                method and the step counter are then unchanged and the gradients are dropped.
+        """
+        if not self._losses:
+            raise GradientError("combine() needs at least one accumulate() since the last step")
+        step = self.step if step is None else step
+        tasks = tuple(self._losses)
+        losses = torch.stack([value.cpu() for value in self._losses.values()]) / loss_scale
+        try:
+            rows = [buffer.rows(len(tasks), loss_scale) for buffer in self._buffers]
+            groups = tuple(group.name for group in self.groups)
+            report = decide(self.method, [[r] for r in rows], losses, tasks, groups, step)
+            for buffer, matrix, weights in zip(self._buffers, rows, report.weights, strict=True):
+                buffer.assign(combine(weights, matrix))
+        finally:
+            self.clear()
+        self.step = step + 1
+        return report
+
+    def backward(
+        self, losses: Mapping[str, Tensor], loss_scale: float = 1.0, step: int | None = None
+    ) -> StepReport:
+        """Accumulate several losses of one forward pass and combine them."""
+        for n, (task, loss) in enumerate(losses.items(), start=1):
+            self.accumulate(task, loss, retain_graph=n < len(losses))
+        return self.combine(loss_scale, step)
+
+    def clear(self) -> None:
+        """Drop what was accumulated since the last step."""
+        self._losses.clear()
+        for buffer in self._buffers:
+            buffer.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step number and the method's state."""
+        return {"step": self.step, "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where the engine that returned ``state`` was."""
+        self.method.load_state_dict(state["method"])
+        self.step = int(state["step"])
+
+
+class _GroupBuffer:
+    """Task gradients of one parameter group, a matrix ``[>= K, P]`` reused from step to step."""
+
+    def __init__(self, group: ParameterGroup) -> None:
+        self.group = group
+        devices = {p.device for p in group.parameters}
+        if len(devices) > 1:
+            raise GradientError(
+                f"parameter group {group.name!r} lies on {len(devices)} devices; choose a finer "
+                "granularity"
+            )
+        self._sizes = [p.numel() for p in group.parameters]
+        dtype = torch.promote_types(
+            torch.float32, max((p.dtype for p in group.parameters), key=lambda d: d.itemsize)
+        )
+        self._matrix = torch.empty(0, sum(self._sizes), dtype=dtype, device=devices.pop())
+        self._filled = 0  # rows that hold gradients of this step
+        self._used = [False] * len(self._sizes)
+
+    def add(self, row: int, gradients: list[Tensor | None]) -> None:
+        """Add gradients, one per parameter and None for zero, to a row."""
+        if row == len(self._matrix):
+            self._matrix = torch.cat([self._matrix, self._matrix.new_empty(1, sum(self._sizes))])
+        fresh = row == self._filled
+        self._filled = max(self._filled, row + 1)
+        pieces = self._matrix[row].split(self._sizes)
+        for n, (piece, gradient) in enumerate(zip(pieces, gradients, strict=True)):
+            if gradient is None:
+                if fresh:
+                    piece.zero_()
+                continue
+            self._used[n] = True
+            flat = (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
+            if fresh:
+                piece.copy_(flat)
+            else:
+                piece.add_(flat)
+
+    def rows(self, n_tasks: int, loss_scale: float) -> Tensor:
+        """Return the gradients of the step, ``[K, P]``, with the loss scale divided out."""
+        matrix = self._matrix[:n_tasks]
+        return matrix if loss_scale == 1.0 else matrix.mul_(1 / loss_scale)
+
+    def assign(self, combined: Tensor) -> None:
+        """Set ``p.grad`` of every parameter from the combined gradient, ``[P]``."""
+        pieces = combined.split(self._sizes)
+        for p, piece, used in zip(self.group.parameters, pieces, self._used, strict=True):
+            p.grad = piece.view(p.shape).to(p.dtype) if used else None
+
+    def clear(self) -> None:
+        """Forget the gradients of the step; the memory is kept for the next one."""
+        self._filled = 0
+        self._used = [False] * len(self._sizes)
+
+
+def _refuse_wrapped(model: nn.Module) -> None:
+    """Refuse wrappers whose gradient reduction is bypassed: ranks would drift apart silently."""
+    wrappers = ("DistributedDataParallel", "FullyShardedDataParallel")
+    for module in model.modules():
+        for kind in type(module).__mro__:
+            if kind.__name__ in wrappers:
+                raise GradientError(
+                    f"the model is wrapped in {kind.__name__}, which averages gradients over "
+                    "ranks only in backward(), once for all tasks; per-task gradients would stay "
+                    "local and the ranks would drift apart without an error. Pass the bare module "
+                    "(model.module) and train it on one process"
+                )

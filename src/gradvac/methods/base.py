@@ -1,0 +1,108 @@
+"""What a method is: the loss geometry of one step in, one weight per task and group out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradvac.errors import GradientError
+
+
+@dataclass(frozen=True)
+class StepGeometry:
+    """The loss geometry of one optimizer step: all a method may know about the gradients.
+
+    For parameter group k with task gradients g_1..g_K, ``gram[k, i, j]`` is g_i . g_j.
+
+    Attributes:
+        gram: inner products of the task gradients, ``[groups, K, K]``, float64.
+        losses: the tasks' losses, ``[K]``, float64.
+        tasks: K distinct task names, in the order of the rows of ``gram``.
+        groups: distinct names of the parameter groups. They may be all groups of the model or
+            one of them: a method must give a group the same weights in both cases.
+        step: number of the optimizer step, the same for every group and rank of that step.
+
+    Raises:
+        GradientError: if shapes, dtypes or names do not fit together.
+    """
+
+    gram: Tensor
+    losses: Tensor
+    tasks: tuple[str, ...]
+    groups: tuple[str, ...]
+    step: int
+
+    def __post_init__(self) -> None:
+        n_groups, n_tasks = len(self.groups), len(self.tasks)
+        if self.gram.shape != (n_groups, n_tasks, n_tasks) or self.gram.dtype != torch.float64:
+            raise GradientError(
+                f"gram is {self.gram.dtype} {list(self.gram.shape)}; {n_groups} groups and "
+                f"{n_tasks} tasks need float64 {[n_groups, n_tasks, n_tasks]}"
+            )
+        if self.losses.shape != (n_tasks,):
+            raise GradientError(f"losses are {list(self.losses.shape)}; expected [{n_tasks}]")
+        for kind, names in (("task", self.tasks), ("group", self.groups)):
+            if len(set(names)) != len(names):
+                twice = sorted(name for name in set(names) if names.count(name) > 1)
+                raise GradientError(f"{kind} names must differ; found twice: {', '.join(twice)}")
+
+    def check_finite(self) -> None:
+        """Raise GradientError naming task, step and group if an inner product is not finite."""
+        if bool(self.gram.isfinite().all()):
+            return
+        # A bad gradient of task i spoils its whole row; its own norm tells it from its victims.
+        bad = ~self.gram.diagonal(dim1=1, dim2=2).isfinite()
+        if not bool(bad.any()):
+            bad = ~self.gram.isfinite().all(dim=2)
+        group, task = bad.nonzero()[0].tolist()
+        others = int(bad.sum()) - 1
+        raise GradientError(
+            f"the gradient of task {self.tasks[task]!r} is not finite in parameter group "
+            f"{self.groups[group]!r} at step {self.step}"
+            + (f" (and {others} more task-group pairs)" if others else "")
+            + "; nothing was updated"
+        )
+
+
+class Method(ABC):
+    """A rule that turns the loss geometry of a step into weights of the task gradients.
+
+    The update of group k is ``sum_i weights[k, i] * g_i``. State, if any, is keyed by task and
+    group name, so tasks may come and go and groups may be handed over together or one by one.
+    """
+
+    seed: int = 0
+
+    def weights(self, geometry: StepGeometry) -> Tensor:
+        """Return the weights of the task gradients, ``[groups, K]``, float64.
+
+        Call it once per group and step: it advances the state of the groups it is given.
+
+        Raises:
+            GradientError: if an inner product is not finite; the state is then unchanged.
+        """
+        geometry.check_finite()
+        return self._weights(geometry)
+
+    @abstractmethod
+    def _weights(self, geometry: StepGeometry) -> Tensor:
+        """Do the work of :meth:`weights` on a geometry known to be finite."""
+
+    def report(self) -> dict[str, Tensor]:
+        """Return diagnostics of the last call of :meth:`weights`.
+
+        Every tensor has the groups as its first dimension, so that reports of one group at a
+        time can be concatenated. Methods with nothing to tell return an empty dictionary.
+        """
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of the state: tensors and plain values that JSON can hold."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where the method that returned ``state`` was."""
+        self.seed = int(state["seed"])

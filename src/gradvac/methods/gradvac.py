@@ -1,0 +1,209 @@
+"""Gradient Vaccine (Wang, Tsvetkov, Firat, Cao; ICLR 2021; arXiv 2010.05874).
+
+Algorithm 1 edits vectors of P parameters, but every quantity it looks at is an inner product of
+them, so it can run on the K x K Gram matrix: the edited gradient of task i is a combination
+``g'_i = sum_j c_ij g_j`` and only its coefficients are needed. Tasks i and parameter groups k are
+independent of each other; only the position in the visiting order is sequential.
+
+Equation (2) is used in an equivalent form that shows its size. Split g'_i along g_j into ``par``
+(signed length) and ``perp`` (length of the rest). With target cosine t, the edit leaves the rest
+alone and makes the part along g_j ``t / sqrt(1 - t^2) * perp`` long, so the norm of g'_i grows by
+sqrt(1 - phi^2) / sqrt(1 - t^2). Targets used are therefore capped (``max_target``).
+
+Everything is computed for unit vectors, g_i / ||g_i||: cosines do not depend on lengths, so no
+scale of a loss can overflow, underflow or meet an absolute constant.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gradvac.errors import GradientError
+from gradvac.methods.base import Method, StepGeometry
+from gradvac.methods.orders import visiting_order
+from gradvac.methods.pairs import PairTable
+
+
+@dataclass(frozen=True)
+class _Edits:
+    """What the loop over the visiting order did; r = number of tasks that may be edited."""
+
+    coefficients: Tensor  # [groups, r, K] of unit gradients
+    squared_norm: Tensor  # [groups, r] of the edited unit gradients; 0 if cancelled
+    cosines: Tensor  # [groups, r, K - 1] before each edit, in visiting order
+    compared: Tensor  # [groups, r, K - 1] bool, False where a vector was zero
+    edited: Tensor  # [groups, r, K - 1] bool
+
+
+def _edit(cosine: Tensor, rows: Tensor, present: Tensor, order: Tensor, target: Tensor) -> _Edits:
+    """Run lines 10-18 of Algorithm 1 on unit gradients, for all groups and tasks at once.
+
+    Args:
+        cosine: ``[groups, K, K]``, 1 on the diagonal.
+        rows: positions of the r tasks to edit.
+        present: ``[groups, K]`` bool, False where a gradient is zero.
+        order: ``[groups, r, K - 1]`` positions of the others.
+        target: ``[groups, r, K - 1]`` target cosines in visiting order.
+    """
+    n_groups, n_tasks = present.shape
+    # q = c^T M c is recomputed after every edit. Below this share of (sum |c|)^2 it is rounding:
+    # the edits have cancelled the vector, which then has no direction to compare.
+    noise = 8 * n_tasks * torch.finfo(torch.float64).eps
+    coefficients = torch.zeros_like(cosine[:, rows])
+    coefficients.scatter_(2, rows[None, :, None].expand(n_groups, -1, 1), 1.0)
+    along = cosine[:, rows]  # inner products of g'_i with every unit g_j
+    q = torch.ones_like(along[..., :1])
+    cot = target / ((1 - target) * (1 + target)).sqrt()
+    usable = present[:, rows, None] & present[:, None, :].expand_as(along).gather(2, order)
+    history: list[tuple[Tensor, Tensor, Tensor]] = []
+    for s in range(n_tasks - 1):
+        j = order[..., s : s + 1]
+        par = along.gather(2, j)
+        compared = usable[..., s : s + 1] & (q > noise * coefficients.abs().sum(2, True).square())
+        phi = (par / q.sqrt()).clamp(-1, 1)
+        edited = compared & (phi < target[..., s : s + 1])
+        perp = (q - par.square()).clamp_min(0).sqrt()
+        a = torch.where(edited, cot[..., s : s + 1] * perp - par, 0.0)
+        coefficients.scatter_add_(2, j, a)
+        along = coefficients @ cosine
+        q = (coefficients * along).sum(2, True)
+        history.append((phi, compared, edited))
+    q = torch.where(q > noise * coefficients.abs().sum(2, True).square(), q, 0.0)
+    empty = order[..., :0].bool()
+    return _Edits(
+        coefficients,
+        q.squeeze(2),
+        *(torch.cat([step[n] for step in history] or [empty], 2) for n in range(3)),
+    )
+
+
+class GradVac(Method):
+    """Gradient Vaccine: raise the cosine of task gradients to what is usual for each pair.
+
+    Args:
+        beta: decay of the moving average of each pair's cosine, its target (eq. 3), in [0, 1].
+            The default is the paper's best (Appendix F, Table 8).
+        tasks: the set G of Algorithm 1: names of the tasks whose gradients may be edited, or
+            "all". They are compared with every task of the batch, in G or not.
+        target: "adaptive" for the moving average, or a constant cosine (the paper's "fixed
+            objective" row), for which no state is kept.
+        max_target: cap on the targets used; stored ones are not capped. An edit multiplies the
+            norm by at most 1/sqrt(1 - max_target^2), 22.4 for the default, chosen here because
+            the paper gives no bound and parallel gradients drive the factor to infinity.
+        rescale: give each edited gradient its norm from before the edits (Appendix E.1, not used
+            in the paper's results). Cosines ignore length, so doing it once after all edits, as
+            here, or after each of them comes to the same.
+        compare_pcgrad: also count the edits PCGrad would have made to the same gradients in the
+            same order; doubles the (small) cost.
+        seed: of the visiting orders.
+
+    Raises:
+        GradientError: if an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        beta: float = 1e-2,
+        tasks: Literal["all"] | Iterable[str] = "all",
+        target: Literal["adaptive"] | float = "adaptive",
+        max_target: float = 0.999,
+        rescale: bool = False,
+        compare_pcgrad: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if not 0 <= beta <= 1:
+            raise GradientError(f"beta is {beta!r}; it must lie in [0, 1]")
+        if not 0 <= max_target < 1:
+            raise GradientError(f"max_target is {max_target!r}; it must lie in [0, 1)")
+        if target != "adaptive" and (isinstance(target, str) or not -1 <= target <= max_target):
+            raise GradientError(
+                f"target is {target!r}; it must be 'adaptive' or a cosine in [-1, {max_target}]"
+            )
+        if isinstance(tasks, str) and tasks != "all":
+            raise GradientError(f"tasks is {tasks!r}; it must be 'all' or a list of task names")
+        self.beta = beta
+        self.tasks: Literal["all"] | frozenset[str] = "all" if tasks == "all" else frozenset(tasks)
+        self.target: Literal["adaptive"] | float = target
+        self.max_target = max_target
+        self.rescale = rescale
+        self.compare_pcgrad = compare_pcgrad
+        self.seed = seed
+        self._ema = PairTable()
+        self._report: dict[str, Tensor] = {}
+
+    def _weights(self, geometry: StepGeometry) -> Tensor:
+        gram, tasks = geometry.gram, geometry.tasks
+        chosen = [i for i, t in enumerate(tasks) if self.tasks == "all" or t in self.tasks]
+        rows = torch.tensor(chosen, dtype=torch.int64, device=gram.device)
+        norm = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+        present = norm > 0
+        safe = torch.where(present, norm, 1.0)
+        cosine = (gram / safe[:, :, None] / safe[:, None, :]).clamp(-1, 1)
+        cosine.diagonal(dim1=1, dim2=2).fill_(1.0)
+
+        order = visiting_order(self.seed, geometry.step, geometry.groups, tasks)
+        order = order.to(gram.device)[:, rows]
+        targets = self._targets(geometry)
+        used = targets[:, rows].gather(2, order).clamp_max(self.max_target)
+        edits = _edit(cosine, rows, present, order, used)
+        if self.target == "adaptive":
+            self._update(geometry, rows, order, edits)
+        self._report = {
+            "edits": edits.edited.sum((1, 2)),
+            "comparisons": edits.compared.sum((1, 2)),
+            "skipped": (~edits.compared).sum((1, 2)),
+            "targets": targets,
+        }
+        if self.compare_pcgrad:
+            pcgrad = _edit(cosine, rows, present, order, torch.zeros_like(used))
+            self._report["pcgrad_edits"] = pcgrad.edited.sum((1, 2))
+
+        c = edits.coefficients
+        if self.rescale:
+            q = edits.squared_norm[..., None]
+            c = torch.where(q > 0, c / q.sqrt(), c)
+        # From unit gradients back: g'_i = sum_j c_ij (||g_i|| / ||g_j||) g_j; c_ii as it is.
+        scale = norm[:, rows, None] / safe[:, None, :]
+        scale.scatter_(2, rows[None, :, None].expand(len(geometry.groups), -1, 1), 1.0)
+        unedited = torch.ones_like(norm)
+        unedited[:, rows] = 0.0
+        return unedited + (c * scale).sum(1)
+
+    def _targets(self, geometry: StepGeometry) -> Tensor:
+        """Return the stored targets of every ordered pair, ``[groups, K, K]``, not capped."""
+        if self.target == "adaptive":
+            return self._ema.read(geometry.groups, geometry.tasks).to(geometry.gram.device)
+        return torch.full_like(geometry.gram, self.target)
+
+    def _update(self, geometry: StepGeometry, rows: Tensor, order: Tensor, edits: _Edits) -> None:
+        """Move the targets of the compared pairs to the cosines from before the edit (line 16)."""
+        ema = self._ema.read(geometry.groups, geometry.tasks).to(order.device)
+        old = ema[:, rows].gather(2, order)
+        new = torch.where(edits.compared, (1 - self.beta) * old + self.beta * edits.cosines, old)
+        ema[:, rows] = ema[:, rows].scatter(2, order, new)
+        self._ema.write(geometry.groups, geometry.tasks, ema)
+
+    def report(self) -> dict[str, Tensor]:
+        """Return diagnostics of the last call of :meth:`weights`.
+
+        ``edits``, ``comparisons``, ``skipped`` (pairs with a zero gradient) and, if asked for,
+        ``pcgrad_edits``: counts of ordered pairs, ``[groups]``. ``targets``: the targets before
+        this step's update and before the cap, ``[groups, K, K]``, row = the task edited.
+        """
+        return self._report
+
+    def targets(self, groups: Iterable[str], tasks: Iterable[str]) -> Tensor:
+        """Return the stored targets of these names, ``[groups, K, K]``; 0 where never compared."""
+        return self._ema.read(tuple(groups), tuple(tasks))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return seed, names and targets; hyper-parameters belong to the constructor."""
+        return super().state_dict() | self._ema.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where the method that returned ``state`` was."""
+        self._ema.load_state_dict(state)
+        super().load_state_dict(state)

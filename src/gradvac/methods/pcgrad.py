@@ -1,0 +1,22 @@
+"""Projecting conflicting gradients (Yu et al., NeurIPS 2020, Algorithm 1; arXiv 2001.06782)."""
+
+from collections.abc import Iterable
+from typing import Literal
+
+from gradvac.methods.gradvac import GradVac
+
+
+class PCGrad(GradVac):
+    """PCGrad: remove from each task gradient what points against another one.
+
+    It is Gradient Vaccine with the target cosine 0 (Wang et al. 2021, Appendix E.1). The edited
+    gradient is compared with the others' original gradients, in random order; the edited
+    gradients are summed, as in the paper, not averaged.
+
+    Args:
+        tasks: names of the tasks whose gradients may be edited, or "all", as in PCGrad's paper.
+        seed: of the visiting orders.
+    """
+
+    def __init__(self, tasks: Literal["all"] | Iterable[str] = "all", seed: int = 0) -> None:
+        super().__init__(target=0.0, tasks=tasks, seed=seed)

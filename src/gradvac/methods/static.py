@@ -1,0 +1,51 @@
+"""Fixed task weights: the baselines every method has to beat (Xin et al. 2022)."""
+
+import math
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+from torch import Tensor
+
+from gradvac.errors import GradientError
+from gradvac.methods.base import Method, StepGeometry
+
+
+class StaticWeights(Method):
+    """The same weight for a task at every step and in every group.
+
+    Args:
+        weights: finite, non-negative weight of every task; None for a weight of one each.
+
+    Raises:
+        GradientError: if a weight is negative or not finite and, from ``weights``, if a task of
+            the step has none: a misspelt name must not train with a silent default.
+    """
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        for task, weight in (weights or {}).items():
+            if not (math.isfinite(weight) and weight >= 0):
+                raise GradientError(f"weight of task {task!r} is {weight!r}; it must be >= 0")
+        self._by_task = None if weights is None else dict(weights)
+
+    def _weights(self, geometry: StepGeometry) -> Tensor:
+        return geometry.gram.new_tensor([self._of(task) for task in geometry.tasks]).repeat(
+            len(geometry.groups), 1
+        )
+
+    def _of(self, task: str) -> float:
+        if self._by_task is None:
+            return 1.0
+        if task not in self._by_task:
+            near = get_close_matches(task, self._by_task, 1)
+            raise GradientError(
+                f"task {task!r} has no weight; weights are given for {', '.join(self._by_task)}"
+                + (f"; did you mean {near[0]!r}?" if near else "")
+            )
+        return self._by_task[task]
+
+
+class Joint(StaticWeights):
+    """Plain multi-task training: the sum of the task gradients."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
