@@ -1,0 +1,143 @@
+"""What became of every row that was read: kept, or left out for a counted and located reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gradvac.errors import CorpusError
+
+Policy = Literal["drop", "fail"]
+"""What happens to a row with a problem: it is counted and dropped, or it ends the reading."""
+
+EXAMPLES = 3  # chosen here: enough to see a pattern, few enough to print
+
+
+@dataclass(frozen=True, slots=True)
+class AccountLine:
+    """One line of an account: how many rows of `corpus` were left out for `reason`.
+
+    The first line of each corpus has the reason "kept". `share` is of the rows of the corpus, in
+    [0, 1]; `first` is the first place, as `file:line`, empty for kept rows.
+    """
+
+    corpus: str
+    reason: str
+    count: int
+    share: float
+    first: str
+
+
+@dataclass(slots=True)
+class _Tally:
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Corpus:
+    kept: int = 0
+    dropped: dict[str, _Tally] = field(default_factory=dict)
+
+    @property
+    def read(self) -> int:
+        return self.kept + sum(tally.count for tally in self.dropped.values())
+
+
+class Account:
+    """Counts rows by (corpus, reason), with the first few places of each reason.
+
+    Every row is either kept or dropped for one reason, so the counts of a corpus add up to the
+    rows that were read from it.
+    """
+
+    def __init__(self, policy: Policy = "drop") -> None:
+        if policy not in ("drop", "fail"):
+            raise ValueError(f"policy is {policy!r}: allowed are 'drop' and 'fail'")
+        self.policy: Policy = policy
+        self._corpora: dict[str, _Corpus] = {}
+
+    def start(self, corpus: str) -> None:
+        """List `corpus` in the account, even if nothing is found in it."""
+        self._of(corpus)
+
+    def keep(self, corpus: str) -> None:
+        """Count one row of `corpus` as kept."""
+        self._of(corpus).kept += 1
+
+    def drop(self, corpus: str, reason: str, where: str, count: int = 1) -> None:
+        """Count rows left out by a rule; such rows are no fault of the file and never fatal."""
+        tally = self._of(corpus).dropped.setdefault(reason, _Tally())
+        tally.count += count
+        if len(tally.first) < EXAMPLES:
+            tally.first.append(where)
+
+    def problem(
+        self, corpus: str, reason: str, where: str, detail: str = "", count: int = 1
+    ) -> None:
+        """Count rows that cannot be read, or raise CorpusError where the policy is "fail"."""
+        self.drop(corpus, reason, where, count)
+        if self.policy == "fail":
+            raise CorpusError(f"{where}: {reason}" + (f": {detail}" if detail else ""))
+
+    def kept(self, corpus: str | None = None) -> int:
+        """Rows kept in `corpus`, or in all."""
+        return sum(c.kept for name, c in self._corpora.items() if corpus in (None, name))
+
+    def read(self, corpus: str | None = None) -> int:
+        """Rows seen in `corpus`, or in all: those kept and those left out."""
+        return sum(c.read for name, c in self._corpora.items() if corpus in (None, name))
+
+    def dropped(self, reason: str | None = None, corpus: str | None = None) -> int:
+        """Rows left out, for `reason` or for any, in `corpus` or in all."""
+        return sum(
+            tally.count
+            for name, c in self._corpora.items()
+            for why, tally in c.dropped.items()
+            if corpus in (None, name) and reason in (None, why)
+        )
+
+    def table(self) -> list[AccountLine]:
+        """Lines to print: corpora in the order they came, in each "kept", then the commonest."""
+        lines: list[AccountLine] = []
+        for name, corpus in self._corpora.items():
+            read = max(corpus.read, 1)
+            lines.append(AccountLine(name, "kept", corpus.kept, corpus.kept / read, ""))
+            lines += [
+                AccountLine(name, reason, tally.count, tally.count / read, tally.first[0])
+                for reason, tally in sorted(corpus.dropped.items(), key=lambda item: -item[1].count)
+            ]
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """The whole account as JSON takes it."""
+        return {
+            "policy": self.policy,
+            "corpora": {
+                name: {
+                    "read": corpus.read,
+                    "kept": corpus.kept,
+                    "dropped": {
+                        reason: {"count": tally.count, "first": list(tally.first)}
+                        for reason, tally in corpus.dropped.items()
+                    },
+                }
+                for name, corpus in self._corpora.items()
+            },
+        }
+
+    def __str__(self) -> str:
+        lines = self.table()
+        corpora = max((len(line.corpus) for line in lines), default=0)
+        reasons = max((len(line.reason) for line in lines), default=0)
+        return "\n".join(
+            f"{line.corpus:<{corpora}}  {line.reason:<{reasons}}  {line.count:>11,}  "
+            f"{line.share:>6.1%}  {line.first}".rstrip()
+            for line in lines
+        )
+
+    def _of(self, corpus: str) -> _Corpus:
+        found = self._corpora.get(corpus)
+        if found is None:
+            found = self._corpora[corpus] = _Corpus()
+        return found

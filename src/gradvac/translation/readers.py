@@ -1,0 +1,332 @@
+"""Parallel text from files, whatever their format: rows of one shape, problems located.
+
+| format  | files                        | languages                                        |
+|---------|------------------------------|--------------------------------------------------|
+| `tsv`   | `path`                       | header of codes, or `languages` column by column |
+| `text`  | `paths`, one per language    | the keys of `paths`; line n translates line n    |
+| `jsonl` | `path`                       | keys of each object, or of its "translation"     |
+| `mo`    | `paths`, one per translation | the keys of `paths`, from `msgid_language`       |
+| `po`    | as `mo`                      | as `mo`                                          |
+
+All are UTF-8 (catalogues may name another charset) and may be compressed with gzip, xz or bzip2.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gradvac.errors import CorpusError, RecipeError
+from gradvac.translation.account import Account
+from gradvac.translation.catalogues import Message, mo_messages, po_messages
+from gradvac.translation.languages import is_code, is_known, nearest_code
+from gradvac.translation.textfiles import (
+    COMPRESSED,
+    LINE_LIMIT,
+    Fault,
+    check_text,
+    decode,
+    raw_lines,
+)
+
+FORMATS = ("tsv", "text", "jsonl", "mo", "po")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The same sentence in at least two languages, and the `file:line` it came from."""
+
+    texts: dict[str, str]
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Files that hold parallel text; see the table at the top of this module.
+
+    Exactly one of `path` and `paths` is given. `format` None is inferred from the suffix.
+    `languages` names the columns of a TSV without header, or picks columns or keys.
+    `line_limit` is in bytes; a longer line is a problem of its row.
+
+    Raises:
+        RecipeError: a format that does not exist or fit, or a code that names no language.
+    """
+
+    format: str | None = None
+    path: Path | None = None
+    paths: Mapping[str, Path] | None = None
+    languages: tuple[str, ...] | None = None
+    msgid_language: str = "en"
+    line_limit: int = LINE_LIMIT
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.paths is None) or self.paths == {}:
+            raise RecipeError("a source needs either path (one file) or paths (language: file)")
+        set_ = object.__setattr__
+        if self.path is not None:
+            set_(self, "path", Path(self.path))
+        if self.paths is not None:
+            set_(self, "paths", {code: Path(path) for code, path in self.paths.items()})
+        if self.languages is not None:
+            set_(self, "languages", tuple(self.languages))
+        set_(self, "format", _infer_format(self) if self.format is None else self.format)
+        _check(self)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files, in the order given."""
+        return (self.path,) if self.path is not None else tuple((self.paths or {}).values())
+
+    @property
+    def name(self) -> str:
+        """The name under which an account counts this source: its files."""
+        return ", ".join(str(path) for path in self.files)
+
+
+def read_rows(source: Source, account: Account) -> Iterator[Row]:
+    """Rows of a source in the order of the file; `account` counts rows kept and left out.
+
+    A row with a problem (invalid UTF-8, control characters, a line over the limit, a wrong number
+    of columns, invalid JSON, wrong types, fewer than two texts) is dropped as a whole or ends the
+    reading, as the account's policy says. So are lines of an aligned file beyond the end of the
+    shortest: under "drop" the lines all files have are still used. A missing text (an empty cell)
+    is no problem as long as two languages remain.
+
+    Raises:
+        CorpusError: whatever the policy, a file that is missing, empty, truncated or not in its
+            format at all; under "fail", the first problem.
+    """
+    name = source.name
+    account.start(name)
+    for item in _READERS[source.format or ""](source):
+        if isinstance(item, Row):
+            account.keep(name)
+            yield item
+        elif item.skip:
+            account.drop(name, item.reason, item.where, item.count)
+        else:
+            account.problem(name, item.reason, item.where, item.detail, item.count)
+
+
+def _infer_format(source: Source) -> str:
+    suffixes = {
+        (path.with_suffix("") if path.suffix in COMPRESSED else path).suffix.removeprefix(".")
+        for path in source.files
+    }
+    found = suffixes.pop()
+    if not suffixes and found in FORMATS:
+        return found
+    if source.paths is not None:
+        return "text"
+    raise RecipeError(
+        f"{source.name}: the suffix {found!r} names no format; rename the file or set format: "
+        f"allowed are {', '.join(FORMATS)}{_nearest(found)}"
+    )
+
+
+def _nearest(text: str) -> str:
+    found = difflib.get_close_matches(text.lower(), FORMATS, n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _check(source: Source) -> None:
+    if source.format not in FORMATS:
+        raise RecipeError(
+            f"format is {source.format!r}: allowed are {', '.join(FORMATS)}"
+            f"{_nearest(str(source.format))}"
+        )
+    by_language = source.format in ("text", "mo", "po")
+    if by_language and source.paths is None:
+        raise RecipeError(
+            f"{source.name}: format {source.format} needs paths (language: file), as in "
+            f"paths: {{fr: {source.path}}}"
+        )
+    if not by_language and source.path is None:
+        raise RecipeError(f"{source.name}: format {source.format} needs path (one file)")
+    codes = [*(source.paths or ()), *(source.languages or ()), source.msgid_language]
+    for code in codes:
+        if not is_code(code):
+            raise RecipeError(
+                f"{code!r} is not a language code: "
+                f"letters, digits and underscores are allowed{nearest_code(code)}"
+            )
+    named = source.paths if source.format == "text" else source.languages
+    if named is not None and len(set(named)) < max(2, len(named)):
+        raise RecipeError(f"languages are {tuple(named)}: allowed are two or more different codes")
+    if source.format in ("mo", "po") and source.msgid_language in (source.paths or ()):
+        raise RecipeError(
+            f"paths has {source.msgid_language!r}, which is the language of the msgids"
+        )
+
+
+def _row(texts: Mapping[str, str], where: str) -> Row:
+    """A row without its empty texts; Fault when fewer than two remain."""
+    kept = {code: text for code, text in texts.items() if text and not text.isspace()}
+    if len(kept) < 2:
+        raise Fault("fewer than two texts" if kept else "empty line", where)
+    return Row(kept, where)
+
+
+def _tsv(source: Source) -> Iterator[Row | Fault]:
+    (path,) = source.files
+    lines = raw_lines(path, source.line_limit)
+    columns: dict[str, int] = {}
+    width = 0
+
+    def parse(line: bytes | None, where: str) -> Row:
+        cells = decode(line, where).split("\t")
+        if len(cells) != width:
+            if cells == [""]:
+                raise Fault("empty line", where)
+            raise Fault("wrong number of columns", where, f"{len(cells)} instead of {width}")
+        return _row({code: cells[column] for code, column in columns.items()}, where)
+
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        try:
+            if number > 1:
+                yield parse(line, where)
+            else:
+                header = _header(source, line, where)
+                names = header if header is not None else source.languages or ()
+                width = len(names)
+                columns = {c: names.index(c) for c in source.languages or names}
+                if header is None:
+                    yield parse(line, where)
+        except Fault as fault:
+            yield fault
+
+
+def _header(source: Source, line: bytes | None, where: str) -> tuple[str, ...] | None:
+    """The codes of a header line, None where the first line is text already.
+
+    With `languages`, the first line is a header if it names a known language in every column;
+    without, it has to be one.
+    """
+    try:
+        cells = tuple(cell.strip().replace("-", "_") for cell in decode(line, where).split("\t"))
+    except Fault as fault:
+        if source.languages is not None:
+            return None
+        raise CorpusError(f"{where}: {fault.reason} in the header: {fault.detail}") from fault
+    wanted = source.languages or ()
+    unknown = [
+        cell for cell in cells if cell not in wanted and not (is_code(cell) and is_known(cell))
+    ]
+    if wanted and unknown:
+        return None
+    if unknown:
+        raise CorpusError(
+            f"{where}: unknown column {unknown[0][:50]!r} in the header: allowed are language codes"
+            f"{nearest_code(unknown[0][:50])}; or name the columns with languages"
+        )
+    for code in wanted:
+        if code not in cells:
+            raise CorpusError(f"{where}: no column {code!r}; the header has {', '.join(cells)}")
+    if len(set(cells)) < len(cells):
+        twice = next(cell for cell in cells if cells.count(cell) > 1)
+        raise CorpusError(f"{where}: column {twice!r} appears twice in the header")
+    if len(cells) < 2:
+        raise CorpusError(
+            f"{where}: the header has one column, {', '.join(cells)!r}: two or more are needed, "
+            "separated by tabs"
+        )
+    return cells
+
+
+def _text(source: Source) -> Iterator[Row | Fault]:
+    paths = dict(source.paths or {})
+    lines = {code: raw_lines(path, source.line_limit) for code, path in paths.items()}
+    number = 0
+    while True:
+        number += 1
+        line_of = {code: line for code, rest in lines.items() for line in islice(rest, 1)}
+        if len(line_of) < len(paths):
+            break
+        try:
+            texts = {c: decode(line, f"{paths[c]}:{number}") for c, line in line_of.items()}
+            yield _row(texts, f"{next(iter(paths.values()))}:{number}")
+        except Fault as fault:
+            yield fault
+    if line_of:
+        counts = {c: number - (c not in line_of) + sum(1 for _ in lines[c]) for c in paths}
+        longest = max(paths, key=lambda code: counts[code])
+        told = ", ".join(f"{paths[code]} has {total}" for code, total in counts.items())
+        where = f"{paths[longest]}:{number}"
+        extra = counts[longest] - number + 1
+        yield Fault("unequal numbers of lines", where, told, count=extra)
+
+
+def _jsonl(source: Source) -> Iterator[Row | Fault]:
+    (path,) = source.files
+    for number, line in enumerate(raw_lines(path, source.line_limit), 1):
+        where = f"{path}:{number}"
+        try:
+            yield _json_row(source, decode(line, where), where)
+        except Fault as fault:
+            yield fault
+
+
+def _json_row(source: Source, line: str, where: str) -> Row:
+    if not line or line.isspace():
+        raise Fault("empty line", where)
+    try:
+        found = json.loads(line, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        raise Fault("invalid JSON", where, str(error)) from error
+    if isinstance(found, dict) and "translation" in found:
+        found = found["translation"]
+    if not isinstance(found, dict):
+        raise Fault("wrong JSON type", where, f"{_kind(found)} instead of an object")
+    texts: dict[str, str] = {}
+    for key, value in found.items():
+        code = key.replace("-", "_")
+        if source.languages is not None and code not in source.languages:
+            continue
+        if not is_code(code):
+            raise Fault("not a language code", where, f"key {key[:50]!r}; name languages to pick")
+        if value is not None and not isinstance(value, str):
+            raise Fault("wrong JSON type", where, f"{key!r} is {_kind(value)} instead of a text")
+        texts[code] = check_text(value or "", where)
+    return _row(texts, where)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key appears twice")
+    return found
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
+    return "null" if value is None else kinds.get(type(value), "a number")
+
+
+def _catalogues(source: Source) -> Iterator[Row | Fault]:
+    messages: Callable[[Path, int], Iterator[Message | Fault]]
+    messages = mo_messages if source.format == "mo" else po_messages
+    for code, path in (source.paths or {}).items():
+        for message in messages(path, source.line_limit):
+            if isinstance(message, Fault):
+                yield message
+                continue
+            texts = {source.msgid_language: message.source, code: message.target}
+            try:
+                yield _row(texts, message.where)
+            except Fault as fault:
+                yield fault
+
+
+_READERS: Mapping[str, Callable[[Source], Iterator[Row | Fault]]] = {
+    "tsv": _tsv,
+    "text": _text,
+    "jsonl": _jsonl,
+    "mo": _catalogues,
+    "po": _catalogues,
+}

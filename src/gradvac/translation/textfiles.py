@@ -1,0 +1,164 @@
+"""Text files as bounded, located lines: compression, encoding and hostile bytes dealt with once."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import difflib
+import gzip
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from gradvac.errors import CorpusError
+
+LINE_LIMIT = 100_000
+"""Longest line in bytes. Chosen here: some 15,000 words, far above any sentence or paragraph."""
+
+_BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
+_OPEN = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
+_MAGIC = {
+    ".gz": re.compile(rb"\x1f\x8b\x08"),
+    ".xz": re.compile(rb"\xfd7zXZ\x00"),
+    ".bz2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
+}
+_MAGIC_BYTES = 10
+COMPRESSED = frozenset(_MAGIC)
+"""Suffixes of compressed files."""
+
+# C0 but tab and line ends, DEL, C1; then halves of surrogate pairs, which JSON can spell and
+# UTF-8 cannot.
+_FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|[\ud800-\udfff]")
+
+
+class Fault(Exception):
+    """Why a row cannot be used, and where; the account counts it, the policy decides.
+
+    `skip` marks rows that are left out by design (a fuzzy translation), which never end a reading.
+    """
+
+    def __init__(
+        self, reason: str, where: str, detail: str = "", *, count: int = 1, skip: bool = False
+    ) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.where = where
+        self.detail = detail
+        self.count = count
+        self.skip = skip
+
+
+def raw_lines(path: Path, limit: int = LINE_LIMIT) -> Iterator[bytes | None]:
+    r"""Lines of a file without their end, `None` for a line of more than `limit` bytes.
+
+    Only ``\n`` and ``\r\n`` end a line. A byte order mark of UTF-8 is removed. `.gz`, `.xz` and
+    `.bz2` are decompressed as they are read; never more than `limit` bytes of a line are held.
+
+    Raises:
+        CorpusError: no such file, an empty one, UTF-16, or a broken or truncated compressed file.
+    """
+    number = 0
+    try:
+        with open_bytes(path) as file:
+            while line := file.readline(limit + 2):
+                number += 1
+                if number == 1:
+                    line = _without_mark(path, line)
+                yield _bounded(file, line, limit)
+    except _BROKEN as error:
+        raise CorpusError(f"{path}:{number + 1}: cannot be read further: {error}") from error
+    if number == 0:
+        raise CorpusError(f"{path}:1: the file is empty")
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A whole file, decompressed.
+
+    Raises:
+        CorpusError: as `raw_lines`, or the file has more than `limit` bytes.
+    """
+    try:
+        with open_bytes(path) as file:
+            data = file.read(limit + 1)
+    except _BROKEN as error:
+        raise CorpusError(f"{path}: cannot be read: {error}") from error
+    if not data:
+        raise CorpusError(f"{path}: the file is empty")
+    if len(data) > limit:
+        raise CorpusError(f"{path}: byte {limit}: the file is larger than {limit:,} bytes")
+    return data
+
+
+def decode(line: bytes | None, where: str, encoding: str = "utf-8") -> str:
+    """The text of a line, or a Fault: too long, not in this encoding, control characters."""
+    if line is None:
+        raise Fault("line too long", where)
+    try:
+        text = line.decode(encoding)
+    except UnicodeDecodeError as error:
+        name = "UTF-8" if encoding == "utf-8" else encoding
+        raise Fault(
+            f"invalid {name}", where, f"byte {line[error.start]:#04x} at column {error.start + 1}"
+        ) from error
+    if "\r" in text:
+        raise Fault("control character", where, f"'\\r' at column {text.index(chr(13)) + 1}")
+    return check_text(text, where)
+
+
+def check_text(text: str, where: str) -> str:
+    """`text` itself, or a Fault that names its first control character or half surrogate pair."""
+    found = _FORBIDDEN.search(text)
+    if found is None:
+        return text
+    reason = "not a Unicode character" if found[0] >= "\ud800" else "control character"
+    raise Fault(reason, where, f"{found[0]!a} at column {found.start() + 1}")
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading bytes, decompressed where its first bytes say so.
+
+    Raises:
+        CorpusError: the file cannot be opened, or its suffix promises a compression it lacks.
+    """
+    if not path.exists():
+        raise CorpusError(f"{path}: no such file{_nearest_file(path)}")
+    if path.is_dir():
+        raise CorpusError(f"{path}: is a directory, not a file")
+    with path.open("rb") as raw:
+        start = raw.peek(_MAGIC_BYTES)
+        found = [suffix for suffix, magic in _MAGIC.items() if magic.match(start)]
+        if not found and start and path.suffix in _MAGIC:
+            raise CorpusError(f"{path}:1: ends in {path.suffix} but is not compressed that way")
+        if not found:
+            yield raw
+            return
+        with _OPEN[found[0]](raw) as file:
+            yield cast(BinaryIO, file)
+
+
+def _without_mark(path: Path, line: bytes) -> bytes:
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise CorpusError(f"{path}:1: this is UTF-16 text; convert it to UTF-8 first")
+    return line.removeprefix(codecs.BOM_UTF8)
+
+
+def _bounded(file: BinaryIO, line: bytes, limit: int) -> bytes | None:
+    """The line without its end; one that is too long is read to its end, piece by piece."""
+    piece = line
+    while not piece.endswith(b"\n") and len(piece) > 0 and len(line) > limit:
+        piece = file.readline(limit)
+    content = line.removesuffix(b"\n").removesuffix(b"\r") if line.endswith(b"\n") else line
+    return content if len(content) <= limit else None
+
+
+def _nearest_file(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    names = [entry.name for entry in path.parent.iterdir()]
+    found = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
