@@ -181,6 +181,16 @@ def test_half_precision_logits_are_scored_in_fp32() -> None:
     assert loss.dtype == nll.dtype == torch.float32
 
 
+def test_bfloat16_autocast_changes_only_the_last_digits() -> None:
+    model = toy().float()
+    exact = model.token_losses(SOURCE, TARGET_IN, TARGET_OUT, 0.1)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model.token_losses(SOURCE, TARGET_IN, TARGET_OUT, 0.1)[0]
+    rounded.sum().backward()
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, exact, rtol=0, atol=0.05)  # bfloat16 has 8 bits
+
+
 def test_a_sentence_does_not_see_its_batch() -> None:
     model = toy()
     together = model.token_losses(SOURCE, TARGET_IN, TARGET_OUT)[0]
