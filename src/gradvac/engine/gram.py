@@ -32,11 +32,11 @@ def gram(groups: Sequence[Sequence[Tensor]]) -> Tensor:
             floating dtype.
     """
     with full_precision(groups[0][0].device.type):
-        first = torch.stack([_gram(rows, torch.float32) for rows in groups]).cpu()
-        sizes = torch.tensor([sum(r[0].numel() for r in rows) for rows in groups])
-        for k in _doubtful(first, sizes).nonzero().flatten().tolist():
-            first[k] = _gram(groups[k], torch.float64).cpu()
-    return first
+        result = torch.stack([_gram(rows, torch.float32) for rows in groups]).cpu()
+        for k, rows in enumerate(groups):
+            if _doubtful(result[k], rows):
+                result[k] = _gram(rows, torch.float64).cpu()
+    return result
 
 
 def _gram(rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
@@ -58,14 +58,16 @@ def _gram(rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return total
 
 
-def _doubtful(gram: Tensor, sizes: Tensor) -> Tensor:
-    """Which groups need fp64 products, ``[groups]`` bool."""
-    square = gram.diagonal(dim1=1, dim2=2)
-    sine2 = 1 - gram.square() / (square[:, :, None] * square[:, None, :])
-    sine2.diagonal(dim1=1, dim2=2).fill_(1.0)  # everything is parallel to itself
-    parallel = (sine2 < _NEARLY_PARALLEL).any(2).any(1)  # NaN, where a square is 0, is not
-    out_of_range = ~square.isfinite() | (square < _TINY * sizes[:, None])
-    return parallel | out_of_range.any(1)
+def _doubtful(gram: Tensor, rows: Sequence[Tensor]) -> bool:
+    """Whether a group's fp32 products, ``[K, K]``, may not be good enough."""
+    square = gram.diagonal()
+    sine2 = 1 - gram.square() / (square[:, None] * square)
+    sine2.fill_diagonal_(1.0)  # everything is parallel to itself
+    if bool((sine2 < _NEARLY_PARALLEL).any()):  # NaN, where a square is 0, is not
+        return True
+    tiny = _TINY * sum(row[0].numel() for row in rows)
+    suspects = (~square.isfinite() | (square < tiny)).nonzero().flatten().tolist()
+    return any(bool(row[task].any()) for task in suspects for row in rows)  # true zeros are fine
 
 
 @contextmanager
@@ -75,10 +77,22 @@ def full_precision(device_type: str) -> Iterator[None]:
     ``torch.set_float32_matmul_precision("high")`` allows TF32 on the GPU, "medium" bfloat16 on
     some CPUs too.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device_type, enabled=False):
+    with torch.autocast(device_type, enabled=False):
+        if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            try:
+                yield
+            finally:
+                torch.set_float32_matmul_precision(before)
+            return
+        # Newer torch raises if its old and new settings are mixed; these two work beside both.
+        backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+        settings = [backend.fp32_precision for backend in backends]
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        try:
             yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+        finally:
+            for backend, setting in zip(backends, settings, strict=True):
+                backend.fp32_precision = setting

@@ -122,14 +122,12 @@ def _leftover(name: str, layers: list[str]) -> str:
     """Group of a parameter outside the layers."""
     if _EMBEDDING.search(name):
         return "embedding"
-    if _NORM.search(name):
-        return _last_layer_near(name, layers)
+    # A final norm sits beside its stack; a norm elsewhere is part of some head.
+    parent = name.split(".")[:-2]
+    stack = [layer for layer in reversed(layers) if layer.split(".")[: len(parent)] == parent]
+    if _NORM.search(name) and stack:
+        return max(stack, key=lambda layer: len(commonprefix([name, layer])))
     return "head"
-
-
-def _last_layer_near(name: str, layers: list[str]) -> str:
-    """Last layer of the stack that shares the most of its path with ``name``."""
-    return max(reversed(layers), key=lambda layer: _shared_path(name, layer))
 
 
 def _shared_path(a: str, b: str) -> int:
@@ -164,12 +162,15 @@ def _matrices(shapes: list[tuple[str, int]]) -> dict[str, str]:
     a cosine of +-1 or rests on few numbers, so it never stands alone if its layer has a matrix.
     """
     layer_of = _layers([name for name, _ in shapes])
+    matrices: dict[str, list[tuple[int, str]]] = {}
+    for n, (name, ndim) in enumerate(shapes):
+        if ndim > 1:
+            matrices.setdefault(layer_of[name], []).append((n, name))
     groups: dict[str, str] = {}
     for n, (name, ndim) in enumerate(shapes):
         near = [
-            (_shared_path(name, other), m < n, -abs(m - n), other)
-            for m, (other, other_ndim) in enumerate(shapes)
-            if other_ndim > 1 and layer_of[other] == layer_of[name]
+            (_shared_path(name, matrix), m < n, -abs(m - n), matrix)
+            for m, matrix in matrices.get(layer_of[name], [])
         ]
         groups[name] = name if ndim > 1 else max(near)[3] if near else layer_of[name]
     return groups
