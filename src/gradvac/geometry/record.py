@@ -1,0 +1,152 @@
+"""The Gram matrices of a training run, on disk: appendable, crash-safe, readable while it grows.
+
+A record is a folder with two files. ``gram.bin`` holds frames one after another, each
+``[groups, K, K]`` then ``[groups, K]`` weights as little-endian float64. ``frames.jsonl`` has one
+line per frame, written after the frame: step, offset, task and group names, edits. What has no
+line does not exist; a half-written frame or line is overwritten by the next append.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gradvac.errors import RunError
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one training step measured.
+
+    ``gram`` [groups, K, K] and ``weights`` [groups, K] float64. ``edits`` and ``pcgrad_edits``:
+    ordered pairs per group that the method edited, and that PCGrad would have edited on the same
+    gradients; ``comparisons``: ordered pairs per group that were compared.
+    """
+
+    step: int
+    tasks: tuple[str, ...]
+    groups: tuple[str, ...]
+    gram: np.ndarray
+    weights: np.ndarray
+    edits: tuple[int, ...]
+    pcgrad_edits: tuple[int, ...]
+    comparisons: tuple[int, ...]
+
+    def cosine(self) -> np.ndarray:
+        """Cosine similarity of task gradients [groups, K, K]; NaN where a gradient is zero."""
+        return cosine(self.gram)
+
+
+_LISTS = ("tasks", "groups", "edits", "pcgrad_edits", "comparisons")
+
+
+class GramRecord:
+    """The Gram record of a run: `append` while training, iterate to read, `truncate` on resume."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._index, self._data = folder / "frames.jsonl", folder / "gram.bin"
+
+    def append(self, frame: Frame) -> None:
+        """Add a frame: its numbers first, then the line that makes it exist.
+
+        Raises RunError when the arrays of the frame do not fit its names.
+        """
+        k, g = len(frame.tasks), len(frame.groups)
+        if frame.gram.shape != (g, k, k) or frame.weights.shape != (g, k):
+            raise RunError(
+                f"{self.folder}: step {frame.step}: gram {frame.gram.shape} and weights "
+                f"{frame.weights.shape} do not fit {g} groups and {k} tasks"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        end = self._end()
+        with self._data.open("r+b" if self._data.exists() else "wb") as data:
+            data.truncate(end)  # no stale frame may complete a half-written one after a crash
+            data.seek(end)
+            data.write(np.ascontiguousarray(frame.gram, dtype="<f8").tobytes())
+            data.write(np.ascontiguousarray(frame.weights, dtype="<f8").tobytes())
+        line = {"step": frame.step, "offset": end}
+        line |= {name: list(getattr(frame, name)) for name in _LISTS}
+        with self._index.open("a", encoding="utf-8") as index:
+            index.write(json.dumps(line) + "\n")
+        self._known = (end + 8 * (frame.gram.size + frame.weights.size), self._index.stat().st_size)
+
+    _known: tuple[int, int] | None = None
+
+    def _end(self) -> int:
+        """Bytes of ``gram.bin`` that belong to complete frames."""
+        if self._known and self._index.exists() and self._index.stat().st_size == self._known[1]:
+            return self._known[0]
+        lines = list(self._lines())
+        self._rewrite(lines)
+        return lines[-1]["offset"] + _bytes(lines[-1]) if lines else 0
+
+    def _lines(self) -> Iterator[dict]:
+        """Complete lines of the index whose frame is wholly on disk."""
+        if not self._index.exists():
+            return
+        size = self._data.stat().st_size if self._data.exists() else 0
+        with self._index.open(encoding="utf-8", errors="replace") as index:
+            for number, text in enumerate(index, 1):
+                if not text.endswith("\n"):
+                    return
+                try:
+                    line = _parsed(text)
+                except (ValueError, KeyError, TypeError) as e:
+                    raise RunError(f"{self._index}:{number}: not a line of a Gram record") from e
+                if line["offset"] + _bytes(line) > size:
+                    return
+                yield line
+
+    def _rewrite(self, lines: Sequence[dict]) -> None:
+        """Leave exactly ``lines`` in the index."""
+        if not self._index.exists():
+            return
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        if self._index.read_text(encoding="utf-8", errors="replace") != text:
+            new = self._index.with_suffix(".new")
+            new.write_text(text, encoding="utf-8")
+            new.replace(self._index)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for line in self._lines():
+            k, g = len(line["tasks"]), len(line["groups"])
+            numbers = np.fromfile(
+                self._data, dtype="<f8", count=g * k * (k + 1), offset=line["offset"]
+            )
+            if numbers.size < g * k * (k + 1):  # a resumed run cut the file while it was read
+                return
+            yield Frame(
+                step=line["step"],
+                gram=numbers[: g * k * k].reshape(g, k, k),
+                weights=numbers[g * k * k :].reshape(g, k),
+                **{name: tuple(line[name]) for name in _LISTS},
+            )
+
+    def truncate(self, step: int) -> None:
+        """Forget every frame after ``step``: a resumed run writes them again."""
+        self._rewrite([line for line in self._lines() if line["step"] <= step])
+        self._known = None
+
+
+def cosine(gram: np.ndarray) -> np.ndarray:
+    """Cosines from inner products, ``[..., K, K]``; NaN where a norm is zero."""
+    norm = np.sqrt(np.einsum("...kk->...k", gram))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return gram / (norm[..., :, None] * norm[..., None, :])
+
+
+def _parsed(text: str) -> dict:
+    """A line of the index; ValueError, KeyError or TypeError when it is none."""
+    line = json.loads(text)
+    numbers = {"step": int(line["step"]), "offset": int(line["offset"])}
+    return numbers | {name: list(line[name]) for name in _LISTS}
+
+
+def _bytes(line: dict) -> int:
+    k, g = len(line["tasks"]), len(line["groups"])
+    return 8 * g * k * (k + 1)

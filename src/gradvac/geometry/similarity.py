@@ -1,0 +1,167 @@
+"""Numbers read off a Gram record: mean cosines, clusters of tasks, edits made.
+
+Tasks are plain names here; their order and their labels (language families, sides) are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.cluster.hierarchy import average, cophenet, leaves_list
+from scipy.spatial.distance import squareform
+
+from gradvac.geometry.record import Frame, cosine
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Mean cosine similarities of task gradients over the frames of a record.
+
+    Attributes:
+        tasks: K names.
+        groups: names of the parameter groups.
+        cosine: ``[groups, K, K]``, NaN for pairs that never met in a batch.
+        whole_model: ``[K, K]``, cosines of the gradients of all groups as one vector.
+        steps: the recorded steps.
+    """
+
+    tasks: tuple[str, ...]
+    groups: tuple[str, ...]
+    cosine: np.ndarray
+    whole_model: np.ndarray
+    steps: tuple[int, ...]
+
+    def mean(self) -> np.ndarray:
+        """Mean over the groups, each counted alike, ``[K, K]``."""
+        return _mean(self.cosine, 0)
+
+    def by_group(self) -> np.ndarray:
+        """Mean over the pairs of different tasks, ``[groups]``."""
+        return _mean(self.cosine[:, ~np.eye(len(self.tasks), dtype=bool)], 1)
+
+    def ordered(self, tasks: Sequence[str]) -> Similarity:
+        """The same with the tasks in another order; names that were not recorded are skipped."""
+        kept = [t for t in tasks if t in self.tasks]
+        rows = [self.tasks.index(t) for t in kept]
+        cut = np.ix_(rows, rows)
+        return Similarity(
+            tuple(kept),
+            self.groups,
+            self.cosine[:, cut[0], cut[1]],
+            self.whole_model[cut],
+            self.steps,
+        )
+
+
+def mean_similarity(frames: Iterable[Frame]) -> Similarity | None:
+    """Average the cosines of every pair of tasks over the frames in which both had a gradient.
+
+    Tasks and groups may differ from frame to frame; they are matched by name, in the order of
+    their first appearance. None without frames.
+    """
+    tasks: dict[str, int] = {}
+    groups: dict[str, int] = {}
+    steps: list[int] = []
+    total = count = np.zeros((1, 0, 0))  # the last group is the whole model
+    for frame in frames:
+        steps.append(frame.step)
+        for name in frame.tasks:
+            tasks.setdefault(name, len(tasks))
+        for name in frame.groups:
+            groups.setdefault(name, len(groups))
+        total, count = (_grown(a, len(groups) + 1, len(tasks)) for a in (total, count))
+        here = cosine(np.concatenate([frame.gram, frame.gram.sum(0, keepdims=True)]))
+        rows = [tasks[name] for name in frame.tasks]
+        at = np.ix_([*(groups[name] for name in frame.groups), -1], rows, rows)
+        total[at] += np.nan_to_num(here, nan=0.0)
+        count[at] += ~np.isnan(here)
+    if not steps:
+        return None
+    with np.errstate(invalid="ignore"):
+        mean = total / count
+    return Similarity(tuple(tasks), tuple(groups), mean[:-1], mean[-1], tuple(steps))
+
+
+def _grown(a: np.ndarray, groups: int, tasks: int) -> np.ndarray:
+    """Room for new groups before the last and for new tasks after the others."""
+    more = tasks - a.shape[1]
+    body = np.pad(a[:-1], ((0, groups - len(a)), (0, more), (0, more)))
+    return np.concatenate([body, np.pad(a[-1:], ((0, 0), (0, more), (0, more)))])
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Mean of what is not NaN; NaN where nothing is."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0.0).sum(axis) / known.sum(axis)
+
+
+def contrast(cosine: np.ndarray, labels: Sequence[str]) -> tuple[float, float]:
+    """Mean cosine of pairs of tasks with the same label, and with different labels.
+
+    ``cosine`` [K, K]; the diagonal counts for neither; NaN when there is no such pair.
+    """
+    same = np.array([[a == b for b in labels] for a in labels], dtype=bool)
+    other = ~np.eye(len(labels), dtype=bool)
+    return float(_mean(cosine[same & other], 0)), float(_mean(cosine[~same], 0))
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """Agglomerative clustering of K tasks.
+
+    Attributes:
+        linkage: ``[K - 1, 4]`` as SciPy defines it; heights are 1 - cosine.
+        order: positions of the tasks, neighbours next to each other.
+        cophenetic: correlation of the tree's distances with the true ones; 1 is a perfect tree,
+            NaN when all distances are equal.
+    """
+
+    linkage: np.ndarray
+    order: tuple[int, ...]
+    cophenetic: float
+
+
+def cluster(cosine: np.ndarray) -> Clustering:
+    """Average-linkage clustering with distance 1 - cosine, ``cosine`` [K, K], K >= 2.
+
+    A pair that never met counts as orthogonal.
+    """
+    distance = 1 - np.nan_to_num(cosine, nan=0.0)
+    condensed = squareform((distance + distance.T) / 2, checks=False)
+    linkage = average(condensed)
+    tree = cophenet(linkage)
+    spread = np.ptp(tree) * np.ptp(condensed)
+    correlation = float(np.corrcoef(tree, condensed)[0, 1]) if spread > 0 else float("nan")
+    return Clustering(linkage, tuple(int(n) for n in leaves_list(linkage)), correlation)
+
+
+@dataclass(frozen=True)
+class EditCounts:
+    """Ordered pairs of tasks compared and edited, per frame and parameter group.
+
+    ``edits``, ``pcgrad`` and ``comparisons`` are ``[frames, groups]``; ``pcgrad`` is what PCGrad
+    would have edited on the same gradients, NaN where that was not counted.
+    """
+
+    steps: tuple[int, ...]
+    groups: tuple[str, ...]
+    edits: np.ndarray
+    pcgrad: np.ndarray
+    comparisons: np.ndarray
+
+
+def edit_counts(frames: Iterable[Frame]) -> EditCounts | None:
+    """Collect the counts of a record, 0 for a group a frame does not have; None without frames."""
+    seen = [(f.step, f.groups, f.edits, f.pcgrad_edits, f.comparisons) for f in frames]
+    if not seen:
+        return None
+    groups = {name: n for n, name in enumerate(dict.fromkeys(g for s in seen for g in s[1]))}
+    counts = np.zeros((3, len(seen), len(groups)))
+    for row, (_, names, *values) in enumerate(seen):
+        columns = [groups[name] for name in names]
+        for kind, value in enumerate(values):
+            counts[kind, row, columns] = value if len(value) == len(names) else np.nan
+    return EditCounts(tuple(s[0] for s in seen), tuple(groups), counts[0], counts[1], counts[2])

@@ -1,0 +1,156 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.cluster import hierarchy
+
+from gradvac.geometry.record import Frame
+from gradvac.geometry.similarity import cluster, contrast, edit_counts, mean_similarity
+
+
+def gradients(seed: int, groups: dict[str, int], tasks: str) -> dict[tuple[str, str], np.ndarray]:
+    random = np.random.default_rng(seed)
+    return {(g, t): random.normal(size=size) for g, size in groups.items() for t in tasks}
+
+
+def frame(step: int, vectors: dict[tuple[str, str], np.ndarray], **counts: tuple) -> Frame:
+    groups = tuple(dict.fromkeys(g for g, _ in vectors))
+    tasks = tuple(dict.fromkeys(t for _, t in vectors))
+    gram = np.array(
+        [[[vectors[g, a] @ vectors[g, b] for b in tasks] for a in tasks] for g in groups]
+    )
+    zero = (0,) * len(groups)
+    names = ("edits", "pcgrad_edits", "comparisons")
+    values = {name: counts.get(name, zero) for name in names}
+    return Frame(step, tasks, groups, gram, np.ones((len(groups), len(tasks))), **values)
+
+
+STEPS = [
+    gradients(1, {"emb": 4, "enc": 3}, "cab"),
+    gradients(2, {"emb": 4, "enc": 3}, "ad"),
+    gradients(3, {"enc": 3, "dec": 5, "emb": 4}, "abc"),
+]
+STEPS[2]["enc", "b"][:] = 0
+
+
+def cosine_of(a: np.ndarray, b: np.ndarray) -> float | None:
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norms if norms else None
+
+
+def brute(a: str, b: str, group: str | None) -> float:
+    """Mean cosine over the steps; group None is all groups of the step as one vector."""
+    found = []
+    for vectors in STEPS:
+        groups = [g for g in dict.fromkeys(g for g, _ in vectors) if group in (None, g)]
+        if groups and all((g, t) in vectors for g in groups for t in (a, b)):
+            pair = [np.concatenate([vectors[g, t] for g in groups]) for t in (a, b)]
+            found.append(cosine_of(*pair))
+    known = [c for c in found if c is not None]
+    return sum(known) / len(known) if known else math.nan
+
+
+def test_mean_cosines_equal_those_of_the_vectors_while_tasks_and_groups_come_and_go() -> None:
+    found = mean_similarity(frame(n * 10, v) for n, v in enumerate(STEPS))
+    assert found is not None
+    assert (found.tasks, found.groups) == (tuple("cabd"), ("emb", "enc", "dec"))
+    assert found.steps == (0, 10, 20)
+    for i, a in enumerate(found.tasks):
+        for j, b in enumerate(found.tasks):
+            values = [brute(a, b, g) for g in found.groups]
+            assert found.cosine[:, i, j] == pytest.approx(values, abs=1e-12, nan_ok=True)
+            whole = brute(a, b, None)
+            assert found.whole_model[i, j] == pytest.approx(whole, abs=1e-12, nan_ok=True)
+            known = [v for v in values if not math.isnan(v)]
+            mean = sum(known) / len(known) if known else math.nan
+            assert found.mean()[i, j] == pytest.approx(mean, abs=1e-12, nan_ok=True)
+    assert np.isnan(found.mean()[0, 3])  # c and d never met
+
+
+def test_the_profile_is_the_mean_over_pairs_of_different_tasks() -> None:
+    found = mean_similarity([frame(0, STEPS[0])])
+    assert found is not None
+    for n, group in enumerate(("emb", "enc")):
+        pairs = [cosine_of(STEPS[0][group, a], STEPS[0][group, b]) for a, b in ("ab", "ac", "bc")]
+        assert found.by_group()[n] == pytest.approx(sum(p or 0 for p in pairs) / 3, abs=1e-12)
+
+
+def test_another_order_of_tasks_moves_rows_and_columns_together() -> None:
+    found = mean_similarity(frame(n, v) for n, v in enumerate(STEPS))
+    assert found is not None
+    moved = found.ordered(["d", "unknown", "a", "c"])
+    assert moved.tasks == ("d", "a", "c")
+    for i, a in enumerate(moved.tasks):
+        for j, b in enumerate(moved.tasks):
+            old = found.tasks.index(a), found.tasks.index(b)
+            assert np.array_equal(moved.cosine[:, i, j], found.cosine[:, *old], equal_nan=True)
+            assert np.array_equal(moved.whole_model[i, j], found.whole_model[old], equal_nan=True)
+
+
+def test_no_frames_no_similarity() -> None:
+    assert mean_similarity([]) is None
+    assert edit_counts([]) is None
+
+
+def test_contrast_of_labels() -> None:
+    cosine = np.array([[1, 0.5, 0.1], [0.5, 1, np.nan], [0.1, np.nan, 1]])
+    assert contrast(cosine, ["a", "a", "b"]) == pytest.approx((0.5, 0.1))
+    same, different = contrast(cosine, ["a", "b", "c"])
+    assert math.isnan(same)
+    assert different == pytest.approx(0.3)
+
+
+def naive_average_linkage(distance: np.ndarray) -> list[tuple[frozenset[int], float]]:
+    """Merge the two clusters with the smallest mean distance until one is left."""
+    clusters = [frozenset([n]) for n in range(len(distance))]
+    merges = []
+    while len(clusters) > 1:
+        mean, a, b = min(
+            (np.mean([distance[i, j] for i in a for j in b]), sorted(a), sorted(b))
+            for n, a in enumerate(clusters)
+            for b in clusters[n + 1 :]
+        )
+        merged = frozenset(a) | frozenset(b)
+        clusters = [c for c in clusters if not c <= merged] + [merged]
+        merges.append((merged, float(mean)))
+    return merges
+
+
+def test_clustering_equals_a_naive_one() -> None:
+    points = np.random.default_rng(5).normal(size=(7, 4)) + 0.7
+    unit = points / np.linalg.norm(points, axis=1, keepdims=True)
+    found = cluster(unit @ unit.T)
+    sets = [frozenset([n]) for n in range(7)]
+    merges = []
+    for a, b, height, _ in found.linkage:
+        sets.append(sets[int(a)] | sets[int(b)])
+        merges.append((sets[-1], height))
+    expected = naive_average_linkage(1 - unit @ unit.T)
+    assert [m for m, _ in merges] == [m for m, _ in expected]
+    assert [h for _, h in merges] == pytest.approx([h for _, h in expected], abs=1e-12)
+    assert sorted(found.order) == list(range(7))
+    for members, _ in merges:  # every cluster is contiguous in the order
+        places = sorted(found.order.index(m) for m in members)
+        assert places == list(range(places[0], places[0] + len(members)))
+    condensed = (1 - unit @ unit.T)[np.triu_indices(7, 1)]
+    true = hierarchy.cophenet(found.linkage, condensed)[0]
+    assert found.cophenetic == pytest.approx(true, abs=1e-12)
+
+
+def test_pairs_that_never_met_count_as_orthogonal() -> None:
+    cosine = np.array([[1, 0.9, np.nan], [0.9, 1, np.nan], [np.nan, np.nan, np.nan]])
+    found = cluster(cosine)
+    assert found.linkage[:, 2] == pytest.approx([0.1, 1.0])
+    assert math.isnan(cluster(np.array([[1, 0.2], [0.2, 1]])).cophenetic)
+
+
+def test_edits_are_kept_per_step_and_group() -> None:
+    first = frame(0, STEPS[0], edits=(3, 4), pcgrad_edits=(1, 0), comparisons=(6, 6))
+    second = frame(10, STEPS[2], edits=(5, 1, 2), pcgrad_edits=(), comparisons=(4, 6, 6))
+    counts = edit_counts([first, second])
+    assert counts is not None
+    assert (counts.steps, counts.groups) == ((0, 10), ("emb", "enc", "dec"))
+    assert counts.edits.tolist() == [[3, 4, 0], [2, 5, 1]]
+    assert counts.comparisons.tolist() == [[6, 6, 0], [6, 4, 6]]
+    assert counts.pcgrad[0].tolist() == [1, 0, 0]
+    assert np.isnan(counts.pcgrad[1]).all()
