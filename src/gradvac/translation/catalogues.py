@@ -165,12 +165,12 @@ def po_messages(path: Path, limit: int) -> Iterator[Message | Fault]:
     for entry in _po_entries(path, limit, charset):
         if isinstance(entry, Fault):
             yield entry
+        elif entry.fault is not None:
+            yield entry.fault
         elif entry.is_header:
             forms = _Forms(entry.targets[0])
         elif entry.fuzzy:
             yield Fault("fuzzy", entry.where, skip=True)
-        elif entry.fault is not None:
-            yield entry.fault
         else:
             yield from _checked(forms.messages(entry.sources, entry.targets, entry.where))
 
@@ -210,8 +210,9 @@ class _Entry:
         return self.sources == [""] and "msgctxt" not in self.fields
 
     @property
-    def has_target(self) -> bool:
-        return self.current.startswith("msgstr")
+    def is_over(self) -> bool:
+        """Whether a new entry may begin; the rest of one with a fault may have been lost."""
+        return self.current.startswith("msgstr") or self.fault is not None
 
 
 _KEYWORD = re.compile(
@@ -240,7 +241,7 @@ def _po_entries(path: Path, limit: int, charset: str) -> Iterator[_Entry | Fault
         where = f"{path}:{number}"
         line, fault = _po_line(raw, where, charset)
         starts = not line or line.startswith(("#", "msgctxt", "msgid ", 'msgid"', "msgid\t"))
-        if starts and entry.has_target:
+        if starts and entry.is_over:
             yield entry
             entry = _Entry()
         if line.startswith("#~"):
@@ -251,7 +252,7 @@ def _po_entries(path: Path, limit: int, charset: str) -> Iterator[_Entry | Fault
             entry.fuzzy = entry.fuzzy or "fuzzy" in line
         elif line and not line.startswith("#"):
             _add(entry, line, fault, where, limit)
-    if entry.has_target:
+    if entry.is_over:
         yield entry
     elif entry.fields:
         raise CorpusError(f"{where}: the file ends within an entry, after its {entry.current}")
@@ -279,18 +280,22 @@ def _add(entry: _Entry, line: str, fault: Fault | None, where: str, limit: int) 
         fault, value = Fault("line too long", where), ""
     entry.fault = entry.fault or fault
     if keyword is None:
-        if not entry.current:
-            raise CorpusError(f"{where}: a text without a keyword: {line[:60]!r}")
-        entry.fields[entry.current].append(value)
-        return
+        keyword = entry.current
+    elif entry.fault is None:
+        _check_keyword(entry, keyword, where)
+    if not keyword:
+        raise CorpusError(f"{where}: a text without a keyword: {line[:60]!r}")
+    if keyword == "msgid":
+        entry.where = entry.where or where
+    entry.fields.setdefault(keyword, []).append(value)
+    entry.current = keyword
+
+
+def _check_keyword(entry: _Entry, keyword: str, where: str) -> None:
     if keyword in entry.fields:
         raise CorpusError(f"{where}: a second {keyword} in one entry")
     if keyword not in ("msgid", "msgctxt") and "msgid" not in entry.fields:
         raise CorpusError(f"{where}: {keyword} without a msgid before it")
-    if keyword == "msgid":
-        entry.where = where
-    entry.fields[keyword] = [value]
-    entry.current = keyword
 
 
 def _po_charset(path: Path, limit: int) -> str:
