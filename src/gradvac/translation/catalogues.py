@@ -100,17 +100,13 @@ def mo_messages(path: Path, limit: int) -> Iterator[Message | Fault]:
             continue
         try:
             sources, targets = (
-                [
-                    check_text(_decode_message(part, where, charset), where)
-                    for part in data[start:end].split(b"\0")
-                ]
+                [_decode_form(form, where, charset) for form in data[start:end].split(b"\0")]
                 for start, end in (message, translation)
             )
         except Fault as fault:
             yield fault
-            continue
-        sources[0] = sources[0].rpartition("\x04")[2]
-        yield from forms.messages(sources, targets, where)
+        else:
+            yield from forms.messages(sources, targets, where)
 
 
 _Span = tuple[int, int]
@@ -147,8 +143,11 @@ def _mo_spans(path: Path, data: bytes) -> list[tuple[_Span, _Span]]:
     return list(zip(*tables, strict=True))
 
 
-def _decode_message(data: bytes, where: str, charset: str) -> str:
-    """The text of a message; its context, before U+0004, is not checked."""
+def _decode_form(data: bytes, where: str, charset: str) -> str:
+    """The text of one form, without the context, which ends in U+0004.
+
+    A carriage return is a control character in a line, but white space in a message.
+    """
     return decode(data.rpartition(b"\x04")[2].replace(b"\r", b" "), where, charset)
 
 
