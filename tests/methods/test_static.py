@@ -19,7 +19,7 @@ def test_static_weights_go_by_name():
 
 def test_a_task_without_weight_is_refused_with_the_nearest_name():
     geo = geometry(torch.eye(1, dtype=torch.float64), ("fr-en",))
-    with pytest.raises(GradientError, match="'fr-en' has no weight.*mean 'fr-em'"):
+    with pytest.raises(GradientError, match=r"'fr-en' has no weight.*mean 'fr-em'"):
         StaticWeights({"fr-em": 1.0, "de-en": 1.0}).weights(geo)
 
 

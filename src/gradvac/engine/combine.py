@@ -83,6 +83,6 @@ def decide(
 
 
 def combine(weights: Tensor, rows: Tensor) -> Tensor:
-    """Return ``sum_i weights[i] * rows[i]`` for ``[K]`` and ``[K, P]``, in the dtype of ``rows``."""
+    """Return ``sum_i weights[i] * rows[i]``, ``[P]``, for weights ``[K]`` and rows ``[K, P]``."""
     with full_precision(rows.device.type):
         return weights.to(rows) @ rows

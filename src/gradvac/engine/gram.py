@@ -77,22 +77,23 @@ def full_precision(device_type: str) -> Iterator[None]:
     ``torch.set_float32_matmul_precision("high")`` allows TF32 on the GPU, "medium" bfloat16 on
     some CPUs too.
     """
-    with torch.autocast(device_type, enabled=False):
-        if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
-            before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("highest")
-            try:
-                yield
-            finally:
-                torch.set_float32_matmul_precision(before)
-            return
-        # Newer torch raises if its old and new settings are mixed; these two work beside both.
-        backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
-        settings = [backend.fp32_precision for backend in backends]
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        try:
+    before = _swap_matmul_precision(None)
+    try:
+        with torch.autocast(device_type, enabled=False):
             yield
-        finally:
-            for backend, setting in zip(backends, settings, strict=True):
-                backend.fp32_precision = setting
+    finally:
+        _swap_matmul_precision(before)
+
+
+def _swap_matmul_precision(setting: list[str] | None) -> list[str]:
+    """Set the precision of fp32 products, None for full, and return the setting before."""
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch < 2.9
+        before = [torch.get_float32_matmul_precision()]
+        torch.set_float32_matmul_precision((setting or ["highest"])[0])
+        return before
+    # Newer torch raises if its old and new switches are mixed; these two get on with both.
+    backends = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul")]  # noqa: B009
+    before = [backend.fp32_precision for backend in backends]
+    for backend, value in zip(backends, setting or ["ieee", "ieee"], strict=True):
+        backend.fp32_precision = value
+    return before

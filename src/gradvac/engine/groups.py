@@ -14,14 +14,14 @@ all_matrix     each matrix, with the vectors that go with it
 What lies outside the layers: embeddings and the softmax projection form the group ``embedding``
 (for enc_dec, those outside both sides: a table shared by both is neither's), a final norm joins
 the last layer of its stack, and the rest (poolers, classifiers) forms the group ``head``.
-A model without any stack has one layer per child module.
+In a model without any stack every child module counts as a layer.
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from os.path import commonprefix
+from itertools import takewhile
 
 from torch import nn
 
@@ -113,8 +113,8 @@ def _layer(name: str) -> str | None:
 
 def _layers(names: list[str]) -> dict[str, str]:
     layers = list(dict.fromkeys(layer for name in names if (layer := _layer(name))))
-    if not layers:  # no stack: the children of the module, or the parameters of a bare one
-        return {name: name.partition(".")[0] for name in names}
+    if not layers:
+        return {name: name.partition(".")[0] if "." in name else "head" for name in names}
     return {name: _layer(name) or _leftover(name, layers) for name in names}
 
 
@@ -126,13 +126,13 @@ def _leftover(name: str, layers: list[str]) -> str:
     parent = name.split(".")[:-2]
     stack = [layer for layer in reversed(layers) if layer.split(".")[: len(parent)] == parent]
     if _NORM.search(name) and stack:
-        return max(stack, key=lambda layer: len(commonprefix([name, layer])))
+        return max(stack, key=lambda layer: _common_start(name, layer))
     return "head"
 
 
-def _shared_path(a: str, b: str) -> int:
-    """Number of leading components two dotted names have in common."""
-    return len(commonprefix([a.split("."), b.split(".")]))
+def _common_start(a: Sequence[str], b: Sequence[str]) -> int:
+    """Number of leading items two sequences have in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def _sides(names: list[str]) -> dict[str, str]:
@@ -145,13 +145,14 @@ def _sides(names: list[str]) -> dict[str, str]:
         path = parts[: parts.index(side) + 1] if side else parts[:-1]
         side_of_path[".".join(path) + "."] = side or ".".join(path)
 
-    def side(name: str) -> str | None:
+    def side_of(name: str) -> str | None:
         return next((s for path, s in side_of_path.items() if name.startswith(path)), None)
 
-    groups: dict[str, str] = {}
-    for name, layer in _layers(names).items():
-        groups[name] = side(name) or side(layer + ".") or (layer if layers else "whole_model")
-    return groups
+    outside = "whole_model" if not layers else None
+    return {
+        name: side_of(name) or side_of(layer + ".") or outside or layer
+        for name, layer in _layers(names).items()
+    }
 
 
 def _matrices(shapes: list[tuple[str, int]]) -> dict[str, str]:
@@ -169,7 +170,7 @@ def _matrices(shapes: list[tuple[str, int]]) -> dict[str, str]:
     groups: dict[str, str] = {}
     for n, (name, ndim) in enumerate(shapes):
         near = [
-            (_shared_path(name, matrix), m < n, -abs(m - n), matrix)
+            (_common_start(name.split("."), matrix.split(".")), m < n, -abs(m - n), matrix)
             for m, matrix in matrices.get(layer_of[name], [])
         ]
         groups[name] = name if ndim > 1 else max(near)[3] if near else layer_of[name]

@@ -69,23 +69,28 @@ class PerTaskEngine:
             retain_graph: keep the graph for another loss that shares it.
 
         Raises:
-            GradientError: if the loss is not a scalar or has no graph.
+            GradientError: if the loss is not a scalar or does not depend on the parameters.
         """
         if loss.numel() != 1 or not loss.requires_grad:
             raise GradientError(
                 f"the loss of task {task!r} is {list(loss.shape)} with requires_grad="
                 f"{loss.requires_grad}; it must be a scalar computed from the model's parameters"
             )
-        gradients = iter(
-            torch.autograd.grad(
-                loss.reshape(()), self._parameters, retain_graph=retain_graph, allow_unused=True
-            )
+        gradients = torch.autograd.grad(
+            loss.reshape(()), self._parameters, retain_graph=retain_graph, allow_unused=True
         )
+        if all(gradient is None for gradient in gradients):
+            raise GradientError(
+                f"the loss of task {task!r} depends on none of the engine's parameters; was it "
+                "computed with another copy of the model, or with one wrapped after the engine "
+                "was made?"
+            )
         value = loss.detach().reshape(()).double()
         self._losses[task] = self._losses[task] + value if task in self._losses else value
         row = list(self._losses).index(task)
+        remaining = iter(gradients)
         for buffer in self._buffers:
-            buffer.add(row, [next(gradients) for _ in buffer.group.parameters])
+            buffer.add(row, [next(remaining) for _ in buffer.group.parameters])
 
     def combine(self, loss_scale: float = 1.0, step: int | None = None) -> StepReport:
         """Combine the accumulated gradients, set ``p.grad`` and begin the next step.
@@ -145,24 +150,26 @@ class _GroupBuffer:
 
     def __init__(self, group: ParameterGroup) -> None:
         self.group = group
-        devices = {p.device for p in group.parameters}
-        if len(devices) > 1:
-            raise GradientError(
-                f"parameter group {group.name!r} lies on {len(devices)} devices; choose a finer "
-                "granularity"
-            )
         self._sizes = [p.numel() for p in group.parameters]
-        dtype = torch.promote_types(
-            torch.float32, max((p.dtype for p in group.parameters), key=lambda d: d.itemsize)
-        )
-        self._matrix = torch.empty(0, sum(self._sizes), dtype=dtype, device=devices.pop())
+        self._matrix = torch.empty(0, 0)  # allocated by the first row, where the model then is
         self._filled = 0  # rows that hold gradients of this step
         self._used = [False] * len(self._sizes)
+
+    def _new_row(self) -> Tensor:
+        parameters = self.group.parameters
+        if any(p.device != parameters[0].device for p in parameters):
+            raise GradientError(
+                f"parameter group {self.group.name!r} lies on several devices; choose a finer "
+                "granularity"
+            )
+        widest = max((p.dtype for p in parameters), key=lambda dtype: dtype.itemsize)
+        dtype = torch.promote_types(torch.float32, widest)
+        return torch.empty(1, sum(self._sizes), dtype=dtype, device=parameters[0].device)
 
     def add(self, row: int, gradients: list[Tensor | None]) -> None:
         """Add gradients, one per parameter and None for zero, to a row."""
         if row == len(self._matrix):
-            self._matrix = torch.cat([self._matrix, self._matrix.new_empty(1, sum(self._sizes))])
+            self._matrix = torch.cat([self._matrix, self._new_row()]) if row else self._new_row()
         fresh = row == self._filled
         self._filled = max(self._filled, row + 1)
         pieces = self._matrix[row].split(self._sizes)

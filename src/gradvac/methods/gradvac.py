@@ -48,12 +48,12 @@ def _edit(cosine: Tensor, rows: Tensor, present: Tensor, order: Tensor, target: 
         order: ``[groups, r, K - 1]`` positions of the others.
         target: ``[groups, r, K - 1]`` target cosines in visiting order.
     """
-    n_groups, n_tasks = present.shape
+    n_tasks = present.shape[1]
     # q = c^T M c is recomputed after every edit. Below this share of (sum |c|)^2 it is rounding:
     # the edits have cancelled the vector, which then has no direction to compare.
     noise = 8 * n_tasks * torch.finfo(torch.float64).eps
     coefficients = torch.zeros_like(cosine[:, rows])
-    coefficients.scatter_(2, rows[None, :, None].expand(n_groups, -1, 1), 1.0)
+    coefficients[:, torch.arange(len(rows)), rows] = 1.0
     along = cosine[:, rows]  # inner products of g'_i with every unit g_j
     q = torch.ones_like(along[..., :1])
     cot = target / ((1 - target) * (1 + target)).sqrt()
@@ -135,22 +135,22 @@ class GradVac(Method):
         self._report: dict[str, Tensor] = {}
 
     def _weights(self, geometry: StepGeometry) -> Tensor:
-        gram, tasks = geometry.gram, geometry.tasks
+        tasks, device = geometry.tasks, geometry.gram.device
         chosen = [i for i, t in enumerate(tasks) if self.tasks == "all" or t in self.tasks]
-        rows = torch.tensor(chosen, dtype=torch.int64, device=gram.device)
-        norm = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+        rows = torch.tensor(chosen, dtype=torch.int64, device=device)
+        norm = geometry.gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
         present = norm > 0
         safe = torch.where(present, norm, 1.0)
-        cosine = (gram / safe[:, :, None] / safe[:, None, :]).clamp(-1, 1)
+        cosine = (geometry.gram / safe[:, :, None] / safe[:, None, :]).clamp(-1, 1)
         cosine.diagonal(dim1=1, dim2=2).fill_(1.0)
 
         order = visiting_order(self.seed, geometry.step, geometry.groups, tasks)
-        order = order.to(gram.device)[:, rows]
+        order = order.to(device)[:, rows]
         targets = self._targets(geometry)
         used = targets[:, rows].gather(2, order).clamp_max(self.max_target)
         edits = _edit(cosine, rows, present, order, used)
         if self.target == "adaptive":
-            self._update(geometry, rows, order, edits)
+            self._update(geometry, targets, rows, order, edits)
         self._report = {
             "edits": edits.edited.sum((1, 2)),
             "comparisons": edits.compared.sum((1, 2)),
@@ -166,11 +166,10 @@ class GradVac(Method):
             q = edits.squared_norm[..., None]
             c = torch.where(q > 0, c / q.sqrt(), c)
         # From unit gradients back: g'_i = sum_j c_ij (||g_i|| / ||g_j||) g_j; c_ii as it is.
-        scale = norm[:, rows, None] / safe[:, None, :]
-        scale.scatter_(2, rows[None, :, None].expand(len(geometry.groups), -1, 1), 1.0)
-        unedited = torch.ones_like(norm)
-        unedited[:, rows] = 0.0
-        return unedited + (c * scale).sum(1)
+        ratio = norm[:, rows, None] / safe[:, None, :]
+        ratio[:, torch.arange(len(rows)), rows] = 1.0
+        weights = torch.ones_like(norm).index_fill_(1, rows, 0.0)  # the unedited: g'_i = g_i
+        return weights + (c * ratio).sum(1)
 
     def _targets(self, geometry: StepGeometry) -> Tensor:
         """Return the stored targets of every ordered pair, ``[groups, K, K]``, not capped."""
@@ -178,13 +177,15 @@ class GradVac(Method):
             return self._ema.read(geometry.groups, geometry.tasks).to(geometry.gram.device)
         return torch.full_like(geometry.gram, self.target)
 
-    def _update(self, geometry: StepGeometry, rows: Tensor, order: Tensor, edits: _Edits) -> None:
+    def _update(
+        self, geometry: StepGeometry, targets: Tensor, rows: Tensor, order: Tensor, edits: _Edits
+    ) -> None:
         """Move the targets of the compared pairs to the cosines from before the edit (line 16)."""
-        ema = self._ema.read(geometry.groups, geometry.tasks).to(order.device)
-        old = ema[:, rows].gather(2, order)
+        old = targets[:, rows].gather(2, order)
         new = torch.where(edits.compared, (1 - self.beta) * old + self.beta * edits.cosines, old)
-        ema[:, rows] = ema[:, rows].scatter(2, order, new)
-        self._ema.write(geometry.groups, geometry.tasks, ema)
+        moved = targets.clone()
+        moved[:, rows] = targets[:, rows].scatter(2, order, new)
+        self._ema.write(geometry.groups, geometry.tasks, moved)
 
     def report(self) -> dict[str, Tensor]:
         """Return diagnostics of the last call of :meth:`weights`.

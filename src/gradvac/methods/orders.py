@@ -41,9 +41,7 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def visiting_order(
-    seed: int, step: int, groups: tuple[str, ...], tasks: tuple[str, ...]
-) -> Tensor:
+def visiting_order(seed: int, step: int, groups: tuple[str, ...], tasks: tuple[str, ...]) -> Tensor:
     """Return in which order each task visits the others, ``[groups, K, K - 1]``, int64, CPU.
 
     ``order[k, i]`` lists the positions in ``tasks`` of all tasks but i, uniformly at random.

@@ -1,0 +1,36 @@
+import subprocess
+import sys
+
+import gradvac
+
+WITHOUT_TOOLKIT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {absent}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+import gradvac
+assert not {absent} & set(sys.modules), {absent} & set(sys.modules)
+gradvac.PerTaskEngine, gradvac.GradVac()
+"""
+TOOLKIT = {
+    "matplotlib", "numpy", "polib", "pydantic", "rich", "sacrebleu", "safetensors", "scipy",
+    "sentencepiece", "typer", "yaml",
+}  # fmt: skip
+
+
+def test_importing_needs_torch_alone():
+    code = WITHOUT_TOOLKIT.format(absent=TOOLKIT)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_the_public_names():
+    assert set(gradvac.__all__) == {
+        "CorpusError", "GradVac", "GradientError", "GradvacError", "Joint", "Method", "PCGrad",
+        "ParameterGroup", "PerTaskEngine", "RecipeError", "RunError", "StaticWeights",
+        "StepGeometry", "StepReport", "parameter_groups",
+    }  # fmt: skip
+    assert all(hasattr(gradvac, name) for name in gradvac.__all__)
