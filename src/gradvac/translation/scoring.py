@@ -1,0 +1,225 @@
+"""BLEU and chrF++ by sacreBLEU, per direction and averaged over what the papers average over."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from gradvac.translation.languages import Direction, family
+
+Side = Literal["all", "en-any", "any-en", "other"]
+SubsetKind = Literal["all", "level", "family"]
+
+# Chinese as sacreBLEU does by itself. For Japanese and Korean it wants MeCab, which is a heavy
+# dependency: characters there, and for the scripts that put no spaces between words, where 13a
+# would take whole sentences for words. The signature of every score says which it was.
+_TOKENIZERS = {"zh": "zh", "yue": "zh"} | dict.fromkeys(
+    ("ja", "ko", "th", "lo", "km", "my", "bo", "dz"), "char"
+)
+
+
+def tokenizer(language: str) -> str:
+    """Return sacreBLEU's name of the tokenizer for BLEU in this language; "13a" for most."""
+    return _TOKENIZERS.get(language.split("_", 1)[0], "13a")
+
+
+@dataclass(frozen=True)
+class Score:
+    """Corpus scores, 0 to 100, with the signatures that make them comparable (Post 2018)."""
+
+    bleu: float
+    chrf: float
+    bleu_signature: str
+    chrf_signature: str
+    sentences: int
+
+
+def score(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "13a") -> Score:
+    """Score translations against one reference each: BLEU, and chrF++ (chrF with word bigrams).
+
+    ``tokenize`` is sacreBLEU's name of the tokenizer for BLEU; "flores200" needs a download.
+    Raises ValueError when there is nothing to score or the lengths differ.
+    """
+    if len(hypotheses) != len(references) or not references:
+        raise ValueError(
+            f"{len(hypotheses)} hypotheses and {len(references)} references: "
+            "needed are equally many, and at least one"
+        )
+    # force: text that looks tokenized is no reason to warn, catalogues end in " ." at times.
+    bleu, chrf = BLEU(tokenize=tokenize, force=True), CHRF(word_order=2)
+    return Score(
+        bleu.corpus_score(hypotheses, [references]).score,
+        chrf.corpus_score(hypotheses, [references]).score,
+        str(bleu.get_signature()),
+        str(chrf.get_signature()),
+        len(references),
+    )
+
+
+@dataclass(frozen=True)
+class Average:
+    """Unweighted mean of the scores of some directions.
+
+    ``side`` is where English stands; ``subset`` names a resource level or a language family, as
+    ``kind`` says, and is "all" when all directions of the side count.
+    """
+
+    side: Side
+    kind: SubsetKind
+    subset: str
+    directions: int
+    bleu: float
+    chrf: float
+
+
+@dataclass(frozen=True)
+class DirectionScores:
+    """The scores of every direction; ``levels`` gives the resource level of those that have one."""
+
+    directions: dict[str, Score]
+    levels: dict[str, str]
+
+    @property
+    def signatures(self) -> dict[str, str]:
+        """Every signature in use, by the directions that it covers."""
+        users: dict[str, list[str]] = {}
+        for name, found in self.directions.items():
+            users.setdefault(found.bleu_signature, []).append(name)
+        most = max(users, key=lambda signature: len(users[signature]), default="")
+        signatures = {
+            "BLEU" if signature == most else f"BLEU {', '.join(names)}": f"BLEU|{signature}"
+            for signature, names in users.items()
+        }
+        for found in self.directions.values():
+            signatures["chrF++"] = f"chrF2++|{found.chrf_signature}"
+        return signatures
+
+    def averages(self) -> list[Average]:
+        """Averages per side; within a side also per resource level and per language family.
+
+        The family is that of the language which is not English; a direction without English
+        counts for the family of its target. A side or subset that covers nothing is left out.
+        """
+        sides: dict[Side, list[str]] = {"all": list(self.directions)}
+        for wanted in ("en-any", "any-en", "other"):
+            sides[wanted] = [name for name in self.directions if side(name) == wanted]
+        averages = []
+        for name_of_side, names in sides.items():
+            subsets: dict[tuple[SubsetKind, str], list[str]] = {}
+            for name in names:
+                subsets.setdefault(("all", "all"), []).append(name)
+            for level in ("high", "medium", "low"):
+                if members := [name for name in names if self.levels.get(name) == level]:
+                    subsets["level", level] = members
+            for name in names:
+                subsets.setdefault(("family", family_of(name)), []).append(name)
+            averages += [
+                self._average(name_of_side, kind, subset, members)
+                for (kind, subset), members in subsets.items()
+            ]
+        return averages
+
+    def _average(self, side: Side, kind: SubsetKind, subset: str, names: list[str]) -> Average:
+        found = [self.directions[name] for name in names]
+        bleu = statistics.fmean(score.bleu for score in found)
+        chrf = statistics.fmean(score.chrf for score in found)
+        return Average(side, kind, subset, len(names), bleu, chrf)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return table rows: the directions, then per side its average and those of its levels.
+
+        Keys: ``name``, ``kind`` ("direction", "side" or "level"), ``level``, ``family``,
+        ``count`` (sentences of a direction, directions of an average), ``bleu``, ``chrf``.
+        """
+        rows: list[dict[str, Any]] = [
+            {
+                "name": name,
+                "kind": "direction",
+                "level": self.levels.get(name, ""),
+                "family": family_of(name),
+                "count": found.sentences,
+                "bleu": found.bleu,
+                "chrf": found.chrf,
+            }
+            for name, found in self.directions.items()
+        ]
+        for average in self.averages():
+            if average.kind != "family":
+                rows.append(
+                    {
+                        "name": average.side,
+                        "kind": "side" if average.kind == "all" else "level",
+                        "level": average.subset,
+                        "family": "",
+                        "count": average.directions,
+                        "bleu": average.bleu,
+                        "chrf": average.chrf,
+                    }
+                )
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON types: ``directions``, ``averages``, ``signatures``."""
+        return {
+            "directions": {
+                name: {
+                    "bleu": found.bleu,
+                    "chrf": found.chrf,
+                    "sentences": found.sentences,
+                    "level": self.levels.get(name),
+                    "family": family_of(name),
+                    "bleu_signature": found.bleu_signature,
+                    "chrf_signature": found.chrf_signature,
+                }
+                for name, found in self.directions.items()
+            },
+            "averages": [asdict(average) for average in self.averages()],
+            "signatures": self.signatures,
+        }
+
+
+def side(direction: str) -> Side:
+    """Return where English stands in ``fr-en``: here "any-en"."""
+    parsed = Direction.parse(direction)
+    if _is_english(parsed.source):
+        return "en-any"
+    return "any-en" if _is_english(parsed.target) else "other"
+
+
+def family_of(direction: str) -> str:
+    """Return the family of the language that is not English, of the target where none is."""
+    parsed = Direction.parse(direction)
+    return family(parsed.source if _is_english(parsed.target) else parsed.target)
+
+
+def _is_english(code: str) -> bool:
+    return code.split("_", 1)[0] == "en"
+
+
+def score_directions(
+    hypotheses: Mapping[str, Sequence[str]],
+    references: Mapping[str, Sequence[str]],
+    levels: Mapping[str, str] | None = None,
+    tokenize: str | None = None,
+) -> DirectionScores:
+    """Score each direction, such as ``fr-en``.
+
+    ``levels`` gives the resource level of directions ("high", "medium", "low"); ``tokenize``
+    None takes `tokenizer` of the target language. Raises ValueError when hypotheses and
+    references do not cover the same sentences, naming the direction.
+    """
+    if missing := sorted(set(hypotheses) ^ set(references)):
+        raise ValueError(f"hypotheses or references are missing for {', '.join(missing)}")
+    directions = {}
+    for name, translated in hypotheses.items():
+        used = tokenize or tokenizer(Direction.parse(name).target)
+        try:
+            directions[name] = score(translated, references[name], used)
+        except ValueError as e:
+            raise ValueError(f"{name}: {e}") from e
+    return DirectionScores(directions, {k: v for k, v in (levels or {}).items() if k in directions})

@@ -1,0 +1,92 @@
+"""Text in, text out: batches of any directions through one model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gradvac.translation.search import beam_search
+from gradvac.translation.transformer import Transformer
+from gradvac.translation.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Translator:
+    """Translates sentences with a trained model.
+
+    Args:
+        model: on the device where the work is to be done.
+        vocabulary: the one the model was trained with.
+        beam: places in the beam; 1 is greedy search.
+        length_penalty: alpha of `gradvac.translation.search.divisor`.
+        batch_tokens: most source tokens in a batch, padding counted.
+        max_source: longest source in tokens, tag and eos counted; what is longer is cut, with a
+            warning. Chosen far above a sentence: memory grows with its square.
+    """
+
+    model: Transformer
+    vocabulary: Vocabulary
+    beam: int = 5
+    length_penalty: float = 0.6
+    batch_tokens: int = 2048
+    max_source: int = 512
+
+    def translate(self, sentences: Sequence[str], targets: Sequence[str]) -> list[str]:
+        """Translate each sentence into the language code beside it; order is kept.
+
+        An empty sentence stays empty.
+
+        Raises:
+            ValueError: there are not as many languages as sentences.
+            RunError: the vocabulary has no tag for a language, or the model has diverged.
+        """
+        sources = {
+            i: self._encode(sentence, target, i)
+            for i, (sentence, target) in enumerate(zip(sentences, targets, strict=True))
+            if sentence.strip()
+        }
+        translations = [""] * len(sentences)
+        device = self.model.embedding.weight.device
+        for batch in self._batches(sources):
+            rows = [torch.tensor(sources[i]) for i in batch]
+            source_BS = torch.nn.utils.rnn.pad_sequence(
+                rows, batch_first=True, padding_value=self.vocabulary.pad
+            )
+            found = beam_search(
+                self.model,
+                source_BS.to(device),
+                bos=self.vocabulary.bos,
+                eos=self.vocabulary.eos,
+                forbidden=self.vocabulary.forbidden,
+                beam=self.beam,
+                length_penalty=self.length_penalty,
+            )
+            for i, (best, *_) in zip(batch, found, strict=True):
+                translations[i] = self.vocabulary.decode(best.tokens)
+        return translations
+
+    def _encode(self, sentence: str, target: str, index: int) -> list[int]:
+        ids = self.vocabulary.encode_source(sentence, target)
+        if len(ids) <= self.max_source:
+            return ids
+        logger.warning(
+            "sentence %d has %d tokens and is cut to max_source = %d",
+            index + 1, len(ids), self.max_source,
+        )  # fmt: skip
+        return [*ids[: self.max_source - 1], self.vocabulary.eos]
+
+    def _batches(self, sources: dict[int, list[int]]) -> Iterator[list[int]]:
+        """Yield sentence numbers, the longest first: what memory cannot hold fails at once."""
+        batch: list[int] = []
+        for i in sorted(sources, key=lambda i: -len(sources[i])):
+            if batch and (len(batch) + 1) * len(sources[batch[0]]) > self.batch_tokens:
+                yield batch
+                batch = []
+            batch.append(i)
+        if batch:
+            yield batch
