@@ -1,0 +1,281 @@
+"""Read MPL-2.0 Debian packages into `{key: text}` tables whose keys agree between languages.
+
+Three kinds of package are read, straight from the `.deb`, without installing anything:
+
+* `libreoffice-help-XX`: HTML help, a paragraph carries the same id in every language;
+* `libreoffice-l10n-XX`: gettext `.mo` catalogues, keyed by the English text itself;
+* `firefox-esr*`, `thunderbird*`: Fluent and `.properties` files in `.xpi` and `omni.ja` archives.
+"""
+
+import hashlib
+import json
+import re
+import struct
+import subprocess
+import tarfile
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from pathlib import Path
+
+# Archives are asked of the mirror in small lots: a mirror should not see 50 requests at once, and
+# the disk holds one lot of .deb files at a time.
+DOWNLOAD_LOT = 10
+
+
+@dataclass(frozen=True)
+class Language:
+    """One language of the corpus: how Debian names it in each of the three projects."""
+
+    code: str
+    name: str
+    family: str
+    libreoffice: str = ""
+    mozilla: str = ""
+
+    def packages(self) -> list[str]:
+        """Names of the packages to look for, best text first; not all of them need exist."""
+        libreoffice, mozilla = self.libreoffice or self.code, self.mozilla or self.code
+        return [
+            f"libreoffice-help-{libreoffice}",
+            f"libreoffice-l10n-{libreoffice}",
+            f"firefox-esr-l10n-{mozilla}",
+            f"thunderbird-l10n-{mozilla}",
+        ]
+
+
+LANGUAGES = (
+    Language("fr", "French", "Romance"),
+    Language("es", "Spanish", "Romance", mozilla="es-es"),
+    Language("de", "German", "Germanic"),
+    Language("cs", "Czech", "Slavic"),
+    Language("ru", "Russian", "Slavic"),
+    Language("fi", "Finnish", "Uralic"),
+    Language("tr", "Turkish", "Turkic"),
+    Language("kk", "Kazakh", "Turkic"),
+    Language("id", "Indonesian", "Austronesian"),
+    Language("hi", "Hindi", "Indo-Aryan", mozilla="hi-in"),
+    Language("ne", "Nepali", "Indo-Aryan", mozilla="ne-np"),
+    Language("xh", "Xhosa", "Benue-Congo"),
+)
+
+# Where the English side of each project's translations lives; LibreOffice's interface needs none.
+ENGLISH_PACKAGE = {
+    "libreoffice-help": "libreoffice-help-en-us",
+    "firefox-esr": "firefox-esr",
+    "thunderbird": "thunderbird",
+}
+
+
+def project_of(package: str) -> str:
+    """`firefox-esr-l10n-de` and `firefox-esr` both belong to `firefox-esr`."""
+    projects = ("libreoffice-help", "libreoffice-l10n", "firefox-esr", "thunderbird")
+    return next(project for project in projects if package.startswith(project))
+
+
+def read_help_page(html: str) -> dict[str, str]:
+    """Paragraph id -> text of every paragraph and heading of one LibreOffice help page."""
+    blocks = re.finditer(r'<(p|h[1-6]) id="([^"]+)"([^>]*)>(.*?)</\1>', html, re.DOTALL)
+    return {
+        block[2]: _visible_text(block[4])
+        for block in blocks
+        if 'class="code"' not in block[3] and not block[2].startswith("bm_")
+    }
+
+
+def _visible_text(fragment: str) -> str:
+    reader = _VisibleText()
+    reader.feed(fragment)
+    reader.close()
+    return "".join(reader.parts)
+
+
+class _VisibleText(HTMLParser):
+    """Keep the text, less the variants for other systems and applications.
+
+    A help page holds every variant of a sentence as hidden spans and shows one by script; the
+    one whose id starts with `default` is what most readers see.
+    """
+
+    VOID = frozenset(("br", "img", "input", "meta", "link", "hr", "wbr"))
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.parts: list[str] = []
+        self.hidden_depth = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in self.VOID:
+            self.parts.append(" " if tag == "br" else "")
+            return
+        found = dict(attrs)
+        hidden = found.get("hidden") == "true" and not (found.get("id") or "").startswith("default")
+        if self.hidden_depth or hidden:
+            self.hidden_depth += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.hidden_depth and tag not in self.VOID:
+            self.hidden_depth -= 1
+
+    def handle_data(self, data: str) -> None:
+        if not self.hidden_depth:
+            self.parts.append(data)
+
+
+def read_mo(data: bytes) -> dict[str, str]:
+    """English -> translation of a little-endian gettext catalogue; contexts are dropped.
+
+    Of plural messages the first form on each side is kept.
+    """
+    magic, _, count, originals, translations = struct.unpack_from("<5I", data)
+    if magic != 0x950412DE:
+        raise ValueError(f"not a little-endian .mo file: magic {magic:#x}")
+
+    def message(table: int, index: int) -> str:
+        length, start = struct.unpack_from("<2I", data, table + 8 * index)
+        return data[start : start + length].decode("utf-8")
+
+    found: dict[str, str] = {}
+    for index in range(count):
+        english = message(originals, index).split("\x04")[-1].split("\0")[0]
+        if english:
+            found.setdefault(english, message(translations, index).split("\0")[0])
+    return found
+
+
+def read_jar(data: bytes) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of every `.ftl` and `.properties` file of a zip archive.
+
+    Mozilla's optimised archives keep the central directory at the front, which Python's
+    `zipfile` takes for data before the archive; so the end record's own offset is followed here.
+    """
+    end = data.rfind(b"PK\x05\x06")
+    if end < 0:
+        raise ValueError("no end of central directory: not a zip archive")
+    count, _, position = struct.unpack_from("<HII", data, end + 10)
+    for _ in range(count):
+        if data[position : position + 4] != b"PK\x01\x02":
+            raise ValueError(f"no central directory entry at byte {position}")
+        method = struct.unpack_from("<H", data, position + 10)[0]
+        packed = struct.unpack_from("<I", data, position + 20)[0]
+        name_length, extra, comment = struct.unpack_from("<3H", data, position + 28)
+        local = struct.unpack_from("<I", data, position + 42)[0]
+        name = data[position + 46 : position + 46 + name_length].decode("utf-8")
+        position += 46 + name_length + extra + comment
+        if name.endswith((".ftl", ".properties")):
+            name_length, extra = struct.unpack_from("<2H", data, local + 26)
+            start = local + 30 + name_length + extra
+            body = data[start : start + packed]
+            yield name, body if method == 0 else zlib.decompress(body, -15)
+
+
+def read_fluent(text: str) -> dict[str, str]:
+    """Message id (`id` or `id.attribute`) -> pattern of a Fluent file.
+
+    Patterns with a selector (`->`) are left out: their variants differ between languages.
+    """
+    found: dict[str, list[str]] = {}
+    message = entry = ""
+    for line in text.splitlines():
+        if start := re.match(r"(-?[A-Za-z][\w-]*)\s*=\s*(.*)", line):
+            message = entry = start[1]
+            found[entry] = [start[2]]
+        elif message and (start := re.match(r"\s+\.([A-Za-z][\w-]*)\s*=\s*(.*)", line)):
+            entry = f"{message}.{start[1]}"
+            found[entry] = [start[2]]
+        elif line.startswith("#"):
+            message = entry = ""
+        elif entry and line.startswith((" ", "\t", "}")):
+            found[entry].append(line.strip())
+    joined = {entry: " ".join(parts).strip() for entry, parts in found.items()}
+    return {entry: pattern for entry, pattern in joined.items() if "->" not in pattern}
+
+
+def read_properties(text: str) -> dict[str, str]:
+    """Key -> value of a Java `.properties` file."""
+    found: dict[str, str] = {}
+    for line in re.sub(r"\\\r?\n\s*", "", text).splitlines():
+        if entry := re.match(r"\s*([^#!\s=:][^=:\s]*)\s*[=:]\s*(.*)", line):
+            found[entry[1]] = re.sub(
+                r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), entry[2]
+            )
+    return found
+
+
+def read_package(deb: Path) -> dict[str, str]:
+    """Key -> raw text of everything translatable in one package."""
+    found: dict[str, str] = {}
+    for path, data in _files(deb):
+        if path.endswith(".mo"):
+            for english, translation in read_mo(data).items():
+                found.setdefault(english, translation)
+        elif path.endswith(".html") and "/text/" in path:
+            page = path.split("/text/", 1)[1]
+            for paragraph, text in read_help_page(data.decode("utf-8", "replace")).items():
+                found[f"{page}|{paragraph}"] = text
+        elif path.endswith((".xpi", "omni.ja")):
+            for name, body in read_jar(data):
+                # `browser/chrome/de/locale/de/x/y.properties` and its en-US twin -> `x/y...`
+                resource = re.sub(r"^.*/(?:locale|localization)/[A-Za-z-]+/", "", name)
+                read = read_fluent if name.endswith(".ftl") else read_properties
+                for key, text in read(body.decode("utf-8", "replace")).items():
+                    found.setdefault(f"{resource}|{key}", text)
+    return found
+
+
+def _files(deb: Path) -> Iterator[tuple[str, bytes]]:
+    wanted = (".mo", ".html", ".xpi", "omni.ja")
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", deb], stdout=subprocess.PIPE) as process:
+        with tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+            for member in archive:
+                if member.isfile() and member.name.endswith(wanted):
+                    body = archive.extractfile(member)
+                    assert body is not None
+                    yield member.name, body.read()
+        if process.stdout is not None:
+            process.stdout.read()
+    if process.returncode:
+        raise ValueError(f"{deb}: dpkg-deb exited with {process.returncode}")
+
+
+def _extract(deb: Path, cache: Path) -> None:
+    package, version = deb.name.split("_")[:2]
+    record = {
+        "package": package,
+        "version": version.replace("%3a", ":"),
+        "sha256": hashlib.sha256(deb.read_bytes()).hexdigest(),
+        "texts": read_package(deb),
+    }
+    unfinished = cache / f"{package}.partial"
+    unfinished.write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+    unfinished.rename(cache / f"{package}.json")
+    deb.unlink()
+
+
+def fetch(languages: list[Language], cache: Path) -> dict[str, dict[str, object]]:
+    """Package name -> its record, downloading and reading what the cache does not hold yet.
+
+    Raises `subprocess.CalledProcessError` if apt cannot download a package it lists.
+    """
+    debs = cache / "debs"
+    debs.mkdir(parents=True, exist_ok=True)
+    listed = subprocess.run(["apt-cache", "pkgnames"], capture_output=True, text=True, check=True)
+    available = set(listed.stdout.split())
+    wanted = [*ENGLISH_PACKAGE.values(), *(p for one in languages for p in one.packages())]
+    wanted = [package for package in wanted if package in available]
+    missing = [package for package in wanted if not (cache / f"{package}.json").exists()]
+    here = {deb.name.split("_")[0] for deb in debs.glob("*.deb")}
+    to_download = [package for package in missing if package not in here]
+    with ProcessPoolExecutor(2) as pool:
+        for start in range(0, max(1, len(to_download)), DOWNLOAD_LOT):
+            lot = to_download[start : start + DOWNLOAD_LOT]
+            if lot:
+                subprocess.run(["apt-get", "download", "-qq", *lot], cwd=debs, check=True)
+            ready = [deb for deb in debs.glob("*.deb") if deb.name.split("_")[0] in missing]
+            list(pool.map(_extract, ready, [cache] * len(ready)))
+    return {
+        package: json.loads((cache / f"{package}.json").read_text(encoding="utf-8"))
+        for package in wanted
+    }
