@@ -1,0 +1,141 @@
+"""The command line: verbs only, no logic."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from gradvac.errors import GradvacError
+
+app = typer.Typer(
+    help="Train one model on many languages, and manage the tension between them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False)
+
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+Beam = Annotated[int | None, typer.Option(help="Beam size; 1 is greedy. Default: the recipe's.")]
+CheckpointName = Annotated[str, typer.Option(help="best, last, or a step number.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs/demo"),
+    minutes: Annotated[float, typer.Option(help="Training and scoring time to aim at.")] = 5.0,
+) -> None:
+    """Train the shipped model further, jointly and with GradVac; score, compare, report.
+
+    Example: gradvac demo --out runs/demo
+    """
+    from gradvac.experiment.demo import run_demo
+
+    run_demo(out, minutes=minutes, console=console)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe, a YAML file.", show_default=False)],
+    run: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key: method.name=pcgrad.")
+    ] = None,
+) -> None:
+    """Train what a recipe describes; the same command again resumes.
+
+    Example: gradvac train recipes/shipped-gradvac.yaml --set method.beta=0.1 --run runs/beta-0.1
+    """
+    from gradvac.experiment.display import Display
+    from gradvac.experiment.prepare import prepare
+    from gradvac.experiment.recipe import load_recipe
+    from gradvac.experiment.train import Trainer
+
+    loaded = load_recipe(recipe, set_)
+    folder = run or Path("runs") / loaded.name
+    prepared = prepare(loaded, folder, console.print)
+    tensorboard = folder / "tensorboard" if loaded.training.tensorboard else None
+    code = Trainer(prepared, Display(console, tensorboard)).train()
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+def evaluate(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    checkpoint: CheckpointName = "best",
+    beam: Beam = None,
+    sentences: Annotated[int | None, typer.Option(help="Only the first N per direction.")] = None,
+) -> None:
+    """Translate and score the test set of each run, in every direction.
+
+    Example: gradvac evaluate runs/joint runs/gradvac --beam 5
+    """
+    from gradvac.experiment.evaluate import evaluate_run
+
+    for run in runs:
+        scores = evaluate_run(
+            run, checkpoint=checkpoint, beam=beam, sentences=sentences, say=console.print
+        )
+        console.print(score_table(f"{run}", scores.rows()))
+        for signature in scores.signatures.values():
+            console.print(signature, style="dim", markup=False)
+
+
+@app.command()
+def translate(
+    model: Annotated[
+        Path | None, typer.Argument(help="A run or model folder. Default: the shipped model.")
+    ] = None,
+    to: Annotated[str, typer.Option(help="Language to translate into.")] = "en",
+    beam: Annotated[int, typer.Option(help="Beam size; 1 is greedy.")] = 5,
+    length_penalty: Annotated[float, typer.Option(help="Exponent of the length penalty.")] = 1.0,
+    checkpoint: CheckpointName = "best",
+) -> None:
+    """Translate standard input, one sentence a line, to standard output.
+
+    Example: echo "Ouvrir le fichier" | gradvac translate --to en
+    """
+    from gradvac.experiment.filter import translate_lines
+
+    translate_lines(model, to, beam, length_penalty, checkpoint, sys.stdin.buffer, sys.stdout)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+) -> None:
+    """Write one self-contained HTML page about the given runs.
+
+    Example: gradvac report runs/joint runs/gradvac --out report.html
+    """
+    from gradvac.experiment.report import write_report
+
+    console.print(f"report: {write_report(out, runs, title='gradvac runs', start=None, notes=[])}")
+
+
+def score_table(title: str, rows: list[tuple[str, ...]]) -> Table:
+    """Scores as a table for the terminal; the first row names the columns."""
+    table = Table(title=title, title_justify="left")
+    for k, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if k == 0 else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def main() -> None:
+    """Entry point: a GradvacError is a message and exit code 2, never a traceback."""
+    try:
+        app()
+    except GradvacError as e:
+        print(f"error: {e}", file=sys.stderr)
+        raise SystemExit(2) from e
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,66 @@
+"""What a recipe asks for, built: device, model, gradient method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from gradvac.errors import RecipeError
+from gradvac.experiment.recipe import MethodSection, Recipe
+from gradvac.methods import GradVac, Method, PCGrad, StaticWeights
+from gradvac.translation.transformer import PRESETS, Transformer, TransformerConfig
+
+
+def device_of(name: str) -> torch.device:
+    """The device a recipe asks for; "auto" takes a GPU when there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as e:
+        raise RecipeError(f"device: {name!r} is not a device; try auto, cpu, cuda or cuda:1") from e
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RecipeError(f"device: {name!r} asked for, and PyTorch sees no GPU here")
+    return device
+
+
+def build_model(recipe: Recipe, vocabulary_size: int) -> Transformer:
+    """The Transformer of a recipe, initialised from its seed."""
+    section = recipe.model.model_dump(exclude={"preset"}, exclude_none=True)
+    shape: dict[str, Any] = {**PRESETS[recipe.model.preset], **section}
+    try:
+        config = TransformerConfig(vocabulary_size=vocabulary_size, **shape)
+    except ValueError as e:
+        raise RecipeError(f"model: {e}") from e
+    torch.manual_seed(recipe.seed)
+    return Transformer(config)
+
+
+def build_method(section: MethodSection, levels: dict[str, str], seed: int) -> Method | None:
+    """The gradient method of a recipe; None for plain joint training."""
+    chosen: list[str] | str = "all"
+    if section.tasks != "all":
+        wanted = section.tasks
+        chosen = (
+            wanted if isinstance(wanted, list) else [t for t, l in levels.items() if l == wanted]
+        )
+        if unknown := sorted(set(chosen) - set(levels)):
+            raise RecipeError(f"method.tasks: {unknown} are no tasks; tasks: {', '.join(levels)}")
+    if section.name == "gradvac":
+        return GradVac(
+            beta=section.beta,
+            tasks=chosen,
+            target=section.target,
+            max_target=section.max_target,
+            rescale=section.rescale,
+            seed=seed,
+            compare_pcgrad=True,
+        )
+    if section.name == "pcgrad":
+        return PCGrad(tasks=chosen, seed=seed)
+    if section.name == "static":
+        if unknown := sorted(set(section.weights) - set(levels)):
+            raise RecipeError(f"method.weights: {unknown} are no tasks; tasks: {', '.join(levels)}")
+        return StaticWeights({task: section.weights.get(task, 1.0) for task in levels})
+    return None

@@ -1,0 +1,170 @@
+"""Checkpoints: complete or absent, and nothing in them can run code.
+
+A checkpoint is a folder ``checkpoints/step-00001000`` with tensors in safetensors and the rest in
+JSON. It is written beside its place and renamed into it, so a folder of that name is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gradvac.errors import RunError
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on as if it had never stopped.
+
+    ``model``, ``optimizer`` and ``method`` map names to tensors; ``state`` is plain JSON.
+    """
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    method: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+_PARTS = ("model", "optimizer", "method")
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write ``folder/step-XXXXXXXX``, all or nothing. Returns the new folder."""
+    final = folder / f"step-{checkpoint.step:08d}"
+    new = folder / f".{final.name}.new"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    for part in _PARTS:
+        tensors = {k: v.detach().contiguous() for k, v in getattr(checkpoint, part).items()}
+        save_file(tensors, new / f"{part}.safetensors")
+    text = json.dumps({"step": checkpoint.step, **checkpoint.state})
+    (new / "state.json").write_text(text, encoding="utf-8")
+    for file in new.iterdir():
+        _to_disk(file)
+    _to_disk(new)
+    shutil.rmtree(final, ignore_errors=True)
+    new.rename(final)
+    _to_disk(folder)
+    return final
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read one checkpoint folder; RunError names the file that does not fit."""
+    parts = {part: load_tensors(folder / f"{part}.safetensors") for part in _PARTS}
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        step = int(state.pop("step"))
+    except (OSError, ValueError, KeyError) as e:
+        raise RunError(f"{folder / 'state.json'}: not the state of a checkpoint: {e}") from e
+    return Checkpoint(step=step, state=state, **parts)
+
+
+def load_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; RunError names a file that is damaged or something else."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as e:
+        raise RunError(f"{file}: not a readable safetensors file: {e}") from e
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name))
+
+
+def keep_newest(folder: Path, count: int, also: frozenset[str]) -> None:
+    """Delete all but the newest ``count`` checkpoints and those named in ``also``."""
+    for old in list_checkpoints(folder)[:-count]:
+        if old.name not in also:
+            shutil.rmtree(old)
+
+
+def average(folders: list[Path]) -> dict[str, Tensor]:
+    """Mean of the model parameters of several checkpoints, summed in float64."""
+    models = [load_tensors(f / "model.safetensors") for f in folders]
+    return {
+        name: (torch.stack([m[name].double() for m in models]).mean(0)).to(models[0][name].dtype)
+        for name in models[0]
+    }
+
+
+def split_state(tree: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Part a nested state into tensors by dotted name, for safetensors, and the rest, for JSON."""
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Tensor):
+            tensors[key] = value
+        elif isinstance(value, Mapping):
+            inner, plain[key] = split_state(value)
+            tensors |= {f"{key}.{name}": tensor for name, tensor in inner.items()}
+        else:
+            plain[key] = value
+    return tensors, plain
+
+
+def join_state(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo `split_state`."""
+    tree = {k: join_state({}, v) if isinstance(v, Mapping) else v for k, v in plain.items()}
+    for name, tensor in tensors.items():
+        *path, last = name.split(".")
+        at = tree
+        for key in path:
+            at = at.setdefault(key, {})
+        at[last] = tensor
+    return tree
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
+) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name: ``exp_avg/encoder.layers.0...``."""
+    return {
+        f"{key}/{names[p]}": value
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    tensors: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+) -> None:
+    """Undo `optimizer_tensors`; RunError when a parameter's name is not of this model."""
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        if name not in parameters:
+            raise RunError(f"the checkpoint's optimizer holds {name!r}, which the model has not")
+        p = parameters[name]
+        place = p.device if kind != "step" or _on_device(optimizer) else torch.device("cpu")
+        optimizer.state[p][kind] = value.to(place)
+
+
+def _on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Fused and capturable optimizers keep their step counters beside the parameters."""
+    return bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

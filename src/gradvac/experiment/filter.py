@@ -1,0 +1,49 @@
+"""`gradvac translate`: a filter from lines to lines."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from gradvac.errors import CorpusError
+from gradvac.experiment.model_folder import find_model
+from gradvac.experiment.recipe import resolve
+from gradvac.translation.translate import Translator
+
+SHIPPED_MODEL = "shipped:start"
+LINES_AT_ONCE = 512  # read ahead, so that similar lengths share a batch
+
+
+def translate_lines(
+    folder: Path | None,
+    target: str,
+    beam: int,
+    length_penalty: float,
+    checkpoint: str,
+    source: BinaryIO,
+    out: TextIO,
+) -> None:
+    """Translate every line of ``source`` into ``target``; one line out for each line in.
+
+    ``folder`` None is the shipped model. Raises CorpusError for a line that is not UTF-8.
+    """
+    found = find_model(folder or resolve(SHIPPED_MODEL), checkpoint)
+    found.vocabulary.tag_id(target)
+    translator = Translator(
+        found.load(), found.vocabulary, beam=beam, length_penalty=length_penalty
+    )
+    done = 0
+    while raw := list(islice(source, LINES_AT_ONCE)):
+        lines = [_text(line, done + k) for k, line in enumerate(raw, 1)]
+        for text in translator.translate(lines, [target] * len(lines)):
+            print(text, file=out)
+        out.flush()
+        done += len(raw)
+
+
+def _text(line: bytes, number: int) -> str:
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as e:
+        raise CorpusError(f"<stdin>:{number}: not UTF-8 at byte {e.start}") from e

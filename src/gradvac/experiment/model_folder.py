@@ -1,0 +1,100 @@
+"""A model on disk, in a run or on its own, and how to open either.
+
+A model folder holds ``model.json`` (the shape), ``model.safetensors`` and ``vocabulary.model``.
+A run folder holds the same things, with parameters under ``best/`` and ``checkpoints/``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gradvac.errors import RunError
+from gradvac.experiment.checkpoint import list_checkpoints, load_tensors
+from gradvac.translation.transformer import Transformer, TransformerConfig
+from gradvac.translation.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A model's shape, its vocabulary, and the file of its parameters."""
+
+    config: TransformerConfig
+    vocabulary: Vocabulary
+    parameters: Path
+
+    def load(self, device: torch.device | str = "cpu") -> Transformer:
+        """Build the Transformer and fill it, in float32, ready to translate."""
+        model = Transformer(self.config)
+        fill(model, load_tensors(self.parameters), self.parameters)
+        return model.to(device).eval()
+
+
+def find_model(folder: Path, checkpoint: str = "best") -> FoundModel:
+    """Find the model in a model folder or run folder.
+
+    ``checkpoint``: "best", "last", or a step number; only runs have a choice. RunError says what
+    is missing.
+    """
+    try:
+        shape = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        config = TransformerConfig(**shape)
+    except (OSError, ValueError, TypeError) as e:
+        raise RunError(f"{folder}: holds no model: {folder / 'model.json'}: {e}") from e
+    parameters = folder / "model.safetensors"
+    if not parameters.exists():
+        parameters = _of_run(folder, checkpoint)
+    return FoundModel(config, Vocabulary.load(folder / "vocabulary.model"), parameters)
+
+
+def _of_run(folder: Path, checkpoint: str) -> Path:
+    saved = list_checkpoints(folder / "checkpoints")
+    best = folder / "best" / "model.safetensors"
+    if checkpoint == "best" and best.exists():
+        return best
+    if checkpoint in ("best", "last") and saved:
+        return saved[-1] / "model.safetensors"
+    if checkpoint.isdigit():
+        wanted = folder / "checkpoints" / f"step-{int(checkpoint):08d}"
+        if wanted in saved:
+            return wanted / "model.safetensors"
+    names = ", ".join(p.name for p in saved) or "none yet"
+    raise RunError(f"{folder}: no checkpoint {checkpoint!r}; there: {names}")
+
+
+def save_shape(folder: Path, config: TransformerConfig) -> None:
+    """Write ``model.json``."""
+    text = json.dumps(dataclasses.asdict(config), indent=1)
+    (folder / "model.json").write_text(text, encoding="utf-8")
+
+
+def save_parameters(file: Path, tensors: dict[str, Tensor], *, half: bool = False) -> None:
+    """Write parameters at once or not at all; ``half`` stores them in 16 bits."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(".new")
+    kind = torch.float16 if half else torch.float32
+    save_file({k: v.detach().to("cpu", kind).contiguous() for k, v in tensors.items()}, new)
+    new.replace(file)
+
+
+def fill(model: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
+    """Load parameters by name; RunError spells out what is missing, foreign or misshapen."""
+    own = model.state_dict()
+    missing, foreign = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [
+        f"{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
+        for k in own.keys() & tensors.keys()
+        if own[k].shape != tensors[k].shape
+    ]
+    if missing or foreign or shapes:
+        raise RunError(
+            f"{origin}: parameters of another model; missing: {missing[:3]}, "
+            f"not of this model: {foreign[:3]}, shapes: {shapes[:3]}"
+        )
+    model.load_state_dict(tensors)

@@ -1,0 +1,289 @@
+"""Recipes: one YAML file describes a whole experiment; nothing in it is trusted unread.
+
+Every key is validated before anything is loaded. An error names the file, the dotted key, the
+value found, what is allowed, and the nearest spelling or the section where the key belongs.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from gradvac.errors import RecipeError
+from gradvac.experiment.recipe_errors import explain
+from gradvac.translation.cleaning import CleaningRules
+from gradvac.translation.languages import Direction
+
+SHIPPED = "shipped:"
+Granularity = Literal["whole_model", "enc_dec", "all_layer", "all_matrix"]
+Level = Literal["high", "medium", "low"]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A section of a recipe: unknown keys are errors, values are never coerced silently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SourceSection(Section):
+    """Where parallel text comes from: one table, or one file per language."""
+
+    format: Literal["tsv", "text", "jsonl", "mo", "po"] | None = None
+    path: str | None = None
+    paths: dict[str, str] | None = None
+    languages: list[str] | None = None
+    msgid: str = "en"
+
+    @model_validator(mode="after")
+    def _one_place(self) -> SourceSection:
+        if (self.path is None) == (self.paths is None):
+            raise ValueError("give either path (one file) or paths (language: file)")
+        return self
+
+
+class CleaningSection(Section):
+    """When a pair is left out of training; the defaults and their reasons are `CleaningRules`."""
+
+    min_characters: int = CleaningRules().min_characters
+    max_characters: int = CleaningRules().max_characters
+    min_words: int = CleaningRules().min_words
+    max_words: int = CleaningRules().max_words
+    max_ratio: float = CleaningRules().max_ratio
+    ratio_smoothing: float = CleaningRules().ratio_smoothing
+    drop_copies: bool = CleaningRules().drop_copies
+    drop_duplicates: bool = CleaningRules().drop_duplicates
+
+    def rules(self) -> CleaningRules:
+        """The same, as the cleaner takes it."""
+        return CleaningRules(**self.model_dump())
+
+    @model_validator(mode="after")
+    def _in_range(self) -> CleaningSection:
+        try:
+            self.rules()
+        except RecipeError as e:
+            raise ValueError(str(e)) from e
+        return self
+
+
+class DataSection(Section):
+    """Corpora and the directions to learn."""
+
+    train: list[SourceSection] = Field(min_length=1)
+    valid: list[SourceSection] = []
+    test: list[SourceSection] = []
+    directions: Literal["to_en", "from_en", "both"] | list[str] = "both"
+    languages: list[str] | None = None
+    cleaning: CleaningSection = CleaningSection()
+    on_problem: Literal["drop", "fail"] = "drop"
+    max_tokens: Count = 256
+    max_pairs: Count | None = None
+    levels: tuple[Count, Count] | None = None
+
+    @field_validator("directions")
+    @classmethod
+    def _directions_parse(cls, directions: str | list[str]) -> str | list[str]:
+        try:
+            for name in directions if isinstance(directions, list) else []:
+                Direction.parse(name)
+        except RecipeError as e:
+            raise ValueError(str(e)) from e
+        return directions
+
+
+class VocabularySection(Section):
+    """The shared SentencePiece vocabulary; ``path`` reuses one instead of training it."""
+
+    size: Annotated[int, Field(ge=300)] = 64_000
+    temperature: Positive = 5.0
+    sample: Count = 1_000_000
+    byte_fallback: bool = True
+    character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995
+    symbols: list[str] = []
+    path: str | None = None
+
+
+class ModelSection(Section):
+    """A preset of the Transformer and what differs from it."""
+
+    preset: Literal["tiny", "small", "base", "big"] = "base"
+    d_model: Count | None = None
+    d_ffn: Count | None = None
+    heads: Count | None = None
+    encoder_layers: Count | None = None
+    decoder_layers: Count | None = None
+    dropout: Share | None = None
+    attention_dropout: Share | None = None
+    activation_dropout: Share | None = None
+    norm: Literal["pre", "post"] | None = None
+    activation: Literal["relu", "gelu"] | None = None
+
+
+class BatchSection(Section):
+    """Temperature sampling into batches of about ``tokens`` target tokens."""
+
+    tokens: Count = 4096
+    temperature: Positive = 5.0
+    pool: Count = 64
+    accumulate: Count = 1
+
+
+class TrainingSection(Section):
+    """Optimisation, validation and what is kept."""
+
+    steps: Count = 100_000
+    learning_rate: Positive = 1e-3
+    warmup: Count = 4000
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    clip: Positive | None = 1.0
+    label_smoothing: Share = 0.1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    validate_every: Count = 1000
+    checkpoint_every: Count = 1000
+    keep: Count = 5
+    metric: str = "nll"
+    patience: Count | None = None
+    average: Annotated[int, Field(ge=0)] = 0
+    log_every: Count = 50
+    start_from: str | None = None
+    tensorboard: bool = False
+
+
+class MethodSection(Section):
+    """How task gradients become one update."""
+
+    name: Literal["joint", "gradvac", "pcgrad", "static"] = "joint"
+    granularity: Granularity = "all_layer"
+    tasks: Literal["all"] | Level | list[str] = "all"
+    beta: Annotated[float, Field(ge=0, le=1)] = 1e-2
+    target: Literal["adaptive"] | Annotated[float, Field(gt=-1, lt=1)] = "adaptive"
+    max_target: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    rescale: bool = False
+    weights: dict[str, float] = {}
+    record_every: Count = 10
+
+
+class SearchSection(Section):
+    """Beam search when scoring."""
+
+    beam: Count = 5
+    length_penalty: Annotated[float, Field(ge=0)] = 1.0
+    batch_tokens: Count = 8192
+
+
+class Recipe(Section):
+    """A whole experiment."""
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
+    seed: Annotated[int, Field(ge=0)] = 1
+    device: str = "auto"
+    data: DataSection
+    vocabulary: VocabularySection = VocabularySection()
+    model: ModelSection = ModelSection()
+    batches: BatchSection = BatchSection()
+    training: TrainingSection = TrainingSection()
+    method: MethodSection = MethodSection()
+    search: SearchSection = SearchSection()
+
+
+def load_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
+    """Read a recipe; ``changes`` are ``section.key=value`` overrides with YAML values.
+
+    Relative file names are taken from the recipe's own folder. Raises RecipeError.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise RecipeError(f"{path}: cannot read the recipe: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise RecipeError(f"{path}: not UTF-8 at byte {e.start}") from e
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise RecipeError(f"{path}{line}: not YAML: {getattr(e, 'problem', None) or e}") from e
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections, found {type(tree).__name__}")
+    for change in changes or []:
+        _apply(tree, change)
+    recipe = parse_recipe(tree, str(path))
+    return _absolute(recipe, path.parent)
+
+
+def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
+    """Validate a tree of plain values; ``where`` names it in errors."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as e:
+        lines = dict.fromkeys(explain(error, tree, Recipe) for error in e.errors())
+        raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from e
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The complete recipe as YAML, defaults written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def resolve(name: str) -> Path:
+    """A file of the recipe; ``shipped:NAME`` is a file that comes with the package."""
+    if name.startswith(SHIPPED):
+        return Path(str(importlib.resources.files("gradvac") / "assets" / name[len(SHIPPED) :]))
+    return Path(name)
+
+
+def _apply(tree: dict[str, Any], change: str) -> None:
+    """Set one ``section.key=value`` in the tree."""
+    key, equals, value = change.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {change!r}: write section.key=value, such as method.name=pcgrad")
+    *sections, last = key.split(".")
+    for section in sections:
+        below = tree.setdefault(section, {})
+        if not isinstance(below, dict):
+            raise RecipeError(f"--set {change!r}: {section} is not a section")
+        tree = below
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise RecipeError(f"--set {change!r}: the value is not YAML") from e
+
+
+def _absolute(recipe: Recipe, folder: Path) -> Recipe:
+    """Make every file name of the recipe independent of the working directory."""
+
+    def place(name: str | None) -> str | None:
+        if name is None or name.startswith(SHIPPED):
+            return name
+        return str((folder / Path(name).expanduser()).resolve())
+
+    def move(sources: list[SourceSection]) -> list[SourceSection]:
+        return [
+            s.model_copy(
+                update={
+                    "path": place(s.path),
+                    "paths": s.paths and {k: place(v) for k, v in s.paths.items()},
+                }
+            )
+            for s in sources
+        ]
+
+    data = recipe.data
+    return recipe.model_copy(
+        update={
+            "data": data.model_copy(
+                update={part: move(getattr(data, part)) for part in ("train", "valid", "test")}
+            ),
+            "vocabulary": recipe.vocabulary.model_copy(
+                update={"path": place(recipe.vocabulary.path)}
+            ),
+            "training": recipe.training.model_copy(
+                update={"start_from": place(recipe.training.start_from)}
+            ),
+        }
+    )

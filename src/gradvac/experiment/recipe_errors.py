@@ -1,0 +1,59 @@
+"""Validation errors in the words of a recipe: dotted key, value found, what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+
+def _keys(recipe: type[BaseModel]) -> dict[str, list[str]]:
+    """Section -> keys, the top level under ''."""
+    keys = {"": list(recipe.model_fields)}
+    for name, field in recipe.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys[name] = list(field.annotation.model_fields)
+    return keys
+
+
+def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) -> str:
+    """One validation error in the words of a recipe."""
+    parts = [str(p) for p in error["loc"]]
+    steps: list[str] = []
+    at: Any = tree
+    for part in error["loc"]:  # pydantic adds the branch of a union tried; a recipe has no such key
+        if (isinstance(at, dict) and part in at) or (
+            isinstance(at, list) and isinstance(part, int)
+        ):
+            at = at[part]
+        else:
+            continue
+        steps.append(str(part))
+    context = error.get("ctx", {})
+    key = ".".join(steps) or ".".join(parts)
+    if error["type"] == "missing":
+        return f"{'.'.join(parts)}: required, and not there"
+    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{key}: unknown key{_hint(parts, _keys(recipe))}"
+    if error["type"] == "value_error":
+        return f"{key or 'recipe'}: {context['error']}"
+    allowed = error["msg"].replace("Input should be", "must be")
+    if error["type"] == "literal_error" and isinstance(error["input"], str):
+        options = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        near = difflib.get_close_matches(error["input"], options, 1)
+        allowed += f"; did you mean {near[0]!r}?" if near else ""
+    return f"{key}: found {error['input']!r}, {allowed}"
+
+
+def _hint(parts: list[str], keys: dict[str, list[str]]) -> str:
+    """Nearest spelling of an unknown key, or the section it belongs to."""
+    section, name = (parts[0], parts[-1]) if len(parts) > 1 else ("", parts[-1])
+    near = difflib.get_close_matches(name, keys.get(section, []), 1)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    homes = [s for s, names in keys.items() if name in names and s != section]
+    if homes:
+        return f"; it belongs to {'the top level' if homes[0] == '' else f'section {homes[0]!r}'}"
+    return f"; allowed here: {', '.join(keys.get(section, keys['']))}"

@@ -1,0 +1,264 @@
+"""Batches drawn from all directions by temperature, as a pure function of (seed, step).
+
+Sentences are drawn in pools: a pool is one multinomial draw over directions with
+P_i = n_i^(1/T) / sum_j n_j^(1/T), sorted by length and cut into batches of equal target tokens, so
+that padding stays small while every batch still mixes directions. Within a direction sentences
+come in a fresh random order each epoch. Everything follows from (seed, step): a resumed run sees
+exactly the batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradvac.errors import RecipeError
+from gradvac.translation.vocabulary import BOS, PAD, sampling_probabilities
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Encoded sentences of one side, end to end.
+
+    ``ids`` [total tokens]; sentence ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.ids[self.offsets[i] : self.offsets[i + 1]]
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sentence [N], end symbol (and tag) included."""
+        return np.diff(self.offsets)
+
+    @classmethod
+    def of(cls, sentences: Sequence[Sequence[int]]) -> Sentences:
+        """Pack lists of ids."""
+        lengths = np.fromiter((len(s) for s in sentences), np.int64, len(sentences))
+        ids = np.fromiter((i for s in sentences for i in s), np.int32, int(lengths.sum()))
+        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """The encoded pairs of one direction: ``source[i]`` translates to ``target[i]``."""
+
+    source: Sentences
+    target: Sentences
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sentences of several tasks, padded with 0 on the right.
+
+    ``source`` [B, S], ``target_in`` [B, T] (begins with bos), ``target_out`` [B, T] (ends with
+    eos), ``task`` [B] index into ``tasks``, ``sentence`` [B] index within the task's corpus.
+    """
+
+    source: Tensor
+    target_in: Tensor
+    target_out: Tensor
+    task: Tensor
+    sentence: Tensor
+    tasks: tuple[str, ...]
+
+    @cached_property
+    def tokens(self) -> int:
+        """Target tokens, padding left out."""
+        return int((self.target_out != PAD).sum())
+
+    @property
+    def present(self) -> list[int]:
+        """Indices of the tasks that have a sentence here, ascending."""
+        return torch.unique(self.task).tolist()
+
+    @property
+    def padding(self) -> float:
+        """Share of the cells of source and target that hold padding."""
+        cells = self.source.numel() + self.target_out.numel()
+        return 1 - (int((self.source != PAD).sum()) + self.tokens) / cells
+
+    def of_task(self, index: int) -> Batch:
+        """The sentences of one task, padding cut to what they need."""
+        rows = self.task == index
+        source, target_out = self.source[rows], self.target_out[rows]
+        s = int((source != PAD).sum(1).max())
+        t = int((target_out != PAD).sum(1).max())
+        return Batch(
+            source[:, :s],
+            self.target_in[rows, :t],
+            target_out[:, :t],
+            self.task[rows],
+            self.sentence[rows],
+            self.tasks,
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on ``device``."""
+        move = lambda x: x.to(device, non_blocking=True)
+        return Batch(
+            move(self.source),
+            move(self.target_in),
+            move(self.target_out),
+            move(self.task),
+            move(self.sentence),
+            self.tasks,
+        )
+
+
+def _pad(rows: Sequence[np.ndarray], start: int | None = None) -> Tensor:
+    """Right-pad ``rows``; with ``start``, shift right by one and begin with it."""
+    width = max(len(r) for r in rows)
+    out = np.full((len(rows), width), PAD, dtype=np.int64)
+    for k, row in enumerate(rows):
+        if start is None:
+            out[k, : len(row)] = row
+        else:
+            out[k, 0] = start
+            out[k, 1 : len(row)] = row[:-1]
+    return torch.from_numpy(out)
+
+
+def collate(
+    corpus: Mapping[str, EncodedTask],
+    tasks: tuple[str, ...],
+    task: np.ndarray,
+    sentence: np.ndarray,
+) -> Batch:
+    """Build the batch of pairs ``(task[k], sentence[k])``."""
+    where = [(corpus[tasks[t]], i) for t, i in zip(task, sentence, strict=True)]
+    targets = [c.target[i] for c, i in where]
+    return Batch(
+        _pad([c.source[i] for c, i in where]),
+        _pad(targets, start=BOS),
+        _pad(targets),
+        torch.from_numpy(task.astype(np.int64)),
+        torch.from_numpy(sentence.astype(np.int64)),
+        tasks,
+    )
+
+
+def in_order(
+    corpus: Mapping[str, EncodedTask], tasks: tuple[str, ...], index: int, tokens: int
+) -> Iterator[Batch]:
+    """Every sentence of one task once, similar lengths together, about ``tokens`` a batch."""
+    data = corpus[tasks[index]]
+    order = np.lexsort((data.source.lengths, data.target.lengths))
+    cells = np.maximum(data.source.lengths, data.target.lengths)[order]
+    start = 0
+    while start < len(order):
+        stop, widest = start, 0
+        while stop < len(order):
+            widest = max(widest, int(cells[stop]))
+            if stop > start and widest * (stop - start + 1) > tokens:
+                break
+            stop += 1
+        rows = order[start:stop]
+        yield collate(corpus, tasks, np.full(len(rows), index), rows)
+        start = stop
+
+
+class BatchPlan:
+    """Which sentences step ``n`` trains on, for every ``n``, from ``seed`` alone.
+
+    ``tokens`` is the target number of target tokens of a batch; ``pool`` batches are drawn and
+    sorted together: a larger pool means less padding and less mixing of lengths within a batch.
+    """
+
+    def __init__(
+        self,
+        corpus: Mapping[str, EncodedTask],
+        *,
+        tokens: int,
+        temperature: float,
+        seed: int,
+        pool: int = 64,
+    ) -> None:
+        empty = [t for t, c in corpus.items() if not len(c)]
+        if empty:
+            raise RecipeError(f"no training sentences for: {', '.join(empty)}")
+        self.corpus = dict(corpus)
+        self.tasks = tuple(corpus)
+        self.seed, self.pool = seed, pool
+        self.sizes = np.array([len(c) for c in corpus.values()], dtype=np.int64)
+        self.probabilities = sampling_probabilities(self.sizes, temperature)
+        mean = [c.target.lengths.mean() for c in corpus.values()]
+        per_batch = tokens / float(self.probabilities @ np.array(mean))
+        self.sentences_per_pool = max(pool, round(pool * per_batch))
+        self._drawn = [np.zeros(len(self.tasks), dtype=np.int64)]
+        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self._cut: tuple[int, list[tuple[np.ndarray, np.ndarray]]] = (-1, [])
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of ``step`` (from 0)."""
+        number, k = divmod(step, self.pool)
+        if self._cut[0] != number:
+            self._cut = (number, self._draw(number))
+        task, sentence = self._cut[1][k]
+        return collate(self.corpus, self.tasks, task, sentence)
+
+    def _rng(self, *what: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, *what])
+
+    def _counts_before(self, number: int) -> np.ndarray:
+        """Sentences of each task drawn by all pools before ``number`` [N]."""
+        while len(self._drawn) <= number:
+            draw = self._rng(0, len(self._drawn) - 1).multinomial(
+                self.sentences_per_pool, self.probabilities
+            )
+            self._drawn.append(self._drawn[-1] + draw)
+        return self._drawn[number]
+
+    def _order(self, task: int, epoch: int) -> np.ndarray:
+        """Random order of the sentences of ``task`` in its ``epoch``."""
+        if self._orders.get(task, (-1,))[0] != epoch:
+            name = zlib.crc32(self.tasks[task].encode())
+            self._orders[task] = (epoch, self._rng(1, name, epoch).permutation(self.sizes[task]))
+        return self._orders[task][1]
+
+    def _sentences(self, task: int, first: int, last: int) -> np.ndarray:
+        """Sentences that draws ``first`` to ``last`` of ``task`` give: epoch after epoch."""
+        epoch, place = np.divmod(np.arange(first, last), self.sizes[task])
+        drawn = [self._order(task, int(e))[place[epoch == e]] for e in np.unique(epoch)]
+        return np.concatenate(drawn) if drawn else np.empty(0, dtype=np.int64)
+
+    def _draw(self, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The batches of one pool, each as (task, sentence) index arrays."""
+        first, last = self._counts_before(number), self._counts_before(number + 1)
+        drawn = [self._sentences(t, int(first[t]), int(last[t])) for t in range(len(self.tasks))]
+        data = self.corpus.values()
+        source, target = (
+            np.concatenate([getattr(c, side).lengths[i] for c, i in zip(data, drawn, strict=True)])
+            for side in ("source", "target")
+        )
+        task = np.repeat(np.arange(len(self.tasks)), last - first)
+        sentence = np.concatenate(drawn)
+        rng = self._rng(2, number)
+        order = np.lexsort((rng.random(len(task)), source, target, np.maximum(source, target)))
+        parts = np.split(order, self._cuts(target[order]))
+        return [(task[parts[k]], sentence[parts[k]]) for k in rng.permutation(self.pool)]
+
+    def _cuts(self, lengths: np.ndarray) -> np.ndarray:
+        """Where to cut sorted sentences into ``pool`` batches of equal tokens, none empty."""
+        total = np.cumsum(lengths)
+        cuts = np.searchsorted(total, total[-1] * np.arange(1, self.pool) / self.pool)
+        k = np.arange(1, self.pool)
+        cuts = np.maximum(cuts, k)
+        for i in range(1, len(cuts)):
+            cuts[i] = max(cuts[i], cuts[i - 1] + 1)
+        return np.minimum(cuts, len(lengths) - self.pool + k)

@@ -1,0 +1,194 @@
+"""One shared SentencePiece vocabulary for every language, source and target.
+
+Trained on temperature-sampled text (Wang et al. 2021, section 2.1 and appendix B: 64k pieces, a
+``<2xx>`` tag before the source names the target language). Byte fallback leaves no character
+unknown. Tags are control symbols: they have ids of their own, and no text can spell one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece as spm
+
+from gradvac.errors import RecipeError, RunError
+
+PAD, UNK, BOS, EOS = 0, 1, 2, 3
+
+
+def tag(language: str) -> str:
+    """The symbol that asks for translation into ``language``."""
+    return f"<2{language}>"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A trained SentencePiece model with gradvac's special symbols.
+
+    ``model`` is the serialised SentencePiece protocol buffer: the file ``vocabulary.model``.
+    """
+
+    model: bytes
+
+    def __post_init__(self) -> None:
+        try:
+            pieces = spm.SentencePieceProcessor(model_proto=self.model)
+        except RuntimeError as e:
+            raise RunError("not a SentencePiece model") from e
+        ids = (pieces.pad_id(), pieces.unk_id(), pieces.bos_id(), pieces.eos_id())
+        if ids != (PAD, UNK, BOS, EOS):
+            raise RunError(f"vocabulary has pad, unk, bos, eos = {ids}; gradvac needs 0, 1, 2, 3")
+        tags = {
+            pieces.id_to_piece(i)[2:-1]: i
+            for i in range(len(pieces))
+            if pieces.is_control(i) and pieces.id_to_piece(i).startswith("<2")
+        }
+        object.__setattr__(self, "_pieces", pieces)
+        object.__setattr__(self, "_tags", tags)
+
+    pad, unk, bos, eos = PAD, UNK, BOS, EOS
+
+    @property
+    def pieces(self) -> spm.SentencePieceProcessor:
+        """The SentencePiece processor itself."""
+        return self._pieces  # type: ignore[attr-defined]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Languages that have a ``<2xx>`` tag, in id order."""
+        return tuple(self._tags)  # type: ignore[attr-defined]
+
+    @property
+    def forbidden(self) -> list[int]:
+        """Ids that a translation never contains: pad, unk, bos and the tags."""
+        return [PAD, UNK, BOS, *self._tags.values()]  # type: ignore[attr-defined]
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any change of the model."""
+        return hashlib.sha256(self.model).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    def tag_id(self, language: str) -> int:
+        """Id of ``<2language>``; RunError when the vocabulary has none."""
+        tags: dict[str, int] = self._tags  # type: ignore[attr-defined]
+        if language not in tags:
+            known = ", ".join(sorted(tags))
+            raise RunError(f"the vocabulary has no tag for language {language!r}; it has: {known}")
+        return tags[language]
+
+    def encode_source(self, text: str, target_language: str) -> list[int]:
+        """``<2target> pieces eos``."""
+        return [self.tag_id(target_language), *self.pieces.encode(text), EOS]
+
+    def encode_sources(self, texts: Sequence[str], target_language: str) -> list[list[int]]:
+        """`encode_source` for many texts at once."""
+        first = self.tag_id(target_language)
+        return [[first, *ids, EOS] for ids in self.pieces.encode(list(texts))]
+
+    def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
+        """``pieces eos`` for each text."""
+        return [[*ids, EOS] for ids in self.pieces.encode(list(texts))]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``; special symbols vanish."""
+        return self.pieces.decode([int(i) for i in ids if i > EOS])
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """Read ``vocabulary.model``."""
+        try:
+            return cls(path.read_bytes())
+        except OSError as e:
+            raise RunError(f"{path}: cannot read the vocabulary: {e.strerror}") from e
+        except RunError as e:
+            raise RunError(f"{path}: {e}") from e
+
+    def save(self, path: Path) -> None:
+        """Write ``vocabulary.model``."""
+        path.write_bytes(self.model)
+
+
+def temperature_sample(
+    texts: Mapping[str, Sequence[str]], temperature: float, total: int, seed: int
+) -> Iterator[str]:
+    """Yield about ``total`` sentences, languages drawn with P_l = n_l^(1/T) / sum_m n_m^(1/T).
+
+    A language that has fewer sentences than its share gives each of them several times: this is
+    what up-sampling by temperature means (Arivazhagan et al. 2019, section 5).
+    """
+    languages = [l for l in texts if len(texts[l])]
+    sizes = np.array([len(texts[l]) for l in languages], dtype=np.float64)
+    shares = sampling_probabilities(sizes, temperature)
+    rng = np.random.default_rng(seed)
+    for language, share in zip(languages, shares, strict=True):
+        sentences = texts[language]
+        wanted = max(1, round(total * share))
+        whole, rest = divmod(wanted, len(sentences))
+        for _ in range(whole):
+            yield from iter(sentences)
+        for i in rng.choice(len(sentences), rest, replace=False):
+            yield sentences[int(i)]
+
+
+def sampling_probabilities(sizes: np.ndarray, temperature: float) -> np.ndarray:
+    """P_i = n_i^(1/T) / sum_j n_j^(1/T) (Wang et al. 2021, appendix B).
+
+    T=1 is proportional to size, T=inf uniform. ``sizes`` [N] positive; returns [N], sum 1.
+    """
+    if not temperature > 0:
+        raise RecipeError(f"temperature must be positive, found {temperature}")
+    logs = np.log(np.asarray(sizes, dtype=np.float64)) / temperature
+    p = np.exp(logs - logs.max())
+    return p / p.sum()
+
+
+def train_vocabulary(
+    texts: Mapping[str, Sequence[str]],
+    *,
+    size: int,
+    temperature: float = 5.0,
+    sample: int = 1_000_000,
+    byte_fallback: bool = True,
+    character_coverage: float = 0.9995,
+    symbols: Iterable[str] = (),
+    seed: int = 0,
+) -> Vocabulary:
+    """Train the shared vocabulary on ``texts``: language code -> sentences.
+
+    ``size`` counts every piece, tags and bytes included. ``symbols`` are kept whole wherever they
+    occur in text. Raises RecipeError when SentencePiece cannot reach ``size`` on this text.
+    """
+    model = io.BytesIO()
+    total = min(sample, sum(len(t) for t in texts.values()))
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=temperature_sample(texts, temperature, total, seed),
+            model_writer=model,
+            vocab_size=size,
+            model_type="unigram",
+            byte_fallback=byte_fallback,
+            character_coverage=character_coverage,
+            control_symbols=[tag(language) for language in sorted(texts)],
+            user_defined_symbols=list(symbols),
+            pad_id=PAD,
+            unk_id=UNK,
+            bos_id=BOS,
+            eos_id=EOS,
+            split_digits=True,
+            num_threads=2,  # fixed: the sum over threads decides the last bits
+            minloglevel=2,
+        )
+    except RuntimeError as e:
+        reason = str(e).splitlines()[-1].strip() if str(e).strip() else "no reason given"
+        raise RecipeError(
+            f"vocabulary.size: {size} cannot be trained on this text: {reason}"
+        ) from e
+    return Vocabulary(model.getvalue())

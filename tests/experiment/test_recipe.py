@@ -1,0 +1,90 @@
+"""Recipes: every key checked before anything is loaded, every error says what to do."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from gradvac.errors import RecipeError
+from gradvac.experiment.recipe import dump_recipe, load_recipe, parse_recipe
+
+GOOD = {"data": {"train": [{"path": "a.tsv"}]}}
+
+
+def write(tmp_path: Path, tree: object) -> Path:
+    path = tmp_path / "r.yaml"
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def test_defaults_are_the_papers():
+    recipe = parse_recipe(GOOD, "r")
+    assert recipe.batches.temperature == 5  # Wang et al. 2021, appendix B
+    assert recipe.vocabulary.size == 64_000  # section 2.1
+    assert recipe.method.beta == 1e-2 and recipe.method.granularity == "all_layer"  # appendix F
+    assert recipe.training.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metod": {}}, "metod: unknown key; did you mean 'method'?"),
+        ({"training": {"lr": 1}}, "training.lr: unknown key; allowed here: steps, learning_rate"),
+        ({"training": {"warmpu": 1}}, "training.warmpu: unknown key; did you mean 'warmup'?"),
+        ({"training": {"beta": 0.1}}, "training.beta: unknown key; did you mean 'betas'?"),
+        ({"model": {"granularity": "x"}}, "model.granularity: unknown key; it belongs to section"),
+        ({"method": {"seed": 1}}, "method.seed: unknown key; it belongs to the top level"),
+        ({"method": {"name": "gradvax"}}, "method.name: found 'gradvax', must be 'joint'"),
+        ({"method": {"name": "gradvax"}}, "did you mean 'gradvac'?"),
+        ({"method": {"beta": 2}}, "method.beta: found 2, must be less than or equal to 1"),
+        ({"batches": {"temperature": 0}}, "batches.temperature: found 0"),
+        ({"data": {"train": []}}, "data.train: found []"),
+        ({"data": {"train": [{"path": "a", "paths": {}}]}}, "data.train.0: give either path"),
+        ({"data": {}}, "data.train: required"),
+        ({"data": {"train": [{"path": "a.tsv"}], "cleaning": {"max_ratio": 0.5}}}, "max_ratio"),
+        ({"data": {"train": [{"path": "a.tsv"}], "directions": ["fr"]}}, "fr"),
+        ({"training": {"steps": "many"}}, "training.steps: found 'many'"),
+    ],
+)
+def test_errors_name_the_key_the_value_and_the_mend(tmp_path, change, message):
+    path = write(tmp_path, {**GOOD, **change})
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(path) in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_not_yaml_names_the_line(tmp_path):
+    with pytest.raises(RecipeError, match=r"r\.yaml:2: not YAML"):
+        load_recipe(write(tmp_path, "data: [\n}"))
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    with pytest.raises(RecipeError, match="not YAML"):
+        load_recipe(write(tmp_path, "data: !!python/object/apply:os.system ['true']"))
+
+
+def test_missing_file_and_wrong_shape(tmp_path):
+    with pytest.raises(RecipeError, match="cannot read the recipe"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="a mapping of sections, found list"):
+        load_recipe(write(tmp_path, "- a"))
+
+
+def test_set_changes_a_key(tmp_path):
+    recipe = load_recipe(write(tmp_path, GOOD), ["method.name=pcgrad", "batches.temperature=.inf"])
+    assert recipe.method.name == "pcgrad" and recipe.batches.temperature == float("inf")
+    with pytest.raises(RecipeError, match=r"write section\.key=value"):
+        load_recipe(write(tmp_path, GOOD), ["method.name"])
+    with pytest.raises(RecipeError, match="name is not a section"):
+        load_recipe(write(tmp_path, {**GOOD, "name": "x"}), ["name.y=1"])
+
+
+def test_files_are_relative_to_the_recipe(tmp_path):
+    recipe = load_recipe(write(tmp_path, GOOD))
+    assert recipe.data.train[0].path == str(tmp_path / "a.tsv")
+
+
+def test_dump_and_parse_round_trip(tmp_path):
+    recipe = load_recipe(write(tmp_path, GOOD))
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe)), "again") == recipe

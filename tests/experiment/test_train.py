@@ -1,0 +1,256 @@
+"""Training runs: resumed runs equal uninterrupted ones bit for bit; GradVac's seam is exact."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from rich.console import Console
+from safetensors.torch import load_file
+
+from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.checkpoint import list_checkpoints
+from gradvac.experiment.display import Display
+from gradvac.experiment.prepare import prepare
+from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.train import Trainer
+from gradvac.geometry.record import GramRecord
+
+METHODS = {
+    "joint": ["method.name=joint"],
+    "gradvac": ["method.name=gradvac", "method.beta=0.2"],
+    "pcgrad": ["method.name=pcgrad", "method.granularity=whole_model"],
+    "accumulating": ["method.name=gradvac", "batches.accumulate=2", "method.tasks=low"],
+}
+
+
+def trainer(toy: Path, run: Path, changes: list[str] = ()) -> Trainer:
+    recipe = load_recipe(toy / "recipe.yaml", list(changes))
+    prepared = prepare(recipe, run, lambda text: None)
+    return Trainer(prepared, Display(Console(quiet=True)))
+
+
+def everything(run: Path) -> dict[str, bytes]:
+    """All that a run leaves behind that must not depend on interruptions."""
+    newest = list_checkpoints(run / "checkpoints")[-1]
+    files = [*sorted(newest.iterdir()), run / "metrics.jsonl", run / "best" / "model.safetensors"]
+    files += sorted((run / "geometry").glob("*"))
+    return {f.name: f.read_bytes() for f in files} | {"at": newest.name.encode()}
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("at", [1, 6, 11])
+def test_a_crash_at_any_step_changes_nothing(toy, tmp_path, name, at):
+    changes = METHODS[name]
+    assert trainer(toy, tmp_path / "whole", changes).train() == 0
+    broken = trainer(toy, tmp_path / "broken", changes)
+    step = broken.train_step
+
+    def failing() -> int:
+        if broken.step == at:
+            raise Crash
+        return step()
+
+    broken.train_step = failing
+    with pytest.raises(Crash):
+        broken.train()
+    assert trainer(toy, tmp_path / "broken", changes).train() == 0
+    assert everything(tmp_path / "broken") == everything(tmp_path / "whole")
+
+
+def command(toy: Path, run: Path, changes: list[str]) -> subprocess.Popen:
+    sets = [part for change in changes for part in ("--set", change)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "gradvac", "train", str(toy / "recipe.yaml"), "--run", run, *sets],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for_lines(file: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 60
+    while not file.exists() or file.read_text().count("\n") < count:
+        assert process.poll() is None, process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("name", ["joint", "gradvac"])
+def test_a_killed_process_resumes_bit_for_bit(toy, tmp_path, name, kind):
+    changes = [*METHODS[name], "training.steps=60", "training.checkpoint_every=7"]
+    run = tmp_path / "run"
+    process = command(toy, run, changes)
+    wait_for_lines(run / "metrics.jsonl", 6, process)
+    process.send_signal(kind)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == (-signal.SIGKILL if kind == signal.SIGKILL else 130), output
+    assert "Traceback" not in output
+    assert not (run / "done.json").exists()
+    again = command(toy, run, changes)
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert "resuming at step" in output
+    whole = command(toy, tmp_path / "whole", changes)
+    assert (whole.communicate(timeout=120), whole.returncode)[1] == 0
+    assert everything(run) == everything(tmp_path / "whole")
+
+
+def test_the_same_command_on_a_finished_run_does_nothing(toy, tmp_path):
+    trainer(toy, tmp_path / "run").train()
+    before = everything(tmp_path / "run")
+    assert trainer(toy, tmp_path / "run").train() == 0
+    assert everything(tmp_path / "run") == before
+
+
+def test_another_recipe_on_the_same_folder_is_refused_with_the_keys(toy, tmp_path):
+    trainer(toy, tmp_path / "run").train()
+    with pytest.raises(RunError, match=r"these keys differ: batches\.tokens, method\.name"):
+        trainer(toy, tmp_path / "run", ["method.name=pcgrad", "batches.tokens=50"])
+
+
+def test_two_processes_on_one_run_folder_the_second_is_refused(toy, tmp_path):
+    first = trainer(toy, tmp_path / "run")
+    with first._alone(), pytest.raises(RunError, match="another process is training this run"):
+        trainer(toy, tmp_path / "run").train()
+
+
+def test_joint_through_the_engine_is_plain_training(toy, tmp_path):
+    """Weights of one: the sum of task gradients is the gradient of the joint loss."""
+    off = ["training.steps=1", "model.dropout=0", "training.validate_every=1"]
+    joint = trainer(toy, tmp_path / "joint", off)
+    static = trainer(toy, tmp_path / "static", [*off, "method.name=static"])
+    for t in (joint, static):
+        t._clip = lambda: 0.0  # look at the gradient itself
+        t.train_step()
+    for (name, p), q in zip(joint.model.named_parameters(), static.model.parameters(), strict=True):
+        assert p.grad is not None and q.grad is not None
+        assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-7), name
+
+
+def test_metrics_validation_and_best(toy, tmp_path):
+    run = tmp_path / "run"
+    trainer(toy, run, ["training.metric=nll/low"]).train()
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    valid = [x for x in lines if x["kind"] == "valid"]
+    assert [x["step"] for x in valid] == [4, 8, 12]
+    for x in valid:
+        tasks = [x["nll/fr-en"], x["nll/ne-en"]]
+        assert x["nll"] == pytest.approx(sum(tasks) / 2)
+        assert x["nll/low"] == x["nll/ne-en"]
+        expected = sum(torch.tensor(tasks, dtype=torch.float64).exp().tolist()) / 2
+        assert x["perplexity"] == pytest.approx(expected)
+    best = min(valid, key=lambda x: x["nll/low"])
+    done = json.loads((run / "done.json").read_text())
+    assert done["best"]["step"] == best["step"] and done["best"]["value"] == best["nll/low"]
+    train = [x for x in lines if x["kind"] == "train"]
+    assert [x["step"] for x in train] == [3, 6, 9, 12]
+    assert train[0]["tokens"] == sum(train[0]["task_tokens"].values())
+
+
+def test_learning_rate_is_the_papers_schedule(toy, tmp_path):
+    t = trainer(toy, tmp_path / "run")
+    assert t.learning_rate(1) == pytest.approx(0.01 / 4)
+    assert t.learning_rate(4) == pytest.approx(0.01)
+    assert t.learning_rate(16) == pytest.approx(0.01 * (4 / 16) ** 0.5)
+
+
+def test_early_stopping(toy, tmp_path):
+    changes = ["training.learning_rate=1.0e-9", "training.patience=1", "training.steps=100"]
+    t = trainer(toy, tmp_path / "run", changes)
+    values = iter([3.0, 2.0, 2.5, 1.0])
+    t.validation_nll = lambda: dict.fromkeys(t.prepared.valid, next(values))
+    t.train()
+    assert t.step == 12  # validated at 4, 8 and 12; the third was worse
+
+
+def test_averaging_the_last_checkpoints(toy, tmp_path):
+    run = tmp_path / "run"
+    trainer(toy, run, ["training.average=3"]).train()
+    models = [load_file(c / "model.safetensors") for c in list_checkpoints(run / "checkpoints")]
+    assert len(models) == 3
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if x["kind"] == "valid"] == [4, 8, 12, 12]
+    t = trainer(toy, tmp_path / "other")
+    mean = {k: torch.stack([m[k].double() for m in models]).mean(0).float() for k in models[0]}
+    t.model.load_state_dict(mean)
+    own = t.validation_nll()
+    assert sum(own.values()) / len(own) == pytest.approx(lines[-1]["nll"], rel=1e-6)
+
+
+def test_only_the_newest_checkpoints_are_kept(toy, tmp_path):
+    trainer(toy, tmp_path / "run", ["training.keep=2"]).train()
+    names = [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")]
+    assert names == ["step-00000008", "step-00000012"]
+
+
+def test_the_record_holds_what_the_method_saw(toy, tmp_path):
+    run = tmp_path / "run"
+    trainer(toy, run, METHODS["gradvac"]).train()
+    frames = list(GramRecord(run / "geometry"))
+    assert [f.step for f in frames] == [0, 2, 4, 6, 8, 10]
+    for f in frames:
+        assert set(f.tasks) <= {"fr-en", "ne-en"}
+        assert f.groups == ("embedding", "encoder.layers.0", "decoder.layers.0")
+        assert f.gram.shape == (3, len(f.tasks), len(f.tasks))
+        assert sum(f.edits) <= sum(f.comparisons) == 3 * len(f.tasks) * (len(f.tasks) - 1)
+    assert frames[0].edits == frames[0].pcgrad_edits  # targets begin at 0: the first step is PCGrad
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("training.metric=nll/none", r"training\.metric: 'nll/none' is not among: nll, perplexity"),
+        ("model.heads=3", r"model: .*d_model"),
+        ("method.tasks=[xx-en]", r"method\.tasks: \['xx-en'\] are no tasks"),
+        ("device=cuda:9", r"device: 'cuda:9' asked for|device"),
+        ("device=gpu", r"device: 'gpu' is not a device"),
+        ("data.directions=[zz-en]", r"no text in zz"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_key(toy, tmp_path, change, message):
+    sets = ["method.name=gradvac", change]
+    with pytest.raises(RecipeError, match=message):
+        trainer(toy, tmp_path / "run", sets)
+
+
+def test_starting_from_another_run_continues_its_parameters_and_vocabulary(toy, tmp_path):
+    first = trainer(toy, tmp_path / "first")
+    first.train()
+    second = trainer(toy, tmp_path / "second", [f"training.start_from={tmp_path / 'first'}"])
+    best = load_file(tmp_path / "first" / "best" / "model.safetensors")
+    for name, p in second.model.state_dict().items():
+        assert torch.equal(p, best[name])
+    assert second.prepared.vocabulary.fingerprint == first.prepared.vocabulary.fingerprint
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(toy, tmp_path):
+    run = tmp_path / "run"
+    trainer(toy, run).train()
+    state = list_checkpoints(run / "checkpoints")[-1] / "state.json"
+    tree = json.loads(state.read_text())
+    state.write_text(json.dumps(tree | {"vocabulary": "0" * 16}))
+    with pytest.raises(RunError, match="its vocabulary is 0000000000000000, the run has"):
+        trainer(toy, run).train()
+
+
+def test_a_run_folder_describes_itself(toy, tmp_path):
+    run = tmp_path / "run"
+    trainer(toy, run).train()
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["method"]["beta"] == 0.01
+    tasks = json.loads((run / "tasks.json").read_text())
+    assert tasks["fr-en"]["level"] == "high" and tasks["ne-en"]["level"] == "low"
+    for name in ("vocabulary.model", "model.json", "data/account.json", "speed.jsonl"):
+        assert (run / name).exists(), name
