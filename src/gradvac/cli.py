@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from gradvac.errors import GradvacError
 
@@ -28,7 +27,8 @@ CheckpointName = Annotated[str, typer.Option(help="best, last, or a step number.
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs/demo"),
-    minutes: Annotated[float, typer.Option(help="Training and scoring time to aim at.")] = 5.0,
+    steps: Annotated[int, typer.Option(help="Training steps of each of the two runs.")] = 160,
+    sentences: Annotated[int, typer.Option(help="Test sentences scored per direction.")] = 100,
 ) -> None:
     """Train the shipped model further, jointly and with GradVac; score, compare, report.
 
@@ -36,7 +36,7 @@ def demo(
     """
     from gradvac.experiment.demo import run_demo
 
-    run_demo(out, minutes=minutes, console=console)
+    run_demo(out, steps=steps, sentences=sentences, console=console)
 
 
 @app.command()
@@ -76,15 +76,15 @@ def evaluate(
 
     Example: gradvac evaluate runs/joint runs/gradvac --beam 5
     """
-    from gradvac.experiment.evaluate import evaluate_run
+    from gradvac.experiment.evaluate import evaluate_run, score_table
 
     for run in runs:
         scores = evaluate_run(
             run, checkpoint=checkpoint, beam=beam, sentences=sentences, say=console.print
         )
-        console.print(score_table(f"{run}", scores.rows()))
+        console.print(score_table(str(run), scores))
         for signature in scores.signatures.values():
-            console.print(signature, style="dim", markup=False)
+            console.print(signature, markup=False)
 
 
 @app.command()
@@ -107,6 +107,21 @@ def translate(
 
 
 @app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Argument(help="The model folder to write.", show_default=False)],
+    checkpoint: CheckpointName = "best",
+) -> None:
+    """Write the model of a run as a folder of its own: shape, vocabulary, 16-bit parameters.
+
+    Example: gradvac export runs/starting-model models/start
+    """
+    from gradvac.experiment.model_folder import export_model
+
+    console.print(f"{export_model(run, out, checkpoint):,} bytes in {out}")
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
@@ -118,16 +133,6 @@ def report(
     from gradvac.experiment.report import write_report
 
     console.print(f"report: {write_report(out, runs, title='gradvac runs', start=None, notes=[])}")
-
-
-def score_table(title: str, rows: list[tuple[str, ...]]) -> Table:
-    """Scores as a table for the terminal; the first row names the columns."""
-    table = Table(title=title, title_justify="left")
-    for k, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if k == 0 else "right")
-    for row in rows[1:]:
-        table.add_row(*row)
-    return table
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from rich.table import Table
 
 from gradvac.errors import RunError
 from gradvac.experiment.build import device_of
@@ -41,7 +42,7 @@ def evaluate_run(
         raise RunError(f"{folder}: the recipe names no data.test to score on")
     return evaluate_model(
         find_model(folder, checkpoint),
-        test_bitexts(rows, list(infos))[:],
+        test_bitexts(rows, list(infos)),
         levels={name: info.level for name, info in infos.items()},
         beam=beam or recipe.search.beam,
         length_penalty=recipe.search.length_penalty if length_penalty is None else length_penalty,
@@ -52,6 +53,17 @@ def evaluate_run(
         name=checkpoint,
         say=say,
     )
+
+
+def score_table(title: str, scores: DirectionScores) -> Table:
+    """Scores of every direction and average, for the terminal."""
+    table = Table(title=title, title_justify="left")
+    for name in ("direction", "level", "family", "n", "BLEU", "chrF++"):
+        table.add_column(name, justify="right" if name in ("n", "BLEU", "chrF++") else "left")
+    for row in scores.rows():
+        numbers = [str(row["count"]), f"{row['bleu']:.1f}", f"{row['chrf']:.1f}"]
+        table.add_row(row["name"], row["level"], row["family"], *numbers)
+    return table
 
 
 def test_bitexts(rows: Sequence[Row], tasks: Sequence[str]) -> list[Bitext]:
@@ -101,7 +113,19 @@ def evaluate_model(
     out.mkdir(parents=True, exist_ok=True)
     with (out / "translations.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    tree = {"checkpoint": name, **scores.to_dict()}
+    tree = {"checkpoint": name, **scores.to_dict(), "averages": _averages(scores)}
     text = json.dumps(tree, indent=1, ensure_ascii=False)
     (out / "scores.json").write_text(text, encoding="utf-8")
     return scores
+
+
+_SIDES = {"all": "", "any-en": "Any->En", "en-any": "En->Any", "other": "X->Y"}
+
+
+def _averages(scores: DirectionScores) -> dict[str, dict[str, float]]:
+    """Averages by name: ``Any->En``, ``Any->En high``, ``high`` (both sides), a family, ``all``."""
+    named = {}
+    for a in scores.averages():
+        parts = [_SIDES[a.side], "" if a.kind == "all" else a.subset]
+        named[" ".join(p for p in parts if p) or "all"] = {"bleu": a.bleu, "chrf": a.chrf}
+    return named

@@ -68,6 +68,16 @@ def _of_run(folder: Path, checkpoint: str) -> Path:
     raise RunError(f"{folder}: no checkpoint {checkpoint!r}; there: {names}")
 
 
+def export_model(run: Path, out: Path, checkpoint: str) -> int:
+    """Write the model of a run as a model folder in half precision; returns its size in bytes."""
+    found = find_model(run, checkpoint)
+    out.mkdir(parents=True, exist_ok=True)
+    save_shape(out, found.config)
+    found.vocabulary.save(out / "vocabulary.model")
+    save_parameters(out / "model.safetensors", load_tensors(found.parameters), half=True)
+    return sum(file.stat().st_size for file in out.iterdir())
+
+
 def save_shape(folder: Path, config: TransformerConfig) -> None:
     """Write ``model.json``."""
     text = json.dumps(dataclasses.asdict(config), indent=1)
@@ -97,4 +107,4 @@ def fill(model: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> No
             f"{origin}: parameters of another model; missing: {missing[:3]}, "
             f"not of this model: {foreign[:3]}, shapes: {shapes[:3]}"
         )
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors)  # half-precision tensors become the model's own precision

@@ -198,6 +198,7 @@ def load_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
 
     Relative file names are taken from the recipe's own folder. Raises RecipeError.
     """
+    path = resolve(str(path))
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as e:
