@@ -88,8 +88,9 @@ def test_thirty_training_steps_follow_algorithm1(granularity, n_tasks):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("method", [Joint(), GradVac(target=-1.0)])
-def test_without_edits_it_is_plain_training(dtype, method):
+@pytest.mark.parametrize("options", [None, {"target": -1.0}])
+def test_without_edits_it_is_plain_training(dtype, options):
+    method = GradVac(**options) if options else Joint()
     model, tolerance = build(dtype), 1e-6 if dtype == torch.float32 else 1e-14
     losses = {f"t{i}": loss_of(model, 0, i) for i in range(3)}
     sum(losses.values()).backward(retain_graph=True)
