@@ -1,0 +1,106 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradvac.geometry.plots import PALETTE, Line, Scale, curves, dots, heatmap, save, svg, tree
+from gradvac.geometry.similarity import cluster
+
+LABELS = ["fr", "de", "sw"]
+FAMILIES = ["Western European", "Western European", "Benue-Congo"]
+COSINE = np.array([[1, 0.42, -0.07], [0.42, 1, np.nan], [-0.07, np.nan, 1]])
+
+
+def texts(picture: str) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", picture)
+
+
+def test_a_heat_map_says_its_numbers_labels_and_families() -> None:
+    shown = texts(svg(heatmap(COSINE, LABELS, FAMILIES)))
+    assert shown.count(".42") == 2
+    assert shown.count("\N{MINUS SIGN}.07") == 2
+    assert all(shown.count(label) == 2 for label in LABELS)
+    assert [t for t in shown if t in FAMILIES] == ["Western European", "Benue-Congo"]
+
+
+def test_many_tasks_get_no_numbers() -> None:
+    k = 17
+    cosine = np.full((k, k), 0.42)
+    shown = texts(svg(heatmap(cosine, [f"t{n}" for n in range(k)], ["f"] * k)))
+    assert ".42" not in shown
+
+
+def test_the_scale_is_symmetric_about_zero_when_there_are_conflicts() -> None:
+    scale = Scale.of(COSINE)
+    assert (scale.low, scale.high) == (-0.45, 0.45)
+    middle, low, high = (scale.map(x)[:3] for x in (0.5, 0.0, 1.0))
+    assert min(middle) > 0.95  # 0 is white
+    assert low[0] > low[2]  # conflict is red
+    assert high[2] > high[0]  # agreement is blue
+    assert Scale.of(np.abs(COSINE)).low == 0
+    assert Scale.of(np.array([[np.nan]])) == Scale(0.0, 1.0)
+
+
+def test_one_odd_pair_does_not_pale_all_others() -> None:
+    cosine = np.full((20, 20), 0.2)
+    cosine[0, 1] = cosine[1, 0] = 0.95
+    assert Scale.of(cosine).high == pytest.approx(0.2)
+
+
+def test_a_tree_names_every_leaf_in_its_order() -> None:
+    clustering = cluster(COSINE)
+    shown = [t for t in texts(svg(tree(clustering, LABELS))) if t in LABELS]
+    assert shown == [LABELS[n] for n in clustering.order]
+
+
+def test_curves_keep_their_colour_and_name() -> None:
+    lines = [Line("_a", [1, 2], [3, 4], 0), Line("b$c$", [1, 2], [4, 3], 1, dashed=True)]
+    picture = svg(curves(lines, "NLL"))
+    assert all(PALETTE[n] in picture for n in (0, 1))
+    assert {t.strip("\u2009") for t in texts(picture)} >= {"_a", "b$c$", "NLL", "step"}
+
+
+def test_long_curves_are_averaged() -> None:
+    figure = curves([Line("a", range(1000), [n % 2 for n in range(1000)], 0)], "y")
+    (line,) = figure.axes[0].lines
+    x, y = (np.asarray(v) for v in line.get_data())
+    assert len(x) == 125
+    assert x[:2].tolist() == [3.5, 11.5]
+    assert set(y.tolist()) == {0.5}
+
+
+def test_dots_leave_out_what_is_unknown() -> None:
+    figure = dots(["r", "s"], {"start": (-1, [1.0, np.nan]), "run": (0, [2.0, 3.0])}, "chrF++")
+    spans = [line.get_xdata() for line in figure.axes[0].lines[:2]]
+    assert [list(map(float, s)) for s in spans] == [[1, 2], [3, 3]]
+
+
+def two_pictures() -> str:
+    lines = [Line("n", [1, 2], [2, 1], 0)]
+    return svg(heatmap(COSINE, LABELS, FAMILIES)) + svg(curves(lines, "y"))
+
+
+def test_pictures_are_the_same_text_in_every_process() -> None:
+    code = "import sys, test_plots; sys.stdout.buffer.write(test_plots.two_pictures().encode())"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=True, cwd=Path(__file__).parent
+    )
+    here = two_pictures()
+    assert run.stdout.decode() == here
+    assert "<metadata" not in here
+    assert "<dc:date" not in here
+
+
+def test_a_script_the_font_lacks_is_no_error() -> None:
+    assert "日本語" in texts(svg(heatmap(COSINE, ["日本語", "de", "sw"], FAMILIES)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "magic"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")]
+)
+def test_pictures_are_saved_by_their_suffix(tmp_path: Path, kind: str, magic: bytes) -> None:
+    save(curves([Line("n", [1], [2], 0)], "y"), tmp_path / f"p.{kind}")
+    assert (tmp_path / f"p.{kind}").read_bytes().startswith(magic)
