@@ -1,0 +1,97 @@
+"""Pieces of HTML. Every function escapes what it is given, unless its name says markup."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+from itertools import count
+
+from matplotlib.figure import Figure
+
+from gradvac.geometry.plots import INK, MUTED, PALETTE, RULE, svg
+
+# Colours of pictures that follow the page's light or dark scheme.
+_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"} | {
+    c: f"var(--series-{n})" for n, c in enumerate(PALETTE)
+}
+
+
+def element(tag: str, markup: str, **attributes: object) -> str:
+    """``<tag attributes>markup</tag>``; ``class_`` is class, None leaves an attribute out."""
+    pairs = {k.rstrip("_").replace("_", "-"): v for k, v in attributes.items() if v is not None}
+    text = "".join(
+        f" {k}" if v is True else f' {k}="{escape(str(v))}"'
+        for k, v in pairs.items()
+        if v is not False
+    )
+    return f"<{tag}{text}>{markup}</{tag}>"
+
+
+def paragraph(text: str, **attributes: object) -> str:
+    """A paragraph of plain text."""
+    return element("p", escape(text), **attributes)
+
+
+def missing(text: str) -> str:
+    """A line that says what is not there."""
+    return paragraph(text, class_="missing")
+
+
+def series(name: str, number: int | None) -> str:
+    """A run's name with its colour beside it; number None is the starting model."""
+    swatch = element("i", "", class_="swatch", style=f"--c: var(--{swatch_of(number)})")
+    return swatch + escape(name)
+
+
+def swatch_of(number: int | None) -> str:
+    """The CSS variable that holds the colour of a series."""
+    return "muted" if number is None else f"series-{number % len(PALETTE)}"
+
+
+def table(head: Sequence[str], body: Sequence[str], caption: str) -> str:
+    """A table from rows of markup; it scrolls inside its own box, under a caption that does not."""
+    markup = element("thead", "".join(element("tr", row) for row in head))
+    markup += element("tbody", "\n".join(element("tr", row) for row in body))
+    label = caption.partition(".")[0]
+    box = {"class_": "scroll", "tabindex": 0, "role": "region", "aria_label": label}
+    return paragraph(caption, class_="caption") + element("div", element("table", markup), **box)
+
+
+def number(value: float | None, digits: int = 1) -> str:
+    """A table cell with a number, or a dash."""
+    text = "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
+    return element("td", text.replace("-", "\N{MINUS SIGN}"), class_="number")
+
+
+class Pictures:
+    """Turns figures into inline SVG whose ids are unique in one page."""
+
+    def __init__(self) -> None:
+        self._numbers = count(1)
+
+    def __call__(
+        self, figure: Figure, caption: str, *, wide: bool = False, **attributes: object
+    ) -> str:
+        """A ``<figure>`` with its caption; ``wide`` ones scroll on small screens."""
+        markup = self._inline(svg(figure), caption)
+        box = element("div", markup, class_="scroll", tabindex=0) if wide else markup
+        text = element("figcaption", escape(caption))
+        return element("figure", box + text, class_="wide" if wide else None, **attributes)
+
+    def _inline(self, text: str, label: str) -> str:
+        text = text[text.index("<svg") :]
+        head, body = text.split(">", 1)
+        box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', head)
+        assert box is not None
+        prefix = f"p{next(self._numbers)}-"
+        body = re.sub(r'\bid="', f'id="{prefix}', body)
+        body = re.sub(r'(?:xlink:)?href="#', f'href="#{prefix}', body)
+        body = body.replace("url(#", f"url(#{prefix}")
+        for colour, variable in _VARIABLES.items():
+            body = body.replace(colour, variable)
+        width, height = box.groups()
+        return (
+            f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}" '
+            f'style="--width: {float(width) * 4 / 3:.0f}px">{body}'
+        )

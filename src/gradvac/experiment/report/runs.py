@@ -1,0 +1,205 @@
+"""What a report knows of a run: everything in its folder, each part only if it is there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.prepare import TaskInfo, run_recipe, task_infos
+from gradvac.experiment.recipe import Recipe
+from gradvac.geometry.record import GramRecord
+from gradvac.geometry.similarity import EditCounts, Similarity, edit_counts, mean_similarity
+from gradvac.translation.languages import Direction, family, family_order, language
+
+TO_ENGLISH, FROM_ENGLISH = "Any\N{RIGHTWARDS ARROW}En", "En\N{RIGHTWARDS ARROW}Any"
+METHODS = {"joint": "joint training", "gradvac": "GradVac", "pcgrad": "PCGrad"}
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """A task in the words of a report; ``side`` is empty when no side is English."""
+
+    name: str
+    label: str
+    short: str
+    source: str
+    target: str
+    side: str
+    family: str
+    level: str = ""
+    pairs: int | None = None
+
+    @classmethod
+    def of(cls, name: str, info: TaskInfo | None) -> TaskView:
+        """The view of a task; without ``info`` only its name is known."""
+        try:
+            d = Direction.parse(name)
+        except RecipeError:  # a task of another kind than a direction is its own label
+            view = cls(name, name, name, "", "", "", info.family if info else "other")
+        else:
+            arrow = "\N{RIGHTWARDS ARROW}"
+            label = f"{language(d.source).name} {arrow} {language(d.target).name}"
+            side = TO_ENGLISH if d.target == "en" else FROM_ENGLISH if d.source == "en" else ""
+            kin = info.family if info else family(d.target if d.source == "en" else d.source)
+            short = f"{d.source}{arrow}{d.target}"
+            view = cls(name, label, short, d.source, d.target, side, kin)
+        if info is None:
+            return view
+        return cls(**{**vars(view), "level": info.level, "pairs": info.pairs})
+
+    @property
+    def partner(self) -> str:
+        """The language that is not English, or the name of the task."""
+        return (self.target if self.side == FROM_ENGLISH else self.source) or self.name
+
+
+def by_family(tasks: Iterable[TaskView]) -> list[TaskView]:
+    """Into English first, then from English; within a side family by family as in the paper."""
+    views = list(tasks)
+    rank = {code: n for n, code in enumerate(family_order({v.partner for v in views}))}
+    sides = [TO_ENGLISH, FROM_ENGLISH, ""]
+    return sorted(views, key=lambda v: (sides.index(v.side), rank[v.partner], v.name))
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run folder, read; what is not there yet is None or empty."""
+
+    folder: Path
+    name: str
+    recipe: Recipe
+    tasks: Mapping[str, TaskInfo]
+    train: list[dict[str, Any]]
+    valid: list[dict[str, Any]]
+    scores: dict[str, Any] | None
+    translations: Mapping[str, Mapping[tuple[str, str], str]]
+    similarity: Similarity | None
+    edits: EditCounts | None
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return METHODS.get(self.recipe.method.name, self.recipe.method.name)
+
+    def facts(self) -> dict[str, str]:
+        """What distinguishes a run from another one, in words."""
+        r = self.recipe
+        steps = max((line["step"] for line in [*self.train, *self.valid]), default=0)
+        start = r.training.start_from
+        facts = {
+            "Method": self._method_in_words(),
+            "Seed": str(r.seed),
+            "Steps": f"{steps:,} of {r.training.steps:,}",
+            "Starts from": Path(start).name if start else "random parameters",
+            "Model": self._model_in_words(),
+            "Batches": f"{r.batches.tokens * r.batches.accumulate:,} target tokens, "
+            f"temperature {r.batches.temperature:g}",
+            "Learning rate": f"{r.training.learning_rate:g} after {r.training.warmup:,} steps",
+            "Directions": str(len(self.tasks)),
+            "Training pairs": f"{sum(t.pairs for t in self.tasks.values()):,}",
+        }
+        if self.train:
+            facts["Target tokens seen"] = f"{sum(line['tokens'] for line in self.train):,}"
+        if self.valid:
+            best = min(self.valid, key=lambda line: line[r.training.metric])
+            facts["Best validation NLL"] = f"{best['nll']:.3f} at step {best['step']:,}"
+        return facts
+
+    def _method_in_words(self) -> str:
+        m = self.recipe.method
+        if m.name not in ("gradvac", "pcgrad"):
+            return self.method
+        tasks = m.tasks if isinstance(m.tasks, str) else ", ".join(m.tasks)
+        words = f"{self.method}, {m.granularity}, tasks {tasks}"
+        if m.name == "gradvac":
+            goal = f"beta {m.beta:g}" if m.target == "adaptive" else f"fixed target {m.target:g}"
+            words += f", {goal}" + (", rescaled" if m.rescale else "")
+        return words
+
+    def _model_in_words(self) -> str:
+        shape = _json(self.folder / "model.json")
+        if shape is None:
+            return f"preset {self.recipe.model.preset}"
+        try:
+            return (
+                f"{shape['encoder_layers']}+{shape['decoder_layers']} layers, width "
+                f"{shape['d_model']}, vocabulary {shape['vocabulary_size']:,}"
+            )
+        except (KeyError, ValueError) as e:
+            raise RunError(f"{self.folder / 'model.json'}: not the shape of a model") from e
+
+
+def load_runs(folders: Iterable[Path]) -> list[RunView]:
+    """Read run folders; each is named after its folder, and its parent where names are equal.
+
+    Raises RunError for a folder that is no run, and for damaged files, with file and line.
+    """
+    paths = list(dict.fromkeys(Path(f).resolve() for f in folders))
+    names = [p.name for p in paths]
+    return [
+        _load(p, p.name if names.count(p.name) == 1 else f"{p.parent.name}/{p.name}") for p in paths
+    ]
+
+
+def _load(folder: Path, name: str) -> RunView:
+    metrics = list(_lines(folder / "metrics.jsonl", ("kind", "step", "nll")))
+    translations: dict[str, dict[tuple[str, str], str]] = {}
+    keys = ("direction", "source", "reference", "hypothesis")
+    for line in _lines(folder / "translations.jsonl", keys):
+        pair = line["source"], line["reference"]
+        translations.setdefault(line["direction"], {})[pair] = line["hypothesis"]
+    record = GramRecord(folder / "geometry")
+    return RunView(
+        folder=folder,
+        name=name,
+        recipe=run_recipe(folder),
+        tasks=task_infos(folder),
+        train=[line for line in metrics if line["kind"] == "train"],
+        valid=[line for line in metrics if line["kind"] == "valid"],
+        scores=load_scores(folder),
+        translations=translations,
+        similarity=mean_similarity(record),
+        edits=edit_counts(record),
+    )
+
+
+def load_scores(folder: Path) -> dict[str, Any] | None:
+    """The scores ``gradvac evaluate`` left in a folder, or None; RunError when they are damaged."""
+    scores = _json(folder / "scores.json")
+    if scores is not None and not (
+        isinstance(scores.get("directions"), dict) and isinstance(scores.get("averages"), list)
+    ):
+        raise RunError(f"{folder / 'scores.json'}: no scores: run gradvac evaluate again")
+    return scores
+
+
+def _json(file: Path) -> dict[str, Any] | None:
+    try:
+        tree = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as e:
+        raise RunError(f"{file}: not readable JSON: {e}") from e
+    if not isinstance(tree, dict):
+        raise RunError(f"{file}: holds a {type(tree).__name__}, not a mapping")
+    return tree
+
+
+def _lines(file: Path, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The complete lines of a JSONL file; a run in progress may be writing the last one."""
+    if not file.exists():
+        return
+    with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
+        for number, text in enumerate(lines, 1):
+            if not text.endswith("\n"):
+                return
+            try:
+                line = json.loads(text)
+                _ = [line[key] for key in keys]
+            except (ValueError, KeyError, TypeError) as e:
+                raise RunError(f"{file}:{number}: damaged line; expected {', '.join(keys)}") from e
+            yield line
