@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -58,15 +58,25 @@ class TransformerConfig:
             raise ValueError(f"pad is {self.pad}; it must lie in [0, {self.vocabulary_size})")
 
 
-PRESETS: dict[str, dict[str, int]] = {
+class Shape(TypedDict):
+    """The sizes of a preset, to be completed to a `TransformerConfig`."""
+
+    d_model: int
+    d_ffn: int
+    heads: int
+    encoder_layers: int
+    decoder_layers: int
+
+
+PRESETS: dict[str, Shape] = {
     # 3.8 M parameters with 8,000 subwords: half precision and vocabulary fit in 8 MiB.
-    "tiny": dict(d_model=192, d_ffn=640, heads=4, encoder_layers=3, decoder_layers=2),
-    "small": dict(d_model=256, d_ffn=1024, heads=4, encoder_layers=4, decoder_layers=4),
+    "tiny": Shape(d_model=192, d_ffn=640, heads=4, encoder_layers=3, decoder_layers=2),
+    "small": Shape(d_model=256, d_ffn=1024, heads=4, encoder_layers=4, decoder_layers=4),
     # Vaswani et al. 2017, table 3, "base".
-    "base": dict(d_model=512, d_ffn=2048, heads=8, encoder_layers=6, decoder_layers=6),
+    "base": Shape(d_model=512, d_ffn=2048, heads=8, encoder_layers=6, decoder_layers=6),
     # Chen et al. 2018a, table 1, "Trans. Big", the model of Wang et al. 2021. The 375 M they
     # count hold three untied 32k matrices; with one tied 64k matrix it is 343 M.
-    "big": dict(d_model=1024, d_ffn=8192, heads=16, encoder_layers=6, decoder_layers=6),
+    "big": Shape(d_model=1024, d_ffn=8192, heads=16, encoder_layers=6, decoder_layers=6),
 }
 
 
