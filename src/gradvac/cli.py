@@ -19,6 +19,13 @@ app = typer.Typer(
 )
 console = Console(highlight=False)
 
+
+
+def say(text: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
 Beam = Annotated[int | None, typer.Option(help="Beam size; 1 is greedy. Default: the recipe's.")]
 CheckpointName = Annotated[str, typer.Option(help="best, last, or a step number.")]
@@ -58,7 +65,7 @@ def train(
 
     loaded = load_recipe(recipe, set_)
     folder = run or Path("runs") / loaded.name
-    prepared = prepare(loaded, folder, console.print)
+    prepared = prepare(loaded, folder, say)
     tensorboard = folder / "tensorboard" if loaded.training.tensorboard else None
     code = Trainer(prepared, Display(console, tensorboard)).train()
     if code:
@@ -80,11 +87,11 @@ def evaluate(
 
     for run in runs:
         scores = evaluate_run(
-            run, checkpoint=checkpoint, beam=beam, sentences=sentences, say=console.print
+            run, checkpoint=checkpoint, beam=beam, sentences=sentences, say=say
         )
         console.print(score_table(str(run), scores))
         for signature in scores.signatures.values():
-            console.print(signature, markup=False)
+            say(signature)
 
 
 @app.command()
@@ -118,7 +125,7 @@ def export(
     """
     from gradvac.experiment.model_folder import export_model
 
-    console.print(f"{export_model(run, out, checkpoint):,} bytes in {out}")
+    say(f"{export_model(run, out, checkpoint):,} bytes in {out}")
 
 
 @app.command()
@@ -132,7 +139,7 @@ def report(
     """
     from gradvac.experiment.report import write_report
 
-    console.print(f"report: {write_report(out, runs, title='gradvac runs', start=None, notes=[])}")
+    say(f"report: {write_report(out, runs, title='gradvac runs', start=None, notes=[])}")
 
 
 def main() -> None:

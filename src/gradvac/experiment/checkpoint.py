@@ -88,11 +88,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name))
 
 
-def keep_newest(folder: Path, count: int, also: frozenset[str]) -> None:
-    """Delete all but the newest ``count`` checkpoints and those named in ``also``."""
+def keep_newest(folder: Path, count: int) -> None:
+    """Delete all but the newest ``count`` checkpoints."""
     for old in list_checkpoints(folder)[:-count]:
-        if old.name not in also:
-            shutil.rmtree(old)
+        shutil.rmtree(old)
 
 
 def average(folders: list[Path]) -> dict[str, Tensor]:

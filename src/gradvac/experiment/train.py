@@ -286,7 +286,7 @@ class Trainer:
                 },
             ),
         )
-        keep_newest(self.folder / "checkpoints", max(training.keep, training.average), frozenset())
+        keep_newest(self.folder / "checkpoints", max(training.keep, training.average))
 
     def _finish(self) -> None:
         """The last checkpoint, and the average of the last ones when it is better than the best."""

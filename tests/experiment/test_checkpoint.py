@@ -1,0 +1,130 @@
+"""Checkpoints: complete or absent, readable without running code, damage named."""
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from gradvac.errors import RunError
+from gradvac.experiment import checkpoint as module
+from gradvac.experiment.checkpoint import (
+    Checkpoint,
+    average,
+    join_state,
+    keep_newest,
+    list_checkpoints,
+    load_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+    split_state,
+)
+
+
+def make(step: int) -> Checkpoint:
+    return Checkpoint(
+        step=step,
+        model={"w": torch.full((2, 3), float(step))},
+        optimizer={"exp_avg/w": torch.randn(2, 3), "step/w": torch.tensor(float(step))},
+        method={"method.targets": torch.rand(1, 2, 2, dtype=torch.float64)},
+        state={"best": {"value": 0.1 + 0.2}, "method": {"step": step}},
+    )
+
+
+def test_round_trip_is_exact(tmp_path):
+    saved = make(7)
+    loaded = load_checkpoint(save_checkpoint(tmp_path, saved))
+    assert loaded.step == 7 and loaded.state == saved.state
+    for part in ("model", "optimizer", "method"):
+        for name, tensor in getattr(saved, part).items():
+            assert torch.equal(getattr(loaded, part)[name], tensor)
+
+
+def test_a_half_written_checkpoint_does_not_exist(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, make(1))
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        save_checkpoint(tmp_path, make(2))
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000001"]
+    monkeypatch.undo()
+    save_checkpoint(tmp_path, make(2))
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "pickle", "absent"])
+def test_a_damaged_file_is_named(tmp_path, damage):
+    folder = save_checkpoint(tmp_path, make(1))
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    if damage == "truncate":
+        file.write_bytes(data[: len(data) // 2])
+    elif damage == "flip":
+        file.write_bytes(b"\xff" * 8 + data[8:])
+    elif damage == "pickle":
+        file.write_bytes(pickle.dumps({"w": 1}))
+    else:
+        file.unlink()
+    with pytest.raises(RunError, match=r"model\.safetensors: not a readable safetensors file"):
+        load_checkpoint(folder)
+
+
+def test_a_damaged_state_is_named(tmp_path):
+    folder = save_checkpoint(tmp_path, make(1))
+    (folder / "state.json").write_text('{"best": 1}')
+    with pytest.raises(RunError, match=r"state\.json"):
+        load_checkpoint(folder)
+
+
+def test_average_is_the_mean(tmp_path):
+    folders = [save_checkpoint(tmp_path, make(s)) for s in (1, 2, 6)]
+    assert torch.equal(average(folders)["w"], torch.full((2, 3), 3.0))
+
+
+def test_keep_newest(tmp_path):
+    for s in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, make(s))
+    keep_newest(tmp_path, 2)
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
+
+
+def test_split_and_join_state():
+    tree = {"step": 3, "method": {"targets": torch.ones(2), "groups": ["a.b"], "deep": {"x": 1}}}
+    tensors, plain = split_state(tree)
+    assert list(tensors) == ["method.targets"]
+    assert plain == {"step": 3, "method": {"groups": ["a.b"], "deep": {"x": 1}}}
+    joined = join_state(tensors, plain)
+    assert torch.equal(joined["method"].pop("targets"), torch.ones(2))
+    tree["method"].pop("targets")
+    assert joined == tree
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_optimizer_state_round_trip(fused, tmp_path: Path):
+    def build() -> tuple[torch.nn.Linear, torch.optim.Adam, dict]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.Adam(model.parameters(), fused=fused)
+        return model, optimizer, dict(model.named_parameters())
+
+    def step(model: torch.nn.Linear, optimizer: torch.optim.Adam) -> None:
+        optimizer.zero_grad()
+        model(torch.arange(3.0)).square().sum().backward()
+        optimizer.step()
+
+    model, optimizer, names = build()
+    step(model, optimizer)
+    tensors = optimizer_tensors(optimizer, {p: n for n, p in names.items()})
+    other, fresh, own = build()
+    other.load_state_dict(model.state_dict())
+    load_optimizer_tensors(fresh, {k: v.clone() for k, v in tensors.items()}, own)
+    step(model, optimizer)
+    step(other, fresh)
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+    with pytest.raises(RunError, match="'foreign'"):
+        load_optimizer_tensors(fresh, {"exp_avg/foreign": torch.ones(1)}, own)

@@ -1,0 +1,106 @@
+"""Scoring a run, translating as a filter, exporting: through the command line as a user would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sacrebleu
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from gradvac.cli import app
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def trained(toy: Path) -> Path:
+    result = runner.invoke(app, ["train", str(toy / "recipe.yaml"), "--run", str(toy / "run")])
+    assert result.exit_code == 0, result.output
+    return toy / "run"
+
+
+def gradvac(*arguments: str, text: bytes = b"") -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "gradvac", *arguments],
+        input=text,
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def test_evaluate_scores_what_it_wrote(trained):
+    result = runner.invoke(app, ["evaluate", str(trained)])
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(x) for x in (trained / "translations.jsonl").read_text().splitlines()]
+    scores = json.loads((trained / "scores.json").read_text())
+    assert set(scores["directions"]) == {"fr-en", "ne-en"}
+    for direction, found in scores["directions"].items():
+        pairs = [x for x in lines if x["direction"] == direction]
+        hypotheses = [x["hypothesis"] for x in pairs]
+        references = [[x["reference"] for x in pairs]]
+        assert found["sentences"] == len(pairs)
+        bleu = sacrebleu.corpus_bleu(hypotheses, references).score
+        chrf = sacrebleu.corpus_chrf(hypotheses, references, word_order=2).score
+        assert found["bleu"] == pytest.approx(bleu) and found["chrf"] == pytest.approx(chrf)
+    mean = sum(s["chrf"] for s in scores["directions"].values()) / 2
+    assert scores["averages"]["Any->En"]["chrf"] == pytest.approx(mean)
+    assert scores["averages"]["low"]["chrf"] == scores["directions"]["ne-en"]["chrf"]
+    assert "BLEU|" in result.output and "chrF2++|" in result.output
+
+
+def test_evaluate_limits_sentences_and_names_a_missing_checkpoint(trained):
+    assert runner.invoke(app, ["evaluate", str(trained), "--sentences", "2"]).exit_code == 0
+    scores = json.loads((trained / "scores.json").read_text())
+    assert scores["directions"]["fr-en"]["sentences"] == 2
+    done = gradvac("evaluate", str(trained), "--checkpoint", "5")
+    assert done.returncode == 2
+    assert b"no checkpoint '5'; there: step-00000004, step-00000008" in done.stderr
+
+
+def test_translate_is_a_filter(trained):
+    done = gradvac("translate", str(trained), text="elif nepoa\n\ntamrof  elbat\r\n".encode())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(b"\n") == 3 and done.stdout.split(b"\n")[1] == b""
+
+
+def test_translate_names_what_is_wrong(trained):
+    done = gradvac("translate", str(trained), text=b"good\n\xff\xfe\n")
+    assert (done.returncode, done.stderr) == (2, b"error: <stdin>:2: not UTF-8 at byte 0\n")
+    done = gradvac("translate", str(trained), "--to", "xx", text=b"a\n")
+    assert done.returncode == 2 and b"no tag for language 'xx'; it has: en, fr, ne" in done.stderr
+    done = gradvac("translate", str(trained.parent), text=b"a\n")
+    assert done.returncode == 2 and b"holds no model" in done.stderr
+
+
+def test_export_is_half_precision_and_translates_alike(trained, tmp_path):
+    out = tmp_path / "model"
+    assert runner.invoke(app, ["export", str(trained), str(out)]).exit_code == 0
+    assert {f.name for f in out.iterdir()} == {
+        "model.json",
+        "model.safetensors",
+        "vocabulary.model",
+    }
+    half = load_file(out / "model.safetensors")
+    whole = load_file(trained / "best" / "model.safetensors")
+    for name, tensor in half.items():
+        assert torch.equal(tensor, whole[name].half())
+
+
+def test_bad_recipes_and_folders_exit_2_without_a_traceback(toy):
+    done = gradvac("train", str(toy / "recipe.yaml"), "--set", "method.name=gradvax")
+    assert done.returncode == 2 and b"did you mean 'gradvac'" in done.stderr
+    done = gradvac("evaluate", str(toy / "nothing"))
+    assert done.returncode == 2 and b"not a run folder" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "translate", "export", "report"])
+def test_every_verb_has_help_with_an_example(verb):
+    result = runner.invoke(app, [verb, "--help"])
+    assert result.exit_code == 0 and "Example: " in result.output
