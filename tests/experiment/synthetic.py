@@ -24,24 +24,13 @@ def info(task: str) -> dict[str, Any]:
 
 
 def scores(tasks: dict[str, dict], boost: float) -> dict[str, Any]:
-    """In the form of ``DirectionScores.to_dict``; chrF++ grows with the corpus and ``boost``."""
+    """What a report reads of ``scores.json``; chrF++ grows with the corpus and ``boost``."""
     directions = {}
     for name, known in tasks.items():
         chrf = 6 * np.log10(known["pairs"]) + boost
         directions[name] = {"bleu": chrf / 2, "chrf": chrf, "sentences": 300}
-    subsets: dict[tuple[str, str, str], list[str]] = {}
-    for name, known in tasks.items():
-        side = "en-any" if name.startswith("en-") else "any-en"
-        for key in (("all", "all", "all"), (side, "all", "all"), ("all", "level", known["level"])):
-            subsets.setdefault(key, []).append(name)
-        subsets.setdefault(("all", "family", known["family"]), []).append(name)
-    averages = [
-        {"side": side, "kind": kind, "subset": subset, "directions": len(names)}
-        | {m: float(np.mean([directions[n][m] for n in names])) for m in ("bleu", "chrf")}
-        for (side, kind, subset), names in subsets.items()
-    ]
     signatures = {"BLEU": "BLEU|nrefs:1|tok:13a", "chrF++": "chrF2++|nrefs:1|nw:2"}
-    return {"directions": directions, "averages": averages, "signatures": signatures}
+    return {"directions": directions, "signatures": signatures}
 
 
 def write_json(file: Path, tree: Any) -> None:

@@ -24,6 +24,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy.cluster.hierarchy import dendrogram
 
@@ -274,7 +275,8 @@ def curves(lines: Sequence[Line], ylabel: str, *, zero: bool = False) -> Figure:
         ax.set_ylabel(ylabel)
         ax.grid(axis="y", color=RULE, linewidth=0.6)
         ax.set_axisbelow(True)
-        ax.locator_params(nbins=6)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        ax.yaxis.set_major_locator(MaxNLocator(6))
         if zero:
             ax.set_ylim(bottom=0)
         _legend(ax, handles, [line.name for line in lines])

@@ -49,11 +49,12 @@ def _one_run(s: Similarity, tasks: Sequence[TaskView], run: int, pictures: Pictu
     maps = {"Mean of all groups": mean, "Whole model as one vector": s.whole_model}
     maps |= dict(zip(s.groups, s.cosine, strict=True)) if len(s.groups) > 1 else {}
     scale = Scale.of(np.stack(list(maps.values())))
+    key = "blue is aligned, red in conflict" if scale.low < 0 else "darker is more aligned"
     figures = [
         pictures(
             heatmap(values, labels, families, scale),
             f"{name}: cosine of the gradients of two tasks, mean over {_steps(s.steps)}. Families "
-            "are bracketed; blue is aligned, red in conflict; a stroke marks tasks that never met.",
+            f"are bracketed; {key}; a stroke marks tasks that never met.",
             wide=True,
             hidden=n > 0,
         )

@@ -62,7 +62,7 @@ def write_report(
     tasks = _tasks(views, rows)
     pictures = Pictures()
     sections = {
-        "scores": ("Scores", averages_section(rows, views)),
+        "scores": ("Scores", averages_section(rows, tasks, views)),
         "directions": ("Direction by direction", directions_section(rows, tasks, pictures)),
         "training": ("Training", _training(views, pictures)),
         "similarity": ("Similarity of gradients", similarity_section(views, tasks, pictures)),

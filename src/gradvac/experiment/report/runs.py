@@ -170,9 +170,7 @@ def _load(folder: Path, name: str) -> RunView:
 def load_scores(folder: Path) -> dict[str, Any] | None:
     """The scores ``gradvac evaluate`` left in a folder, or None; RunError when they are damaged."""
     scores = _json(folder / "scores.json")
-    if scores is not None and not (
-        isinstance(scores.get("directions"), dict) and isinstance(scores.get("averages"), list)
-    ):
+    if scores is not None and not isinstance(scores.get("directions"), dict):
         raise RunError(f"{folder / 'scores.json'}: no scores: run gradvac evaluate again")
     return scores
 

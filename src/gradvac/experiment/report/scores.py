@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Mapping, Sequence, Set
 from html import escape
 from typing import Any
 
@@ -17,75 +18,67 @@ from gradvac.experiment.report.markup import (
     series,
     table,
 )
-from gradvac.experiment.report.runs import FROM_ENGLISH, TO_ENGLISH, RunView, TaskView
+from gradvac.experiment.report.runs import RunView, TaskView
 from gradvac.geometry.plots import dots
 
 METRICS = (("chrf", "chrF++", 1), ("bleu", "BLEU", 1), ("nll", "NLL per token", 3))
 LEVELS = ("high", "medium", "low")
-SIDES = {"any-en": TO_ENGLISH, "en-any": FROM_ENGLISH}
 Row = tuple[str, int | None, Mapping[str, Any] | None]
 """A row of scores: name, number of its colour (None: the starting model), scores."""
 
-Key = tuple[str, str, str]
-"""Which average: side of English, kind of subset (all, level, family), subset."""
+_Scored = Sequence[tuple[str, int | None, Mapping[str, Mapping[str, Any]]]]
+"""Rows that have scores: name, number of the colour, direction -> metric -> value."""
 
 
-def averages_section(rows: Sequence[Row], views: Sequence[RunView]) -> str:
+def averages_section(
+    rows: Sequence[Row], tasks: Sequence[TaskView], views: Sequence[RunView]
+) -> str:
     """The table of averages by side and level, and the one by family below it."""
     unsaid = "".join(
         missing(f"{view.name} has no scores yet: gradvac evaluate writes them.")
         for view in views
         if view.scores is None
     )
-    averages = [
-        (name, n, {(a["side"], a["kind"], a["subset"]): a for a in scores["averages"]})
-        for name, n, scores in rows
-        if scores
-    ]
-    found: list[Key] = list(dict.fromkeys(key for *_, one in averages for key in one))
-    sides = {k: SIDES.get(k[0], k[0]) for k in found if k[1] == "all" and k[0] != "all"}
-    levels: list[Key] = [("all", "level", level) for level in LEVELS]
-    first = sides | {k: k[2] for k in levels if k in found}
-    families = {k: k[2] for k in found if k[0] == "all" and k[1] == "family"}
-    if not first:
+    scored = [(name, n, scores["directions"]) for name, n, scores in rows if scores]
+    if not scored:
         return unsaid
+    every = {name for *_, each in scored for name in each}
+    levels: dict[str, list[str]] = {level: [] for level in LEVELS}
+    sides: dict[str, list[str]] = {}
+    families: dict[str, list[str]] = {}
+    for t in tasks:
+        if t.name in every:
+            sides.setdefault(t.side or "other directions", []).append(t.name)
+            families.setdefault(t.family, []).append(t.name)
+            levels.setdefault(t.level, []).append(t.name)
+    first = sides | {level: names for level, names in levels.items() if level and names}
     caption = (
         "Averages over directions, by side and by resource level. Higher is better, but for NLL "
         "(natural logarithm) lower is."
     )
-    markup = _average_table(averages, first, caption) + _coverage(rows)
-    if families:
-        caption = "Averages over directions, by the family of the language that is not English."
-        inner = _average_table(averages, families, caption)
-        markup += element("details", element("summary", "Averages by language family") + inner)
+    markup = _average_table(scored, first, caption) + _coverage(scored, every)
+    caption = "Averages over directions, by the family of the language that is not English."
+    inner = _average_table(scored, families, caption)
+    markup += element("details", element("summary", "Averages by language family") + inner)
     return markup + unsaid
 
 
-def _coverage(rows: Sequence[Row]) -> str:
+def _coverage(scored: _Scored, every: Set[str]) -> str:
     """A warning when averages are over different directions and so cannot be compared."""
-    scored = {name: set(scores["directions"]) for name, _, scores in rows if scores}
-    every = set().union(*scored.values())
     return "".join(
         paragraph(
             f"{name}: averages over the {len(own)} of {len(every)} directions it was scored in; "
             "compare it with the other rows direction by direction only."
         )
-        for name, own in scored.items()
-        if own != every
+        for name, _, own in scored
+        if own.keys() != every
     )
 
 
-def _average_table(
-    rows: Sequence[tuple[str, int | None, Mapping[Key, Any]]],
-    columns: Mapping[Key, str],
-    caption: str,
-) -> str:
-    def value(averages: Mapping[Key, Any], key: Key, metric: str) -> float | None:
-        return averages.get(key, {}).get(metric)
-
-    shown = [
-        m for m in METRICS if any(value(a, k, m[0]) is not None for *_, a in rows for k in columns)
-    ]
+def _average_table(scored: _Scored, columns: Mapping[str, Sequence[str]], caption: str) -> str:
+    """A table with a column for every metric and set of directions, named by ``columns``."""
+    cells = [(each, names) for *_, each in scored for names in columns.values()]
+    shown = [m for m in METRICS if any(_average(*cell, m[0]) is not None for cell in cells)]
     top = element("th", "", rowspan=2, scope="col")
     top += "".join(
         element("th", escape(name), colspan=len(columns), scope="colgroup", class_="edge")
@@ -94,14 +87,27 @@ def _average_table(
     labels = "".join(
         element("th", escape(name), scope="col", class_="number" if n else "number edge")
         for _ in shown
-        for n, name in enumerate(columns.values())
+        for n, name in enumerate(columns)
     )
     body = [
         element("th", series(name, n), scope="row")
-        + "".join(number(value(averages, k, m), digits) for m, _, digits in shown for k in columns)
-        for name, n, averages in rows
+        + "".join(
+            number(_average(each, names, metric), digits)
+            for metric, _, digits in shown
+            for names in columns.values()
+        )
+        for name, n, each in scored
     ]
     return table([top, labels], body, caption)
+
+
+def _average(
+    each: Mapping[str, Mapping[str, Any]], names: Sequence[str], metric: str
+) -> float | None:
+    """Unweighted mean over the directions that have the metric; None without any."""
+    found = [each.get(name, {}).get(metric) for name in names]
+    known = [value for value in found if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def directions_section(rows: Sequence[Row], tasks: Sequence[TaskView], pictures: Pictures) -> str:
@@ -122,7 +128,7 @@ def directions_section(rows: Sequence[Row], tasks: Sequence[TaskView], pictures:
     return markup
 
 
-def _direction_head(scored: Sequence[tuple[str, int | None, Mapping[str, Any]]]) -> list[str]:
+def _direction_head(scored: _Scored) -> list[str]:
     """One row of headings, or two where scores are grouped by metric."""
     deep = 2 if scored else None
     metrics = METRICS[:2] if scored else ()
@@ -135,7 +141,7 @@ def _direction_head(scored: Sequence[tuple[str, int | None, Mapping[str, Any]]])
     return [top, "".join(below) * len(metrics)] if scored else [top]
 
 
-def _direction(t: TaskView, scored: Sequence[tuple[str, int | None, Mapping[str, Any]]]) -> str:
+def _direction(t: TaskView, scored: _Scored) -> str:
     """One row of the table."""
     code = f" {element('code', escape(t.name))}" if t.label != t.name else ""
     row = element("th", escape(t.label) + code, scope="row")
