@@ -88,3 +88,21 @@ def test_files_are_relative_to_the_recipe(tmp_path):
 def test_dump_and_parse_round_trip(tmp_path):
     recipe = load_recipe(write(tmp_path, GOOD))
     assert parse_recipe(yaml.safe_load(dump_recipe(recipe)), "again") == recipe
+
+
+def test_the_reference_recipe_lists_every_key_at_its_default():
+    file = Path(__file__).parents[2] / "recipes" / "reference.yaml"
+    tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    defaults = parse_recipe({"data": {"train": tree["data"]["train"]}}, "defaults")
+    complete = defaults.model_dump(mode="json")
+    complete["data"]["train"] = tree["data"]["train"]
+    assert tree == complete
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")))
+def test_every_recipe_is_valid(file):
+    load_recipe(file)
+
+
+def test_the_shipped_recipe_loads_by_its_name():
+    assert load_recipe(Path("shipped:recipes/demo.yaml")).training.start_from == "shipped:start"
