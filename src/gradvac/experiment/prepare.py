@@ -137,8 +137,8 @@ def test_rows(folder: Path) -> list[Row]:
     """The test rows a run keeps."""
     file = folder / "data" / "test.jsonl"
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-        return [Row(json.loads(t), f"{file}:{n}") for n, t in enumerate(lines, 1)]
+        with file.open(encoding="utf-8", newline="\n") as lines:  # a text may hold U+2028
+            return [Row(json.loads(t), f"{file}:{n}") for n, t in enumerate(lines, 1)]
     except (OSError, ValueError) as e:
         raise RunError(f"{file}: not the test set of a run: {e}") from e
 

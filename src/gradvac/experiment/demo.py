@@ -1,0 +1,120 @@
+"""`gradvac demo`: the shipped model goes on learning, jointly and with GradVac, and is compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from gradvac.experiment.build import device_of
+from gradvac.experiment.display import Display
+from gradvac.experiment.evaluate import evaluate_model, evaluate_run, test_bitexts
+from gradvac.experiment.model_folder import find_model
+from gradvac.experiment.prepare import Prepared, open_prepared, prepare, test_rows
+from gradvac.experiment.recipe import Recipe, dump_recipe, load_recipe, resolve
+from gradvac.experiment.report import write_report
+from gradvac.experiment.train import Trainer
+from gradvac.translation.scoring import DirectionScores
+
+METHODS = {"joint": "joint", "gradvac": "GradVac"}
+NOTES = (
+    "One seed, a few minutes, one small model: this says nothing about which method is better.",
+    "The evaluation strings are short texts of user interfaces; scores are higher than on news.",
+)
+
+
+def run_demo(out: Path, *, steps: int, sentences: int, console: Console) -> Path:
+    """Train both runs (or resume them), score them beside the starting model, write the report.
+
+    Returns the report's path. Everything is below ``out``: ``joint/``, ``gradvac/``,
+    ``starting-model/`` and ``report.html``.
+    """
+    changes = [f"training.steps={steps}", f"training.validate_every={max(1, steps // 4)}"]
+    recipes = {
+        name: load_recipe(resolve("shipped:recipes/demo.yaml"), [*changes, f"method.name={name}"])
+        for name in METHODS
+    }
+    runs: dict[str, Path] = {}
+    for name, recipe in recipes.items():
+        console.rule(f"{METHODS[name]}: {steps} steps from the starting model")
+        first = next(iter(runs.values()), None)
+        prepared = _prepared(recipe, out / name, first, console)
+        code = Trainer(prepared, Display(console)).train()
+        if code:
+            raise SystemExit(code)
+        runs[name] = out / name
+    console.rule("scores on held-out strings")
+    scores = {"starting model": _score_start(recipes["joint"], out, sentences, console)}
+    for name, run in runs.items():
+        scores[METHODS[name]] = evaluate_run(run, sentences=sentences, say=console.print)
+    console.print(comparison(scores))
+    for signature in next(iter(scores.values())).signatures.values():
+        console.print(signature, markup=False)
+    report = write_report(
+        out / "report.html",
+        list(runs.values()),
+        title="gradvac demo: twelve languages into English, jointly and with GradVac",
+        start=json.loads((out / "starting-model" / "scores.json").read_text(encoding="utf-8")),
+        notes=NOTES,
+    )
+    console.print(NOTES[0])
+    console.print(f"report: {report.resolve()}", soft_wrap=True)
+    return report
+
+
+def comparison(scores: dict[str, DirectionScores]) -> Table:
+    """chrF++ and BLEU of several models side by side; the first is what the others started from."""
+    table = Table(title="chrF++ (BLEU) into English", title_justify="left")
+    table.add_column("direction")
+    for name in scores:
+        table.add_column(name, justify="right")
+    rows = {name: found.rows() for name, found in scores.items()}
+    for k, row in enumerate(next(iter(rows.values()))):
+        if row["name"] == "all":
+            continue  # one side only: the same as the side's
+        label = f"{row['name']} {row['level']}".strip()
+        cells = [f"{r[k]['chrf']:.1f} ({r[k]['bleu']:.1f})" for r in rows.values()]
+        table.add_row(label, *cells)
+    return table
+
+
+def _prepared(recipe: Recipe, folder: Path, first: Path | None, console: Console) -> Prepared:
+    """Prepare a run; the second one takes the encoded text of the first."""
+    if first and not (folder / "tasks.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(first / "data", folder / "data", dirs_exist_ok=True)
+        shutil.copy(first / "vocabulary.model", folder)
+        (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        shutil.copy(first / "tasks.json", folder)
+        return open_prepared(folder)
+    prepared = prepare(recipe, folder, lambda text: None)
+    pairs = sum(info.pairs for info in prepared.tasks.values())
+    console.print(
+        f"{pairs:,} training pairs in {len(prepared.tasks)} directions; "
+        f"what cleaning dropped and why: {folder / 'data' / 'account.json'}",
+        soft_wrap=True,
+    )
+    return prepared
+
+
+def _score_start(
+    recipe: Recipe, out: Path, sentences: int, console: Console
+) -> DirectionScores:
+    """Score the starting model on the test set of the joint run."""
+    run = open_prepared(out / "joint")
+    return evaluate_model(
+        find_model(resolve(str(recipe.training.start_from))),
+        test_bitexts(test_rows(out / "joint"), list(run.tasks)),
+        levels=run.levels,
+        beam=recipe.search.beam,
+        length_penalty=recipe.search.length_penalty,
+        batch_tokens=recipe.search.batch_tokens,
+        device=device_of(recipe.device),
+        sentences=sentences,
+        out=out / "starting-model",
+        name="starting model",
+        say=console.print,
+    )
