@@ -4,7 +4,13 @@ Importing this package needs PyTorch alone; the toolkit (text, translation, repo
 subpackages with their own dependencies.
 """
 
-from gradvac.engine import ParameterGroup, PerTaskEngine, StepReport, parameter_groups
+from gradvac.engine import (
+    ParameterGroup,
+    PerTaskEngine,
+    SinglePassEngine,
+    StepReport,
+    parameter_groups,
+)
 from gradvac.errors import CorpusError, GradientError, GradvacError, RecipeError, RunError
 from gradvac.methods import GradVac, Joint, Method, PCGrad, StaticWeights, StepGeometry
 
@@ -20,6 +26,7 @@ __all__ = [
     "PerTaskEngine",
     "RecipeError",
     "RunError",
+    "SinglePassEngine",
     "StaticWeights",
     "StepGeometry",
     "StepReport",

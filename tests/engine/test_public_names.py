@@ -30,7 +30,7 @@ def test_importing_needs_torch_alone():
 def test_the_public_names():
     assert set(gradvac.__all__) == {
         "CorpusError", "GradVac", "GradientError", "GradvacError", "Joint", "Method", "PCGrad",
-        "ParameterGroup", "PerTaskEngine", "RecipeError", "RunError", "StaticWeights",
-        "StepGeometry", "StepReport", "parameter_groups",
+        "ParameterGroup", "PerTaskEngine", "RecipeError", "RunError", "SinglePassEngine",
+        "StaticWeights", "StepGeometry", "StepReport", "parameter_groups",
     }  # fmt: skip
     assert all(hasattr(gradvac, name) for name in gradvac.__all__)

@@ -3,5 +3,13 @@
 from gradvac.engine.combine import StepReport
 from gradvac.engine.groups import GRANULARITIES, ParameterGroup, parameter_groups
 from gradvac.engine.per_task import PerTaskEngine
+from gradvac.engine.single_pass import SinglePassEngine
 
-__all__ = ["GRANULARITIES", "ParameterGroup", "PerTaskEngine", "StepReport", "parameter_groups"]
+__all__ = [
+    "GRANULARITIES",
+    "ParameterGroup",
+    "PerTaskEngine",
+    "SinglePassEngine",
+    "StepReport",
+    "parameter_groups",
+]

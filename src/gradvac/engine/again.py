@@ -1,0 +1,177 @@
+"""Meetings of samples and parameters in any operation, whose derivative is taken again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from gradvac.engine.flow import Place
+from gradvac.engine.meets import Meeting
+from gradvac.engine.slots import Slot
+
+
+class Again:
+    """An operation to be computed again in the backward, on other tensors.
+
+    Attributes:
+        func: the operation; takes the tensors in the order of the attributes below.
+        places: where the samples lie in each tensor, None for what holds none.
+        free: whether each tensor is one whose gradient is split by tasks.
+        slots: for those, where it goes.
+    """
+
+    def __init__(
+        self,
+        func: Callable[..., Tensor],
+        places: Sequence[Place | None],
+        slots: Sequence[Slot | None],
+    ) -> None:
+        self.func, self.places, self.slots = func, places, slots
+
+    def gradients(
+        self, tensors: Sequence[Tensor], wanted: Sequence[bool], dy: Tensor
+    ) -> list[Tensor | None]:
+        """Gradients of the wanted tensors, None for the others."""
+        leaves = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
+        with torch.enable_grad():
+            y = self.func(*leaves)
+        asked = [t for t, w in zip(leaves, wanted, strict=True) if w]
+        found = iter(torch.autograd.grad(y, asked, dy, allow_unused=True))
+        return [next(found) if w else None for w in wanted]
+
+
+class _Pointwise(Function):
+    """An elementwise operation: one derivative for all tasks, then sums over the rows of each."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, again: Again, meeting: Meeting, *tensors: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.again, ctx.meeting = again, meeting
+        return again.func(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        tensors = ctx.saved_tensors
+        meeting: Meeting = ctx.meeting
+        again: Again = ctx.again
+        with torch._C.DisableTorchFunction():
+            collect = meeting.collects(dy)
+            free = [slot is not None and collect for slot in again.slots]
+            wanted = [n or f for n, f in zip(ctx.needs_input_grad[3:], free, strict=True)]
+            wide = [t.expand(dy.shape) if f else t for t, f in zip(tensors, free, strict=True)]
+            found = again.gradients(wide, wanted, dy) if any(wanted) else [None] * len(tensors)
+            for n, slot in enumerate(again.slots):
+                if collect and slot is not None:
+                    g = found[n]
+                    slot.add(_reduce(dy.new_zeros(dy.shape) if g is None else g,
+                                     tensors[n].shape, meeting.place))  # fmt: skip
+                    found[n] = None
+            if collect:
+                meeting.finish()
+        return None, None, None, *found
+
+
+def _reduce(g: Tensor, shape: torch.Size, place: Place) -> Tensor:
+    """Sum what was broadcast from ``shape`` for each task: ``[K, *shape]``."""
+    rows, dim = place
+    g = g.to(torch.promote_types(torch.float32, g.dtype))
+    own = [1] * (g.ndim - len(shape)) + list(shape)
+    others = [d for d in range(g.ndim) if own[d] == 1 and g.shape[d] != 1 and d != dim]
+    if others:
+        g = g.sum(others, keepdim=True)
+    if own[dim] == 1:
+        order = rows.order(g.device)
+        g = g if order is None else g.index_select(dim, order)
+        parts = [g.narrow(dim, start, end - start).sum(dim) for start, end in rows.bounds]
+        return torch.stack(parts).reshape(rows.n_tasks, *shape)
+    # The tensor has values of its own for each sample: theirs for the owner, 0 for others.
+    spread = [1] * g.ndim
+    spread[dim] = len(rows)
+    mine = [(rows.index == k).view(spread).to(g.device) for k in range(rows.n_tasks)]
+    return torch.stack([g.where(m, 0.0) for m in mine]).reshape(rows.n_tasks, *shape)
+
+
+class _Slices(Function):
+    """Any operation, again for each task: on its rows alone, or in full with others' masked."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, again: Again, masked: bool, meeting: Meeting, *tensors: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        ctx.again, ctx.masked, ctx.meeting = again, masked, meeting
+        return again.func(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        tensors = ctx.saved_tensors
+        meeting: Meeting = ctx.meeting
+        again: Again = ctx.again
+        needs = ctx.needs_input_grad[4:]
+        with torch._C.DisableTorchFunction():
+            found: list[Tensor | None] = [None] * len(tensors)
+            if any(needs):
+                found = again.gradients(tensors, needs, dy)
+            if meeting.collects(dy):
+                free = [slot is not None for slot in again.slots]
+                rows, dim = meeting.place
+                gradients_of: list[list[Tensor]] = [[] for _ in tensors]
+                for task in range(rows.n_tasks):
+                    own = rows.positions(task, dy.device)
+                    if not len(own):  # not every operation takes an empty batch
+                        for tensor, g, needed in zip(tensors, gradients_of, free, strict=True):
+                            if needed:
+                                g.append(torch.zeros_like(tensor))
+                        continue
+                    parts, part = _part(ctx.masked, tensors, again.places, own, dy, dim)
+                    for n, g in enumerate(again.gradients(parts, free, part)):
+                        if free[n]:
+                            gradients_of[n].append(torch.zeros_like(tensors[n]) if g is None else g)
+                for slot, stack in zip(again.slots, gradients_of, strict=True):
+                    if slot is not None:
+                        slot.add(torch.stack(stack))
+                meeting.finish()
+        return None, None, None, None, *found
+
+
+def _part(
+    masked: bool,
+    tensors: Sequence[Tensor],
+    places: Sequence[Place | None],
+    own: Tensor,
+    dy: Tensor,
+    dim: int,
+) -> tuple[Sequence[Tensor], Tensor]:
+    """Return tensors and output gradient of one task, whose positions in the output are ``own``."""
+    if masked:
+        part = torch.zeros_like(dy).index_copy_(dim, own, dy.index_select(dim, own))
+        return tensors, part
+    parts = [
+        t if place is None else t.index_select(place.dim, own)
+        for t, place in zip(tensors, places, strict=True)
+    ]
+    return parts, dy.index_select(dim, own)
+
+
+def pointwise(anchor: Tensor, again: Again, meeting: Meeting, tensors: Sequence[Tensor]) -> Tensor:
+    """Do an elementwise operation."""
+    out = _Pointwise.apply(anchor, again, meeting, *tensors)
+    assert isinstance(out, Tensor)
+    return out
+
+
+def slices(
+    anchor: Tensor, again: Again, masked: bool, meeting: Meeting, tensors: Sequence[Tensor]
+) -> Tensor:
+    """Do any operation; ``masked`` if its samples cannot be taken one task at a time."""
+    out = _Slices.apply(anchor, again, masked, meeting, *tensors)
+    assert isinstance(out, Tensor)
+    return out

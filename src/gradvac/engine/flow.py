@@ -1,0 +1,448 @@
+"""How the samples of a batch travel through an operation: one small rule per kind of operation.
+
+A tensor is *tagged* with a dimension and a :class:`RowMap` when each of its slices along that
+dimension depends on samples of one task only. A rule says where the tag of an operation's inputs
+is to be found in its output. Rules look at shapes and arguments, never at what a size happens to
+equal, and raise :class:`Mixed` when slices of different tasks meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.rows import RowMap
+
+
+class Mixed(Exception):
+    """An operation lets samples of different tasks meet, or nobody has said that it does not."""
+
+
+class Place(NamedTuple):
+    """Where the samples lie: slice i along ``dim`` belongs to task ``rows.index[i]``."""
+
+    rows: RowMap
+    dim: int
+
+
+class Call(NamedTuple):
+    """A call to have its output tagged.
+
+    Attributes:
+        func: the function.
+        name: its name without underscores around it.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        inputs: the tagged tensors among them, those with a gradient first.
+        out: what the function returned.
+    """
+
+    func: Callable[..., Any]
+    name: str
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    inputs: list[tuple[Tensor, Place]]
+    out: Any
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument given by position or by name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def place(self, argument: Any) -> Place | None:
+        """Return where the samples lie in an argument, None if it is not tagged."""
+        return next((place for x, place in self.inputs if x is argument), None)
+
+
+Rule = Callable[[Call], Place | Sequence[Place | None] | None]
+
+
+def agreed(places: Sequence[tuple[Tensor, Place]]) -> Place:
+    """Return the place all inputs agree on, in dimensions of the output.
+
+    A tensor without gradient only hints at its samples: it gives way to one that has one.
+    """
+    (first, found), *others = places
+    for x, place in others:
+        if place.dim == found.dim and place.rows.same(found.rows):
+            continue
+        if not x.requires_grad:
+            continue
+        if not first.requires_grad:
+            first, found = x, place
+            continue
+        raise Mixed("its inputs hold their samples in different places")
+    return found
+
+
+def broadcast(call: Call) -> Place:
+    """Elementwise operations: inputs are aligned at the last dimension."""
+    out = call.out
+    if len(call.inputs) == 1:
+        x, place = call.inputs[0]
+        if x.shape == out.shape:
+            return place
+    aligned = []
+    for x, (rows, dim) in call.inputs:
+        if x.ndim > out.ndim:
+            raise Mixed("its output has fewer dimensions than its input")
+        dim += out.ndim - x.ndim
+        if out.shape[dim] != len(rows):
+            if len(rows) != 1:
+                raise Mixed("its output has another size than its input")
+            rows = rows.spread(out.shape[dim], 1)
+        aligned.append((x, Place(rows, dim)))
+    return agreed(aligned)
+
+
+def _dims(call: Call, position: int, name: str = "dim") -> set[int] | None:
+    """Return the dimensions an argument names, None if it names none."""
+    value = call.argument(position, name)
+    ndim = call.inputs[0][0].ndim
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {value % ndim}
+    if isinstance(value, list | tuple) and value:
+        return {int(v) % ndim for v in value}
+    return None
+
+
+def along(position: int) -> Rule:
+    """Operations along dimensions given at a position, such as softmax."""
+
+    def rule(call: Call) -> Place:
+        dims = _dims(call, position)
+        _, (rows, dim) = call.inputs[0]
+        if dims is None or dim in dims:
+            raise Mixed("it works along the dimension of the samples")
+        return Place(rows, dim)
+
+    return rule
+
+
+def reduction(position: int) -> Rule:
+    """Reductions over dimensions given at a position, such as a sum."""
+
+    def rule(call: Call) -> Place | Sequence[Place]:
+        dims = _dims(call, position)
+        x, (rows, dim) = call.inputs[0]
+        if dims is None or dim in dims:
+            raise Mixed("it reduces over the dimension of the samples")
+        out = call.out if isinstance(call.out, Tensor) else call.out[0]
+        kept = out.ndim == x.ndim
+        place = Place(rows, dim if kept else dim - sum(d < dim for d in dims))
+        return place if isinstance(call.out, Tensor) else [place] * len(call.out)
+
+    return rule
+
+
+def extremum(call: Call) -> Place | Sequence[Place | None] | None:
+    """Max and min: of two tensors, or along a dimension."""
+    if isinstance(call.argument(1, "other"), Tensor):
+        return broadcast(call)
+    return reduction(1)(call)
+
+
+def reshape(call: Call) -> Place:
+    """Anything that keeps the elements in order: view, flatten, unsqueeze, squeeze ..."""
+    x, (rows, dim) = call.inputs[0]
+    out = call.out
+    if x.numel() != out.numel():
+        raise Mixed("it changes the number of elements")
+    before, n, after = x.shape[:dim].numel(), x.shape[dim], x.shape[dim + 1 :].numel()
+    ahead = 1  # elements ahead of dimension `e` of the output
+    for e, size in enumerate(out.shape):
+        behind = out.shape[e + 1 :].numel()
+        if ahead == before and behind == after:
+            return Place(rows, e)
+        if size >= n and before % ahead == 0 and after % behind == 0 and size % n == 0:
+            u, t = before // ahead, after // behind
+            if u * n * t == size:
+                return Place(rows.spread(u, t), e)
+        if size < n and ahead % before == 0 and behind % after == 0:
+            u, t = ahead // before, behind // after
+            folded = rows.folded(u, t) if u * size * t == n else None
+            if folded is not None:
+                return Place(folded, e)
+        ahead *= size
+    raise Mixed("it splits the dimension of the samples")
+
+
+def transpose(call: Call) -> Place:
+    """Exchange two dimensions."""
+    x, (rows, dim) = call.inputs[0]
+    if call.name in ("transpose", "swapaxes", "swapdims"):
+        a = call.argument(1, "dim0", call.kwargs.get("axis0"))
+        b = call.argument(2, "dim1", call.kwargs.get("axis1"))
+        a, b = a % x.ndim, b % x.ndim
+    elif x.ndim < 2:
+        return Place(rows, dim)
+    else:
+        a, b = x.ndim - 2, x.ndim - 1
+    return Place(rows, b if dim == a else a if dim == b else dim)
+
+
+def permute(call: Call) -> Place:
+    """Reorder the dimensions."""
+    x, (rows, dim) = call.inputs[0]
+    dims = call.argument(1, "dims")
+    dims = call.args[1:] if isinstance(dims, int) else dims
+    return Place(rows, [d % x.ndim for d in dims].index(dim))
+
+
+def cut(call: Call) -> Place | list[Place]:
+    """Views that select or cut: a probe in the place of the tensor shows where the samples go.
+
+    The probe moves in memory along the dimension of the samples alone, so the one dimension of
+    the result that moves is theirs, and its offset and stride tell which samples are left.
+    """
+    x, (rows, dim) = call.inputs[0]
+    strides = [0] * x.ndim
+    strides[dim] = 1
+    probe = torch.empty(len(rows), dtype=torch.int8).as_strided(x.shape, strides)
+    result = call.func(probe, *call.args[1:], **call.kwargs)
+    if isinstance(result, Tensor):
+        return _cut_place(result, rows)
+    return [_cut_place(piece, rows) for piece in result]
+
+
+def _cut_place(probe: Tensor, rows: RowMap) -> Place:
+    moving = [e for e, stride in enumerate(probe.stride()) if stride]
+    e = next((e for e in moving if probe.shape[e] > 1), moving[0] if moving else None)
+    start = int(probe.storage_offset())
+    if e is not None:
+        length, stride = probe.shape[e], probe.stride(e)
+        return Place(rows.taken(start, length, stride if length > 1 else 1), e)
+    if not probe.ndim:
+        raise Mixed("it takes out a single number")
+    return Place(rows.taken(start, 1, 1).spread(probe.shape[0], 1), 0)  # one sample owns it all
+
+
+def getitem(call: Call) -> Place | list[Place]:
+    """Indexing by numbers and slices, or with tensors among the indices."""
+    x, (rows, dim) = call.inputs[0]
+    if x is not call.args[0]:
+        raise Mixed("its index, not what is indexed, holds the samples")
+    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+    if not any(isinstance(i, Tensor | list) for i in index):
+        return cut(call)
+    used = sum(_dims_used(i) for i in index)
+    if any(i is Ellipsis for i in index):
+        used = x.ndim
+    # Dimensions behind the indexed ones come out as they went in.
+    behind = x.ndim - used
+    if dim >= used:
+        return Place(rows, dim - used + call.out.ndim - behind)
+    shape = [1] * used
+    shape[dim] = -1
+    probe = rows.index.view(shape).expand(x.shape[:used])
+    index = tuple(i.cpu() if isinstance(i, Tensor) else i for i in index)
+    owners = probe[index]
+    for e in range(owners.ndim):
+        line = owners
+        for d in reversed(range(owners.ndim)):
+            if d != e:
+                line = line.select(d, 0) if line.shape[d] else line
+        shape = [1] * owners.ndim
+        shape[e] = -1
+        if line.ndim == 1 and bool((owners == line.view(shape)).all()):
+            return Place(RowMap(line.contiguous(), rows.n_tasks), e)
+    raise Mixed("its result orders the samples along no dimension")
+
+
+def _dims_used(index: Any) -> int:
+    if index is None or index is Ellipsis:
+        return 0
+    if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
+        return index.ndim
+    return 1
+
+
+def index_select(call: Call) -> Place:
+    """Choose slices along a dimension."""
+    x, (rows, dim) = call.inputs[0]
+    if x is not call.argument(0, "input"):
+        raise Mixed("its index, not what is indexed, holds the samples")
+    if call.argument(1, "dim") % x.ndim != dim:
+        return Place(rows, dim)
+    return Place(rows.selected(call.argument(2, "index")), dim)
+
+
+def lookup(call: Call) -> Place:
+    """Rows of a table, one for each index."""
+    x, place = call.inputs[0]
+    if x is not call.argument(0, "input"):
+        raise Mixed("its table, not its index, holds the samples")
+    return place
+
+
+def gather(call: Call) -> Place:
+    """Gather and scatter along a dimension that is not that of the samples."""
+    if call.argument(1, "dim") % call.out.ndim == agreed(call.inputs).dim:
+        raise Mixed("it works along the dimension of the samples")
+    rows, dim = agreed(call.inputs)
+    return Place(rows.taken(0, call.out.shape[dim], 1), dim)
+
+
+def stack(call: Call) -> Place:
+    """Put tensors side by side along a new dimension."""
+    rows, dim = agreed(call.inputs)
+    new = call.argument(1, "dim", 0) % call.out.ndim
+    return Place(rows, dim + (new <= dim))
+
+
+def concatenate(call: Call) -> Place:
+    """Put tensors one behind the other."""
+    rows, dim = call.inputs[0][1]
+    if call.argument(1, "dim", 0) % call.out.ndim != dim:
+        return agreed(call.inputs)
+    maps = [call.place(x) for x in call.argument(0, "tensors")]
+    if any(place is None or place.dim != dim for place in maps):
+        raise Mixed("it appends to the dimension of the samples what belongs to no task")
+    index = torch.cat([place.rows.index for place in maps if place])
+    return Place(RowMap(index, rows.n_tasks), dim)
+
+
+def repeat(call: Call) -> Place:
+    """Tile along every dimension."""
+    x, (rows, dim) = call.inputs[0]
+    times = call.args[1:] if len(call.args) > 1 else call.kwargs["repeats"]
+    times = times[0] if isinstance(times[0], list | tuple) else times
+    dim += len(times) - x.ndim
+    return Place(rows.spread(times[dim], 1), dim)
+
+
+def repeat_interleave(call: Call) -> Place:
+    """Repeat slices along a dimension."""
+    x, (rows, dim) = call.inputs[0]
+    times, along = call.argument(1, "repeats"), call.argument(2, "dim")
+    if along is None or not isinstance(times, int):
+        raise Mixed("only a number of repetitions along a dimension is understood")
+    return Place(rows.spread(1, times) if along % x.ndim == dim else rows, dim)
+
+
+def last_dims(count: Callable[[Call], int], what: str) -> Rule:
+    """Operations that mix the last dimensions, as many as ``count`` says, and no other."""
+
+    def rule(call: Call) -> Place:
+        x, (rows, dim) = call.inputs[0]
+        if dim >= x.ndim - count(call):
+            raise Mixed(f"{what} the dimension of the samples")
+        return Place(rows, dim)
+
+    return rule
+
+
+def first_dim(call: Call) -> Place:
+    """Operations whose first dimension is the batch, such as convolutions."""
+    rows, dim = agreed(call.inputs)
+    if dim:
+        raise Mixed("it expects the samples in its first dimension")
+    return Place(rows, 0)
+
+
+def matmul(call: Call) -> Place:
+    """Matrix products, batched or not."""
+    a, b = call.argument(0, "input"), call.argument(1, "other", call.kwargs.get("mat2"))
+    if a.ndim < 2 or b.ndim < 2:
+        raise Mixed("a product with a vector is not understood")
+    n = call.out.ndim
+    places: list[tuple[Tensor, Place]] = []
+    for x, (rows, dim) in call.inputs:
+        summed = x.ndim - 1 if x is a else x.ndim - 2
+        if a is b or dim == summed:
+            if x.requires_grad or not places:
+                raise Mixed("it sums over the dimension of the samples")
+            continue
+        places.append((x, Place(rows, dim + n - x.ndim)))
+    place = agreed(places)
+    if place.dim >= n - 2 and sum(x.requires_grad for x, _ in places) > 1:
+        raise Mixed("it multiplies samples of one factor with samples of the other")
+    return place
+
+
+def addmm(call: Call) -> Place:
+    """``bias + a @ b`` and its batched form."""
+    _, a, b = call.args[:3]
+    inputs = [(x, place) for x, place in call.inputs if x is a or x is b]
+    if len(inputs) != len(call.inputs) or not inputs:
+        raise Mixed("its first argument holds samples")
+    return matmul(call._replace(args=(a, b), inputs=inputs))
+
+
+def attention(call: Call) -> Place:
+    """Scaled dot-product attention: any number of batch dimensions in front of two."""
+    place = broadcast(call)
+    if place.dim >= call.out.ndim - 2:
+        raise Mixed("it attends across samples")
+    return place
+
+
+def einsum(call: Call) -> Place:
+    """Einsum in its string form, without ellipsis."""
+    equation, operands = call.args[0], call.args[1:]
+    operands = operands[0] if len(operands) == 1 and isinstance(operands[0], list) else operands
+    if not isinstance(equation, str) or "." in equation or "->" not in equation:
+        raise Mixed("only einsum equations with '->' and without '...' are understood")
+    left, right = equation.replace(" ", "").split("->")
+    terms = left.split(",")
+    places = []
+    for term, x in zip(terms, operands, strict=True):
+        if (place := call.place(x)) is not None:
+            letter = term[place.dim]
+            if letter not in right:
+                raise Mixed(f"it sums over {letter!r}, the dimension of the samples")
+            places.append((x, Place(place.rows, right.index(letter))))
+    return agreed(sorted(places, key=lambda pair: not pair[0].requires_grad))
+
+
+def token_loss(call: Call) -> Place:
+    """Classification losses without reduction, ``[N, C, ...]`` to ``[N, ...]``."""
+    if call.kwargs.get("reduction", "mean") != "none":
+        raise Mixed("it averages over samples; ask for reduction='none'")
+    x, (rows, dim) = call.inputs[0]
+    if x is not call.argument(0, "input"):
+        raise Mixed("only its target holds samples")
+    classes = 1 if x.ndim > 1 else 0
+    if dim == classes:
+        raise Mixed("it works along the dimension of the samples")
+    return Place(rows, dim - (dim > classes))
+
+
+def pointwise_loss(call: Call) -> Place:
+    """Elementwise losses without reduction."""
+    if call.kwargs.get("reduction", "mean") != "none":
+        raise Mixed("it averages over samples; ask for reduction='none'")
+    return broadcast(call)
+
+
+def pad(call: Call) -> Place:
+    """Padding of the last dimensions."""
+    x, (rows, dim) = call.inputs[0]
+    if dim >= x.ndim - len(call.argument(1, "pad")) // 2:
+        raise Mixed("it pads the dimension of the samples")
+    return Place(rows, dim)
+
+
+def assign(call: Call) -> Place | None:
+    """``x[index] = value``: the samples of the value become those of the tensor."""
+    x, index, value = call.args
+    own = call.place(x)
+    region = x.detach()[index]
+    if not isinstance(value, Tensor) or (place := call.place(value)) is None:
+        return own
+    dim = place.dim + region.ndim - value.ndim
+    fits = [
+        d
+        for d in range(x.ndim)
+        if x.stride(d) == region.stride(dim) and x.shape[d] == region.shape[dim]
+    ]
+    found = Place(place.rows, fits[0]) if len(fits) == 1 else None
+    if own is not None and found is not None and own.dim == found.dim:
+        return own if own.rows.same(found.rows) else None
+    if own is None and found is not None and not x.requires_grad:
+        return found
+    raise Mixed("what is assigned holds its samples in another place")

@@ -1,0 +1,254 @@
+"""The backward of operations in which a parameter meets samples of several tasks.
+
+For y = x W^T the gradient of W splits by rows, dL_k/dW = dy[rows of k]^T x[rows of k], and the K
+products cost together what the one of plain training costs. Each function here computes what the
+plain operation does, passes the gradient of its input on, and hands the K gradients of the
+parameters to their slots. Parameters come in detached: autograd never touches their ``grad``.
+
+Every function takes ``anchor`` first, a number that requires a gradient, so that it has a backward
+even if nothing before it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from gradvac.engine.flow import Place
+from gradvac.engine.rows import RowMap
+from gradvac.engine.slots import Slot
+
+
+class Watch:
+    """What the meetings of a pass have in common.
+
+    Attributes:
+        checking: position of the task whose gradient alone is flowing, to see that it flows
+            through its own rows alone; None while gradients are collected.
+        leaks: meetings at which it did not, in the order of the backward.
+        done: called whenever a use has handed its gradients over.
+    """
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        self.checking: int | None = None
+        self.leaks: list[Meeting] = []
+        self.done = done
+
+
+class Meeting:
+    """One use of parameters in the forward pass.
+
+    Attributes:
+        slots: where the gradients of the parameters go, None for one that needs none.
+        what: the operation, for error messages.
+        place: where the samples lie in the output; known once the output is.
+    """
+
+    place: Place
+
+    def __init__(self, slots: Sequence[Slot | None], what: str, watch: Watch) -> None:
+        self.slots, self.what, self.watch = slots, what, watch
+
+    def collects(self, dy: Tensor) -> bool:
+        """Whether gradients are to be collected; if not, check the rows of ``dy``."""
+        task = self.watch.checking
+        if task is None:
+            return True
+        rows, dim = self.place
+        others = (rows.index != task).nonzero().squeeze(1).to(dy.device)
+        if bool(dy.index_select(dim, others).any()):
+            self.watch.leaks.append(self)
+        return False
+
+    def finish(self) -> None:
+        """Count the use as done."""
+        for slot in self.slots:
+            if slot is not None:
+                slot.arrived()
+        self.watch.done()
+
+
+def _flat_rows(place: Place, shape: torch.Size, kept: int) -> RowMap:
+    """Owners of the rows of a tensor flattened to ``[rows, last `kept` dimensions]``."""
+    dim = place.dim
+    before, after = shape[:dim].numel(), shape[dim + 1 : len(shape) - kept].numel()
+    return place.rows.spread(before, after)
+
+
+def products(slot: Slot, a: Tensor, b: Tensor, rows: RowMap) -> None:
+    """Add ``a_k^T b_k`` of the rows of each task k, for a ``[N, m]`` and b ``[N, n]``, sorted."""
+    pieces, fresh = slot.pieces(rows.n_tasks)
+    for piece, (start, end) in zip(pieces, rows.bounds, strict=True):
+        x, y = a[start:end].T, b[start:end]
+        if piece.dtype != x.dtype:
+            product = x @ y
+            piece.copy_(product) if fresh else piece.add_(product)
+        elif fresh:
+            torch.mm(x, y, out=piece)
+        elif end > start:
+            piece.addmm_(x, y)
+
+
+def sums(slot: Slot, values: Tensor, rows: RowMap) -> None:
+    """Add the sums of the rows of each task, for values ``[N, *shape]``, sorted.
+
+    Not a product with a matrix of zeros and ones, in which one task's NaN would reach all.
+    """
+    pieces, fresh = slot.pieces(rows.n_tasks)
+    for piece, (start, end) in zip(pieces, rows.bounds, strict=True):
+        if fresh:
+            torch.sum(values[start:end], 0, dtype=piece.dtype, out=piece)
+        elif end > start:
+            piece.add_(values[start:end].sum(0, dtype=piece.dtype))
+
+
+class _Linear(Function):
+    """``x @ w^T + b``, or ``x @ w + b`` if ``transposed``; slots of w and b."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        transposed: bool,
+        meeting: Meeting,
+    ) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.meeting, ctx.transposed = meeting, transposed
+        if transposed:
+            return x @ w if b is None else torch.addmm(b, x, w)
+        return torch.nn.functional.linear(x, w, b)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        x, w = ctx.saved_tensors
+        meeting: Meeting = ctx.meeting
+        with torch._C.DisableTorchFunction():
+            if meeting.collects(dy):
+                rows = _flat_rows(meeting.place, dy.shape, 1)
+                dys = rows.sort(dy.reshape(-1, dy.shape[-1]))
+                on_w, on_b = meeting.slots
+                if on_w is not None:
+                    xs = rows.sort(x.reshape(-1, x.shape[-1]))
+                    first, second = (xs, dys) if ctx.transposed else (dys, xs)
+                    products(on_w, first, second, rows)
+                if on_b is not None:
+                    sums(on_b, dys, rows)
+                meeting.finish()
+            dx = None
+            if ctx.needs_input_grad[1]:
+                dx = dy @ (w.mT if ctx.transposed else w)
+        return None, dx, None, None, None, None
+
+
+class _Embedding(Function):
+    """Rows of a table; slot of the table."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, ids: Tensor, table: Tensor, padding: int, meeting: Meeting
+    ) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.padding, ctx.meeting = padding, meeting
+        return torch.nn.functional.embedding(ids, table)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+        (dy,) = gradients
+        (ids,) = ctx.saved_tensors
+        meeting: Meeting = ctx.meeting
+        with torch._C.DisableTorchFunction():
+            if meeting.collects(dy):
+                rows = _flat_rows(meeting.place, dy.shape, 1)
+                (slot,) = meeting.slots
+                assert slot is not None
+                pieces = slot.zero(rows.n_tasks)
+                ids, dy = rows.sort(ids.reshape(-1)), rows.sort(dy.reshape(-1, dy.shape[-1]))
+                if ctx.padding >= 0:
+                    dy = dy.masked_fill((ids == ctx.padding)[:, None], 0.0)
+                for piece, (start, end) in zip(pieces, rows.bounds, strict=True):
+                    piece.index_add_(0, ids[start:end], dy[start:end].to(piece.dtype))
+                meeting.finish()
+        return None, None, None, None, None
+
+
+class _LayerNorm(Function):
+    """Layer normalisation; slots of scale and shift."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        x: Tensor,
+        shape: Sequence[int],
+        w: Tensor | None,
+        b: Tensor | None,
+        eps: float,
+        meeting: Meeting,
+    ) -> Tensor:
+        y, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
+        ctx.save_for_backward(x, w, mean, rstd)
+        ctx.shape, ctx.meeting = shape, meeting
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        x, w, mean, rstd = ctx.saved_tensors
+        meeting: Meeting = ctx.meeting
+        with torch._C.DisableTorchFunction():
+            if meeting.collects(dy):
+                kept = len(ctx.shape)
+                rows = _flat_rows(meeting.place, dy.shape, kept)
+                on_w, on_b = meeting.slots
+                shape = (-1, *ctx.shape)
+                if on_w is not None:
+                    scaled = ((x - mean) * rstd).mul_(dy)
+                    sums(on_w, rows.sort(scaled.reshape(shape)), rows)
+                if on_b is not None:
+                    sums(on_b, rows.sort(dy.reshape(shape)), rows)
+                meeting.finish()
+            dx = None
+            if ctx.needs_input_grad[1]:
+                dx, _, _ = torch.ops.aten.native_layer_norm_backward(
+                    dy, x, ctx.shape, mean, rstd, w, None, [True, False, False]
+                )
+        return None, dx, None, None, None, None, None
+
+
+def linear(
+    anchor: Tensor, x: Tensor, w: Tensor, b: Tensor | None, transposed: bool, meeting: Meeting
+) -> Tensor:
+    """Return ``x @ w^T + b``, or ``x @ w + b`` if ``transposed``."""
+    return _call(_Linear, anchor, x, w, b, transposed, meeting)
+
+
+def embedding(anchor: Tensor, ids: Tensor, table: Tensor, padding: int, meeting: Meeting) -> Tensor:
+    """Return the rows ``ids`` of a table; row ``padding`` gets no gradient, -1 for none such."""
+    return _call(_Embedding, anchor, ids, table, padding, meeting)
+
+
+def layer_norm(
+    anchor: Tensor,
+    x: Tensor,
+    shape: Sequence[int],
+    w: Tensor | None,
+    b: Tensor | None,
+    eps: float,
+    meeting: Meeting,
+) -> Tensor:
+    """Return ``x`` normalised over its last dimensions, scaled and shifted."""
+    return _call(_LayerNorm, anchor, x, shape, w, b, eps, meeting)
+
+
+def _call(function: type[Function], *args: Any) -> Tensor:
+    out = function.apply(*args)
+    assert isinstance(out, Tensor)
+    return out

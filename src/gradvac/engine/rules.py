@@ -1,0 +1,122 @@
+"""The operations whose effect on the samples of a batch is known, by name.
+
+Names are those of functions and methods of torch without underscores around them: ``add`` stands
+for ``torch.add``, ``Tensor.add``, ``Tensor.add_`` and ``Tensor.__add__``.
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import NamedTuple
+
+from gradvac.engine import flow
+from gradvac.engine.flow import Call, Rule
+
+
+class Meeting(Enum):
+    """How the gradient of a parameter is split where it meets the samples."""
+
+    NONE = auto()  # not possible here
+    POINTWISE = auto()  # one derivative for all tasks, then sums over the rows of each
+    SLICES = auto()  # the operation again for each task, on its rows alone
+    MASKED = auto()  # the derivative for each task in full, other tasks' rows set to zero
+    LINEAR = auto()
+    EMBEDDING = auto()
+    LAYER_NORM = auto()
+
+
+class Entry(NamedTuple):
+    """What is known of an operation."""
+
+    rule: Rule
+    meeting: Meeting
+
+
+def _normalized_dims(call: Call) -> int:
+    return len(call.argument(1, "normalized_shape"))
+
+
+_POINTWISE = """
+    add radd iadd sub rsub isub mul rmul imul multiply div rdiv idiv truediv rtruediv itruediv
+    true_divide pow rpow ipow neg negative positive abs absolute exp expm1 log log1p log2 sqrt
+    rsqrt square reciprocal sin cos tanh sigmoid erf logit relu relu6 gelu silu mish softplus elu
+    selu celu leaky_relu hardtanh hardswish hardsigmoid logsigmoid softsign tanhshrink threshold
+    clamp clip clamp_min clamp_max where masked_fill addcmul addcdiv lerp maximum minimum
+    nan_to_num sign round floor ceil trunc frac fmod remainder mod rmod floor_divide floordiv
+    rfloordiv float double half bfloat16 to type type_as clone contiguous detach data bool long
+    int eq ne lt le gt ge and or xor rand ror rxor invert logical_not logical_and logical_or
+    logical_xor bitwise_and bitwise_or bitwise_not isnan isinf isfinite copy fill zero
+    zeros_like ones_like full_like empty_like rand_like randn_like expand
+    expand_as broadcast_to requires_grad cuda cpu real alpha_dropout dropout dropout1d dropout2d
+    dropout3d feature_dropout feature_alpha_dropout bernoulli
+"""
+
+KNOWN: dict[str, Entry] = {name: Entry(flow.broadcast, Meeting.POINTWISE)
+                           for name in _POINTWISE.split()}  # fmt: skip
+
+
+def _add(names: str, rule: Rule, meeting: Meeting = Meeting.MASKED) -> None:
+    for name in names.split():
+        KNOWN[name] = Entry(rule, meeting)
+
+
+_add("softmax log_softmax cumsum cumprod logcumsumexp glu normalize flip sort argsort",
+     flow.along(1))  # fmt: skip
+_add("topk", flow.along(2))
+KNOWN["normalize"] = Entry(
+    lambda call: flow.along(1)(
+        call._replace(args=(call.args[0], call.argument(2, "dim", 1)), kwargs={})
+    ),
+    Meeting.MASKED,
+)
+_add("roll", flow.along(2))
+_add("sum mean var std prod logsumexp amax amin argmax argmin all any count_nonzero nansum",
+     flow.reduction(1))  # fmt: skip
+_add("norm", flow.reduction(2))
+_add("max min", flow.extremum)
+_add("view reshape flatten unflatten view_as reshape_as unsqueeze squeeze ravel", flow.reshape)
+_add("transpose swapaxes swapdims t T mT adjoint", flow.transpose)
+_add("permute", flow.permute)
+_add("chunk split tensor_split unbind select narrow diagonal unfold split_with_sizes hsplit vsplit",
+     flow.cut)  # fmt: skip
+_add("getitem", flow.getitem)
+_add("index_select", flow.index_select)
+_add("gather scatter scatter_add take_along_dim", flow.gather)
+_add("stack", flow.stack)
+_add("cat concat concatenate", flow.concatenate)
+_add("repeat tile", flow.repeat)
+_add("repeat_interleave", flow.repeat_interleave)
+_add("tril triu", flow.last_dims(lambda call: 2, "it cuts"))
+_add("pad", flow.pad)
+_add("setitem", flow.assign, Meeting.NONE)
+_add("cross_entropy nll_loss", flow.token_loss)
+_add("mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy kl_div"
+     " binary_cross_entropy_with_logits", flow.pointwise_loss)  # fmt: skip
+
+_add("matmul rmatmul mm bmm", flow.matmul, Meeting.SLICES)
+_add("addmm baddbmm", flow.addmm, Meeting.SLICES)
+_add("einsum", flow.einsum, Meeting.SLICES)
+_add("scaled_dot_product_attention", flow.attention, Meeting.SLICES)
+_add("rms_norm", flow.last_dims(_normalized_dims, "it normalises over"), Meeting.SLICES)
+_add("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d group_norm"
+     " instance_norm batch_norm bilinear prelu max_pool1d max_pool2d max_pool3d avg_pool1d"
+     " avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
+     " adaptive_max_pool1d adaptive_max_pool2d interpolate", flow.first_dim,
+     Meeting.SLICES)  # fmt: skip
+_add("linear", flow.last_dims(lambda call: 1, "it mixes"), Meeting.LINEAR)
+_add("layer_norm", flow.last_dims(_normalized_dims, "it normalises over"), Meeting.LAYER_NORM)
+_add("embedding", flow.lookup, Meeting.EMBEDDING)
+
+# Attributes and methods that tell about a tensor and compute nothing from its values that could
+# carry a gradient.
+IGNORED = frozenset(
+    """
+    size dim ndimension numel nelement stride storage_offset is_contiguous item tolist data_ptr
+    len index repr str format hash dir is_floating_point is_complex is_cuda is_same_size
+    get_device element_size backward storage untyped_storage numpy deepcopy reduce_ex
+    reduce register_hook retain_grad has_names is_nonzero set_grad_enabled is_tensor equal allclose
+    nonzero unique is_pinned pin_memory is_shared share_memory empty zeros ones arange full eye
+    tensor manual_seed rand randn randint randperm linspace contains new_zeros
+    new_ones new_full new_empty new_tensor
+    """.split()
+)

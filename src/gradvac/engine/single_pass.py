@@ -1,0 +1,348 @@
+"""Exact per-task gradients of a mixed batch from one forward and one backward pass.
+
+Usage, in place of ``loss.backward()``::
+
+    engine = SinglePassEngine(model, GradVac(), granularity="all_layer")
+    with engine.tasks(task_of_each_sample):          # one name per sample, in any order
+        losses = loss_of_each_token(model(batch))    # an ordinary forward pass, nothing averaged
+        report = engine.backward(losses / tokens, rows)      # sets p.grad
+    optimizer.step()
+
+The samples of different tasks are independent, so the gradient of a parameter splits by the rows
+of the batch. The engine follows the samples through the forward pass, and where a parameter meets
+them its gradient is formed once for each task from that task's rows. The K gradients of a
+parameter group are combined and freed as soon as the backward has passed the group.
+
+Whatever mixes samples is refused by name. On top of that the first step is checked: the gradient
+of each task's loss alone must flow through that task's rows and no others, which makes the split
+exact whatever the model did.
+
+For results comparable with plain training, divide the losses by what the joint loss would be
+divided by; they are added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradvac.engine.calls import leaves
+from gradvac.engine.combine import StepReport, combine, decide
+from gradvac.engine.groups import Grouping, parameter_groups
+from gradvac.engine.meets import Watch
+from gradvac.engine.per_task import _refuse_wrapped
+from gradvac.engine.rows import RowMap
+from gradvac.engine.slots import GroupStore, Pool
+from gradvac.engine.step import Batch, Step
+from gradvac.engine.tracing import Trace
+from gradvac.errors import GradientError
+from gradvac.methods import Method
+
+TaskOfSample = Sequence[str] | tuple[Tensor, Sequence[str]]
+"""A name for each sample, or a position for each sample and the names."""
+
+
+class SinglePassEngine:
+    """Splits one backward pass by tasks and combines the gradients by a method.
+
+    Holds K x P_g numbers for K tasks and the parameters P_g of the groups that the backward is
+    passing, in float32 (float64 for float64 parameters).
+
+    Args:
+        model: the model; it is not changed.
+        method: turns the geometry of a step into weights.
+        granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
+        verify_steps: how many steps to check by one backward per task. The first is enough
+            unless the model changes what it computes.
+
+    Raises:
+        GradientError: if the model is wrapped for data parallelism or has nothing to train.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        granularity: Grouping = "all_layer",
+        verify_steps: int = 1,
+    ) -> None:
+        _refuse_wrapped(model)
+        self.model = model
+        self.method = method
+        self.groups = parameter_groups(model, granularity)
+        self.step = 0
+        self.verify_steps = verify_steps
+        self._pool = Pool()
+        self._stores = [GroupStore(group, self._pool) for group in self.groups]
+        self._slots = {id(slot.parameter): slot for store in self._stores for slot in store.slots}
+        self._step = Step()
+        self._batch: Batch | None = None
+
+    @contextmanager
+    def tasks(
+        self,
+        tasks: TaskOfSample,
+        batch_dim: int = 0,
+        inputs: Sequence[Tensor] | None = None,
+    ) -> Iterator[SinglePassEngine]:
+        """Follow the samples of a batch through the forward pass inside.
+
+        Args:
+            tasks: the task of each of the B samples: B names, or positions ``[B]`` and names.
+            batch_dim: the dimension of the inputs that holds the samples.
+            inputs: the tensors the samples come in. By default the tensors given to the model
+                whose size along ``batch_dim`` is B.
+
+        Raises:
+            GradientError: if a sample has no task, or the forward pass mixes samples.
+        """
+        names, index = _names_and_index(tasks)
+        positions = torch.tensor([self._step.position(name) for name in names], dtype=torch.int64)
+        rows = RowMap(positions[index], len(self._step.names))
+        watch = Watch(self._release)
+        device = self._stores[0].device
+        remember = self.step < self.verify_steps
+        trace = Trace(self._slots, self.model, device, remember, watch)
+        batch = self._batch = Batch(trace, rows)
+        for x in inputs or ():
+            batch.declare(x, batch_dim)
+
+        def declare(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            for x in (*args, *kwargs.values()):
+                if isinstance(x, Tensor) and x.ndim > batch_dim and x.shape[batch_dim] == len(rows):
+                    batch.declare(x, batch_dim)
+
+        hook = None
+        if inputs is None:
+            hook = self.model.register_forward_pre_hook(declare, with_kwargs=True)
+        try:
+            with trace:
+                yield self
+        except BaseException:
+            self.clear()
+            raise
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    def backward(
+        self,
+        loss: Tensor,
+        rows: Tensor | None = None,
+        mask: Tensor | None = None,
+        loss_scale: float = 1.0,
+        step: int | None = None,
+    ) -> StepReport:
+        """Run the backward pass, combine the gradients, set ``p.grad`` and begin the next step.
+
+        Args:
+            loss: losses of samples, tokens or the like, ``[B, ...]`` or, with ``rows``, ``[N]``.
+            rows: the sample that each loss belongs to, ``[N]``.
+            mask: weights of the losses, such as 0 for padding; of the shape of ``loss``.
+            loss_scale: factor the losses were multiplied by; divided out before the Gram.
+            step: number of this step; by default one more than the last.
+
+        Raises:
+            GradientError: if the gradients cannot be split or are not finite. ``p.grad``, the
+                method and the step counter are then unchanged and the gradients are dropped.
+        """
+        self._step.streams = not self._step.accumulated
+        self._step.number = self.step if step is None else step
+        self._step.loss_scale = loss_scale
+        before = self.method.state_dict()
+        try:
+            self._backward(loss, rows, mask)
+            return self._finish()
+        except BaseException:
+            self.method.load_state_dict(before)
+            raise
+        finally:
+            self.clear()
+
+    def accumulate(
+        self, loss: Tensor, rows: Tensor | None = None, mask: Tensor | None = None
+    ) -> None:
+        """Run the backward pass of a micro-batch; its gradients wait for :meth:`combine`.
+
+        Between the micro-batches of a step the K gradients of all parameters are held.
+        """
+        self._step.streams = False
+        try:
+            self._backward(loss, rows, mask)
+        except BaseException:
+            self.clear()
+            raise
+        self._step.accumulated = True
+
+    def combine(self, loss_scale: float = 1.0, step: int | None = None) -> StepReport:
+        """Combine the accumulated gradients, set ``p.grad`` and begin the next step.
+
+        Raises:
+            GradientError: as :meth:`backward`, and if nothing was accumulated.
+        """
+        if not self._step.accumulated:
+            raise GradientError("combine() needs at least one accumulate() since the last step")
+        self._step.number = self.step if step is None else step
+        self._step.loss_scale = loss_scale
+        before = self.method.state_dict()
+        try:
+            return self._finish()
+        except BaseException:
+            self.method.load_state_dict(before)
+            raise
+        finally:
+            self.clear()
+
+    def clear(self) -> None:
+        """Drop what was collected since the last step."""
+        for store in self._stores:
+            store.close()
+        self._step = Step()
+        self._batch = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step number and the method's state."""
+        return {"step": self.step, "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where the engine that returned ``state`` was."""
+        self.method.load_state_dict(state["method"])
+        self.step = int(state["step"])
+
+    # -- the backward pass ----------------------------------------------------------------------
+
+    def _backward(self, loss: Tensor, rows: Tensor | None, mask: Tensor | None) -> None:
+        batch = self._batch
+        if batch is None:
+            raise GradientError("backward() needs a forward pass inside `with engine.tasks(...)`")
+        with torch._C.DisableTorchFunction():
+            loss, owners = batch.owners(loss, rows, mask)
+            total = torch.zeros(owners.n_tasks, dtype=torch.float64, device=loss.device)
+            total.index_add_(0, owners.index.to(loss.device), loss.detach().double())
+            self._step.add_losses(total)
+        if self.step < self.verify_steps:
+            self.verify(loss, owners)
+        _run(batch.trace, loss, torch.ones_like(loss), retain_graph=False)
+        with torch._C.DisableTorchFunction():
+            batch.carry_on(owners.n_tasks)
+        self._batch = None
+
+    def verify(self, loss: Tensor, owners: RowMap) -> None:
+        """Check that the gradient of each task's loss flows through its own rows alone.
+
+        Costs one backward pass per task.
+
+        Raises:
+            GradientError: if it does not, or if a parameter is used out of sight.
+        """
+        assert self._batch is not None
+        trace = self._batch.trace
+        for leaf in leaves(loss):
+            if id(leaf) in self._slots:
+                raise GradientError(
+                    f"parameter {self._name(leaf)!r} is used by an operation that the engine "
+                    "cannot see (a custom autograd function?); use PerTaskEngine for this model"
+                )
+        for task in range(owners.n_tasks):
+            trace.watch.checking = task
+            own = (owners.index == task).to(loss.device, loss.dtype)
+            _run(trace, loss, own, retain_graph=True)
+            if trace.watch.leaks:
+                raise GradientError(
+                    f"the loss of task {self._step.names[task]!r} has a gradient at samples of "
+                    f"other tasks, seen at {trace.watch.leaks[0].what}: what follows it mixes "
+                    "samples; use PerTaskEngine for this model"
+                )
+        trace.watch.checking = None
+
+    def _name(self, parameter: Tensor) -> str:
+        return next(
+            name
+            for group in self.groups
+            for name, p in zip(group.names, group.parameters, strict=True)
+            if p is parameter
+        )
+
+    # -- groups ---------------------------------------------------------------------------------
+
+    def _release(self) -> None:
+        """Combine groups that are complete, several at once, and free their gradients."""
+        step = self._step
+        if not step.streams:
+            return
+        complete = [s for s in self._stores if s.matrix is not None and not s.expected]
+        # Methods take all groups at once, so some are worth waiting for: as many as fill the
+        # memory that the largest needs anyway.
+        if sum(s.numel for s in complete) >= max(s.numel for s in self._stores):
+            self._decide(complete)
+
+    def _decide(self, stores: list[GroupStore]) -> None:
+        step = self._step
+        n_tasks = len(step.names)
+        rows = [store.rows(n_tasks) for store in stores]
+        if step.loss_scale != 1.0:
+            for matrix in rows:
+                matrix.mul_(1 / step.loss_scale)
+        names = tuple(store.group.name for store in stores)
+        losses = step.losses(n_tasks) / step.loss_scale
+        report = decide(
+            self.method, [[r] for r in rows], losses, tuple(step.names), names, step.number
+        )
+        for store, matrix, weights in zip(stores, rows, report.weights, strict=True):
+            step.gradients[store.group.name] = store.gradients(combine(weights, matrix))
+            store.close()
+        step.reports.append(report)
+
+    def _finish(self) -> StepReport:
+        """Combine what is left and set ``p.grad`` of every parameter."""
+        step = self._step
+        left = [store for store in self._stores if store.group.name not in step.gradients]
+        if left:
+            self._decide(left)
+        report = step.report(tuple(group.name for group in self.groups))
+        for group in self.groups:
+            gradients = step.gradients[group.name]
+            for p, gradient in zip(group.parameters, gradients, strict=True):
+                p.grad = gradient
+        self.step = step.number + 1
+        return report
+
+
+def _run(trace: Trace, loss: Tensor, gradient: Tensor, retain_graph: bool) -> None:
+    """Run a backward pass that leaves nothing behind but what the meetings collect."""
+    trace.backward_runs = True
+    try:
+        with trace:  # activation checkpointing repeats parts of the forward pass
+            torch.autograd.backward(loss, gradient, retain_graph=retain_graph, inputs=trace.anchor)
+    finally:
+        trace.backward_runs = False
+
+
+def _names_and_index(tasks: TaskOfSample) -> tuple[list[str], Tensor]:
+    """Return the names of the tasks that occur and each sample's position among them, ``[B]``."""
+    first = tasks[0] if len(tasks) else None
+    if isinstance(first, Tensor):
+        positions, names = first.detach().cpu(), list(tasks[1])
+        if positions.ndim != 1 or positions.is_floating_point():
+            raise GradientError(
+                f"task positions are {positions.dtype} {list(positions.shape)}; they must be "
+                "integers [samples]"
+            )
+        if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < len(names):
+            raise GradientError(
+                f"task positions lie in [{int(positions.min())}, {int(positions.max())}]; "
+                f"{len(names)} names allow 0 to {len(names) - 1}"
+            )
+        present, index = torch.unique(positions, return_inverse=True)
+        names = [names[n] for n in present.tolist()]
+    else:
+        each = [str(name) for name in tasks]
+        names = list(dict.fromkeys(each))
+        index = torch.tensor([names.index(name) for name in each], dtype=torch.int64)
+    if not names:
+        raise GradientError("tasks() needs at least one sample")
+    return names, index

@@ -1,0 +1,86 @@
+"""Operations whose gradients are split by a formula of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.flow import Call, Mixed
+from gradvac.engine.meets import Meeting, embedding, layer_norm, linear
+
+if TYPE_CHECKING:
+    from gradvac.engine.tracing import Trace
+
+Special = Callable[["Trace", Call, list[Tensor]], tuple[Tensor, Meeting] | None]
+"""Does a call in which free tensors meet samples; None if the formula does not apply."""
+
+
+def _linear(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Meeting] | None:
+    x, w, b = call.argument(0, "input"), call.argument(1, "weight"), call.argument(2, "bias")
+    return _affine(trace, call, free, x, w, b, False)
+
+
+def _addmm(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Meeting] | None:
+    if call.kwargs or any(x is call.args[1] for x in free):
+        return None
+    b, x, w = call.args
+    return _affine(trace, call, free, x, w, b, True) if b.ndim == 1 else None
+
+
+def _matmul(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Meeting] | None:
+    x, w = call.args[:2] if len(call.args) > 1 else (None, None)
+    if x is None or w is None or w.ndim != 2 or x.ndim < 2 or call.name == "rmatmul":
+        return None
+    return _affine(trace, call, free, x, w, None, True)
+
+
+def _affine(
+    trace: Trace, call: Call, free: list[Tensor], x: Tensor, w: Tensor, b: Tensor | None, t: bool
+) -> tuple[Tensor, Meeting] | None:
+    place = call.place(x)
+    if place is None or place.dim == x.ndim - 1 or len(call.inputs) > 1:
+        return None
+    slot_of = lambda p: trace.slot(p) if any(p is f for f in free) else None
+    meeting = trace.meeting([slot_of(w), slot_of(b)], call.name)
+    w, b = w.detach(), None if b is None else b.detach()
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        x, w, b = x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
+    return linear(trace.anchor, x, w, b, t, meeting), meeting
+
+
+def _embedding(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Meeting] | None:
+    ids, table = call.argument(0, "input"), call.argument(1, "weight")
+    padding = call.argument(2, "padding_idx")
+    if call.argument(3, "max_norm") is not None or call.argument(5, "scale_grad_by_freq", False):
+        raise Mixed("max_norm and scale_grad_by_freq depend on all samples")
+    padding = -1 if padding is None else padding % len(table)
+    meeting = trace.meeting([trace.slot(table)], call.name)
+    out = embedding(trace.anchor, ids, table.detach(), padding, meeting)
+    return out, meeting
+
+
+def _layer_norm(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Meeting] | None:
+    x, shape = call.argument(0, "input"), call.argument(1, "normalized_shape")
+    w, b = call.argument(2, "weight"), call.argument(3, "bias")
+    if call.place(x) is None or len(call.inputs) > 1:
+        return None
+    slot_of = lambda p: trace.slot(p) if any(p is f for f in free) else None
+    meeting = trace.meeting([slot_of(w), slot_of(b)], call.name)
+    w, b = (None if p is None else p.detach() for p in (w, b))
+    eps = call.argument(4, "eps", 1e-5)
+    out = layer_norm(trace.anchor, x, shape, w, b, eps, meeting)
+    return out, meeting
+
+
+SPECIAL = {
+    "linear": _linear,
+    "addmm": _addmm,
+    "matmul": _matmul,
+    "mm": _matmul,
+    "embedding": _embedding,
+    "layer_norm": _layer_norm,
+}

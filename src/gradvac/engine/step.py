@@ -1,0 +1,134 @@
+"""The step and the batch under way in a single pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.combine import StepReport
+from gradvac.engine.flow import Place
+from gradvac.engine.rows import RowMap
+from gradvac.engine.tracing import Trace
+from gradvac.errors import GradientError
+from gradvac.methods import StepGeometry
+
+
+class Step:
+    """What is known of the step under way."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.number = 0
+        self.loss_scale = 1.0
+        self.streams = False
+        self.accumulated = False
+        self.gradients: dict[str, list[Tensor | None]] = {}
+        self.reports: list[StepReport] = []
+        self._losses: list[Tensor] = []
+
+    def position(self, name: str) -> int:
+        """Return the position of a task, a new one at the end."""
+        if name not in self.names:
+            self.names.append(name)
+        return self.names.index(name)
+
+    def add_losses(self, losses: Tensor) -> None:
+        """Add the losses ``[K]`` of a micro-batch."""
+        self._losses.append(losses)
+
+    def losses(self, n_tasks: int) -> Tensor:
+        """Return the losses of all micro-batches, ``[K]``, on the CPU."""
+        total = torch.zeros(n_tasks, dtype=torch.float64)
+        for losses in self._losses:
+            total[: len(losses)] += losses.cpu()
+        return total
+
+    def report(self, groups: tuple[str, ...]) -> StepReport:
+        """Join the reports of the groups, in the order of the model."""
+        names = [name for report in self.reports for name in report.groups]
+        order = torch.tensor([names.index(name) for name in groups])
+        join = lambda parts: torch.cat(parts).index_select(0, order.to(parts[0].device))
+        first = self.reports[0].geometry
+        gram = join([report.gram for report in self.reports])
+        geometry = StepGeometry(gram, first.losses, first.tasks, groups, first.step)
+        diagnostics = {
+            key: join([report.diagnostics[key] for report in self.reports])
+            for key in self.reports[0].diagnostics
+        }
+        return StepReport(geometry, join([r.weights for r in self.reports]), diagnostics)
+
+
+class Batch:
+    """The batch whose forward pass is being watched."""
+
+    def __init__(self, trace: Trace, rows: RowMap) -> None:
+        self.trace, self.rows = trace, rows
+        self.declared = False
+
+    def declare(self, x: Tensor, batch_dim: int) -> None:
+        """Tag an input, unless it is known already: the model may be called twice."""
+        if x.shape[batch_dim] != len(self.rows):
+            raise GradientError(
+                f"an input is {list(x.shape)}; its dimension {batch_dim} should hold "
+                f"{len(self.rows)} samples, one for each task given"
+            )
+        if self.trace.place(x) is None and not x.requires_grad:
+            self.trace.tag(x, Place(self.rows, batch_dim))
+        self.declared = True
+
+    def owners(
+        self, loss: Tensor, rows: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, RowMap]:
+        """Return the losses ``[N]`` and their owners."""
+        if not self.declared:
+            raise GradientError(
+                f"no tensor with {len(self.rows)} samples was given to the model inside "
+                "`with engine.tasks(...)`; name the batch by tasks(..., inputs=[...])"
+            )
+        place = self.trace.place(loss)
+        if not loss.requires_grad or not loss.ndim:
+            raise GradientError(
+                f"the loss is {list(loss.shape)} with requires_grad={loss.requires_grad}; it must "
+                "hold one value per sample or token, neither averaged nor summed over samples"
+            )
+        if rows is not None:
+            if rows.shape != loss.shape or loss.ndim != 1:
+                raise GradientError(
+                    f"rows is {list(rows.shape)} and the loss {list(loss.shape)}; both must be [N]"
+                )
+            owners = self.rows.selected(rows)
+            if place is not None and not place.rows.same(owners):
+                raise GradientError("rows contradicts the samples that the losses were made from")
+        elif place is not None:
+            owners = place.rows
+            loss = loss.movedim(place.dim, 0)
+            mask = None if mask is None else mask.movedim(place.dim, 0)
+        elif len(loss) == len(self.rows):
+            owners = self.rows
+        else:
+            raise GradientError(
+                f"the loss is {list(loss.shape)} and the batch has {len(self.rows)} samples; say "
+                "by `rows` which sample each loss belongs to"
+            )
+        if mask is not None:
+            loss = loss * mask
+        after = loss[0].numel() if loss.ndim > 1 else 1
+        return loss.reshape(-1), owners.spread(1, after)
+
+    def carry_on(self, n_tasks: int) -> None:
+        """Carry gradients of what was made of parameters alone on to these parameters."""
+        chains = [chain for chain in self.trace.chains if chain.buffer is not None]
+        sources = {id(slot): slot for chain in chains for slot in chain.sources}
+        slots: list[Any] = list(sources.values())
+        parameters = [slot.parameter for slot in slots]
+        found: list[list[Tensor]] = [[] for _ in slots]
+        for task in range(n_tasks if chains else 0):
+            tensors = [chain.tensor for chain in chains]
+            outputs = [c.buffer[task].to(c.tensor.dtype) for c in chains if c.buffer is not None]
+            gradients = torch.autograd.grad(tensors, parameters, outputs, retain_graph=True)
+            for stack, gradient in zip(found, gradients, strict=True):
+                stack.append(gradient)
+        for slot, stack in zip(slots, found, strict=True):
+            slot.add(torch.stack(stack))
