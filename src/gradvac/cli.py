@@ -20,7 +20,6 @@ app = typer.Typer(
 console = Console(highlight=False)
 
 
-
 def say(text: str) -> None:
     """Print a line as it is, however long."""
     console.print(text, markup=False, soft_wrap=True)
@@ -86,9 +85,7 @@ def evaluate(
     from gradvac.experiment.evaluate import evaluate_run, score_table
 
     for run in runs:
-        scores = evaluate_run(
-            run, checkpoint=checkpoint, beam=beam, sentences=sentences, say=say
-        )
+        scores = evaluate_run(run, checkpoint=checkpoint, beam=beam, sentences=sentences, say=say)
         console.print(score_table(str(run), scores))
         for signature in scores.signatures.values():
             say(signature)

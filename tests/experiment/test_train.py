@@ -215,6 +215,10 @@ def test_the_record_holds_what_the_method_saw(toy, tmp_path):
         ("training.metric=nll/none", r"training\.metric: 'nll/none' is not among: nll, perplexity"),
         ("model.heads=3", r"model: .*d_model"),
         ("method.tasks=[xx-en]", r"method\.tasks: \['xx-en'\] are no tasks"),
+        (
+            "method.tasks=medium",
+            r"method\.tasks: no task is 'medium'; levels: fr-en high, ne-en low",
+        ),
         ("device=cuda:9", r"device: 'cuda:9' asked for|device"),
         ("device=gpu", r"device: 'gpu' is not a device"),
         ("data.directions=[zz-en]", r"no text in zz"),
@@ -254,3 +258,10 @@ def test_a_run_folder_describes_itself(toy, tmp_path):
     assert tasks["fr-en"]["level"] == "high" and tasks["ne-en"]["level"] == "low"
     for name in ("vocabulary.model", "model.json", "data/account.json", "speed.jsonl"):
         assert (run / name).exists(), name
+
+
+def test_tensorboard_is_an_extra_and_says_so(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(RecipeError, match=r"needs the extra: pip install 'gradvac\[tensorboard\]'"):
+        Display(tensorboard=tmp_path)

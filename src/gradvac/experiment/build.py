@@ -47,6 +47,9 @@ def build_method(section: MethodSection, levels: dict[str, str], seed: int) -> M
         )
         if unknown := sorted(set(chosen) - set(levels)):
             raise RecipeError(f"method.tasks: {unknown} are no tasks; tasks: {', '.join(levels)}")
+        if not chosen:
+            there = ", ".join(f"{t} {l}" for t, l in levels.items())
+            raise RecipeError(f"method.tasks: no task is {wanted!r}; levels: {there}")
     if section.name == "gradvac":
         return GradVac(
             beta=section.beta,

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gradvac.experiment.build import device_of
 from gradvac.experiment.display import Display
-from gradvac.experiment.evaluate import evaluate_model, evaluate_run, test_bitexts
+from gradvac.experiment.evaluate import evaluate_model, evaluate_run, table_rows, test_bitexts
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import Prepared, open_prepared, prepare, test_rows
 from gradvac.experiment.recipe import Recipe, dump_recipe, load_recipe, resolve
@@ -71,10 +71,8 @@ def comparison(scores: dict[str, DirectionScores]) -> Table:
     table.add_column("direction")
     for name in scores:
         table.add_column(name, justify="right")
-    rows = {name: found.rows() for name, found in scores.items()}
+    rows = {name: table_rows(found) for name, found in scores.items()}
     for k, row in enumerate(next(iter(rows.values()))):
-        if row["name"] == "all":
-            continue  # one side only: the same as the side's
         label = f"{row['name']} {row['level']}".strip()
         cells = [f"{r[k]['chrf']:.1f} ({r[k]['bleu']:.1f})" for r in rows.values()]
         table.add_row(label, *cells)
@@ -100,9 +98,7 @@ def _prepared(recipe: Recipe, folder: Path, first: Path | None, console: Console
     return prepared
 
 
-def _score_start(
-    recipe: Recipe, out: Path, sentences: int, console: Console
-) -> DirectionScores:
+def _score_start(recipe: Recipe, out: Path, sentences: int, console: Console) -> DirectionScores:
     """Score the starting model on the test set of the joint run."""
     run = open_prepared(out / "joint")
     return evaluate_model(

@@ -46,7 +46,10 @@ class Display:
         """A line of the training log."""
         self.tokens_per_s = self._recent[0] / max(self._recent[1], 1e-9)
         self._recent = (0, 0.0)
-        text = f"NLL {values['nll']:.3f}  {self.tokens_per_s:,.0f} tokens/s"
+        text = (
+            f"NLL {values['nll']:.3f}  {self.tokens_per_s:,.0f} tokens/s  "
+            f"padding {values['padding']:.0%}"
+        )
         if self._bar:
             self._bar.update(self._task, description=text)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -60,10 +61,17 @@ def score_table(title: str, scores: DirectionScores) -> Table:
     table = Table(title=title, title_justify="left")
     for name in ("direction", "level", "family", "n", "BLEU", "chrF++"):
         table.add_column(name, justify="right" if name in ("n", "BLEU", "chrF++") else "left")
-    for row in scores.rows():
+    for row in table_rows(scores):
         numbers = [str(row["count"]), f"{row['bleu']:.1f}", f"{row['chrf']:.1f}"]
         table.add_row(row["name"], row["level"], row["family"], *numbers)
     return table
+
+
+def table_rows(scores: DirectionScores) -> list[dict[str, Any]]:
+    """Directions and averages; with English on one side only, that side is all there is."""
+    rows = scores.rows()
+    sides = {row["name"] for row in rows if row["kind"] == "side"}
+    return [row for row in rows if row["name"] != "all" or len(sides) > 2]
 
 
 def test_bitexts(rows: Sequence[Row], tasks: Sequence[str]) -> list[Bitext]:
