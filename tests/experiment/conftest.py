@@ -67,6 +67,7 @@ def toy_recipe(**method: Any) -> dict[str, Any]:
         "training": {
             "steps": 12,
             "warmup": 4,
+            "precision": "fp32",
             "learning_rate": 0.01,
             "validate_every": 4,
             "checkpoint_every": 4,

@@ -64,7 +64,7 @@ def test_evaluate_limits_sentences_and_names_a_missing_checkpoint(trained):
 
 
 def test_translate_is_a_filter(trained):
-    done = gradvac("translate", str(trained), text="elif nepoa\n\ntamrof  elbat\r\n".encode())
+    done = gradvac("translate", str(trained), text=b"elif nepoa\n\ntamrof  elbat\r\n")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(b"\n") == 3 and done.stdout.split(b"\n")[1] == b""
 

@@ -26,6 +26,7 @@ METHODS = {
     "joint": ["method.name=joint"],
     "gradvac": ["method.name=gradvac", "method.beta=0.2"],
     "pcgrad": ["method.name=pcgrad", "method.granularity=whole_model"],
+    "bf16": ["method.name=gradvac", "training.precision=bf16"],
     "accumulating": ["method.name=gradvac", "batches.accumulate=2", "method.tasks=low"],
 }
 

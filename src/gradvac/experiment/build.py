@@ -25,6 +25,16 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def uses_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to train under bfloat16 autocast; "auto" does where the device computes in it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in older PyTorch
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def build_model(recipe: Recipe, vocabulary_size: int) -> Transformer:
     """The Transformer of a recipe, initialised from its seed."""
     section = recipe.model.model_dump(exclude={"preset"}, exclude_none=True)

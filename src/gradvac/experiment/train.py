@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gradvac.engine import PerTaskEngine
 from gradvac.errors import GradientError, RecipeError, RunError
-from gradvac.experiment.build import build_method, build_model, device_of
+from gradvac.experiment.build import build_method, build_model, device_of, uses_bf16
 from gradvac.experiment.checkpoint import (
     Checkpoint,
     average,
@@ -60,11 +60,7 @@ class Trainer:
         self.recipe, self.folder = prepared.recipe, prepared.folder
         training = self.recipe.training
         self.device = device_of(self.recipe.device)
-        self.bf16 = training.precision == "bf16" or (
-            training.precision == "auto"
-            and self.device.type == "cuda"
-            and torch.cuda.is_bf16_supported()
-        )
+        self.bf16 = uses_bf16(training.precision, self.device)
         model = build_model(self.recipe, len(prepared.vocabulary))
         if training.start_from:
             start = find_model(resolve(training.start_from)).parameters
