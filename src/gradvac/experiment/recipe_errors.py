@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
@@ -23,14 +23,12 @@ def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) 
     parts = [str(p) for p in error["loc"]]
     steps: list[str] = []
     at: Any = tree
-    for part in error["loc"]:  # pydantic adds the branch of a union tried; a recipe has no such key
-        if (isinstance(at, dict) and part in at) or (
-            isinstance(at, list) and isinstance(part, int)
-        ):
-            at = at[part]
-        else:
-            continue
-        steps.append(str(part))
+    # pydantic adds the branch of a union it tried to the path; a recipe has no such key
+    for part in error["loc"]:
+        known = part in at if isinstance(at, dict) else isinstance(at, list) and type(part) is int
+        if known:
+            at = cast(Any, at)[part]
+            steps.append(str(part))
     context = error.get("ctx", {})
     key = ".".join(steps) or ".".join(parts)
     if error["type"] == "missing":

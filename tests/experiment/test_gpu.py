@@ -1,0 +1,42 @@
+"""The same code on a GPU: `pytest -m gpu` on a machine that has one."""
+
+import pytest
+import torch
+
+from gradvac.experiment.display import Display
+from gradvac.experiment.prepare import prepare
+from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.train import Trainer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def trainer(toy, run, *changes: str) -> Trainer:
+    recipe = load_recipe(toy / "recipe.yaml", list(changes))
+    return Trainer(prepare(recipe, run, lambda text: None), Display())
+
+
+@pytest.mark.parametrize("method", ["joint", "gradvac"])
+def test_first_gradient_is_that_of_the_cpu(toy, tmp_path, method):
+    gradients = {}
+    for device in ("cpu", "cuda"):
+        sets = [f"device={device}", f"method.name={method}", "model.dropout=0"]
+        t = trainer(toy, tmp_path / device, *sets)
+        t.train_step()
+        gradients[device] = {n: p.grad.cpu() for n, p in t.model.named_parameters()}
+    for name, expected in gradients["cpu"].items():
+        torch.testing.assert_close(gradients["cuda"][name], expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stops_and_resumes(toy, tmp_path, precision):
+    sets = ["device=cuda", "method.name=gradvac", f"training.precision={precision}"]
+    first = trainer(toy, tmp_path / "run", *sets)
+    first.stop_signal = 2
+    assert first.train() == 130
+    second = trainer(toy, tmp_path / "run", *sets)
+    assert second.train() == 0
+    assert second.step == 12
