@@ -53,7 +53,8 @@ class _Pointwise(Function):
     ) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.again, ctx.meeting = again, meeting
-        return again.func(*tensors)
+        y = again.func(*tensors)
+        return y.clone() if y._is_view() else y  # a view made here could not be written to
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -107,7 +108,8 @@ class _Slices(Function):
     ) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.again, ctx.masked, ctx.meeting = again, masked, meeting
-        return again.func(*tensors)
+        y = again.func(*tensors)
+        return y.clone() if y._is_view() else y  # a view made here could not be written to
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

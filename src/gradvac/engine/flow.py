@@ -9,6 +9,7 @@ equal, and raise :class:`Mixed` when slices of different tasks meet.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import gcd
 from typing import Any, NamedTuple
 
 import torch
@@ -149,25 +150,20 @@ def extremum(call: Call) -> Place | Sequence[Place | None] | None:
 def reshape(call: Call) -> Place:
     """Anything that keeps the elements in order: view, flatten, unsqueeze, squeeze ..."""
     x, (rows, dim) = call.inputs[0]
-    out = call.out
-    if x.numel() != out.numel():
+    if x.numel() != call.out.numel():
         raise Mixed("it changes the number of elements")
     before, n, after = x.shape[:dim].numel(), x.shape[dim], x.shape[dim + 1 :].numel()
-    ahead = 1  # elements ahead of dimension `e` of the output
-    for e, size in enumerate(out.shape):
-        behind = out.shape[e + 1 :].numel()
-        if ahead == before and behind == after:
-            return Place(rows, e)
-        if size >= n and before % ahead == 0 and after % behind == 0 and size % n == 0:
-            u, t = before // ahead, after // behind
-            if u * n * t == size:
-                return Place(rows.spread(u, t), e)
-        if size < n and ahead % before == 0 and behind % after == 0:
-            u, t = ahead // before, behind // after
-            folded = rows.folded(u, t) if u * size * t == n else None
-            if folded is not None:
-                return Place(folded, e)
-        ahead *= size
+    for e, size in enumerate(call.out.shape):
+        ahead, behind = call.out.shape[:e].numel(), call.out.shape[e + 1 :].numel()
+        # Cut off what of the samples' dimension goes to dimensions ahead and behind, then add
+        # what comes from the input's; the first needs slices of one owner to lie together.
+        a, c = ahead // gcd(ahead, before), behind // gcd(behind, after)
+        u, t = before * a // ahead, after * c // behind
+        if n % (a * c) or u * (n // (a * c)) * t != size:
+            continue
+        folded = rows.folded(a, c)
+        if folded is not None:
+            return Place(folded.spread(u, t), e)
     raise Mixed("it splits the dimension of the samples")
 
 

@@ -121,9 +121,10 @@ class _Linear(Function):
     ) -> Tensor:
         ctx.save_for_backward(x, w)
         ctx.meeting, ctx.transposed = meeting, transposed
-        if transposed:
-            return x @ w if b is None else torch.addmm(b, x, w)
-        return torch.nn.functional.linear(x, w, b)
+        x2, w = x.reshape(-1, x.shape[-1]), w if transposed else w.T
+        y = torch.mm(x2, w) if b is None else torch.addmm(b, x2, w)
+        # A view made here could not be written to by an activation that works in place.
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[1]))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -136,7 +137,8 @@ class _Linear(Function):
                 dys = rows.sort(dy.reshape(-1, dy.shape[-1]))
                 on_w, on_b = meeting.slots
                 if on_w is not None:
-                    xs = rows.sort(x.reshape(-1, x.shape[-1]))
+                    # Several projections of one tensor often come one after the other.
+                    xs = rows.sort(x.reshape(-1, x.shape[-1]), keep=True)
                     first, second = (xs, dys) if ctx.transposed else (dys, xs)
                     products(on_w, first, second, rows)
                 if on_b is not None:

@@ -22,6 +22,7 @@ class RowMap:
         self.index = index
         self.n_tasks = n_tasks
         self._derived: dict[tuple[object, ...], RowMap | None] = {}
+        self._sorted: tuple[Tensor, Tensor] | None = None
         self._order_on: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
@@ -51,6 +52,8 @@ class RowMap:
 
     def folded(self, before: int, after: int) -> RowMap | None:
         """Undo :meth:`spread`; None if slices to be merged belong to different tasks."""
+        if before == after == 1:
+            return self
         key = ("folded", before, after)
         if key not in self._derived:
             blocks = self.index.view(before, -1, after)
@@ -94,11 +97,28 @@ class RowMap:
             self._order_on[device] = order.to(device)
         return None if order is None else self._order_on[device]
 
-    def sort(self, rows: Tensor) -> Tensor:
-        """Return the rows of ``[n, ...]`` sorted by task."""
+    def sort(self, rows: Tensor, keep: bool = False) -> Tensor:
+        """Return the rows of ``[n, ...]`` sorted by task; ``keep`` if they will be needed again."""
         order = self.order(rows.device)
-        return rows if order is None else rows.index_select(0, order)
+        if order is None:
+            return rows
+        if not keep:
+            return rows.index_select(0, order)
+        if self._sorted is not None and _identical(self._sorted[0], rows):
+            return self._sorted[1]
+        self._sorted = (rows, rows.index_select(0, order))
+        return self._sorted[1]
 
     def positions(self, task: int, device: torch.device) -> Tensor:
         """Positions of the rows of a task, ascending."""
         return (self.index == task).nonzero().squeeze(1).to(device)
+
+
+def _identical(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same memory and it was not written to in between."""
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a._version == b._version
+    )

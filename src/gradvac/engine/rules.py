@@ -46,9 +46,8 @@ _POINTWISE = """
     rfloordiv float double half bfloat16 to type type_as clone contiguous detach data bool long
     int eq ne lt le gt ge and or xor rand ror rxor invert logical_not logical_and logical_or
     logical_xor bitwise_and bitwise_or bitwise_not isnan isinf isfinite copy fill zero
-    zeros_like ones_like full_like empty_like rand_like randn_like expand
-    expand_as broadcast_to requires_grad cuda cpu real alpha_dropout dropout dropout1d dropout2d
-    dropout3d feature_dropout feature_alpha_dropout bernoulli
+    zeros_like ones_like full_like empty_like expand
+    expand_as broadcast_to requires_grad cuda cpu real
 """
 
 KNOWN: dict[str, Entry] = {name: Entry(flow.broadcast, Meeting.POINTWISE)
@@ -60,6 +59,9 @@ def _add(names: str, rule: Rule, meeting: Meeting = Meeting.MASKED) -> None:
         KNOWN[name] = Entry(rule, meeting)
 
 
+# What draws random numbers cannot be computed again.
+_add("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout"
+     " bernoulli rand_like randn_like", flow.broadcast, Meeting.NONE)  # fmt: skip
 _add("softmax log_softmax cumsum cumprod logcumsumexp glu normalize flip sort argsort",
      flow.along(1))  # fmt: skip
 _add("topk", flow.along(2))
@@ -116,7 +118,7 @@ IGNORED = frozenset(
     get_device element_size backward storage untyped_storage numpy deepcopy reduce_ex
     reduce register_hook retain_grad has_names is_nonzero set_grad_enabled is_tensor equal allclose
     nonzero unique is_pinned pin_memory is_shared share_memory empty zeros ones arange full eye
-    tensor manual_seed rand randn randint randperm linspace contains new_zeros
+    tensor manual_seed rand randn randint randperm linspace contains grad new_zeros
     new_ones new_full new_empty new_tensor
     """.split()
 )

@@ -227,8 +227,7 @@ class SinglePassEngine:
         if self.step < self.verify_steps:
             self.verify(loss, owners)
         _run(batch.trace, loss, torch.ones_like(loss), retain_graph=False)
-        with torch._C.DisableTorchFunction():
-            batch.carry_on(owners.n_tasks)
+        batch.carry_on(owners.n_tasks)
         self._batch = None
 
     def verify(self, loss: Tensor, owners: RowMap) -> None:
@@ -314,12 +313,8 @@ class SinglePassEngine:
 
 def _run(trace: Trace, loss: Tensor, gradient: Tensor, retain_graph: bool) -> None:
     """Run a backward pass that leaves nothing behind but what the meetings collect."""
-    trace.backward_runs = True
-    try:
-        with trace:  # activation checkpointing repeats parts of the forward pass
-            torch.autograd.backward(loss, gradient, retain_graph=retain_graph, inputs=trace.anchor)
-    finally:
-        trace.backward_runs = False
+    with trace.repeats():
+        torch.autograd.backward(loss, gradient, retain_graph=retain_graph, inputs=trace.anchor)
 
 
 def _names_and_index(tasks: TaskOfSample) -> tuple[list[str], Tensor]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from gradvac.engine.calls import inner
 from gradvac.engine.flow import Call, Mixed
 from gradvac.engine.meets import Meeting, embedding, layer_norm, linear
 
@@ -83,4 +84,38 @@ SPECIAL = {
     "mm": _matmul,
     "embedding": _embedding,
     "layer_norm": _layer_norm,
+}
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Scaled dot-product attention step by step, for a mask or queries made of parameters."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+        value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(future, float("-inf"))
+    if attn_mask is not None:
+        if attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(attn_mask.logical_not(), float("-inf"))
+        else:
+            scores = scores + attn_mask
+    return torch.dropout(scores.softmax(-1), dropout_p, True) @ value
+
+
+# Operations taken apart when a parameter meets samples in them: they draw random numbers, so they
+# cannot be computed again in the backward.
+COMPOSED: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "multi_head_attention_forward": inner,
+    "scaled_dot_product_attention": lambda func: _attention,
 }

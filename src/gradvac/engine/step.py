@@ -127,7 +127,8 @@ class Batch:
         for task in range(n_tasks if chains else 0):
             tensors = [chain.tensor for chain in chains]
             outputs = [c.buffer[task].to(c.tensor.dtype) for c in chains if c.buffer is not None]
-            gradients = torch.autograd.grad(tensors, parameters, outputs, retain_graph=True)
+            with self.trace.repeats():
+                gradients = torch.autograd.grad(tensors, parameters, outputs, retain_graph=True)
             for stack, gradient in zip(found, gradients, strict=True):
                 stack.append(gradient)
         for slot, stack in zip(slots, found, strict=True):

@@ -11,21 +11,23 @@ wrong, only slower.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 from gradvac.engine import again
-from gradvac.engine.calls import inner, is_torch, leaves, name_of, template, tensors_in, writes
+from gradvac.engine.calls import is_torch, leaves, name_of, template, tensors_in, writes
 from gradvac.engine.flow import Call, Mixed, Place
 from gradvac.engine.meets import Meeting, Watch
 from gradvac.engine.rules import IGNORED, KNOWN, Entry
 from gradvac.engine.rules import Meeting as Kind
 from gradvac.engine.slots import ChainSlot, ParameterSlot, Slot, ViewSlot
-from gradvac.engine.special import SPECIAL
+from gradvac.engine.special import COMPOSED, SPECIAL
 from gradvac.errors import GradientError
 
 _MARK = "_gradvac"
@@ -81,7 +83,27 @@ class Trace(TorchFunctionMode):
         self.remember = remember
         self.chains: list[ChainSlot] = []
         self.watch = watch
-        self.backward_runs = False
+        self.repeating = False
+
+    @contextmanager
+    def repeats(self) -> Iterator[None]:
+        """Watch the parts of the forward pass that activation checkpointing repeats inside.
+
+        Autograd runs a backward without function modes. The first module of a part puts this one
+        back, and autograd takes it off again where it resumes.
+        """
+
+        def enter(module: nn.Module, args: Any) -> None:
+            if not torch._C._len_torch_function_stack():
+                self.__enter__()
+
+        hook = register_module_forward_pre_hook(enter)
+        self.repeating = True
+        try:
+            yield
+        finally:
+            self.repeating = False
+            hook.remove()
 
     def tag(self, tensor: Tensor, place: Place) -> None:
         """Declare where the samples lie in a tensor."""
@@ -132,9 +154,9 @@ class Trace(TorchFunctionMode):
             if free:
                 raise self._error(name, f"it takes a tensor {self._origin(unknown)}")
             return self._opaque(func(*args, **kwargs), self._origin(unknown))
-        if name == "multi_head_attention_forward":
+        if free and name in COMPOSED:
             with self:
-                return inner(func)(*args, **kwargs)
+                return COMPOSED[name](func)(*args, **kwargs)
         if not tagged:
             return self._free(func, name, args, kwargs, free)
         entry = KNOWN.get(name) if is_torch(func) else None
@@ -150,7 +172,8 @@ class Trace(TorchFunctionMode):
             if entry is None:
                 raise Mixed("gradvac does not know whether it keeps samples apart")
             _refuse(call)
-            self._tag_output(call.out, entry.rule(call))
+            written = call.args[0] if call.name == "setitem" else call.out
+            self._tag_output(written, entry.rule(call))
         except Mixed as reason:
             self._opaque(call.out, f"made by {call.name!r}: {reason}")
         except Exception:
@@ -246,7 +269,7 @@ class Trace(TorchFunctionMode):
                 raise self._error(name, str(reason)) from None
             return self._free(func, name, args, kwargs, free)  # the tags were hints only
         meeting.place = place
-        if not self.backward_runs:  # a recomputation by activation checkpointing counts no use
+        if not self.repeating:  # a recomputation by activation checkpointing counts no use
             for slot in meeting.slots:
                 if slot is not None:
                     slot.expect()
