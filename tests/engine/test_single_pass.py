@@ -196,3 +196,36 @@ def test_state_goes_on_where_it_was():
     other = SinglePassEngine(model, GradVac(seed=5))
     other.load_state_dict(engine.state_dict())
     assert other.step == 1 and other.method.seed == 0
+
+
+def test_bfloat16_autocast_differs_by_rounding_alone():
+    model = translator(dropout=0.0, attention_dropout=0.0).float()
+
+    def losses():
+        with torch.autocast("cpu", torch.bfloat16):
+            return losses_of(model, batch())()
+
+    # Both round the same activations; gradients of biases are sums of bfloat16 numbers.
+    assert largest_error(model, losses, TASKS) < 0.02
+
+
+def test_float32_is_as_good_as_separate_backwards():
+    model = translator(dropout=0.0, attention_dropout=0.0).float()
+    assert largest_error(model, losses_of(model, batch()), TASKS) < 1e-5
+
+
+def test_batches_of_one_task_are_not_split_and_may_hold_any_operation():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
+    one, many = SinglePassEngine(model, GradVac()), PerTaskEngine(model, GradVac())
+    for task in "abac":
+        x = torch.randn(5, 3, dtype=torch.float64)
+        with one.tasks([task] * 5):
+            one.accumulate(model(x).square().squeeze(1))
+        many.accumulate(task, model(x).square().sum())
+    found, gradients = one.combine(), [p.grad for p in model.parameters()]
+    expected = many.combine()
+    torch.testing.assert_close(found.gram, expected.gram)
+    torch.testing.assert_close(found.losses, expected.losses)
+    for p, g in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(p.grad, g)

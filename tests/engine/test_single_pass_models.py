@@ -277,3 +277,21 @@ def test_reused_parameters_and_what_is_made_of_them():
     model = built(Reused)
     x = torch.randn(5, 3, 6, dtype=torch.float64)
     assert largest_error(model, lambda: (model(x).square().sum(-1), None), TASKS) < EXACT
+
+
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+@pytest.mark.parametrize("make", [t5, gpt2, Vision])
+def test_bfloat16_autocast(make):
+    model = built(make).float()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    x = torch.randn(5, 3, 4, 4)
+
+    def losses():
+        with torch.autocast("cpu", torch.bfloat16):
+            if make is Vision:
+                return F.cross_entropy(model(x), torch.zeros(5).long(), reduction="none"), None
+            return (translation_losses if make is t5 else encoder_losses)(model)()
+
+    assert largest_error(model, losses, TASKS) < 0.05

@@ -22,6 +22,7 @@ class Again:
         places: where the samples lie in each tensor, None for what holds none.
         free: whether each tensor is one whose gradient is split by tasks.
         slots: for those, where it goes.
+        device: type of the device, whose autocast applies again.
     """
 
     def __init__(
@@ -29,15 +30,19 @@ class Again:
         func: Callable[..., Tensor],
         places: Sequence[Place | None],
         slots: Sequence[Slot | None],
+        device: str,
     ) -> None:
         self.func, self.places, self.slots = func, places, slots
+        self.device = device
+        self.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
 
     def gradients(
         self, tensors: Sequence[Tensor], wanted: Sequence[bool], dy: Tensor
     ) -> list[Tensor | None]:
         """Gradients of the wanted tensors, None for the others."""
         leaves = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
-        with torch.enable_grad():
+        enabled, dtype = self.autocast
+        with torch.enable_grad(), torch.autocast(self.device, dtype, enabled):
             y = self.func(*leaves)
         asked = [t for t, w in zip(leaves, wanted, strict=True) if w]
         found = iter(torch.autograd.grad(y, asked, dy, allow_unused=True))

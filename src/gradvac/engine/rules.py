@@ -79,7 +79,8 @@ _add("max min", flow.extremum)
 _add("view reshape flatten unflatten view_as reshape_as unsqueeze squeeze ravel", flow.reshape)
 _add("transpose swapaxes swapdims t T mT adjoint", flow.transpose)
 _add("permute", flow.permute)
-_add("chunk split tensor_split unbind select narrow diagonal unfold split_with_sizes hsplit vsplit",
+_add("chunk split tensor_split unbind select narrow diagonal unfold split_with_sizes hsplit vsplit"
+     " movedim moveaxis",
      flow.cut)  # fmt: skip
 _add("getitem", flow.getitem)
 _add("index_select", flow.index_select)

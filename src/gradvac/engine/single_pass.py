@@ -24,7 +24,7 @@ divided by; they are added up.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -107,7 +107,8 @@ class SinglePassEngine:
         device = self._stores[0].device
         remember = self.step < self.verify_steps
         trace = Trace(self._slots, self.model, device, remember, watch)
-        batch = self._batch = Batch(trace, rows)
+        only = self._step.position(names[0]) if len(names) == 1 else None
+        batch = self._batch = Batch(trace, rows, only)
         for x in inputs or ():
             batch.declare(x, batch_dim)
 
@@ -117,10 +118,10 @@ class SinglePassEngine:
                     batch.declare(x, batch_dim)
 
         hook = None
-        if inputs is None:
+        if inputs is None and only is None:
             hook = self.model.register_forward_pre_hook(declare, with_kwargs=True)
         try:
-            with trace:
+            with trace if only is None else nullcontext():
                 yield self
         except BaseException:
             self.clear()
@@ -224,11 +225,23 @@ class SinglePassEngine:
             total = torch.zeros(owners.n_tasks, dtype=torch.float64, device=loss.device)
             total.index_add_(0, owners.index.to(loss.device), loss.detach().double())
             self._step.add_losses(total)
-        if self.step < self.verify_steps:
-            self.verify(loss, owners)
-        _run(batch.trace, loss, torch.ones_like(loss), retain_graph=False)
-        batch.carry_on(owners.n_tasks)
+        if batch.only is not None:
+            self._plain_backward(loss, batch.only, owners.n_tasks)
+        else:
+            if self.step < self.verify_steps:
+                self.verify(loss, owners)
+            _run(batch.trace, loss, torch.ones_like(loss), retain_graph=False)
+            batch.carry_on(owners.n_tasks)
         self._batch = None
+
+    def _plain_backward(self, loss: Tensor, task: int, n_tasks: int) -> None:
+        """Run the backward pass of a batch of one task, in which there is nothing to split."""
+        slots = list(self._slots.values())
+        parameters = [slot.parameter for slot in slots]
+        gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
+        for slot, gradient in zip(slots, gradients, strict=True):
+            if gradient is not None:
+                slot.zero(n_tasks)[task].add_(gradient)
 
     def verify(self, loss: Tensor, owners: RowMap) -> None:
         """Check that the gradient of each task's loss flows through its own rows alone.

@@ -72,6 +72,8 @@ def _layer_norm(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, M
     slot_of = lambda p: trace.slot(p) if any(p is f for f in free) else None
     meeting = trace.meeting([slot_of(w), slot_of(b)], call.name)
     w, b = (None if p is None else p.detach() for p in (w, b))
+    if x.is_cuda and torch.is_autocast_enabled("cuda"):
+        x = x.float()  # as autocast does there; on a CPU it leaves the dtype alone
     eps = call.argument(4, "eps", 1e-5)
     out = layer_norm(trace.anchor, x, shape, w, b, eps, meeting)
     return out, meeting
@@ -98,6 +100,13 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Scaled dot-product attention step by step, for a mask or queries made of parameters."""
+    if query.dtype in (torch.bfloat16, torch.float16):  # inside, the fused one is more precise
+        with torch.autocast(query.device.type, enabled=False):
+            mask = attn_mask
+            if mask is not None and mask.dtype != torch.bool:
+                mask = mask.float()
+            wide = (query.float(), key.float(), value.float())
+            return _attention(*wide, mask, dropout_p, is_causal, scale, enable_gqa).to(query.dtype)
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
         value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)

@@ -61,11 +61,18 @@ class Step:
 
 
 class Batch:
-    """The batch whose forward pass is being watched."""
+    """The batch whose forward pass is being watched.
 
-    def __init__(self, trace: Trace, rows: RowMap) -> None:
-        self.trace, self.rows = trace, rows
-        self.declared = False
+    Attributes:
+        trace: what watches it.
+        rows: the tasks of its samples.
+        only: position of its task if all samples belong to one; then nothing is watched.
+        declared: whether a tensor that holds the samples has been seen.
+    """
+
+    def __init__(self, trace: Trace, rows: RowMap, only: int | None) -> None:
+        self.trace, self.rows, self.only = trace, rows, only
+        self.declared = only is not None
 
     def declare(self, x: Tensor, batch_dim: int) -> None:
         """Tag an input, unless it is known already: the model may be called twice."""
@@ -88,6 +95,9 @@ class Batch:
                 "`with engine.tasks(...)`; name the batch by tasks(..., inputs=[...])"
             )
         place = self.trace.place(loss)
+        if self.only is not None and loss.requires_grad:
+            loss = loss.reshape(-1) if mask is None else (loss * mask).reshape(-1)
+            return loss, self.rows.taken(0, 1, 1).spread(len(loss), 1)
         if not loss.requires_grad or not loss.ndim:
             raise GradientError(
                 f"the loss is {list(loss.shape)} with requires_grad={loss.requires_grad}; it must "

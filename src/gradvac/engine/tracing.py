@@ -300,7 +300,8 @@ class Trace(TorchFunctionMode):
             positional, named = fill(values)
             return call.func(*positional, **named)
 
-        work = again.Again(func, [places.get(id(x)) for x in tensors], slots)
+        where = [places.get(id(x)) for x in tensors]
+        work = again.Again(func, where, slots, self.anchor.device.type)
         if inplace:
             given[0] = given[0].clone()
         if entry.meeting is Kind.POINTWISE:
