@@ -26,6 +26,7 @@ METHODS = {
     "joint": ["method.name=joint"],
     "gradvac": ["method.name=gradvac", "method.beta=0.2"],
     "pcgrad": ["method.name=pcgrad", "method.granularity=whole_model"],
+    "per_task": ["method.name=gradvac", "method.beta=0.2", "method.engine=per_task"],
     "bf16": ["method.name=gradvac", "training.precision=bf16"],
     "accumulating": ["method.name=gradvac", "batches.accumulate=2", "method.tasks=low"],
 }
@@ -128,11 +129,18 @@ def test_two_processes_on_one_run_folder_the_second_is_refused(toy, tmp_path):
         trainer(toy, tmp_path / "run").train()
 
 
-def test_joint_through_the_engine_is_plain_training(toy, tmp_path):
+@pytest.mark.parametrize(
+    "sets",
+    [
+        ["method.engine=single_pass"],  # the same dropout masks as joint training
+        ["method.engine=single_pass", "batches.accumulate=2"],
+        ["method.engine=per_task", "model.dropout=0"],
+    ],
+)
+def test_joint_through_an_engine_is_plain_training(toy, tmp_path, sets):
     """Weights of one: the sum of task gradients is the gradient of the joint loss."""
-    off = ["training.steps=1", "model.dropout=0", "training.validate_every=1"]
-    joint = trainer(toy, tmp_path / "joint", off)
-    static = trainer(toy, tmp_path / "static", [*off, "method.name=static"])
+    joint = trainer(toy, tmp_path / "joint", sets)
+    static = trainer(toy, tmp_path / "static", [*sets, "method.name=static"])
     for t in (joint, static):
         t._clip = lambda: 0.0  # look at the gradient itself
         t.train_step()

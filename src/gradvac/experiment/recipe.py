@@ -160,6 +160,7 @@ class MethodSection(Section):
     """How task gradients become one update."""
 
     name: Literal["joint", "gradvac", "pcgrad", "static"] = "joint"
+    engine: Literal["single_pass", "per_task"] = "single_pass"
     granularity: Granularity = "all_layer"
     tasks: Literal["all"] | Level | list[str] = "all"
     beta: Annotated[float, Field(ge=0, le=1)] = 1e-2

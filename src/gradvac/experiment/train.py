@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradvac.engine import PerTaskEngine
+from gradvac.engine import PerTaskEngine, SinglePassEngine, StepReport
 from gradvac.errors import GradientError, RecipeError, RunError
 from gradvac.experiment.build import build_method, build_model, device_of, uses_bf16
 from gradvac.experiment.checkpoint import (
@@ -50,6 +50,8 @@ from gradvac.experiment.recipe import resolve
 from gradvac.geometry.record import Frame, GramRecord
 from gradvac.translation.batches import Batch, BatchPlan, in_order
 
+Engine = PerTaskEngine | SinglePassEngine
+ENGINES = {"single_pass": SinglePassEngine, "per_task": PerTaskEngine}
 VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone
 
 
@@ -92,7 +94,7 @@ class Trainer:
         )
         section = self.recipe.method
         self.method = build_method(section, prepared.levels, self.recipe.seed)
-        self.engine = self.method and PerTaskEngine(
+        self.engine: Engine | None = self.method and ENGINES[section.engine](
             self.model, self.method, granularity=section.granularity
         )
         self.record = GramRecord(self.folder / "geometry")
@@ -137,8 +139,7 @@ class Trainer:
         if self.engine is None:
             loss = sum(self._backward_jointly(b, tokens) for b in batches)
         else:
-            loss = sum(self._task_gradients(b, tokens) for b in batches)
-            self._combine()
+            loss = self._combine_tasks(self.engine, batches, tokens)
         self.window.norm += self._clip()
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate(self.step + 1)
@@ -161,22 +162,39 @@ class Trainer:
         loss, nll, rows = self._token_losses(batch)
         mean = loss.sum() / tokens
         mean.backward()
+        self._count(batch, nll, rows)
+        return float(mean.detach())
+
+    def _combine_tasks(self, engine: Engine, batches: list[Batch], tokens: int) -> float:
+        """Let the method make one gradient of the task gradients; record what it saw.
+
+        Each task's loss is its share of the mean token loss: their sum is the joint loss.
+        """
+        report = None
+        for batch in batches:
+            if isinstance(engine, PerTaskEngine):
+                for index in batch.present:
+                    loss, nll, _ = self._token_losses(batch.of_task(index))
+                    engine.accumulate(batch.tasks[index], loss.sum() / tokens)
+                    self.window.add(batch.tasks[index], nll)
+                continue
+            with engine.tasks((batch.task, batch.tasks)):
+                loss, nll, rows = self._token_losses(batch)
+                if len(batches) == 1:  # combines and frees each layer as the backward leaves it
+                    report = engine.backward(loss / tokens, rows, step=self.step)
+                else:
+                    engine.accumulate(loss / tokens, rows)
+            self._count(batch, nll, rows)
+        report = report or engine.combine(step=self.step)
+        if self.step % self.recipe.method.record_every == 0:
+            self.record.append(_frame(report))
+        return float(report.losses.sum())
+
+    def _count(self, batch: Batch, nll: Tensor, rows: Tensor) -> None:
+        """Add the tokens of a mixed batch to the log, each to its task."""
         task = batch.task[rows]
         for index in batch.present:
             self.window.add(batch.tasks[index], nll[task == index])
-        return float(mean.detach())
-
-    def _task_gradients(self, batch: Batch, tokens: int) -> float:
-        """Hand the engine each task's share of the mean token loss; their sum is the joint loss."""
-        assert self.engine is not None
-        total = 0.0
-        for index in batch.present:
-            loss, nll, _ = self._token_losses(batch.of_task(index))
-            share = loss.sum() / tokens
-            self.engine.accumulate(batch.tasks[index], share)
-            self.window.add(batch.tasks[index], nll)
-            total += float(share.detach())
-        return total
 
     def _token_losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -187,20 +205,6 @@ class Trainer:
                 self.recipe.training.label_smoothing,
             )
         return loss, nll.detach(), rows
-
-    def _combine(self) -> None:
-        """Let the method make one gradient of the task gradients; record what it saw."""
-        assert self.engine is not None
-        report = self.engine.combine(step=self.step)
-        if self.step % self.recipe.method.record_every == 0:
-            none = torch.zeros(len(report.groups), dtype=torch.int64)
-            counts = {
-                name: tuple(report.diagnostics.get(name, none).tolist())
-                for name in ("edits", "pcgrad_edits", "comparisons")
-            }
-            gram, weights = report.gram.numpy(), report.weights.numpy()
-            frame = Frame(self.step, report.tasks, report.groups, gram, weights, **counts)
-            self.record.append(frame)
 
     def _clip(self) -> float:
         """Clip the combined gradient; returns its norm before. Refuses one that is not finite."""
@@ -375,6 +379,17 @@ class Trainer:
             except OSError as e:
                 raise RunError(f"{self.folder}: another process is training this run") from e
             yield
+
+
+def _frame(report: StepReport) -> Frame:
+    """What the record keeps of a step."""
+    none = torch.zeros(len(report.groups), dtype=torch.int64)
+    counts = {
+        name: tuple(report.diagnostics.get(name, none).tolist())
+        for name in ("edits", "pcgrad_edits", "comparisons")
+    }
+    gram, weights = report.gram.numpy(), report.weights.numpy()
+    return Frame(report.step, report.tasks, report.groups, gram, weights, **counts)
 
 
 def _mix(seed: int, step: int) -> int:
