@@ -54,6 +54,23 @@ def test_evaluate_scores_what_it_wrote(trained):
     assert "BLEU|" in result.output and "chrF2++|" in result.output
 
 
+def test_both_sides_have_averages_of_their_own(toy):
+    run = toy / "both"
+    sets = ["--set", "data.directions=both", "--set", "training.steps=2"]
+    done = runner.invoke(app, ["train", str(toy / "recipe.yaml"), "--run", str(run), *sets])
+    assert done.exit_code == 0, done.output
+    done = runner.invoke(app, ["evaluate", str(run)])
+    assert done.exit_code == 0, done.output
+    scores = json.loads((run / "scores.json").read_text())
+    assert set(scores["directions"]) == {"fr-en", "ne-en", "en-fr", "en-ne"}
+    for side, names in {"Any->En": ("fr-en", "ne-en"), "En->Any": ("en-fr", "en-ne")}.items():
+        mean = sum(scores["directions"][n]["bleu"] for n in names) / 2
+        assert scores["averages"][side]["bleu"] == pytest.approx(mean)
+    family = [scores["directions"][n]["chrf"] for n in ("fr-en", "en-fr")]
+    assert scores["averages"]["Western European"]["chrf"] == pytest.approx(sum(family) / 2)
+    assert "Western European" in done.output
+
+
 def test_evaluate_limits_sentences_and_names_a_missing_checkpoint(trained):
     assert runner.invoke(app, ["evaluate", str(trained), "--sentences", "2"]).exit_code == 0
     scores = json.loads((trained / "scores.json").read_text())

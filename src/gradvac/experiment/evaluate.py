@@ -64,6 +64,10 @@ def score_table(title: str, scores: DirectionScores) -> Table:
     for row in table_rows(scores):
         numbers = [str(row["count"]), f"{row['bleu']:.1f}", f"{row['chrf']:.1f}"]
         table.add_row(row["name"], row["level"], row["family"], *numbers)
+    for a in scores.averages():
+        if a.kind == "family" and a.side != "all":
+            numbers = [str(a.directions), f"{a.bleu:.1f}", f"{a.chrf:.1f}"]
+            table.add_row(a.side, "", a.subset, *numbers)
     return table
 
 
