@@ -12,10 +12,26 @@ from gradvac.engine import (
     parameter_groups,
 )
 from gradvac.errors import CorpusError, GradientError, GradvacError, RecipeError, RunError
-from gradvac.methods import GradVac, Joint, Method, PCGrad, StaticWeights, StepGeometry
+from gradvac.methods import (
+    CATS,
+    FAMO,
+    MGDA,
+    GradNorm,
+    GradVac,
+    Joint,
+    Method,
+    PCGrad,
+    StaticWeights,
+    StepGeometry,
+    TorchJD,
+)
 
 __all__ = [
+    "CATS",
+    "FAMO",
+    "MGDA",
     "CorpusError",
+    "GradNorm",
     "GradVac",
     "GradientError",
     "GradvacError",
@@ -30,5 +46,6 @@ __all__ = [
     "StaticWeights",
     "StepGeometry",
     "StepReport",
+    "TorchJD",
     "parameter_groups",
 ]

@@ -27,13 +27,17 @@ def task_gradients(regime: str, n_tasks: int, size: int, generator: torch.Genera
 
 
 def geometry(
-    gradients: dict[str, Tensor] | Tensor, tasks: tuple[str, ...] | None = None, step: int = 0
+    gradients: dict[str, Tensor] | Tensor,
+    tasks: tuple[str, ...] | None = None,
+    step: int = 0,
+    losses: Tensor | None = None,
 ) -> StepGeometry:
     """Geometry of float64 rows [K, P], for one group ``g`` or several by name."""
     by_group = {"g": gradients} if isinstance(gradients, Tensor) else gradients
     gram = torch.stack([rows @ rows.T for rows in by_group.values()])
     n_tasks = gram.shape[1]
-    losses = torch.zeros(n_tasks, dtype=torch.float64)
+    if losses is None:
+        losses = torch.zeros(n_tasks, dtype=torch.float64)
     return StepGeometry(gram, losses, tasks or names("t", n_tasks), tuple(by_group), step)
 
 

@@ -24,6 +24,8 @@ class StepGeometry:
         groups: distinct names of the parameter groups. They may be all groups of the model or
             one of them: a method must give a group the same weights in both cases.
         step: number of the optimizer step, the same for every group and rank of that step.
+        shares: what each task's mean loss was multiplied by to give its entry of ``losses``, such
+            as its share of the batch's tokens, ``[K]``; None where losses are what they are.
 
     Raises:
         GradientError: if shapes, dtypes or names do not fit together.
@@ -34,6 +36,7 @@ class StepGeometry:
     tasks: tuple[str, ...]
     groups: tuple[str, ...]
     step: int
+    shares: Tensor | None = None
 
     def __post_init__(self) -> None:
         n_groups, n_tasks = len(self.groups), len(self.tasks)
@@ -44,14 +47,31 @@ class StepGeometry:
             )
         if self.losses.shape != (n_tasks,):
             raise GradientError(f"losses are {list(self.losses.shape)}; expected [{n_tasks}]")
+        if self.shares is not None and self.shares.shape != (n_tasks,):
+            raise GradientError(f"shares are {list(self.shares.shape)}; expected [{n_tasks}]")
         for kind, names in (("task", self.tasks), ("group", self.groups)):
             if len(set(names)) != len(names):
                 twice = sorted(name for name in set(names) if names.count(name) > 1)
                 raise GradientError(f"{kind} names must differ; found twice: {', '.join(twice)}")
 
+    @property
+    def mean_losses(self) -> Tensor:
+        """Losses comparable from step to step whatever the batch is made of, ``[K]``."""
+        return self.losses if self.shares is None else self.losses / self.shares.to(self.losses)
+
     def check_finite(self) -> None:
-        """Raise GradientError naming task, step and group if an inner product is not finite."""
+        """Raise GradientError if an inner product or a loss is not finite.
+
+        It names task and step, and the group of a bad gradient.
+        """
         if bool(self.gram.isfinite().all()):
+            bad_losses = (~self.mean_losses.isfinite()).nonzero().flatten().tolist()
+            if bad_losses:
+                raise GradientError(
+                    f"the loss of task {self.tasks[bad_losses[0]]!r} is "
+                    f"{self.mean_losses[bad_losses[0]].item()} at step {self.step}; nothing was "
+                    "updated"
+                )
             return
         # A bad gradient of task i spoils its whole row; its own norm tells it from its victims.
         bad = ~self.gram.diagonal(dim1=1, dim2=2).isfinite()
@@ -72,8 +92,14 @@ class Method(ABC):
 
     The update of group k is ``sum_i weights[k, i] * g_i``. State, if any, is keyed by task and
     group name, so tasks may come and go and groups may be handed over together or one by one.
+
+    Attributes:
+        needs_all_groups: the weights of a group depend on other groups, so that an engine must
+            hand over all groups of a step in one call.
+        seed: of whatever is random.
     """
 
+    needs_all_groups: bool = False
     seed: int = 0
 
     def weights(self, geometry: StepGeometry) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 @lru_cache(maxsize=65536)
-def _digest(text: str) -> int:
+def digest(text: str) -> int:
     """Hash a name to a signed 64-bit integer, the same in every process (unlike ``hash``)."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
@@ -46,9 +46,9 @@ def visiting_order(seed: int, step: int, groups: tuple[str, ...], tasks: tuple[s
 
     ``order[k, i]`` lists the positions in ``tasks`` of all tasks but i, uniformly at random.
     """
-    start = _digest(f"{seed} {step}")
-    group = torch.tensor([_signed(start + _digest(name)) for name in groups], dtype=torch.int64)
-    task = torch.tensor([_digest(name) for name in tasks], dtype=torch.int64)
+    start = digest(f"{seed} {step}")
+    group = torch.tensor([_signed(start + digest(name)) for name in groups], dtype=torch.int64)
+    task = torch.tensor([digest(name) for name in tasks], dtype=torch.int64)
     first = _mix(_mix(group)[:, None] + task)
     key = _mix(first[:, :, None] + task)
     key.diagonal(dim1=1, dim2=2).fill_(torch.iinfo(torch.int64).max)  # oneself last, then cut off

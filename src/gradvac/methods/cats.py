@@ -1,0 +1,243 @@
+"""CATS (reconstruction): Curvature Aware Task Scaling (Li & Gong, NeurIPS 2021; arXiv 2104.07639).
+
+What is known: the authors' idea (learn task weights alpha that guide training to regions of low
+curvature with uniformly low loss; scale and combine gradients instead of projecting them) and
+their figures. Their pseudo-code and hyper-parameters could not be found and there is no official
+code. The constrained objective below is that of two third-party implementations, one of
+which moves its multipliers the wrong way; here they ascend::
+
+    min_{theta, alpha}  sum_n alpha_n L_n
+    subject to          curvature(alpha) <= eps,   sum_n alpha_n = 1,   alpha_n >= floor
+
+    Lagrangian = sum_n alpha_n L_n + lambda_c (curvature(alpha) - eps)
+                 + lambda_s (sum_n alpha_n - 1)^2 - sum_n lambda_n (alpha_n - floor)
+    alpha descends, lambda >= 0 ascends
+
+Near a minimum the Hessian is about E[g g^T], so a squared gradient norm stands for curvature. Of
+the stacked alpha_n g_n (``diag``) it is sum_n alpha_n^2 |g_n|^2, of the combined gradient
+(``full``) alpha^T G alpha; both come from the Gram matrix of the whole model.
+
+What is ours: eps relative to the curvature at equal weights (an absolute one has the unit of
+a squared gradient and fits one set-up only), the softmax in place of lambda_s and lambda_n, the
+moving averages, the cap on lambda_c, and every default.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gradvac.errors import GradientError
+from gradvac.methods.base import StepGeometry
+from gradvac.methods.pairs import PairTable
+from gradvac.methods.shared import SharedWeights, TaskValues, positive_losses
+
+# Below this share of the sum of squares the task gradients cancel at equal weights: there is no
+# curvature to bound, and a bound relative to it means nothing. Chosen here.
+_CANCELLED = 1e-2
+
+
+class CATS(SharedWeights):
+    """CATS (reconstruction): learned task weights under a bound on a proxy of curvature.
+
+    A task's weight is N alpha_n for N tasks seen so far: equal alphas are the plain sum. Meant to
+    be used on proportional (T = 1) sampling, as on the authors' poster.
+
+    Args:
+        rho: the bound: a fraction of the curvature at equal weights if ``bound`` is "relative",
+            else eps itself.
+        bound: "relative" or "absolute".
+        parametrization: "softmax": alpha = floor + (1 - N floor) softmax(a), on the simplex by
+            construction. "lagrangian": free alpha in [0, 1], kept there by lambda_s and lambda_n.
+        cross_terms: curvature of the combined gradient ("full") instead of the stacked ("diag").
+        loss_term: "raw" losses, their "ratio" to the first loss of each task, or "none": the
+            pull of the loss term is towards tasks of low loss.
+        floor: smallest alpha, as a fraction of 1/N, in [0, 1).
+        learning_rate: of alpha and of the multipliers.
+        update_every: steps between updates.
+        warmup_steps: steps with equal weights; at least the optimizer's warm-up.
+        smoothing: decay of the moving averages of Gram matrix and losses, in [0, 1).
+        lambda_max: cap on lambda_c, which grows for ever where the floor forbids the bound.
+
+    Raises:
+        GradientError: if an argument is out of range and, from ``weights`` with "ratio", if a
+            first loss is not positive.
+    """
+
+    def __init__(
+        self,
+        rho: float = 0.8,
+        bound: Literal["relative", "absolute"] = "relative",
+        parametrization: Literal["softmax", "lagrangian"] = "softmax",
+        cross_terms: bool = False,
+        loss_term: Literal["raw", "ratio", "none"] = "raw",
+        floor: float = 0.2,
+        learning_rate: float = 0.1,
+        update_every: int = 10,
+        warmup_steps: int = 0,
+        smoothing: float = 0.9,
+        lambda_max: float = 1e3,
+    ) -> None:
+        super().__init__()
+        _check_choice("bound", bound, ("relative", "absolute"))
+        _check_choice("parametrization", parametrization, ("softmax", "lagrangian"))
+        _check_choice("loss_term", loss_term, ("raw", "ratio", "none"))
+        positive = {"rho": rho, "learning_rate": learning_rate, "lambda_max": lambda_max}
+        for name, value in positive.items():
+            if not 0 < value < math.inf:
+                raise GradientError(f"{name} is {value!r}; it must be finite and positive")
+        for name, value in {"floor": floor, "smoothing": smoothing}.items():
+            if not 0 <= value < 1:
+                raise GradientError(f"{name} is {value!r}; it must lie in [0, 1)")
+        if update_every < 1 or warmup_steps < 0:
+            raise GradientError(
+                f"update_every is {update_every!r} and warmup_steps {warmup_steps!r}; they must "
+                "be at least 1 and 0"
+            )
+        self.rho = rho
+        self.bound = bound
+        self.parametrization = parametrization
+        self.cross_terms = cross_terms
+        self.loss_term = loss_term
+        self.floor = floor
+        self.learning_rate = learning_rate
+        self.update_every = update_every
+        self.warmup_steps = warmup_steps
+        self.smoothing = smoothing
+        self.lambda_max = lambda_max
+        self._state = TaskValues("alpha", "lambda_n", "losses", "initial")  # or logits of alpha
+        self._lambda_c = self._lambda_s = 0.0
+        self._steps = 0
+        self._averages = PairTable()  # "gram", and "weight": of the steps that are in it
+
+    # -- a step ---------------------------------------------------------------------------------
+
+    def _decide(self, geometry: StepGeometry) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = geometry.mean_losses.double().cpu()
+        if self.loss_term == "ratio":
+            losses = positive_losses(geometry, "loss_term='ratio' divides by the first one")
+        self._observe(geometry, losses.tolist())
+        tasks = tuple(self._state["alpha"])
+        here = [tasks.index(task) for task in geometry.tasks]
+        alpha = self._alpha()
+        report = {
+            "curvature": self._curvature(alpha, self._gram(tasks)),
+            "multiplier": torch.tensor(self._lambda_c, dtype=torch.float64),
+        }
+        self._steps += 1
+        if self._steps > self.warmup_steps and self._steps % self.update_every == 0:
+            self._update(alpha, self._gram(tasks))
+        return len(tasks) * alpha[here], report
+
+    def _observe(self, geometry: StepGeometry, losses: list[float]) -> None:
+        """Admit new tasks with the weight of an equal share; move the averages."""
+        alpha, initial, average = (self._state[kind] for kind in ("alpha", "initial", "losses"))
+        known = len(alpha)
+        for task, loss in zip(geometry.tasks, losses, strict=True):
+            initial.setdefault(task, loss)
+            old = average.get(task, loss)
+            average[task] = self.smoothing * old + (1 - self.smoothing) * loss
+            alpha.setdefault(task, 0.0)
+            self._state["lambda_n"].setdefault(task, 0.0)
+        if self.parametrization == "lagrangian" and len(alpha) > known:
+            for n, task in enumerate(alpha):
+                alpha[task] = alpha[task] * known / len(alpha) if n < known else 1 / len(alpha)
+        gram = geometry.gram.sum(0).cpu()
+        seen = torch.stack([gram, torch.ones_like(gram)])
+        old = self._averages.read(("gram", "weight"), geometry.tasks)
+        self._averages.write(
+            ("gram", "weight"), geometry.tasks, self.smoothing * old + (1 - self.smoothing) * seen
+        )
+
+    def _gram(self, tasks: tuple[str, ...]) -> Tensor:
+        """Averaged Gram matrix of the curvature, ``[N, N]``, in the unit that rho has."""
+        gram, weight = self._averages.read(("gram", "weight"), tasks)
+        gram = torch.where(weight > 0, gram / weight, 0.0)  # 0 for pairs never seen together
+        squares = gram.diagonal().clone()
+        if not self.cross_terms:
+            gram = squares.diag()
+        if self.bound == "absolute":
+            return gram
+        unit, stacked = gram.mean(), squares.sum() / len(tasks) ** 2  # at alpha = 1/N
+        # Without gradients, or where they cancel, there is nothing to bound: curvature 0.
+        return gram / unit if unit > _CANCELLED * stacked else torch.zeros_like(gram)
+
+    def _curvature(self, alpha: Tensor, gram: Tensor) -> Tensor:
+        return alpha @ gram @ alpha
+
+    def _alpha(self) -> Tensor:
+        """The weights of all tasks seen, ``[N]``."""
+        stored = torch.tensor(list(self._state["alpha"].values()), dtype=torch.float64)
+        if self.parametrization == "lagrangian":
+            return stored
+        return self.floor / len(stored) + (1 - self.floor) * stored.softmax(0)
+
+    # -- the update -----------------------------------------------------------------------------
+
+    def _update(self, alpha: Tensor, gram: Tensor) -> None:
+        """Descend on alpha, ascend on the multipliers, both from where they are."""
+        tasks, lr = list(self._state["alpha"]), self.learning_rate
+        slope = 2 * self._lambda_c * gram @ alpha + self._loss_slope(tasks)
+        excess = float(self._curvature(alpha, gram)) - self.rho
+        if self.parametrization == "softmax":
+            stored = torch.tensor(list(self._state["alpha"].values()), dtype=torch.float64)
+            s = stored.softmax(0)
+            stored = stored - lr * (1 - self.floor) * s * (slope - s @ slope)
+        else:
+            multipliers = torch.tensor([self._state["lambda_n"][t] for t in tasks]).double()
+            over = float(alpha.sum()) - 1
+            slope = slope + 2 * self._lambda_s * over - multipliers
+            stored = (alpha - lr * slope).clamp(0, 1)
+            self._lambda_s += lr * over**2
+            multipliers = (multipliers + lr * (self.floor / len(tasks) - alpha)).clamp_min(0)
+            self._state["lambda_n"].update(zip(tasks, multipliers.tolist(), strict=True))
+        self._state["alpha"].update(zip(tasks, stored.tolist(), strict=True))
+        self._lambda_c = min(max(0.0, self._lambda_c + lr * excess), self.lambda_max)
+
+    def _loss_slope(self, tasks: list[str]) -> Tensor:
+        """Derivative of the loss term by alpha, ``[N]``."""
+        losses, initial = self._state["losses"], self._state["initial"]
+        if self.loss_term == "none":
+            return torch.zeros(len(tasks), dtype=torch.float64)
+        unit = initial if self.loss_term == "ratio" else dict.fromkeys(tasks, 1.0)
+        return torch.tensor([losses[t] / unit[t] for t in tasks], dtype=torch.float64)
+
+    # -- what others see ------------------------------------------------------------------------
+
+    def report(self) -> dict[str, Tensor]:
+        """Return ``task_weights`` [groups, K], ``curvature`` and ``multiplier`` [groups].
+
+        The curvature is in the unit of rho, the multiplier is lambda_c.
+        """
+        return self._report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, multipliers and averages by task name."""
+        own = {
+            "parametrization": self.parametrization,
+            "lambda_c": self._lambda_c,
+            "lambda_s": self._lambda_s,
+            "steps": self._steps,
+            "averages": self._averages.state_dict(),
+        }
+        return super().state_dict() | self._state.state_dict() | own
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where the method that returned ``state`` was.
+
+        Raises:
+            GradientError: if that method had another parametrization.
+        """
+        _check_choice("parametrization", state["parametrization"], (self.parametrization,))
+        self._averages.load_state_dict(state["averages"])
+        self._state.load_state_dict(state)
+        self._lambda_c, self._lambda_s = float(state["lambda_c"]), float(state["lambda_s"])
+        self._steps = int(state["steps"])
+        super().load_state_dict(state)
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise GradientError(f"{name} is {value!r}; it must be {' or '.join(allowed)}")

@@ -1,0 +1,87 @@
+"""What methods have in common that give a task one weight for the whole model."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from gradvac.errors import GradientError
+from gradvac.methods.base import Method, StepGeometry
+
+
+class SharedWeights(Method):
+    """A task has the same weight in every group, decided from all groups of the step at once.
+
+    Raises:
+        GradientError: from ``weights``, if an engine hands over other groups than before: one
+            that streams them would advance the state several times per step.
+    """
+
+    needs_all_groups = True
+
+    def __init__(self) -> None:
+        self._groups: frozenset[str] = frozenset()
+        self._report: dict[str, Tensor] = {}
+
+    def _weights(self, geometry: StepGeometry) -> Tensor:
+        groups = frozenset(geometry.groups)
+        if self._groups and groups != self._groups:
+            raise GradientError(
+                f"{type(self).__name__} needs all {len(self._groups)} parameter groups of step "
+                f"{geometry.step} at once; found {', '.join(geometry.groups)}"
+            )
+        weights, report = self._decide(geometry)
+        self._groups = groups
+        n_groups = len(geometry.groups)
+        self._report = {
+            name: value.expand(n_groups, *value.shape)
+            for name, value in ({"task_weights": weights} | report).items()
+        }
+        return weights.to(geometry.gram.device).repeat(n_groups, 1)
+
+    @abstractmethod
+    def _decide(self, geometry: StepGeometry) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weights of the tasks, ``[K]`` float64 on the CPU, and what to report."""
+
+    def report(self) -> dict[str, Tensor]:
+        """Return ``task_weights``, ``[groups, K]``, and what else the method says it reports."""
+        return self._report
+
+
+class TaskValues:
+    """One float64 number per task and kind, kept by name; in ``state_dict`` as JSON can hold it."""
+
+    def __init__(self, *kinds: str) -> None:
+        self._values: dict[str, dict[str, float]] = {kind: {} for kind in kinds}
+
+    def __getitem__(self, kind: str) -> dict[str, float]:
+        return self._values[kind]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy: kind -> task -> number."""
+        return {kind: dict(values) for kind, values in self._values.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace all numbers by a copy of ``state``."""
+        self._values = {
+            kind: {str(task): float(value) for task, value in state[kind].items()}
+            for kind in self._values
+        }
+
+
+def positive_losses(geometry: StepGeometry, why: str, allow_zero: bool = False) -> Tensor:
+    """Return the mean losses, ``[K]`` float64 on the CPU, refusing those the method cannot take.
+
+    Raises:
+        GradientError: if a loss is negative, or 0 unless ``allow_zero``; ``why`` says what for.
+    """
+    losses = geometry.mean_losses.detach().double().cpu()
+    bad = losses < 0 if allow_zero else losses <= 0
+    if bool(bad.any()):
+        n = int(bad.nonzero()[0])
+        raise GradientError(
+            f"the loss of task {geometry.tasks[n]!r} is {losses[n].item()!r} at step "
+            f"{geometry.step}; {why}"
+        )
+    return losses
