@@ -35,7 +35,7 @@ def test_first_gradient_is_that_of_the_cpu(toy, tmp_path, method):
 def test_stops_and_resumes(toy, tmp_path, precision):
     sets = ["device=cuda", "method.name=gradvac", f"training.precision={precision}"]
     first = trainer(toy, tmp_path / "run", *sets)
-    first.stop_signal = 2
+    first.stop.number = 2
     assert first.train() == 130
     second = trainer(toy, tmp_path / "run", *sets)
     assert second.train() == 0

@@ -18,6 +18,7 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.checkpoint import list_checkpoints
 from gradvac.experiment.display import Display
 from gradvac.experiment.prepare import prepare
+from gradvac.experiment.process import alone
 from gradvac.experiment.recipe import load_recipe
 from gradvac.experiment.train import Trainer
 from gradvac.geometry.record import GramRecord
@@ -124,8 +125,11 @@ def test_another_recipe_on_the_same_folder_is_refused_with_the_keys(toy, tmp_pat
 
 
 def test_two_processes_on_one_run_folder_the_second_is_refused(toy, tmp_path):
-    first = trainer(toy, tmp_path / "run")
-    with first._alone(), pytest.raises(RunError, match="another process is training this run"):
+    trainer(toy, tmp_path / "run")
+    with (
+        alone(tmp_path / "run"),
+        pytest.raises(RunError, match="another process is training this run"),
+    ):
         trainer(toy, tmp_path / "run").train()
 
 
@@ -191,7 +195,8 @@ def test_averaging_the_last_checkpoints(toy, tmp_path):
     models = [load_file(c / "model.safetensors") for c in list_checkpoints(run / "checkpoints")]
     assert len(models) == 3
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [x["step"] for x in lines if x["kind"] == "valid"] == [4, 8, 12, 12]
+    assert [x["step"] for x in lines if x["kind"] == "valid"] == [4, 8, 12]
+    assert (lines[-1]["kind"], lines[-1]["step"]) == ("average", 12)
     t = trainer(toy, tmp_path / "other")
     mean = {k: torch.stack([m[k].double() for m in models]).mean(0).float() for k in models[0]}
     t.model.load_state_dict(mean)
@@ -274,3 +279,12 @@ def test_tensorboard_is_an_extra_and_says_so(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(RecipeError, match=r"needs the extra: pip install 'gradvac\[tensorboard\]'"):
         Display(tensorboard=tmp_path)
+
+
+def test_a_crash_after_averaging_does_not_repeat_its_line(toy, tmp_path):
+    run = tmp_path / "run"
+    trainer(toy, run, ["training.average=3"]).train()
+    before = (run / "metrics.jsonl").read_bytes()
+    (run / "done.json").unlink()  # as if killed just before it was written
+    trainer(toy, run, ["training.average=3"]).train()
+    assert (run / "metrics.jsonl").read_bytes() == before

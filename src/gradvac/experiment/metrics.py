@@ -68,13 +68,14 @@ def append(file: Path, line: Mapping[str, Any]) -> None:
 
 
 def truncate(file: Path, step: int) -> None:
-    """Drop the lines of a ``.jsonl`` file that belong to steps after ``step``."""
+    """Drop the lines of a ``.jsonl`` file that a run resumed at ``step`` will write again."""
     if not file.exists():
         return
     kept = []
     for text in file.read_text(encoding="utf-8").splitlines(keepends=True):
         try:
-            if text.endswith("\n") and json.loads(text)["step"] <= step:
+            line = json.loads(text)
+            if text.endswith("\n") and line["step"] <= step and line.get("kind") != "average":
                 kept.append(text)
         except (ValueError, KeyError, TypeError):
             break

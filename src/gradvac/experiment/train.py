@@ -7,14 +7,9 @@ written, byte for byte.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +41,7 @@ from gradvac.experiment.model_folder import (
     save_shape,
 )
 from gradvac.experiment.prepare import Prepared
+from gradvac.experiment.process import StopSignal, alone, bound_kernel_caches
 from gradvac.experiment.recipe import resolve
 from gradvac.geometry.record import Frame, GramRecord
 from gradvac.translation.batches import Batch, BatchPlan, in_order
@@ -53,16 +49,6 @@ from gradvac.translation.batches import Batch, BatchPlan, in_order
 Engine = PerTaskEngine | SinglePassEngine
 ENGINES = {"single_pass": SinglePassEngine, "per_task": PerTaskEngine}
 VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone
-
-
-def bound_kernel_caches() -> None:
-    """Keep the CPU's kernel library from hoarding a compiled kernel for every batch shape it met.
-
-    Under bfloat16 each shape is a kernel of its own, and shapes hardly recur: 250 steps of the
-    demo held 1.4 GB with the library's default of 1,024 kernels, 0.6 GB with 64, at equal speed.
-    """
-    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-        os.environ.setdefault(name, "64")
 
 
 class Trainer:
@@ -100,7 +86,7 @@ class Trainer:
         self.record = GramRecord(self.folder / "geometry")
         self.step, self.window = 0, Window.empty()
         self.best: dict[str, Any] = {"value": math.inf, "step": 0, "waited": 0}
-        self.stop_signal: int | None = None
+        self.stop = StopSignal()
         self._check_metric()
 
     # -- the loop -------------------------------------------------------------------------------
@@ -108,7 +94,7 @@ class Trainer:
     def train(self) -> int:
         """Train until the last step or a signal; returns the exit code (0, or 128 + signal)."""
         training = self.recipe.training
-        with self._alone(), self._signals():
+        with alone(self.folder), self.stop.listening():
             self._resume()
             self.display.start(training.steps, self.step)
             while self.step < training.steps and not self._patience_spent():
@@ -119,12 +105,12 @@ class Trainer:
                     self._log()
                 if self.step % training.validate_every == 0:
                     self._validate()
-                stop = self.stop_signal is not None
+                stop = self.stop.number
                 if stop or self.step % training.checkpoint_every == 0:
                     self._save()
                 if stop:
                     self.display.finish(f"stopped at step {self.step}; the same command resumes")
-                    return 128 + int(self.stop_signal or 0)
+                    return 128 + stop
             self._finish()
             return 0
 
@@ -234,7 +220,7 @@ class Trainer:
             result[task] = nll / tokens
         return result
 
-    def _validate(self) -> None:
+    def _validate(self, kind: str = "valid") -> None:
         """Write a validation line; keep the parameters when the chosen metric improved."""
         if not self.prepared.valid:
             return
@@ -245,7 +231,7 @@ class Trainer:
             save_parameters(self.folder / "best" / "model.safetensors", self.model.state_dict())
         else:
             self.best["waited"] += 1
-        self._write("valid", values)
+        self._write(kind, values)
         self.display.line(
             f"step {self.step}: validation NLL {values['nll']:.4f}, perplexity "
             f"{values['perplexity']:.2f} (best {self.best['value']:.4f} at {self.best['step']})"
@@ -311,7 +297,7 @@ class Trainer:
         if self.recipe.training.average > 1:
             folders = list_checkpoints(self.folder / "checkpoints")
             fill(self.model, average(folders[-self.recipe.training.average :]), self.folder)
-            self._validate()
+            self._validate("average")
         if not self.prepared.valid:
             save_parameters(self.folder / "best" / "model.safetensors", self.model.state_dict())
         done = {"step": self.step, "best": self.best, "metric": self.recipe.training.metric}
@@ -354,31 +340,6 @@ class Trainer:
                 raise RunError(
                     f"{folder}: its {key} is {checkpoint.state.get(key)}, the run has {value}"
                 )
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM ends the run at the next step; a second one at once."""
-
-        def note(number: int, frame: object) -> None:
-            self.stop_signal = number
-            signal.signal(number, signal.SIG_DFL)
-
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Refuse a second process on the same run folder."""
-        with (self.folder / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as e:
-                raise RunError(f"{self.folder}: another process is training this run") from e
-            yield
 
 
 def _frame(report: StepReport) -> Frame:
