@@ -229,3 +229,69 @@ def test_batches_of_one_task_are_not_split_and_may_hold_any_operation():
     torch.testing.assert_close(found.losses, expected.losses)
     for p, g in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, g)
+
+
+def test_a_table_that_is_only_looked_up_costs_the_rows_looked_up():
+    torch.manual_seed(0)
+    rows = 3_000_000  # K x rows x 4 would be 192 MB
+    model = nn.Sequential(nn.Embedding(rows, 4, padding_idx=7), nn.Linear(4, 2)).double()
+    ids = torch.randint(rows, (4, 6))
+    ids[0, :2] = 7
+    ids[1, 3] = ids[0, 4] = ids[0, 5]
+    tasks = ["a", "b", "a", "c"]
+    losses = lambda: (model(ids).square().sum(-1), None)
+    engine = SinglePassEngine(model, PCGrad())
+    with engine.tasks(tasks):
+        report = engine.backward(*losses())
+    found = [p.grad for p in model.parameters()]
+    assert sum(memory.numel() for memory in engine._pool._free) < 1000
+    reference = PerTaskEngine(model, PCGrad())
+    loss, _ = losses()
+    expected = reference.backward({"a": loss[[0, 2]].sum(), "b": loss[1].sum(), "c": loss[3].sum()})
+    torch.testing.assert_close(report.gram, expected.gram)
+    for p, g in zip(model.parameters(), found, strict=True):
+        torch.testing.assert_close(p.grad, g)
+
+
+def test_a_table_whose_rows_reach_no_loss_gets_no_gradient():
+    class Spare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare, self.out = (
+                nn.Embedding(9, 4),
+                nn.Embedding(9, 4),
+                nn.Linear(4, 1),
+            )
+
+        def forward(self, ids):
+            self.spare(ids)
+            return self.out(self.used(ids)).squeeze(-1)
+
+    torch.manual_seed(0)
+    model = Spare().double()
+    engine = SinglePassEngine(model, GradVac(), granularity="whole_model")
+    with engine.tasks(["a", "b", "a"]):
+        engine.backward(model(torch.randint(9, (3, 5))))
+    assert model.spare.weight.grad is None and model.used.weight.grad is not None
+
+
+def test_memory_is_that_of_the_groups_the_backward_is_passing():
+    class Tower(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(
+                nn.Sequential(nn.Linear(16, 16), nn.LayerNorm(16)) for _ in range(20)
+            )
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = layer(x)
+            return x
+
+    model = Tower()
+    engine = SinglePassEngine(model, GradVac())
+    with engine.tasks(["a", "b", "c"]):
+        engine.backward(model(torch.randn(3, 16)))
+    layer = sum(p.numel() for p in model.layers[0].parameters())
+    assert sum(memory.numel() for memory in engine._pool._free) <= 3 * 2 * layer
+    assert all(p.grad is not None for p in model.parameters())

@@ -39,6 +39,7 @@ OPERATIONS = {
     "other linear": lambda m, x: F.linear(x, m.linears[1].weight),
     "linear by its transpose": lambda m, x: x @ m.linears[0].weight,
     "layer norm": lambda m, x: m.norm(x),
+    "shift after norm": lambda m, x: F.layer_norm(x, (D,), None, m.scale),
     "rms norm": lambda m, x: m.rms(x),
     "scale": lambda m, x: x * m.scale,
     "scale in place": lambda m, x: (x + 0).mul_(2.0).add_(m.scale),

@@ -20,7 +20,7 @@ from torch.autograd import Function
 
 from gradvac.engine.flow import Place
 from gradvac.engine.rows import RowMap
-from gradvac.engine.slots import Slot
+from gradvac.engine.slots import ParameterSlot, Slot
 
 
 class Watch:
@@ -171,14 +171,43 @@ class _Embedding(Function):
                 rows = _flat_rows(meeting.place, dy.shape, 1)
                 (slot,) = meeting.slots
                 assert slot is not None
-                pieces = slot.zero(rows.n_tasks)
                 ids, dy = rows.sort(ids.reshape(-1)), rows.sort(dy.reshape(-1, dy.shape[-1]))
                 if ctx.padding >= 0:
                     dy = dy.masked_fill((ids == ctx.padding)[:, None], 0.0)
-                for piece, (start, end) in zip(pieces, rows.bounds, strict=True):
-                    piece.index_add_(0, ids[start:end], dy[start:end].to(piece.dtype))
+                if isinstance(slot, ParameterSlot) and slot.sparse:
+                    slot.add_rows(ids, dy, rows.bounds)
+                else:
+                    for piece, (start, end) in zip(
+                        slot.zero(rows.n_tasks), rows.bounds, strict=True
+                    ):
+                        piece.index_add_(0, ids[start:end], dy[start:end].to(piece.dtype))
                 meeting.finish()
         return None, None, None, None, None
+
+
+def _norm_gradients(
+    tensors: Sequence[Tensor],
+    w: Tensor | None,
+    shape: Sequence[int],
+    slots: Sequence[Slot | None],
+    rows: RowMap,
+) -> None:
+    """Hand over gradients of scale and shift from dy, x ``[N, d]``, mean and 1/std ``[N, 1]``."""
+    on_w, on_b = slots
+    mask = [False, on_w is not None, on_b is not None]
+    found: list[tuple[Tensor, Tensor]] = []
+    d = tensors[0].shape[1]
+    scale = tensors[0].new_ones(d) if w is None else w.reshape(d)
+    for start, end in rows.bounds:
+        dy, x, mean, rstd = (t[start:end] for t in tensors)
+        found.append(
+            torch.ops.aten.native_layer_norm_backward(dy, x, (d,), mean, rstd, scale, scale, mask)[
+                1:
+            ]
+        )
+    for slot, n in ((on_w, 0), (on_b, 1)):
+        if slot is not None:
+            slot.add(torch.stack([pair[n] for pair in found]).view(rows.n_tasks, *shape))
 
 
 class _LayerNorm(Function):
@@ -207,15 +236,10 @@ class _LayerNorm(Function):
         meeting: Meeting = ctx.meeting
         with torch._C.DisableTorchFunction():
             if meeting.collects(dy):
-                kept = len(ctx.shape)
-                rows = _flat_rows(meeting.place, dy.shape, kept)
-                on_w, on_b = meeting.slots
-                shape = (-1, *ctx.shape)
-                if on_w is not None:
-                    scaled = ((x - mean) * rstd).mul_(dy)
-                    sums(on_w, rows.sort(scaled.reshape(shape)), rows)
-                if on_b is not None:
-                    sums(on_b, rows.sort(dy.reshape(shape)), rows)
+                rows = _flat_rows(meeting.place, dy.shape, len(ctx.shape))
+                tensors = [t.reshape(len(rows), -1) for t in (dy, x, mean, rstd)]
+                tensors = [rows.sort(t) for t in tensors]
+                _norm_gradients(tensors, w, ctx.shape, meeting.slots, rows)
                 meeting.finish()
             dx = None
             if ctx.needs_input_grad[1]:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import chain
 from typing import Any
 
 import torch
@@ -77,7 +78,8 @@ class SinglePassEngine:
         self.step = 0
         self.verify_steps = verify_steps
         self._pool = Pool()
-        self._stores = [GroupStore(group, self._pool) for group in self.groups]
+        self._ready: list[GroupStore] = []
+        self._stores = [GroupStore(group, self._pool, self._ready) for group in self.groups]
         self._slots = {id(slot.parameter): slot for store in self._stores for slot in store.slots}
         self._step = Step()
         self._batch: Batch | None = None
@@ -202,6 +204,7 @@ class SinglePassEngine:
         """Drop what was collected since the last step."""
         for store in self._stores:
             store.close()
+        self._ready.clear()
         self._step = Step()
         self._batch = None
 
@@ -220,6 +223,8 @@ class SinglePassEngine:
         batch = self._batch
         if batch is None:
             raise GradientError("backward() needs a forward pass inside `with engine.tasks(...)`")
+        for store in self._stores:
+            store.streams = self._step.streams
         with torch._C.DisableTorchFunction():
             loss, owners = batch.owners(loss, rows, mask)
             total = torch.zeros(owners.n_tasks, dtype=torch.float64, device=loss.device)
@@ -284,28 +289,31 @@ class SinglePassEngine:
     def _release(self) -> None:
         """Combine groups that are complete, several at once, and free their gradients."""
         step = self._step
-        if not step.streams:
+        if not step.streams or len(self._ready) == step.waiting:
             return
-        complete = [s for s in self._stores if s.matrix is not None and not s.expected]
+        step.waiting = len(self._ready)
+        if step.largest is None:
+            step.largest = max(store.size for store in self._stores)
         # Methods take all groups at once, so some are worth waiting for: as many as fill the
         # memory that the largest needs anyway.
-        if sum(s.numel for s in complete) >= max(s.numel for s in self._stores):
-            self._decide(complete)
+        if sum(store.size for store in self._ready) >= step.largest:
+            self._decide(self._ready)
+            self._ready.clear()
+            step.waiting = 0
 
     def _decide(self, stores: list[GroupStore]) -> None:
         step = self._step
         n_tasks = len(step.names)
         rows = [store.rows(n_tasks) for store in stores]
         if step.loss_scale != 1.0:
-            for matrix in rows:
+            for matrix in chain(*rows):
                 matrix.mul_(1 / step.loss_scale)
         names = tuple(store.group.name for store in stores)
         losses = step.losses(n_tasks) / step.loss_scale
-        report = decide(
-            self.method, [[r] for r in rows], losses, tuple(step.names), names, step.number
-        )
-        for store, matrix, weights in zip(stores, rows, report.weights, strict=True):
-            step.gradients[store.group.name] = store.gradients(combine(weights, matrix))
+        report = decide(self.method, rows, losses, tuple(step.names), names, step.number)
+        for store, matrices, weights in zip(stores, rows, report.weights, strict=True):
+            combined = [combine(weights, matrix) for matrix in matrices]
+            step.gradients[store.group.name] = store.gradients(combined)
             store.close()
         step.reports.append(report)
 

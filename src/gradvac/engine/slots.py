@@ -18,9 +18,11 @@ class GroupStore:
         group: the parameters.
         matrix: the gradients, None before the first of them arrives.
         expected: uses in the forward pass whose gradients are still to come.
+        streams: whether this backward pass is the only one of the step.
+        ready: where a store puts itself when the last of its gradients has arrived.
     """
 
-    def __init__(self, group: ParameterGroup, pool: Pool) -> None:
+    def __init__(self, group: ParameterGroup, pool: Pool, ready: list[GroupStore]) -> None:
         device = group.parameters[0].device
         if any(p.device != device for p in group.parameters):
             raise GradientError(
@@ -28,49 +30,64 @@ class GroupStore:
                 "granularity"
             )
         self.group = group
-        self.pool = pool
+        self.pool, self.ready = pool, ready
         self.matrix: Tensor | None = None
         self.expected = 0
         self.slots = [ParameterSlot(self, p) for p in group.parameters]
-        self.sizes = [p.numel() for p in group.parameters]
-        self.numel = sum(self.sizes)
         widest = max((p.dtype for p in group.parameters), key=lambda dtype: dtype.itemsize)
         self.dtype = torch.promote_types(torch.float32, widest)
         self.device = device
+        self.streams = False
+
+    @property
+    def size(self) -> int:
+        """Numbers to hold for each task, rows looked up left out."""
+        return sum(slot.parameter.numel() for slot in self.slots if not slot.sparse)
 
     def open(self, n_tasks: int) -> None:
         """Make room for the gradients of K tasks; what was collected for fewer is kept."""
         if self.matrix is not None and len(self.matrix) >= n_tasks:
             return
-        old, matrix = self.matrix, self.pool.take(n_tasks, self.numel, self.dtype, self.device)
+        dense = [slot for slot in self.slots if not slot.sparse]
+        sizes = [slot.parameter.numel() for slot in dense]
+        old, matrix = self.matrix, self.pool.take(n_tasks, sum(sizes), self.dtype, self.device)
         if old is not None:
             matrix[: len(old)] = old
             matrix[len(old) :].zero_()
             self.pool.give(old)
         self.matrix = matrix
-        pieces = matrix.split(self.sizes, dim=1)
-        for slot, piece, p in zip(self.slots, pieces, self.group.parameters, strict=True):
-            slot.buffer = piece.unflatten(1, p.shape) if p.ndim else piece.squeeze(1)
+        for slot, piece in zip(dense, matrix.split(sizes, dim=1), strict=True):
+            slot.buffer = piece.view(n_tasks, *slot.parameter.shape)
 
-    def rows(self, n_tasks: int) -> Tensor:
-        """Return the gradients, ``[K, P]``, zero for parameters that no task used."""
+    def rows(self, n_tasks: int) -> list[Tensor]:
+        """Return the gradients, matrices ``[K, P_i]``, zero for parameters that no task used."""
         if all(slot.fresh for slot in self.slots):
-            return torch.zeros(n_tasks, 1, dtype=self.dtype, device=self.device)
-        self.open(n_tasks)
-        assert self.matrix is not None
-        for slot in self.slots:
-            if slot.fresh:
-                slot.buffer.zero_()
-        return self.matrix[:n_tasks]
+            return [torch.zeros(n_tasks, 1, dtype=self.dtype, device=self.device)]
+        found = [s.compact(n_tasks, self.dtype) for s in self.slots if s.sparse and not s.fresh]
+        if any(not slot.sparse for slot in self.slots):
+            self.open(n_tasks)
+            assert self.matrix is not None
+            for slot in self.slots:
+                if slot.fresh and not slot.sparse:
+                    slot.buffer.zero_()
+            found.append(self.matrix[:n_tasks])
+        return found
 
-    def gradients(self, combined: Tensor) -> list[Tensor | None]:
-        """Cut a combined gradient, ``[P]``, into those of the parameters, None where unused."""
-        if len(combined) != self.numel:
+    def gradients(self, combined: list[Tensor]) -> list[Tensor | None]:
+        """Make the parameters' gradients of the combined :meth:`rows`; None where unused."""
+        if all(slot.fresh for slot in self.slots):
             return [None] * len(self.slots)
-        pieces = zip(self.slots, combined.split(self.sizes), strict=True)
+        remaining = iter(combined)
+        sparse = [slot for slot in self.slots if slot.sparse and not slot.fresh]
+        spread = {slot: slot.spread(next(remaining)) for slot in sparse}
+        dense = [slot for slot in self.slots if not slot.sparse]
+        pieces = next(remaining).split([slot.parameter.numel() for slot in dense]) if dense else ()
+        spread |= {
+            slot: piece.view(slot.parameter.shape)
+            for slot, piece in zip(dense, pieces, strict=True)
+        }
         return [
-            None if slot.fresh else piece.view(slot.parameter.shape).to(slot.parameter.dtype)
-            for slot, piece in pieces
+            None if slot.fresh else spread[slot].to(slot.parameter.dtype) for slot in self.slots
         ]
 
     def close(self) -> None:
@@ -79,7 +96,7 @@ class GroupStore:
             self.pool.give(self.matrix)
         self.matrix, self.expected = None, 0
         for slot in self.slots:
-            slot.fresh, slot.buffer = True, torch.empty(0)
+            slot.forget()
 
 
 class Pool:
@@ -149,20 +166,39 @@ class Slot:
 
 
 class ParameterSlot(Slot):
-    """Gradients of a parameter, a part of the matrix of its group."""
+    """Gradients of a parameter, a part of the matrix of its group.
+
+    A table in which rows were looked up and nothing else was done has gradients that are zero but
+    for those rows. They are kept apart and only for the rows that some task looked up.
+    """
 
     def __init__(self, store: GroupStore, parameter: nn.Parameter) -> None:
         self.store, self.parameter = store, parameter
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the step."""
         self.buffer = torch.empty(0)  # [K, *shape], a view of the group's matrix
         self.fresh = True
+        self.uses = self.lookups = 0  # in the forward pass
+        self._found: list[tuple[Tensor, Tensor, list[tuple[int, int]]]] = []
+        self._touched = torch.empty(0)
+
+    @property
+    def sparse(self) -> bool:
+        """Whether only rows looked up are kept; not while micro-batches are added up."""
+        return self.store.streams and self.uses == self.lookups > 0
 
     def expect(self) -> None:
         """Count a use in the forward pass."""
+        self.uses += 1
         self.store.expected += 1
 
     def arrived(self) -> None:
         """Count a use whose gradients have all been added."""
         self.store.expected -= 1
+        if not self.store.expected:
+            self.store.ready.append(self.store)
 
     def pieces(self, n_tasks: int) -> tuple[Sequence[Tensor], bool]:
         """Return the K tensors to add gradients to, and whether they hold nothing yet."""
@@ -179,6 +215,30 @@ class ParameterSlot(Slot):
         else:
             buffer.add_(gradients)
         self.fresh = False
+
+    def add_rows(self, ids: Tensor, rows: Tensor, bounds: list[tuple[int, int]]) -> None:
+        """Add ``rows`` ``[N, d]`` to the rows ``ids`` ``[N]``, sorted by task with its bounds."""
+        self._found.append((ids, rows, bounds))
+        self.fresh = False
+
+    def compact(self, n_tasks: int, dtype: torch.dtype) -> Tensor:
+        """Return the gradients of the rows looked up, ``[K, rows * d]``."""
+        self._touched, where = torch.cat([ids for ids, _, _ in self._found]).unique(
+            return_inverse=True
+        )
+        table = self.parameter
+        shape = (n_tasks, len(self._touched), table.shape[1])
+        result = torch.zeros(shape, dtype=dtype, device=table.device)
+        places = where.split([len(ids) for ids, _, _ in self._found])
+        for (_, rows, bounds), place in zip(self._found, places, strict=True):
+            for task, (start, end) in enumerate(bounds):
+                result[task].index_add_(0, place[start:end], rows[start:end].to(dtype))
+        return result.flatten(1)
+
+    def spread(self, combined: Tensor) -> Tensor:
+        """Return the gradient of the whole table from that of the rows looked up."""
+        gradient = combined.new_zeros(self.parameter.shape)
+        return gradient.index_copy_(0, self._touched, combined.view(len(self._touched), -1))
 
 
 class ViewSlot(Slot):

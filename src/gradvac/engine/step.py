@@ -24,6 +24,8 @@ class Step:
         self.loss_scale = 1.0
         self.streams = False
         self.accumulated = False
+        self.waiting = 0  # groups that are complete but not yet combined
+        self.largest: int | None = None  # numbers of the largest group
         self.gradients: dict[str, list[Tensor | None]] = {}
         self.reports: list[StepReport] = []
         self._losses: list[Tensor] = []

@@ -273,6 +273,8 @@ class Trace(TorchFunctionMode):
             for slot in meeting.slots:
                 if slot is not None:
                     slot.expect()
+                if isinstance(slot, ParameterSlot) and name == "embedding":
+                    slot.lookups += 1
         _Known(self, out, place)
         return out
 
