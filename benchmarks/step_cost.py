@@ -7,7 +7,12 @@ rounds of (path / plain of the same round). Memory is the peak resident size of 
 second step above that before it.
 
     python benchmarks/step_cost.py [--quick] [--json FILE] [--tasks 2 4 8 16] [--tokens 1024]
-                                   [--rounds 5] [--paths plain all_layer ...]
+                                   [--rounds 5] [--paths plain all_layer ...] [--sorted]
+                                   [--threads 2]
+
+Without --sorted the sentences stand in no order, which costs the single pass a copy of what it
+splits. With more threads than idle cores, CPU time counts threads that wait for each other: say
+--threads 1 on a busy machine.
 
 What it needs beside gradvac: torchjd for its row, which is left out if it is not installed.
 """
@@ -39,7 +44,7 @@ Step = Callable[[], None]
 
 @dataclass
 class Setting:
-    """A model and a batch; ``task`` [B] is in no order."""
+    """A model and a batch; ``task`` [B] is in no order unless asked for."""
 
     model: Transformer
     source: Tensor
@@ -62,7 +67,7 @@ class Setting:
         return [loss[owner == k].sum() for k in range(len(self.names))]
 
 
-def setting(n_tasks: int, tokens: int, quick: bool) -> Setting:
+def setting(n_tasks: int, tokens: int, quick: bool, in_order: bool = False) -> Setting:
     torch.manual_seed(0)
     layers = 2 if quick else 6
     config = TransformerConfig(
@@ -71,6 +76,7 @@ def setting(n_tasks: int, tokens: int, quick: bool) -> Setting:
     n = tokens // SENTENCE
     words = torch.randint(4, config.vocabulary_size, (3, n, SENTENCE))
     task = torch.arange(n_tasks).repeat(-(-n // n_tasks))[:n][torch.randperm(n)]
+    task = task.sort().values if in_order else task
     names = [f"t{k}" for k in range(n_tasks)]
     return Setting(Transformer(config), *words.unbind(0), task, names)
 
@@ -209,12 +215,14 @@ def _status(key: str) -> float:
     return float(next(line for line in lines if line.startswith(key)).split()[1])
 
 
-def measure(n_tasks: int, tokens: int, paths: list[str], rounds: int, quick: bool) -> list[dict]:
+def measure(
+    n_tasks: int, tokens: int, paths: list[str], rounds: int, quick: bool, in_order: bool
+) -> list[dict]:
     """Rows of the table for one number of tasks and tokens."""
     memory: dict[str, float] = {}
     steps: dict[str, Step] = {}
     for path in paths:
-        s = setting(n_tasks, tokens, quick)
+        s = setting(n_tasks, tokens, quick, in_order)
         try:
             steps[path] = PATHS[path](s)
         except ImportError:
@@ -257,6 +265,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", help="target tokens of a batch")
     parser.add_argument("--rounds", type=int, help="rounds that alternate between the paths")
     parser.add_argument("--paths", nargs="+", help="only paths whose name contains one of these")
+    parser.add_argument("--sorted", action="store_true", help="sentences sorted by task")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -268,7 +277,7 @@ def main() -> None:
     print(f"{'path':38}{'K':>4}{'tokens':>8}{'cpu':>8}{'wall':>8}{'MiB':>9}{'cpu s':>9}")
     for tokens in args.tokens or ([512] if args.quick else [1024, 4096]):
         for n_tasks in args.tasks or ([4, 8] if args.quick else [2, 4, 8, 16, 32]):
-            for row in measure(n_tasks, tokens, chosen, rounds, args.quick):
+            for row in measure(n_tasks, tokens, chosen, rounds, args.quick, args.sorted):
                 rows.append(row)
                 print(
                     f"{row['path']:38}{row['K']:4}{row['tokens']:8}{row['ratio_cpu']:8.2f}"

@@ -79,31 +79,40 @@ def _flat_rows(place: Place, shape: torch.Size, kept: int) -> RowMap:
     return place.rows.spread(before, after)
 
 
-def products(slot: Slot, a: Tensor, b: Tensor, rows: RowMap) -> None:
-    """Add ``a_k^T b_k`` of the rows of each task k, for a ``[N, m]`` and b ``[N, n]``, sorted."""
-    pieces, fresh = slot.pieces(rows.n_tasks)
-    for piece, (start, end) in zip(pieces, rows.bounds, strict=True):
-        x, y = a[start:end].T, b[start:end]
-        if piece.dtype != x.dtype:
-            product = x @ y
-            piece.copy_(product) if fresh else piece.add_(product)
-        elif fresh:
-            torch.mm(x, y, out=piece)
-        elif end > start:
-            piece.addmm_(x, y)
+def _linear_gradients(
+    x: Tensor,
+    dy: Tensor,
+    transposed: bool,
+    slots: Sequence[Slot | None],
+    rows: RowMap,
+) -> None:
+    """Hand over ``dy_k^T x_k`` (or its transpose) and the sums of dy_k of the rows of each task k.
 
-
-def sums(slot: Slot, values: Tensor, rows: RowMap) -> None:
-    """Add the sums of the rows of each task, for values ``[N, *shape]``, sorted.
-
-    Not a product with a matrix of zeros and ones, in which one task's NaN would reach all.
+    Sums are not a product with zeros and ones, in which one task's NaN would reach all.
     """
-    pieces, fresh = slot.pieces(rows.n_tasks)
-    for piece, (start, end) in zip(pieces, rows.bounds, strict=True):
-        if fresh:
-            torch.sum(values[start:end], 0, dtype=piece.dtype, out=piece)
-        elif end > start:
-            piece.add_(values[start:end].sum(0, dtype=piece.dtype))
+    on_w, on_b = slots
+    ws, fresh_w = (None, False) if on_w is None else on_w.pieces(rows.n_tasks)
+    bs, fresh_b = (None, False) if on_b is None else on_b.pieces(rows.n_tasks)
+    for k, (start, end) in enumerate(rows.bounds):
+        y = rows.block(dy, k)
+        if ws is not None:
+            first, second = (rows.block(x, k), y) if transposed else (y, rows.block(x, k))
+            _product(first.T, second, ws[k], fresh_w, end > start)
+        if bs is not None and fresh_b:
+            torch.sum(y, 0, dtype=bs[k].dtype, out=bs[k])
+        elif bs is not None and end > start:
+            bs[k].add_(y.sum(0, dtype=bs[k].dtype))
+
+
+def _product(a: Tensor, b: Tensor, piece: Tensor, fresh: bool, any_rows: bool) -> None:
+    """Write ``a @ b`` to ``piece``, or add it if that is not fresh."""
+    if piece.dtype != a.dtype:
+        product = a @ b
+        piece.copy_(product) if fresh else piece.add_(product)
+    elif fresh:
+        torch.mm(a, b, out=piece)
+    elif any_rows:
+        piece.addmm_(a, b)
 
 
 class _Linear(Function):
@@ -134,15 +143,8 @@ class _Linear(Function):
         with torch._C.DisableTorchFunction():
             if meeting.collects(dy):
                 rows = _flat_rows(meeting.place, dy.shape, 1)
-                dys = rows.sort(dy.reshape(-1, dy.shape[-1]))
-                on_w, on_b = meeting.slots
-                if on_w is not None:
-                    # Several projections of one tensor often come one after the other.
-                    xs = rows.sort(x.reshape(-1, x.shape[-1]), keep=True)
-                    first, second = (xs, dys) if ctx.transposed else (dys, xs)
-                    products(on_w, first, second, rows)
-                if on_b is not None:
-                    sums(on_b, dys, rows)
+                x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+                _linear_gradients(x2, dy2, ctx.transposed, meeting.slots, rows)
                 meeting.finish()
             dx = None
             if ctx.needs_input_grad[1]:
@@ -198,8 +200,8 @@ def _norm_gradients(
     found: list[tuple[Tensor, Tensor]] = []
     d = tensors[0].shape[1]
     scale = tensors[0].new_ones(d) if w is None else w.reshape(d)
-    for start, end in rows.bounds:
-        dy, x, mean, rstd = (t[start:end] for t in tensors)
+    for task in range(rows.n_tasks):
+        dy, x, mean, rstd = (rows.block(t, task) for t in tensors)
         found.append(
             torch.ops.aten.native_layer_norm_backward(dy, x, (d,), mean, rstd, scale, scale, mask)[
                 1:
@@ -238,7 +240,6 @@ class _LayerNorm(Function):
             if meeting.collects(dy):
                 rows = _flat_rows(meeting.place, dy.shape, len(ctx.shape))
                 tensors = [t.reshape(len(rows), -1) for t in (dy, x, mean, rstd)]
-                tensors = [rows.sort(t) for t in tensors]
                 _norm_gradients(tensors, w, ctx.shape, meeting.slots, rows)
                 meeting.finish()
             dx = None

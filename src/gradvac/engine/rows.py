@@ -22,7 +22,6 @@ class RowMap:
         self.index = index
         self.n_tasks = n_tasks
         self._derived: dict[tuple[object, ...], RowMap | None] = {}
-        self._sorted: tuple[Tensor, Tensor] | None = None
         self._order_on: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
@@ -97,28 +96,20 @@ class RowMap:
             self._order_on[device] = order.to(device)
         return None if order is None else self._order_on[device]
 
-    def sort(self, rows: Tensor, keep: bool = False) -> Tensor:
-        """Return the rows of ``[n, ...]`` sorted by task; ``keep`` if they will be needed again."""
+    def sort(self, rows: Tensor) -> Tensor:
+        """Return the rows of ``[n, ...]`` sorted by task."""
         order = self.order(rows.device)
-        if order is None:
-            return rows
-        if not keep:
-            return rows.index_select(0, order)
-        if self._sorted is not None and _identical(self._sorted[0], rows):
-            return self._sorted[1]
-        self._sorted = (rows, rows.index_select(0, order))
-        return self._sorted[1]
+        return rows if order is None else rows.index_select(0, order)
+
+    def block(self, rows: Tensor, task: int) -> Tensor:
+        """Return the rows of a task among ``[n, ...]``.
+
+        Taking them one task at a time instead of sorting all keeps the copy in the cache.
+        """
+        start, end = self.bounds[task]
+        order = self.order(rows.device)
+        return rows[start:end] if order is None else rows.index_select(0, order[start:end])
 
     def positions(self, task: int, device: torch.device) -> Tensor:
         """Positions of the rows of a task, ascending."""
         return (self.index == task).nonzero().squeeze(1).to(device)
-
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same memory and it was not written to in between."""
-    return (
-        a.data_ptr() == b.data_ptr()
-        and a.shape == b.shape
-        and a.stride() == b.stride()
-        and a._version == b._version
-    )
