@@ -121,7 +121,8 @@ class CATS(SharedWeights):
         self._observe(geometry, losses.tolist())
         tasks = tuple(self._state["alpha"])
         here = [tasks.index(task) for task in geometry.tasks]
-        alpha = self._alpha()
+        weights = self._task_weights()
+        alpha = weights / len(tasks)
         report = {
             "curvature": self._curvature(alpha, self._gram(tasks)),
             "multiplier": torch.tensor(self._lambda_c, dtype=torch.float64),
@@ -129,7 +130,7 @@ class CATS(SharedWeights):
         self._steps += 1
         if self._steps > self.warmup_steps and self._steps % self.update_every == 0:
             self._update(alpha, self._gram(tasks))
-        return len(tasks) * alpha[here], report
+        return weights[here], report
 
     def _observe(self, geometry: StepGeometry, losses: list[float]) -> None:
         """Admit new tasks with the weight of an equal share; move the averages."""
@@ -167,12 +168,13 @@ class CATS(SharedWeights):
     def _curvature(self, alpha: Tensor, gram: Tensor) -> Tensor:
         return alpha @ gram @ alpha
 
-    def _alpha(self) -> Tensor:
-        """The weights of all tasks seen, ``[N]``."""
+    def _task_weights(self) -> Tensor:
+        """N alpha of all tasks seen, ``[N]``; exactly 1 where they are equal."""
         stored = torch.tensor(list(self._state["alpha"].values()), dtype=torch.float64)
         if self.parametrization == "lagrangian":
-            return stored
-        return self.floor / len(stored) + (1 - self.floor) * stored.softmax(0)
+            return len(stored) * stored
+        p = (stored - stored.max()).exp()
+        return 1 + (1 - self.floor) * (p / p.mean() - 1)
 
     # -- the update -----------------------------------------------------------------------------
 

@@ -161,14 +161,15 @@ def _takes_rows(weighting: nn.Module) -> bool:
     Raises:
         GradientError: if it needs the gradients themselves or those of other batches.
     """
-    inner: Any = weighting
-    while isinstance(getattr(inner, "weighting", None), nn.Module):  # such as CR-MOGM's
-        inner = inner.weighting
-    if all(kind.__name__ != "_MatrixWeighting" for kind in type(inner).__mro__):
+    kinds = [kind.__name__ for kind in type(weighting).__mro__]
+    if "_GramianWeighting" in kinds:
         return False
-    if type(inner).__name__ not in _ROTATION_INVARIANT:
+    inner = getattr(weighting, "weighting", None)
+    if "_MatrixWeighting" not in kinds:  # a wrapper, such as CR-MOGM's, or the user's own
+        return isinstance(inner, nn.Module) and _takes_rows(inner)
+    if type(weighting).__name__ not in _ROTATION_INVARIANT:
         raise GradientError(
-            f"TorchJD's {type(inner).__name__} needs more than the Gram matrix of one batch"
+            f"TorchJD's {type(weighting).__name__} needs more than the Gram matrix of one batch"
         )
     return True
 
