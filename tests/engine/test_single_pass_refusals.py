@@ -102,11 +102,9 @@ def test_a_parameter_used_out_of_sight_is_named():
 
 
 def test_a_hidden_operation_before_a_parameter_is_named():
-    mix = lambda x: Hidden.apply(x, torch.ones(D, dtype=torch.float64).detach().clone())
     model = Mixer(lambda x: Hidden.apply(x.flip(0).cumsum(0), torch.ones(D, dtype=x.dtype)))
     with pytest.raises(GradientError, match=r"'linear' in module 'last'"):
         step(model, lambda m: m(X).sum(-1))
-    del mix
 
 
 def test_losses_that_do_not_fit_are_explained():

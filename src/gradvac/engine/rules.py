@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import NamedTuple
 
-from gradvac.engine import flow
+from gradvac.engine import flow, flow_products
 from gradvac.engine.flow import Call, Rule
 
 
@@ -89,25 +89,29 @@ _add("stack", flow.stack)
 _add("cat concat concatenate", flow.concatenate)
 _add("repeat tile", flow.repeat)
 _add("repeat_interleave", flow.repeat_interleave)
-_add("tril triu", flow.last_dims(lambda call: 2, "it cuts"))
+_add("tril triu", flow_products.last_dims(lambda call: 2, "it cuts"))
 _add("pad", flow.pad)
 _add("setitem", flow.assign, Meeting.NONE)
-_add("cross_entropy nll_loss", flow.token_loss)
+_add("cross_entropy nll_loss", flow_products.token_loss)
 _add("mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy kl_div"
-     " binary_cross_entropy_with_logits", flow.pointwise_loss)  # fmt: skip
+     " binary_cross_entropy_with_logits", flow_products.pointwise_loss)  # fmt: skip
 
-_add("matmul rmatmul mm bmm", flow.matmul, Meeting.SLICES)
-_add("addmm baddbmm", flow.addmm, Meeting.SLICES)
-_add("einsum", flow.einsum, Meeting.SLICES)
-_add("scaled_dot_product_attention", flow.attention, Meeting.SLICES)
-_add("rms_norm", flow.last_dims(_normalized_dims, "it normalises over"), Meeting.SLICES)
+_add("matmul rmatmul mm bmm", flow_products.matmul, Meeting.SLICES)
+_add("addmm baddbmm", flow_products.addmm, Meeting.SLICES)
+_add("einsum", flow_products.einsum, Meeting.SLICES)
+_add("scaled_dot_product_attention", flow_products.attention, Meeting.SLICES)
+_add("rms_norm", flow_products.last_dims(_normalized_dims, "it normalises over"), Meeting.SLICES)
 _add("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d group_norm"
      " instance_norm batch_norm bilinear prelu max_pool1d max_pool2d max_pool3d avg_pool1d"
      " avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
-     " adaptive_max_pool1d adaptive_max_pool2d interpolate", flow.first_dim,
+     " adaptive_max_pool1d adaptive_max_pool2d interpolate", flow_products.first_dim,
      Meeting.SLICES)  # fmt: skip
-_add("linear", flow.last_dims(lambda call: 1, "it mixes"), Meeting.LINEAR)
-_add("layer_norm", flow.last_dims(_normalized_dims, "it normalises over"), Meeting.LAYER_NORM)
+_add("linear", flow_products.last_dims(lambda call: 1, "it mixes"), Meeting.LINEAR)
+_add(
+    "layer_norm",
+    flow_products.last_dims(_normalized_dims, "it normalises over"),
+    Meeting.LAYER_NORM,
+)
 _add("embedding", flow.lookup, Meeting.EMBEDDING)
 
 # Attributes and methods that tell about a tensor and compute nothing from its values that could

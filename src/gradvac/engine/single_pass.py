@@ -76,7 +76,7 @@ class SinglePassEngine:
         self.method = method
         self.groups = parameter_groups(model, granularity)
         self.step = 0
-        self.verify_steps = verify_steps
+        self._checks_left = verify_steps  # from this process's first step, resumed or not
         self._pool = Pool()
         self._ready: list[GroupStore] = []
         self._stores = [GroupStore(group, self._pool, self._ready) for group in self.groups]
@@ -107,7 +107,7 @@ class SinglePassEngine:
         rows = RowMap(positions[index], len(self._step.names))
         watch = Watch(self._release)
         device = self._stores[0].device
-        remember = self.step < self.verify_steps
+        remember = self._checks_left > 0
         trace = Trace(self._slots, self.model, device, remember, watch)
         only = self._step.position(names[0]) if len(names) == 1 else None
         batch = self._batch = Batch(trace, rows, only)
@@ -233,7 +233,7 @@ class SinglePassEngine:
         if batch.only is not None:
             self._plain_backward(loss, batch.only, owners.n_tasks)
         else:
-            if self.step < self.verify_steps:
+            if self._checks_left > 0:
                 self.verify(loss, owners)
             _run(batch.trace, loss, torch.ones_like(loss), retain_graph=False)
             batch.carry_on(owners.n_tasks)
@@ -329,6 +329,7 @@ class SinglePassEngine:
             for p, gradient in zip(group.parameters, gradients, strict=True):
                 p.grad = gradient
         self.step = step.number + 1
+        self._checks_left -= 1
         return report
 
 
