@@ -5,8 +5,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gradvac.errors import RecipeError
+from gradvac.errors import GradientError, RecipeError
+from gradvac.experiment.build import build_method
 from gradvac.experiment.recipe import dump_recipe, load_recipe, parse_recipe
+from gradvac.methods import (
+    CATS,
+    FAMO,
+    METHODS,
+    MGDA,
+    GradNorm,
+    StaticWeights,
+    TorchJD,
+    register,
+)
 
 GOOD = {"data": {"train": [{"path": "a.tsv"}]}}
 
@@ -37,6 +48,15 @@ def test_defaults_are_the_papers():
         ({"method": {"name": "gradvax"}}, "method.name: found 'gradvax', must be 'joint'"),
         ({"method": {"name": "gradvax"}}, "did you mean 'gradvac'?"),
         ({"method": {"beta": 2}}, "method.beta: found 2, must be less than or equal to 1"),
+        ({"method": {"name": "mgda", "options": {"normalise": "l2"}}}, "did you mean 'normalize'?"),
+        (
+            {"method": {"name": "mgda", "options": {"normalize": "L2"}}},
+            "method.options: normalize: found 'L2', must be 'none', 'l2', 'loss' or 'loss+'",
+        ),
+        ({"method": {"name": "gradnorm", "options": {"alpha": "1"}}}, "alpha: found '1', must be"),
+        ({"method": {"name": "cats", "options": {"rho": -1}}}, "method.options: rho is -1"),
+        ({"method": {"name": "torchjd"}}, "options.weighting: required, and not there"),
+        ({"method": {"options": {"beta": 1}}}, "method.options: joint has none; its keys stand"),
         ({"batches": {"temperature": 0}}, "batches.temperature: found 0"),
         ({"data": {"train": []}}, "data.train: found []"),
         ({"data": {"train": [{"path": "a", "paths": {}}]}}, "data.train.0: give either path"),
@@ -88,6 +108,43 @@ def test_files_are_relative_to_the_recipe(tmp_path):
 def test_dump_and_parse_round_trip(tmp_path):
     recipe = load_recipe(write(tmp_path, GOOD))
     assert parse_recipe(yaml.safe_load(dump_recipe(recipe)), "again") == recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kind"),
+    [
+        ("mgda", {"normalize": "l2"}, MGDA),
+        ("gradnorm", {"alpha": 1, "initial_losses": {"fr-en": 9.7}}, GradNorm),
+        ("gradnorm", {"initial_losses": "first", "group": "whole_model"}, GradNorm),
+        ("cats", {"cross_terms": True, "warmup_steps": 4000}, CATS),
+        ("famo", {"min_losses": {"fr-en": 0.5}}, FAMO),
+        ("torchjd", {"weighting": "IMTLG"}, TorchJD),
+        ("torchjd", {"weighting": "GradVac", "options": {"beta": 0.1}}, TorchJD),
+    ],
+)
+def test_methods_with_options(name, options, kind):
+    if kind is TorchJD:
+        pytest.importorskip("torchjd")
+    recipe = parse_recipe({**GOOD, "method": {"name": name, "options": options}}, "r")
+    method = build_method(recipe.method, {"fr-en": "high"}, seed=7)
+    assert type(method) is kind
+    assert kind is not TorchJD or method.seed == 7
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe)), "again") == recipe
+
+
+def test_a_registered_method_of_ones_own():
+    @register("halves")
+    class Halves(StaticWeights):
+        def __init__(self, factor: float = 0.5) -> None:
+            super().__init__({"fr-en": factor})
+
+    try:
+        recipe = parse_recipe({**GOOD, "method": {"name": "halves", "options": {"factor": 2}}}, "r")
+        assert isinstance(build_method(recipe.method, {"fr-en": "high"}, 0), Halves)
+        with pytest.raises(GradientError, match="a method named 'halves' exists: Halves"):
+            register("halves")
+    finally:
+        del METHODS["halves"]
 
 
 def test_the_reference_recipe_lists_every_key_at_its_default():

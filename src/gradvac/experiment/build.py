@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from gradvac.errors import RecipeError
+from gradvac.experiment.method_options import make_method
 from gradvac.experiment.recipe import MethodSection, Recipe
 from gradvac.methods import GradVac, Method, PCGrad, StaticWeights
 from gradvac.translation.transformer import PRESETS, Transformer, TransformerConfig
@@ -76,4 +77,9 @@ def build_method(section: MethodSection, levels: dict[str, str], seed: int) -> M
         if unknown := sorted(set(section.weights) - set(levels)):
             raise RecipeError(f"method.weights: {unknown} are no tasks; tasks: {', '.join(levels)}")
         return StaticWeights({task: section.weights.get(task, 1.0) for task in levels})
-    return None
+    if section.name == "joint":
+        return None
+    try:
+        return make_method(section.name, section.options, seed)
+    except ValueError as e:
+        raise RecipeError(f"method.options: {e}") from e

@@ -11,9 +11,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from gradvac.errors import RecipeError
+from gradvac.experiment.method_options import OWN_KEYS, check_name, make_method
 from gradvac.experiment.recipe_errors import explain
 from gradvac.translation.cleaning import CleaningRules
 from gradvac.translation.languages import Direction
@@ -159,7 +168,7 @@ class TrainingSection(Section):
 class MethodSection(Section):
     """How task gradients become one update."""
 
-    name: Literal["joint", "gradvac", "pcgrad", "static"] = "joint"
+    name: str = "joint"
     engine: Literal["single_pass", "per_task"] = "single_pass"
     granularity: Granularity = "all_layer"
     tasks: Literal["all"] | Level | list[str] = "all"
@@ -168,7 +177,23 @@ class MethodSection(Section):
     max_target: Annotated[float, Field(gt=0, lt=1)] = 0.999
     rescale: bool = False
     weights: dict[str, float] = {}
+    options: Annotated[dict[str, Any], Field(validate_default=True)] = {}
     record_every: Count = 10
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_registered(cls, name: str) -> str:
+        return check_name(name)
+
+    @field_validator("options")
+    @classmethod
+    def _options_fit_the_method(cls, options: dict[str, Any], info: ValidationInfo) -> Any:
+        name = info.data.get("name")  # missing if it was refused
+        if name in OWN_KEYS and options:
+            raise ValueError(f"{name} has none; its keys stand in the method section itself")
+        if name and name not in OWN_KEYS:
+            make_method(name, options)
+        return options
 
 
 class SearchSection(Section):
