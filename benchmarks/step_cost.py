@@ -4,7 +4,7 @@ One process, one table. Every path gets the same Transformer, the same batch of 
 K tasks and the same loss; a step is forward, backward and combination, without optimizer. Rounds
 alternate between the paths, so that a busy machine slows all of them; ratios are medians over
 rounds of (path / plain of the same round). Memory is the peak resident size of the
-second step above that before it.
+second step above that of the built model: gradients and kept buffers count.
 
     python benchmarks/step_cost.py [--quick] [--json FILE] [--tasks 2 4 8 16] [--tokens 1024]
                                    [--rounds 5] [--paths plain all_layer ...] [--sorted]
@@ -26,6 +26,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,18 +197,20 @@ QUICK = [
 # -- measuring -----------------------------------------------------------------------------------
 
 
-def peak_extra_mib(step: Step) -> float:
-    """Peak resident memory of a step above that before it, in MiB; NaN where it cannot be read."""
-    gc.collect()
+def resident_mib(peak: bool = False) -> float:
+    """Resident memory now, or its peak since :func:`forget_peak`; NaN where it cannot be read."""
     try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        before = _status("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        return _status("VmHWM" if peak else "VmRSS") / 1024
     except OSError:
-        step()
         return float("nan")
-    step()
-    return (_status("VmHWM") - before) / 1024
+
+
+def forget_peak() -> None:
+    """Give freed memory back and begin to watch the peak anew."""
+    gc.collect()
+    with suppress(OSError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status(key: str) -> float:
@@ -223,12 +226,16 @@ def measure(
     steps: dict[str, Step] = {}
     for path in paths:
         s = setting(n_tasks, tokens, quick, in_order)
+        forget_peak()
+        before = resident_mib()
         try:
             steps[path] = PATHS[path](s)
         except ImportError:
             continue
         steps[path]()  # the first step of the single pass checks itself, which is not its cost
-        memory[path] = peak_extra_mib(steps[path])
+        forget_peak()
+        steps[path]()
+        memory[path] = resident_mib(peak=True) - before
     times: dict[str, list[tuple[float, float]]] = {path: [] for path in steps}
     for _ in range(rounds):
         for path, step in steps.items():
