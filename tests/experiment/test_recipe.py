@@ -142,7 +142,7 @@ def test_a_registered_method_of_ones_own():
         recipe = parse_recipe({**GOOD, "method": {"name": "halves", "options": {"factor": 2}}}, "r")
         assert isinstance(build_method(recipe.method, {"fr-en": "high"}, 0), Halves)
         with pytest.raises(GradientError, match="a method named 'halves' exists: Halves"):
-            register("halves")
+            register("halves")(StaticWeights)
     finally:
         del METHODS["halves"]
 
