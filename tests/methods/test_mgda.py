@@ -5,7 +5,7 @@ import torch
 from scipy.optimize import minimize
 
 from gradvac.errors import GradientError
-from gradvac.methods import MGDA
+from gradvac.methods import MGDA, StepGeometry
 from tests.methods.helpers import REGIMES, geometry, relative, task_gradients
 from tests.reference.min_norm import min_norm_weights
 
@@ -77,6 +77,15 @@ def test_weights_go_to_the_gradients_as_they_are():
     for normalize, s in {"l2": norm, "loss": losses, "loss+": losses * norm}.items():
         weights = MGDA(normalize).weights(geometry(g, losses=losses))[0]
         assert relative(weights, min_norm_weights(g / s[:, None])) <= 1e-6
+
+
+def test_dividing_by_the_loss_does_not_see_the_share_of_the_batch():
+    g, losses = draw("independent", 3, 0), torch.tensor([0.5, 1.0, 2.0]).double()
+    share = torch.tensor([0.7, 0.2, 0.1]).double()
+    plain = MGDA("loss").weights(geometry(g, losses=losses))
+    geo = geometry(g * share[:, None], losses=losses * share)
+    mixed = StepGeometry(geo.gram, geo.losses, geo.tasks, geo.groups, 0, share)
+    assert relative(MGDA("loss").weights(mixed), plain) <= 1e-10
 
 
 def test_two_tasks_in_closed_form():

@@ -117,7 +117,7 @@ class CATS(SharedWeights):
     def _decide(self, geometry: StepGeometry) -> tuple[Tensor, dict[str, Tensor]]:
         losses = geometry.mean_losses.double().cpu()
         if self.loss_term == "ratio":
-            losses = positive_losses(geometry, "loss_term='ratio' divides by the first one")
+            losses = positive_losses(geometry, losses, "loss_term='ratio' divides by the first one")
         self._observe(geometry, losses.tolist())
         tasks = tuple(self._state["alpha"])
         here = [tasks.index(task) for task in geometry.tasks]

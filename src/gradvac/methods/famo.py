@@ -63,7 +63,7 @@ class FAMO(SharedWeights):
 
     def _decide(self, geometry: StepGeometry) -> tuple[Tensor, dict[str, Tensor]]:
         tasks, step = geometry.tasks, geometry.step
-        losses = positive_losses(geometry, "FAMO takes its logarithm", allow_zero=True)
+        losses = positive_losses(geometry, geometry.mean_losses, "FAMO takes its logarithm", True)
         above = {
             task: self._above(task, loss) for task, loss in zip(tasks, losses.tolist(), strict=True)
         }

@@ -82,7 +82,7 @@ class GradNorm(SharedWeights):
 
     def _decide(self, geometry: StepGeometry) -> tuple[Tensor, dict[str, Tensor]]:
         tasks = geometry.tasks
-        losses = positive_losses(geometry, "GradNorm needs losses >= 0", allow_zero=True)
+        losses = positive_losses(geometry, geometry.mean_losses, "GradNorm needs losses >= 0", True)
         norm = self._gram(geometry).diagonal().clamp_min(0).sqrt()
         initial = {
             task: self._initial(task, loss)

@@ -130,9 +130,9 @@ class MGDA(Method):
         norm = gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
         length = (norm > 0).double() if self.normalize in ("l2", "loss+") else norm
         if self.normalize in ("loss", "loss+"):
-            length = length / positive_losses(
-                geometry, f"normalize={self.normalize!r} divides by it"
-            )
+            # Of the gradients at hand; mean losses may belong to others.
+            why = f"normalize={self.normalize!r} divides by it"
+            length = length / positive_losses(geometry, geometry.losses, why)
         safe = torch.where(norm > 0, norm, 1.0)
         cosine = (gram / safe[:, :, None] / safe[:, None, :]).clamp(-1, 1)
         cosine.diagonal(dim1=1, dim2=2).fill_(1.0)

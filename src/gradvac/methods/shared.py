@@ -70,13 +70,15 @@ class TaskValues:
         }
 
 
-def positive_losses(geometry: StepGeometry, why: str, allow_zero: bool = False) -> Tensor:
-    """Return the mean losses, ``[K]`` float64 on the CPU, refusing those the method cannot take.
+def positive_losses(
+    geometry: StepGeometry, losses: Tensor, why: str, allow_zero: bool = False
+) -> Tensor:
+    """Return losses of the step, ``[K]`` float64 on the CPU, refusing those a method cannot take.
 
     Raises:
         GradientError: if a loss is negative, or 0 unless ``allow_zero``; ``why`` says what for.
     """
-    losses = geometry.mean_losses.detach().double().cpu()
+    losses = losses.detach().double().cpu()
     bad = losses < 0 if allow_zero else losses <= 0
     if bool(bad.any()):
         n = int(bad.nonzero()[0])

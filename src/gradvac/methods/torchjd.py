@@ -90,7 +90,8 @@ class TorchJD(Method):
             weighting = self._copies.setdefault(group, copy.deepcopy(self._prototype))
         where = f"TorchJD's {type(weighting).__name__}, group {group!r}, step {step}"
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(digest(f"{self.seed} {step} {group}"))
+            # Not torch.manual_seed, which reseeds every GPU and with it the model's dropout.
+            torch.default_generator.manual_seed(digest(f"{self.seed} {step} {group}"))
             try:
                 weights = weighting(_square_root(gram) if self._takes_rows else gram)
             except (ValueError, RuntimeError, ArithmeticError) as e:
