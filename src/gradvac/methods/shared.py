@@ -44,6 +44,11 @@ class SharedWeights(Method):
     def _decide(self, geometry: StepGeometry) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weights of the tasks, ``[K]`` float64 on the CPU, and what to report."""
 
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where the method that returned ``state`` was, perhaps with other groups."""
+        super().load_state_dict(state)
+        self._groups = frozenset()
+
     def report(self) -> dict[str, Tensor]:
         """Return ``task_weights``, ``[groups, K]``, and what else the method says it reports."""
         return self._report
