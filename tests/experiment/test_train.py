@@ -28,6 +28,10 @@ METHODS = {
     "gradvac": ["method.name=gradvac", "method.beta=0.2"],
     "pcgrad": ["method.name=pcgrad", "method.granularity=whole_model"],
     "per_task": ["method.name=gradvac", "method.beta=0.2", "method.engine=per_task"],
+    "gradnorm": ["method.name=gradnorm"],
+    "mgda": ["method.name=mgda"],
+    "cats": ["method.name=cats"],
+    "famo": ["method.name=famo"],
     "bf16": ["method.name=gradvac", "training.precision=bf16"],
     "accumulating": ["method.name=gradvac", "batches.accumulate=2", "method.tasks=low"],
 }

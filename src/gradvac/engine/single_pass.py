@@ -153,7 +153,7 @@ class SinglePassEngine:
             GradientError: if the gradients cannot be split or are not finite. ``p.grad``, the
                 method and the step counter are then unchanged and the gradients are dropped.
         """
-        self._step.streams = not self._step.accumulated
+        self._step.streams = not (self._step.accumulated or self.method.needs_all_groups)
         self._step.number = self.step if step is None else step
         self._step.loss_scale = loss_scale
         before = self.method.state_dict()

@@ -16,7 +16,17 @@ from gradvac.geometry.similarity import EditCounts, Similarity, edit_counts, mea
 from gradvac.translation.languages import Direction, family, family_order, language
 
 TO_ENGLISH, FROM_ENGLISH = "Any\N{RIGHTWARDS ARROW}En", "En\N{RIGHTWARDS ARROW}Any"
-METHODS = {"joint": "joint training", "gradvac": "GradVac", "pcgrad": "PCGrad"}
+METHODS = {
+    "joint": "joint training",
+    "static": "static weights",
+    "gradvac": "GradVac",
+    "pcgrad": "PCGrad",
+    "mgda": "MGDA",
+    "gradnorm": "GradNorm",
+    "cats": "CATS (reconstruction)",
+    "famo": "FAMO",
+    "torchjd": "TorchJD",
+}
 
 
 @dataclass(frozen=True)
