@@ -277,3 +277,17 @@ def test_losses_that_cannot_be_used():
         engine.accumulate("a", torch.tensor(1.0))
     with pytest.raises(GradientError, match="depends on none of the engine's parameters"):
         engine.accumulate("a", loss_of(build(), 0, 0))
+
+
+def test_shares_reach_the_method_and_must_name_every_task():
+    model = torch.nn.Linear(3, 1)
+    engine = PerTaskEngine(model, Joint(), "whole_model")
+    for task in ("b", "a"):
+        engine.accumulate(task, model(torch.ones(2, 3)).sum())
+    with pytest.raises(GradientError, match="shares have no entry for a"):
+        engine.combine(shares={"b": 0.5})
+    for task in ("b", "a"):
+        engine.accumulate(task, model(torch.ones(2, 3)).sum())
+    report = engine.combine(shares={"a": 0.25, "b": 0.75})
+    assert report.geometry.shares is not None
+    assert report.geometry.shares.tolist() == [0.75, 0.25]

@@ -292,3 +292,22 @@ def test_a_crash_after_averaging_does_not_repeat_its_line(toy, tmp_path):
     (run / "done.json").unlink()  # as if killed just before it was written
     trainer(toy, run, ["training.average=3"]).train()
     assert (run / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("sets", [[], ["method.engine=per_task"], ["batches.accumulate=2"]])
+def test_methods_that_read_losses_see_mean_losses(toy, tmp_path, sets):
+    """Losses come as shares of the step's mean; shares turn them into each task's own mean."""
+    t = trainer(toy, tmp_path / "run", ["method.name=gradnorm", "model.dropout=0", *sets])
+    seen = []
+    weights = t.method.weights
+    t.method.weights = lambda geometry: (seen.append(geometry), weights(geometry))[1]
+    t.train_step()
+    (geometry,) = seen
+    assert float(geometry.shares.sum()) == pytest.approx(1)
+    line = t.window.line()
+    for task, mean, share in zip(
+        geometry.tasks, geometry.mean_losses.tolist(), geometry.shares.tolist(), strict=True
+    ):
+        assert share == pytest.approx(line["task_tokens"][task] / line["tokens"])
+        # label smoothing of 0.1: between 0.9 of the NLL and far above it
+        assert 0.9 * line["task_nll"][task] < mean < 2 * line["task_nll"][task]

@@ -1,12 +1,13 @@
 """What every engine does once it has a step's gradients, however it came by them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gradvac.engine.gram import full_precision, gram
+from gradvac.errors import GradientError
 from gradvac.methods import Method, StepGeometry
 
 
@@ -63,6 +64,7 @@ def decide(
     tasks: tuple[str, ...],
     groups: tuple[str, ...],
     step: int,
+    shares: Mapping[str, float] | None = None,
 ) -> StepReport:
     """Measure the geometry of the gradients and ask the method for their weights.
 
@@ -73,11 +75,17 @@ def decide(
         tasks: K names, in the order of the rows.
         groups: names of the groups.
         step: number of the optimizer step.
+        shares: by task, what its mean loss was multiplied by; see :class:`StepGeometry`.
 
     Raises:
         GradientError: if a gradient is not finite; the method is then unchanged.
     """
-    geometry = StepGeometry(gram(gradients), losses, tasks, groups, step)
+    given = None
+    if shares is not None:
+        if missing := sorted(set(tasks) - set(shares)):
+            raise GradientError(f"shares have no entry for {', '.join(missing)}")
+        given = torch.tensor([shares[task] for task in tasks], dtype=torch.float64)
+    geometry = StepGeometry(gram(gradients), losses, tasks, groups, step, given)
     weights = method.weights(geometry)
     return StepReport(geometry, weights, method.report())
 

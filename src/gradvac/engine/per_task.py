@@ -92,7 +92,12 @@ class PerTaskEngine:
         for buffer in self._buffers:
             buffer.add(row, [next(remaining) for _ in buffer.group.parameters])
 
-    def combine(self, loss_scale: float = 1.0, step: int | None = None) -> StepReport:
+    def combine(
+        self,
+        loss_scale: float = 1.0,
+        step: int | None = None,
+        shares: Mapping[str, float] | None = None,
+    ) -> StepReport:
         """Combine the accumulated gradients, set ``p.grad`` and begin the next step.
 
         A parameter that no task used gets ``p.grad = None``, as in plain training.
@@ -100,6 +105,8 @@ class PerTaskEngine:
         Args:
             loss_scale: factor the losses were multiplied by; divided out before the Gram.
             step: number of this step; by default one more than the last.
+            shares: by task, what its mean loss was multiplied by (its share of the step's
+                tokens), for methods that read losses.
 
         Raises:
             GradientError: if nothing was accumulated or a gradient is not finite. ``p.grad``, the
@@ -113,7 +120,7 @@ class PerTaskEngine:
         try:
             rows = [buffer.rows(len(tasks), loss_scale) for buffer in self._buffers]
             groups = tuple(group.name for group in self.groups)
-            report = decide(self.method, [[r] for r in rows], losses, tasks, groups, step)
+            report = decide(self.method, [[r] for r in rows], losses, tasks, groups, step, shares)
             for buffer, matrix, weights in zip(self._buffers, rows, report.weights, strict=True):
                 buffer.assign(combine(weights, matrix))
         finally:

@@ -139,6 +139,7 @@ class SinglePassEngine:
         mask: Tensor | None = None,
         loss_scale: float = 1.0,
         step: int | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> StepReport:
         """Run the backward pass, combine the gradients, set ``p.grad`` and begin the next step.
 
@@ -148,6 +149,8 @@ class SinglePassEngine:
             mask: weights of the losses, such as 0 for padding; of the shape of ``loss``.
             loss_scale: factor the losses were multiplied by; divided out before the Gram.
             step: number of this step; by default one more than the last.
+            shares: by task, what its mean loss was multiplied by (its share of the step's
+                tokens), for methods that read losses.
 
         Raises:
             GradientError: if the gradients cannot be split or are not finite. ``p.grad``, the
@@ -156,6 +159,7 @@ class SinglePassEngine:
         self._step.streams = not (self._step.accumulated or self.method.needs_all_groups)
         self._step.number = self.step if step is None else step
         self._step.loss_scale = loss_scale
+        self._step.shares = shares
         before = self.method.state_dict()
         try:
             self._backward(loss, rows, mask)
@@ -181,7 +185,12 @@ class SinglePassEngine:
             raise
         self._step.accumulated = True
 
-    def combine(self, loss_scale: float = 1.0, step: int | None = None) -> StepReport:
+    def combine(
+        self,
+        loss_scale: float = 1.0,
+        step: int | None = None,
+        shares: Mapping[str, float] | None = None,
+    ) -> StepReport:
         """Combine the accumulated gradients, set ``p.grad`` and begin the next step.
 
         Raises:
@@ -191,6 +200,7 @@ class SinglePassEngine:
             raise GradientError("combine() needs at least one accumulate() since the last step")
         self._step.number = self.step if step is None else step
         self._step.loss_scale = loss_scale
+        self._step.shares = shares
         before = self.method.state_dict()
         try:
             return self._finish()
@@ -310,7 +320,8 @@ class SinglePassEngine:
                 matrix.mul_(1 / step.loss_scale)
         names = tuple(store.group.name for store in stores)
         losses = step.losses(n_tasks) / step.loss_scale
-        report = decide(self.method, rows, losses, tuple(step.names), names, step.number)
+        tasks = tuple(step.names)
+        report = decide(self.method, rows, losses, tasks, names, step.number, step.shares)
         for store, matrices, weights in zip(stores, rows, report.weights, strict=True):
             combined = [combine(weights, matrix) for matrix in matrices]
             step.gradients[store.group.name] = store.gradients(combined)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +14,6 @@ from gradvac.engine.flow import Place
 from gradvac.engine.rows import RowMap
 from gradvac.engine.tracing import Trace
 from gradvac.errors import GradientError
-from gradvac.methods import StepGeometry
 
 
 class Step:
@@ -22,6 +23,7 @@ class Step:
         self.names: list[str] = []
         self.number = 0
         self.loss_scale = 1.0
+        self.shares: Mapping[str, float] | None = None
         self.streams = False
         self.accumulated = False
         self.waiting = 0  # groups that are complete but not yet combined
@@ -54,7 +56,7 @@ class Step:
         join = lambda parts: torch.cat(parts).index_select(0, order.to(parts[0].device))
         first = self.reports[0].geometry
         gram = join([report.gram for report in self.reports])
-        geometry = StepGeometry(gram, first.losses, first.tasks, groups, first.step)
+        geometry = replace(first, gram=gram, groups=groups)
         diagnostics = {
             key: join([report.diagnostics[key] for report in self.reports])
             for key in self.reports[0].diagnostics

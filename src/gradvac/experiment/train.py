@@ -45,6 +45,7 @@ from gradvac.experiment.process import StopSignal, alone, bound_kernel_caches
 from gradvac.experiment.recipe import resolve
 from gradvac.geometry.record import Frame, GramRecord
 from gradvac.translation.batches import Batch, BatchPlan, in_order
+from gradvac.translation.vocabulary import PAD
 
 Engine = PerTaskEngine | SinglePassEngine
 ENGINES = {"single_pass": SinglePassEngine, "per_task": PerTaskEngine}
@@ -167,11 +168,13 @@ class Trainer:
             with engine.tasks((batch.task, batch.tasks)):
                 loss, nll, rows = self._token_losses(batch)
                 if len(batches) == 1:  # combines and frees each layer as the backward leaves it
-                    report = engine.backward(loss / tokens, rows, step=self.step)
+                    report = engine.backward(
+                        loss / tokens, rows, step=self.step, shares=_shares(batches)
+                    )
                 else:
                     engine.accumulate(loss / tokens, rows)
             self._count(batch, nll, rows)
-        report = report or engine.combine(step=self.step)
+        report = report or engine.combine(step=self.step, shares=_shares(batches))
         if self.step % self.recipe.method.record_every == 0:
             self.record.append(_frame(report))
         return float(report.losses.sum())
@@ -340,6 +343,18 @@ class Trainer:
                 raise RunError(
                     f"{folder}: its {key} is {checkpoint.state.get(key)}, the run has {value}"
                 )
+
+
+def _shares(batches: list[Batch]) -> dict[str, float]:
+    """Each task's share of the target tokens of a step."""
+    counts: dict[str, int] = {}
+    for batch in batches:
+        tokens = (batch.target_out != PAD).sum(1)
+        for index in batch.present:
+            own = int(tokens[batch.task == index].sum())
+            counts[batch.tasks[index]] = counts.get(batch.tasks[index], 0) + own
+    total = sum(counts.values())
+    return {task: count / total for task, count in counts.items()}
 
 
 def _frame(report: StepReport) -> Frame:
