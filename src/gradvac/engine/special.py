@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -11,11 +11,24 @@ from torch import Tensor
 from gradvac.engine.calls import inner
 from gradvac.engine.flow import Call, Mixed
 from gradvac.engine.meets import Meeting, embedding, layer_norm, linear
+from gradvac.engine.slots import Slot
 
-if TYPE_CHECKING:
-    from gradvac.engine.tracing import Trace
 
-Special = Callable[["Trace", Call, list[Tensor]], tuple[Tensor, Meeting] | None]
+class Trace(Protocol):
+    """What a formula asks of the forward pass that is followed."""
+
+    anchor: Tensor
+
+    def slot(self, x: Tensor) -> Slot:
+        """Return where the gradients of a free tensor go."""
+        ...
+
+    def meeting(self, slots: Sequence[Slot | None], name: str) -> Meeting:
+        """Return a meeting in the operation ``name``."""
+        ...
+
+
+Special = Callable[[Trace, Call, list[Tensor]], tuple[Tensor, Meeting] | None]
 """Does a call in which free tensors meet samples; None if the formula does not apply."""
 
 
