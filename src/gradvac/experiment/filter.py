@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from gradvac.errors import CorpusError
-from gradvac.experiment.model_folder import find_model
+from gradvac.experiment.model_folder import check_target, find_model
 from gradvac.experiment.recipe import resolve
 from gradvac.translation.translate import Translator
 
@@ -26,10 +26,12 @@ def translate_lines(
 ) -> None:
     """Translate every line of ``source`` into ``target``; one line out for each line in.
 
-    ``folder`` None is the shipped model. Raises CorpusError for a line that is not UTF-8.
+    ``folder`` None is the shipped model. Raises CorpusError for a line that is not UTF-8, RunError
+    for a language the model was not trained to write.
     """
-    found = find_model(folder or resolve(SHIPPED_MODEL), checkpoint)
-    found.vocabulary.tag_id(target)
+    folder = folder or resolve(SHIPPED_MODEL)
+    found = find_model(folder, checkpoint)
+    check_target(folder, target)
     translator = Translator(
         found.load(), found.vocabulary, beam=beam, length_penalty=length_penalty
     )

@@ -1,6 +1,7 @@
 """A model on disk, in a run or on its own, and how to open either.
 
-A model folder holds ``model.json`` (the shape), ``model.safetensors`` and ``vocabulary.model``.
+A model folder holds ``model.json`` (the shape), ``model.safetensors``, ``vocabulary.model`` and
+``tasks.json`` (the directions it was trained on).
 A run folder holds the same things, with parameters under ``best/`` and ``checkpoints/``.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import list_checkpoints, load_tensors
+from gradvac.translation.languages import Direction
 from gradvac.translation.transformer import Transformer, TransformerConfig
 from gradvac.translation.vocabulary import Vocabulary
 
@@ -74,8 +77,26 @@ def export_model(run: Path, out: Path, checkpoint: str) -> int:
     out.mkdir(parents=True, exist_ok=True)
     save_shape(out, found.config)
     found.vocabulary.save(out / "vocabulary.model")
+    shutil.copy(run / "tasks.json", out)
     save_parameters(out / "model.safetensors", load_tensors(found.parameters), half=True)
     return sum(file.stat().st_size for file in out.iterdir())
+
+
+def check_target(folder: Path, language: str) -> None:
+    """Refuse a target language that the model never learned to write; RunError names those it did.
+
+    A tag alone is no knowledge: the vocabulary covers languages that a model may meet later.
+    """
+    try:
+        tasks = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise RunError(f"{folder / 'tasks.json'}: not the task list of a model: {e}") from e
+    known = sorted({Direction.parse(name).target for name in tasks})
+    if language not in known:
+        raise RunError(
+            f"{folder}: this model was not trained to translate into {language!r}; "
+            f"it translates into: {', '.join(known)}"
+        )
 
 
 def save_shape(folder: Path, config: TransformerConfig) -> None:

@@ -187,7 +187,7 @@ def train_vocabulary(
             minloglevel=2,
         )
     except RuntimeError as e:
-        reason = str(e).splitlines()[-1].strip() if str(e).strip() else "no reason given"
+        reason = str(e).strip().rpartition("] ")[2] or "no reason given"  # "file(line) [check] why"
         raise RecipeError(
             f"vocabulary.size: {size} cannot be trained on this text: {reason}"
         ) from e
