@@ -32,7 +32,7 @@ from torch import Tensor
 from gradvac.errors import GradientError
 from gradvac.methods.base import StepGeometry
 from gradvac.methods.pairs import PairTable
-from gradvac.methods.shared import SharedWeights, TaskValues, positive_losses
+from gradvac.methods.shared import SharedWeights, positive_losses
 
 # Below this share of the sum of squares the task gradients cancel at equal weights: there is no
 # curvature to bound, and a bound relative to it means nothing. Chosen here.
@@ -80,7 +80,7 @@ class CATS(SharedWeights):
         smoothing: float = 0.9,
         lambda_max: float = 1e3,
     ) -> None:
-        super().__init__()
+        super().__init__("alpha", "lambda_n", "losses", "initial")  # or logits of alpha
         _check_choice("bound", bound, ("relative", "absolute"))
         _check_choice("parametrization", parametrization, ("softmax", "lagrangian"))
         _check_choice("loss_term", loss_term, ("raw", "ratio", "none"))
@@ -107,7 +107,6 @@ class CATS(SharedWeights):
         self.warmup_steps = warmup_steps
         self.smoothing = smoothing
         self.lambda_max = lambda_max
-        self._state = TaskValues("alpha", "lambda_n", "losses", "initial")  # or logits of alpha
         self._lambda_c = self._lambda_s = 0.0
         self._steps = 0
         self._averages = PairTable()  # "gram", and "weight": of the steps that are in it
@@ -224,7 +223,7 @@ class CATS(SharedWeights):
             "steps": self._steps,
             "averages": self._averages.state_dict(),
         }
-        return super().state_dict() | self._state.state_dict() | own
+        return super().state_dict() | own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where the method that returned ``state`` was.
@@ -234,7 +233,6 @@ class CATS(SharedWeights):
         """
         _check_choice("parametrization", state["parametrization"], (self.parametrization,))
         self._averages.load_state_dict(state["averages"])
-        self._state.load_state_dict(state)
         self._lambda_c, self._lambda_s = float(state["lambda_c"]), float(state["lambda_s"])
         self._steps = int(state["steps"])
         super().load_state_dict(state)

@@ -15,14 +15,13 @@ mini-batches delta also holds the difference of the batches, which the average o
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradvac.errors import GradientError
 from gradvac.methods.base import StepGeometry
-from gradvac.methods.shared import SharedWeights, TaskValues, positive_losses
+from gradvac.methods.shared import SharedWeights, positive_losses
 
 _BETAS, _EPS = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma & Ba 2015), as in the authors' code
 
@@ -50,7 +49,7 @@ class FAMO(SharedWeights):
         weight_decay: float = 1e-3,
         min_losses: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__("logits", "exp_avg", "exp_avg_sq", "updates", "losses", "steps")
         if not 0 < learning_rate < math.inf:
             raise GradientError(f"learning_rate is {learning_rate!r}; it must be positive")
         if not 0 <= weight_decay < math.inf:
@@ -59,7 +58,6 @@ class FAMO(SharedWeights):
         self.weight_decay = weight_decay
         self.min_losses = dict(min_losses or {})
         # exp_avg, exp_avg_sq, updates: Adam's, per task; losses, steps: the last seen, above b.
-        self._state = TaskValues("logits", "exp_avg", "exp_avg_sq", "updates", "losses", "steps")
 
     def _decide(self, geometry: StepGeometry) -> tuple[Tensor, dict[str, Tensor]]:
         tasks, step = geometry.tasks, geometry.step
@@ -131,12 +129,3 @@ class FAMO(SharedWeights):
     def report(self) -> dict[str, Tensor]:
         """Return ``task_weights`` and ``preferences`` (z, of log losses), both [groups, K]."""
         return self._report
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return logits, Adam's averages and last losses by task name."""
-        return super().state_dict() | self._state.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where the method that returned ``state`` was."""
-        self._state.load_state_dict(state)
-        super().load_state_dict(state)

@@ -15,14 +15,14 @@ sqrt(Gram_ii)``: the Gram matrix of W replaces the paper's second backward pass.
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gradvac.errors import GradientError
 from gradvac.methods.base import StepGeometry
-from gradvac.methods.shared import SharedWeights, TaskValues, positive_losses
+from gradvac.methods.shared import SharedWeights, positive_losses
 
 _SMALLEST = 1e-3  # a weight that a long step would make negative; chosen here
 
@@ -64,7 +64,7 @@ class GradNorm(SharedWeights):
         smoothing: float = 0.0,
         relative: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__("weights", "initial", "losses")
         if not 0 <= alpha < math.inf:
             raise GradientError(f"alpha is {alpha!r}; it must be finite and >= 0")
         if not 0 < learning_rate < math.inf:
@@ -78,7 +78,6 @@ class GradNorm(SharedWeights):
         self.initial_losses = initial_losses
         self.smoothing = smoothing
         self.relative = relative
-        self._state = TaskValues("weights", "initial", "losses")
 
     def _decide(self, geometry: StepGeometry) -> tuple[Tensor, dict[str, Tensor]]:
         tasks = geometry.tasks
@@ -152,15 +151,6 @@ class GradNorm(SharedWeights):
     def report(self) -> dict[str, Tensor]:
         """Return ``task_weights``, weighted ``norms`` and ``inverse_rates``, all [groups, K]."""
         return self._report
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return weights, initial and averaged losses by task name."""
-        return super().state_dict() | self._state.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where the method that returned ``state`` was."""
-        self._state.load_state_dict(state)
-        super().load_state_dict(state)
 
 
 def _check_initial(given: Literal["first"] | float | Mapping[str, float]) -> None:

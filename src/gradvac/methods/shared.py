@@ -10,8 +10,32 @@ from gradvac.errors import GradientError
 from gradvac.methods.base import Method, StepGeometry
 
 
+class TaskValues:
+    """One float64 number per task and kind, kept by name; in ``state_dict`` as JSON can hold it."""
+
+    def __init__(self, *kinds: str) -> None:
+        self._values: dict[str, dict[str, float]] = {kind: {} for kind in kinds}
+
+    def __getitem__(self, kind: str) -> dict[str, float]:
+        return self._values[kind]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy: kind -> task -> number."""
+        return {kind: dict(values) for kind, values in self._values.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replace all numbers by a copy of ``state``."""
+        self._values = {
+            kind: {str(task): float(value) for task, value in state[kind].items()}
+            for kind in self._values
+        }
+
+
 class SharedWeights(Method):
     """A task has the same weight in every group, decided from all groups of the step at once.
+
+    Args:
+        kinds: the kinds of numbers kept for each task, under ``_state``.
 
     Raises:
         GradientError: from ``weights``, if an engine hands over other groups than before: one
@@ -20,7 +44,8 @@ class SharedWeights(Method):
 
     needs_all_groups = True
 
-    def __init__(self) -> None:
+    def __init__(self, *kinds: str) -> None:
+        self._state = TaskValues(*kinds)
         self._groups: frozenset[str] = frozenset()
         self._report: dict[str, Tensor] = {}
 
@@ -44,35 +69,19 @@ class SharedWeights(Method):
     def _decide(self, geometry: StepGeometry) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weights of the tasks, ``[K]`` float64 on the CPU, and what to report."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the seed and what is kept for each task: kind -> task -> number."""
+        return super().state_dict() | self._state.state_dict()
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where the method that returned ``state`` was, perhaps with other groups."""
+        self._state.load_state_dict(state)
         super().load_state_dict(state)
         self._groups = frozenset()
 
     def report(self) -> dict[str, Tensor]:
         """Return ``task_weights``, ``[groups, K]``, and what else the method says it reports."""
         return self._report
-
-
-class TaskValues:
-    """One float64 number per task and kind, kept by name; in ``state_dict`` as JSON can hold it."""
-
-    def __init__(self, *kinds: str) -> None:
-        self._values: dict[str, dict[str, float]] = {kind: {} for kind in kinds}
-
-    def __getitem__(self, kind: str) -> dict[str, float]:
-        return self._values[kind]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return a copy: kind -> task -> number."""
-        return {kind: dict(values) for kind, values in self._values.items()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace all numbers by a copy of ``state``."""
-        self._values = {
-            kind: {str(task): float(value) for task, value in state[kind].items()}
-            for kind in self._values
-        }
 
 
 def positive_losses(
