@@ -157,18 +157,9 @@ class SinglePassEngine:
                 method and the step counter are then unchanged and the gradients are dropped.
         """
         self._step.streams = not (self._step.accumulated or self.method.needs_all_groups)
-        self._step.number = self.step if step is None else step
-        self._step.loss_scale = loss_scale
-        self._step.shares = shares
-        before = self.method.state_dict()
-        try:
+        with self._ending(loss_scale, step, shares):
             self._backward(loss, rows, mask)
             return self._finish()
-        except BaseException:
-            self.method.load_state_dict(before)
-            raise
-        finally:
-            self.clear()
 
     def accumulate(
         self, loss: Tensor, rows: Tensor | None = None, mask: Tensor | None = None
@@ -198,12 +189,20 @@ class SinglePassEngine:
         """
         if not self._step.accumulated:
             raise GradientError("combine() needs at least one accumulate() since the last step")
+        with self._ending(loss_scale, step, shares):
+            return self._finish()
+
+    @contextmanager
+    def _ending(
+        self, loss_scale: float, step: int | None, shares: Mapping[str, float] | None
+    ) -> Iterator[None]:
+        """End the step inside; if that fails, the method is as it was before."""
         self._step.number = self.step if step is None else step
         self._step.loss_scale = loss_scale
         self._step.shares = shares
         before = self.method.state_dict()
         try:
-            return self._finish()
+            yield
         except BaseException:
             self.method.load_state_dict(before)
             raise
