@@ -13,7 +13,7 @@ from gradvac.experiment.build import device_of
 from gradvac.experiment.display import Display
 from gradvac.experiment.evaluate import evaluate_model, evaluate_run, table_rows, test_bitexts
 from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.prepare import Prepared, open_prepared, prepare, test_rows
+from gradvac.experiment.prepare import Prepared, open_prepared, prepare, task_infos, test_rows
 from gradvac.experiment.recipe import Recipe, dump_recipe, load_recipe, resolve
 from gradvac.experiment.report import write_report
 from gradvac.experiment.train import Trainer
@@ -100,11 +100,11 @@ def _prepared(recipe: Recipe, folder: Path, first: Path | None, console: Console
 
 def _score_start(recipe: Recipe, out: Path, sentences: int, console: Console) -> DirectionScores:
     """Score the starting model on the test set of the joint run."""
-    run = open_prepared(out / "joint")
+    infos = task_infos(out / "joint")
     return evaluate_model(
         find_model(resolve(str(recipe.training.start_from))),
-        test_bitexts(test_rows(out / "joint"), list(run.tasks)),
-        levels=run.levels,
+        test_bitexts(test_rows(out / "joint"), list(infos)),
+        levels={name: info.level for name, info in infos.items()},
         beam=recipe.search.beam,
         length_penalty=recipe.search.length_penalty,
         batch_tokens=recipe.search.batch_tokens,

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.recipe import Recipe, SourceSection, dump_recipe, parse_recipe, resolve
@@ -27,8 +29,9 @@ from gradvac.translation.corpus import (
     read_corpus,
     save_encoded,
 )
-from gradvac.translation.languages import Direction, family, resource_levels
+from gradvac.translation.languages import resource_levels
 from gradvac.translation.readers import Row, Source
+from gradvac.translation.scoring import family_of
 from gradvac.translation.vocabulary import Vocabulary, train_vocabulary
 
 
@@ -92,7 +95,7 @@ def prepare(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Prepare
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     tasks = {
         b.direction.name: asdict(
-            TaskInfo(len(b), levels[b.direction.name], family(_partner(b.direction)))
+            TaskInfo(len(b), levels[b.direction.name], family_of(b.direction.name))
         )
         for b in texts["train"]
     }
@@ -113,8 +116,6 @@ def open_prepared(folder: Path) -> Prepared:
 
 def run_recipe(folder: Path) -> Recipe:
     """The recipe a run was made from."""
-    import yaml
-
     file = folder / "recipe.yaml"
     try:
         return parse_recipe(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
@@ -203,7 +204,7 @@ def _vocabulary(recipe: Recipe, rows: list[Row]) -> Vocabulary:
 
 
 def _same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Refuse to continue a run under another recipe, except for how long it trains."""
+    """Refuse to continue a run under another recipe; name and device may differ."""
     old, new = (r.model_dump(mode="json") for r in (run_recipe(folder), recipe))
     differ = [
         f"{section}.{key}"
@@ -212,17 +213,13 @@ def _same_recipe(recipe: Recipe, folder: Path) -> None:
         for key in old[section]
         if old[section][key] != new[section][key]
     ]
-    differ += [key for key in ("seed",) if old[key] != new[key]]
+    if old["seed"] != new["seed"]:
+        differ.append("seed")
     if differ:
         raise RunError(
             f"{folder} holds a run of another recipe; these keys differ: {', '.join(differ)}. "
             "Choose another folder with --run, or restore the recipe to resume"
         )
-
-
-def _partner(direction: Direction) -> str:
-    """The language of an English-centric direction that is not English."""
-    return direction.target if direction.source == "en" else direction.source
 
 
 def _write_json(file: Path, tree: Any) -> None:
