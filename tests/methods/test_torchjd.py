@@ -32,13 +32,6 @@ AGGREGATORS = {
 }
 
 
-def adapter(name, options, **more):
-    try:
-        return TorchJD(name, options, **more)
-    except GradientError as e:
-        pytest.skip(str(e))
-
-
 def drawn(step, regime="conflicting"):
     g = task_gradients(regime, K, 40, torch.Generator().manual_seed(step))
     return g / g.norm(dim=1, keepdim=True) * torch.linspace(0.5, 2, K).double()[:, None]
@@ -48,7 +41,7 @@ def drawn(step, regime="conflicting"):
 @pytest.mark.parametrize("name", AGGREGATORS)
 def test_against_the_aggregator(name):
     options, tolerance = AGGREGATORS[name]
-    ours = adapter(name, options)
+    ours = TorchJD(name, options)
     theirs = getattr(aggregation, name)(**options)
     for step in range(4):
         g = drawn(step)
@@ -90,10 +83,10 @@ def test_a_wrapped_weighting_remembers_too():
 
 @CVXPY
 def test_nash_mtl_resumes():
-    method = adapter("NashMTL", {"n_tasks": K, "update_weights_every": 3})
+    method = TorchJD("NashMTL", {"n_tasks": K, "update_weights_every": 3})
     for step in range(5):
         method.weights(geometry(drawn(step), step=step))
-    resumed = adapter("NashMTL", {"n_tasks": K, "update_weights_every": 3})
+    resumed = TorchJD("NashMTL", {"n_tasks": K, "update_weights_every": 3})
     resumed.load_state_dict(method.state_dict())
     for step in range(5, 9):
         geo = geometry(drawn(step), step=step)
