@@ -18,6 +18,7 @@ from gradvac.experiment.checkpoint import (
     load_optimizer_tensors,
     optimizer_tensors,
     save_checkpoint,
+    saved_models,
     split_state,
 )
 
@@ -90,6 +91,28 @@ def test_keep_newest(tmp_path):
         save_checkpoint(tmp_path, make(s))
     keep_newest(tmp_path, 2)
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_of_every_nth_the_parameters_stay_when_its_checkpoint_goes(tmp_path, monkeypatch, killed):
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for s in range(1, 8):
+        save_checkpoint(folder, make(s))
+    if killed:  # between keeping the parameters and deleting the rest
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(module.shutil, "rmtree", _interrupted)
+            keep_newest(folder, 2, every=1)
+    keep_newest(folder, 2, every=3)
+    assert [p.name for p in list_checkpoints(folder)] == ["step-00000006", "step-00000007"]
+    models = saved_models(tmp_path)
+    assert list(models) == ([1] if killed else []) + [3, 6, 7]
+    for step, file in models.items():
+        assert torch.equal(module.load_tensors(file)["w"], torch.full((2, 3), float(step)))
+
+
+def _interrupted(*args: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_split_and_join_state():

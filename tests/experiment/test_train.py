@@ -15,8 +15,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.checkpoint import list_checkpoints
+from gradvac.experiment.checkpoint import list_checkpoints, load_tensors, saved_models
 from gradvac.experiment.display import Display
+from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.process import alone
 from gradvac.experiment.recipe import load_recipe
@@ -212,6 +213,17 @@ def test_only_the_newest_checkpoints_are_kept(toy, tmp_path):
     trainer(toy, tmp_path / "run", ["training.keep=2"]).train()
     names = [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")]
     assert names == ["step-00000008", "step-00000012"]
+
+
+def test_the_parameters_of_every_nth_step_are_kept_and_open_by_their_step(toy, tmp_path):
+    run = tmp_path / "run"
+    trainer(toy, run, ["training.keep=1", "training.keep_every=4"]).train()
+    assert list(saved_models(run)) == [4, 8, 12]
+    for step, file in saved_models(run).items():
+        opened = find_model(run, str(step)).load().embedding.weight
+        assert torch.equal(opened, load_tensors(file)["embedding.weight"])
+    with pytest.raises(RunError, match="no checkpoint '5'; there: step-00000004, step-00000008"):
+        find_model(run, "5")
 
 
 def test_the_record_holds_what_the_method_saw(toy, tmp_path):

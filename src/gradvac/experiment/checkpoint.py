@@ -88,10 +88,32 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name))
 
 
-def keep_newest(folder: Path, count: int) -> None:
-    """Delete all but the newest ``count`` checkpoints."""
+def keep_newest(folder: Path, count: int, every: int | None = None) -> None:
+    """Delete all but the newest ``count`` checkpoints.
+
+    Of those whose step is a multiple of ``every`` the parameters stay, in ``history`` beside
+    ``folder``: a third of a checkpoint, enough to measure and to translate.
+    """
     for old in list_checkpoints(folder)[:-count]:
+        parameters = old / "model.safetensors"
+        if every and _step(old) % every == 0 and parameters.exists():  # gone if killed below
+            history = folder.with_name("history")
+            history.mkdir(exist_ok=True)
+            parameters.replace(history / f"{old.name}.safetensors")
         shutil.rmtree(old)
+
+
+def saved_models(run: Path) -> dict[int, Path]:
+    """Parameter files of a run by step, in order: of its checkpoints and of its history."""
+    history = run / "history"
+    files = history.iterdir() if history.is_dir() else ()
+    found = {_step(c): c / "model.safetensors" for c in list_checkpoints(run / "checkpoints")}
+    found |= {_step(f): f for f in files if _NAME.fullmatch(f.stem)}
+    return dict(sorted(found.items()))
+
+
+def _step(file: Path) -> int:
+    return int(file.stem.removeprefix("step-"))
 
 
 def average(folders: list[Path]) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gradvac.errors import RunError
-from gradvac.experiment.checkpoint import list_checkpoints, load_tensors
+from gradvac.experiment.checkpoint import list_checkpoints, load_tensors, saved_models
 from gradvac.translation.languages import Direction
 from gradvac.translation.transformer import Transformer, TransformerConfig
 from gradvac.translation.vocabulary import Vocabulary
@@ -63,11 +63,10 @@ def _of_run(folder: Path, checkpoint: str) -> Path:
         return best
     if checkpoint in ("best", "last") and saved:
         return saved[-1] / "model.safetensors"
-    if checkpoint.isdigit():
-        wanted = folder / "checkpoints" / f"step-{int(checkpoint):08d}"
-        if wanted in saved:
-            return wanted / "model.safetensors"
-    names = ", ".join(p.name for p in saved) or "none yet"
+    models = saved_models(folder)
+    if checkpoint.isdigit() and int(checkpoint) in models:
+        return models[int(checkpoint)]
+    names = ", ".join(f"step-{step:08d}" for step in models) or "none yet"
     raise RunError(f"{folder}: no checkpoint {checkpoint!r}; there: {names}")
 
 

@@ -1,7 +1,7 @@
 """From a recipe to a run folder that needs nothing else: vocabulary, encoded text, tasks.
 
 recipe.yaml  vocabulary.model  tasks.json
-data/train/*.npy  data/valid/*.npy  data/test.jsonl  data/account.json
+data/train/*.npy  data/valid/*.npy  data/valid.jsonl  data/test.jsonl  data/account.json
 """
 
 from __future__ import annotations
@@ -88,8 +88,9 @@ def prepare(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Prepare
                 limit = recipe.data.max_tokens
                 say(f"{part} {b.direction.name}: {long} pairs over {limit} tokens left out")
         save_encoded(folder / "data" / part, encoded, vocabulary.fingerprint)
-    with (folder / "data" / "test.jsonl").open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(row.texts, ensure_ascii=False) + "\n" for row in rows["test"])
+    for part in ("valid", "test"):
+        with (folder / "data" / f"{part}.jsonl").open("w", encoding="utf-8") as out:
+            out.writelines(json.dumps(row.texts, ensure_ascii=False) + "\n" for row in rows[part])
     _write_json(folder / "data" / "account.json", account.to_dict())
     vocabulary.save(folder / "vocabulary.model")
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
@@ -115,10 +116,11 @@ def open_prepared(folder: Path) -> Prepared:
 
 
 def run_recipe(folder: Path) -> Recipe:
-    """The recipe a run was made from."""
+    """The recipe a run was made from; reading it runs no code."""
     file = folder / "recipe.yaml"
     try:
-        return parse_recipe(yaml.safe_load(file.read_text(encoding="utf-8")), str(file))
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return parse_recipe(tree, str(file), run_code=False)
     except OSError as e:
         raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
     except yaml.YAMLError as e:
@@ -134,9 +136,11 @@ def task_infos(folder: Path) -> dict[str, TaskInfo]:
         raise RunError(f"{folder / 'tasks.json'}: not the task list of a run: {e}") from e
 
 
-def test_rows(folder: Path) -> list[Row]:
-    """The test rows a run keeps."""
-    file = folder / "data" / "test.jsonl"
+def test_rows(folder: Path, part: str = "test") -> list[Row]:
+    """The test rows a run keeps; ``part`` "valid" is the validation rows, none in old runs."""
+    file = folder / "data" / f"{part}.jsonl"
+    if part == "valid" and not file.exists():
+        return []
     try:
         with file.open(encoding="utf-8", newline="\n") as lines:  # a text may hold U+2028
             return [Row(json.loads(t), f"{file}:{n}") for n, t in enumerate(lines, 1)]

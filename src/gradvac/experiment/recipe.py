@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.method_options import OWN_KEYS, check_name, make_method
+from gradvac.experiment.method_options import OWN_KEYS, check_name, import_methods, make_method
 from gradvac.experiment.recipe_errors import explain
 from gradvac.translation.cleaning import CleaningRules
 from gradvac.translation.languages import Direction
@@ -157,6 +157,7 @@ class TrainingSection(Section):
     validate_every: Count = 1000
     checkpoint_every: Count = 1000
     keep: Count = 5
+    keep_every: Count | None = None
     metric: str = "nll"
     patience: Count | None = None
     average: Annotated[int, Field(ge=0)] = 0
@@ -168,6 +169,7 @@ class TrainingSection(Section):
 class MethodSection(Section):
     """How task gradients become one update."""
 
+    module: str | None = None
     name: str = "joint"
     engine: Literal["single_pass", "per_task"] = "single_pass"
     granularity: Granularity = "all_layer"
@@ -180,10 +182,18 @@ class MethodSection(Section):
     options: Annotated[dict[str, Any], Field(validate_default=True)] = {}
     record_every: Count = 10
 
+    @field_validator("module")
+    @classmethod
+    def _module_is_there(cls, module: str | None, info: ValidationInfo) -> str | None:
+        if module and _may_run_code(info):
+            import_methods(module)
+        return module
+
     @field_validator("name")
     @classmethod
-    def _name_is_registered(cls, name: str) -> str:
-        return check_name(name)
+    def _name_is_registered(cls, name: str, info: ValidationInfo) -> str:
+        broken = "module" not in info.data  # refused: its methods are not known
+        return check_name(name) if _may_run_code(info) and not broken else name
 
     @field_validator("options")
     @classmethod
@@ -191,7 +201,7 @@ class MethodSection(Section):
         name = info.data.get("name")  # missing if it was refused
         if name in OWN_KEYS and options:
             raise ValueError(f"{name} has none; its keys stand in the method section itself")
-        if name and name not in OWN_KEYS:
+        if name and name not in OWN_KEYS and "module" in info.data and _may_run_code(info):
             make_method(name, options)
         return options
 
@@ -243,13 +253,21 @@ def load_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
     return _absolute(recipe, path.parent)
 
 
-def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
-    """Validate a tree of plain values; ``where`` names it in errors."""
+def parse_recipe(tree: dict[str, Any], where: str, run_code: bool = True) -> Recipe:
+    """Validate a tree of plain values; ``where`` names it in errors.
+
+    ``run_code``: make the method, for which a package it comes from may be imported. A recipe that
+    is only read, such as that of a stranger's run, must not: its method is then taken on trust.
+    """
     try:
-        return Recipe.model_validate(tree)
+        return Recipe.model_validate(tree, context={"run_code": run_code})
     except ValidationError as e:
         lines = dict.fromkeys(explain(error, tree, Recipe) for error in e.errors())
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from e
+
+
+def _may_run_code(info: ValidationInfo) -> bool:
+    return bool((info.context or {}).get("run_code"))
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -287,7 +287,8 @@ class Trainer:
                 },
             ),
         )
-        keep_newest(self.folder / "checkpoints", max(training.keep, training.average))
+        count = max(training.keep, training.average)
+        keep_newest(self.folder / "checkpoints", count, training.keep_every)
 
     def _finish(self) -> None:
         """The last checkpoint, and the average of the last ones when it is better than the best."""
