@@ -11,7 +11,14 @@ from gradvac.engine import (
     StepReport,
     parameter_groups,
 )
-from gradvac.errors import CorpusError, GradientError, GradvacError, RecipeError, RunError
+from gradvac.errors import (
+    CorpusError,
+    GradientError,
+    GradvacError,
+    NotFiniteError,
+    RecipeError,
+    RunError,
+)
 from gradvac.methods import (
     CATS,
     FAMO,
@@ -37,6 +44,7 @@ __all__ = [
     "GradvacError",
     "Joint",
     "Method",
+    "NotFiniteError",
     "PCGrad",
     "ParameterGroup",
     "PerTaskEngine",

@@ -5,6 +5,7 @@ GradvacError
 ├── RecipeError     a recipe key that is unknown, misplaced or out of range; names the dotted key
 ├── RunError        a run folder, checkpoint or vocabulary that does not fit
 └── GradientError   misuse of the engine, or a gradient that is not finite; names the task
+    └── NotFiniteError  the latter: the step may be skipped and training go on
 """
 
 
@@ -26,3 +27,7 @@ class RunError(GradvacError):
 
 class GradientError(GradvacError):
     """Misuse of the engine, or a gradient that is not finite. Names the task."""
+
+
+class NotFiniteError(GradientError):
+    """A loss or gradient that is not finite. Nothing has changed: the step may be skipped."""

@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradvac.engine import GRANULARITIES, PerTaskEngine, SinglePassEngine
-from gradvac.errors import GradientError
+from gradvac.errors import NotFiniteError
 from gradvac.methods import GradVac, Joint, PCGrad
 from gradvac.translation.transformer import Transformer, TransformerConfig
 from tests.engine.partition import largest_error
@@ -175,7 +175,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     gradients = [p.grad for p in model.parameters()]
     before = engine.state_dict()
     with (
-        pytest.raises(GradientError, match="task 'de-en' is not finite"),
+        pytest.raises(NotFiniteError, match="task 'de-en' is not finite"),
         engine.tasks(TASKS),
     ):
         loss, rows = losses_of(model, batch())()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradvac.errors import GradientError
+from gradvac.errors import GradientError, NotFiniteError
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class StepGeometry:
         return self.losses if self.shares is None else self.losses / self.shares.to(self.losses)
 
     def check_finite(self) -> None:
-        """Raise GradientError if an inner product or a loss is not finite.
+        """Raise NotFiniteError if an inner product or a loss is not finite.
 
         It names task and step, and the group of a bad gradient.
         """
         if bool(self.gram.isfinite().all()):
             bad_losses = (~self.mean_losses.isfinite()).nonzero().flatten().tolist()
             if bad_losses:
-                raise GradientError(
+                raise NotFiniteError(
                     f"the loss of task {self.tasks[bad_losses[0]]!r} is "
                     f"{self.mean_losses[bad_losses[0]].item()} at step {self.step}; nothing was "
                     "updated"
@@ -79,7 +79,7 @@ class StepGeometry:
             bad = ~self.gram.isfinite().all(dim=2)
         group, task = bad.nonzero()[0].tolist()
         others = int(bad.sum()) - 1
-        raise GradientError(
+        raise NotFiniteError(
             f"the gradient of task {self.tasks[task]!r} is not finite in parameter group "
             f"{self.groups[group]!r} at step {self.step}"
             + (f" (and {others} more task-group pairs)" if others else "")
@@ -108,7 +108,7 @@ class Method(ABC):
         Call it once per group and step: it advances the state of the groups it is given.
 
         Raises:
-            GradientError: if an inner product is not finite; the state is then unchanged.
+            NotFiniteError: if an inner product is not finite; the state is then unchanged.
         """
         geometry.check_finite()
         return self._weights(geometry)
