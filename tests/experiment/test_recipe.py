@@ -1,5 +1,6 @@
 """Recipes: every key checked before anything is loaded, every error says what to do."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,71 @@ def test_a_registered_method_of_ones_own():
             register("halves")(StaticWeights)
     finally:
         del METHODS["halves"]
+
+
+@pytest.fixture
+def my_method(tmp_path, monkeypatch):
+    """A module that registers ``thirds``."""
+    source = """
+from gradvac import Method
+from gradvac.methods import register
+
+@register("thirds")
+class Thirds(Method):
+    def __init__(self, factor: float = 1 / 3) -> None:
+        self.factor = factor
+
+    def _weights(self, geometry):
+        return geometry.gram[:, 0] * 0 + self.factor
+"""
+    (tmp_path / "my_thirds.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield {"module": "my_thirds", "name": "thirds", "options": {"factor": 0.25}}
+    METHODS.pop("thirds", None)
+    sys.modules.pop("my_thirds", None)
+
+
+def test_a_module_named_in_the_recipe_brings_its_method(my_method):
+    recipe = parse_recipe({**GOOD, "method": my_method}, "r")
+    method = build_method(recipe.method, {"fr-en": "high"}, 0)
+    assert type(method).__name__ == "Thirds" and vars(method) == {"factor": 0.25}
+    with pytest.raises(RecipeError, match=r"method\.options: factr: unknown option of thirds; did"):
+        parse_recipe({**GOOD, "method": {**my_method, "options": {"factr": 1}}}, "r")
+
+
+def test_reading_a_recipe_runs_no_code(my_method):
+    recipe = parse_recipe({**GOOD, "method": my_method}, "r", run_code=False)
+    assert recipe.method.name == "thirds" and recipe.method.module == "my_thirds"
+    assert "my_thirds" not in sys.modules and "thirds" not in METHODS
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "says"),
+    [
+        (
+            "no_such_thing",
+            None,
+            "No module named 'no_such_thing'; install its package, or name its",
+        ),
+        ("no.such", None, "No module named 'no'; install its package"),
+        (
+            "my_broken",
+            "import nothing_there",
+            "ModuleNotFoundError: No module named 'nothing_there'",
+        ),
+        ("my_broken", "1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named(tmp_path, monkeypatch, module, source, says):
+    if source:
+        (tmp_path / f"{module}.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+    method = {"module": module, "name": "thirds"}
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe({**GOOD, "method": method}, "r")
+    assert f"r: method.module: found '{module}', which cannot be imported: " in str(caught.value)
+    assert says in str(caught.value)
+    assert "method.name" not in str(caught.value)  # it may be in the module
 
 
 def test_the_reference_recipe_lists_every_key_at_its_default():

@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
 from gradvac.errors import GradientError
-from gradvac.methods import METHODS, Method
+from gradvac.methods import Method, find_method
 
 OWN_KEYS = ("joint", "gradvac", "pcgrad", "static")
 """Methods that a recipe configures by keys of the method section, not by options."""
 
 
+def import_methods(module: str) -> None:
+    """Import a module that registers methods; ValueError in the words of a recipe if it fails."""
+    try:
+        importlib.import_module(module)
+    except Exception as e:  # whatever somebody's module may raise
+        absent = isinstance(e, ModuleNotFoundError) and module.startswith(e.name or "?")
+        raise ValueError(
+            f"found {module!r}, which cannot be imported: {type(e).__name__}: {e}"
+            + ("; install its package, or name its folder in PYTHONPATH" if absent else "")
+        ) from e
+
+
 def check_name(name: str) -> str:
-    """Return the name of a registered method; ValueError with the nearest one otherwise."""
-    if name in METHODS:
-        return name
-    near = difflib.get_close_matches(name, METHODS, 1)
-    raise ValueError(
-        f"found {name!r}, must be {', '.join(repr(m) for m in METHODS)}"
-        + (f"; did you mean {near[0]!r}?" if near else "")
-    )
+    """Return the name of a known or installed method; ValueError with the nearest otherwise."""
+    try:
+        find_method(name)
+    except GradientError as e:
+        raise ValueError(str(e)) from e
+    return name
 
 
 def make_method(name: str, options: dict[str, Any], seed: int = 0) -> Method:
-    """Make a registered method from options; the seed goes to those that take one.
+    """Make a known method from options; the seed goes to those that take one.
 
     Raises:
         ValueError: in the words of a recipe, if an option is unknown or out of range.
     """
-    kind = METHODS[name]
+    kind = find_method(name)
     parameters = dict(inspect.signature(kind, eval_str=True).parameters)
     seeded = parameters.pop("seed", None) is not None
     for key in options:

@@ -8,7 +8,7 @@ from gradvac.methods.gradvac import GradVac
 from gradvac.methods.mgda import MGDA
 from gradvac.methods.orders import visiting_order
 from gradvac.methods.pcgrad import PCGrad
-from gradvac.methods.registry import METHODS, register
+from gradvac.methods.registry import METHODS, find_method, register
 from gradvac.methods.static import Joint, StaticWeights
 from gradvac.methods.torchjd import TorchJD
 
@@ -25,6 +25,7 @@ __all__ = [
     "StaticWeights",
     "StepGeometry",
     "TorchJD",
+    "find_method",
     "register",
     "visiting_order",
 ]

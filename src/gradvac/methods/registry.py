@@ -1,6 +1,16 @@
-"""Methods by the name a recipe gives them."""
+"""Methods by the name a recipe gives them: ours, registered ones, and those of installed packages.
+
+A package offers a method under the entry-point group ``gradvac.methods``::
+
+    [project.entry-points."gradvac.methods"]
+    equal_norms = "my_package.my_method:EqualNorms"
+
+Only the entry point that is asked for is loaded: installing a package never runs its code here.
+"""
 
 from collections.abc import Callable
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from gradvac.errors import GradientError
@@ -14,6 +24,8 @@ from gradvac.methods.pcgrad import PCGrad
 from gradvac.methods.static import Joint, StaticWeights
 from gradvac.methods.torchjd import TorchJD
 
+ENTRY_POINTS = "gradvac.methods"
+
 METHODS: dict[str, type[Method]] = {
     "joint": Joint,
     "gradvac": GradVac,
@@ -25,7 +37,7 @@ METHODS: dict[str, type[Method]] = {
     "famo": FAMO,
     "torchjd": TorchJD,
 }
-"""Name -> class; ``register`` adds to it."""
+"""Name -> class; ``register`` and ``find_method`` add to it."""
 
 _M = TypeVar("_M", bound=type[Method])
 
@@ -48,3 +60,43 @@ def register(name: str) -> Callable[[_M], _M]:
         return kind
 
     return add
+
+
+def find_method(name: str) -> type[Method]:
+    """Return the class of a method: ours or registered, else from an entry point of that name.
+
+    Raises:
+        GradientError: if no method has the name, or the entry point is broken, is no method or
+            exists twice; it names the entry point and the package it came with.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    offered = entry_points(group=ENTRY_POINTS)
+    found = {point.value: point for point in offered if point.name == name}
+    if not found:
+        names = [*METHODS, *sorted({point.name for point in offered})]
+        near = get_close_matches(name, names, 1)
+        raise GradientError(
+            f"found {name!r}, must be {', '.join(repr(known) for known in names)}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+    if len(found) > 1:
+        raise GradientError(
+            f"{name!r} is an entry point of several packages: "
+            + ", ".join(_in_words(point) for point in found.values())
+        )
+    (point,) = found.values()
+    try:
+        kind = point.load()
+    except Exception as e:  # whatever importing somebody's package may raise
+        raise GradientError(
+            f"the method {_in_words(point)} cannot be loaded: {type(e).__name__}: {e}"
+        ) from e
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise GradientError(f"{_in_words(point)} is {kind!r}, no subclass of gradvac.Method")
+    return register(name)(kind)
+
+
+def _in_words(point: EntryPoint) -> str:
+    package = f" of {point.dist.name} {point.dist.version}" if point.dist else ""
+    return f"entry point '{point.name} = {point.value}'{package}"
