@@ -25,7 +25,7 @@ def step(model, forward, tasks=TASKS, **options):
 
 def test_batch_norm_is_named():
     model = nn.Sequential(nn.Linear(D, D), nn.Flatten(0, 1), nn.BatchNorm1d(D))
-    with pytest.raises(GradientError, match=r"module '2' \(BatchNorm1d\).*mixes samples.*PerTask"):
+    with pytest.raises(GradientError, match=r"module '2' \(BatchNorm1d\).*mixes samples.*per_task"):
         step(model, lambda m: m(X))
 
 
@@ -58,7 +58,7 @@ class Mixer(nn.Module):
     ],
 )
 def test_what_mixes_samples_or_is_unknown_is_named_where_it_meets_a_parameter(mix, name):
-    with pytest.raises(GradientError, match=rf"'linear' in module 'last'.*'{name}'.*PerTaskEngine"):
+    with pytest.raises(GradientError, match=rf"'linear' in module 'last'.*'{name}'.*per_task"):
         step(Mixer(mix), lambda m: m(X).sum(-1))
 
 

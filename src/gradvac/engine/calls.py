@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
 from types import FunctionType
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from gradvac.errors import GradientError
 
 
 def tensors_in(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -100,7 +107,12 @@ _INNER: dict[Any, Any] = {}
 
 def leaves(x: Tensor) -> list[Tensor]:
     """Return the leaves a tensor was computed from, by its graph."""
-    found: dict[int, Tensor] = {}
+    found = (getattr(node, "variable", None) for node in _nodes(x))
+    return list({id(leaf): leaf for leaf in found if isinstance(leaf, Tensor)}.values())
+
+
+def _nodes(x: Tensor) -> Iterator[Any]:
+    """Yield the nodes of the graph that made a tensor."""
     seen: set[Any] = set()
     waiting = [x.grad_fn]
     while waiting:
@@ -108,8 +120,71 @@ def leaves(x: Tensor) -> list[Tensor]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if isinstance(leaf, Tensor):
-            found[id(leaf)] = leaf
+        yield node
         waiting.extend(following for following, _ in node.next_functions)
-    return list(found.values())
+
+
+def tensors_within(values: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested lists, tuples and mappings."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping):
+        yield from tensors_within(tuple(values.values()))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from tensors_within(value)
+
+
+@contextmanager
+def as_written(model: nn.Module) -> Iterator[None]:
+    """Run what ``torch.compile`` made of modules and functions as it was written.
+
+    Compiled code cannot be followed, and cannot be run backward twice.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled
+        yield
+        return
+    for name, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            _tell_compiled(f"module {name!r}" if name else "the model")
+            break
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@cache
+def _tell_compiled(what: str) -> None:
+    logging.getLogger("gradvac").warning(
+        "%s is compiled by torch.compile and runs as it is written inside engine.tasks(...); "
+        "compiled code runs where each task has a forward pass of its own, "
+        "engine.accumulate({task: loss})",
+        what,
+    )
+
+
+@contextmanager
+def explained(loss: Tensor, model: nn.Module) -> Iterator[None]:
+    """Say which module stands in the way of a backward pass that leaves ``p.grad`` alone."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise GradientError(
+            f"{_reentrant(loss, model)} is checkpointed with use_reentrant=True, with which "
+            "autograd cannot keep the gradients of tasks apart; use use_reentrant=False (Hugging "
+            'Face: model.gradient_checkpointing_enable({"use_reentrant": False}))'
+        ) from error
+
+
+def _reentrant(loss: Tensor, model: nn.Module) -> str:
+    """Name a module under reentrant activation checkpointing, by the graph."""
+    names = {id(module): name for name, module in model.named_modules()}
+    for node in _nodes(loss):
+        function = getattr(node, "run_function", None)
+        while isinstance(function, partial):
+            function = function.func
+        module = getattr(function, "__self__", function)
+        if id(module) in names:
+            return f"module {names[id(module)]!r} ({type(module).__name__})"
+    return "a part of the model"

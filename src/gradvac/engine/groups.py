@@ -18,7 +18,7 @@ In a model without any stack every child module counts as a layer.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from itertools import takewhile
@@ -31,6 +31,11 @@ GRANULARITIES = ("whole_model", "enc_dec", "all_layer", "all_matrix")
 
 Grouping = str | Callable[[str], str]
 """One of ``GRANULARITIES``, or a function from a parameter's name to its group's name."""
+
+Heads = Mapping[str, str | Sequence[str]] | Callable[[str], str | None]
+"""Which modules or parameters belong to one task alone, by task; or a function of their names."""
+
+Model = nn.Module | Iterable[tuple[str, nn.Parameter]]
 
 _STACK = re.compile(r"(?:^|\.)(?:\w*(?:layers?|blocks?)|h)\.(\d+)\.")
 _NORM = re.compile(r"norm|(?:^|\.|_)ln(?:_|\.|\d)", re.IGNORECASE)
@@ -57,23 +62,32 @@ class ParameterGroup:
 
 
 def parameter_groups(
-    model: nn.Module | Iterable[tuple[str, nn.Parameter]], granularity: Grouping = "all_layer"
+    model: Model, granularity: Grouping = "all_layer", heads: Sequence[ParameterGroup] = ()
 ) -> list[ParameterGroup]:
     """Sort the trainable parameters of a model into groups, in the order of the model.
 
     Frozen parameters are left out; a tied parameter counts once, under its first name. The name
     prefix ``torch.compile`` adds is dropped, so state fits compiled and plain models alike.
 
+    Args:
+        model: the model, or names and parameters of it.
+        granularity: how to group.
+        heads: parameters that belong to one task each, to be left out; see :func:`task_heads`.
+
     Raises:
         GradientError: if nothing is trainable or the granularity is unknown.
     """
-    named = model.named_parameters() if isinstance(model, nn.Module) else model
+    own = {id(p) for head in heads for p in head.parameters}
     found: dict[int, tuple[str, nn.Parameter]] = {}
-    for name, parameter in named:
-        if parameter.requires_grad:
-            found.setdefault(id(parameter), (name.replace("_orig_mod.", ""), parameter))
+    for name, parameter in _named(model):
+        if parameter.requires_grad and id(parameter) not in own:
+            found.setdefault(id(parameter), (name, parameter))
     if not found:
-        raise GradientError("the model has no trainable parameter (requires_grad is False for all)")
+        raise GradientError(
+            "every trainable parameter of the model belongs to a head; nothing is shared by tasks"
+            if own
+            else "the model has no trainable parameter (requires_grad is False for all)"
+        )
     group_of = _group_names([(name, p.ndim) for name, p in found.values()], granularity)
     members: dict[str, list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in found.values():
@@ -82,6 +96,67 @@ def parameter_groups(
         ParameterGroup(group, tuple(n for n, _ in pairs), tuple(p for _, p in pairs))
         for group, pairs in members.items()
     ]
+
+
+def task_heads(model: Model, heads: Heads | None) -> list[ParameterGroup]:
+    """Find the trainable parameters that belong to one task each, in groups named by the task.
+
+    Args:
+        model: the model, or names and parameters of it.
+        heads: for each task the names of its modules or parameters; or a function from a
+            parameter's name to its task, None for what tasks share.
+
+    Raises:
+        GradientError: if a name is that of no parameter or module, or two tasks claim a parameter.
+    """
+    if heads is None:
+        return []
+    named = [(name, p) for name, p in _named(model) if p.requires_grad]
+    if callable(heads):
+        claims = [(task, name, p) for name, p in named if (task := heads(name)) is not None]
+    else:
+        names = [name for name, _ in _named(model)]
+        claims = []
+        for task, prefixes in heads.items():
+            for prefix in [prefixes] if isinstance(prefixes, str) else prefixes:
+                _check_prefix(task, prefix, names)
+                claims += [(task, name, p) for name, p in named if _lies_in(name, prefix)]
+    members: dict[str, dict[int, tuple[str, nn.Parameter]]] = {}
+    owner: dict[int, str] = {}
+    for task, name, p in claims:
+        if owner.setdefault(id(p), task) != task:
+            raise GradientError(
+                f"parameter {name!r} is in the head of task {task!r} and in that of "
+                f"{owner[id(p)]!r}; a head belongs to one task, leave out what they share"
+            )
+        members.setdefault(task, {}).setdefault(id(p), (name, p))
+    return [
+        ParameterGroup(task, tuple(n for n, _ in found), tuple(p for _, p in found))
+        for task, found in ((task, list(each.values())) for task, each in members.items())
+    ]
+
+
+def _named(model: Model) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters, a tied parameter under each of its names."""
+    if isinstance(model, nn.Module):
+        model = model.named_parameters(remove_duplicate=False)
+    return [(name.replace("_orig_mod.", ""), p) for name, p in model]
+
+
+def _lies_in(name: str, prefix: str) -> bool:
+    return name == prefix or name.startswith(prefix + ".")
+
+
+def _check_prefix(task: str, prefix: str, names: Sequence[str]) -> None:
+    if any(_lies_in(name, prefix) for name in names):
+        return
+    parts = [name.split(".") for name in names]
+    known = dict.fromkeys(".".join(p[: n + 1]) for p in parts for n in range(len(p)))
+    near = get_close_matches(prefix, known, 1)
+    raise GradientError(
+        f"heads[{task!r}] is {prefix!r}, which is neither a module with parameters nor a parameter"
+        + (f"; did you mean {near[0]!r}?" if near else f"; modules: {', '.join(list(known)[:8])}")
+    )
 
 
 def _group_names(shapes: list[tuple[str, int]], granularity: Grouping) -> dict[str, str]:

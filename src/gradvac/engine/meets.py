@@ -30,12 +30,15 @@ class Watch:
         checking: position of the task whose gradient alone is flowing, to see that it flows
             through its own rows alone; None while gradients are collected.
         leaks: meetings at which it did not, in the order of the backward.
+        owner: position of the task to which all of the gradient that is flowing belongs, whatever
+            rows it flows through; None if it is to be split by rows.
         done: called whenever a use has handed its gradients over.
     """
 
     def __init__(self, done: Callable[[], None]) -> None:
         self.checking: int | None = None
         self.leaks: list[Meeting] = []
+        self.owner: int | None = None
         self.done = done
 
 
@@ -45,13 +48,23 @@ class Meeting:
     Attributes:
         slots: where the gradients of the parameters go, None for one that needs none.
         what: the operation, for error messages.
-        place: where the samples lie in the output; known once the output is.
     """
 
-    place: Place
+    _place: Place
 
     def __init__(self, slots: Sequence[Slot | None], what: str, watch: Watch) -> None:
         self.slots, self.what, self.watch = slots, what, watch
+
+    @property
+    def place(self) -> Place:
+        """Where the samples lie in the output; known once the output is."""
+        rows, dim = self._place
+        owner = self.watch.owner
+        return self._place if owner is None else Place(rows.all_of(owner), dim)
+
+    @place.setter
+    def place(self, place: Place) -> None:
+        self._place = place
 
     def collects(self, dy: Tensor) -> bool:
         """Whether gradients are to be collected; if not, check the rows of ``dy``."""
@@ -66,6 +79,8 @@ class Meeting:
 
     def finish(self) -> None:
         """Count the use as done."""
+        if self.watch.owner is not None:
+            return  # other tasks come through here in passes of their own
         for slot in self.slots:
             if slot is not None:
                 slot.arrived()

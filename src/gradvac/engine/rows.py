@@ -72,6 +72,15 @@ class RowMap:
             found = self._derived[key] = RowMap(index.contiguous(), self.n_tasks)
         return found
 
+    def all_of(self, task: int) -> RowMap:
+        """As many slices, all of one task."""
+        key = ("all_of", task)
+        found = self._derived.get(key)
+        if found is None:
+            index = torch.full_like(self.index, task)
+            found = self._derived[key] = RowMap(index, self.n_tasks)
+        return found
+
     def selected(self, positions: Tensor) -> RowMap:
         """The slices at ``positions`` ``[m]``."""
         return RowMap(self.index.index_select(0, positions.detach().cpu()), self.n_tasks)

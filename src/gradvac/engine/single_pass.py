@@ -23,23 +23,24 @@ divided by; they are added up.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.calls import leaves
+from gradvac.engine.calls import as_written, explained, leaves, tensors_within
 from gradvac.engine.combine import StepReport, combine, decide
-from gradvac.engine.groups import Grouping, parameter_groups
+from gradvac.engine.groups import Grouping, Heads, parameter_groups, task_heads
+from gradvac.engine.heads import HeadGradients
 from gradvac.engine.meets import Watch
 from gradvac.engine.per_task import _refuse_wrapped
 from gradvac.engine.rows import RowMap
 from gradvac.engine.slots import GroupStore, Pool
 from gradvac.engine.step import Batch, Step
-from gradvac.engine.tracing import Trace
+from gradvac.engine.tracing import Refusal, Trace
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 
@@ -59,6 +60,8 @@ class SinglePassEngine:
         granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
         verify_steps: how many steps to check by one backward per task. The first is enough
             unless the model changes what it computes.
+        heads: modules or parameters of one task alone, by task; see
+            :func:`gradvac.engine.groups.task_heads`. They get their plain gradient.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train.
@@ -70,11 +73,13 @@ class SinglePassEngine:
         method: Method,
         granularity: Grouping = "all_layer",
         verify_steps: int = 1,
+        heads: Heads | None = None,
     ) -> None:
         _refuse_wrapped(model)
         self.model = model
         self.method = method
-        self.groups = parameter_groups(model, granularity)
+        self._heads = HeadGradients(task_heads(model, heads))
+        self.groups = parameter_groups(model, granularity, self._heads.heads)
         self.step = 0
         self._checks_left = verify_steps  # from this process's first step, resumed or not
         self._pool = Pool()
@@ -83,6 +88,8 @@ class SinglePassEngine:
         self._slots = {id(slot.parameter): slot for store in self._stores for slot in store.slots}
         self._step = Step()
         self._batch: Batch | None = None
+        self._splits = True  # until something mixes samples and there is another way
+        self._give_up: Callable[[Refusal], None] | None = None
 
     @contextmanager
     def tasks(
@@ -108,27 +115,33 @@ class SinglePassEngine:
         watch = Watch(self._release)
         device = self._stores[0].device
         remember = self._checks_left > 0
-        trace = Trace(self._slots, self.model, device, remember, watch)
+        heads = frozenset(id(p) for p in self._heads.parameters)
+        splits, give_up = self._splits, self._give_up
+        trace = Trace(self._slots, self.model, device, remember, watch, heads, splits, give_up)
         only = self._step.position(names[0]) if len(names) == 1 else None
-        batch = self._batch = Batch(trace, rows, only)
+        batch = self._batch = Batch(trace, rows, only, batch_dim)
         for x in inputs or ():
             batch.declare(x, batch_dim)
 
         def declare(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            for x in (*args, *kwargs.values()):
-                if isinstance(x, Tensor) and x.ndim > batch_dim and x.shape[batch_dim] == len(rows):
+            for x in tensors_within((args, kwargs)):
+                if x.ndim > batch_dim and x.shape[batch_dim] == len(rows):
                     batch.declare(x, batch_dim)
 
         hook = None
         if inputs is None and only is None:
             hook = self.model.register_forward_pre_hook(declare, with_kwargs=True)
         try:
-            with trace if only is None else nullcontext():
+            if only is None:
+                with trace, as_written(self.model):
+                    yield self
+            else:
                 yield self
         except BaseException:
             self.clear()
             raise
         finally:
+            trace.end()
             if hook is not None:
                 hook.remove()
 
@@ -214,6 +227,7 @@ class SinglePassEngine:
         for store in self._stores:
             store.close()
         self._ready.clear()
+        self._heads.clear()
         self._step = Step()
         self._batch = None
 
@@ -242,20 +256,70 @@ class SinglePassEngine:
         if batch.only is not None:
             self._plain_backward(loss, batch.only, owners.n_tasks)
         else:
-            if self._checks_left > 0:
-                self.verify(loss, owners)
-            _run(batch.trace, loss, torch.ones_like(loss), retain_graph=False)
+            if batch.trace.splits and self._checks_left > 0:
+                try:
+                    self.verify(loss, owners)
+                except Refusal as refusal:
+                    batch.trace.stop(refusal)
+            if batch.trace.splits:
+                self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.parameters))
+            else:
+                self._one_by_one(loss, owners)
             batch.carry_on(owners.n_tasks)
         self._batch = None
 
+    def _one_by_one(self, loss: Tensor, owners: RowMap) -> None:
+        """Run one backward pass per task, which is right whatever the model does with samples.
+
+        Where gradients were to be split before that was given up, all of a pass goes to its task.
+        """
+        assert self._batch is not None
+        trace = self._batch.trace
+        self._step.streams = False
+        for store in self._stores:
+            store.streams = False
+        present = owners.index.unique().tolist()
+        for n, task in enumerate(present):
+            trace.watch.owner = task
+            own = (owners.index == task).to(loss.device, loss.dtype)
+            retain_graph = n + 1 < len(present) or bool(trace.chains)
+            self._add(self._run(loss, own, self._parameters, retain_graph), task, owners.n_tasks)
+        trace.watch.owner = None
+
     def _plain_backward(self, loss: Tensor, task: int, n_tasks: int) -> None:
         """Run the backward pass of a batch of one task, in which there is nothing to split."""
-        slots = list(self._slots.values())
-        parameters = [slot.parameter for slot in slots]
-        gradients = torch.autograd.grad(loss.sum(), parameters, allow_unused=True)
-        for slot, gradient in zip(slots, gradients, strict=True):
+        self._add(self._run(loss, torch.ones_like(loss), self._parameters), task, n_tasks)
+
+    @property
+    def _parameters(self) -> list[Tensor]:
+        return [*(slot.parameter for slot in self._slots.values()), *self._heads.parameters]
+
+    def _add(self, gradients: Sequence[Tensor | None], task: int, n_tasks: int) -> None:
+        """Add a task's gradients of :attr:`_parameters`."""
+        for slot, gradient in zip(self._slots.values(), gradients, strict=False):
             if gradient is not None:
-                slot.zero(n_tasks)[task].add_(gradient)
+                dense = gradient.to_dense() if gradient.is_sparse else gradient
+                slot.zero(n_tasks)[task].add_(dense)
+        own = gradients[len(self._slots) :]
+        if self._checks_left > 0:
+            self._heads.check(self._step.names[task], own)
+        self._heads.add(own)
+
+    def _run(
+        self,
+        loss: Tensor,
+        gradient: Tensor,
+        parameters: Sequence[Tensor],
+        retain_graph: bool = False,
+    ) -> Sequence[Tensor | None]:
+        """Run a backward pass; return the gradients of what was not split by meetings."""
+        assert self._batch is not None
+        trace = self._batch.trace
+        inputs = [trace.anchor, *parameters]
+        with trace.repeats(), explained(loss, self.model):
+            return torch.autograd.grad(
+                loss, inputs, gradient, retain_graph=retain_graph, allow_unused=True
+            )[1:]
 
     def verify(self, loss: Tensor, owners: RowMap) -> None:
         """Check that the gradient of each task's loss flows through its own rows alone.
@@ -269,21 +333,25 @@ class SinglePassEngine:
         trace = self._batch.trace
         for leaf in leaves(loss):
             if id(leaf) in self._slots:
-                raise GradientError(
+                where = trace.loose[-1] if trace.loose else "a custom autograd function?"
+                raise Refusal(
                     f"parameter {self._name(leaf)!r} is used by an operation that the engine "
-                    "cannot see (a custom autograd function?); use PerTaskEngine for this model"
+                    f"cannot see ({where})"
                 )
-        for task in range(owners.n_tasks):
-            trace.watch.checking = task
-            own = (owners.index == task).to(loss.device, loss.dtype)
-            _run(trace, loss, own, retain_graph=True)
-            if trace.watch.leaks:
-                raise GradientError(
-                    f"the loss of task {self._step.names[task]!r} has a gradient at samples of "
-                    f"other tasks, seen at {trace.watch.leaks[0].what}: what follows it mixes "
-                    "samples; use PerTaskEngine for this model"
-                )
-        trace.watch.checking = None
+        try:
+            for task in range(owners.n_tasks):
+                trace.watch.checking = task
+                own = (owners.index == task).to(loss.device, loss.dtype)
+                heads = self._run(loss, own, self._heads.parameters, retain_graph=True)
+                if trace.watch.leaks:
+                    raise Refusal(
+                        f"the loss of task {self._step.names[task]!r} has a gradient at samples of "
+                        f"other tasks, seen at {trace.watch.leaks[0].what}: what follows it mixes "
+                        "samples"
+                    )
+                self._heads.check(self._step.names[task], heads)
+        finally:
+            trace.watch.checking = None
 
     def _name(self, parameter: Tensor) -> str:
         return next(
@@ -334,19 +402,16 @@ class SinglePassEngine:
         if left:
             self._decide(left)
         report = step.report(tuple(group.name for group in self.groups))
+        own = self._heads.finished(step.loss_scale)
         for group in self.groups:
             gradients = step.gradients[group.name]
             for p, gradient in zip(group.parameters, gradients, strict=True):
                 p.grad = gradient
+        for p, gradient in zip(self._heads.parameters, own, strict=True):
+            p.grad = gradient
         self.step = step.number + 1
         self._checks_left -= 1
         return report
-
-
-def _run(trace: Trace, loss: Tensor, gradient: Tensor, retain_graph: bool) -> None:
-    """Run a backward pass that leaves nothing behind but what the meetings collect."""
-    with trace.repeats():
-        torch.autograd.backward(loss, gradient, retain_graph=retain_graph, inputs=trace.anchor)
 
 
 def _names_and_index(tasks: TaskOfSample) -> tuple[list[str], Tensor]:

@@ -137,7 +137,7 @@ def _attention(
 
 # Operations taken apart when a parameter meets samples in them: they draw random numbers, so they
 # cannot be computed again in the backward.
-COMPOSED: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
-    "multi_head_attention_forward": inner,
-    "scaled_dot_product_attention": lambda func: _attention,
+COMPOSED: dict[str, Callable[[Trace, Callable[..., Any]], Callable[..., Any]]] = {
+    "multi_head_attention_forward": lambda trace, func: inner(func),
+    "scaled_dot_product_attention": lambda trace, func: _attention,
 }

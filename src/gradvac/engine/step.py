@@ -74,8 +74,9 @@ class Batch:
         declared: whether a tensor that holds the samples has been seen.
     """
 
-    def __init__(self, trace: Trace, rows: RowMap, only: int | None) -> None:
+    def __init__(self, trace: Trace, rows: RowMap, only: int | None, batch_dim: int) -> None:
         self.trace, self.rows, self.only = trace, rows, only
+        self.batch_dim = batch_dim
         self.declared = only is not None
 
     def declare(self, x: Tensor, batch_dim: int) -> None:
@@ -93,7 +94,7 @@ class Batch:
         self, loss: Tensor, rows: Tensor | None, mask: Tensor | None
     ) -> tuple[Tensor, RowMap]:
         """Return the losses ``[N]`` and their owners."""
-        if not self.declared:
+        if not self.declared and (self.trace.splits or rows is None):
             raise GradientError(
                 f"no tensor with {len(self.rows)} samples was given to the model inside "
                 "`with engine.tasks(...)`; name the batch by tasks(..., inputs=[...])"
@@ -119,7 +120,7 @@ class Batch:
             owners = place.rows
             loss = loss.movedim(place.dim, 0)
             mask = None if mask is None else mask.movedim(place.dim, 0)
-        elif len(loss) == len(self.rows):
+        elif len(loss) == len(self.rows) and not self._ambiguous(loss):
             owners = self.rows
         else:
             raise GradientError(
@@ -130,6 +131,11 @@ class Batch:
             loss = loss * mask
         after = loss[0].numel() if loss.ndim > 1 else 1
         return loss.reshape(-1), owners.spread(1, after)
+
+    def _ambiguous(self, loss: Tensor) -> bool:
+        """Whether another dimension of losses that nobody followed may be that of the samples."""
+        dim = self.batch_dim
+        return 0 < dim < loss.ndim and loss.shape[dim] == len(self.rows)
 
     def carry_on(self, n_tasks: int) -> None:
         """Carry gradients of what was made of parameters alone on to these parameters."""

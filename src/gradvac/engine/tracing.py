@@ -5,7 +5,11 @@ one task each; *free* ones, parameters and what is computed from parameters alon
 ones, about which nothing may be assumed. A tagged and a free one may meet, and the gradient of the
 free one is then split by tasks. An unknown one may meet neither. A tensor without gradient needs no
 tag except where it meets a parameter; if it has none it counts as no sample's, which is never
-wrong, only slower.
+wrong, only slower. Parameters of a task's own head are left to autograd, and so is what is computed
+from them alone.
+
+Once something mixes samples there is nothing left to split. The forward pass then goes on as it is
+written, and the tags only tell which sample each loss belongs to.
 """
 
 from __future__ import annotations
@@ -19,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from gradvac.engine import again
-from gradvac.engine.calls import is_torch, leaves, name_of, template, tensors_in, writes
+from gradvac.engine.calls import inner, is_torch, leaves, name_of, template, tensors_in, writes
 from gradvac.engine.flow import Call, Mixed, Place
 from gradvac.engine.meets import Meeting, Watch
 from gradvac.engine.rules import IGNORED, KNOWN, Entry
@@ -31,17 +36,31 @@ from gradvac.engine.special import COMPOSED, SPECIAL
 from gradvac.errors import GradientError
 
 _MARK = "_gradvac"
-_INSTEAD = "use PerTaskEngine for this model"
 _VIEWS = frozenset(
     "t T mT transpose permute view reshape unflatten unsqueeze squeeze chunk split unbind select "
     "narrow getitem".split()
 )
 
 
+class Refusal(GradientError):
+    """The gradient cannot be split by tasks in one pass; one backward per task can.
+
+    Attributes:
+        reason: the operation, its module and what is wrong, without the advice.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"{reason}; the gradient cannot be split by tasks in one pass, "
+            'Engine(..., engine="per_task") runs one backward per task'
+        )
+        self.reason = reason
+
+
 class _Known:
     """What is known of a tensor, valid while it is not written to."""
 
-    __slots__ = ("base", "place", "slot", "trace", "version", "why")
+    __slots__ = ("base", "head", "place", "slot", "trace", "version", "why")
 
     def __init__(
         self,
@@ -51,9 +70,10 @@ class _Known:
         slot: Slot | None = None,
         base: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None,
         why: str | None = None,
+        head: bool = False,
     ) -> None:
         self.trace, self.version = trace, tensor._version
-        self.place, self.slot, self.base, self.why = place, slot, base, why
+        self.place, self.slot, self.base, self.why, self.head = place, slot, base, why, head
         setattr(tensor, _MARK, self)
 
 
@@ -66,6 +86,14 @@ class Trace(TorchFunctionMode):
         device: where the model is.
         remember: whether to note the module of every meeting, which takes time.
         watch: what the meetings report to.
+        heads: ids of the parameters that belong to one task's head each.
+        splits: whether to split gradients at all.
+        give_up: what to tell when the forward pass cannot be split; None to raise.
+
+    Attributes:
+        splits: whether gradients are still being split.
+        chains: what was made of parameters alone and met samples.
+        loose: operations on parameters and samples without gradient whose samples were lost.
     """
 
     def __init__(
@@ -75,26 +103,54 @@ class Trace(TorchFunctionMode):
         device: torch.device,
         remember: bool,
         watch: Watch,
+        heads: frozenset[int] = frozenset(),
+        splits: bool = True,
+        give_up: Callable[[Refusal], None] | None = None,
     ) -> None:
         super().__init__()
-        self.slots = slots
+        self.slots, self.heads = slots, heads
         self.model = model
+        self.give_up = give_up
+        self.splits = self._began = splits
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.remember = remember
         self.chains: list[ChainSlot] = []
+        self.loose: list[str] = []
         self.watch = watch
         self.repeating = False
+        self._plain_modules: set[int] = set()  # called after splitting ended
+        self._noting: RemovableHandle | None = None
+
+    def end(self) -> None:
+        """End the forward pass."""
+        if self._noting is not None:
+            self._noting.remove()
+            self._noting = None
+
+    def stop(self, refusal: Refusal) -> None:
+        """Go on with the forward pass as it is written, or raise."""
+        if self.give_up is None:
+            raise refusal
+        self.splits = False
+        if not self.repeating:
+            self.give_up(refusal)
 
     @contextmanager
     def repeats(self) -> Iterator[None]:
         """Watch the parts of the forward pass that activation checkpointing repeats inside.
 
         Autograd runs a backward without function modes. The first module of a part puts this one
-        back, and autograd takes it off again where it resumes.
+        back, and autograd takes it off again where it resumes. A part is repeated as it was done:
+        split, or not.
         """
+        splits = self.splits
+        if not self._began:
+            yield
+            return
 
         def enter(module: nn.Module, args: Any) -> None:
             if not torch._C._len_torch_function_stack():
+                self.splits = splits or id(module) not in self._plain_modules
                 self.__enter__()
 
         hook = register_module_forward_pre_hook(enter)
@@ -102,7 +158,7 @@ class Trace(TorchFunctionMode):
         try:
             yield
         finally:
-            self.repeating = False
+            self.repeating, self.splits = False, splits
             hook.remove()
 
     def tag(self, tensor: Tensor, place: Place) -> None:
@@ -132,10 +188,25 @@ class Trace(TorchFunctionMode):
         name = name_of(func)
         if name in IGNORED:
             return func(*args, **kwargs)
+        if self.splits:
+            try:
+                return self._split(func, name, args, kwargs)
+            except Refusal as refusal:
+                self.stop(refusal)
+                if not self.repeating:
+                    note = lambda module, args: self._plain_modules.add(id(module))
+                    self._noting = register_module_forward_pre_hook(note)
+        return self._plain(func, name, args, kwargs)
+
+    def _split(
+        self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Do what was called so that gradients are split; a refusal leaves everything undone."""
         grad = torch.is_grad_enabled()
         tagged: list[tuple[Tensor, Place]] = []
         free: list[Tensor] = []
         unknown: Tensor | None = None
+        head = False
         for x in tensors_in(args, kwargs):
             known = self._known(x)
             if known is not None and known.place is not None:
@@ -144,19 +215,27 @@ class Trace(TorchFunctionMode):
                 else:
                     tagged.append((x, known.place))
             elif grad and x.requires_grad:
-                if x.grad_fn is None or (known is not None and known.why is None):
+                if id(x) in self.heads or (known is not None and known.head):
+                    head = True
+                elif x.grad_fn is None or (known is not None and known.why is None):
                     free.append(x)
                 else:
                     unknown = x
         if not tagged and not free and unknown is None:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if head:
+                for x in tensors_in((out,), {}):
+                    _Known(self, x, head=True)
+            return out
+        if head and free:
+            raise self._error(name, "a parameter of a task's head meets one that tasks share")
         if unknown is not None:
             if free:
                 raise self._error(name, f"it takes a tensor {self._origin(unknown)}")
             return self._opaque(func(*args, **kwargs), self._origin(unknown))
-        if free and name in COMPOSED:
+        if name in COMPOSED and (free or name not in KNOWN):
             with self:
-                return COMPOSED[name](func)(*args, **kwargs)
+                return COMPOSED[name](self, func)(*args, **kwargs)
         if not tagged:
             return self._free(func, name, args, kwargs, free)
         entry = KNOWN.get(name) if is_torch(func) else None
@@ -164,6 +243,32 @@ class Trace(TorchFunctionMode):
             return self._meet(func, name, entry, args, kwargs, tagged, free)
         out = func(*args, **kwargs)
         self._follow(Call(func, name, args, kwargs, tagged, out), entry)
+        return out
+
+    def _plain(
+        self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Do what was called as it is, and follow the samples where that is easy."""
+        if name == "multi_head_attention_forward":
+            with self:
+                return inner(func)(*args, **kwargs)
+        out = func(*args, **kwargs)
+        tensors = tensors_in(args, kwargs)
+        tagged = [(x, place) for x in tensors if (place := self.place(x)) is not None]
+        tagged.sort(key=lambda pair: not pair[0].requires_grad)
+        entry = KNOWN.get(name) if is_torch(func) else None
+        if not tagged or entry is None:
+            return out
+        call = Call(func, name, args, kwargs, tagged, out)
+        lost = any(x.grad_fn is not None and self.place(x) is None for x in tensors)
+        try:
+            if tagged[0][0].requires_grad or not lost:
+                self._tag_output(args[0] if name == "setitem" else out, entry.rule(call))
+            elif isinstance(out, Tensor):  # labels and masks beside losses whose samples were lost
+                same = [place for x, place in tagged if x.shape == out.shape]
+                self._tag_output(out, same[0] if same else None)
+        except Exception:  # only a help: the user may say whose losses they are
+            pass
         return out
 
     def _follow(self, call: Call, entry: Entry | None) -> None:
@@ -221,10 +326,11 @@ class Trace(TorchFunctionMode):
 
     def _check_leaf(self, x: Tensor, name: str) -> None:
         if x.grad_fn is None and id(x) not in self.slots and x is not self.anchor:
-            raise self._error(
-                name, f"it takes a tensor {list(x.shape)} that requires a gradient but is not a "
-                "parameter of the model"
-            )  # fmt: skip
+            raise GradientError(
+                f"{name!r} in {self._module()}: it takes a tensor {list(x.shape)} that requires a "
+                "gradient but is no parameter of the model the engine was made for; make it one "
+                "before the engine is made, or detach it"
+            )
 
     def slot(self, x: Tensor) -> Slot:
         """Return where the gradients of a free tensor go."""
@@ -267,7 +373,11 @@ class Trace(TorchFunctionMode):
         except Mixed as reason:
             if any(x.requires_grad for x, _ in tagged):
                 raise self._error(name, str(reason)) from None
+            if self.remember:
+                self.loose.append(f"{name!r} in {self._module()}: {reason}")
             return self._free(func, name, args, kwargs, free)  # the tags were hints only
+        if writes(func):
+            out = args[0].copy_(out)
         meeting.place = place
         if not self.repeating:  # a recomputation by activation checkpointing counts no use
             for slot in meeting.slots:
@@ -285,12 +395,12 @@ class Trace(TorchFunctionMode):
 
     def _do(self, call: Call, entry: Entry, free: list[Tensor]) -> tuple[Tensor, Meeting]:
         """Call the function whose backward splits the gradient."""
-        special = SPECIAL.get(call.name)
+        inplace = writes(call.func)
+        special = None if inplace else SPECIAL.get(call.name)
         if special is not None and (found := special(self, call, free)) is not None:
             return found
         tensors: list[Tensor] = []
         fill = template(call.args, call.kwargs, tensors)
-        inplace = writes(call.func)
         places = {id(x): place for x, place in call.inputs}
         ids = {id(x) for x in free}
         slots = [self.slot(x) if id(x) in ids else None for x in tensors]
@@ -311,8 +421,6 @@ class Trace(TorchFunctionMode):
         else:
             masked = entry.meeting is Kind.MASKED or any(_spans(x, call.inputs[0]) for x in free)
             out = again.slices(self.anchor, work, masked, meeting, given)
-        if inplace:
-            out = call.args[0].copy_(out)
         return out, meeting
 
     def _origin(self, x: Tensor) -> str:
@@ -336,11 +444,8 @@ class Trace(TorchFunctionMode):
             frame = frame.f_back
         return "no module"
 
-    def _error(self, name: str, reason: str) -> GradientError:
-        return GradientError(
-            f"{name!r} in {self._module()}: {reason}; the gradient cannot be split by tasks in one "
-            f"pass, {_INSTEAD}"
-        )
+    def _error(self, name: str, reason: str) -> Refusal:
+        return Refusal(f"{name!r} in {self._module()}: {reason}")
 
 
 def _refuse(call: Call) -> None:

@@ -1,0 +1,78 @@
+"""Parameters that belong to one task each: their gradient is plain and no method touches it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from gradvac.engine.groups import ParameterGroup
+from gradvac.errors import GradientError
+
+
+class HeadGradients:
+    """Plain gradients of the heads of a model, added up over the losses of a step.
+
+    They are kept in float32 (float64 for float64 parameters), as those of the tasks are.
+
+    Attributes:
+        heads: the parameters, one group per task, named by the task.
+        parameters: all of them.
+    """
+
+    def __init__(self, heads: Sequence[ParameterGroup]) -> None:
+        self.heads = heads
+        self.parameters: list[nn.Parameter] = list(chain(*(head.parameters for head in heads)))
+        self._gradients: dict[int, Tensor] = {}
+
+    def add(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add gradients, one per parameter, None for a parameter that was not used."""
+        for n, (p, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+            if gradient is None:
+                continue
+            dense = gradient.to_dense() if gradient.is_sparse else gradient
+            dense = dense.to(torch.promote_types(torch.float32, p.dtype))
+            self._gradients[n] = self._gradients[n] + dense if n in self._gradients else dense
+
+    def check(self, task: str, gradients: Sequence[Tensor | None]) -> None:
+        """Check that the gradient of a task's loss reaches no other task's head.
+
+        Raises:
+            GradientError: if it does.
+        """
+        found = iter(gradients)
+        for head in self.heads:
+            for name in head.names:
+                gradient = next(found)
+                if head.name != task and gradient is not None and bool(gradient.any()):
+                    raise GradientError(
+                        f"parameter {name!r} is in the head of task {head.name!r} and has a "
+                        f"gradient from the loss of task {task!r}; a head belongs to one task, "
+                        "leave out of `heads` what tasks share"
+                    )
+
+    def finished(self, loss_scale: float) -> list[Tensor | None]:
+        """Return the gradients of the parameters with the loss scale divided out.
+
+        Raises:
+            GradientError: if a gradient is not finite.
+        """
+        result: list[Tensor | None] = []
+        names = [(head.name, name) for head in self.heads for name in head.names]
+        for n, (p, (task, name)) in enumerate(zip(self.parameters, names, strict=True)):
+            gradient = self._gradients.get(n)
+            if gradient is not None:
+                if not bool(gradient.isfinite().all()):
+                    raise GradientError(
+                        f"the gradient of parameter {name!r}, in the head of task {task!r}, is "
+                        "not finite"
+                    )
+                gradient = (gradient / loss_scale).to(p.dtype)
+            result.append(gradient)
+        return result
+
+    def clear(self) -> None:
+        """Forget the step."""
+        self._gradients.clear()
