@@ -33,6 +33,8 @@ METHODS = {
     "mgda": ["method.name=mgda"],
     "cats": ["method.name=cats"],
     "famo": ["method.name=famo"],
+    "cooldown": ["batches.temperature=[[0, 5], [7, 1]]"],
+    "multidds_s": ["batches.sampling=multidds_s", "batches.multidds_s.every=2"],
     "bf16": ["method.name=gradvac", "training.precision=bf16"],
     "accumulating": ["method.name=gradvac", "batches.accumulate=2", "method.tasks=low"],
 }

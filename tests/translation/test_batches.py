@@ -1,11 +1,20 @@
-"""Batches: a pure function of (seed, step), sampled by temperature, little padding."""
+"""Batches: a pure function of seed, step and shares; drawn with those shares; little padding."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from gradvac.errors import RecipeError
-from gradvac.translation.batches import Batch, BatchPlan, EncodedTask, Sentences, in_order
+from gradvac.translation.batches import (
+    Batch,
+    BatchPlan,
+    EncodedTask,
+    Sentences,
+    in_order,
+    random_batch,
+)
 from gradvac.translation.vocabulary import BOS, EOS, PAD, sampling_probabilities
 
 
@@ -26,6 +35,12 @@ def corpus(sizes: dict[str, int], seed: int = 0) -> dict[str, EncodedTask]:
 SIZES = {"fr-en": 6000, "de-en": 3000, "hi-en": 300, "ne-en": 60}
 
 
+def plan_of(data: dict[str, EncodedTask], temperature: float = 5, **options: Any) -> BatchPlan:
+    plan = BatchPlan(data, **options)
+    plan.add_phase(0, sampling_probabilities(plan.sizes, temperature))
+    return plan
+
+
 def equal(a: Batch, b: Batch) -> bool:
     parts = ("source", "target_in", "target_out", "task", "sentence")
     return all(torch.equal(getattr(a, p), getattr(b, p)) for p in parts)
@@ -33,11 +48,11 @@ def equal(a: Batch, b: Batch) -> bool:
 
 def test_a_batch_depends_on_seed_and_step_alone():
     data = corpus(SIZES)
-    forward = BatchPlan(data, tokens=400, temperature=5, seed=7, pool=4)
+    forward = plan_of(data, tokens=400, seed=7, pool=4)
     seen = [forward(step) for step in range(40)]
     for step in (39, 0, 17, 5):  # any order, and a plan that never saw the steps before
-        assert equal(seen[step], BatchPlan(data, tokens=400, temperature=5, seed=7, pool=4)(step))
-    assert not equal(seen[3], BatchPlan(data, tokens=400, temperature=5, seed=8, pool=4)(3))
+        assert equal(seen[step], plan_of(data, tokens=400, seed=7, pool=4)(step))
+    assert not equal(seen[3], plan_of(data, tokens=400, seed=8, pool=4)(3))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 5.0, 100.0, float("inf")])
@@ -45,11 +60,56 @@ def test_directions_are_drawn_with_the_probabilities_of_the_paper(temperature):
     sizes = np.array(list(SIZES.values()), dtype=float)
     wanted = sizes ** (1 / temperature) / (sizes ** (1 / temperature)).sum()
     assert sampling_probabilities(sizes, temperature) == pytest.approx(wanted)
-    plan = BatchPlan(corpus(SIZES), tokens=2000, temperature=temperature, seed=1, pool=16)
+    plan = plan_of(corpus(SIZES), temperature, tokens=2000, seed=1, pool=16)
     counts = sum(torch.bincount(plan(step).task, minlength=4).numpy() for step in range(16 * 20))
     total = counts.sum()
     # five standard deviations of a binomial share
     assert np.all(np.abs(counts / total - wanted) < 5 * np.sqrt(wanted * (1 - wanted) / total))
+
+
+def test_shares_change_at_the_step_they_are_said_to():
+    plan = plan_of(corpus(SIZES), 1, tokens=2000, seed=1, pool=16)
+    uniform = np.full(4, 0.25)
+    plan.add_phase(100, uniform)  # within a pool: 100 = 6 * 16 + 4
+    counts = np.array([torch.bincount(plan(step).task, minlength=4).numpy() for step in range(200)])
+    for part, wanted in (counts[:100], plan.sizes / plan.sizes.sum()), (counts[100:], uniform):
+        total = part.sum()
+        spread = np.sqrt(wanted * (1 - wanted) / total)
+        assert np.all(np.abs(part.sum(0) / total - wanted) < 5 * spread)
+
+
+@pytest.mark.parametrize(("period", "pool"), [(6, 4), (4, 4), (3, 8)])
+def test_a_phase_added_on_the_way_is_one_known_from_the_start(period, pool):
+    """What a run that learns its shares sees is what it sees when resumed with all of them."""
+    data, other = corpus(SIZES), np.array([0.1, 0.2, 0.3, 0.4])
+    whole = plan_of(data, tokens=200, seed=2, pool=pool, period=period)
+    seen = [whole(step) for step in range(2 * period)]
+    whole.add_phase(2 * period, other)
+    seen += [whole(step) for step in range(2 * period, 20)]
+    resumed = plan_of(data, tokens=200, seed=2, pool=pool, period=period)
+    resumed.add_phase(2 * period, other)
+    for step in (19, 2 * period, 2 * period - 1, 0):
+        assert equal(resumed(step), seen[step])
+
+
+def test_a_phase_cannot_change_what_was_drawn():
+    plan = plan_of(corpus(SIZES), tokens=200, seed=2, pool=4)
+    plan(5)
+    for first in (0, 7):
+        with pytest.raises(ValueError, match=f"cannot begin at batch {first}"):
+            plan.add_phase(first, np.full(4, 0.25))
+    plan.add_phase(8, np.full(4, 0.25))
+    with pytest.raises(ValueError, match="cannot begin at batch 3"):
+        BatchPlan(corpus(SIZES), tokens=9, seed=1).add_phase(3, np.full(4, 0.25))
+
+
+def test_a_random_batch_is_of_one_task_and_size_and_repeats_no_sentence():
+    data = corpus(SIZES)
+    batch = random_batch(data, tuple(data), 1, 2000, np.random.default_rng(0))
+    assert batch.present == [1] and len(set(batch.sentence.tolist())) == len(batch.sentence)
+    assert batch.tokens == pytest.approx(2000, rel=0.15)
+    all_of_it = random_batch(data, tuple(data), 3, 10**6, np.random.default_rng(0))
+    assert sorted(all_of_it.sentence.tolist()) == list(range(60))
 
 
 def test_temperature_must_be_positive():
@@ -58,16 +118,15 @@ def test_temperature_must_be_positive():
 
 
 def test_each_epoch_of_a_direction_visits_every_sentence_once():
-    plan = BatchPlan(corpus({"a-en": 50, "b-en": 20}), tokens=100, temperature=1, seed=3, pool=2)
+    plan = plan_of(corpus({"a-en": 50, "b-en": 20}), 1, tokens=100, seed=3, pool=2)
+    plan.add_phase(5, np.array([0.5, 0.5]))  # an epoch goes on where the shares change
     visited: dict[int, list[int]] = {0: [], 1: []}
-    number = 0
-    while min(len(v) for v in visited.values()) < 60:
-        drawn = [plan._draw(number)]
-        for batches in drawn:
-            for task, sentence in batches:
-                for t, s in zip(task.tolist(), sentence.tolist(), strict=True):
-                    visited[t].append(s)
-        number += 1
+    step = 0
+    while step < 6 or step % 2 == 0 or min(len(v) for v in visited.values()) < 60:
+        batch = plan(step)
+        for t, s in zip(batch.task.tolist(), batch.sentence.tolist(), strict=True):
+            visited[t].append(s)
+        step += 1
     # within a pool the order is by length, so count whole epochs only: after n draws every
     # sentence was seen floor or ceil of n / size times
     for t, size in ((0, 50), (1, 20)):
@@ -76,7 +135,7 @@ def test_each_epoch_of_a_direction_visits_every_sentence_once():
 
 
 def test_padding_stays_below_fifteen_percent_and_tokens_near_the_target():
-    plan = BatchPlan(corpus(SIZES), tokens=1500, temperature=5, seed=1)
+    plan = plan_of(corpus(SIZES), tokens=1500, seed=1)
     batches = [plan(step) for step in range(64)]
     assert np.mean([b.padding for b in batches]) < 0.15
     assert np.mean([b.tokens for b in batches]) == pytest.approx(1500, rel=0.05)
@@ -90,7 +149,7 @@ def test_layout_of_a_batch():
         ),
         "de-en": EncodedTask(Sentences.of([[9, 3]]), Sentences.of([[7, 8, 7, 3]])),
     }
-    plan = BatchPlan(data, tokens=100, temperature=1, seed=1, pool=1)
+    plan = plan_of(data, 1, tokens=100, seed=1, pool=1)
     batch = plan(0)
     assert batch.target_in[:, 0].eq(BOS).all()
     for out, inn in zip(batch.target_out, batch.target_in, strict=True):
@@ -107,7 +166,7 @@ def test_layout_of_a_batch():
 
 def test_no_batch_is_empty_even_when_one_sentence_is_longer_than_the_rest_together():
     long = Sentences.of([[4] * 500 + [EOS], *[[5, EOS]] * 7])
-    plan = BatchPlan({"a-en": EncodedTask(long, long)}, tokens=4, temperature=1, seed=1, pool=8)
+    plan = plan_of({"a-en": EncodedTask(long, long)}, tokens=4, seed=1, pool=8)
     for step in range(24):
         assert len(plan(step).task) >= 1
 
@@ -121,4 +180,4 @@ def test_in_order_gives_every_sentence_once():
 def test_a_direction_without_sentences_is_refused_by_name():
     empty = EncodedTask(Sentences.of([]), Sentences.of([]))
     with pytest.raises(RecipeError, match="xh-en"):
-        BatchPlan(corpus({"a-en": 5}) | {"xh-en": empty}, tokens=9, temperature=1, seed=1)
+        BatchPlan(corpus({"a-en": 5}) | {"xh-en": empty}, tokens=9, seed=1)

@@ -39,6 +39,25 @@ def gram(groups: Sequence[Sequence[Tensor]]) -> Tensor:
     return result
 
 
+def cross_cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+    """Return the cosines between two sets of gradients, ``[K, M]``, float64, CPU.
+
+    One tensor ``[K, *shape]`` and one ``[M, *shape]`` per parameter. Products and sums are float64:
+    measured now and then, not at every step, that costs nothing. A zero gradient has cosine 0.
+    """
+    inner = torch.zeros(len(left[0]), len(right[0]), dtype=torch.float64, device=left[0].device)
+    squares = [inner.new_zeros(len(left[0]), 1), inner.new_zeros(1, len(right[0]))]
+    for pair in zip(left, right, strict=True):
+        rows, columns = (x.reshape(len(x), -1) for x in pair)
+        for start in range(0, rows.shape[1], _BLOCK):
+            a, b = (x[:, start : start + _BLOCK].double() for x in (rows, columns))
+            inner += a @ b.T
+            squares[0] += a.square().sum(1, keepdim=True)
+            squares[1] += b.square().sum(1)
+    lengths = squares[0].sqrt() * squares[1].sqrt()
+    return torch.where(lengths == 0, 0, inner / lengths).cpu()  # NaN stays NaN
+
+
 def _gram(rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Gram matrix of one group, with products in at least ``dtype``."""
     n_tasks = rows[0].shape[0]

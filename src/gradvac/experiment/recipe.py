@@ -7,6 +7,7 @@ value found, what is allowed, and the nearest spelling or the section where the 
 from __future__ import annotations
 
 import importlib.resources
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -135,13 +136,51 @@ class ModelSection(Section):
     activation: Literal["relu", "gelu"] | None = None
 
 
+class MultiDDSSection(Section):
+    """Learning the shares of directions; the defaults are those of Wang et al. 2020."""
+
+    every: Count = 1000
+    steps: Count = 200
+    learning_rate: Positive = 1e-4
+
+
 class BatchSection(Section):
-    """Temperature sampling into batches of about ``tokens`` target tokens."""
+    """Batches of about ``tokens`` target tokens, and how often each direction is drawn."""
 
     tokens: Count = 4096
-    temperature: Positive = 5.0
+    sampling: Literal["temperature", "unimax", "multidds_s"] = "temperature"
+    temperature: float | list[tuple[int, float]] = 5.0
+    max_epochs: Positive = 1.0
+    multidds_s: MultiDDSSection = MultiDDSSection()
     pool: Count = 64
     accumulate: Count = 1
+
+    @property
+    def schedule(self) -> list[tuple[int, float]]:
+        """From which step on which temperature."""
+        t = self.temperature
+        return t if isinstance(t, list) else [(0, t)]
+
+    @field_validator("temperature", mode="before")
+    @classmethod
+    def _temperature_is_positive_and_steps_ascend(cls, found: Any) -> Any:
+        forms = "a positive number, or [step, number] pairs such as [[0, 5], [40000, 1]]"
+        number = lambda x, kinds: isinstance(x, kinds) and not isinstance(x, bool)
+        pairs = [[0, found]] if number(found, (int, float)) else found
+        if not isinstance(pairs, list) or not all(
+            isinstance(p, list | tuple)
+            and len(p) == 2
+            and number(p[0], int)
+            and number(p[1], (int, float))
+            for p in pairs
+        ):
+            raise ValueError(f"found {found!r}, must be {forms}")
+        steps = [step for step, _ in pairs]
+        if steps[:1] != [0] or any(a >= b for a, b in itertools.pairwise(steps)):
+            raise ValueError(f"found steps {steps}; they begin at 0 and ascend")
+        if bad := [t for _, t in pairs if not t > 0]:
+            raise ValueError(f"found {bad[0]!r}, must be greater than 0")
+        return found
 
 
 class TrainingSection(Section):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 
-def _keys(recipe: type[BaseModel]) -> dict[str, list[str]]:
-    """Section -> keys, the top level under ''."""
-    keys = {"": list(recipe.model_fields)}
-    for name, field in recipe.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys[name] = list(field.annotation.model_fields)
+def _keys(section: type[BaseModel], at: str = "") -> dict[str, list[str]]:
+    """Dotted section -> keys, the top level under ''."""
+    keys = {at: list(section.model_fields)}
+    for name, field in section.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                keys |= _keys(kind, f"{at}.{name}".strip("."))
     return keys
 
 
@@ -47,7 +48,7 @@ def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) 
 
 def _hint(parts: list[str], keys: dict[str, list[str]]) -> str:
     """Nearest spelling of an unknown key, or the section it belongs to."""
-    section, name = (parts[0], parts[-1]) if len(parts) > 1 else ("", parts[-1])
+    section, name = ".".join(p for p in parts[:-1] if not p.isdigit()), parts[-1]
     near = difflib.get_close_matches(name, keys.get(section, []), 1)
     if near:
         return f"; did you mean {near[0]!r}?"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradvac.engine import PerTaskEngine, SinglePassEngine, StepReport
 from gradvac.errors import GradientError, RecipeError, RunError
+from gradvac.experiment.balance import Balance
 from gradvac.experiment.build import build_method, build_model, device_of, uses_bf16
 from gradvac.experiment.checkpoint import (
     Checkpoint,
@@ -44,7 +45,7 @@ from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.process import StopSignal, alone, bound_kernel_caches
 from gradvac.experiment.recipe import resolve
 from gradvac.geometry.record import Frame, GramRecord
-from gradvac.translation.batches import Batch, BatchPlan, in_order
+from gradvac.translation.batches import Batch, in_order
 from gradvac.translation.vocabulary import PAD
 
 Engine = PerTaskEngine | SinglePassEngine
@@ -72,13 +73,8 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=training.learning_rate, betas=training.betas, fused=True
         )
-        self.plan = BatchPlan(
-            prepared.train,
-            tokens=self.recipe.batches.tokens,
-            temperature=self.recipe.batches.temperature,
-            seed=self.recipe.seed,
-            pool=self.recipe.batches.pool,
-        )
+        self.balance = Balance(prepared)
+        self.plan = self.balance.plan
         section = self.recipe.method
         self.method = build_method(section, prepared.levels, self.recipe.seed)
         self.engine: Engine | None = self.method and ENGINES[section.engine](
@@ -97,6 +93,8 @@ class Trainer:
         training = self.recipe.training
         with alone(self.folder), self.stop.listening():
             self._resume()
+            if not self.step:
+                self.display.line(self.balance.table())
             self.display.start(training.steps, self.step)
             while self.step < training.steps and not self._patience_spent():
                 started = time.perf_counter()
@@ -118,6 +116,7 @@ class Trainer:
     def train_step(self) -> int:
         """One update of the parameters; returns the target tokens it saw."""
         micro = self.recipe.batches.accumulate
+        shares = self.balance.begin(self.step, self.model, self._mean_loss)
         batches = [self.plan(self.step * micro + m).to(self.device) for m in range(micro)]
         tokens = sum(b.tokens for b in batches)
         torch.manual_seed(_mix(self.recipe.seed, self.step))
@@ -135,6 +134,8 @@ class Trainer:
         self.window.padding += sum(b.padding for b in batches) / micro
         self.window.steps += 1
         self.step += 1
+        if shares:  # the line of a step, not of the checkpoint before it: a resumed run writes it
+            self._write("sampling", shares)
         return tokens
 
     def learning_rate(self, step: int) -> float:
@@ -184,6 +185,9 @@ class Trainer:
         task = batch.task[rows]
         for index in batch.present:
             self.window.add(batch.tasks[index], nll[task == index])
+
+    def _mean_loss(self, batch: Batch) -> Tensor:
+        return self._token_losses(batch.to(self.device))[0].mean()
 
     def _token_losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -281,6 +285,7 @@ class Trainer:
                     "best": self.best,
                     "window": vars(self.window),
                     "method": method_state,
+                    "balance": self.balance.state_dict(),
                     "vocabulary": self.prepared.vocabulary.fingerprint,
                     "tasks": list(self.prepared.tasks),
                     "torch": torch.__version__,
@@ -325,6 +330,7 @@ class Trainer:
                     join_state(checkpoint.method, checkpoint.state["method"])
                 )
             self.step = checkpoint.step
+            self.balance.load_state_dict(checkpoint.state.get("balance", {}))
             self.best = checkpoint.state["best"]
             self.window = Window(**checkpoint.state["window"])
         finished = (self.folder / "done.json").exists() and self.step >= self.recipe.training.steps

@@ -1,15 +1,16 @@
-"""Batches drawn from all directions by temperature, as a pure function of (seed, step).
+"""Batches drawn from all directions, as a pure function of (seed, step, shares).
 
-Sentences are drawn in pools: a pool is one multinomial draw over directions with
-P_i = n_i^(1/T) / sum_j n_j^(1/T), sorted by length and cut into batches of equal target tokens, so
-that padding stays small while every batch still mixes directions. Within a direction sentences
-come in a fresh random order each epoch. Everything follows from (seed, step): a resumed run sees
-exactly the batches it would have seen.
+Sentences are drawn in pools: a pool is one multinomial draw over directions with the shares of
+its phase (see `sampling`), sorted by length and cut into batches of equal target tokens, so that
+padding stays small while every batch still mixes directions. Within a direction sentences come in
+a fresh random order each epoch. Everything follows from the seed, the step and the shares up to
+it: a resumed run sees exactly the batches it would have seen.
 """
 
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gradvac.errors import RecipeError
-from gradvac.translation.vocabulary import BOS, PAD, sampling_probabilities
+from gradvac.translation.vocabulary import BOS, PAD
 
 
 @dataclass(frozen=True)
@@ -173,11 +174,34 @@ def in_order(
         start = stop
 
 
+def random_batch(
+    corpus: Mapping[str, EncodedTask],
+    tasks: tuple[str, ...],
+    index: int,
+    tokens: int,
+    rng: np.random.Generator,
+) -> Batch:
+    """Random sentences of one task, none twice, about ``tokens`` target tokens of them."""
+    lengths = corpus[tasks[index]].target.lengths
+    count = min(len(lengths), max(1, round(tokens / float(lengths.mean()))))
+    rows = rng.choice(len(lengths), count, replace=False)
+    return collate(corpus, tasks, np.full(count, index), rows)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """From batch ``first`` on, a drawn pair is of task ``i`` with probability ``shares[i]`` [N]."""
+
+    first: int
+    shares: np.ndarray
+
+
 class BatchPlan:
-    """Which sentences step ``n`` trains on, for every ``n``, from ``seed`` alone.
+    """Which sentences step ``n`` trains on, for every ``n``, from ``seed`` and the phases alone.
 
     ``tokens`` is the target number of target tokens of a batch; ``pool`` batches are drawn and
     sorted together: a larger pool means less padding and less mixing of lengths within a batch.
+    No pool spans two phases, nor a multiple of ``period``, where phases may be added later.
     """
 
     def __init__(
@@ -185,44 +209,63 @@ class BatchPlan:
         corpus: Mapping[str, EncodedTask],
         *,
         tokens: int,
-        temperature: float,
         seed: int,
         pool: int = 64,
+        period: int | None = None,
     ) -> None:
         empty = [t for t, c in corpus.items() if not len(c)]
         if empty:
             raise RecipeError(f"no training sentences for: {', '.join(empty)}")
         self.corpus = dict(corpus)
         self.tasks = tuple(corpus)
-        self.seed, self.pool = seed, pool
+        self.tokens, self.seed, self.pool, self.period = tokens, seed, pool, period
         self.sizes = np.array([len(c) for c in corpus.values()], dtype=np.int64)
-        self.probabilities = sampling_probabilities(self.sizes, temperature)
-        mean = [c.target.lengths.mean() for c in corpus.values()]
-        per_batch = tokens / float(self.probabilities @ np.array(mean))
-        self.sentences_per_pool = max(pool, round(pool * per_batch))
-        self._drawn = [np.zeros(len(self.tasks), dtype=np.int64)]
+        self.mean_lengths = np.array([c.target.lengths.mean() for c in corpus.values()])
+        self.phases: list[Phase] = []
+        self._starts = [0]  # of every pool drawn so far, and of the one after
+        self._drawn = [np.zeros(len(self.tasks), dtype=np.int64)]  # sentences before each start
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
         self._cut: tuple[int, list[tuple[np.ndarray, np.ndarray]]] = (-1, [])
 
+    def add_phase(self, first: int, shares: np.ndarray) -> None:
+        """Draw with ``shares`` [N], sum 1, from batch ``first`` on; the first phase is from 0.
+
+        Raises ValueError where that would change batches that may have been trained on.
+        """
+        after = self.phases[-1].first + 1 if self.phases else 0
+        if first < max(after, self._starts[-1]) or (first and not self.phases):
+            raise ValueError(f"a phase cannot begin at batch {first}: what is there is drawn")
+        self.phases.append(Phase(first, np.asarray(shares, dtype=np.float64)))
+
+    def sentences_per_batch(self, shares: np.ndarray) -> float:
+        """Sentences that make ``tokens`` target tokens, drawn with ``shares``, on average."""
+        return self.tokens / float(shares @ self.mean_lengths)
+
     def __call__(self, step: int) -> Batch:
         """The batch of ``step`` (from 0)."""
-        number, k = divmod(step, self.pool)
+        while self._starts[-1] <= step:
+            self._add_pool()
+        number = bisect_right(self._starts, step) - 1
         if self._cut[0] != number:
             self._cut = (number, self._draw(number))
-        task, sentence = self._cut[1][k]
+        task, sentence = self._cut[1][step - self._starts[number]]
         return collate(self.corpus, self.tasks, task, sentence)
 
     def _rng(self, *what: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *what])
 
-    def _counts_before(self, number: int) -> np.ndarray:
-        """Sentences of each task drawn by all pools before ``number`` [N]."""
-        while len(self._drawn) <= number:
-            draw = self._rng(0, len(self._drawn) - 1).multinomial(
-                self.sentences_per_pool, self.probabilities
-            )
-            self._drawn.append(self._drawn[-1] + draw)
-        return self._drawn[number]
+    def _add_pool(self) -> None:
+        """Decide where the next pool ends and how many sentences of each task it holds."""
+        start = self._starts[-1]
+        shares = [phase.shares for phase in self.phases if phase.first <= start][-1]
+        ends = [start + self.pool, *(p.first for p in self.phases if p.first > start)]
+        if self.period:
+            ends.append(start - start % self.period + self.period)
+        batches = min(ends) - start
+        count = max(batches, round(batches * self.sentences_per_batch(shares)))
+        draw = self._rng(0, len(self._starts) - 1).multinomial(count, shares)
+        self._starts.append(start + batches)
+        self._drawn.append(self._drawn[-1] + draw)
 
     def _order(self, task: int, epoch: int) -> np.ndarray:
         """Random order of the sentences of ``task`` in its ``epoch``."""
@@ -239,7 +282,7 @@ class BatchPlan:
 
     def _draw(self, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """The batches of one pool, each as (task, sentence) index arrays."""
-        first, last = self._counts_before(number), self._counts_before(number + 1)
+        first, last = self._drawn[number], self._drawn[number + 1]
         drawn = [self._sentences(t, int(first[t]), int(last[t])) for t in range(len(self.tasks))]
         data = self.corpus.values()
         source, target = (
@@ -250,15 +293,16 @@ class BatchPlan:
         sentence = np.concatenate(drawn)
         rng = self._rng(2, number)
         order = np.lexsort((rng.random(len(task)), source, target, np.maximum(source, target)))
-        parts = np.split(order, self._cuts(target[order]))
-        return [(task[parts[k]], sentence[parts[k]]) for k in rng.permutation(self.pool)]
+        batches = self._starts[number + 1] - self._starts[number]
+        parts = np.split(order, _cuts(target[order], batches))
+        return [(task[parts[k]], sentence[parts[k]]) for k in rng.permutation(batches)]
 
-    def _cuts(self, lengths: np.ndarray) -> np.ndarray:
-        """Where to cut sorted sentences into ``pool`` batches of equal tokens, none empty."""
-        total = np.cumsum(lengths)
-        cuts = np.searchsorted(total, total[-1] * np.arange(1, self.pool) / self.pool)
-        k = np.arange(1, self.pool)
-        cuts = np.maximum(cuts, k)
-        for i in range(1, len(cuts)):
-            cuts[i] = max(cuts[i], cuts[i - 1] + 1)
-        return np.minimum(cuts, len(lengths) - self.pool + k)
+
+def _cuts(lengths: np.ndarray, batches: int) -> np.ndarray:
+    """Where to cut sorted sentences into ``batches`` of equal tokens, none empty."""
+    total = np.cumsum(lengths)
+    k = np.arange(1, batches)
+    cuts = np.maximum(np.searchsorted(total, total[-1] * k / batches), k)
+    for i in range(1, len(cuts)):
+        cuts[i] = max(cuts[i], cuts[i - 1] + 1)
+    return np.minimum(cuts, len(lengths) - batches + k)

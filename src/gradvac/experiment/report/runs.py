@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.balance import sampling_in_words
 from gradvac.experiment.prepare import TaskInfo, run_recipe, task_infos
 from gradvac.experiment.recipe import Recipe
 from gradvac.geometry.record import GramRecord
@@ -107,7 +108,7 @@ class RunView:
             "Starts from": Path(start).name if start else "random parameters",
             "Model": self._model_in_words(),
             "Batches": f"{r.batches.tokens * r.batches.accumulate:,} target tokens, "
-            f"temperature {r.batches.temperature:g}",
+            + sampling_in_words(r.batches),
             "Learning rate": f"{r.training.learning_rate:g} after {r.training.warmup:,} steps",
             "Directions": str(len(self.tasks)),
             "Training pairs": f"{sum(t.pairs for t in self.tasks.values()):,}",
@@ -156,7 +157,7 @@ def load_runs(folders: Iterable[Path]) -> list[RunView]:
 
 
 def _load(folder: Path, name: str) -> RunView:
-    metrics = list(_lines(folder / "metrics.jsonl", ("kind", "step", "nll")))
+    metrics = list(_lines(folder / "metrics.jsonl", ("kind", "step", "nll"), skip="sampling"))
     translations: dict[str, dict[tuple[str, str], str]] = {}
     keys = ("direction", "source", "reference", "hypothesis")
     for line in _lines(folder / "translations.jsonl", keys):
@@ -197,8 +198,11 @@ def _json(file: Path) -> dict[str, Any] | None:
     return tree
 
 
-def _lines(file: Path, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The complete lines of a JSONL file; a run in progress may be writing the last one."""
+def _lines(file: Path, keys: tuple[str, ...], skip: str = "") -> Iterator[dict[str, Any]]:
+    """The complete lines of a JSONL file, save those of kind ``skip``.
+
+    A run in progress may be writing the last one.
+    """
     if not file.exists():
         return
     with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
@@ -207,6 +211,8 @@ def _lines(file: Path, keys: tuple[str, ...]) -> Iterator[dict[str, Any]]:
                 return
             try:
                 line = json.loads(text)
+                if skip and line["kind"] == skip:
+                    continue
                 _ = [line[key] for key in keys]
             except (ValueError, KeyError, TypeError) as e:
                 raise RunError(f"{file}:{number}: damaged line; expected {', '.join(keys)}") from e
