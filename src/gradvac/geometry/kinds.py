@@ -1,0 +1,122 @@
+"""Granularities of a measurement: parameters grouped by what they do, and Gram matrices summed.
+
+The Gram matrix of a group is the sum of those of its parameters, so one measured parameter by
+parameter gives every coarser one for nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from gradvac.engine import GRANULARITIES, parameter_groups
+from gradvac.engine.groups import Grouping
+
+MEASURED = ("parameter", "parameter_kind", *reversed(GRANULARITIES))
+"""Granularities of a measurement; all of them follow from the first."""
+
+_NORM = re.compile(r"norm|(?:^|[._])ln(?:[_.]|\d|$)")
+_EMBEDDING = re.compile(
+    r"embed|(?:^|[._])emb(?:[._]|$)|(?:^|\.)(?:wte|wpe|shared|lm_head|generator|softmax|proj_out)"
+    r"(?:\.|$)|output_projection|final_logits_bias|relative_attention_bias"
+)
+_CROSS = re.compile(r"cross|encoder_attn|encdecattention|multihead_attn")
+_ATTENTION = re.compile(r"attn|attention")
+_ROLES = {
+    "q": re.compile(r"(?:^|[._])(?:q|query)(?:_proj|_lin)?(?:\.|$)"),
+    "k": re.compile(r"(?:^|[._])(?:k|key)(?:_proj|_lin)?(?:\.|$)"),
+    "v": re.compile(r"(?:^|[._])(?:v|value)(?:_proj|_lin)?(?:\.|$)"),
+    "qkv": re.compile(r"in_proj|c_attn|qkv|query_key_value"),
+    "o": re.compile(r""),  # whatever is left of an attention
+}
+_FEED_FORWARD = {
+    "1": re.compile(r"(?:^|[._])(?:fc1|linear1|lin1|up|gate|wi|w1|w3|c_fc)(?:_\w+)?(?:\.|$)"),
+    "2": re.compile(r"(?:^|[._])(?:fc2|linear2|lin2|down|wo|w2|c_proj)(?:_\w+)?(?:\.|$)"),
+}
+_BERT = {"1": re.compile(r"intermediate\.dense"), "2": re.compile(r"output\.dense")}
+
+
+def parameter_kind(name: str) -> str:
+    """What a parameter of a Transformer does, by its name: ``decoder.cross_attention.q``.
+
+    Kinds are ``embedding`` (with the softmax projection), ``norm``, ``self_attention`` and
+    ``cross_attention`` with ``q``, ``k``, ``v``, ``o`` (``qkv`` where a library keeps them in one
+    matrix), ``feed_forward`` with ``1`` and ``2``, and ``other``; with the side in front where the
+    name tells it. Knows the names of this package, ``nn.Transformer``, fairseq and the encoders,
+    decoders and seq2seq models of Hugging Face; a function from name to kind may be given instead.
+    """
+    low = name.lower()
+    kind = _kind(low)
+    if kind == "embedding":
+        return kind
+    side = next((part for part in low.split(".") if part in ("encoder", "decoder")), None)
+    return f"{side}.{kind}" if side else kind
+
+
+def _kind(name: str) -> str:
+    if _NORM.search(name):
+        return "norm"
+    if _EMBEDDING.search(name):
+        return "embedding"
+    if _ATTENTION.search(name):
+        block = "cross_attention" if _CROSS.search(name) else "self_attention"
+        return f"{block}.{next(role for role, shown in _ROLES.items() if shown.search(name))}"
+    for number in ("1", "2"):
+        if _BERT[number].search(name) or _FEED_FORWARD[number].search(name):
+            return f"feed_forward.{number}"
+    return "other"
+
+
+def grouping(granularity: Grouping) -> Grouping:
+    """A granularity of a measurement as the engine takes it."""
+    named = {"parameter": lambda name: name, "parameter_kind": parameter_kind}
+    return named.get(granularity, granularity) if isinstance(granularity, str) else granularity
+
+
+def group_of(shapes: Mapping[str, Sequence[int]], granularity: Grouping) -> dict[str, str]:
+    """The group of every parameter, given their names and shapes, in the order of the model.
+
+    Raises GradientError for a granularity there is not.
+    """
+    named = [(n, nn.Parameter(torch.empty(*s, device="meta"))) for n, s in shapes.items()]
+    groups = parameter_groups(named, grouping(granularity))
+    return {name: group.name for group in groups for name in group.names}
+
+
+def summed(
+    gram: np.ndarray, groups: Sequence[str], group_of: Mapping[str, str]
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Coarser groups and their Gram matrices ``[coarser, K, K]`` from ``gram`` [groups, K, K].
+
+    ``group_of`` maps each of ``groups`` to the coarser one it is part of.
+    """
+    names = tuple(dict.fromkeys(group_of[g] for g in groups))
+    out = np.zeros((len(names), *gram.shape[1:]))
+    np.add.at(out, [names.index(group_of[g]) for g in groups], gram)
+    return names, out
+
+
+def coarser(
+    groups: Sequence[str], granularity: str, shapes: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, dict[str, str]]:
+    """Granularities that groups recorded at ``granularity`` can be summed to, itself first.
+
+    Returns granularity -> {recorded group: coarser group}. ``shapes`` of the parameters let a
+    record made parameter by parameter give ``all_matrix``; without them it is left out. Groups
+    of a user's own function can only be summed to the whole model.
+    """
+    if granularity == "parameter":
+        wanted = [g for g in MEASURED if g != "all_matrix" or shapes]
+        sizes = shapes or {name: (1, 1) for name in groups}
+        return {g: group_of({n: sizes[n] for n in groups}, g) for g in wanted}
+    found = {granularity: {g: g for g in groups}}
+    known = granularity in GRANULARITIES
+    below = GRANULARITIES[: GRANULARITIES.index(granularity)] if known else ("whole_model",)
+    for wanted in reversed(below):
+        inside = {f"{g}.weight": (1, 1) for g in groups}  # a layer's name becomes a parameter's
+        found[wanted] = {k.removesuffix(".weight"): v for k, v in group_of(inside, wanted).items()}
+    return found

@@ -1,0 +1,110 @@
+"""Measuring the gradients of every task at fixed parameters, on text of one's choice.
+
+The record of a run holds what its batches happened to show. A measurement takes the gradient of
+each direction on the same sentences instead (Wang et al. 2021, section 2.1: a multi-way aligned
+set), with dropout off, and leaves a frame that every reader of a record understands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradvac.engine import PerTaskEngine
+from gradvac.engine.groups import Grouping
+from gradvac.errors import GradientError
+from gradvac.geometry.kinds import grouping
+from gradvac.geometry.record import Frame
+from gradvac.methods import Joint
+
+Losses = Callable[[], Iterable[Tensor]]
+"""Yields scalars with a graph, such as one per batch, whose sum is the loss of a task."""
+
+
+def measure(
+    model: nn.Module,
+    losses: Mapping[str, Losses],
+    granularity: Grouping = "parameter",
+    step: int = 0,
+) -> Frame:
+    """Take the gradient of every task's loss and return their Gram matrices.
+
+    Dropout is off meanwhile; the model, its mode and its ``p.grad`` are afterwards as before.
+    Holds K x P numbers for K tasks and P trainable parameters.
+
+    Args:
+        model: any model.
+        losses: by task, a function that yields the parts of its loss.
+        granularity: one of ``gradvac.geometry.kinds.MEASURED``, or a function from a parameter's
+            name to its group's; from "parameter", the finest, all others can be computed.
+        step: of the checkpoint, for the frame.
+
+    Raises:
+        GradientError: if a task has no loss, or a gradient is not finite.
+    """
+    engine = PerTaskEngine(model, Joint(), grouping(granularity))
+    with undisturbed(model):
+        for task, parts in losses.items():
+            seen = 0
+            for part in parts():
+                engine.accumulate(task, part)
+                seen += 1
+            if not seen:
+                raise GradientError(f"task {task!r} has no sentences to take a gradient on")
+        report = engine.combine(step=step)
+    none = (0,) * len(report.groups)
+    gram, weights = report.gram.numpy(), report.weights.numpy()
+    return Frame(step, report.tasks, report.groups, gram, weights, none, none, none)
+
+
+def seq2seq_losses(
+    model: nn.Module, batches: Sequence[Mapping[str, Tensor]], ignore: int = -100
+) -> Losses:
+    """The mean negative log-likelihood per target token of a Hugging Face seq2seq model.
+
+    ``batches`` hold what the model's forward takes, ``labels`` [B, T] with ``ignore`` at padding
+    among it; the model returns ``logits`` [B, T, V].
+    """
+    tokens = sum(int((batch["labels"] != ignore).sum()) for batch in batches)
+
+    def parts() -> Iterator[Tensor]:
+        for batch in batches:
+            logits = model(**batch).logits.flatten(0, 1)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            gold = batch["labels"].flatten()
+            yield F.cross_entropy(logits, gold, ignore_index=ignore, reduction="sum") / tokens
+
+    return parts
+
+
+def measure_seq2seq(
+    model: nn.Module,
+    batches: Mapping[str, Sequence[Mapping[str, Tensor]]],
+    granularity: Grouping = "parameter",
+    step: int = 0,
+) -> Frame:
+    """`measure` a Hugging Face seq2seq model (Marian, T5, mBART, M2M-100 ...).
+
+    ``batches`` are the batches of each task as in `seq2seq_losses`, on the model's device.
+    """
+    losses = {task: seq2seq_losses(model, own) for task, own in batches.items()}
+    return measure(model, losses, granularity, step)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every module's mode and ``p.grad`` are as before."""
+    modes = {module: module.training for module in model.modules()}
+    gradients = {p: p.grad for p in model.parameters()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for p, gradient in gradients.items():
+            p.grad = gradient
