@@ -124,48 +124,61 @@ class _Slices(Function):
         again: Again = ctx.again
         needs = ctx.needs_input_grad[4:]
         with torch._C.DisableTorchFunction():
+            collects = meeting.collects(dy)
+            masked = ctx.masked or meeting.watch.owner is not None
             found: list[Tensor | None] = [None] * len(tensors)
-            if any(needs):
+            if any(needs) and (masked or not collects):
                 found = again.gradients(tensors, needs, dy)
-            if meeting.collects(dy):
-                free = [slot is not None for slot in again.slots]
-                rows, dim = meeting.place
-                gradients_of: list[list[Tensor]] = [[] for _ in tensors]
-                for task in range(rows.n_tasks):
-                    own = rows.positions(task, dy.device)
-                    if not len(own):  # not every operation takes an empty batch
-                        for tensor, g, needed in zip(tensors, gradients_of, free, strict=True):
-                            if needed:
-                                g.append(torch.zeros_like(tensor))
-                        continue
-                    parts, part = _part(ctx.masked, tensors, again.places, own, dy, dim)
-                    for n, g in enumerate(again.gradients(parts, free, part)):
-                        if free[n]:
-                            gradients_of[n].append(torch.zeros_like(tensors[n]) if g is None else g)
-                for slot, stack in zip(again.slots, gradients_of, strict=True):
-                    if slot is not None:
-                        slot.add(torch.stack(stack))
+            elif any(needs):  # put together from those of the rows of each task
+                found = [
+                    torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)
+                ]
+            if collects:
+                _split(again, masked, meeting.place, tensors, found, dy)
                 meeting.finish()
         return None, None, None, None, *found
 
 
-def _part(
+def _split(
+    again: Again,
     masked: bool,
+    out: Place,
     tensors: Sequence[Tensor],
-    places: Sequence[Place | None],
-    own: Tensor,
+    found: list[Tensor | None],
     dy: Tensor,
-    dim: int,
-) -> tuple[Sequence[Tensor], Tensor]:
-    """Return tensors and output gradient of one task, whose positions in the output are ``own``."""
-    if masked:
-        part = torch.zeros_like(dy).index_copy_(dim, own, dy.index_select(dim, own))
-        return tensors, part
-    parts = [
-        t if place is None else t.index_select(place.dim, own)
-        for t, place in zip(tensors, places, strict=True)
-    ]
-    return parts, dy.index_select(dim, own)
+) -> None:
+    """Hand over the gradients of each task; put those of the samples in ``found``.
+
+    The samples of the output lie at ``out``, with rows of its own: an operation may have more.
+    """
+    free = [slot is not None for slot in again.slots]
+    wanted = free if masked else [f or x is not None for f, x in zip(free, found, strict=True)]
+    stacks: list[list[Tensor]] = [[] for _ in tensors]
+    for task in range(out.rows.n_tasks):
+        own = out.rows.positions(task, dy.device)
+        gradients: Sequence[Tensor | None] = [None] * len(tensors)
+        if len(own) and masked:  # not every operation takes an empty batch
+            part = torch.zeros_like(dy).index_copy_(out.dim, own, dy.index_select(out.dim, own))
+            gradients = again.gradients(tensors, wanted, part)
+        elif len(own):
+            where = [
+                None if place is None else (place.dim, place.rows.positions(task, t.device))
+                for place, t in zip(again.places, tensors, strict=True)
+            ]
+            parts = [
+                t if at is None else t.index_select(*at)
+                for t, at in zip(tensors, where, strict=True)
+            ]
+            gradients = again.gradients(parts, wanted, dy.index_select(out.dim, own))
+            for x, g, at in zip(found, gradients, where, strict=True):
+                if x is not None and g is not None and at is not None:
+                    x.index_copy_(*at, g)
+        for tensor, stack, g, f in zip(tensors, stacks, gradients, free, strict=True):
+            if f:
+                stack.append(torch.zeros_like(tensor) if g is None else g)
+    for slot, stack in zip(again.slots, stacks, strict=True):
+        if slot is not None:
+            slot.add(torch.stack(stack))
 
 
 def pointwise(anchor: Tensor, again: Again, meeting: Meeting, tensors: Sequence[Tensor]) -> Tensor:

@@ -70,11 +70,11 @@ def name_of(func: Any) -> str:
 
 
 def is_torch(func: Any) -> bool:
-    """Whether a function is one of torch's own, so that its name can be relied on."""
+    """Whether a function is one of torch's own or of ours, so that its name can be relied on."""
     module = getattr(func, "__module__", None)
     if module is None:  # a method of torch.Tensor
         return True
-    return module.partition(".")[0] == "torch"
+    return module.partition(".")[0] in ("torch", "gradvac")
 
 
 def writes(func: Any) -> bool:

@@ -257,6 +257,18 @@ def _dims_used(index: Any) -> int:
     return 1
 
 
+def masked_select(call: Call) -> Place:
+    """Choose elements by a mask: the owners of the elements are chosen likewise."""
+    x, mask = call.argument(0, "input"), call.argument(1, "mask")
+    place = call.place(x)
+    if place is None:
+        raise Mixed("its mask, not what is chosen from, holds the samples")
+    shape = [1] * x.ndim
+    shape[place.dim] = -1
+    owners = place.rows.index.view(shape).expand(x.shape).masked_select(mask.cpu())
+    return Place(RowMap(owners, place.rows.n_tasks), 0)
+
+
 def index_select(call: Call) -> Place:
     """Choose slices along a dimension."""
     x, (rows, dim) = call.inputs[0]

@@ -24,7 +24,8 @@ def last_dims(count: Callable[[Call], int], what: str) -> Rule:
 def first_dim(call: Call) -> Place:
     """Operations whose first dimension is the batch, such as convolutions."""
     rows, dim = agreed(call.inputs)
-    if dim:
+    dims = [int(c) for c in call.name if c.isdigit()]  # conv2d works on [B, C, H, W] or on one
+    if dim or (dims and call.inputs[0][0].ndim != dims[0] + 2):
         raise Mixed("it expects the samples in its first dimension")
     return Place(rows, 0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import NamedTuple
 
-from gradvac.engine import flow, flow_products
+from gradvac.engine import flow, flow_products, recurrent
 from gradvac.engine.flow import Call, Rule
 
 
@@ -113,6 +113,13 @@ _add(
     Meeting.LAYER_NORM,
 )
 _add("embedding", flow.lookup, Meeting.EMBEDDING)
+_add("recurrent_layer", recurrent.layer_place, Meeting.SLICES)
+_add("recurrent_cell", recurrent.cell_place, Meeting.SLICES)
+_add("whole_recurrent_layer", recurrent.layer_place)
+_add("whole_recurrent_cell", recurrent.cell_place)
+_add("pack_padded_sequence", recurrent.pack)
+_add("pad_packed_sequence", recurrent.unpack)
+_add("masked_select", flow.masked_select)
 
 # Attributes and methods that tell about a tensor and compute nothing from its values that could
 # carry a gradient.

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from gradvac.engine import recurrent
 from gradvac.engine.calls import inner
-from gradvac.engine.flow import Call, Mixed
+from gradvac.engine.flow import Call, Mixed, Place
 from gradvac.engine.meets import Meeting, embedding, layer_norm, linear
 from gradvac.engine.slots import Slot
 
@@ -18,6 +19,14 @@ class Trace(Protocol):
     """What a formula asks of the forward pass that is followed."""
 
     anchor: Tensor
+
+    def tag(self, tensor: Tensor, place: Place) -> None:
+        """Declare where the samples lie in a tensor."""
+        ...
+
+    def place(self, tensor: Tensor) -> Place | None:
+        """Return where the samples lie in a tensor, None if that is not known."""
+        ...
 
     def slot(self, x: Tensor) -> Slot:
         """Return where the gradients of a free tensor go."""
@@ -136,8 +145,10 @@ def _attention(
 
 
 # Operations taken apart when a parameter meets samples in them: they draw random numbers, so they
-# cannot be computed again in the backward.
+# cannot be computed again in the backward, or have several outputs.
 COMPOSED: dict[str, Callable[[Trace, Callable[..., Any]], Callable[..., Any]]] = {
     "multi_head_attention_forward": lambda trace, func: inner(func),
     "scaled_dot_product_attention": lambda trace, func: _attention,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrent.layers),
+    **dict.fromkeys(("lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"), recurrent.cell),
 }
