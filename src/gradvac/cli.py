@@ -55,7 +55,10 @@ def train(
 ) -> None:
     """Train what a recipe describes; the same command again resumes.
 
-    Example: gradvac train recipes/shipped-gradvac.yaml --set method.beta=0.1 --run runs/beta-0.1
+    recipes/reference.yaml lists every key. batches.sampling balances directions, method.name says
+    what becomes of their gradients.
+
+    Example: gradvac train recipes/starting-model.yaml --set method.name=gradvac --run runs/gradvac
     """
     from gradvac.experiment.display import Display
     from gradvac.experiment.prepare import prepare

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gradvac.engine.gram import full_precision, gram
+from gradvac.engine.gram import cross_cosine, full_precision, gram
 
 
 def exact(*rows):
@@ -89,3 +89,27 @@ def test_precision_is_put_back_after_an_error():
         assert torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 1e-25), (torch.bfloat16, 1e15)])
+def test_cosines_between_two_sets_of_gradients_of_any_scale(dtype, scale):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(5,), (262144 + 17,), (3, 4097)]
+    left, right = (
+        [(torch.randn(k, *s, generator=generator) * scale).to(dtype) for s in shapes]
+        for k in (3, 2)
+    )
+    flat = lambda rows: torch.cat([r.flatten(1).double() / scale for r in rows], 1)
+    unit = [rows / rows.norm(dim=1, keepdim=True) for rows in (flat(left), flat(right))]
+    expected = unit[0] @ unit[1].T
+    result = cross_cosine(left, right)
+    assert result.shape == (3, 2) and result.dtype == torch.float64
+    assert torch.allclose(result, expected, rtol=0, atol=1e-12)
+
+
+def test_a_zero_gradient_has_no_cosine_and_a_bad_one_shows():
+    left, right = torch.ones(3, 10), torch.ones(2, 10)
+    left[0], left[1, 3] = 0, float("nan")
+    result = cross_cosine([left], [right])
+    assert result[0].tolist() == [0, 0] and result[1].isnan().all()
+    assert result[2].tolist() == pytest.approx([1, 1])

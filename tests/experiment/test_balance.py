@@ -149,6 +149,6 @@ def test_unimax_gives_equal_tokens_but_nobody_more_than_the_cap(toy, tmp_path):
     rows = [row.split() for row in t.balance.table().splitlines()[2:]]
     assert rows[1][-1] == "2.00"
     long = trainer(toy, tmp_path / "long", [*sets, "batches.max_epochs=0.1"]).balance.table()
-    assert "every direction is seen equally often" in long
+    assert "all directions are seen equally often" in long
     epochs = [row.split()[-1] for row in long.splitlines()[2:]]
     assert epochs[0] == epochs[1] == f"{3000 / sum(text.values()):,.2f}"

@@ -134,9 +134,9 @@ class Balance:
         rows = zip(self.plan.tasks, *columns, [f"{e:,.2f}" for e in epochs], strict=True)
         lines = [f"sampling: {sampling_in_words(section)}"]
         if section.sampling == "unimax" and self._budget > section.max_epochs * self._text.sum():
-            lines[0] += "; the run is longer than that, so every direction is seen equally often"
+            lines[0] += "; the run is longer, so all directions are seen equally often"
         if self.scorer:
-            lines[0] += "; epochs are those of the first shares"
+            lines[0] += "; epochs before learning"
         width = max(len(name) for name in [heads[0], *self.plan.tasks])
         for first, *rest in [heads, *rows]:
             lines.append(f"{first:<{width}}" + "".join(f"  {cell:>12}" for cell in rest))
@@ -164,7 +164,7 @@ class Balance:
 def sampling_in_words(section: BatchSection) -> str:
     """How directions are drawn, for a table or a report."""
     if section.sampling == "unimax":
-        return f"UniMax, at most {section.max_epochs:g} epochs"
+        return f"UniMax, each text at most {section.max_epochs:g} times"
     if section.sampling == "multidds_s":
         return f"MultiDDS-S, learned every {section.multidds_s.every:,} steps"
     words = [f"{t:g} from step {step:,}" for step, t in section.schedule]

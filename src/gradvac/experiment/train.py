@@ -136,6 +136,9 @@ class Trainer:
         self.step += 1
         if shares:  # the line of a step, not of the checkpoint before it: a resumed run writes it
             self._write("sampling", shares)
+            if "task_reward" in shares:
+                words = ", ".join(f"{task} {p:.1%}" for task, p in shares["task_share"].items())
+                self.display.line(f"step {self.step}: shares {words}")
         return tokens
 
     def learning_rate(self, step: int) -> float:
