@@ -5,7 +5,16 @@ import pytest
 from scipy.cluster import hierarchy
 
 from gradvac.geometry.record import Frame
-from gradvac.geometry.similarity import cluster, contrast, edit_counts, mean_similarity
+from gradvac.geometry.similarity import (
+    alignment,
+    cluster,
+    contrast,
+    edit_counts,
+    mean_similarity,
+    norm_similarity,
+    regrouped,
+    windows,
+)
 
 
 def gradients(seed: int, groups: dict[str, int], tasks: str) -> dict[tuple[str, str], np.ndarray]:
@@ -154,3 +163,53 @@ def test_edits_are_kept_per_step_and_group() -> None:
     assert counts.comparisons.tolist() == [[6, 6, 0], [6, 4, 6]]
     assert counts.pcgrad[0].tolist() == [1, 0, 0]
     assert np.isnan(counts.pcgrad[1]).all()
+
+
+def test_norm_similarity_and_alignment_are_those_of_the_vectors() -> None:
+    j = np.random.default_rng(2).normal(size=(3, 6)) * [[1], [5], [0]]
+    gram = (j @ j.T)[None]
+    for i, a in enumerate(j):
+        for k, b in enumerate(j):
+            squares = a @ a + b @ b
+            if squares == 0:
+                assert np.isnan(norm_similarity(gram)[0, i, k])
+                continue
+            norms = np.linalg.norm(a) * np.linalg.norm(b)
+            assert norm_similarity(gram)[0, i, k] == pytest.approx(2 * norms / squares, abs=1e-14)
+            # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b: alignment is 1 less the relative distance.
+            distance = (a - b) @ (a - b) / squares
+            assert alignment(gram)[0, i, k] == pytest.approx(1 - distance, abs=1e-14)
+
+
+def test_the_mean_of_another_measure() -> None:
+    found = mean_similarity([frame(0, STEPS[0])], norm_similarity)
+    assert found is not None
+    a, b = STEPS[0]["enc", "c"], STEPS[0]["enc", "b"]
+    norms = np.linalg.norm(a), np.linalg.norm(b)
+    expected = 2 * norms[0] * norms[1] / (norms[0] ** 2 + norms[1] ** 2)
+    assert found.cosine[1, found.tasks.index("c"), found.tasks.index("b")] == pytest.approx(
+        expected
+    )
+
+
+def test_windows_are_means_of_consecutive_frames() -> None:
+    frames = [frame(10 * n, gradients(n, {"emb": 4, "enc": 3}, "ab")) for n in range(7)]
+    found = windows(iter(frames), [f.step for f in frames], 3)
+    assert [w.steps for w in found] == [(0, 10, 20), (30, 40), (50, 60)]
+    for w in found:
+        own = mean_similarity(f for f in frames if f.step in w.steps)
+        assert own is not None
+        assert np.array_equal(w.cosine, own.cosine)
+    assert len(windows(iter(frames), [f.step for f in frames], 50)) == 7
+    assert windows([], [], 3) == []
+
+
+def test_frames_with_coarser_groups_have_the_gram_of_the_longer_vectors() -> None:
+    fine = frame(5, STEPS[2])
+    (coarse,) = regrouped([fine], {"enc": "model", "dec": "model", "emb": "emb"})
+    assert coarse.groups == ("model", "emb")
+    assert coarse.step == 5
+    whole = {t: np.concatenate([STEPS[2]["enc", t], STEPS[2]["dec", t]]) for t in "abc"}
+    for i, a in enumerate(coarse.tasks):
+        for j, b in enumerate(coarse.tasks):
+            assert coarse.gram[0, i, j] == pytest.approx(whole[a] @ whole[b], abs=1e-12)

@@ -127,6 +127,10 @@ class GramRecord:
                 **{name: tuple(line[name]) for name in _LISTS},
             )
 
+    def steps(self) -> list[int]:
+        """The steps of the frames, without reading their numbers."""
+        return [line["step"] for line in self._lines()]
+
     def truncate(self, step: int) -> None:
         """Forget every frame after ``step``: a resumed run writes them again."""
         self._rewrite([line for line in self._lines() if line["step"] <= step])

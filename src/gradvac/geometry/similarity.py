@@ -5,13 +5,15 @@ Tasks are plain names here; their order and their labels (language families, sid
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 from scipy.cluster.hierarchy import average, cophenet, leaves_list
 from scipy.spatial.distance import squareform
 
+from gradvac.geometry.kinds import summed
 from gradvac.geometry.record import Frame, cosine
 
 
@@ -55,11 +57,41 @@ class Similarity:
         )
 
 
-def mean_similarity(frames: Iterable[Frame]) -> Similarity | None:
+def norm_similarity(gram: np.ndarray) -> np.ndarray:
+    """2 |g_i| |g_j| / (|g_i|^2 + |g_j|^2), ``[..., K, K]`` in [0, 1]; NaN where both are zero.
+
+    Yu et al. 2020 call it gradient magnitude similarity. The CATS poster (Li and Gong 2021,
+    figure 2) shows a "norm similarity" without defining it; taken to be this one.
+    """
+    norm, mean = _norms(gram)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return norm[..., :, None] * norm[..., None, :] / mean
+
+
+def alignment(gram: np.ndarray) -> np.ndarray:
+    """2 g_i . g_j / (|g_i|^2 + |g_j|^2), ``[..., K, K]`` in [-1, 1]: cosine times norm similarity.
+
+    1 only for equal gradients. The poster's figure 3 shows an "alignment" that it does not define;
+    this is our reading, which joins both panels of its figure 2.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return gram / _norms(gram)[1]
+
+
+def _norms(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Norms [..., K], and the mean of the squares of two of them [..., K, K]."""
+    square = np.einsum("...kk->...k", gram)
+    return np.sqrt(square), (square[..., :, None] + square[..., None, :]) / 2
+
+
+def mean_similarity(
+    frames: Iterable[Frame], of: Callable[[np.ndarray], np.ndarray] = cosine
+) -> Similarity | None:
     """Average the cosines of every pair of tasks over the frames in which both had a gradient.
 
     Tasks and groups may differ from frame to frame; they are matched by name, in the order of
-    their first appearance. None without frames.
+    their first appearance. None without frames. ``of`` is what to average in place of the cosine:
+    a function of Gram matrices ``[..., K, K]``, such as `norm_similarity`.
     """
     tasks: dict[str, int] = {}
     groups: dict[str, int] = {}
@@ -72,7 +104,7 @@ def mean_similarity(frames: Iterable[Frame]) -> Similarity | None:
         for name in frame.groups:
             groups.setdefault(name, len(groups))
         total, count = (_grown(a, len(groups) + 1, len(tasks)) for a in (total, count))
-        here = cosine(np.concatenate([frame.gram, frame.gram.sum(0, keepdims=True)]))
+        here = of(np.concatenate([frame.gram, frame.gram.sum(0, keepdims=True)]))
         rows = [tasks[name] for name in frame.tasks]
         at = np.ix_([*(groups[name] for name in frame.groups), -1], rows, rows)
         total[at] += np.nan_to_num(here, nan=0.0)
@@ -82,6 +114,43 @@ def mean_similarity(frames: Iterable[Frame]) -> Similarity | None:
     with np.errstate(invalid="ignore"):
         mean = total / count
     return Similarity(tuple(tasks), tuple(groups), mean[:-1], mean[-1], tuple(steps))
+
+
+def regrouped(frames: Iterable[Frame], group_of: Mapping[str, str]) -> Iterator[Frame]:
+    """The same frames with coarser groups; weights, which do not add up, are NaN.
+
+    ``group_of`` maps the recorded groups to coarser ones, see `gradvac.geometry.kinds.coarser`.
+    """
+    for frame in frames:
+        groups, gram = summed(frame.gram, frame.groups, group_of)
+        weights = np.full(gram.shape[:2], np.nan)
+        none = (0,) * len(groups)
+        yield replace(
+            frame,
+            groups=groups,
+            gram=gram,
+            weights=weights,
+            edits=none,
+            pcgrad_edits=none,
+            comparisons=none,
+        )
+
+
+def windows(
+    frames: Iterable[Frame],
+    steps: Sequence[int],
+    count: int,
+    of: Callable[[np.ndarray], np.ndarray] = cosine,
+) -> list[Similarity]:
+    """`mean_similarity` of at most ``count`` consecutive stretches of equally many frames.
+
+    ``steps`` are those of all ``frames`` (`GramRecord.steps`), which are read once and not held.
+    """
+    count = min(count, len(steps))
+    number = {step: n * count // len(steps) for n, step in enumerate(steps)}
+    parts = groupby((f for f in frames if f.step in number), lambda f: number[f.step])
+    found = (mean_similarity(part, of) for _, part in parts)
+    return [similarity for similarity in found if similarity is not None]
 
 
 def _grown(a: np.ndarray, groups: int, tasks: int) -> np.ndarray:

@@ -1,0 +1,146 @@
+"""Is it more than chance? Permutation tests and intervals for matrices of similarities.
+
+Entries of a similarity matrix are not independent (each task is in K - 1 of them), so ordinary
+p-values do not apply: the Mantel test permutes tasks, the bootstrap draws directions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import permutations as all_permutations
+
+import numpy as np
+
+from gradvac.geometry.similarity import cluster
+
+_CHUNK = 2_000_000  # numbers of permuted matrices held at once
+
+
+@dataclass(frozen=True)
+class Mantel:
+    """A correlation of two matrices over the pairs of K tasks.
+
+    Attributes:
+        r: Pearson correlation over the pairs known in both; NaN where one does not vary.
+        p: share of permutations of the tasks with at least this correlation; NaN as ``r``.
+        pairs: pairs known in both.
+        permutations: how many were tried; all K! of them when ``exact``.
+        exact: whether all were tried.
+    """
+
+    r: float
+    p: float
+    pairs: int
+    permutations: int
+    exact: bool
+
+
+def mantel(a: np.ndarray, b: np.ndarray, permutations: int = 9999, seed: int = 0) -> Mantel:
+    """One-sided Mantel test (Mantel 1967) of whether ``a`` and ``b``, ``[K, K]``, rise together.
+
+    NaN marks unknown pairs, the diagonal does not count. All permutations are tried if there are
+    at most ``permutations``; otherwise p counts the order found among as many random ones.
+    """
+    k = len(a)
+    rows, columns = np.triu_indices(k, 1)
+    other = b[rows, columns]
+    r, pairs = _correlation(a[rows, columns][None], other)
+    if math.isnan(r[0]):
+        return Mantel(math.nan, math.nan, int(pairs[0]), 0, False)
+    exact = math.factorial(k) <= permutations
+    random = np.random.default_rng(seed)
+    orders = (
+        np.array(list(all_permutations(range(k))))
+        if exact
+        else np.array([random.permutation(k) for _ in range(permutations)])
+    )
+    reached = 0
+    step = max(1, _CHUNK // max(1, len(rows)))
+    for start in range(0, len(orders), step):
+        order = orders[start : start + step]
+        found, _ = _correlation(a[order[:, rows], order[:, columns]], other)
+        reached += int((found >= r[0] - 1e-12).sum())  # NaN, nothing left to compare, is not
+    p = reached / len(orders) if exact else (reached + 1) / (len(orders) + 1)
+    return Mantel(float(r[0]), p, int(pairs[0]), len(orders), exact)
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pearson correlation of each row of ``x`` [N, pairs] with ``y`` [pairs], and known pairs."""
+    known = ~(np.isnan(x) | np.isnan(y))
+    n = known.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x, y = (np.where(known, v, 0.0) for v in (x, np.broadcast_to(y, x.shape)))
+        x = np.where(known, x - (x.sum(1) / n)[:, None], 0.0)
+        y = np.where(known, y - (y.sum(1) / n)[:, None], 0.0)
+        scale = np.sqrt((x * x).sum(1) * (y * y).sum(1))
+        r = (x * y).sum(1) / np.where(scale > 1e-12 * n, scale, np.nan)
+    return r, n
+
+
+def cophenetic_test(
+    cosine: np.ndarray, permutations: int = 999, seed: int = 0
+) -> tuple[float, float]:
+    """Cophenetic correlation of the clustering of ``cosine`` [K, K], and its p-value.
+
+    Any matrix gives some tree. p is the share of matrices with the same entries in random places
+    whose tree fits them at least as well; NaN where the correlation is.
+    """
+    r = cluster(cosine).cophenetic
+    if math.isnan(r):
+        return r, math.nan
+    rows, columns = np.triu_indices(len(cosine), 1)
+    values = np.nan_to_num(cosine, nan=0.0)[rows, columns]
+    random = np.random.default_rng(seed)
+    reached = 0
+    for _ in range(permutations):
+        mixed = np.eye(len(cosine))
+        mixed[rows, columns] = mixed[columns, rows] = random.permutation(values)
+        reached += cluster(mixed).cophenetic >= r - 1e-12
+    return r, (reached + 1) / (permutations + 1)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson correlation ``r`` of n points, its 95 % bootstrap interval, two-sided p-value.
+
+    ``low`` and ``high`` are percentiles over resampled points; ``p`` is the share of permutations
+    with at least this magnitude. NaN where either variable does not vary, or under 3 points.
+    """
+
+    r: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+
+def correlation(x: np.ndarray, y: np.ndarray, resamples: int = 9999, seed: int = 0) -> Correlation:
+    """Correlate ``x`` and ``y``, ``[n]`` each; points with a NaN are left out."""
+    known = ~(np.isnan(x) | np.isnan(y))
+    x, y = np.asarray(x, dtype=float)[known], np.asarray(y, dtype=float)[known]
+    n = len(x)
+    r = float(_correlation(x[None], y)[0][0]) if n >= 3 else math.nan
+    if math.isnan(r):
+        return Correlation(math.nan, math.nan, math.nan, math.nan, n)
+    random = np.random.default_rng(seed)
+    drawn = random.integers(n, size=(resamples, n))
+    again = _paired(x[drawn], y[drawn])
+    low, high = np.nanquantile(again, [0.025, 0.975])
+    mixed = random.permuted(np.broadcast_to(x, (resamples, n)), axis=1)
+    reached = int((np.abs(_correlation(mixed, y)[0]) >= abs(r) - 1e-12).sum())
+    return Correlation(r, float(low), float(high), (reached + 1) / (resamples + 1), n)
+
+
+def _paired(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Correlation of each row of ``x`` with the same row of ``y``; NaN where one is constant."""
+    x, y = (v - v.mean(1, keepdims=True) for v in (x, y))
+    scale = np.sqrt((x * x).sum(1) * (y * y).sum(1))
+    constant = (np.ptp(x, 1) < 1e-12) | (np.ptp(y, 1) < 1e-12)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(constant, np.nan, (x * y).sum(1) / scale)
+
+
+def same(labels: list[str] | tuple[str, ...]) -> np.ndarray:
+    """1 where two tasks share a label, 0 elsewhere, ``[K, K]``."""
+    return np.array([[float(a == b) for b in labels] for a in labels])
