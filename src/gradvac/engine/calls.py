@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from gradvac.errors import GradientError
 
@@ -167,6 +168,12 @@ def explained(loss: Tensor, model: nn.Module) -> Iterator[None]:
     """Say which module stands in the way of a backward pass that leaves ``p.grad`` alone."""
     try:
         yield
+    except CheckpointError as error:
+        raise GradientError(
+            "a part of the model under activation checkpointing was repeated otherwise than it was "
+            "done: it is not deterministic, or it calls no module, by which its repetition would "
+            'be followed; call it as a module, or use Engine(..., engine="per_task")'
+        ) from error
     except RuntimeError as error:
         if "use_reentrant" not in str(error):
             raise

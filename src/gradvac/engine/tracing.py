@@ -121,6 +121,10 @@ class Trace(TorchFunctionMode):
         self._plain_modules: set[int] = set()  # called after splitting ended
         self._noting: RemovableHandle | None = None
 
+    def _note(self, module: nn.Module, args: Any) -> None:
+        if not self.repeating:
+            self._plain_modules.add(id(module))
+
     def end(self) -> None:
         """End the forward pass."""
         if self._noting is not None:
@@ -194,8 +198,7 @@ class Trace(TorchFunctionMode):
             except Refusal as refusal:
                 self.stop(refusal)
                 if not self.repeating:
-                    note = lambda module, args: self._plain_modules.add(id(module))
-                    self._noting = register_module_forward_pre_hook(note)
+                    self._noting = register_module_forward_pre_hook(self._note)
         return self._plain(func, name, args, kwargs)
 
     def _split(
@@ -252,15 +255,15 @@ class Trace(TorchFunctionMode):
         if name == "multi_head_attention_forward":
             with self:
                 return inner(func)(*args, **kwargs)
-        out = func(*args, **kwargs)
         tensors = tensors_in(args, kwargs)
         tagged = [(x, place) for x in tensors if (place := self.place(x)) is not None]
         tagged.sort(key=lambda pair: not pair[0].requires_grad)
+        lost = any(x.grad_fn is not None and self.place(x) is None for x in tensors)
+        out = func(*args, **kwargs)
         entry = KNOWN.get(name) if is_torch(func) else None
         if not tagged or entry is None:
             return out
         call = Call(func, name, args, kwargs, tagged, out)
-        lost = any(x.grad_fn is not None and self.place(x) is None for x in tensors)
         try:
             if tagged[0][0].requires_grad or not lost:
                 self._tag_output(args[0] if name == "setitem" else out, entry.rule(call))
