@@ -30,4 +30,14 @@ class GradientError(GradvacError):
 
 
 class NotFiniteError(GradientError):
-    """A loss or gradient that is not finite. Nothing has changed: the step may be skipped."""
+    """A loss or gradient that is not finite. Nothing has changed: the step may be skipped.
+
+    Attributes:
+        task: the first task it was found in; empty if the loss is not of one task.
+        group: the parameter group of a bad gradient; empty if the loss itself is bad.
+    """
+
+    def __init__(self, message: str, task: str = "", group: str = "") -> None:
+        super().__init__(message)
+        self.task = task
+        self.group = group

@@ -19,11 +19,14 @@ class StepReport:
         geometry: step number, names, losses ``[K]`` and Gram matrices ``[groups, K, K]``.
         weights: weight of each task gradient, ``[groups, K]``, float64.
         diagnostics: the method's own report, tensors ``[groups, ...]``; empty for some methods.
+        skipped: why nothing was updated, naming task, group and step; empty after an update. Of a
+            skipped step the Gram matrices are NaN and the weights 0.
     """
 
     geometry: StepGeometry
     weights: Tensor
     diagnostics: dict[str, Tensor]
+    skipped: str = ""
 
     @property
     def step(self) -> int:
@@ -78,7 +81,8 @@ def decide(
         shares: by task, what its mean loss was multiplied by; see :class:`StepGeometry`.
 
     Raises:
-        GradientError: if a gradient is not finite; the method is then unchanged.
+        NotFiniteError: if a loss or gradient is not finite; the method is then unchanged.
+        GradientError: if a share is missing, or the method's weights are not finite or too few.
     """
     given = None
     if shares is not None:
@@ -87,7 +91,25 @@ def decide(
         given = torch.tensor([shares[task] for task in tasks], dtype=torch.float64)
     geometry = StepGeometry(gram(gradients), losses, tasks, groups, step, given)
     weights = method.weights(geometry)
+    _check_weights(weights, geometry, type(method).__name__)
     return StepReport(geometry, weights, method.report())
+
+
+def _check_weights(weights: Tensor, geometry: StepGeometry, method: str) -> None:
+    """Refuse what a method must not return: it would be all of the update."""
+    expected = [len(geometry.groups), len(geometry.tasks)]
+    if list(weights.shape) != expected:
+        raise GradientError(
+            f"{method} returned weights {list(weights.shape)} at step {geometry.step}; "
+            f"{expected[0]} groups and {expected[1]} tasks need {expected}"
+        )
+    if not bool(weights.isfinite().all()):
+        group, task = (~weights.isfinite()).nonzero()[0].tolist()
+        raise GradientError(
+            f"{method} gave task {geometry.tasks[task]!r} the weight {weights[group, task].item()} "
+            f"in parameter group {geometry.groups[group]!r} at step {geometry.step}; nothing was "
+            "updated"
+        )
 
 
 def combine(weights: Tensor, rows: Tensor) -> Tensor:

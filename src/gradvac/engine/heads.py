@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradvac.engine.groups import ParameterGroup
-from gradvac.errors import GradientError
+from gradvac.errors import GradientError, NotFiniteError
 
 
 class HeadGradients:
@@ -46,7 +46,9 @@ class HeadGradients:
         for head in self.heads:
             for name in head.names:
                 gradient = next(found)
-                if head.name != task and gradient is not None and bool(gradient.any()):
+                if gradient is None or head.name == task:
+                    continue
+                if bool(gradient.nan_to_num(0.0, 0.0, 0.0).any()):  # NaN may be the other task's
                     raise GradientError(
                         f"parameter {name!r} is in the head of task {head.name!r} and has a "
                         f"gradient from the loss of task {task!r}; a head belongs to one task, "
@@ -57,7 +59,7 @@ class HeadGradients:
         """Return the gradients of the parameters with the loss scale divided out.
 
         Raises:
-            GradientError: if a gradient is not finite.
+            NotFiniteError: if a gradient is not finite.
         """
         result: list[Tensor | None] = []
         names = [(head.name, name) for head in self.heads for name in head.names]
@@ -65,9 +67,10 @@ class HeadGradients:
             gradient = self._gradients.get(n)
             if gradient is not None:
                 if not bool(gradient.isfinite().all()):
-                    raise GradientError(
+                    raise NotFiniteError(
                         f"the gradient of parameter {name!r}, in the head of task {task!r}, is "
-                        "not finite"
+                        "not finite; nothing was updated",
+                        task,
                     )
                 gradient = (gradient / loss_scale).to(p.dtype)
             result.append(gradient)

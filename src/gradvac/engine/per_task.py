@@ -13,9 +13,7 @@ be divided by (all tokens of the step, not the task's own): the sum of the losse
 joint loss, and a step without edits is a plain step.
 
 With ``torch.amp.GradScaler``, accumulate ``scaler.scale(loss)`` and call
-``combine(loss_scale=scaler.get_scale())``. ``p.grad`` comes out unscaled, so clip and call
-``optimizer.step()`` directly; on :class:`GradientError` skip the step and halve the scale with
-``scaler.update(scaler.get_scale() / 2)``.
+``combine(loss_scale=scaler)``; see :mod:`gradvac.engine.nonfinite`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,8 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradvac.engine.calls import explained
 from gradvac.engine.combine import StepReport, combine, decide
-from gradvac.engine.groups import Grouping, ParameterGroup, parameter_groups
+from gradvac.engine.groups import Grouping, Heads, ParameterGroup, parameter_groups, task_heads
+from gradvac.engine.heads import HeadGradients
+from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or_raise
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 
@@ -40,6 +41,10 @@ class PerTaskEngine:
         model: the model, or names and parameters of it.
         method: turns the geometry of a step into weights.
         granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
+        nonfinite: "raise" an error if a loss or gradient is not finite, or "skip" the step:
+            ``p.grad`` is then None, so that optimizers do nothing, and the report says why.
+        heads: modules or parameters of one task alone, by task; see
+            :func:`gradvac.engine.groups.task_heads`. They get their plain gradient.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train.
@@ -50,13 +55,23 @@ class PerTaskEngine:
         model: nn.Module | Iterable[tuple[str, nn.Parameter]],
         method: Method,
         granularity: Grouping = "all_layer",
+        nonfinite: NonFinite = "raise",
+        heads: Heads | None = None,
     ) -> None:
         if isinstance(model, nn.Module):
             _refuse_wrapped(model)
+        else:
+            model = list(model)
+        check_policy(nonfinite)
+        self._model = model if isinstance(model, nn.Module) else nn.Module()  # names in errors
         self.method = method
-        self.groups = parameter_groups(model, granularity)
+        self.nonfinite: NonFinite = nonfinite
+        self._heads = HeadGradients(task_heads(model, heads))
+        self.groups = parameter_groups(model, granularity, self._heads.heads)
         self.step = 0
-        self._parameters = [p for group in self.groups for p in group.parameters]
+        shared = [p for group in self.groups for p in group.parameters]
+        self._parameters = [*shared, *self._heads.parameters]
+        self._checks_heads = True  # in this process's first step
         self._buffers = [_GroupBuffer(group) for group in self.groups]
         self._losses: dict[str, Tensor] = {}  # in the order of the rows of the buffers
 
@@ -69,22 +84,28 @@ class PerTaskEngine:
             retain_graph: keep the graph for another loss that shares it.
 
         Raises:
-            GradientError: if the loss is not a scalar or does not depend on the parameters.
+            GradientError: if the loss is not a scalar, does not depend on the parameters, or
+                depends on another task's head.
         """
         if loss.numel() != 1 or not loss.requires_grad:
             raise GradientError(
                 f"the loss of task {task!r} is {list(loss.shape)} with requires_grad="
                 f"{loss.requires_grad}; it must be a scalar computed from the model's parameters"
             )
-        gradients = torch.autograd.grad(
-            loss.reshape(()), self._parameters, retain_graph=retain_graph, allow_unused=True
-        )
+        with explained(loss, self._model):
+            gradients = torch.autograd.grad(
+                loss.reshape(()), self._parameters, retain_graph=retain_graph, allow_unused=True
+            )
         if all(gradient is None for gradient in gradients):
             raise GradientError(
                 f"the loss of task {task!r} depends on none of the engine's parameters; was it "
                 "computed with another copy of the model, or with one wrapped after the engine "
                 "was made?"
             )
+        own = gradients[len(gradients) - len(self._heads.parameters) :]
+        if self._checks_heads:
+            self._heads.check(task, own)
+        self._heads.add(own)
         value = loss.detach().reshape(()).double()
         self._losses[task] = self._losses[task] + value if task in self._losses else value
         row = list(self._losses).index(task)
@@ -94,7 +115,7 @@ class PerTaskEngine:
 
     def combine(
         self,
-        loss_scale: float = 1.0,
+        loss_scale: float | torch.amp.GradScaler = 1.0,
         step: int | None = None,
         shares: Mapping[str, float] | None = None,
     ) -> StepReport:
@@ -103,42 +124,71 @@ class PerTaskEngine:
         A parameter that no task used gets ``p.grad = None``, as in plain training.
 
         Args:
-            loss_scale: factor the losses were multiplied by; divided out before the Gram.
+            loss_scale: factor the losses were multiplied by, divided out before the Gram; or the
+                GradScaler that did, for which it is put back into ``p.grad``.
             step: number of this step; by default one more than the last.
             shares: by task, what its mean loss was multiplied by (its share of the step's
                 tokens), for methods that read losses.
 
         Raises:
-            GradientError: if nothing was accumulated or a gradient is not finite. ``p.grad``, the
-                method and the step counter are then unchanged and the gradients are dropped.
+            GradientError: if nothing was accumulated, or a loss or gradient is not finite
+                (NotFiniteError). ``p.grad``, the method and the step counter are then unchanged and
+                the gradients are dropped.
         """
         if not self._losses:
             raise GradientError("combine() needs at least one accumulate() since the last step")
+        scale = LossScale.of(loss_scale)
         step = self.step if step is None else step
         tasks = tuple(self._losses)
-        losses = torch.stack([value.cpu() for value in self._losses.values()]) / loss_scale
+        groups = tuple(group.name for group in self.groups)
+        losses = torch.stack([value.cpu() for value in self._losses.values()]) / scale.factor
+        before = self.method.state_dict()
         try:
-            rows = [buffer.rows(len(tasks), loss_scale) for buffer in self._buffers]
-            groups = tuple(group.name for group in self.groups)
+            rows = [buffer.rows(len(tasks), scale.factor) for buffer in self._buffers]
             report = decide(self.method, [[r] for r in rows], losses, tasks, groups, step, shares)
+            own = self._heads.finished(scale.factor)
             for buffer, matrix, weights in zip(self._buffers, rows, report.weights, strict=True):
                 buffer.assign(combine(weights, matrix))
+            for p, gradient in zip(self._heads.parameters, own, strict=True):
+                p.grad = gradient
+            scale.restore(self._parameters)
+        except BaseException as e:
+            self.method.load_state_dict(before)
+            parameters = self._parameters
+            report = skip_or_raise(
+                e, self.nonfinite, parameters, scale, tasks, groups, losses, step
+            )
         finally:
             self.clear()
         self.step = step + 1
+        self._checks_heads = False
         return report
 
     def backward(
-        self, losses: Mapping[str, Tensor], loss_scale: float = 1.0, step: int | None = None
+        self,
+        losses: Mapping[str, Tensor],
+        loss_scale: float | torch.amp.GradScaler = 1.0,
+        step: int | None = None,
+        shares: Mapping[str, float] | None = None,
     ) -> StepReport:
         """Accumulate several losses of one forward pass and combine them."""
+        self.accumulate_all(losses)
+        return self.combine(loss_scale, step, shares)
+
+    def accumulate_all(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the gradients of several losses, which may share a graph."""
         for n, (task, loss) in enumerate(losses.items(), start=1):
             self.accumulate(task, loss, retain_graph=n < len(losses))
-        return self.combine(loss_scale, step)
+
+    @property
+    def accumulated(self) -> bool:
+        """Whether anything was accumulated since the last step."""
+        return bool(self._losses)
 
     def clear(self) -> None:
         """Drop what was accumulated since the last step."""
         self._losses.clear()
+        self._heads.clear()
         for buffer in self._buffers:
             buffer.clear()
 

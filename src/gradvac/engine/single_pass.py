@@ -36,6 +36,7 @@ from gradvac.engine.combine import StepReport, combine, decide
 from gradvac.engine.groups import Grouping, Heads, parameter_groups, task_heads
 from gradvac.engine.heads import HeadGradients
 from gradvac.engine.meets import Watch
+from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or_raise
 from gradvac.engine.per_task import _refuse_wrapped
 from gradvac.engine.rows import RowMap
 from gradvac.engine.slots import GroupStore, Pool
@@ -62,6 +63,8 @@ class SinglePassEngine:
             unless the model changes what it computes.
         heads: modules or parameters of one task alone, by task; see
             :func:`gradvac.engine.groups.task_heads`. They get their plain gradient.
+        nonfinite: "raise" an error if a loss or gradient is not finite, or "skip" the step:
+            ``p.grad`` is then None, so that optimizers do nothing, and the report says why.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train.
@@ -74,8 +77,11 @@ class SinglePassEngine:
         granularity: Grouping = "all_layer",
         verify_steps: int = 1,
         heads: Heads | None = None,
+        nonfinite: NonFinite = "raise",
     ) -> None:
         _refuse_wrapped(model)
+        check_policy(nonfinite)
+        self.nonfinite: NonFinite = nonfinite
         self.model = model
         self.method = method
         self._heads = HeadGradients(task_heads(model, heads))
@@ -150,7 +156,7 @@ class SinglePassEngine:
         loss: Tensor,
         rows: Tensor | None = None,
         mask: Tensor | None = None,
-        loss_scale: float = 1.0,
+        loss_scale: float | torch.amp.GradScaler = 1.0,
         step: int | None = None,
         shares: Mapping[str, float] | None = None,
     ) -> StepReport:
@@ -160,19 +166,22 @@ class SinglePassEngine:
             loss: losses of samples, tokens or the like, ``[B, ...]`` or, with ``rows``, ``[N]``.
             rows: the sample that each loss belongs to, ``[N]``.
             mask: weights of the losses, such as 0 for padding; of the shape of ``loss``.
-            loss_scale: factor the losses were multiplied by; divided out before the Gram.
+            loss_scale: factor the losses were multiplied by, divided out before the Gram; or the
+                GradScaler that did, for which it is put back into ``p.grad``.
             step: number of this step; by default one more than the last.
             shares: by task, what its mean loss was multiplied by (its share of the step's
                 tokens), for methods that read losses.
 
         Raises:
-            GradientError: if the gradients cannot be split or are not finite. ``p.grad``, the
-                method and the step counter are then unchanged and the gradients are dropped.
+            GradientError: if the gradients cannot be split or are not finite (NotFiniteError).
+                ``p.grad``, the method and the step counter are then unchanged and the gradients are
+                dropped.
         """
         self._step.streams = not (self._step.accumulated or self.method.needs_all_groups)
-        with self._ending(loss_scale, step, shares):
+        with self._ending(loss_scale, step, shares) as end:
             self._backward(loss, rows, mask)
-            return self._finish()
+            end.report = self._finish()
+        return end.report
 
     def accumulate(
         self, loss: Tensor, rows: Tensor | None = None, mask: Tensor | None = None
@@ -191,7 +200,7 @@ class SinglePassEngine:
 
     def combine(
         self,
-        loss_scale: float = 1.0,
+        loss_scale: float | torch.amp.GradScaler = 1.0,
         step: int | None = None,
         shares: Mapping[str, float] | None = None,
     ) -> StepReport:
@@ -202,25 +211,36 @@ class SinglePassEngine:
         """
         if not self._step.accumulated:
             raise GradientError("combine() needs at least one accumulate() since the last step")
-        with self._ending(loss_scale, step, shares):
-            return self._finish()
+        with self._ending(loss_scale, step, shares) as end:
+            end.report = self._finish()
+        return end.report
 
     @contextmanager
     def _ending(
-        self, loss_scale: float, step: int | None, shares: Mapping[str, float] | None
-    ) -> Iterator[None]:
-        """End the step inside; if that fails, the method is as it was before."""
-        self._step.number = self.step if step is None else step
-        self._step.loss_scale = loss_scale
-        self._step.shares = shares
+        self,
+        loss_scale: float | torch.amp.GradScaler,
+        step: int | None,
+        shares: Mapping[str, float] | None,
+    ) -> Iterator[_End]:
+        """End the step inside, or skip it; if that fails, the method is as it was before."""
+        scale, now, end = LossScale.of(loss_scale), self._step, _End()
+        now.number = self.step if step is None else step
+        now.loss_scale = scale.factor
+        now.shares = shares
         before = self.method.state_dict()
         try:
-            yield
-        except BaseException:
+            yield end
+            scale.restore(self._parameters)
+        except BaseException as e:
             self.method.load_state_dict(before)
-            raise
+            tasks, groups = tuple(now.names), tuple(group.name for group in self.groups)
+            losses = now.losses(len(tasks)) / scale.factor
+            end.report = skip_or_raise(
+                e, self.nonfinite, self._parameters, scale, tasks, groups, losses, now.number
+            )
         finally:
             self.clear()
+        self.step = now.number + 1
 
     def clear(self) -> None:
         """Drop what was collected since the last step."""
@@ -409,9 +429,14 @@ class SinglePassEngine:
                 p.grad = gradient
         for p, gradient in zip(self._heads.parameters, own, strict=True):
             p.grad = gradient
-        self.step = step.number + 1
         self._checks_left -= 1
         return report
+
+
+class _End:
+    """How a step ended."""
+
+    report: StepReport
 
 
 def _names_and_index(tasks: TaskOfSample) -> tuple[list[str], Tensor]:

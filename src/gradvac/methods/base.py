@@ -1,5 +1,6 @@
 """What a method is: the loss geometry of one step in, one weight per task and group out."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ class StepGeometry:
                 raise NotFiniteError(
                     f"the loss of task {self.tasks[bad_losses[0]]!r} is "
                     f"{self.mean_losses[bad_losses[0]].item()} at step {self.step}; nothing was "
-                    "updated"
+                    "updated",
+                    self.tasks[bad_losses[0]],
                 )
             return
         # A bad gradient of task i spoils its whole row; its own norm tells it from its victims.
@@ -79,11 +81,15 @@ class StepGeometry:
             bad = ~self.gram.isfinite().all(dim=2)
         group, task = bad.nonzero()[0].tolist()
         others = int(bad.sum()) - 1
+        loss = self.mean_losses[task].item()
         raise NotFiniteError(
             f"the gradient of task {self.tasks[task]!r} is not finite in parameter group "
             f"{self.groups[group]!r} at step {self.step}"
             + (f" (and {others} more task-group pairs)" if others else "")
-            + "; nothing was updated"
+            + ("" if math.isfinite(loss) else f", and its loss is {loss}")
+            + "; nothing was updated",
+            self.tasks[task],
+            self.groups[group],
         )
 
 

@@ -1,0 +1,105 @@
+"""Steps whose losses or gradients are not finite: stop, or skip the step and say so.
+
+With ``torch.amp.GradScaler`` an infinite gradient is how the scaler learns that its scale is too
+large. Give the engine the scaler in place of a number and the rest of the loop stays as it was::
+
+    engine.backward(scaler.scale(loss), loss_scale=scaler)
+    scaler.unscale_(optimizer)  # and clip, if wanted
+    scaler.step(optimizer)
+    scaler.update()
+
+The engine divides the scale out before it measures anything and puts it back into ``p.grad``. After
+an overflow ``p.grad`` is infinite: the scaler skips the step and lowers its scale.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.combine import StepReport
+from gradvac.errors import GradientError, NotFiniteError
+from gradvac.methods import StepGeometry
+
+NonFinite = Literal["raise", "skip"]
+"""What to do about a loss or gradient that is not finite."""
+
+
+def check_policy(nonfinite: str) -> None:
+    """Raise GradientError unless ``nonfinite`` is "raise" or "skip"."""
+    if nonfinite not in ("raise", "skip"):
+        raise GradientError(f"nonfinite is {nonfinite!r}; it must be 'raise' or 'skip'")
+
+
+@dataclass(frozen=True)
+class LossScale:
+    """What losses were multiplied by.
+
+    Attributes:
+        factor: the number.
+        scaled: a GradScaler did it and wants ``p.grad`` to be scaled too.
+    """
+
+    factor: float
+    scaled: bool = False
+
+    @classmethod
+    def of(cls, scale: float | torch.amp.GradScaler) -> LossScale:
+        """Read a number, or a GradScaler, which may be disabled.
+
+        Raises:
+            GradientError: if the number is not finite and positive.
+        """
+        if isinstance(scale, torch.amp.GradScaler):
+            return cls(scale.get_scale(), scale.is_enabled())
+        if not 0 < scale < math.inf:
+            raise GradientError(f"loss_scale is {scale!r}; it must be finite and positive")
+        return cls(float(scale))
+
+    def restore(self, parameters: Iterable[Tensor]) -> None:
+        """Multiply ``p.grad`` by the scale if a GradScaler is going to divide by it."""
+        if self.scaled:
+            for p in parameters:
+                if p.grad is not None:
+                    p.grad.mul_(self.factor)
+
+    def overflowed(self, losses: Tensor) -> bool:
+        """Whether a gradient that is not finite may be due to a GradScaler's scale.
+
+        A loss that is NaN is not, and neither is anything once the scale is down at 1: there the
+        scaler would go on halving for ever without a word.
+        """
+        return self.scaled and self.factor > 1 and not bool(losses.isnan().any())
+
+
+def skip_or_raise(
+    error: BaseException,
+    nonfinite: NonFinite,
+    parameters: Iterable[Tensor],
+    scale: LossScale,
+    tasks: tuple[str, ...],
+    groups: tuple[str, ...],
+    losses: Tensor,
+    step: int,
+) -> StepReport:
+    """Leave gradients with which no optimizer moves and report the step as skipped, or raise.
+
+    ``p.grad`` is None, for which optimizers neither step nor decay nor count; for a GradScaler,
+    which wants to see a gradient, it is infinite.
+
+    Raises:
+        BaseException: ``error``, unless it is a NotFiniteError that policy or scale allow for.
+    """
+    may_skip = nonfinite == "skip" or scale.overflowed(losses)
+    if not (isinstance(error, NotFiniteError) and may_skip):
+        raise error
+    for p in parameters:
+        p.grad = torch.full_like(p, math.inf) if scale.scaled else None
+    gram = torch.full((len(groups), len(tasks), len(tasks)), math.nan, dtype=torch.float64)
+    geometry = StepGeometry(gram, losses, tasks, groups, step)
+    return StepReport(geometry, torch.zeros_like(gram[:, 0]), {}, skipped=str(error))
