@@ -7,6 +7,7 @@ hypotheses in a search), ``d`` model width, ``H`` heads, ``V`` vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
@@ -312,19 +313,34 @@ class Transformer(nn.Module):
 
     def forward(self, source_BS: Tensor, target_in_BT: Tensor) -> Tensor:
         """Return the decoder's output ``[B, T, d]`` for known targets."""
-        return self.decode(target_in_BT, self.start(source_BS).memory)
+        return self.decode(target_in_BT, self.memory(source_BS))
+
+    def memory(self, source_BS: Tensor) -> Iterator[LayerMemory]:
+        """Encode; return the source keys and values of one decoder layer after the other.
+
+        They are projected when the layer asks for them: the backward of training is then done with
+        a layer before it begins with the one below.
+        """
+        mask, encoded_BSd = self.mask(source_BS), self.encode(source_BS)
+
+        def of_each_layer() -> Iterator[LayerMemory]:
+            for layer in self.decoder.layers:
+                assert isinstance(layer, DecoderLayer)
+                yield LayerMemory(*layer.cross_attention.keys_values(encoded_BSd), mask)
+
+        return of_each_layer()
 
     def decode(
         self,
         target_in_BT: Tensor,
-        memory: list[LayerMemory],
+        memory: Iterable[LayerMemory],
         past: list[LayerPast] | None = None,
         position: int = 0,
     ) -> Tensor:
         """Return the decoder's output ``[B, T, d]``."""
         x_BTd = self.embed(target_in_BT, position)
-        for i, layer in enumerate(self.decoder.layers):
-            x_BTd = layer(x_BTd, memory[i], past[i] if past is not None else None)
+        for i, (layer, of_source) in enumerate(zip(self.decoder.layers, memory, strict=True)):
+            x_BTd = layer(x_BTd, of_source, past[i] if past is not None else None)
         return self.decoder.norm(x_BTd)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -354,11 +370,7 @@ class Transformer(nn.Module):
 
     def start(self, source_BS: Tensor) -> Cache:
         """Encode, and project the source keys and values of every decoder layer once."""
-        mask, encoded_BSd = self.mask(source_BS), self.encode(source_BS)
-        memory = []
-        for layer in self.decoder.layers:
-            assert isinstance(layer, DecoderLayer)
-            memory.append(LayerMemory(*layer.cross_attention.keys_values(encoded_BSd), mask))
+        memory = list(self.memory(source_BS))
         return Cache(memory, [LayerPast() for _ in memory])
 
     def step(self, tokens_N: Tensor, cache: Cache) -> Tensor:
