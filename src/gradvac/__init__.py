@@ -5,6 +5,7 @@ subpackages with their own dependencies.
 """
 
 from gradvac.engine import (
+    Engine,
     ParameterGroup,
     PerTaskEngine,
     SinglePassEngine,
@@ -38,6 +39,7 @@ __all__ = [
     "FAMO",
     "MGDA",
     "CorpusError",
+    "Engine",
     "GradNorm",
     "GradVac",
     "GradientError",

@@ -50,17 +50,23 @@ def flat(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Te
     )
 
 
-def single_pass(
-    model: nn.Module, losses: Losses, tasks: Sequence[str], **options: object
+def found_by(
+    make: Callable[[nn.Module, Method], SinglePassEngine],
+    model: nn.Module,
+    losses: Losses,
+    tasks: Sequence[str],
+    steps: int = 1,
+    **options: object,
 ) -> dict[str, list[Tensor]]:
-    """Gradient of each task and parameter group, by the engine."""
+    """Gradient of each task and parameter group, by an engine in its last of some steps."""
     found = {}
     for task in dict.fromkeys(tasks):
-        model.zero_grad()
-        engine = SinglePassEngine(model, OneTask(task))
-        torch.manual_seed(1)
-        with engine.tasks(tasks, **options):  # type: ignore[arg-type]
-            engine.backward(*losses())
+        engine = make(model, OneTask(task))
+        for _ in range(steps):
+            model.zero_grad()
+            torch.manual_seed(1)
+            with engine.tasks(tasks, **options):  # type: ignore[arg-type]
+                engine.backward(*losses())
         found[task] = [
             flat([p.grad for p in group.parameters], group.parameters) for group in engine.groups
         ]
@@ -68,11 +74,21 @@ def single_pass(
 
 
 def largest_error(
-    model: nn.Module, losses: Losses, tasks: Sequence[str], **options: object
+    model: nn.Module,
+    losses: Losses,
+    tasks: Sequence[str],
+    make: Callable[[nn.Module, Method], SinglePassEngine] = SinglePassEngine,
+    steps: int = 1,
+    **options: object,
 ) -> float:
     """Relative error of the worst task and parameter group."""
     expected = separate(model, losses, tasks)
-    found = single_pass(model, losses, tasks, **options)
+    found = found_by(make, model, losses, tasks, steps, **options)
+    return worst_error(found, expected)
+
+
+def worst_error(found: dict[str, list[Tensor]], expected: dict[str, list[Tensor]]) -> float:
+    """Relative error of the worst task and parameter group."""
     worst = 0.0
     for task, groups in expected.items():
         for g, reference in zip(found[task], groups, strict=True):

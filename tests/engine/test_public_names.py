@@ -30,7 +30,7 @@ def test_importing_needs_torch_alone():
 def test_the_public_names():
     assert set(gradvac.__all__) == {
         "CATS", "FAMO", "GradNorm", "MGDA", "TorchJD",
-        "CorpusError", "GradVac", "GradientError", "GradvacError", "Joint", "Method",
+        "CorpusError", "Engine", "GradVac", "GradientError", "GradvacError", "Joint", "Method",
         "NotFiniteError", "PCGrad",
         "ParameterGroup", "PerTaskEngine", "RecipeError", "RunError", "SinglePassEngine",
         "StaticWeights", "StepGeometry", "StepReport", "parameter_groups",

@@ -1,5 +1,6 @@
 """Engines: the gradients of every task of a step, grouped, measured and combined."""
 
+from gradvac.engine.auto import Engine
 from gradvac.engine.combine import StepReport
 from gradvac.engine.groups import GRANULARITIES, ParameterGroup, parameter_groups
 from gradvac.engine.per_task import PerTaskEngine
@@ -7,6 +8,7 @@ from gradvac.engine.single_pass import SinglePassEngine
 
 __all__ = [
     "GRANULARITIES",
+    "Engine",
     "ParameterGroup",
     "PerTaskEngine",
     "SinglePassEngine",

@@ -62,6 +62,12 @@ class Call(NamedTuple):
 Rule = Callable[[Call], Place | Sequence[Place | None] | None]
 
 
+def sole_owner(rows: RowMap) -> int | None:
+    """The task that all slices belong to, along whichever dimension; None if there are several."""
+    owners = [task for task, (start, end) in enumerate(rows.bounds) if end > start]
+    return owners[0] if len(owners) == 1 else None
+
+
 def agreed(places: Sequence[tuple[Tensor, Place]]) -> Place:
     """Return the place all inputs agree on, in dimensions of the output.
 
@@ -71,7 +77,8 @@ def agreed(places: Sequence[tuple[Tensor, Place]]) -> Place:
     for x, place in others:
         if place.dim == found.dim and place.rows.same(found.rows):
             continue
-        if not x.requires_grad:
+        owner = sole_owner(place.rows)
+        if not x.requires_grad or (owner is not None and owner == sole_owner(found.rows)):
             continue
         if not first.requires_grad:
             first, found = x, place
@@ -153,6 +160,7 @@ def reshape(call: Call) -> Place:
     if x.numel() != call.out.numel():
         raise Mixed("it changes the number of elements")
     before, n, after = x.shape[:dim].numel(), x.shape[dim], x.shape[dim + 1 :].numel()
+    fits: list[tuple[int, Place]] = []
     for e, size in enumerate(call.out.shape):
         ahead, behind = call.out.shape[:e].numel(), call.out.shape[e + 1 :].numel()
         # Cut off what of the samples' dimension goes to dimensions ahead and behind, then add
@@ -163,8 +171,13 @@ def reshape(call: Call) -> Place:
             continue
         folded = rows.folded(a, c)
         if folded is not None:
-            return Place(folded.spread(u, t), e)
-    raise Mixed("it splits the dimension of the samples")
+            fits.append((a * c, Place(folded.spread(u, t), e)))
+            if a * c == 1:
+                break
+    if not fits:
+        raise Mixed("it splits the dimension of the samples")
+    # Samples of one task fit in many ways; they had better stay where others look for them.
+    return min(fits, key=lambda fit: fit[0])[1]
 
 
 def transpose(call: Call) -> Place:
@@ -340,6 +353,24 @@ def pad(call: Call) -> Place:
     return Place(rows, dim)
 
 
+def _same_owners(x: Tensor, own: Place, index: Sequence[Any], dim: int, rows: RowMap) -> bool:
+    """Whether what lies at an index with tensors has its samples along ``dim``, those of rows."""
+    used = sum(_dims_used(i) for i in index)
+    if own.dim >= used or any(i is Ellipsis or i is None for i in index):
+        return False
+    shape = [1] * used
+    shape[own.dim] = -1
+    probe = own.rows.index.view(shape).expand(x.shape[:used])
+    owners = probe[tuple(i.cpu() if isinstance(i, Tensor) else i for i in index)]
+    if (owner := sole_owner(rows)) is not None:
+        return bool((owners == owner).all())
+    if not 0 <= dim < owners.ndim or owners.shape[dim] != len(rows):
+        return False
+    line = [1] * owners.ndim
+    line[dim] = -1
+    return bool((owners == rows.index.view(line)).all())
+
+
 def assign(call: Call) -> Place | None:
     """``x[index] = value``: the samples of the value become those of the tensor."""
     x, index, value = call.args
@@ -348,6 +379,11 @@ def assign(call: Call) -> Place | None:
     if not isinstance(value, Tensor) or (place := call.place(value)) is None:
         return own
     dim = place.dim + region.ndim - value.ndim
+    indices = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(i, Tensor | list) for i in indices):
+        if own is None or not _same_owners(x, own, indices, dim, place.rows):
+            raise Mixed("what is assigned belongs to other samples than where it goes")
+        return own
     fits = [
         d
         for d in range(x.ndim)

@@ -235,7 +235,9 @@ class Trace(TorchFunctionMode):
         if unknown is not None:
             if free:
                 raise self._error(name, f"it takes a tensor {self._origin(unknown)}")
-            return self._opaque(func(*args, **kwargs), self._origin(unknown))
+            why, out = self._origin(unknown), func(*args, **kwargs)
+            self._opaque(args[0] if name == "setitem" else out, why)
+            return out
         if name in COMPOSED and (free or name not in KNOWN):
             with self:
                 return COMPOSED[name](self, func)(*args, **kwargs)
@@ -276,16 +278,16 @@ class Trace(TorchFunctionMode):
 
     def _follow(self, call: Call, entry: Entry | None) -> None:
         """Tag the output of an operation without parameters."""
+        written = call.args[0] if call.name == "setitem" else call.out
         try:
             if entry is None:
                 raise Mixed("gradvac does not know whether it keeps samples apart")
             _refuse(call)
-            written = call.args[0] if call.name == "setitem" else call.out
             self._tag_output(written, entry.rule(call))
         except Mixed as reason:
-            self._opaque(call.out, f"made by {call.name!r}: {reason}")
+            self._opaque(written, f"made by {call.name!r}: {reason}")
         except Exception:
-            if any(out.requires_grad for out in tensors_in((call.out,), {})):
+            if any(out.requires_grad for out in tensors_in((written,), {})):
                 raise
 
     def _tag_output(self, out: Any, places: Any) -> None:
