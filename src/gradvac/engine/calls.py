@@ -175,6 +175,12 @@ def explained(loss: Tensor, model: nn.Module) -> Iterator[None]:
             'be followed; call it as a module, or use Engine(..., engine="per_task")'
         ) from error
     except RuntimeError as error:
+        if "a second time" in str(error):
+            raise GradientError(
+                "a backward pass has been through the graph of this loss already: it was given "
+                "twice, or shares a forward pass with a loss given before; give losses of one "
+                "forward pass together, as {task: loss}"
+            ) from error
         if "use_reentrant" not in str(error):
             raise
         raise GradientError(

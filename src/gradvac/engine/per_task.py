@@ -16,15 +16,16 @@ With ``torch.amp.GradScaler``, accumulate ``scaler.scale(loss)`` and call
 ``combine(loss_scale=scaler)``; see :mod:`gradvac.engine.nonfinite`.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.calls import explained
+from gradvac.engine.calls import explained, leaves
 from gradvac.engine.combine import StepReport, combine, decide
 from gradvac.engine.groups import Grouping, Heads, ParameterGroup, parameter_groups, task_heads
+from gradvac.engine.guards import Guard
 from gradvac.engine.heads import HeadGradients
 from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or_raise
 from gradvac.errors import GradientError
@@ -45,6 +46,7 @@ class PerTaskEngine:
             ``p.grad`` is then None, so that optimizers do nothing, and the report says why.
         heads: modules or parameters of one task alone, by task; see
             :func:`gradvac.engine.groups.task_heads`. They get their plain gradient.
+        task_names: the tasks there are: a task of another name is then an error, not a new task.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train.
@@ -57,6 +59,7 @@ class PerTaskEngine:
         granularity: Grouping = "all_layer",
         nonfinite: NonFinite = "raise",
         heads: Heads | None = None,
+        task_names: Collection[str] | None = None,
     ) -> None:
         if isinstance(model, nn.Module):
             _refuse_wrapped(model)
@@ -71,6 +74,7 @@ class PerTaskEngine:
         self.step = 0
         shared = [p for group in self.groups for p in group.parameters]
         self._parameters = [*shared, *self._heads.parameters]
+        self._guard = Guard(model, self._parameters, task_names)
         self._checks_heads = True  # in this process's first step
         self._buffers = [_GroupBuffer(group) for group in self.groups]
         self._losses: dict[str, Tensor] = {}  # in the order of the rows of the buffers
@@ -85,8 +89,12 @@ class PerTaskEngine:
 
         Raises:
             GradientError: if the loss is not a scalar, does not depend on the parameters, or
-                depends on another task's head.
+                depends on another task's head; or if the task is unknown or the parameters are not
+                those the engine was made for.
         """
+        self._guard.check_tasks([task])
+        if not self._losses:
+            self._guard.check_parameters()
         if loss.numel() != 1 or not loss.requires_grad:
             raise GradientError(
                 f"the loss of task {task!r} is {list(loss.shape)} with requires_grad="
@@ -102,6 +110,8 @@ class PerTaskEngine:
                 "computed with another copy of the model, or with one wrapped after the engine "
                 "was made?"
             )
+        if self._guard.fresh:
+            self._guard.check_leaves(leaves(loss))
         own = gradients[len(gradients) - len(self._heads.parameters) :]
         if self._checks_heads:
             self._heads.check(task, own)
@@ -162,6 +172,7 @@ class PerTaskEngine:
             self.clear()
         self.step = step + 1
         self._checks_heads = False
+        self._guard.end_step()
         return report
 
     def backward(
@@ -191,6 +202,16 @@ class PerTaskEngine:
         self._heads.clear()
         for buffer in self._buffers:
             buffer.clear()
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check that the engine makes a gradient for whatever an optimizer is to train.
+
+        The first optimizer to step with a parameter of the engine is checked without being asked.
+
+        Raises:
+            GradientError: if a parameter gets no gradient, or none is the engine's.
+        """
+        self._guard.check_optimizer(optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step number and the method's state."""

@@ -23,7 +23,7 @@ divided by; they are added up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from gradvac.engine.calls import as_written, explained, leaves, tensors_within
 from gradvac.engine.combine import StepReport, combine, decide
 from gradvac.engine.groups import Grouping, Heads, parameter_groups, task_heads
+from gradvac.engine.guards import Guard
 from gradvac.engine.heads import HeadGradients
 from gradvac.engine.meets import Watch
 from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or_raise
@@ -65,6 +66,7 @@ class SinglePassEngine:
             :func:`gradvac.engine.groups.task_heads`. They get their plain gradient.
         nonfinite: "raise" an error if a loss or gradient is not finite, or "skip" the step:
             ``p.grad`` is then None, so that optimizers do nothing, and the report says why.
+        task_names: the tasks there are: a task of another name is then an error, not a new task.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train.
@@ -78,6 +80,7 @@ class SinglePassEngine:
         verify_steps: int = 1,
         heads: Heads | None = None,
         nonfinite: NonFinite = "raise",
+        task_names: Collection[str] | None = None,
     ) -> None:
         _refuse_wrapped(model)
         check_policy(nonfinite)
@@ -94,6 +97,7 @@ class SinglePassEngine:
         self._slots = {id(slot.parameter): slot for store in self._stores for slot in store.slots}
         self._step = Step()
         self._batch: Batch | None = None
+        self._guard = Guard(model, self._parameters, task_names)
         self._splits = True  # until something mixes samples and there is another way
         self._give_up: Callable[[Refusal], None] | None = None
 
@@ -113,9 +117,12 @@ class SinglePassEngine:
                 whose size along ``batch_dim`` is B.
 
         Raises:
-            GradientError: if a sample has no task, or the forward pass mixes samples.
+            GradientError: if a sample has no task or an unknown one, if the forward pass mixes
+                samples, or if the parameters are not those the engine was made for.
         """
         names, index = _names_and_index(tasks)
+        self._guard.check_tasks(names)
+        self._guard.check_parameters()
         positions = torch.tensor([self._step.position(name) for name in names], dtype=torch.int64)
         rows = RowMap(positions[index], len(self._step.names))
         watch = Watch(self._release)
@@ -133,6 +140,7 @@ class SinglePassEngine:
             for x in tensors_within((args, kwargs)):
                 if x.ndim > batch_dim and x.shape[batch_dim] == len(rows):
                     batch.declare(x, batch_dim)
+                batch.seen.append(list(x.shape))
 
         hook = None
         if inputs is None and only is None:
@@ -241,6 +249,7 @@ class SinglePassEngine:
         finally:
             self.clear()
         self.step = now.number + 1
+        self._guard.end_step()
 
     def clear(self) -> None:
         """Drop what was collected since the last step."""
@@ -250,6 +259,16 @@ class SinglePassEngine:
         self._heads.clear()
         self._step = Step()
         self._batch = None
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check that the engine makes a gradient for whatever an optimizer is to train.
+
+        The first optimizer to step with a parameter of the engine is checked without being asked.
+
+        Raises:
+            GradientError: if a parameter gets no gradient, or none is the engine's.
+        """
+        self._guard.check_optimizer(optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step number and the method's state."""
@@ -265,7 +284,10 @@ class SinglePassEngine:
     def _backward(self, loss: Tensor, rows: Tensor | None, mask: Tensor | None) -> None:
         batch = self._batch
         if batch is None:
-            raise GradientError("backward() needs a forward pass inside `with engine.tasks(...)`")
+            raise GradientError(
+                "backward() needs a forward pass inside `with engine.tasks(...)`: there has been "
+                "none since the last one was used"
+            )
         for store in self._stores:
             store.streams = self._step.streams
         with torch._C.DisableTorchFunction():
@@ -273,6 +295,8 @@ class SinglePassEngine:
             total = torch.zeros(owners.n_tasks, dtype=torch.float64, device=loss.device)
             total.index_add_(0, owners.index.to(loss.device), loss.detach().double())
             self._step.add_losses(total)
+        if self._guard.fresh:
+            self._guard.check_leaves(leaves(loss))
         if batch.only is not None:
             self._plain_backward(loss, batch.only, owners.n_tasks)
         else:

@@ -72,12 +72,14 @@ class Batch:
         rows: the tasks of its samples.
         only: position of its task if all samples belong to one; then nothing is watched.
         declared: whether a tensor that holds the samples has been seen.
+        seen: shapes of the tensors given to the model, for errors.
     """
 
     def __init__(self, trace: Trace, rows: RowMap, only: int | None, batch_dim: int) -> None:
         self.trace, self.rows, self.only = trace, rows, only
         self.batch_dim = batch_dim
         self.declared = only is not None
+        self.seen: list[list[int]] = []
 
     def declare(self, x: Tensor, batch_dim: int) -> None:
         """Tag an input, unless it is known already: the model may be called twice."""
@@ -97,7 +99,9 @@ class Batch:
         if not self.declared and (self.trace.splits or rows is None):
             raise GradientError(
                 f"no tensor with {len(self.rows)} samples was given to the model inside "
-                "`with engine.tasks(...)`; name the batch by tasks(..., inputs=[...])"
+                f"`with engine.tasks(...)`, which has {len(self.rows)} task names: "
+                + (f"tensors {self.seen} were; give" if self.seen else "it was not called; give")
+                + " one name per sample, or name the batch by tasks(..., inputs=[...])"
             )
         place = self.trace.place(loss)
         if self.only is not None and loss.requires_grad:

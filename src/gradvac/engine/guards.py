@@ -1,0 +1,152 @@
+"""What goes wrong without a word: parameters that no gradient of the engine ever reaches."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from gradvac.errors import GradientError
+
+_ANEW = (
+    "make a new engine; new.load_state_dict(old.state_dict()) hands the state over, which is kept "
+    "by name"
+)
+
+
+class Guard:
+    """Watches that model, engine and optimizer go on meaning the same parameters.
+
+    Args:
+        model: the model, or the names and parameters the engine was given instead of one.
+        parameters: those the engine makes gradients for.
+        task_names: the tasks there are, if others are to be refused.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Sequence[tuple[str, nn.Parameter]],
+        parameters: Iterable[Tensor],
+        task_names: Collection[str] | None = None,
+    ) -> None:
+        self._model = model
+        self._known = {id(p) for p in parameters}
+        self._trained = [(name, p, p.requires_grad) for name, p in self._named()]
+        self._tasks = None if task_names is None else list(task_names)
+        self._fresh = True  # until a first step has ended well
+        self._optimizer_seen = False
+        self._hook: Any = None
+
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        model = self._model
+        return list(model.named_parameters() if isinstance(model, nn.Module) else model)
+
+    def check_tasks(self, names: Iterable[str]) -> None:
+        """Raise GradientError for a task that is none of those the engine was made for."""
+        for name in names:
+            if self._tasks is not None and name not in self._tasks:
+                near = get_close_matches(name, self._tasks, 1)
+                raise GradientError(
+                    f"unknown task {name!r}; the engine was made for {', '.join(self._tasks)}"
+                    + (f"; did you mean {near[0]!r}?" if near else "")
+                )
+
+    def check_parameters(self) -> None:
+        """Check that the same parameters are trained as when the engine was made.
+
+        Raises:
+            GradientError: if one was frozen, unfrozen, added or replaced since.
+        """
+        for name, p, trained in self._trained:
+            if p.requires_grad != trained:
+                what = "frozen (requires_grad is False)" if trained else "unfrozen"
+                raise GradientError(
+                    f"parameter {name!r} has been {what} since the engine was made; {_ANEW}"
+                )
+        if not self._fresh:
+            return
+        for name, p in self._named():
+            if p.requires_grad and id(p) not in self._known:
+                raise GradientError(
+                    f"parameter {name!r} has been added or replaced since the engine was made; "
+                    f"{_ANEW}"
+                )
+
+    def check_leaves(self, leaves: Iterable[Tensor]) -> None:
+        """Check, in the first step, what the loss depends on besides the model.
+
+        Raises:
+            GradientError: if that is a parameter for which the engine makes no gradient.
+        """
+        if not isinstance(self._model, nn.Module):
+            return  # the parameters were chosen by hand
+        for leaf in leaves:
+            if isinstance(leaf, nn.Parameter) and id(leaf) not in self._known:
+                raise GradientError(
+                    f"the loss depends on a parameter {list(leaf.shape)} that is not in the model "
+                    "given to the engine (part of the criterion, or of another model?) and would "
+                    "get no gradient; give the engine a module that holds both, or freeze it"
+                )
+
+    @property
+    def fresh(self) -> bool:
+        """Whether no step has ended well yet."""
+        return self._fresh
+
+    def end_step(self) -> None:
+        """Begin, after the first step, to wait for the optimizer that makes use of it."""
+        if self._fresh:
+            self._fresh = False
+            self._hook = register_optimizer_step_pre_hook(_when_stepping(self))
+        elif self._optimizer_seen and self._hook is not None:
+            self._hook.remove()  # not from inside the hook: torch is going through a list of them
+            self._hook = None
+
+    def sees(self, optimizer: Optimizer) -> None:
+        """Check the first optimizer that steps with a parameter of the engine."""
+        if not self._optimizer_seen and any(id(p) in self._known for p in _held(optimizer)):
+            self._optimizer_seen = True
+            self.check_optimizer(optimizer)
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Check that every parameter of an optimizer gets its gradient from the engine or has one.
+
+        Raises:
+            GradientError: if one gets none, or if none is the engine's.
+        """
+        held = _held(optimizer)
+        if not any(id(p) in self._known for p in held):
+            raise GradientError(
+                "the optimizer holds none of the engine's parameters; both must be made from the "
+                "same model, and after it was moved, wrapped or given new layers"
+            )
+        names = {id(p): name for name, p in self._named()}
+        for n, p in enumerate(held):
+            if p.requires_grad and p.grad is None and id(p) not in self._known:
+                what = repr(names[id(p)]) if id(p) in names else f"number {n}"
+                raise GradientError(
+                    f"the optimizer holds parameter {what} {list(p.shape)}, for which the engine "
+                    "makes no gradient: it would never be trained. Make the engine from all that "
+                    "is to be trained, or leave it out of the optimizer"
+                )
+
+
+def _held(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _when_stepping(guard: Guard) -> Any:
+    """A hook of all optimizers that does not keep the engine alive."""
+    reference = weakref.ref(guard)
+
+    def look(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        there = reference()
+        if there is not None:
+            there.sees(optimizer)
+
+    return look
