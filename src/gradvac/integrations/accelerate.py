@@ -1,0 +1,65 @@
+"""Per-task gradients in a loop of Hugging Face Accelerate, in place of ``accelerator.backward``.
+
+Accumulation, mixed precision, clipping and skipped steps stay with Accelerate: after
+:func:`backward` every ``p.grad`` is what ``accelerator.backward`` would have left for the same
+combined gradient, scaled where there is a scaler.
+"""
+
+from collections.abc import Mapping
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import Tensor
+
+from gradvac.engine import Engine, StepReport
+from gradvac.errors import GradientError
+
+
+def backward(
+    accelerator: Accelerator,
+    engine: Engine,
+    loss: Tensor,
+    rows: Tensor | None = None,
+    mask: Tensor | None = None,
+    step: int | None = None,
+    shares: Mapping[str, float] | None = None,
+) -> StepReport | None:
+    """Run the backward pass of a micro-batch; combine the gradients if it is the step's last.
+
+    Like ``accelerator.backward`` it divides by ``gradient_accumulation_steps``.
+
+    Args:
+        accelerator: what prepared model and optimizer.
+        engine: of the bare model.
+        loss: as for the engine, ``[B, ...]`` or, with ``rows``, ``[N]``.
+        rows: the sample that each loss belongs to, ``[N]``.
+        mask: weights of the losses; of the shape of ``loss``.
+        step: number of this step; by default one more than the last.
+        shares: by task, what its mean loss was multiplied by.
+
+    Returns:
+        The report of the step; None for a micro-batch that does not end one.
+
+    Raises:
+        GradientError: on more than one process, and as the engine does.
+    """
+    refuse_ranks(accelerator)
+    scaler = accelerator.scaler
+    loss = loss / accelerator.gradient_accumulation_steps
+    loss = loss if scaler is None else scaler.scale(loss)
+    if not accelerator.sync_gradients:
+        engine.accumulate(loss, rows, mask)
+        return None
+    scale = 1.0 if scaler is None else scaler
+    return engine.backward(loss, rows, mask, scale, step, shares)
+
+
+def refuse_ranks(accelerator: Accelerator) -> None:
+    """Raise GradientError if gradients would have to be averaged over processes."""
+    kind = accelerator.distributed_type
+    if kind != DistributedType.NO:
+        raise GradientError(
+            f"Accelerate runs {kind.value} on {accelerator.num_processes} process(es), where "
+            "gradients are averaged over ranks once for all tasks; per-task gradients would stay "
+            "local and the ranks drift apart without an error. Train on one process and one device"
+        )

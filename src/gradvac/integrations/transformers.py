@@ -1,0 +1,306 @@
+"""Per-task gradients in the Trainer of Hugging Face transformers.
+
+A script that trains with ``Trainer`` or ``Seq2SeqTrainer`` changes three lines::
+
+    from gradvac.integrations.transformers import TaskGradients
+
+    class TaskTrainer(TaskGradients, Seq2SeqTrainer): ...
+
+    trainer = TaskTrainer(..., method=GradVac())     # the dataset has a column `task`
+
+Accumulation, mixed precision, clipping, logging, checkpoints, evaluation and schedules stay with
+the Trainer. With :class:`gradvac.Joint` the parameters are those of the ordinary Trainer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from gradvac.engine import Engine, StepReport
+from gradvac.engine.groups import Grouping
+from gradvac.errors import GradientError
+from gradvac.integrations.accelerate import backward, refuse_ranks
+from gradvac.integrations.transformers_batch import TaskCollator, take_tasks
+from gradvac.integrations.transformers_loss import OVERRIDE, ModelLoss
+from gradvac.methods import Method
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "task_gradients.pt"
+"""Name of the file of a checkpoint that holds the state of engine and method."""
+
+
+class TaskGradients(Trainer):
+    """A Trainer, or a mixin before one, whose gradients are combined by a method.
+
+    Args:
+        *args: what the Trainer takes.
+        method: turns the geometry of a step into weights of the task gradients.
+        granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
+        engine: further arguments of :class:`gradvac.Engine`, such as ``{"nonfinite": "skip"}``.
+        task_column: column of the training dataset that holds the task of each sample: a name, or
+            a position in ``tasks``.
+        tasks: the names that may occur; any if None.
+        **kwargs: what the Trainer takes.
+
+    Attributes:
+        report: what happened in the last optimizer step; None before the first.
+
+    Raises:
+        GradientError: if the Trainer is set up for several devices, for a compiled model, or for a
+            loss or an optimizer that leaves no room for per-task gradients.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        method: Method,
+        granularity: Grouping = "all_layer",
+        engine: Mapping[str, Any] | None = None,
+        task_column: str = "task",
+        tasks: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._refuse_unsupported()
+        self.task_column = task_column
+        self.tasks = tasks
+        self.report: StepReport | None = None
+        self.data_collator = TaskCollator(self.data_collator, task_column)
+        self._method, self._fresh = method, method.state_dict()
+        self._engine_options = {"granularity": granularity, **(engine or {})}
+        self._engine: Engine | None = None
+        self._model_loss: ModelLoss | None = None
+        self._n_items: Tensor | int | None = None  # labels of the step, if the Trainer counts them
+        self._shares: dict[str, float] = defaultdict(float)
+        self._logged: dict[str, list[float]] = defaultdict(list)
+
+    @property
+    def task_engine(self) -> Engine:
+        """The engine of the model that is trained; a new one for a new ``model_init()``."""
+        model: Any = self.model
+        if self._engine is None or self._engine.model is not model:
+            if self._engine is not None:
+                self._method.load_state_dict(self._fresh)
+            self._engine = Engine(model, self._method, **self._engine_options)
+        return self._engine
+
+    def task_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
+        """Return the unreduced losses of a batch; override it for a loss of your own.
+
+        This one is the cross-entropy of the model's logits and ``labels`` with the Trainer's label
+        smoothing, for sequence and token classification, masked, causal and sequence-to-sequence
+        language models. It is checked against the model's own loss on the first batch.
+
+        The losses are added up and divided as the Trainer does: by the number of labels of the
+        whole step if it counts them, else by how many losses are returned.
+
+        Args:
+            model: what to call; under autocast if there is any.
+            inputs: the batch on its device, without the tasks.
+
+        Returns:
+            Losses ``[N]`` and the sample each belongs to, ``[N]``, or losses ``[B, ...]`` and None.
+
+        Raises:
+            GradientError: if the model's loss is another.
+        """
+        if self._model_loss is None:
+            smoothing = self.label_smoother.epsilon if self.label_smoother is not None else 0.0
+            self._model_loss = ModelLoss(self._shifts_labels(), smoothing)
+        return self._model_loss(model, inputs, self._n_items)
+
+    def training_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor | Any],
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Run forward and backward pass of a micro-batch; set ``p.grad`` if it ends a step.
+
+        Returns:
+            The loss that the Trainer would have returned, a scalar.
+
+        Raises:
+            GradientError: if samples have no task or an unknown one, if the gradients cannot be
+                split, and, unless a scaler skips the step, if they are not finite.
+        """
+        if model is not self.model:
+            raise GradientError(
+                f"the model is wrapped in {type(model).__name__}, which gives the engine other "
+                "gradients than those of the bare model; train on one process and one device"
+            )
+        model.train()
+        optimizer: Any = self.optimizer
+        if callable(getattr(optimizer, "train", None)):
+            optimizer.train()
+        inputs = dict(self._prepare_inputs(inputs))
+        tasks = take_tasks(inputs, self.task_column, self.tasks)
+        engine = self.task_engine
+        self._n_items = num_items_in_batch if self.model_accepts_loss_kwargs else None
+        try:
+            with engine.tasks(tasks):
+                with self.compute_loss_context_manager():
+                    losses, rows = self.task_losses(model, inputs)
+                losses, rows = _flat(losses, rows, len(tasks))
+                divisor = self._divisor(len(losses))
+                losses = losses / divisor
+            self._add_shares(tasks, rows, divisor)
+            shares = {task: share or 1.0 for task, share in self._shares.items()}  # 1: no loss
+            step = self.state.global_step
+            report = backward(self.accelerator, engine, losses, rows, step=step, shares=shares)
+        except BaseException:
+            self._shares.clear()
+            raise
+        if report is not None:
+            self._shares.clear()
+            self.report = report
+            self._note(report)
+        return losses.detach().sum()
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any, Any]:
+        """Predict as the Trainer does; the model is not shown the tasks."""
+        inputs.pop(self.task_column, None)
+        return super().prediction_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as the Trainer does, and with its loss the means since the last one.
+
+        Added are ``loss_<task>``, the task's mean loss; ``conflicts``, how many ordered pairs of
+        task gradients have a negative inner product, over all parameter groups; and ``edits``, how
+        many of them the method edited, if it edits.
+        """
+        if "loss" in logs:
+            logs |= {key: sum(values) / len(values) for key, values in self._logged.items()}
+            self._logged.clear()
+        super().log(logs, start_time)
+
+    # -- the Trainer's hooks --------------------------------------------------------------------
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Any = self._signature_columns
+        if self.task_column not in columns:
+            columns.append(self.task_column)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = {"method": type(self._method).__name__, "engine": self.task_engine.state_dict()}
+        torch.save(state, os.path.join(output_dir, STATE_FILE))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
+        path = os.path.join(checkpoint, STATE_FILE)
+        name = type(self._method).__name__
+        if not os.path.exists(path):
+            logger.warning("%s does not exist: %s starts without a past", path, name)
+            return
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["method"] != name:
+            raise GradientError(
+                f"{path} is the state of {state['method']} and the method is {name}; delete the "
+                f"file to go on without what {state['method']} has learned"
+            )
+        self.task_engine.load_state_dict(state["engine"])
+
+    # -- one batch ------------------------------------------------------------------------------
+
+    def _shifts_labels(self) -> bool:
+        """Whether position t of the logits is about label t + 1, as the Trainer decides it."""
+        if getattr(self, "_loss_shifts_labels", False):  # later versions know
+            return True
+        causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        return any(kind.__name__ in causal for kind in type(self.model).__mro__)
+
+    def _divisor(self, n_losses: int) -> Tensor | int:
+        """Return what the Trainer divides the sum of the losses of a micro-batch by."""
+        n_losses = max(n_losses, 1)
+        if self._model_loss is not None and self._model_loss.adds_up_means:
+            return n_losses
+        if self._n_items is not None:
+            return self._n_items
+        return n_losses * self.current_gradient_accumulation_steps
+
+    def _add_shares(self, tasks: list[str], rows: Tensor, divisor: Tensor | int) -> None:
+        """Note what the mean loss of each task was multiplied by."""
+        names = sorted(set(tasks))
+        index = torch.tensor([names.index(task) for task in tasks])
+        counts = index[rows.cpu()].bincount(minlength=len(names)).tolist()
+        for name, count in zip(names, counts, strict=True):
+            self._shares[name] += count / float(divisor)
+
+    def _note(self, report: StepReport) -> None:
+        """Keep of a report what is to be logged."""
+        if report.skipped:
+            logger.warning("step skipped: %s", report.skipped)
+            return
+        means = report.geometry.mean_losses.tolist()
+        for task, loss in zip(report.tasks, means, strict=True):
+            self._logged[f"loss_{task}"].append(loss)
+        self._logged["conflicts"].append(float((report.gram < 0).sum()))
+        if "edits" in report.diagnostics:
+            self._logged["edits"].append(float(report.edits.sum()))
+
+    # -- what does not work ---------------------------------------------------------------------
+
+    def _refuse_unsupported(self) -> None:
+        """Raise GradientError for what would be ignored or wrong without a word."""
+        refuse_ranks(self.accelerator)
+        args = self.args
+        if args.n_gpu > 1:
+            raise GradientError(
+                f"{args.n_gpu} GPUs are visible and the Trainer would split batches over them by "
+                "DataParallel, which adds up the gradients of all tasks; set CUDA_VISIBLE_DEVICES=0"
+            )
+        if args.torch_compile:
+            raise GradientError(
+                "torch_compile hides from the engine where parameters meet samples; switch it off"
+            )
+        optim = str(getattr(args.optim, "value", args.optim))
+        if "lomo" in optim or "layerwise" in optim:
+            raise GradientError(
+                f"optim is {optim!r}, which updates inside the backward pass, before the "
+                "gradients of the tasks are combined; choose one that does not"
+            )
+        if self.compute_loss_func is not None:
+            raise GradientError(f"compute_loss_func returns one loss for all tasks; {OVERRIDE}")
+        kinds = type(self).__mro__
+        own_losses = type(self).task_losses is not TaskGradients.task_losses
+        for kind in kinds[: kinds.index(Trainer)]:
+            if "compute_loss" in vars(kind) and not own_losses:
+                raise GradientError(
+                    f"{kind.__name__}.compute_loss returns one loss for all tasks and would not "
+                    f"be called in training; {OVERRIDE}"
+                )
+            behind = kinds.index(kind) > kinds.index(TaskGradients)
+            if "training_step" in vars(kind) and behind:
+                raise GradientError(
+                    f"{kind.__name__}.training_step would not be called; name {kind.__name__} "
+                    "before TaskGradients among the base classes, if it calls super()"
+                )
+
+
+def _flat(losses: Tensor, rows: Tensor | None, n_samples: int) -> tuple[Tensor, Tensor]:
+    """Return losses ``[N]`` and the sample that each belongs to, ``[N]``."""
+    if rows is not None:
+        return losses, rows
+    if not losses.ndim or len(losses) != n_samples:
+        raise GradientError(
+            f"task_losses returned {list(losses.shape)} for {n_samples} samples and no rows; "
+            "losses must be [B, ...], neither averaged nor summed over samples"
+        )
+    rows = torch.arange(n_samples, device=losses.device)
+    return losses.reshape(-1), rows.repeat_interleave(losses[0].numel())

@@ -1,0 +1,81 @@
+"""The task of each sample on its way from a dataset's column into a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor
+
+from gradvac.errors import GradientError
+
+
+class TaskCollator:
+    """Collates a batch by another collator and adds the task of each sample, a list of B values.
+
+    Args:
+        collator: never sees the task, of which it could make no tensor.
+        column: key of the task.
+    """
+
+    def __init__(self, collator: Callable[[list[Any]], Any], column: str) -> None:
+        self.collator = collator
+        self.column = column
+
+    def __call__(self, features: list[Any]) -> Any:
+        """Return the batch, with tasks if its samples have them: evaluation may do without.
+
+        Raises:
+            GradientError: if some samples have a task and others do not.
+        """
+        if not any(isinstance(f, Mapping) and self.column in f for f in features):
+            return self.collator(features)
+        tasks = [f.get(self.column) for f in features]
+        if None in tasks:
+            raise GradientError(
+                f"sample {tasks.index(None)} of a batch has no {self.column!r} and others have; "
+                "every sample needs its task"
+            )
+        rest = [{k: v for k, v in f.items() if k != self.column} for f in features]
+        batch = self.collator(rest)
+        batch[self.column] = tasks
+        return batch
+
+
+def take_tasks(inputs: dict[str, Any], column: str, known: Sequence[str] | None) -> list[str]:
+    """Take the tasks out of a batch and return their names, ``[B]``.
+
+    Args:
+        inputs: the batch; ``column`` holds names, or positions among the known names.
+        column: key of the tasks.
+        known: the names that may occur; any if None.
+
+    Raises:
+        GradientError: if there are none, or one that is not known.
+    """
+    values = inputs.pop(column, None)
+    if values is None:
+        near = get_close_matches(column, inputs, 1)
+        raise GradientError(
+            f"the batch has no {column!r}, only {', '.join(inputs)}"
+            + (f"; is it {near[0]!r}?" if near else "")
+            + ". The training dataset needs a column with the task of each sample; task_column= "
+            "says which"
+        )
+    values = values.tolist() if isinstance(values, Tensor) else values
+    if known is None:
+        return [str(value) for value in values]
+    return [_name(value, column, known) for value in values]
+
+
+def _name(value: Any, column: str, known: Sequence[str]) -> str:
+    if isinstance(value, int) and 0 <= value < len(known):
+        return known[value]
+    if value in known:
+        return str(value)
+    near = get_close_matches(str(value), known, 1)
+    raise GradientError(
+        f"column {column!r} holds {value!r}; the tasks are {', '.join(known)}"
+        + (f". Did you mean {near[0]!r}?" if near else "")
+    )

@@ -1,0 +1,133 @@
+"""The losses of models of Hugging Face transformers before they are averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gradvac.errors import GradientError
+
+OVERRIDE = (
+    "override task_losses(model, inputs), which returns the unreduced losses [B, ...] and None, or "
+    "losses [N] and the sample each belongs to [N]"
+)
+_IGNORED = -100  # label of a position without loss, by the convention of transformers
+
+
+def cross_entropies(
+    logits: Tensor, labels: Tensor, shift: bool = False, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy of every label that counts, as transformers defines it.
+
+    Args:
+        logits: ``[B, ..., V]``.
+        labels: classes ``[B, ...]``, -100 where there is none.
+        shift: position t predicts label t + 1, as in causal language models.
+        smoothing: label smoothing, as ``TrainingArguments.label_smoothing_factor``.
+
+    Returns:
+        Losses ``[N]`` and the sample that each belongs to, ``[N]``.
+
+    Raises:
+        GradientError: if logits and labels are not those of a classification.
+    """
+    if logits.shape[:-1] != labels.shape or labels.is_floating_point():
+        raise GradientError(
+            f"logits are {list(logits.shape)} and labels {labels.dtype} {list(labels.shape)}; a "
+            f"cross-entropy needs [B, ..., V] and integers [B, ...]. For another loss {OVERRIDE}"
+        )
+    if shift:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    counted = labels != _IGNORED
+    logits = logits[counted]
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    losses = F.cross_entropy(logits, labels[counted], reduction="none", label_smoothing=smoothing)
+    return losses, counted.nonzero()[:, 0]
+
+
+class ModelLoss:
+    """The cross-entropy of a model's logits and labels, known to be the model's own loss.
+
+    Without smoothing, the first batch also asks the model for its loss and compares.
+
+    Args:
+        shift: whether position t predicts label t + 1.
+        smoothing: label smoothing; the Trainer then leaves out the model's own loss.
+
+    Attributes:
+        adds_up_means: the model is given the number of labels of a step and divides by those of
+            the micro-batch all the same. Known after the first batch.
+    """
+
+    def __init__(self, shift: bool, smoothing: float) -> None:
+        self.shift = shift
+        self.smoothing = smoothing
+        self.adds_up_means = False
+        self._known = smoothing > 0
+
+    def __call__(
+        self, model: nn.Module, inputs: dict[str, Any], n_items: Tensor | int | None
+    ) -> tuple[Tensor, Tensor]:
+        """Return losses ``[N]`` of a batch and the sample that each belongs to, ``[N]``.
+
+        Args:
+            model: returns a mapping with ``logits``, and with ``loss`` if there are labels.
+            inputs: the batch, with ``labels``.
+            n_items: number of labels of the step, if the model's loss may know it.
+
+        Raises:
+            GradientError: if the model's loss is another.
+        """
+        name = type(model).__name__
+        labels = inputs.get("labels")
+        if labels is None:
+            raise GradientError(
+                f"the batch has no 'labels', only {', '.join(inputs)}; for another loss {OVERRIDE}"
+            )
+        if self._known:
+            outputs = model(**_without_labels(model, inputs))
+        else:
+            given = {} if n_items is None else {"num_items_in_batch": n_items}
+            outputs = model(**inputs, **given)
+        fields: Mapping[str, Any] = outputs if isinstance(outputs, Mapping) else {}
+        logits = fields.get("logits")
+        if not isinstance(logits, Tensor):
+            raise GradientError(f"{name} returns no logits; {OVERRIDE}")
+        losses, rows = cross_entropies(logits, labels, self.shift, self.smoothing)
+        if not self._known and len(losses):
+            self._compare(name, losses.detach(), fields.get("loss"), n_items)
+        return losses, rows
+
+    def _compare(
+        self, name: str, losses: Tensor, own: Tensor | None, n_items: Tensor | int | None
+    ) -> None:
+        """Check losses ``[N]`` against the model's own, and see what it divides by."""
+        if own is None:
+            raise GradientError(f"{name} returns no loss to compare with; {OVERRIDE}")
+        tolerance = 1e-4 if own.dtype.itemsize >= 4 else 1e-2  # the latter for 16 bits
+        close = lambda n: torch.isclose(losses.sum() / n, own.detach().to(losses), rtol=tolerance)
+        if n_items is None or not close(n_items):
+            if not close(len(losses)):
+                raise GradientError(
+                    f"the loss of {name} is {own.item():.6g} where the mean cross-entropy of its "
+                    f"logits and labels is {losses.mean().item():.6g}, so there is more to it; "
+                    f"{OVERRIDE}"
+                )
+            self.adds_up_means = n_items is not None
+        self._known = True
+
+
+def _without_labels(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the labels where that is possible: the model's loss would be computed in vain."""
+    rest = {key: value for key, value in inputs.items() if key != "labels"}
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs:
+        prepare: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+        if prepare is None:
+            return inputs
+        rest["decoder_input_ids"] = prepare(labels=inputs["labels"])
+    return rest

@@ -1,0 +1,174 @@
+"""The Trainer with task gradients against the ordinary Trainer and loops written by hand."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional as F
+
+import gradvac
+from gradvac.integrations.transformers import TaskGradients
+from tests.integrations import tiny
+from tests.methods.helpers import random_order
+from tests.reference.algorithm1 import Algorithm1
+
+EXACT = 1e-10
+ROUNDED = 1e-5  # where transformers computes a loss in float32, over the ~10 steps of a run
+
+
+class TaskSeq2SeqTrainer(TaskGradients, transformers.Seq2SeqTrainer):
+    pass
+
+
+ORDINARY = {TaskGradients: transformers.Trainer, TaskSeq2SeqTrainer: transformers.Seq2SeqTrainer}
+
+
+def joint_error(kind, model, data, folder, **options):
+    """Largest difference of a parameter of Joint from the ordinary Trainer's, and both Trainers."""
+    plain, ours = deepcopy(model), deepcopy(model)
+    expected = tiny.train(ORDINARY[kind], plain, data, folder, **options)
+    found = tiny.train(kind, ours, data, folder, method=gradvac.Joint(), **options)
+    assert tiny.distance(plain, model) > 1e-2  # something was learned
+    return tiny.distance(plain, ours), expected, found
+
+
+# 18 samples in batches of 4: the last batch and, with accumulation, the last step are smaller.
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_joint_is_the_ordinary_seq2seq_trainer(tmp_path, accumulation):
+    model = tiny.built(tiny.t5, dropout_rate=0.1)
+    error, *_ = joint_error(
+        TaskSeq2SeqTrainer, model, tiny.samples(18), tmp_path, max_grad_norm=0.5,
+        gradient_accumulation_steps=accumulation,
+    )  # fmt: skip
+    assert error < EXACT
+
+
+def test_joint_is_the_ordinary_seq2seq_trainer_with_label_smoothing(tmp_path):
+    model, data = tiny.built(tiny.t5), tiny.samples(18)
+    for sample in data:  # the ordinary Trainer then needs them from the collator
+        made = model.prepare_decoder_input_ids_from_labels(sample["labels"][None])
+        sample["decoder_input_ids"] = made[0]
+    error, *_ = joint_error(
+        TaskSeq2SeqTrainer, model, data, tmp_path,
+        gradient_accumulation_steps=2, label_smoothing_factor=0.1,
+    )  # fmt: skip
+    assert error < ROUNDED
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "smoothing", "limit"),
+    [
+        (tiny.llama, tiny.samples(18), 0.0, ROUNDED),
+        (tiny.llama, tiny.samples(18), 0.1, ROUNDED),
+        (tiny.gpt2, tiny.samples(18), 0.0, ROUNDED),
+        (tiny.masked, tiny.samples(18), 0.0, ROUNDED),
+        (tiny.tagger, tiny.samples(18, tiny.CLASSES), 0.0, EXACT),
+        (tiny.tagger, tiny.samples(18, tiny.CLASSES), 0.1, ROUNDED),
+        (tiny.classifier, tiny.samples(18, tiny.CLASSES, per_sample=True), 0.0, EXACT),
+    ],
+)
+def test_joint_is_the_ordinary_trainer(tmp_path, make, data, smoothing, limit):
+    error, *_ = joint_error(
+        TaskGradients, tiny.built(make), data, tmp_path,
+        gradient_accumulation_steps=2, label_smoothing_factor=smoothing,
+    )  # fmt: skip
+    assert error < limit
+
+
+def test_joint_is_the_ordinary_trainer_on_a_stream_of_single_samples(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(tiny.samples(12))
+
+    options = dict(max_steps=4, per_device_train_batch_size=1, gradient_accumulation_steps=3)
+    model = tiny.built(tiny.tagger)
+    model.classifier, model.num_labels = nn.Linear(8, tiny.V).double(), tiny.V
+    error, *_ = joint_error(TaskGradients, model, Stream(), tmp_path, **options)
+    assert error < EXACT
+
+
+class Regression(TaskGradients):
+    def task_losses(self, model, inputs):
+        labels = inputs.pop("labels")
+        return (model(**inputs).logits - labels).square(), None
+
+
+def test_a_loss_of_ones_own(tmp_path):
+    data = tiny.samples(16, per_sample=True)
+    for sample in data:
+        sample["labels"] = torch.randn(tiny.CLASSES, dtype=torch.float64)
+    model = tiny.built(tiny.classifier, problem_type="regression")
+    plain, ours = deepcopy(model), deepcopy(model)
+    tiny.train(transformers.Trainer, plain, data, tmp_path)
+    trainer = tiny.train(Regression, ours, data, tmp_path, method=gradvac.Joint())
+    assert tiny.distance(plain, ours) < EXACT < 1e-2 < tiny.distance(model, ours)
+    assert trainer.state.log_history[0]["loss"] > 0
+
+
+def gradients_of_tasks(model, groups, batches):
+    """Per group and task, the gradient of the step's loss, by one backward per task.
+
+    The loss of T5 is the mean of a micro-batch whatever the step, and the Trainer adds them up.
+    """
+    found = {group.name: {} for group in groups}
+    for task in sorted({task for batch in batches for task in batch["task"]}):
+        model.zero_grad()
+        for batch in batches:
+            own = torch.tensor([t == task for t in batch["task"]])
+            labels = batch["labels"].where(own[:, None], -100)
+            logits = model(input_ids=batch["input_ids"], labels=labels).logits
+            total = F.cross_entropy(logits.transpose(1, 2), labels, reduction="sum")
+            (total / (batch["labels"] != -100).sum()).backward()
+        for group in groups:
+            gradients = [p.grad.flatten() for p in group.parameters]
+            found[group.name][task] = torch.cat(gradients).clone()
+    return found
+
+
+def names_of_step(gradients, step):
+    """A geometry with what visiting orders depend on."""
+    groups, tasks = tuple(gradients), tuple(next(iter(gradients.values())))
+    gram = torch.zeros(len(groups), len(tasks), len(tasks), dtype=torch.float64)
+    return gradvac.StepGeometry(gram, gram[0, 0], tasks, groups, step)
+
+
+def test_gradvac_is_a_loop_of_separate_backwards_and_algorithm_1(tmp_path):
+    """Independent of engine and method: autograd per task, the paper's algorithm on vectors."""
+    model = tiny.built(tiny.t5, dropout_rate=0.0)
+    by_hand, batches, data = deepcopy(model), [], tiny.samples(48)
+
+    def collator(samples):
+        batches.append(transformers.default_data_collator(samples))
+        return dict(batches[-1])
+
+    trainer = tiny.train(
+        TaskSeq2SeqTrainer, model, data, tmp_path, method=gradvac.GradVac(beta=0.3, seed=7),
+        data_collator=collator, max_steps=6, gradient_accumulation_steps=2, max_grad_norm=0.7,
+    )  # fmt: skip
+    tasks = {tuple(sample["input_ids"].tolist()): sample["task"] for sample in data}
+    for batch in batches:
+        batch["task"] = [tasks[tuple(ids)] for ids in batch["input_ids"].tolist()]
+
+    literal, edits, conflicts = Algorithm1(0.3, set(tiny.TASKS)), [], []
+    optimizer = torch.optim.AdamW(by_hand.parameters(), lr=1e-2, weight_decay=0.0)
+    groups = gradvac.parameter_groups(by_hand, "all_layer")
+    for step in range(6):
+        gradients = gradients_of_tasks(by_hand, groups, batches[2 * step : 2 * step + 2])
+        combined = literal.step(gradients, random_order(7, names_of_step(gradients, step)))
+        edits.append(sum(literal.edits.values()))
+        stacked = [torch.stack(list(g.values())) for g in gradients.values()]
+        conflicts.append(sum(int((rows @ rows.T < 0).sum()) for rows in stacked))
+        for group in groups:
+            pieces = combined[group.name].split([p.numel() for p in group.parameters])
+            for p, piece in zip(group.parameters, pieces, strict=True):
+                p.grad = piece.view_as(p)
+        nn.utils.clip_grad_norm_(by_hand.parameters(), 0.7)
+        optimizer.param_groups[0]["lr"] = 1e-2 * (6 - step) / 6  # the Trainer's linear schedule
+        optimizer.step()
+    assert tiny.distance(model, by_hand) < EXACT
+    logged = [entry for entry in trainer.state.log_history if "edits" in entry]
+    assert [entry["edits"] for entry in logged] == edits
+    assert [entry["conflicts"] for entry in logged] == conflicts
+    assert sum(edits) > 0 < sum(conflicts)
