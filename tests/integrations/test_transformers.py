@@ -35,14 +35,20 @@ def joint_error(kind, model, data, folder, **options):
 
 
 # 18 samples in batches of 4: the last batch and, with accumulation, the last step are smaller.
-@pytest.mark.parametrize("accumulation", [1, 3])
-def test_joint_is_the_ordinary_seq2seq_trainer(tmp_path, accumulation):
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"gradient_accumulation_steps": 3}, {"activation_checkpointing": True}],
+    ids=lambda options: next(iter(options), "plain"),
+)
+def test_joint_is_the_ordinary_seq2seq_trainer(tmp_path, options):
     model = tiny.built(tiny.t5, dropout_rate=0.1)
-    error, *_ = joint_error(
-        TaskSeq2SeqTrainer, model, tiny.samples(18), tmp_path, max_grad_norm=0.5,
-        gradient_accumulation_steps=accumulation,
-    )  # fmt: skip
+    error, expected, found = joint_error(
+        TaskSeq2SeqTrainer, model, tiny.samples(18), tmp_path, max_grad_norm=0.5, **options
+    )
     assert error < EXACT
+    assert not found.task_engine.refused  # in one backward pass
+    for ours, plain in zip(found.state.log_history[:-1], expected.state.log_history, strict=False):
+        assert {key: ours[key] for key in plain} == pytest.approx(plain, rel=EXACT)
 
 
 def test_joint_is_the_ordinary_seq2seq_trainer_with_label_smoothing(tmp_path):

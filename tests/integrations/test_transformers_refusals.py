@@ -59,12 +59,12 @@ def test_a_sample_without_a_task(tmp_path, none):
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("fr ", r"'task' holds 'fr '; .* fr, hi, tr. Did you mean 'fr'\?"), (3, "holds 3; .*tr$")],
+    [("fr ", r"unknown task 'fr '; .* fr, hi, tr; did you mean 'fr'\?"), (3, "task '3'; .*tr$")],
 )
 def test_an_unknown_task(tmp_path, value, message):
     data = [{**sample, "task": value} for sample in DATA]
     with pytest.raises(gradvac.GradientError, match=message):
-        trainer_of(tmp_path, data=data, tasks=tiny.TASKS).train()
+        trainer_of(tmp_path, data=data, task_names=tiny.TASKS).train()
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, nn.Sequential])

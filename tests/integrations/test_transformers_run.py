@@ -164,7 +164,7 @@ def test_collators_that_pad_by_a_tokenizer(tmp_path: Path):
         for n, sample in enumerate(tiny.samples(8))
     ]
     collator = transformers.DataCollatorForSeq2Seq(tokenizer, model)
-    options = dict(data_collator=collator, dataloader_num_workers=1, tasks=["fr", "hi"])
+    options = dict(data_collator=collator, dataloader_num_workers=1, task_names=["fr", "hi"])
     trainer = tiny.train(
         TaskSeq2SeqTrainer, model, data, tmp_path, method=gradvac.GradVac(), **options
     )

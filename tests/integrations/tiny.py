@@ -85,7 +85,7 @@ def train(
 
 
 OF_TRAINER = (
-    "method", "granularity", "engine", "task_column", "tasks", "data_collator", "eval_dataset",
+    "method", "granularity", "engine", "task_column", "task_names", "data_collator", "eval_dataset",
     "compute_loss_func", "model_init", "callbacks",
 )  # fmt: skip
 

@@ -48,8 +48,8 @@ class TaskGradients(Trainer):
         granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
         engine: further arguments of :class:`gradvac.Engine`, such as ``{"nonfinite": "skip"}``.
         task_column: column of the training dataset that holds the task of each sample: a name, or
-            a position in ``tasks``.
-        tasks: the names that may occur; any if None.
+            a position in ``task_names``.
+        task_names: the tasks there are; any if None.
         **kwargs: what the Trainer takes.
 
     Attributes:
@@ -67,17 +67,18 @@ class TaskGradients(Trainer):
         granularity: Grouping = "all_layer",
         engine: Mapping[str, Any] | None = None,
         task_column: str = "task",
-        tasks: Sequence[str] | None = None,
+        task_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._refuse_unsupported()
         self.task_column = task_column
-        self.tasks = tasks
+        self.task_names = task_names
         self.report: StepReport | None = None
         self.data_collator = TaskCollator(self.data_collator, task_column)
         self._method, self._fresh = method, method.state_dict()
-        self._engine_options = {"granularity": granularity, **(engine or {})}
+        options = {"granularity": granularity, "task_names": task_names}
+        self._engine_options = options | dict(engine or {})
         self._engine: Engine | None = None
         self._model_loss: ModelLoss | None = None
         self._n_items: Tensor | int | None = None  # labels of the step, if the Trainer counts them
@@ -144,7 +145,7 @@ class TaskGradients(Trainer):
         if callable(getattr(optimizer, "train", None)):
             optimizer.train()
         inputs = dict(self._prepare_inputs(inputs))
-        tasks = take_tasks(inputs, self.task_column, self.tasks)
+        tasks = take_tasks(inputs, self.task_column, self.task_names)
         engine = self.task_engine
         self._n_items = num_items_in_batch if self.model_accepts_loss_kwargs else None
         try:

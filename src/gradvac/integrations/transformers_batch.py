@@ -43,16 +43,16 @@ class TaskCollator:
         return batch
 
 
-def take_tasks(inputs: dict[str, Any], column: str, known: Sequence[str] | None) -> list[str]:
+def take_tasks(inputs: dict[str, Any], column: str, names: Sequence[str] | None) -> list[str]:
     """Take the tasks out of a batch and return their names, ``[B]``.
 
     Args:
-        inputs: the batch; ``column`` holds names, or positions among the known names.
+        inputs: the batch; ``column`` holds names, or positions in ``names``.
         column: key of the tasks.
-        known: the names that may occur; any if None.
+        names: what positions stand for; their own name if None.
 
     Raises:
-        GradientError: if there are none, or one that is not known.
+        GradientError: if the batch has no tasks.
     """
     values = inputs.pop(column, None)
     if values is None:
@@ -64,18 +64,5 @@ def take_tasks(inputs: dict[str, Any], column: str, known: Sequence[str] | None)
             "says which"
         )
     values = values.tolist() if isinstance(values, Tensor) else values
-    if known is None:
-        return [str(value) for value in values]
-    return [_name(value, column, known) for value in values]
-
-
-def _name(value: Any, column: str, known: Sequence[str]) -> str:
-    if isinstance(value, int) and 0 <= value < len(known):
-        return known[value]
-    if value in known:
-        return str(value)
-    near = get_close_matches(str(value), known, 1)
-    raise GradientError(
-        f"column {column!r} holds {value!r}; the tasks are {', '.join(known)}"
-        + (f". Did you mean {near[0]!r}?" if near else "")
-    )
+    named = dict(enumerate(names or ()))
+    return [str(named.get(value, value)) for value in values]
