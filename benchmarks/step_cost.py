@@ -25,7 +25,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradvac import GradVac, PCGrad, PerTaskEngine, SinglePassEngine
+from gradvac import GradVac, Method, PCGrad, PerTaskEngine, SinglePassEngine
 from gradvac.translation.transformer import Transformer, TransformerConfig
 
 SENTENCE = 32  # tokens of a sentence, on both sides
@@ -93,11 +93,12 @@ def plain(s: Setting) -> Step:
     return step
 
 
-def single_pass(method: type, granularity: str) -> Callable[[Setting], Step]:
+def single_pass(method: Callable[[], Method], granularity: str) -> Callable[[Setting], Step]:
     def build(s: Setting) -> Step:
         engine = SinglePassEngine(s.model, method(), granularity)
 
         def step() -> None:
+            s.model.zero_grad()
             with engine.tasks((s.task, s.names)):
                 engine.backward(*s.losses())
 
@@ -219,17 +220,22 @@ def _status(key: str) -> float:
 
 
 def measure(
-    n_tasks: int, tokens: int, paths: list[str], rounds: int, quick: bool, in_order: bool
+    n_tasks: int,
+    tokens: int,
+    paths: Mapping[str, Callable[[Setting], Step]],
+    rounds: int,
+    quick: bool,
+    in_order: bool,
 ) -> list[dict]:
-    """Rows of the table for one number of tasks and tokens."""
+    """Rows of the table for one number of tasks and tokens; ``paths`` holds "plain"."""
     memory: dict[str, float] = {}
     steps: dict[str, Step] = {}
-    for path in paths:
+    for path, build in paths.items():
         s = setting(n_tasks, tokens, quick, in_order)
         forget_peak()
         before = resident_mib()
         try:
-            steps[path] = PATHS[path](s)
+            steps[path] = build(s)
         except ImportError:
             continue
         steps[path]()  # the first step of the single pass checks itself, which is not its cost
@@ -284,7 +290,8 @@ def main() -> None:
     print(f"{'path':38}{'K':>4}{'tokens':>8}{'cpu':>8}{'wall':>8}{'MiB':>9}{'cpu s':>9}")
     for tokens in args.tokens or ([512] if args.quick else [1024, 4096]):
         for n_tasks in args.tasks or ([4, 8] if args.quick else [2, 4, 8, 16, 32]):
-            for row in measure(n_tasks, tokens, chosen, rounds, args.quick, args.sorted):
+            paths = {path: PATHS[path] for path in chosen}
+            for row in measure(n_tasks, tokens, paths, rounds, args.quick, args.sorted):
                 rows.append(row)
                 print(
                     f"{row['path']:38}{row['K']:4}{row['tokens']:8}{row['ratio_cpu']:8.2f}"
