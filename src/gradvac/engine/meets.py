@@ -173,14 +173,15 @@ class _Linear(Function):
         x, w = ctx.saved_tensors
         meeting: Meeting = ctx.meeting
         with torch._C.DisableTorchFunction():
+            dy2 = dy.reshape(-1, dy.shape[-1])  # a copy after attention: made once
             if meeting.collects(dy):
                 rows = _flat_rows(meeting.place, dy.shape, 1)
-                x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+                x2 = x.reshape(-1, x.shape[-1])
                 _linear_gradients(x2, dy2, ctx.transposed, meeting.slots, rows)
                 meeting.finish()
             dx = None
             if ctx.needs_input_grad[1]:
-                dx = dy @ (w.mT if ctx.transposed else w)
+                dx = torch.mm(dy2, w.T if ctx.transposed else w).view(x.shape)
         return None, dx, None, None, None, None
 
 
