@@ -26,6 +26,13 @@ def say(text: str) -> None:
 
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+RecipePath = Annotated[Path, typer.Argument(help="A recipe, a YAML file.", show_default=False)]
+Size = Annotated[
+    str | None, typer.Option(help="One of the recipe's sizes: smoke, small, paper in ours.")
+]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a key: method.name=pcgrad.")
+]
 Beam = Annotated[int | None, typer.Option(help="Beam size; 1 is greedy. Default: the recipe's.")]
 CheckpointName = Annotated[str, typer.Option(help="best, last, or a step number.")]
 
@@ -47,11 +54,17 @@ def demo(
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, a YAML file.", show_default=False)],
-    run: Annotated[Path | None, typer.Option(help="The run's folder. Default: runs/NAME.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a key: method.name=pcgrad.")
+    recipe: RecipePath,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            help="The run's folder. Default: runs/NAME, or runs/NAME-SIZE/VARIANT/seed-N."
+        ),
     ] = None,
+    size: Size = None,
+    variant: Annotated[str | None, typer.Option(help="One of the recipe's variants.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
+    set_: Changes = None,
 ) -> None:
     """Train what a recipe describes; the same command again resumes.
 
@@ -64,9 +77,10 @@ def train(
     from gradvac.experiment.prepare import prepare
     from gradvac.experiment.recipe import load_recipe
     from gradvac.experiment.train import Trainer
+    from gradvac.experiment.variants import run_folder
 
-    loaded = load_recipe(recipe, set_)
-    folder = run or Path("runs") / loaded.name
+    loaded = load_recipe(recipe, set_, size=size, variant=variant, seed=seed)
+    folder = run or run_folder(Path("runs"), loaded.name, loaded.size, loaded.variant, loaded.seed)
     prepared = prepare(loaded, folder, say)
     tensorboard = folder / "tensorboard" if loaded.training.tensorboard else None
     code = Trainer(prepared, Display(console, tensorboard)).train()
@@ -126,6 +140,56 @@ def export(
     from gradvac.experiment.model_folder import export_model
 
     say(f"{export_model(run, out, checkpoint):,} bytes in {out}")
+
+
+@app.command()
+def geometry(
+    run: RunFolder,
+    every: Annotated[
+        int | None, typer.Option(help="Only checkpoints at multiples of this step.")
+    ] = None,
+    granularity: Annotated[
+        str,
+        typer.Option(
+            help="What to keep Gram matrices of: parameter (the finest; all others follow from "
+            "it), parameter_kind, all_matrix, all_layer, enc_dec, whole_model."
+        ),
+    ] = "parameter",
+    strings: Annotated[int | None, typer.Option(help="Only the first N sentences.")] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            help="Multi-way parallel text to measure on, TSV or JSONL. Default: the run's own."
+        ),
+    ] = None,
+    curvature: Annotated[
+        int,
+        typer.Option(help="Also the top Hessian eigenvalue, on N sentences a direction. 0: not."),
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write. Default: RUN/geometry/measured.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Device. Default: the recipe's.")] = None,
+) -> None:
+    """Measure the gradients of every direction on the same sentences, at saved checkpoints.
+
+    What was measured before is not measured again, so the same command goes on after a stop.
+
+    Example: gradvac geometry runs/gradvac --every 1000 --curvature 8
+    """
+    from gradvac.experiment.geometry_run import measure_run
+
+    measure_run(
+        run,
+        out,
+        every=every,
+        granularity=granularity,
+        strings=strings,
+        rows=rows,
+        curvature_strings=curvature,
+        device=device,
+        console=console,
+    )
 
 
 @app.command()

@@ -25,6 +25,7 @@ from pydantic import (
 from gradvac.errors import RecipeError
 from gradvac.experiment.method_options import OWN_KEYS, check_name, import_methods, make_method
 from gradvac.experiment.recipe_errors import explain
+from gradvac.experiment.variants import RecipeFile
 from gradvac.translation.cleaning import CleaningRules
 from gradvac.translation.languages import Direction
 
@@ -193,6 +194,7 @@ class TrainingSection(Section):
     clip: Positive | None = 1.0
     label_smoothing: Share = 0.1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    nonfinite: Literal["raise", "skip"] = "raise"
     validate_every: Count = 1000
     checkpoint_every: Count = 1000
     keep: Count = 5
@@ -257,6 +259,8 @@ class Recipe(Section):
     """A whole experiment."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
+    size: str | None = None
+    variant: str | None = None
     seed: Annotated[int, Field(ge=0)] = 1
     device: str = "auto"
     data: DataSection
@@ -268,28 +272,34 @@ class Recipe(Section):
     search: SearchSection = SearchSection()
 
 
-def load_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
+def read_recipe_file(path: Path) -> RecipeFile:
+    """Read a recipe file with all its sizes and variants; RecipeError."""
+    return RecipeFile.read(resolve(str(path)), Recipe)
+
+
+def load_recipe(
+    path: Path | RecipeFile,
+    changes: list[str] | None = None,
+    *,
+    size: str | None = None,
+    variant: str | None = None,
+    seed: int | None = None,
+) -> Recipe:
     """Read a recipe; ``changes`` are ``section.key=value`` overrides with YAML values.
 
-    Relative file names are taken from the recipe's own folder. Raises RecipeError.
+    ``size`` and ``variant`` choose where the file holds several, see
+    :mod:`gradvac.experiment.variants`. Relative file names are taken from the recipe's own folder.
+    Raises RecipeError.
     """
-    path = resolve(str(path))
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise RecipeError(f"{path}: cannot read the recipe: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise RecipeError(f"{path}: not UTF-8 at byte {e.start}") from e
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{path}{line}: not YAML: {getattr(e, 'problem', None) or e}") from e
-    if not isinstance(tree, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of sections, found {type(tree).__name__}")
+    file = path if isinstance(path, RecipeFile) else read_recipe_file(path)
+    tree = file.choose(size, variant)
+    if seed is not None:
+        tree["seed"] = seed
     for change in changes or []:
         _apply(tree, change)
-    recipe = parse_recipe(tree, str(path))
-    return _absolute(recipe, path.parent)
+    chosen = [f"{key} {tree[key]}" for key in ("size", "variant") if tree.get(key)]
+    where = f"{file.path} ({', '.join(chosen)})" if chosen else str(file.path)
+    return _absolute(parse_recipe(tree, where), file.path.parent)
 
 
 def parse_recipe(tree: dict[str, Any], where: str, run_code: bool = True) -> Recipe:

@@ -1,0 +1,224 @@
+"""Recipe files that hold several experiments: sizes, variants and seeds.
+
+Beside the sections of a recipe, a file may have::
+
+    extends: setting.yaml            # a recipe file in the same folder: what is not said here
+    sizes:                           # one of them is chosen by --size
+      small: {model.preset: tiny, training.steps: 2000}
+      paper: {}
+    variants:                        # one of them is chosen by --variant; `gradvac sweep` runs all
+      joint: {method.name: joint}
+      gradvac: {method.name: gradvac, method.tasks: low}
+    baseline: joint                  # what `gradvac compare` compares with; default: the first
+    seeds: [1, 2, 3]                 # of `gradvac sweep`
+
+Keys may be dotted or nested. Later words win: the file extended, the body, the size, the variant,
+what the size says of that variant (``sizes.small.variants.gradvac``), then --set. A variant named
+``bilingual/fr-en`` is a part of the row ``bilingual`` of a table: one model of several.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+
+from gradvac.errors import RecipeError
+
+KEYS = ("extends", "sizes", "variants", "baseline", "seeds")
+"""What stands in a recipe file beside the sections of a recipe."""
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RecipeFile:
+    """A recipe file as it is written; :meth:`choose` makes one experiment of it."""
+
+    path: Path
+    model: type[BaseModel]
+    body: Tree
+    sizes: dict[str, Tree] = field(default_factory=dict)
+    variants: dict[str, Tree] = field(default_factory=dict)
+    baseline: str | None = None
+    seeds: tuple[int, ...] = (1,)
+
+    @classmethod
+    def read(cls, path: Path, model: type[BaseModel]) -> RecipeFile:
+        """Read a file, and the one it extends; ``model`` tells sections from values.
+
+        Raises RecipeError with the key at fault; sections are not validated yet.
+        """
+        own = read_yaml(path)
+        own_name = own.pop("extends", None)
+        base = cls._base(path, own_name, model) if own_name is not None else cls(path, model, {})
+        sizes, variants = (_mappings(path, own, key) for key in ("sizes", "variants"))
+        if variants:  # other ones: what the base says of its own is of no use here
+            base = replace(base, sizes={k: _only(variants, v) for k, v in base.sizes.items()})
+        seeds = own.pop("seeds", list(base.seeds))
+        if (
+            not isinstance(seeds, list)
+            or not seeds
+            or not all(type(s) is int and s >= 0 for s in seeds)
+            or len(set(seeds)) < len(seeds)
+        ):
+            raise RecipeError(f"{path}: seeds: found {seeds!r}, must be different numbers >= 0")
+        merged = {
+            name: merge(base.sizes.get(name, {}), tree, model) for name, tree in sizes.items()
+        }
+        file = cls(
+            path=path,
+            model=model,
+            baseline=own.pop("baseline", base.baseline),
+            body=merge(base.body, own, model),
+            sizes={**base.sizes, **merged},
+            variants=variants or base.variants,
+            seeds=tuple(seeds),
+        )
+        file._check_names()
+        return file
+
+    @classmethod
+    def _base(cls, path: Path, name: Any, model: type[BaseModel]) -> RecipeFile:
+        # Elsewhere its relative file names would mean other files.
+        if not isinstance(name, str) or Path(name).name != name:
+            raise RecipeError(f"{path}: extends: found {name!r}, must be a file in the same folder")
+        if "extends" in read_yaml(path.parent / name):
+            raise RecipeError(f"{path}: extends: {name} extends another file itself")
+        return cls.read(path.parent / name, model)
+
+    def choose(self, size: str | None, variant: str | None) -> Tree:
+        """Return the tree of one experiment.
+
+        Raises RecipeError if the file has sizes or variants and none of them is chosen, or has
+        none of that name.
+        """
+        size = self._pick("size", size or self.body.get("size"), self.sizes)
+        variant = self._pick("variant", variant or self.body.get("variant"), self.variants)
+        tree = self.body
+        if size:
+            of_size = {k: v for k, v in self.sizes[size].items() if k != "variants"}
+            tree = merge(tree, {**of_size, "size": size}, self.model)
+        if variant:
+            tree = merge(tree, {**self.variants[variant], "variant": variant}, self.model)
+            if size:
+                here = self.sizes[size].get("variants", {}).get(variant, {})
+                tree = merge(tree, here, self.model)
+        return copy.deepcopy(tree)
+
+    def _pick(self, what: str, name: str | None, known: dict[str, Tree]) -> str | None:
+        if not known:
+            if name and self.body.get(what) != name:  # else the record of a run, as it was resolved
+                raise RecipeError(f"{self.path}: has no {what}s; --{what} {name} says nothing here")
+            return None
+        if name in known:
+            return name
+        names = ", ".join(known)
+        if name is None:
+            rest = ", or run all of them with gradvac sweep" if what == "variant" else ""
+            raise RecipeError(f"{self.path}: choose a {what} with --{what}: {names}{rest}")
+        near = difflib.get_close_matches(name, known, 1)
+        raise RecipeError(
+            f"{self.path}: has no {what} {name!r}; there are: {names}"
+            + (f"; did you mean {near[0]!r}?" if near else "")
+        )
+
+    def _check_names(self) -> None:
+        """Refuse names that no folder can have, and variants that do not exist."""
+        for name in [*self.sizes, *self.variants]:
+            parts = name.split("/")
+            if len(parts) > 2 or not all(p.strip(".") and _is_plain(p) for p in parts):
+                raise RecipeError(
+                    f"{self.path}: {name!r} is no name of a size or variant: letters, digits, "
+                    "- . _ and at most one / for a part of a row"
+                )
+        for size, tree in self.sizes.items():
+            if unknown := set(_mappings(self.path, dict(tree), "variants")) - set(self.variants):
+                raise RecipeError(
+                    f"{self.path}: sizes.{size}.variants: {sorted(unknown)} are no variants; there "
+                    f"are: {', '.join(self.variants) or 'none'}"
+                )
+        rows = list(dict.fromkeys(row_of(name) for name in self.variants))
+        if self.baseline is not None and self.baseline not in rows:
+            raise RecipeError(
+                f"{self.path}: baseline: found {self.baseline!r}, must be a variant: "
+                f"{', '.join(rows) or 'there are none'}"
+            )
+
+
+def row_of(variant: str) -> str:
+    """The row of a table that a variant belongs to: ``bilingual`` of ``bilingual/fr-en``."""
+    return variant.split("/", 1)[0]
+
+
+def run_folder(root: Path, name: str, size: str | None, variant: str | None, seed: int) -> Path:
+    """Where a run goes below ``root`` unless one says otherwise."""
+    experiment = root / (f"{name}-{size}" if size else name)
+    return experiment / variant / f"seed-{seed}" if variant else experiment
+
+
+def read_yaml(path: Path) -> Tree:
+    """Read a mapping from a YAML file; RecipeError names the file and the line."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise RecipeError(f"{path}: cannot read the recipe: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise RecipeError(f"{path}: not UTF-8 at byte {e.start}") from e
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise RecipeError(f"{path}{line}: not YAML: {getattr(e, 'problem', None) or e}") from e
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections, found {type(tree).__name__}")
+    return tree
+
+
+def merge(below: Tree, above: Tree, model: type[BaseModel]) -> Tree:
+    """Return ``below`` with what ``above`` says; sections are merged, values replaced whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        first, dot, rest = str(key).partition(".")
+        value = {rest: value} if dot else value
+        field_ = model.model_fields.get(first)
+        section = field_.annotation if field_ else None
+        if isinstance(value, dict) and isinstance(section, type) and issubclass(section, BaseModel):
+            inner = merged.get(first)
+            merged[first] = merge(inner if isinstance(inner, dict) else {}, value, section)
+        elif first == "variants" and not dot:  # of a size: by name, each merged where it is used
+            merged[first] = {**merged.get(first, {}), **value}
+        elif dot and field_ is None:
+            merged[key] = above[key]  # no section of a recipe: validation will say so
+        elif dot:  # one entry of a value such as method.options
+            inner = merged.get(first)
+            merged[first] = {**(inner if isinstance(inner, dict) else {}), **value}
+        else:
+            merged[first] = value
+    return merged
+
+
+def _mappings(path: Path, tree: Tree, key: str) -> dict[str, Tree]:
+    """Take a mapping of names to mappings out of a tree."""
+    found = tree.pop(key, None)
+    found = {} if found is None else found
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path}: {key}: found {found!r}, must map names to what they change")
+    named = {str(name): {} if value is None else value for name, value in found.items()}
+    for name, value in named.items():
+        if not isinstance(value, dict):
+            raise RecipeError(f"{path}: {key}.{name}: found {value!r}, must map keys to values")
+    return named
+
+
+def _only(variants: dict[str, Tree], size: Tree) -> Tree:
+    kept = {k: v for k, v in size.get("variants", {}).items() if k in variants}
+    return {**size, "variants": kept} if "variants" in size else size
+
+
+def _is_plain(name: str) -> bool:
+    return all(c.isalnum() or c in "-._" for c in name)
