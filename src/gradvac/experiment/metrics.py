@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradvac.engine import StepReport
+
 
 @dataclass
 class Window:
-    """Sums since the last line of the log: per task, negative log-likelihood and tokens."""
+    """Sums since the last line of the log, in the form of JSON.
+
+    Per task negative log-likelihood and tokens, and steps skipped on its account; of the steps that
+    were not, what the method decided and reported: name -> task (or "") -> [sum, steps].
+    """
 
     nll: dict[str, float]
     tokens: dict[str, int]
@@ -23,6 +29,8 @@ class Window:
     norm: float = 0.0
     padding: float = 0.0
     steps: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+    method: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     @classmethod
     def empty(cls) -> Window:
@@ -34,9 +42,32 @@ class Window:
         self.nll[task] = self.nll.get(task, 0.0) + float(nll.sum(dtype=torch.float64))
         self.tokens[task] = self.tokens.get(task, 0) + nll.numel()
 
+    def observe(self, report: StepReport) -> None:
+        """Add what a method made of a step, over all parameter groups.
+
+        Weights and other numbers per task are averaged over the groups, counts added up; of
+        numbers per pair of tasks the mean over all pairs is kept.
+        """
+        for name, value in ({"task_weights": report.weights} | report.diagnostics).items():
+            if value.dim() == 3:
+                pairs = ~torch.eye(value.shape[1], dtype=torch.bool)
+                value = value[:, pairs].mean(1) if bool(pairs.any()) else value[:, 0, 0] * 0
+            whole = value.mean(0) if value.is_floating_point() else value.sum(0)
+            keys = report.tasks if whole.dim() else ("",)
+            for key, number in zip(keys, whole.double().reshape(-1).tolist(), strict=True):
+                entry = self.method.setdefault(name, {}).setdefault(key, [0.0, 0])
+                entry[0] += number
+                entry[1] += 1
+
     def line(self) -> dict[str, Any]:
         """Averages for the log."""
         total = sum(self.tokens.values())
+        method: dict[str, Any] = {
+            name: {task: sum_ / steps for task, (sum_, steps) in sorted(entries.items())}
+            for name, entries in self.method.items()
+        }
+        method = {name: each.get("", each) for name, each in method.items()}
+        weights = {"task_weights": method.pop("task_weights")} if method else {}
         return {
             "loss": self.loss / self.steps,
             "nll": sum(self.nll.values()) / total,
@@ -45,6 +76,9 @@ class Window:
             "tokens": total,
             "task_nll": {t: self.nll[t] / self.tokens[t] for t in sorted(self.nll)},
             "task_tokens": {t: self.tokens[t] for t in sorted(self.tokens)},
+            **weights,
+            **({"method": method} if method else {}),
+            **({"skipped": self.skipped} if self.skipped else {}),
         }
 
 

@@ -7,6 +7,7 @@ written, byte for byte.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gradvac.engine import PerTaskEngine, SinglePassEngine, StepReport
-from gradvac.errors import GradientError, RecipeError, RunError
+from gradvac.errors import GradientError, NotFiniteError, RecipeError, RunError
 from gradvac.experiment.balance import Balance
 from gradvac.experiment.build import build_method, build_model, device_of, uses_bf16
 from gradvac.experiment.checkpoint import (
@@ -51,6 +52,9 @@ from gradvac.translation.vocabulary import PAD
 Engine = PerTaskEngine | SinglePassEngine
 ENGINES = {"single_pass": SinglePassEngine, "per_task": PerTaskEngine}
 VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone
+# Steps skipped in a row before a run gives up. Chosen here: bad batches come singly, and parameters
+# that are broken never recover.
+MOST_SKIPPED = 10
 
 
 class Trainer:
@@ -82,6 +86,7 @@ class Trainer:
         )
         self.record = GramRecord(self.folder / "geometry")
         self.step, self.window = 0, Window.empty()
+        self.skipped = 0  # steps in a row
         self.best: dict[str, Any] = {"value": math.inf, "step": 0, "waited": 0}
         self.stop = StopSignal()
         self._check_metric()
@@ -122,17 +127,26 @@ class Trainer:
         torch.manual_seed(_mix(self.recipe.seed, self.step))
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.engine is None:
-            loss = sum(self._backward_jointly(b, tokens) for b in batches)
+        before = copy.deepcopy(self.window)
+        try:
+            if self.engine is None:
+                loss = sum(self._backward_jointly(b, tokens) for b in batches)
+            else:
+                loss = self._combine_tasks(self.engine, batches, tokens)
+            norm = self._clip()
+            self._check_finite(loss, norm)
+        except NotFiniteError as error:
+            self.window = before
+            self._skip(error)
         else:
-            loss = self._combine_tasks(self.engine, batches, tokens)
-        self.window.norm += self._clip()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate(self.step + 1)
-        self.optimizer.step()
-        self.window.loss += loss
-        self.window.padding += sum(b.padding for b in batches) / micro
-        self.window.steps += 1
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.step + 1)
+            self.optimizer.step()
+            self.window.loss += loss
+            self.window.norm += norm
+            self.window.padding += sum(b.padding for b in batches) / micro
+            self.window.steps += 1
+            self.skipped = 0
         self.step += 1
         if shares:  # the line of a step, not of the checkpoint before it: a resumed run writes it
             self._write("sampling", shares)
@@ -147,6 +161,23 @@ class Trainer:
         return training.learning_rate * min(
             step / training.warmup, math.sqrt(training.warmup / step)
         )
+
+    def _skip(self, error: NotFiniteError) -> None:
+        """Go on without the step, if the recipe allows it and it does not happen all the time."""
+        if self.recipe.training.nonfinite == "raise":
+            raise GradientError(
+                f"{error}; lower training.learning_rate, try training.precision=fp32, or go on "
+                "without such steps by training.nonfinite=skip"
+            ) from error
+        self.skipped += 1
+        if self.skipped > MOST_SKIPPED:
+            raise GradientError(
+                f"{MOST_SKIPPED} steps in a row were skipped, and now {error}; the parameters are "
+                "broken: go back to an earlier checkpoint with a lower training.learning_rate"
+            ) from error
+        task = error.task or "joint"
+        self.window.skipped[task] = self.window.skipped.get(task, 0) + 1
+        self.display.line(f"step {self.step + 1} skipped: {error}")
 
     def _backward_jointly(self, batch: Batch, tokens: int) -> float:
         """Gradient of the mean token loss, every task in one backward pass."""
@@ -179,6 +210,7 @@ class Trainer:
                     engine.accumulate(loss / tokens, rows)
             self._count(batch, nll, rows)
         report = report or engine.combine(step=self.step, shares=_shares(batches))
+        self.window.observe(report)
         if self.step % self.recipe.method.record_every == 0:
             self.record.append(_frame(report))
         return float(report.losses.sum())
@@ -203,15 +235,18 @@ class Trainer:
         return loss, nll.detach(), rows
 
     def _clip(self) -> float:
-        """Clip the combined gradient; returns its norm before. Refuses one that is not finite."""
+        """Clip the combined gradient; returns its norm before."""
         limit = self.recipe.training.clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
-        if not math.isfinite(norm):
-            raise GradientError(
-                f"step {self.step}: the gradient is not finite; lower training.learning_rate, or "
-                "resume from the last checkpoint with precision fp32"
-            )
-        return norm
+        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        """Check what joint training makes of a step; engines look at every task themselves."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        bad = [task for task, nll in self.window.nll.items() if not math.isfinite(nll)]
+        task = bad[0] if bad else ""
+        what = f"the loss of task {task!r}" if task else "the gradient"
+        raise NotFiniteError(f"{what} is not finite at step {self.step}; nothing was updated", task)
 
     # -- validation -----------------------------------------------------------------------------
 
@@ -260,6 +295,8 @@ class Trainer:
     # -- what is written ------------------------------------------------------------------------
 
     def _log(self) -> None:
+        if not self.window.steps:  # all skipped: the next line counts them
+            return
         line = self.window.line() | {"learning_rate": self.learning_rate(self.step)}
         self.display.log(self.step, line)
         self._write("train", line)
@@ -287,6 +324,7 @@ class Trainer:
                 state={
                     "best": self.best,
                     "window": vars(self.window),
+                    "skipped": self.skipped,
                     "method": method_state,
                     "balance": self.balance.state_dict(),
                     "vocabulary": self.prepared.vocabulary.fingerprint,
@@ -336,6 +374,7 @@ class Trainer:
             self.balance.load_state_dict(checkpoint.state.get("balance", {}))
             self.best = checkpoint.state["best"]
             self.window = Window(**checkpoint.state["window"])
+            self.skipped = checkpoint.state.get("skipped", 0)
         finished = (self.folder / "done.json").exists() and self.step >= self.recipe.training.steps
         if not finished:
             (self.folder / "done.json").unlink(missing_ok=True)

@@ -1,0 +1,73 @@
+"""What the log says of a method, against plain averages of the record of every step."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from gradvac.engine import StepReport
+from gradvac.experiment.display import Display
+from gradvac.experiment.metrics import Window
+from gradvac.experiment.prepare import prepare
+from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.train import Trainer
+from gradvac.geometry.record import GramRecord
+from gradvac.methods import StepGeometry
+
+
+def train_lines(toy, run, changes):
+    recipe = load_recipe(toy / "recipe.yaml", [*changes, "method.record_every=1"])
+    Trainer(prepare(recipe, run, lambda text: None), Display(Console(quiet=True))).train()
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "train"]
+
+
+@pytest.mark.parametrize("name", ["gradvac", "gradnorm", "cats", "famo", "mgda"])
+def test_logged_weights_are_the_means_of_the_record(toy, tmp_path, name):
+    lines = train_lines(toy, tmp_path / "run", [f"method.name={name}"])
+    frames = list(GramRecord(tmp_path / "run" / "geometry"))
+    for n, line in enumerate(lines):  # of three steps each
+        own = frames[3 * n : 3 * n + 3]
+        assert [f.step + 1 for f in own][-1] == line["step"]
+        for task, weight in line["task_weights"].items():
+            seen = [f.weights[:, f.tasks.index(task)].mean() for f in own if task in f.tasks]
+            assert weight == pytest.approx(np.mean(seen), rel=1e-12)
+        if name == "gradvac":
+            for key in ("edits", "pcgrad_edits", "comparisons"):
+                assert line["method"][key] == pytest.approx(
+                    np.mean([sum(getattr(f, key)) for f in own])
+                )
+    expected = {
+        "gradvac": {"edits", "pcgrad_edits", "comparisons", "skipped", "targets"},
+        "gradnorm": {"norms", "inverse_rates"},
+        "cats": {"curvature", "multiplier"},
+        "famo": {"preferences"},
+        "mgda": set(),
+    }
+    assert set(lines[0].get("method", {})) == expected[name]
+
+
+def test_joint_training_has_no_weights_to_log(toy, tmp_path):
+    assert all("task_weights" not in x for x in train_lines(toy, tmp_path / "run", []))
+
+
+def report(tasks, weights, **diagnostics):
+    groups, k = tuple("gh"), len(tasks)
+    geometry = StepGeometry(torch.zeros(2, k, k).double(), torch.zeros(k), tasks, groups, 0)
+    return StepReport(geometry, torch.tensor(weights).double(), diagnostics)
+
+
+def test_numbers_of_every_shape_and_tasks_that_come_and_go():
+    window = Window.empty()
+    window.add("a", torch.ones(2))
+    window.steps = 2
+    targets = torch.tensor([[[0, 0.2], [0.4, 0]], [[0, 0.6], [0.8, 0]]])
+    window.observe(report(("a", "b"), [[1, 2], [3, 4]], edits=torch.tensor([2, 5]), t=targets))
+    window.observe(report(("b",), [[7], [8]], edits=torch.tensor([0, 1]), t=torch.zeros(2, 1, 1)))
+    window = Window(**json.loads(json.dumps(vars(window))))  # as in a checkpoint
+    line = window.line()
+    assert line["task_weights"] == {"a": 2.0, "b": (3 + 7.5) / 2}
+    assert line["method"] == {"edits": (7 + 1) / 2, "t": pytest.approx((0.5 + 0) / 2)}
+    assert "skipped" not in line
