@@ -39,13 +39,13 @@ class StopSignal:
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run folder; RunError when another process trains there."""
+def alone(folder: Path, doing: str = "training this run") -> Iterator[None]:
+    """Hold the lock of a run folder; RunError when another process trains (or measures) there."""
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
-            raise RunError(f"{folder}: another process is training this run") from e
+            raise RunError(f"{folder}: another process is {doing}") from e
         yield
 
 

@@ -1,0 +1,283 @@
+"""`gradvac geometry`: the gradients of every direction at the saved checkpoints of a run.
+
+A measurement is a folder, by default ``measured`` in the run's ``geometry``: ``frames.jsonl`` and
+``gram.bin`` as in the record of a run, ``measured.json`` with what was measured, and
+``curvature.jsonl`` if that was asked for. What is there is not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from gradvac.errors import RunError
+from gradvac.experiment.build import device_of
+from gradvac.experiment.checkpoint import load_tensors, saved_models
+from gradvac.experiment.geometry_text import AlignedSet, aligned_set
+from gradvac.experiment.metrics import append, truncate
+from gradvac.experiment.model_folder import fill, find_model
+from gradvac.experiment.prepare import TaskInfo, run_recipe, task_infos
+from gradvac.experiment.process import alone
+from gradvac.geometry.curvature import curvature
+from gradvac.geometry.kinds import group_of
+from gradvac.geometry.measure import Losses, measure
+from gradvac.geometry.record import GramRecord
+from gradvac.translation.batches import EncodedTask, Sentences, in_order
+from gradvac.translation.transformer import Transformer
+
+TOKENS = 4096  # padded cells of a batch: a matter of speed and memory alone
+TOTAL = "sum"
+"""Name of the loss that is the sum of those of all resource levels."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured, in ``measured.json``.
+
+    ``parameters`` maps names to shapes; ``scripts`` languages to scripts; ``curvature`` is the
+    number of sentences per direction the curvature was measured on, 0 if it was not.
+    """
+
+    tasks: list[str]
+    granularity: str
+    strings: int
+    origin: str
+    multiway: bool
+    fingerprint: str
+    label_smoothing: float
+    parameters: dict[str, list[int]]
+    scripts: dict[str, str]
+    curvature: int = 0
+
+    @classmethod
+    def read(cls, folder: Path) -> Measurement | None:
+        """What the folder holds, None if nothing; RunError when it cannot be read."""
+        file = folder / "measured.json"
+        if not file.exists():
+            return None
+        try:
+            return cls(**json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as e:
+            raise RunError(f"{file}: not the description of a measurement: {e}") from e
+
+
+def measured_folder(run: Path) -> Path:
+    """Where the measurement of a run lies unless the user says otherwise."""
+    return run / "geometry" / "measured"
+
+
+def measure_run(
+    run: Path,
+    out: Path | None = None,
+    *,
+    every: int | None = None,
+    granularity: str = "parameter",
+    strings: int | None = None,
+    rows: Path | None = None,
+    curvature_strings: int = 0,
+    device: str | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Measure the saved checkpoints of a run; returns the folder of the measurement.
+
+    Args:
+        run: the run's folder; it may be training meanwhile.
+        out: where to write.
+        every: only checkpoints whose step is a multiple of it.
+        granularity: what to keep Gram matrices of; all coarser ones follow from it.
+        strings: only the first so many sentences.
+        rows: a file of parallel text (TSV or JSONL with language codes) to measure on.
+        curvature_strings: also the top Hessian eigenvalue per resource level, on so many
+            sentences of each direction; 0 leaves it out.
+        device: as in a recipe, whose device is the default.
+        console: receives a progress bar on a terminal, lines elsewhere.
+
+    Raises:
+        RunError: without checkpoints or text, or if the folder holds a measurement of something
+            else.
+    """
+    console = console or Console(highlight=False)
+    say = partial(console.print, markup=False, soft_wrap=True)
+    recipe, infos = run_recipe(run), task_infos(run)
+    steps = [step for step in saved_models(run) if not every or step % every == 0]
+    if not steps:
+        there = ", ".join(map(str, saved_models(run))) or "none yet"
+        raise RunError(f"{run}: no checkpoint to measure; steps with one: {there}")
+    found = find_model(run, str(steps[-1]))
+    limit = recipe.data.max_tokens
+    text = aligned_set(
+        run,
+        list(infos),
+        found.vocabulary,
+        max_tokens=limit,
+        strings=strings,
+        file=rows,
+        say=say,
+    )
+    model = found.load(device_of(device or recipe.device))
+    shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+    group_of(shapes, granularity)  # an unknown one ends here
+    smoothing = recipe.training.label_smoothing
+    wanted = Measurement(
+        tasks=list(text.tasks),
+        granularity=granularity,
+        strings=max(map(len, text.tasks.values())),
+        origin=text.origin,
+        multiway=text.multiway,
+        fingerprint=text.fingerprint,
+        label_smoothing=smoothing,
+        parameters=shapes,
+        scripts=text.scripts,
+        curvature=curvature_strings,
+    )
+    out = out or measured_folder(run)
+    _prepare_folder(out, wanted)
+    losses = {task: _losses(model, own, smoothing) for task, own in text.tasks.items()}
+    few = _first(text, curvature_strings)
+    levels = _levels({t: _losses(model, own, smoothing) for t, own in few.items()}, infos)
+    say(
+        f"{len(steps)} checkpoints, {len(losses)} directions, {wanted.strings} sentences each "
+        f"({text.origin}); {out}"
+    )
+    with alone(out, "measuring into this folder"):
+        truncate(out / "curvature.jsonl", 2**62)  # drops nothing but a line that was cut short
+        _measure_steps(run, out, steps, model, granularity, losses, levels, console)
+    return out
+
+
+def curvature_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of ``curvature.jsonl``: step, group, value, residual, products."""
+    file = folder / "curvature.jsonl"
+    if not file.exists():
+        return []
+    lines = []
+    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(True), 1):
+        if not text.endswith("\n"):
+            break  # cut short by the end of the process that wrote it
+        try:
+            line = json.loads(text)
+            lines.append({**line, "step": int(line["step"]), "value": float(line["value"])})
+        except (ValueError, KeyError, TypeError) as e:
+            raise RunError(f"{file}:{number}: not a line about curvature") from e
+    return lines
+
+
+def _prepare_folder(out: Path, wanted: Measurement) -> None:
+    """Write what is to be measured, or refuse to mix it with something else."""
+    there = Measurement.read(out)
+    if there is not None:
+        new, old = asdict(wanted), asdict(there)
+        if not (new["curvature"] and old["curvature"]):  # one of the two is about gradients alone
+            new["curvature"] = old["curvature"] = max(new["curvature"], old["curvature"])
+        if differ := [key for key in old if old[key] != new[key] and key != "scripts"]:
+            raise RunError(
+                f"{out} holds a measurement with other {', '.join(differ)}; "
+                "choose another folder with --out, or delete that one"
+            )
+        wanted = Measurement(**new)
+    out.mkdir(parents=True, exist_ok=True)
+    new_file = out / "measured.json.new"
+    new_file.write_text(json.dumps(asdict(wanted), ensure_ascii=False), encoding="utf-8")
+    new_file.replace(out / "measured.json")
+
+
+def _losses(model: Transformer, data: EncodedTask, smoothing: float) -> Losses:
+    """The training loss per target token of one direction, batch by batch."""
+    tokens = int(data.target.lengths.sum())
+
+    def parts() -> Iterator[Tensor]:
+        device = model.embedding.weight.device
+        for batch in in_order({"": data}, ("",), 0, TOKENS):
+            b = batch.to(device)
+            loss, *_ = model.token_losses(b.source, b.target_in, b.target_out, smoothing)
+            yield loss.sum() / tokens
+
+    return parts
+
+
+def _first(text: AlignedSet, count: int) -> dict[str, EncodedTask]:
+    """The first ``count`` sentences of every direction; nothing for 0."""
+    if not count:
+        return {}
+    return {
+        task: EncodedTask(_cut(data.source, count), _cut(data.target, count))
+        for task, data in text.tasks.items()
+    }
+
+
+def _cut(sentences: Sentences, count: int) -> Sentences:
+    return Sentences(sentences.ids, sentences.offsets[: count + 1])
+
+
+def _levels(losses: Mapping[str, Losses], infos: Mapping[str, TaskInfo]) -> dict[str, Losses]:
+    """The mean loss of each resource level's directions, and their sum if there are several."""
+    members: dict[str, list[str]] = {}
+    for task in losses:
+        members.setdefault(infos[task].level, []).append(task)
+
+    def mean(tasks: list[str]) -> Losses:
+        return lambda: (part / len(tasks) for task in tasks for part in losses[task]())
+
+    found = {level: mean(tasks) for level, tasks in members.items()}
+    if len(found) > 1:
+        found[TOTAL] = lambda: (part for tasks in members.values() for part in mean(tasks)())
+    return found
+
+
+def _measure_steps(
+    run: Path,
+    out: Path,
+    steps: list[int],
+    model: Transformer,
+    granularity: str,
+    losses: Mapping[str, Losses],
+    levels: Mapping[str, Losses],
+    console: Console,
+) -> None:
+    """Measure what is not there yet, one checkpoint after the other."""
+    record = GramRecord(out)
+    done = set(record.steps())
+    curved = {(line["step"], line["group"]) for line in curvature_lines(out)}
+    open_ = [s for s in steps if s not in done or any((s, g) not in curved for g in levels)]
+    columns = TextColumn("step {task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+    ) as bar:
+        shown = bar.add_task("", total=len(open_) * (len(losses) + len(levels)))
+        tick = partial(bar.advance, shown)
+        for step in open_:
+            bar.update(shown, description=str(step))
+            file = saved_models(run).get(step)
+            if file is None:
+                console.print(f"step {step}: gone; the run keeps newer ones")
+                continue
+            fill(model, load_tensors(file), file)
+            if step not in done:
+                told = {task: _telling(parts, tick) for task, parts in losses.items()}
+                record.append(measure(model, told, granularity, step))
+            for group, parts in levels.items():
+                if (step, group) not in curved:
+                    found = curvature(model, {group: parts})[group]
+                    line = {"step": step, "group": group, **asdict(found)}
+                    append(out / "curvature.jsonl", line)
+                tick()
+            if not console.is_terminal:
+                console.print(f"step {step} measured")
+
+
+def _telling(parts: Losses, tick: Callable[[], None]) -> Losses:
+    """The same losses; ``tick`` is called when they are through."""
+
+    def telling() -> Iterator[Tensor]:
+        yield from parts()
+        tick()
+
+    return telling

@@ -1,0 +1,126 @@
+"""The text a geometry is measured on: the same sentences in every direction.
+
+Different sentences have different gradients whatever their language, so the paper measures on a
+multi-way aligned set (Wang et al. 2021, section 2.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gradvac.errors import RunError
+from gradvac.experiment.prepare import test_rows
+from gradvac.translation.batches import EncodedTask
+from gradvac.translation.cleaning import Account, CleaningRules, normalise
+from gradvac.translation.corpus import Bitext, bitext, encode, read_corpus
+from gradvac.translation.languages import Direction
+from gradvac.translation.readers import Row, Source
+from gradvac.translation.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class AlignedSet:
+    """Encoded sentences of every direction of a run.
+
+    Attributes:
+        tasks: the sentence pairs of each direction.
+        origin: where they come from, in words.
+        multiway: whether every direction has the same sentences.
+        fingerprint: changes with any sentence.
+        scripts: by language, the script most of its letters belong to, such as LATIN.
+    """
+
+    tasks: dict[str, EncodedTask]
+    origin: str
+    multiway: bool
+    fingerprint: str
+    scripts: dict[str, str]
+
+
+def aligned_set(
+    run: Path,
+    tasks: Sequence[str],
+    vocabulary: Vocabulary,
+    *,
+    max_tokens: int,
+    strings: int | None,
+    file: Path | None,
+    say: Callable[[str], None],
+) -> AlignedSet:
+    """The first ``strings`` sentences that ``file``, or the run, has in all languages of ``tasks``.
+
+    Without a file: the run's validation rows, or its test rows where it has none. If no row has
+    all languages each direction gets its own sentences, and ``say`` is told. Raises RunError when
+    a direction is left without any.
+    """
+    rows, origin = _rows(run, file)
+    directions = [Direction.parse(task) for task in tasks]
+    codes = list(dict.fromkeys(code for d in directions for code in (d.source, d.target)))
+    complete = [row for row in rows if all(row.texts.get(code) for code in codes)]
+    if complete:
+        texts = _same_sentences(complete, directions, vocabulary, max_tokens)
+    else:
+        say(f"{origin}: no row is in all {len(codes)} languages; every direction has its own")
+        pairs = [bitext(rows, d, CleaningRules(), Account(), part="geometry") for d in directions]
+        kept = [encode(b, vocabulary, max_tokens)[1] for b in pairs]
+        texts = [_only(b, np.flatnonzero(k)) for b, k in zip(pairs, kept, strict=True)]
+    texts = [Bitext(b.direction, b.sources[:strings], b.targets[:strings]) for b in texts]
+    if empty := [b.direction.name for b in texts if not len(b)]:
+        raise RunError(f"{origin}: no sentence to measure on for {', '.join(empty)}")
+    encoded = {b.direction.name: encode(b, vocabulary, max_tokens)[0] for b in texts}
+    sides = {b.direction.source: b.sources for b in texts}
+    sides |= {b.direction.target: b.targets for b in texts}
+    digest = hashlib.sha256("\n".join(s for b in texts for s in b.sources + b.targets).encode())
+    return AlignedSet(
+        encoded,
+        origin,
+        bool(complete),
+        digest.hexdigest()[:16],
+        {code: script(sentences) for code, sentences in sides.items()},
+    )
+
+
+def _rows(run: Path, file: Path | None) -> tuple[list[Row], str]:
+    if file is not None:
+        return read_corpus([Source(path=file)], Account()), str(file)
+    for part, words in (("valid", "validation text"), ("test", "test text")):
+        if rows := test_rows(run, part):
+            return rows, words
+    raise RunError(f"{run}: it keeps neither validation nor test text; give a file with --rows")
+
+
+def _same_sentences(
+    rows: Sequence[Row], directions: Sequence[Direction], vocabulary: Vocabulary, max_tokens: int
+) -> list[Bitext]:
+    """The rows that are short enough in every direction."""
+    pairs = [
+        Bitext(
+            d,
+            [normalise(row.texts[d.source]) for row in rows],
+            [normalise(row.texts[d.target]) for row in rows],
+        )
+        for d in directions
+    ]
+    short = np.logical_and.reduce([encode(b, vocabulary, max_tokens)[1] for b in pairs])
+    return [_only(b, np.flatnonzero(short)) for b in pairs]
+
+
+def _only(text: Bitext, rows: np.ndarray) -> Bitext:
+    sources, targets = ([side[n] for n in rows] for side in (text.sources, text.targets))
+    return Bitext(text.direction, sources, targets)
+
+
+def script(sentences: Sequence[str]) -> str:
+    """The first word of the Unicode name of most letters: LATIN, CYRILLIC, DEVANAGARI ..."""
+    letters = Counter(c for text in sentences for c in text if c.isalpha())
+    scripts: Counter[str] = Counter()
+    for letter, count in letters.items():
+        scripts[unicodedata.name(letter, "UNKNOWN").split()[0]] += count
+    return scripts.most_common(1)[0][0] if scripts else "UNKNOWN"

@@ -1,0 +1,105 @@
+"""How close languages are: by family, by script, and by what typologists know of them.
+
+Family and script need nothing. Typology comes from URIEL+ (Khan et al. 2025), a maintained
+successor of URIEL and lang2vec whose data is inside its package: the extra ``typology``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import numpy as np
+
+from gradvac.translation.languages import family
+
+DISTANCES = ("genetic", "geographic", "syntactic", "phonological")
+SHARED = 20
+"""Features that must be known of both languages for a distance: chosen here, because Kazakh and
+Hindi share the dozen syntactic ones known of Kazakh, which would make them the same language."""
+
+# ISO 639-3 codes of two-letter ones, as URIEL+ has them.
+_ISO = {
+    pair[:2]: pair[3:]
+    for pair in """
+fr:fra es:spa de:deu en:eng it:ita pt:por nl:nld ca:cat gl:glg oc:oci ro:ron la:lat sv:swe da:dan
+no:nor nb:nob nn:nno is:isl fo:fao fy:fry lb:ltz af:afr yi:yid pl:pol cs:ces sk:slk mk:mkd bg:bul
+sl:slv hr:hrv sr:srp bs:bos uk:ukr be:bel ru:rus lv:lav lt:lit et:est fi:fin hu:hun se:sme hi:hin
+mr:mar gu:guj ne:nep bn:ben pa:pan ur:urd or:ori as:asm si:sin sd:snd sa:san fa:fas ps:pus ku:kur
+tg:tgk kk:kaz ky:kir tr:tur az:aze uz:uzb tk:tuk tt:tat ba:bak ug:uig sw:swa zu:zul xh:xho yo:yor
+ig:ibo rw:kin sn:sna st:sot tn:tsn ts:tso ve:ven ss:ssw ny:nya lg:lug ln:lin id:ind ms:msa jv:jav
+su:sun tl:tgl mg:mlg mi:mri sm:smo ga:gle gd:gla cy:cym br:bre el:ell sq:sqi hy:hye ka:kat eu:eus
+ar:ara he:heb mt:mlt am:amh ti:tir ha:hau so:som om:orm ta:tam te:tel kn:kan ml:mal mn:mon zh:zho
+my:mya bo:bod dz:dzo ja:jpn ko:kor vi:vie km:khm th:tha lo:lao eo:epo ia:ina
+""".split()
+}
+
+
+def families(languages: Sequence[str]) -> list[str]:
+    """The family of each language; a language of no known family is a family of its own."""
+    named = [family(code) for code in languages]
+    return [code if name == "other" else name for code, name in zip(languages, named, strict=True)]
+
+
+@cache
+def typological_distances(languages: tuple[str, ...]) -> dict[str, np.ndarray] | str:
+    """Distances ``[K, K]`` in [0, 1] of each of `DISTANCES`; NaN where URIEL+ knows too little.
+
+    A string instead says why there are none: the package is missing or cannot read its data.
+    """
+    codes = [_ISO.get(base := code.split("_", 1)[0], base) for code in languages]
+    try:
+        with _quiet():
+            from urielplus.urielplus import URIELPlus  # type: ignore[import-not-found]
+
+            uriel = URIELPlus()
+            return {kind: _distances(uriel, kind, codes) for kind in DISTANCES}
+    except ImportError:
+        return "typological distances need the extra: pip install 'gradvac[typology]'"
+    except OSError as e:  # it unpacks its data beside itself on first use
+        return f"URIEL+ cannot read its data: {e}"
+
+
+def _distances(uriel: object, kind: str, codes: list[str]) -> np.ndarray:
+    """Distances of one kind; all unknown for a language URIEL+ does not have."""
+    have = {str(code) for code in uriel.langs[0]}  # type: ignore[attr-defined]
+    out = np.full((len(codes), len(codes)), np.nan)
+    rows = [n for n, code in enumerate(codes) if code in have]
+    known = list(dict.fromkeys(codes[n] for n in rows))
+    if len(known) < 2:
+        return out
+    vectors = uriel.get_vector(kind, known)  # type: ignore[attr-defined]
+    x = np.array([vectors[code] for code in known], dtype=float)
+    places = [known.index(codes[n]) for n in rows]
+    out[np.ix_(rows, rows)] = angular_distances(x)[np.ix_(places, places)]
+    return out
+
+
+def angular_distances(x: np.ndarray) -> np.ndarray:
+    """2 / pi times the angle between rows of ``x`` [K, features], over features known of both.
+
+    The distance of URIEL+, which takes seconds for what this does at once. A negative feature is
+    unknown; so is, NaN, a distance on fewer than `SHARED` features.
+    """
+    known = (x >= 0).astype(float)
+    x = np.where(x >= 0, x, 0.0)
+    squares = (x * x) @ known.T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosine = np.clip(x @ x.T / np.sqrt(squares * squares.T), -1, 1)
+    return np.where(known @ known.T >= SHARED, 2 / np.pi * np.arccos(cosine), np.nan)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Undo what the package does to logging, and keep it from talking meanwhile."""
+    root = logging.getLogger()
+    handlers, level, disabled = root.handlers[:], root.level, logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        root.handlers[:] = handlers
+        root.setLevel(level)
