@@ -282,9 +282,18 @@ def test_the_engine_may_be_chosen():
 def test_a_parameter_from_elsewhere_is_not_trained_silently():
     model, other = nn.Linear(D, D).double(), nn.Parameter(torch.ones(D).double())
     engine = Engine(model, Joint())
-    message = "no parameter of the model the engine was made for"
+    message = "not in the model the engine was made for"
     with pytest.raises(GradientError, match=message), engine.tasks(TASKS):
         engine.backward((model(X) * other).sum(-1))
+
+
+def test_inputs_and_constants_may_require_a_gradient():
+    model = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D)).double()
+    x, shift = X.clone().requires_grad_(), torch.ones(D, dtype=X.dtype, requires_grad=True)
+    losses = lambda: ((model(x + shift) * shift.exp()).square().sum(-1), None)
+    strict = partial(Engine, engine="single_pass")
+    assert largest_error(model, losses, TASKS, strict, inputs=[x]) < EXACT
+    assert x.grad is None and shift.grad is None
 
 
 def test_reentrant_checkpointing_is_refused_by_name():

@@ -6,7 +6,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from tests.engine.partition import largest_error
+from gradvac.engine import Engine
+from gradvac.methods import StaticWeights
+from tests.engine.partition import flat, largest_error, separate
 
 transformers = pytest.importorskip("transformers")
 
@@ -39,20 +41,25 @@ def bert(**changes):
     return transformers.BertForMaskedLM(config)
 
 
-def xlm_roberta():
-    config = transformers.XLMRobertaConfig(**COMMON, **ENCODER, max_position_embeddings=12)
+def xlm_roberta(**changes):
+    config = transformers.XLMRobertaConfig(
+        **COMMON, **ENCODER, max_position_embeddings=12, **changes
+    )
     return transformers.XLMRobertaForMaskedLM(config)
 
 
-def llama():
+def llama(**changes):
     config = transformers.LlamaConfig(
-        **COMMON, **ENCODER, num_key_value_heads=1, attention_dropout=0.1, attention_bias=True
-    )
+        **COMMON, **ENCODER, num_key_value_heads=1, attention_dropout=0.1, attention_bias=True,
+        **changes,
+    )  # fmt: skip
     return transformers.LlamaForCausalLM(config)
 
 
-def gpt2():
-    config = transformers.GPT2Config(**COMMON, n_embd=8, n_layer=2, n_head=2, n_positions=9)
+def gpt2(**changes):
+    config = transformers.GPT2Config(
+        **COMMON, n_embd=8, n_layer=2, n_head=2, n_positions=9, **changes
+    )
     return transformers.GPT2LMHeadModel(config)
 
 
@@ -64,10 +71,11 @@ def t5(**changes):
     return transformers.T5ForConditionalGeneration(config)
 
 
-def mt5():
+def mt5(**changes):
     config = transformers.MT5Config(
-        **COMMON, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2, decoder_start_token_id=1
-    )
+        **COMMON, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=2, decoder_start_token_id=1,
+        **changes,
+    )  # fmt: skip
     return transformers.MT5ForConditionalGeneration(config)
 
 
@@ -76,17 +84,21 @@ SIDES = dict(d_model=8, encoder_layers=2, decoder_layers=2, encoder_attention_he
              max_position_embeddings=16, decoder_start_token_id=1)  # fmt: skip
 
 
-def marian():
-    config = transformers.MarianConfig(**COMMON, **SIDES, attention_dropout=0.1)
+def marian(**changes):
+    config = transformers.MarianConfig(**COMMON, **SIDES, attention_dropout=0.1, **changes)
     return transformers.MarianMTModel(config)
 
 
-def m2m100():
-    return transformers.M2M100ForConditionalGeneration(transformers.M2M100Config(**COMMON, **SIDES))
+def m2m100(**changes):
+    config = transformers.M2M100Config(
+        **COMMON, **SIDES, **changes, encoder_layerdrop=0.0, decoder_layerdrop=0.0
+    )
+    return transformers.M2M100ForConditionalGeneration(config)
 
 
-def mbart():
-    return transformers.MBartForConditionalGeneration(transformers.MBartConfig(**COMMON, **SIDES))
+def mbart(**changes):
+    config = transformers.MBartConfig(**COMMON, **SIDES, **changes)
+    return transformers.MBartForConditionalGeneration(config)
 
 
 def built(make, **changes):
@@ -149,13 +161,33 @@ def test_labels_make_the_decoder_input():
     assert largest_error(model, losses, TASKS) < EXACT
 
 
+ONE_SIDED = [bert, xlm_roberta, llama, gpt2]
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("make", [bert, marian, llama])
-def test_gradient_checkpointing(make):
-    model = built(make)
+@pytest.mark.parametrize("make", [*ONE_SIDED, t5, mt5, marian, m2m100, mbart])
+def test_checkpointed_and_tied_over_micro_batches_with_tasks_that_are_not_there(make):
+    model = built(make, tie_word_embeddings=True)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    losses = encoder_losses if make is not marian else translation_losses
-    assert largest_error(model, losses(model), TASKS) < EXACT
+    losses = (encoder_losses if make in ONE_SIDED else translation_losses)(model)
+    micro = [["a", "b", "a", "c", "a"], ["c", "a", "c", "c", "a"]]  # no b in the second
+    expected = [separate(model, losses, tasks) for tasks in micro]
+    engine = Engine(model, StaticWeights({"a": 1.0, "b": 3.0, "c": 0.5}), engine="single_pass")
+    for tasks in micro:
+        position = torch.tensor(["xaybc".index(t) for t in tasks])
+        torch.manual_seed(1)
+        with engine.tasks((position, list("xaybc"))):  # no x and no y at all
+            engine.accumulate(*losses())
+    report = engine.combine()
+    assert report.tasks == ("a", "b", "c")
+    for k, group in enumerate(engine.groups):
+        rows = [sum(found[task][k] for found in expected if task in found) for task in "abc"]
+        combined = rows[0] + 3 * rows[1] + rows[2] / 2
+        found = flat([p.grad for p in group.parameters], group.parameters)
+        assert float((found - combined).norm()) < EXACT * float(combined.norm())
+        exact = torch.stack(rows) @ torch.stack(rows).T
+        torch.testing.assert_close(report.gram[k], exact, rtol=EXACT, atol=EXACT * exact.max())
     assert not torch.overrides._get_current_function_mode_stack()
 
 

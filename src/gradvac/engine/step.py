@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradvac.engine.combine import StepReport
 from gradvac.engine.flow import Place
@@ -28,7 +28,8 @@ class Step:
         self.accumulated = False
         self.waiting = 0  # groups that are complete but not yet combined
         self.largest: int | None = None  # numbers of the largest group
-        self.gradients: dict[str, list[Tensor | None]] = {}
+        self.gram = torch.zeros(1, dtype=torch.float64)  # of the whole model, of two passes
+        self.gradients: dict[int, Tensor | None] = {}  # combined, by the id of the parameter
         self.reports: list[StepReport] = []
         self._losses: list[Tensor] = []
 
@@ -88,7 +89,7 @@ class Batch:
                 f"an input is {list(x.shape)}; its dimension {batch_dim} should hold "
                 f"{len(self.rows)} samples, one for each task given"
             )
-        if self.trace.place(x) is None and not x.requires_grad:
+        if self.trace.place(x) is None and x.grad_fn is None and not isinstance(x, nn.Parameter):
             self.trace.tag(x, Place(self.rows, batch_dim))
         self.declared = True
 
@@ -157,3 +158,5 @@ class Batch:
                 stack.append(gradient)
         for slot, stack in zip(slots, found, strict=True):
             slot.add(torch.stack(stack))
+        for chain in chains:
+            chain.buffer = None

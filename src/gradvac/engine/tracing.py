@@ -5,8 +5,8 @@ one task each; *free* ones, parameters and what is computed from parameters alon
 ones, about which nothing may be assumed. A tagged and a free one may meet, and the gradient of the
 free one is then split by tasks. An unknown one may meet neither. A tensor without gradient needs no
 tag except where it meets a parameter; if it has none it counts as no sample's, which is never
-wrong, only slower. Parameters of a task's own head are left to autograd, and so is what is computed
-from them alone.
+wrong, only slower. Parameters of a task's own head stand aside, and so do leaves that are no
+parameters and what is computed from these alone: their gradients are left to autograd.
 
 Once something mixes samples there is nothing left to split. The forward pass then goes on as it is
 written, and the tags only tell which sample each loss belongs to.
@@ -60,7 +60,7 @@ class Refusal(GradientError):
 class _Known:
     """What is known of a tensor, valid while it is not written to."""
 
-    __slots__ = ("base", "head", "place", "slot", "trace", "version", "why")
+    __slots__ = ("aside", "base", "place", "slot", "trace", "version", "why")
 
     def __init__(
         self,
@@ -70,10 +70,10 @@ class _Known:
         slot: Slot | None = None,
         base: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None,
         why: str | None = None,
-        head: bool = False,
+        aside: bool = False,
     ) -> None:
         self.trace, self.version = trace, tensor._version
-        self.place, self.slot, self.base, self.why, self.head = place, slot, base, why, head
+        self.place, self.slot, self.base, self.why, self.aside = place, slot, base, why, aside
         setattr(tensor, _MARK, self)
 
 
@@ -209,7 +209,7 @@ class Trace(TorchFunctionMode):
         tagged: list[tuple[Tensor, Place]] = []
         free: list[Tensor] = []
         unknown: Tensor | None = None
-        head = False
+        aside = False
         for x in tensors_in(args, kwargs):
             known = self._known(x)
             if known is not None and known.place is not None:
@@ -218,20 +218,23 @@ class Trace(TorchFunctionMode):
                 else:
                     tagged.append((x, known.place))
             elif grad and x.requires_grad:
-                if id(x) in self.heads or (known is not None and known.head):
-                    head = True
+                if self._aside(x) if known is None else known.aside:
+                    aside = True
                 elif x.grad_fn is None or (known is not None and known.why is None):
                     free.append(x)
                 else:
                     unknown = x
         if not tagged and not free and unknown is None:
             out = func(*args, **kwargs)
-            if head:
+            if aside:
                 for x in tensors_in((out,), {}):
-                    _Known(self, x, head=True)
+                    _Known(self, x, aside=True)
             return out
-        if head and free:
-            raise self._error(name, "a parameter of a task's head meets one that tasks share")
+        if aside and free:
+            raise self._error(
+                name,
+                "a parameter of a task's head, or what is no parameter, meets one that tasks share",
+            )
         if unknown is not None:
             if free:
                 raise self._error(name, f"it takes a tensor {self._origin(unknown)}")
@@ -329,12 +332,16 @@ class Trace(TorchFunctionMode):
                     _Known(self, piece, base=(free[0], pick) if view else None)
         return out
 
+    def _aside(self, x: Tensor) -> bool:
+        """Whether a tensor is a leaf whose gradient, if anybody wants it, is left to autograd."""
+        return id(x) in self.heads or (x.grad_fn is None and not isinstance(x, nn.Parameter))
+
     def _check_leaf(self, x: Tensor, name: str) -> None:
-        if x.grad_fn is None and id(x) not in self.slots and x is not self.anchor:
+        if x.grad_fn is None and id(x) not in self.slots:
             raise GradientError(
-                f"{name!r} in {self._module()}: it takes a tensor {list(x.shape)} that requires a "
-                "gradient but is no parameter of the model the engine was made for; make it one "
-                "before the engine is made, or detach it"
+                f"{name!r} in {self._module()}: it takes a parameter {list(x.shape)} that is not in "
+                "the model the engine was made for; put it there before the engine is made, or "
+                "freeze it"
             )
 
     def slot(self, x: Tensor) -> Slot:
