@@ -89,6 +89,47 @@ def train(
 
 
 @app.command()
+def sweep(
+    recipe: RecipePath,
+    size: Size = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this variant; may be given several times.")
+    ] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Only this seed; may be given several times.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The sweep's folder. Default: runs/NAME-SIZE.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, without --gpu.")] = 1,
+    gpu: Annotated[
+        list[str] | None, typer.Option(help="A GPU to run on; one run at a time on each given.")
+    ] = None,
+    set_: Changes = None,
+) -> None:
+    """Train and score every variant of a recipe under every seed; the same command resumes.
+
+    A run that fails stops no other. Methods share text, initial parameters and batches.
+
+    Example: gradvac sweep recipes/gradvac/table1-to-en.yaml --size small --jobs 2
+    """
+    from gradvac.experiment.sweep import run_sweep
+
+    code = run_sweep(
+        recipe,
+        out,
+        size=size,
+        only=only or (),
+        seeds=seed or (),
+        changes=set_,
+        gpus=gpu or [""] * jobs,
+        console=console,
+    )
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
 def evaluate(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     checkpoint: CheckpointName = "best",

@@ -1,0 +1,51 @@
+"""Runs that differ in method or seed train on the same text: it is read and encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from gradvac.experiment.prepare import Prepared, open_prepared, prepare
+from gradvac.experiment.recipe import Recipe, dump_recipe
+
+TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
+
+
+def text_key(recipe: Recipe) -> str:
+    """A name for all that the text side of a run depends on."""
+    tree = recipe.model_dump(mode="json")
+    parts = [tree["data"], tree["vocabulary"], tree["training"]["start_from"]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def prepare_sharing(
+    recipe: Recipe, folder: Path, store: Path, say: Callable[[str], None]
+) -> Prepared:
+    """Prepare a run like :func:`gradvac.experiment.prepare.prepare`, with the text of ``store``.
+
+    The run's folder still needs nothing else: its files are links to those of the store where the
+    file system has them, and copies elsewhere.
+    """
+    if (folder / "tasks.json").exists():
+        return prepare(recipe, folder, say)  # which checks that it is a run of this recipe
+    text = store / f"text-{text_key(recipe)}"
+    if not (text / "tasks.json").exists():
+        prepare(recipe.model_copy(update={"seed": TEXT_SEED}), text, say)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(text / "data", folder / "data", copy_function=_link, dirs_exist_ok=True)
+    _link(text / "vocabulary.model", folder / "vocabulary.model")
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    _link(text / "tasks.json", folder / "tasks.json")  # last: its presence says that all is there
+    return open_prepared(folder)
+
+
+def _link(source: str | Path, target: str | Path) -> None:
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy(source, target)

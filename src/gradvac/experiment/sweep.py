@@ -1,0 +1,223 @@
+"""`gradvac sweep`: every variant of a recipe under every seed, each in a process of its own.
+
+All runs of a seed start from the same parameters and see the same batches, because both are
+functions of the seed and of sections that a method does not change; the text is encoded once. A run
+that fails, or is killed, stops no other. The same command goes on with what is not finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from gradvac.experiment.process import StopSignal
+from gradvac.experiment.recipe import Recipe, load_recipe, read_recipe_file
+from gradvac.experiment.shared_text import prepare_sharing
+from gradvac.experiment.variants import RecipeFile, row_of
+
+DESCRIPTION = "sweep.json"
+LOG = "sweep.log"
+
+
+@dataclass
+class Job:
+    """One run of a sweep."""
+
+    variant: str
+    recipe: Recipe
+    folder: Path
+    error: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is trained, and scored if there is anything to score it on."""
+        scored = (self.folder / "scores.json").exists() or not self.recipe.data.test
+        return (self.folder / "done.json").exists() and scored
+
+    def state(self) -> str:
+        """One cell of the progress table."""
+        if self.error:
+            return f"failed: {self.error[:40]}"
+        try:
+            if self.done:
+                done = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
+                value = done["best"]["value"]
+                return f"{done['metric']} {value:.3f}" if value < float("inf") else "done"
+            lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+            return f"step {json.loads(lines[-1])['step']}/{self.recipe.training.steps}"
+        except (OSError, ValueError, LookupError):  # not begun, or a line half written
+            return "waiting"
+
+
+def run_sweep(
+    recipe: Path,
+    out: Path | None,
+    *,
+    size: str | None,
+    only: Sequence[str],
+    seeds: Sequence[int],
+    changes: list[str] | None,
+    gpus: Sequence[str],
+    console: Console,
+) -> int:
+    """Run what a recipe file describes, as many runs at a time as there are ``gpus``.
+
+    ``gpus`` are values of CUDA_VISIBLE_DEVICES; "" leaves a run what there is. ``only`` names
+    variants or rows, none for all; ``seeds`` none for those of the file. All recipes
+    are validated and all text is prepared before anything trains. Returns the exit code: 0, 1 if a
+    run failed, 128 + signal if stopped.
+    """
+    file = read_recipe_file(recipe)
+    jobs = plan(file, out, size=size, only=only, seeds=seeds, changes=changes)
+    root = jobs[0].folder.parents[len(Path(jobs[0].variant).parts)]
+    root.mkdir(parents=True, exist_ok=True)
+    describe(file, root, size)
+    for job in jobs:
+        if not job.done:
+            prepare_sharing(job.recipe, job.folder, root, lambda line: console.print(line))
+    left = [job for job in jobs if not job.done]
+    console.print(f"{root}: {len(jobs)} runs, {len(jobs) - len(left)} of them finished before")
+    stop = StopSignal()
+    with stop.listening():
+        code = _run_all(jobs, left, gpus, console, stop)
+    if not console.is_terminal:
+        console.print(progress(jobs))
+    for job in jobs:
+        if job.error:
+            console.print(f"{job.folder}: {job.error}; see {job.folder / LOG}", soft_wrap=True)
+    if code == 0:
+        console.print(f"compare: gradvac compare {root}", soft_wrap=True)
+    return code
+
+
+def plan(
+    file: RecipeFile,
+    out: Path | None,
+    *,
+    size: str | None,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    changes: list[str] | None = None,
+) -> list[Job]:
+    """The runs of a sweep, all variants of the first seed first. Raises RecipeError."""
+    names: list[str | None] = [
+        name for name in file.variants if not only or name in only or row_of(name) in only
+    ]
+    if unknown := set(only) - {*file.variants, *map(row_of, file.variants)}:
+        file.choose(size, sorted(unknown)[0])  # raises, with the nearest name
+    jobs = []
+    for seed in seeds or file.seeds:
+        for name in names or [None]:
+            loaded = load_recipe(file, changes, size=size, variant=name, seed=seed)
+            variant = name or loaded.method.name
+            root = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.size)))
+            jobs.append(Job(variant, loaded, root / variant / f"seed-{seed}"))
+    return jobs
+
+
+def describe(file: RecipeFile, root: Path, size: str | None) -> None:
+    """Write what ``gradvac compare`` needs to know of a sweep's folder."""
+    variants = list(file.variants)
+    tree = {"size": size, "variants": variants, "baseline": file.baseline}
+    (root / DESCRIPTION).write_text(json.dumps(tree, indent=1), encoding="utf-8")
+
+
+def progress(jobs: Sequence[Job]) -> Table:
+    """Variants down, seeds across."""
+    seeds = list(dict.fromkeys(job.recipe.seed for job in jobs))
+    table = Table(title="sweep", title_justify="left")
+    for name in ("variant", *(f"seed {seed}" for seed in seeds)):
+        table.add_column(name)
+    for variant in dict.fromkeys(job.variant for job in jobs):
+        cells = {job.recipe.seed: job.state() for job in jobs if job.variant == variant}
+        table.add_row(variant, *(cells[seed] for seed in seeds))
+    return table
+
+
+def _run_all(
+    jobs: list[Job], left: list[Job], gpus: Sequence[str], console: Console, stop: StopSignal
+) -> int:
+    """Keep every slot busy until nothing is left or a signal comes."""
+    waiting, running = deque(left), dict[int, tuple[subprocess.Popen[bytes], Job]]()
+    shown = Live(console=console, refresh_per_second=2) if console.is_terminal else nullcontext()
+    with shown as live:
+        while running or (waiting and not stop.number):
+            for slot, gpu in enumerate(gpus):
+                if slot not in running and waiting and not stop.number:
+                    job = waiting.popleft()
+                    running[slot] = (_start(job, gpu), job)
+            time.sleep(0.1)
+            for slot, (process, job) in list(running.items()):
+                if stop.number and process.poll() is None:
+                    process.send_signal(stop.number)  # saves a checkpoint; a second one ends it
+                    process.wait()
+                if process.poll() is None:
+                    continue
+                del running[slot]
+                if process.returncode and not stop.number:
+                    job.error = _last_line(job.folder / LOG, process.returncode)
+                if not live:
+                    console.print(f"{job.folder}: {job.state()}", soft_wrap=True)
+            if live:
+                live.update(progress(jobs))
+    if stop.number:
+        console.print("stopped; the same command goes on")
+        return 128 + stop.number
+    return int(any(job.error for job in jobs))
+
+
+def _start(job: Job, gpu: str) -> subprocess.Popen[bytes]:
+    """Train and score one run in a process that hears no signal of the terminal but ours."""
+    with (job.folder / LOG).open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "gradvac.experiment.sweep", str(job.folder)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})},
+            start_new_session=True,
+        )
+
+
+def _last_line(log: Path, code: int) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    said = [line.removeprefix("error: ") for line in lines if line.strip()]
+    return said[-1] if said and code > 0 else f"killed by signal {-code}"
+
+
+def work(folder: Path) -> int:
+    """Train and score one prepared run; returns the exit code."""
+    from gradvac.experiment.display import Display
+    from gradvac.experiment.evaluate import evaluate_run
+    from gradvac.experiment.method_options import import_methods
+    from gradvac.experiment.prepare import open_prepared
+    from gradvac.experiment.train import Trainer
+
+    prepared = open_prepared(folder)
+    if module := prepared.recipe.method.module:  # the sweep validated and wrote this recipe
+        import_methods(module)
+    code = Trainer(prepared, Display(Console(highlight=False))).train()
+    if not code and prepared.recipe.data.test:
+        evaluate_run(folder)
+    return code
+
+
+if __name__ == "__main__":
+    from gradvac.errors import GradvacError
+
+    try:
+        raise SystemExit(work(Path(sys.argv[1])))
+    except GradvacError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        raise SystemExit(2) from None
