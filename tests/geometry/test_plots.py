@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradvac.geometry.plots import PALETTE, Line, Scale, curves, dots, heatmap, save, svg, tree
+from gradvac.geometry.heatmaps import Scale, heatmap, tree
+from gradvac.geometry.plots import PALETTE, Line, curves, dots, save, svg
 from gradvac.geometry.similarity import cluster
 
 LABELS = ["fr", "de", "sw"]

@@ -10,7 +10,8 @@ import numpy as np
 
 from gradvac.experiment.report.markup import Pictures, element, missing, paragraph, series
 from gradvac.experiment.report.runs import RunView, TaskView
-from gradvac.geometry.plots import Line, Scale, curves, dots, heatmap, tree
+from gradvac.geometry.heatmaps import Scale, heatmap, tree
+from gradvac.geometry.plots import Line, curves, dots
 from gradvac.geometry.similarity import Similarity, cluster, contrast
 
 

@@ -1,0 +1,282 @@
+"""Pictures of matrices: heat maps of similarity bracketed by family, trees, tables of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import ScaledTranslation
+from scipy.cluster.hierarchy import dendrogram
+
+from gradvac.geometry.plots import MUTED, RULE, axes, styled
+from gradvac.geometry.similarity import Clustering
+
+ANNOTATED = 16  # more tasks than this, and numbers in the cells are too small to read
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Colours of a range of cosines, so that several heat maps can be compared."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, cosines: np.ndarray) -> Scale:
+        """The range of nearly everything off the diagonal, ``[..., K, K]``, to the next 0.05.
+
+        All positive: from 0 up. Otherwise as far below 0 as above, since 0 is where tasks begin
+        to conflict. The outer 2 % do not count, so that one odd pair does not pale all others.
+        """
+        return cls.over(cosines[..., ~np.eye(cosines.shape[-1], dtype=bool)])
+
+    @classmethod
+    def over(cls, values: np.ndarray) -> Scale:
+        """The same for values of which all count."""
+        values = values[~np.isnan(values)]
+        if not values.size:
+            return cls(0.0, 1.0)
+        low, high = np.quantile(values, [0.02, 0.98])
+        reach = max(0.1, math.ceil(max(-low, high) * 20 - 1e-9) / 20)
+        return cls(0.0 if low >= 0 else -reach, reach)
+
+    @property
+    def map(self) -> Colormap:
+        """Sequential, or diverging with 0 in the middle; both safe for colour-blind eyes."""
+        # 41 colours: finer steps cannot be seen, and each is a shape in the SVG of the colour bar.
+        return matplotlib.colormaps["Blues" if self.low == 0 else "RdBu"].resampled(41)
+
+    def colour(self, value: float) -> tuple[float, float, float, float]:
+        """The colour of a value, as red, green, blue and opacity."""
+        return self.map(Normalize(self.low, self.high)(value))
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Something known of every pair of tasks: ``values`` [K, K], and how to name and order them.
+
+    Neighbours of the same family share a bracket.
+    """
+
+    values: np.ndarray
+    labels: Sequence[str]
+    families: Sequence[str]
+    title: str = ""
+
+
+def heatmap(
+    cosine: np.ndarray,
+    labels: Sequence[str],
+    families: Sequence[str],
+    scale: Scale | None = None,
+    *,
+    named: bool = False,
+) -> Figure:
+    """Heat map of cosines [K, K]; neighbours of the same family share a bracket.
+
+    The diagonal says nothing and is left blank; pairs that never met are crossed out. ``named``
+    gives the SVG of every cell, and of the number in it, an id a script can find: ``c0-1``,
+    ``t0-1``.
+    """
+    scale = scale or Scale.of(cosine)
+    side = _side(len(labels))
+    with styled():
+        figure, ax = axes(side * 1.12, side)
+        draw_heatmap(ax, Matrix(cosine, labels, families), scale, named=named)
+        _colour_bar(figure, [ax], scale, [cosine], "cosine")
+    return figure
+
+
+def heatmap_and_tree(matrix: Matrix, clustering: Clustering, scale: Scale | None = None) -> Figure:
+    """A heat map, and the tree of its hierarchical clustering beside it."""
+    scale = scale or Scale.of(matrix.values)
+    side = _side(len(matrix.labels))
+    with styled():
+        figure = Figure(figsize=(side * 1.12 + 3.4, side))
+        left, right = figure.subplots(
+            1, 2, width_ratios=(side * 1.12, 2.1), gridspec_kw={"wspace": 0.42}
+        )
+        draw_heatmap(left, matrix, scale)
+        _colour_bar(figure, [left], scale, [matrix.values], "cosine")
+        draw_tree(right, clustering, matrix.labels)
+    return figure
+
+
+def heatmaps(
+    matrices: Sequence[Matrix], label: str = "cosine", scale: Scale | None = None
+) -> Figure:
+    """Several heat maps side by side, on one scale."""
+    values = [m.values for m in matrices]
+    scale = scale or Scale.over(np.concatenate([v[~np.eye(len(v), dtype=bool)] for v in values]))
+    side = _side(max(len(m.labels) for m in matrices))
+    with styled():
+        figure = Figure(figsize=((side + 1.4) * len(matrices), side))
+        row = figure.subplots(1, len(matrices), squeeze=False, gridspec_kw={"wspace": 0.45})[0]
+        for ax, matrix in zip(row, matrices, strict=True):
+            draw_heatmap(ax, matrix, scale)
+        _colour_bar(figure, list(row), scale, values, label)
+    return figure
+
+
+def tree(clustering: Clustering, labels: Sequence[str]) -> Figure:
+    """The clusters of K tasks as a tree; the height of a fork is 1 - cosine."""
+    with styled():
+        figure, ax = axes(3.6, max(1.6, 0.24 * len(labels)))
+        draw_tree(ax, clustering, labels)
+    return figure
+
+
+def tables(
+    panels: Sequence[tuple[str, np.ndarray]], rows: Sequence[str], columns: Sequence[str]
+) -> Figure:
+    """Tables of numbers as colours, one below the other: ``values`` [rows, columns] each."""
+    with styled():
+        height = 0.34 * len(rows) + 0.75
+        figure = Figure(figsize=(0.36 * len(columns) + 1.6, height * len(panels) + 1.2))
+        column = figure.subplots(len(panels), 1, squeeze=False, sharex=True)[:, 0]
+        for ax, (title, values) in zip(column, panels, strict=True):
+            scale = Scale.over(values)
+            for i, j in np.ndindex(*values.shape):
+                _cell(ax, i, j, float(values[i, j]), scale, numbers=True)
+            ax.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
+            ax.set_yticks(np.arange(len(rows)) + 0.5, rows, fontsize=8)
+            ax.set_xticks(np.arange(len(columns)) + 0.5, columns, rotation=90, fontsize=8)
+            ax.tick_params(length=0)
+            ax.spines[:].set_visible(False)
+            ax.set_title(title, fontsize=9, loc="left")
+            _colour_bar(figure, [ax], scale, [values], "")
+    return figure
+
+
+# -- onto axes ----------------------------------------------------------------------------------
+
+
+def draw_heatmap(ax: Axes, matrix: Matrix, scale: Scale, *, named: bool = False) -> None:
+    """Draw a heat map; see `heatmap`."""
+    k = len(matrix.labels)
+    for i, j in np.ndindex(k, k):
+        if i == j:
+            ax.add_patch(Rectangle((j, i), 1, 1, color=RULE, alpha=0.5, linewidth=0))
+        else:
+            value = float(matrix.values[i, j])
+            _cell(ax, i, j, value, scale, numbers=k <= ANNOTATED, named=named)
+    ax.set(xlim=(0, k), ylim=(k, 0), aspect="equal")
+    ax.set_xticks(np.arange(k) + 0.5, matrix.labels, rotation=90, fontsize=8)
+    ax.set_yticks(np.arange(k) + 0.5, matrix.labels, fontsize=8)
+    ax.tick_params(length=0, pad=9)
+    ax.spines[:].set_visible(False)
+    ax.set_title(matrix.title, fontsize=9)
+    widest = max((len(label) for label in matrix.labels), default=0)
+    _brackets(ax, matrix.families, 16 + widest * 5.4)
+
+
+def _cell(
+    ax: Axes, i: int, j: int, value: float, scale: Scale, *, numbers: bool, named: bool = False
+) -> None:
+    """One cell: a colour and a number, or a stroke where nothing is known."""
+    known = not math.isnan(value)
+    if known or named:
+        red, green, blue, _ = colour = scale.colour(value if known else 0.0)
+        cell = ax.add_patch(Rectangle((j, i), 1, 1, facecolor=colour, linewidth=0))
+        if numbers or named:
+            dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
+            ink = "#ffffff" if dark else "#111111"
+            text = short(value) if numbers else ""
+            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
+            number = ax.text(j + 0.5, i + 0.52, text, **style)
+            if named:
+                cell.set_gid(f"c{i}-{j}")
+                number.set_gid(f"t{i}-{j}")
+    if not known:
+        ax.plot([j + 0.35, j + 0.65], [i + 0.65, i + 0.35], color=MUTED, linewidth=0.7)
+
+
+def short(value: float) -> str:
+    """A cosine in the width of a cell: ``.42``, ``−.07``; nothing for NaN."""
+    if math.isnan(value):
+        return ""
+    text = f"{value:.2f}".replace("0.", ".").replace("-.00", ".00")
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def _colour_bar(
+    figure: Figure, onto: list[Axes], scale: Scale, shown: Sequence[np.ndarray], label: str
+) -> None:
+    """The scale beside the axes, pointed where values lie beyond it."""
+    off = [v[~np.eye(len(v), dtype=bool)] if v.shape[0] == v.shape[-1] else v for v in shown]
+    values = np.concatenate([v.ravel() for v in off])
+    beyond = bool((values < scale.low).any()), bool((values > scale.high).any())
+    extend = {(True, True): "both", (True, False): "min", (False, True): "max"}
+    mappable = ScalarMappable(Normalize(scale.low, scale.high), scale.map)
+    bar = figure.colorbar(
+        mappable,
+        ax=onto,
+        fraction=0.035,
+        pad=0.03,
+        aspect=28 if len(onto) == 1 and len(shown[0]) > 6 else 12,
+        extend=extend.get(beyond, "neither"),
+    )
+    bar.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.ax.tick_params(length=2, labelsize=8)
+    bar.set_label(label, fontsize=8)
+
+
+def _brackets(ax: Axes, families: Sequence[str], points: float) -> None:
+    """Bracket each family left of the rows and below the columns; name it left of the labels."""
+    inches = ax.get_figure(root=True).dpi_scale_trans  # type: ignore[union-attr]
+    left = ax.get_yaxis_transform() + ScaledTranslation(-5 / 72, 0, inches)
+    below = ax.get_xaxis_transform() + ScaledTranslation(0, -5 / 72, inches)
+    start = 0
+    for name, members in groupby(families):
+        end = start + len(list(members))
+        if start:
+            ax.axhline(start, color="#ffffff", linewidth=1.6)
+            ax.axvline(start, color="#ffffff", linewidth=1.6)
+        reach, flat = [start + 0.12, end - 0.12], [0, 0]
+        style = {"color": MUTED, "linewidth": 1.6, "clip_on": False, "solid_capstyle": "butt"}
+        ax.plot(flat, reach, transform=left, **style)
+        ax.plot(reach, flat, transform=below, **style)
+        ax.annotate(
+            name,
+            xy=(0, (start + end) / 2),
+            xycoords=ax.get_yaxis_transform(),
+            xytext=(-points, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            fontsize=8,
+            color=MUTED,
+            annotation_clip=False,
+        )
+        start = end
+
+
+def draw_tree(ax: Axes, clustering: Clustering, labels: Sequence[str]) -> None:
+    """Draw a tree; see `tree`."""
+    drawn = dendrogram(clustering.linkage, no_plot=True)
+    for heights, places in zip(drawn["dcoord"], drawn["icoord"], strict=True):
+        ax.plot(heights, [(p - 5) / 10 for p in places], color=MUTED, linewidth=1.2)
+    ax.set_yticks(range(len(labels)), [labels[n] for n in clustering.order], fontsize=8)
+    ax.set(ylim=(len(labels) - 0.5, -0.5), xlabel="1 \N{MINUS SIGN} cosine")
+    low = min(float(clustering.linkage[:, 2].min()), 1.0)
+    high = float(clustering.linkage[:, 2].max())
+    ax.set_xlim(max(0.0, low - 0.25 * (high - low) - 0.02), high + 0.02)
+    ax.yaxis.tick_left()
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+
+
+def _side(k: int) -> float:
+    """Inches of a heat map of K tasks."""
+    return max(2.2, 0.34 * k if k <= ANNOTATED else 0.2 * k)

@@ -1,0 +1,160 @@
+"""Pictures of several panels, and of numbers with names: curves, points, bars, strips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import cycle
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from gradvac.geometry.plots import (
+    INK,
+    MUTED,
+    RULE,
+    Line,
+    axes,
+    colour,
+    draw_lines,
+    legend,
+    styled,
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves that share axes: what the vertical one shows, and a title."""
+
+    lines: Sequence[Line]
+    ylabel: str
+    title: str = ""
+    zero: bool = False
+
+
+def line_panels(
+    panels: Sequence[Panel], xlabel: str = "step", *, stacked: bool = False, same_y: bool = True
+) -> Figure:
+    """Panels side by side, or one below the other, under one legend of all that is drawn."""
+    n = len(panels)
+    with styled():
+        size = (4.7, 2.3 * n + 0.4) if stacked else (3.6 * n + 0.4, 2.9)
+        figure = Figure(figsize=size)
+        shape = (n, 1) if stacked else (1, n)
+        grid = figure.subplots(*shape, squeeze=False, sharex=stacked, sharey=same_y)
+        handles: dict[str, Line2D] = {}
+        for ax, panel in zip(grid.ravel(), panels, strict=True):
+            drawn = draw_lines(ax, panel.lines)
+            handles |= dict(zip((line.name for line in panel.lines), drawn, strict=True))
+            ax.set_title(panel.title, fontsize=9, loc="left")
+            ax.set_ylabel(panel.ylabel)
+            if panel.zero:
+                ax.set_ylim(bottom=0)
+        for ax in grid[-1]:
+            ax.set_xlabel(xlabel)
+        if same_y and not stacked:
+            for ax in grid[0, 1:]:
+                ax.set_ylabel("")
+        figure.align_ylabels()
+        figure.tight_layout()
+        if len(handles) > 1 or any(line.name for panel in panels for line in panel.lines):
+            wide = 90 if not stacked and n > 1 else 62
+            legend(figure, list(handles.values()), list(handles), wide)
+    return figure
+
+
+def scatter(
+    names: Sequence[str],
+    x: Sequence[float],
+    y: Sequence[float],
+    xlabel: str,
+    ylabel: str,
+    title: str = "",
+) -> Figure:
+    """Named points, with the least-squares line where there are three or more."""
+    with styled():
+        figure, ax = axes(4.2, 3.2)
+        ax.plot(x, y, "o", color=colour(0), markersize=5, zorder=3)
+        if len(set(x)) > 2:
+            slope, start = np.polyfit(x, y, 1)
+            ends = np.array([min(x), max(x)])
+            ax.plot(ends, start + slope * ends, color=MUTED, linewidth=1, linestyle=(0, (3, 2)))
+        for name, a, b in zip(names, x, y, strict=True):
+            ax.annotate(
+                name, (a, b), xytext=(5, 3), textcoords="offset points", fontsize=8, color=INK
+            )
+        ax.margins(0.12)
+        ax.set(xlabel=xlabel, ylabel=ylabel)
+        ax.set_title(title, fontsize=9, loc="left")
+        ax.grid(color=RULE, linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.xaxis.set_major_locator(MaxNLocator(6))
+    return figure
+
+
+def bars(
+    names: Sequence[str],
+    values: Sequence[float],
+    ylabel: str,
+    kinds: Sequence[str] | None = None,
+    *,
+    log: bool = False,
+) -> Figure:
+    """A bar per name; ``kinds`` colours them and is explained in a legend."""
+    kinds = kinds or [""] * len(names)
+    order = list(dict.fromkeys(kinds))
+    with styled():
+        figure, ax = axes(max(2.6, 0.28 * len(names) + 0.8), 2.7)
+        handles: dict[str, Any] = {}
+        for n, (value, kind) in enumerate(zip(values, kinds, strict=True)):
+            found = ax.bar(n, value, color=colour(order.index(kind)), width=0.72)
+            handles.setdefault(kind, found)
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        ax.tick_params(axis="x", length=0)
+        ax.set_xlim(-0.7, len(names) - 0.3)
+        ax.set_ylabel(ylabel)
+        ax.grid(axis="y", color=RULE, linewidth=0.6)
+        ax.set_axisbelow(True)
+        if log:
+            ax.set_yscale("log")
+        else:
+            ax.axhline(0, color=MUTED, linewidth=0.7)
+        if any(kinds):
+            legend(ax, list(handles.values()), list(handles), 11 * len(names))
+    return figure
+
+
+def strips(
+    columns: Sequence[str], rows: Sequence[tuple[str, int, Sequence[float]]], ylabel: str
+) -> Figure:
+    """A line per row (name, number of its colour, values [columns]) over a few columns."""
+    with styled():
+        figure, ax = axes(1.7 * len(columns) + 2.6, 3.4)
+        handles = []
+        for (_, number, values), marker in zip(rows, cycle("osD^vPX"), strict=False):
+            handles += ax.plot(
+                range(len(columns)),
+                values,
+                color=colour(number),
+                marker=marker,
+                markersize=4.5,
+                linewidth=0.8,
+                alpha=0.9,
+            )
+        ax.set_xticks(range(len(columns)), columns)
+        ax.set_xlim(-0.3, len(columns) - 0.7)
+        ax.set_ylabel(ylabel)
+        ax.grid(axis="y", color=RULE, linewidth=0.6)
+        ax.axhline(0, color=MUTED, linewidth=0.7)
+        ax.legend(
+            handles,
+            [name for name, *_ in rows],
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+            frameon=False,
+            fontsize=7,
+        )
+    return figure
