@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from gradvac.engine.collect import BUDGET
 from gradvac.engine.combine import StepReport
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.nonfinite import NonFinite
@@ -55,6 +56,10 @@ class Engine(SinglePassEngine):
         nonfinite: "raise" an error if a loss or gradient is not finite, or "skip" the step:
             ``p.grad`` is then None, so that optimizers do nothing, and the report says why.
         task_names: the tasks there are: a task of another name is then an error, not a new task.
+        passes: 2 to run a second backward pass, of the losses times their weights, in place of
+            holding K gradients of the whole model; for granularity "whole_model".
+        budget: bytes; the K gradients of a parameter that would take more are formed in chunks of
+            rows, once to measure and once to combine them. A backward pass per task holds them all.
 
     Attributes:
         refused: why every task has a backward pass of its own; empty while gradients are split.
@@ -75,12 +80,16 @@ class Engine(SinglePassEngine):
         verify_steps: int = 1,
         nonfinite: NonFinite = "raise",
         task_names: Collection[str] | None = None,
+        passes: int = 1,
+        budget: int = BUDGET,
     ) -> None:
         if engine not in ("single_pass", "per_task", None):
             raise GradientError(
                 f"engine is {engine!r}; it must be 'single_pass', 'per_task' or None for either"
             )
-        super().__init__(model, method, granularity, verify_steps, heads, nonfinite, task_names)
+        super().__init__(
+            model, method, granularity, verify_steps, heads, nonfinite, task_names, passes, budget
+        )
         self._separate = PerTaskEngine(model, method, granularity, nonfinite, heads, task_names)
         self.refused = ""
         self._engine = engine

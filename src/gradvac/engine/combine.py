@@ -1,12 +1,13 @@
 """What every engine does once it has a step's gradients, however it came by them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradvac.engine.gram import full_precision, gram
+from gradvac.engine.gram import full_precision
+from gradvac.engine.held import Rows
 from gradvac.errors import GradientError
 from gradvac.methods import Method, StepGeometry
 
@@ -62,18 +63,18 @@ class StepReport:
 
 def decide(
     method: Method,
-    gradients: Sequence[Sequence[Tensor]],
+    gram: Tensor,
     losses: Tensor,
     tasks: tuple[str, ...],
     groups: tuple[str, ...],
     step: int,
     shares: Mapping[str, float] | None = None,
 ) -> StepReport:
-    """Measure the geometry of the gradients and ask the method for their weights.
+    """Ask the method for the weights of the gradients.
 
     Args:
         method: the method; its state advances.
-        gradients: for each group, tensors ``[K, *shape]`` of its parameters.
+        gram: inner products of the gradients, ``[groups, K, K]``.
         losses: ``[K]``.
         tasks: K names, in the order of the rows.
         groups: names of the groups.
@@ -89,7 +90,7 @@ def decide(
         if missing := sorted(set(tasks) - set(shares)):
             raise GradientError(f"shares have no entry for {', '.join(missing)}")
         given = torch.tensor([shares[task] for task in tasks], dtype=torch.float64)
-    geometry = StepGeometry(gram(gradients), losses, tasks, groups, step, given)
+    geometry = StepGeometry(gram, losses, tasks, groups, step, given)
     weights = method.weights(geometry)
     _check_weights(weights, geometry, type(method).__name__)
     return StepReport(geometry, weights, method.report())
@@ -112,7 +113,14 @@ def _check_weights(weights: Tensor, geometry: StepGeometry, method: str) -> None
         )
 
 
-def combine(weights: Tensor, rows: Tensor) -> Tensor:
+def combine(weights: Tensor, rows: Rows) -> Tensor:
     """Return ``sum_i weights[i] * rows[i]``, ``[P]``, for weights ``[K]`` and rows ``[K, P]``."""
-    with full_precision(rows.device.type):
-        return weights.to(rows) @ rows
+    if isinstance(rows, Tensor):
+        with full_precision(rows.device.type):
+            return weights.to(rows) @ rows
+    combined = torch.empty(rows.numel, dtype=rows.dtype, device=rows.device)
+    done = 0
+    for chunk in rows.chunks():
+        combined[done : done + chunk.shape[1]] = combine(weights, chunk)
+        done += chunk.shape[1]
+    return combined

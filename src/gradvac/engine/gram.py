@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from gradvac.engine.held import Rows, blocks
+
 _CHUNK = 4096  # elements added in fp32; the error grows with it (1024: 4e-9, 65536: 1e-6)
 _BLOCK = 64 * _CHUNK  # elements handled at once, so that copies of a K x P matrix stay small
 
@@ -20,7 +22,7 @@ _NEARLY_PARALLEL = 1e-4
 _TINY = 1e-30
 
 
-def gram(groups: Sequence[Sequence[Tensor]]) -> Tensor:
+def gram(groups: Sequence[Sequence[Rows]]) -> Tensor:
     """Return the Gram matrix of each group's task gradients, ``[groups, K, K]``, float64, CPU.
 
     Products are fp32 (fp64 for float64 gradients) and sums fp64. Groups in which that does not
@@ -29,7 +31,7 @@ def gram(groups: Sequence[Sequence[Tensor]]) -> Tensor:
 
     Args:
         groups: for each group its gradients, one tensor ``[K, *shape]`` per parameter, of any
-            floating dtype.
+            floating dtype, or what makes them on demand.
     """
     with full_precision(groups[0][0].device.type):
         result = torch.stack([_gram(rows, torch.float32) for rows in groups]).cpu()
@@ -58,35 +60,46 @@ def cross_cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return torch.where(lengths == 0, 0, inner / lengths).cpu()  # NaN stays NaN
 
 
-def _gram(rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def _gram(rows: Sequence[Rows], dtype: torch.dtype) -> Tensor:
     """Gram matrix of one group, with products in at least ``dtype``."""
-    n_tasks = rows[0].shape[0]
-    total = torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device=rows[0].device)
-    for row in rows:
-        flat = row.reshape(n_tasks, -1)
-        for start in range(0, flat.shape[1], _BLOCK):
-            block = flat[:, start : start + _BLOCK]
-            block = block.to(torch.promote_types(dtype, block.dtype))
-            whole = block.shape[1] // _CHUNK * _CHUNK
-            if whole:
-                chunks = block[:, :whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)
-                total += (chunks @ chunks.mT).sum(0, dtype=torch.float64)
-            if whole < block.shape[1]:
-                rest = block[:, whole:]
-                total += (rest @ rest.mT).double()
+    return torch.stack([_inner(block, dtype) for row in rows for block in blocks(row)]).sum(0)
+
+
+def _inner(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gram matrix of the rows of ``[K, ...]``."""
+    n_tasks = rows.shape[0]
+    total = torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device=rows.device)
+    flat = rows.reshape(n_tasks, -1)
+    for start in range(0, flat.shape[1], _BLOCK):
+        block = flat[:, start : start + _BLOCK]
+        block = block.to(torch.promote_types(dtype, block.dtype))
+        whole = block.shape[1] // _CHUNK * _CHUNK
+        if whole:
+            chunks = block[:, :whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)
+            total += (chunks @ chunks.mT).sum(0, dtype=torch.float64)
+        if whole < block.shape[1]:
+            rest = block[:, whole:]
+            total += (rest @ rest.mT).double()
     return total
 
 
-def _doubtful(gram: Tensor, rows: Sequence[Tensor]) -> bool:
+def _doubtful(gram: Tensor, rows: Sequence[Rows]) -> bool:
     """Whether a group's fp32 products, ``[K, K]``, may not be good enough."""
     square = gram.diagonal()
     sine2 = 1 - gram.square() / (square[:, None] * square)
     sine2.fill_diagonal_(1.0)  # everything is parallel to itself
     if bool((sine2 < _NEARLY_PARALLEL).any()):  # NaN, where a square is 0, is not
         return True
-    tiny = _TINY * sum(row[0].numel() for row in rows)
-    suspects = (~square.isfinite() | (square < tiny)).nonzero().flatten().tolist()
-    return any(bool(row[task].any()) for task in suspects for row in rows)  # true zeros are fine
+    tiny = _TINY * sum(row[0].numel() if isinstance(row, Tensor) else row.numel for row in rows)
+    suspects = (~square.isfinite() | (square < tiny)).nonzero().flatten()
+    if not len(suspects):
+        return False
+    # True zeros are fine.
+    return any(
+        bool(block.index_select(0, suspects.to(block.device)).any())
+        for row in rows
+        for block in blocks(row)
+    )
 
 
 @contextmanager

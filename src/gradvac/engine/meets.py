@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gradvac.engine.flow import Place
+from gradvac.engine.held import Lookup, Product, add_product
 from gradvac.engine.rows import RowMap
 from gradvac.engine.slots import ParameterSlot, Slot
 
@@ -32,6 +33,7 @@ class Watch:
         leaks: meetings at which it did not, in the order of the backward.
         owner: position of the task to which all of the gradient that is flowing belongs, whatever
             rows it flows through; None if it is to be split by rows.
+        joint: whether the gradient that is flowing is not to be split at all.
         done: called whenever a use has handed its gradients over.
     """
 
@@ -39,6 +41,7 @@ class Watch:
         self.checking: int | None = None
         self.leaks: list[Meeting] = []
         self.owner: int | None = None
+        self.joint = False
         self.done = done
 
 
@@ -59,8 +62,10 @@ class Meeting:
     def place(self) -> Place:
         """Where the samples lie in the output; known once the output is."""
         rows, dim = self._place
+        if self.watch.joint:
+            return Place(rows.all_of(0, 1), dim)
         owner = self.watch.owner
-        return self._place if owner is None else Place(rows.all_of(owner), dim)
+        return self._place if owner is None else Place(rows.all_of(owner, rows.n_tasks), dim)
 
     @place.setter
     def place(self, place: Place) -> None:
@@ -80,8 +85,8 @@ class Meeting:
 
     def finish(self) -> None:
         """Count the use as done."""
-        if self.watch.owner is not None:
-            return  # other tasks come through here in passes of their own
+        if self.watch.owner is not None or self.watch.joint:
+            return  # tasks come through here in passes of their own, or came before
         for slot in self.slots:
             if slot is not None:
                 slot.arrived()
@@ -107,6 +112,9 @@ def _linear_gradients(
     Sums are not a product with zeros and ones, in which one task's NaN would reach all.
     """
     on_w, on_b = slots
+    if isinstance(on_w, ParameterSlot) and on_w.holds(rows.n_tasks):
+        on_w.add_made_of(Product(x.detach(), dy, transposed, rows))
+        on_w = None
     ws, fresh_w = (None, False) if on_w is None else on_w.pieces(rows.n_tasks)
     bs, fresh_b = (None, False) if on_b is None else on_b.pieces(rows.n_tasks)
     width = _columns_at_once(dy, rows.n_tasks)
@@ -138,13 +146,13 @@ def _columns_at_once(dy: Tensor, n_tasks: int) -> int:
 
 def _product(a: Tensor, b: Tensor, piece: Tensor, fresh: bool, any_rows: bool) -> None:
     """Write ``a @ b`` to ``piece``, or add it if that is not fresh."""
-    if piece.dtype != a.dtype:
-        product = a @ b
-        piece.copy_(product) if fresh else piece.add_(product)
-    elif fresh:
+    if not fresh:
+        if any_rows:
+            add_product(a, b, piece)
+    elif piece.dtype == a.dtype:
         torch.mm(a, b, out=piece)
-    elif any_rows:
-        piece.addmm_(a, b)
+    else:
+        piece.copy_(a @ b)
 
 
 class _Linear(Function):
@@ -209,8 +217,8 @@ class _Embedding(Function):
                 ids, dy = rows.sort(ids.reshape(-1)), rows.sort(dy.reshape(-1, dy.shape[-1]))
                 if ctx.padding >= 0:
                     dy = dy.masked_fill((ids == ctx.padding)[:, None], 0.0)
-                if isinstance(slot, ParameterSlot) and slot.sparse:
-                    slot.add_rows(ids, dy, rows.bounds)
+                if isinstance(slot, ParameterSlot) and slot.holds(rows.n_tasks):
+                    slot.add_made_of(Lookup(ids, dy, rows.bounds))
                 else:
                     for piece, (start, end) in zip(
                         slot.zero(rows.n_tasks), rows.bounds, strict=True

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gradvac.engine.calls import explained, leaves
 from gradvac.engine.combine import StepReport, combine, decide
+from gradvac.engine.gram import gram
 from gradvac.engine.groups import Grouping, Heads, ParameterGroup, parameter_groups, task_heads
 from gradvac.engine.guards import Guard
 from gradvac.engine.heads import HeadGradients
@@ -155,7 +156,8 @@ class PerTaskEngine:
         before = self.method.state_dict()
         try:
             rows = [buffer.rows(len(tasks), scale.factor) for buffer in self._buffers]
-            report = decide(self.method, [[r] for r in rows], losses, tasks, groups, step, shares)
+            inner = gram([[r] for r in rows])
+            report = decide(self.method, inner, losses, tasks, groups, step, shares)
             own = self._heads.finished(scale.factor)
             for buffer, matrix, weights in zip(self._buffers, rows, report.weights, strict=True):
                 buffer.assign(combine(weights, matrix))

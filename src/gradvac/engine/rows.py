@@ -72,13 +72,13 @@ class RowMap:
             found = self._derived[key] = RowMap(index.contiguous(), self.n_tasks)
         return found
 
-    def all_of(self, task: int) -> RowMap:
-        """As many slices, all of one task."""
-        key = ("all_of", task)
+    def all_of(self, task: int, n_tasks: int) -> RowMap:
+        """As many slices, all of one among ``n_tasks`` tasks."""
+        key = ("all_of", task, n_tasks)
         found = self._derived.get(key)
         if found is None:
             index = torch.full_like(self.index, task)
-            found = self._derived[key] = RowMap(index, self.n_tasks)
+            found = self._derived[key] = RowMap(index, n_tasks)
         return found
 
     def selected(self, positions: Tensor) -> RowMap:

@@ -25,22 +25,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradvac.engine.calls import as_written, explained, leaves, tensors_within
-from gradvac.engine.combine import StepReport, combine, decide
-from gradvac.engine.groups import Grouping, Heads, parameter_groups, task_heads
+from gradvac.engine.collect import BUDGET, Collector
+from gradvac.engine.combine import StepReport
+from gradvac.engine.groups import Grouping, Heads, task_heads
 from gradvac.engine.guards import Guard
 from gradvac.engine.heads import HeadGradients
 from gradvac.engine.meets import Watch
 from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or_raise
 from gradvac.engine.per_task import _refuse_wrapped
 from gradvac.engine.rows import RowMap
-from gradvac.engine.slots import GroupStore, Pool
 from gradvac.engine.step import Batch, Step
 from gradvac.engine.tracing import Refusal, Trace
 from gradvac.errors import GradientError
@@ -67,9 +66,14 @@ class SinglePassEngine:
         nonfinite: "raise" an error if a loss or gradient is not finite, or "skip" the step:
             ``p.grad`` is then None, so that optimizers do nothing, and the report says why.
         task_names: the tasks there are: a task of another name is then an error, not a new task.
+        passes: 2 to run a second backward pass, of the losses times their weights, in place of
+            holding K gradients of the whole model; for granularity "whole_model".
+        budget: bytes; the K gradients of a parameter that would take more are formed in chunks of
+            rows, once to measure and once to combine them.
 
     Raises:
-        GradientError: if the model is wrapped for data parallelism or has nothing to train.
+        GradientError: if the model is wrapped for data parallelism or has nothing to train, or if
+            ``passes`` does not suit the granularity.
     """
 
     def __init__(
@@ -81,6 +85,8 @@ class SinglePassEngine:
         heads: Heads | None = None,
         nonfinite: NonFinite = "raise",
         task_names: Collection[str] | None = None,
+        passes: int = 1,
+        budget: int = BUDGET,
     ) -> None:
         _refuse_wrapped(model)
         check_policy(nonfinite)
@@ -88,13 +94,11 @@ class SinglePassEngine:
         self.model = model
         self.method = method
         self._heads = HeadGradients(task_heads(model, heads))
-        self.groups = parameter_groups(model, granularity, self._heads.heads)
+        self._collector = Collector(model, granularity, self._heads.heads, passes, budget)
+        self.groups = self._collector.groups
+        self._slots = self._collector.slots
         self.step = 0
         self._checks_left = verify_steps  # from this process's first step, resumed or not
-        self._pool = Pool()
-        self._ready: list[GroupStore] = []
-        self._stores = [GroupStore(group, self._pool, self._ready) for group in self.groups]
-        self._slots = {id(slot.parameter): slot for store in self._stores for slot in store.slots}
         self._step = Step()
         self._batch: Batch | None = None
         self._guard = Guard(model, self._parameters, task_names)
@@ -125,8 +129,8 @@ class SinglePassEngine:
         self._guard.check_parameters()
         positions = torch.tensor([self._step.position(name) for name in names], dtype=torch.int64)
         rows = RowMap(positions[index], len(self._step.names))
-        watch = Watch(self._release)
-        device = self._stores[0].device
+        watch = Watch(lambda: self._collector.release(self._step, self.method))
+        device = self._collector.device
         remember = self._checks_left > 0
         heads = frozenset(id(p) for p in self._heads.parameters)
         splits, give_up = self._splits, self._give_up
@@ -185,7 +189,8 @@ class SinglePassEngine:
                 ``p.grad``, the method and the step counter are then unchanged and the gradients are
                 dropped.
         """
-        self._step.streams = not (self._step.accumulated or self.method.needs_all_groups)
+        one_group = not self.method.needs_all_groups or self._collector.passes == 2
+        self._step.streams = one_group and not self._step.accumulated
         with self._ending(loss_scale, step, shares) as end:
             self._backward(loss, rows, mask)
             end.report = self._finish()
@@ -200,6 +205,11 @@ class SinglePassEngine:
         """
         self._step.streams = False
         try:
+            if self._collector.passes == 2:
+                raise GradientError(
+                    "passes=2 holds no gradients from one micro-batch to the next; make the engine "
+                    "with passes=1 to accumulate"
+                )
             self._backward(loss, rows, mask)
         except BaseException:
             self.clear()
@@ -253,9 +263,7 @@ class SinglePassEngine:
 
     def clear(self) -> None:
         """Drop what was collected since the last step."""
-        for store in self._stores:
-            store.close()
-        self._ready.clear()
+        self._collector.clear()
         self._heads.clear()
         self._step = Step()
         self._batch = None
@@ -288,8 +296,7 @@ class SinglePassEngine:
                 "backward() needs a forward pass inside `with engine.tasks(...)`: there has been "
                 "none since the last one was used"
             )
-        for store in self._stores:
-            store.streams = self._step.streams
+        self._collector.stream(self._step.streams)
         with torch._C.DisableTorchFunction():
             loss, owners = batch.owners(loss, rows, mask)
             total = torch.zeros(owners.n_tasks, dtype=torch.float64, device=loss.device)
@@ -305,12 +312,27 @@ class SinglePassEngine:
                     self.verify(loss, owners)
                 except Refusal as refusal:
                     batch.trace.stop(refusal)
-            if batch.trace.splits:
-                self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.parameters))
-            else:
+            if not batch.trace.splits:
                 self._one_by_one(loss, owners)
-            batch.carry_on(owners.n_tasks)
+                batch.carry_on(owners.n_tasks)
+            elif self._collector.passes == 2:
+                self._in_two_passes(loss, owners)
+            else:
+                self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.parameters))
+                batch.carry_on(owners.n_tasks)
         self._batch = None
+
+    def _in_two_passes(self, loss: Tensor, owners: RowMap) -> None:
+        """Measure in a first backward pass; run a second of the losses times their weights."""
+        assert self._batch is not None
+        batch, collector, step = self._batch, self._collector, self._step
+        self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.parameters, True))
+        batch.carry_on(owners.n_tasks)
+        weights = collector.weights(step, self.method)
+        batch.trace.watch.joint = True
+        self._run(loss, weights[owners.index].to(loss), [])
+        batch.carry_on(1)
+        collector.joint(step)
 
     def _one_by_one(self, loss: Tensor, owners: RowMap) -> None:
         """Run one backward pass per task, which is right whatever the model does with samples.
@@ -320,8 +342,7 @@ class SinglePassEngine:
         assert self._batch is not None
         trace = self._batch.trace
         self._step.streams = False
-        for store in self._stores:
-            store.streams = False
+        self._collector.stream(False)
         present = owners.index.unique().tolist()
         for n, task in enumerate(present):
             trace.watch.owner = task
@@ -405,52 +426,14 @@ class SinglePassEngine:
             if p is parameter
         )
 
-    # -- groups ---------------------------------------------------------------------------------
-
-    def _release(self) -> None:
-        """Combine groups that are complete, several at once, and free their gradients."""
-        step = self._step
-        if not step.streams or len(self._ready) == step.waiting:
-            return
-        step.waiting = len(self._ready)
-        if step.largest is None:
-            step.largest = max(store.size for store in self._stores)
-        # Methods take all groups at once, so some are worth waiting for: as many as fill the
-        # memory that the largest needs anyway.
-        if sum(store.size for store in self._ready) >= step.largest:
-            self._decide(self._ready)
-            self._ready.clear()
-            step.waiting = 0
-
-    def _decide(self, stores: list[GroupStore]) -> None:
-        step = self._step
-        n_tasks = len(step.names)
-        rows = [store.rows(n_tasks) for store in stores]
-        if step.loss_scale != 1.0:
-            for matrix in chain(*rows):
-                matrix.mul_(1 / step.loss_scale)
-        names = tuple(store.group.name for store in stores)
-        losses = step.losses(n_tasks) / step.loss_scale
-        tasks = tuple(step.names)
-        report = decide(self.method, rows, losses, tasks, names, step.number, step.shares)
-        for store, matrices, weights in zip(stores, rows, report.weights, strict=True):
-            combined = [combine(weights, matrix) for matrix in matrices]
-            step.gradients[store.group.name] = store.gradients(combined)
-            store.close()
-        step.reports.append(report)
-
     def _finish(self) -> StepReport:
         """Combine what is left and set ``p.grad`` of every parameter."""
         step = self._step
-        left = [store for store in self._stores if store.group.name not in step.gradients]
-        if left:
-            self._decide(left)
+        self._collector.finish(step, self.method)
         report = step.report(tuple(group.name for group in self.groups))
         own = self._heads.finished(step.loss_scale)
-        for group in self.groups:
-            gradients = step.gradients[group.name]
-            for p, gradient in zip(group.parameters, gradients, strict=True):
-                p.grad = gradient
+        for slot in self._slots.values():
+            slot.parameter.grad = step.gradients[id(slot.parameter)]
         for p, gradient in zip(self._heads.parameters, own, strict=True):
             p.grad = gradient
         self._checks_left -= 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gradvac.engine.groups import ParameterGroup
+from gradvac.engine.held import Held, Lookup, Product, Rows
 from gradvac.errors import GradientError
 
 
@@ -20,9 +21,12 @@ class GroupStore:
         expected: uses in the forward pass whose gradients are still to come.
         streams: whether this backward pass is the only one of the step.
         ready: where a store puts itself when the last of its gradients has arrived.
+        budget: bytes; a parameter whose K gradients are larger is held as what they are made of.
     """
 
-    def __init__(self, group: ParameterGroup, pool: Pool, ready: list[GroupStore]) -> None:
+    def __init__(
+        self, group: ParameterGroup, pool: Pool, ready: list[GroupStore], budget: int
+    ) -> None:
         device = group.parameters[0].device
         if any(p.device != device for p in group.parameters):
             raise GradientError(
@@ -30,7 +34,7 @@ class GroupStore:
                 "granularity"
             )
         self.group = group
-        self.pool, self.ready = pool, ready
+        self.pool, self.ready, self.budget = pool, ready, budget
         self.matrix: Tensor | None = None
         self.expected = 0
         self.slots = [ParameterSlot(self, p) for p in group.parameters]
@@ -42,13 +46,27 @@ class GroupStore:
     @property
     def size(self) -> int:
         """Numbers to hold for each task, rows looked up left out."""
-        return sum(slot.parameter.numel() for slot in self.slots if not slot.sparse)
+        return sum(slot.parameter.numel() for slot in self._dense)
+
+    @property
+    def used(self) -> bool:
+        """Whether any gradient has arrived."""
+        return not all(slot.fresh for slot in self.slots)
+
+    @property
+    def _dense(self) -> list[ParameterSlot]:
+        """Slots whose gradients are in the matrix."""
+        return [slot for slot in self.slots if not (slot.sparse or slot.apart)]
 
     def open(self, n_tasks: int) -> None:
         """Make room for the gradients of K tasks; what was collected for fewer is kept."""
         if self.matrix is not None and len(self.matrix) >= n_tasks:
             return
-        dense = [slot for slot in self.slots if not slot.sparse]
+        if self.matrix is None:
+            for slot in self.slots:
+                size = n_tasks * slot.parameter.numel() * self.dtype.itemsize
+                slot.apart = slot.parameter.ndim == 2 and size > self.budget
+        dense = self._dense
         sizes = [slot.parameter.numel() for slot in dense]
         old, matrix = self.matrix, self.pool.take(n_tasks, sum(sizes), self.dtype, self.device)
         if old is not None:
@@ -59,28 +77,33 @@ class GroupStore:
         for slot, piece in zip(dense, matrix.split(sizes, dim=1), strict=True):
             slot.buffer = piece.view(n_tasks, *slot.parameter.shape)
 
-    def rows(self, n_tasks: int) -> list[Tensor]:
-        """Return the gradients, matrices ``[K, P_i]``, zero for parameters that no task used."""
-        if all(slot.fresh for slot in self.slots):
+    def rows(self, n_tasks: int) -> list[Rows]:
+        """Return the gradients, ``[K, P_i]``, zero for parameters that no task used."""
+        if not self.used:
             return [torch.zeros(n_tasks, 1, dtype=self.dtype, device=self.device)]
-        found = [s.compact(n_tasks, self.dtype) for s in self.slots if s.sparse and not s.fresh]
-        if any(not slot.sparse for slot in self.slots):
-            self.open(n_tasks)
-            assert self.matrix is not None
-            for slot in self.slots:
-                if slot.fresh and not slot.sparse:
+        used = [slot for slot in self.slots if not slot.fresh]
+        found: list[Rows] = [s.compact(n_tasks, self.dtype) for s in used if s.sparse]
+        self.open(n_tasks)
+        found += [slot.whole(n_tasks) for slot in used if slot.apart]
+        if dense := self._dense:
+            for slot in dense:
+                if slot.fresh:
                     slot.buffer.zero_()
+            assert self.matrix is not None
             found.append(self.matrix[:n_tasks])
         return found
 
     def gradients(self, combined: list[Tensor]) -> list[Tensor | None]:
         """Make the parameters' gradients of the combined :meth:`rows`; None where unused."""
-        if all(slot.fresh for slot in self.slots):
+        if not self.used:
             return [None] * len(self.slots)
         remaining = iter(combined)
-        sparse = [slot for slot in self.slots if slot.sparse and not slot.fresh]
-        spread = {slot: slot.spread(next(remaining)) for slot in sparse}
-        dense = [slot for slot in self.slots if not slot.sparse]
+        used = [slot for slot in self.slots if not slot.fresh]
+        spread = {slot: slot.spread(next(remaining)) for slot in used if slot.sparse}
+        for slot in used:
+            if slot.apart:
+                spread[slot] = next(remaining).view(slot.parameter.shape)
+        dense = self._dense
         pieces = next(remaining).split([slot.parameter.numel() for slot in dense]) if dense else ()
         spread |= {
             slot: piece.view(slot.parameter.shape)
@@ -104,6 +127,10 @@ class Pool:
 
     def __init__(self) -> None:
         self._free: list[Tensor] = []
+
+    def numel(self) -> int:
+        """Numbers that the memory not in use would hold."""
+        return sum(memory.numel() for memory in self._free)
 
     def take(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Return an uninitialised matrix ``[rows, columns]``."""
@@ -169,7 +196,11 @@ class ParameterSlot(Slot):
     """Gradients of a parameter, a part of the matrix of its group.
 
     A table in which rows were looked up and nothing else was done has gradients that are zero but
-    for those rows. They are kept apart and only for the rows that some task looked up.
+    for those rows. They are kept apart and only for the rows that some task looked up. Gradients
+    above the budget are kept apart too, as what they are made of, see :mod:`gradvac.engine.held`.
+
+    Attributes:
+        apart: whether the gradients are above the budget.
     """
 
     def __init__(self, store: GroupStore, parameter: nn.Parameter) -> None:
@@ -180,14 +211,22 @@ class ParameterSlot(Slot):
         """Forget the step."""
         self.buffer = torch.empty(0)  # [K, *shape], a view of the group's matrix
         self.fresh = True
+        self.apart = False
         self.uses = self.lookups = 0  # in the forward pass
-        self._found: list[tuple[Tensor, Tensor, list[tuple[int, int]]]] = []
+        self._made_of: list[Product | Lookup] = []
         self._touched = torch.empty(0)
 
     @property
     def sparse(self) -> bool:
         """Whether only rows looked up are kept; not while micro-batches are added up."""
         return self.store.streams and self.uses == self.lookups > 0
+
+    def holds(self, n_tasks: int) -> bool:
+        """Whether to add products and rows looked up as what they are."""
+        if self.sparse:
+            return True
+        self.store.open(n_tasks)
+        return self.apart and not len(self.buffer)
 
     def expect(self) -> None:
         """Count a use in the forward pass."""
@@ -203,36 +242,53 @@ class ParameterSlot(Slot):
     def pieces(self, n_tasks: int) -> tuple[Sequence[Tensor], bool]:
         """Return the K tensors to add gradients to, and whether they hold nothing yet."""
         self.store.open(n_tasks)
+        if self.apart and len(self.buffer) < n_tasks:
+            self._form(n_tasks)
         fresh, self.fresh = self.fresh, False
         return self.buffer[:n_tasks].unbind(0), fresh
 
     def add(self, gradients: Tensor) -> None:
         """Add gradients ``[K, *shape]``."""
-        self.store.open(len(gradients))
-        buffer = self.buffer[: len(gradients)]
-        if self.fresh:
+        pieces, fresh = self.pieces(len(gradients))
+        buffer = self.buffer[: len(pieces)]
+        if fresh:
             buffer.copy_(gradients)
         else:
             buffer.add_(gradients)
+
+    def add_made_of(self, use: Product | Lookup) -> None:
+        """Add gradients as what they are made of, if the slot :meth:`holds` them so."""
+        self._made_of.append(use)
         self.fresh = False
 
-    def add_rows(self, ids: Tensor, rows: Tensor, bounds: list[tuple[int, int]]) -> None:
-        """Add ``rows`` ``[N, d]`` to the rows ``ids`` ``[N]``, sorted by task with its bounds."""
-        self._found.append((ids, rows, bounds))
-        self.fresh = False
+    def whole(self, n_tasks: int) -> Rows:
+        """Return gradients above the budget, ``[K, P]``, made on demand if they can be."""
+        if len(self.buffer):
+            self.pieces(n_tasks)
+            return self.buffer[:n_tasks].flatten(1)
+        shape = self.parameter.shape
+        return Held(self._made_of, shape, n_tasks, self.store.dtype, self.store.budget)
+
+    def _form(self, n_tasks: int) -> None:
+        """Give up the budget: this use of the parameter needs its gradients all there."""
+        table, before = self.parameter, self.buffer
+        shape = (n_tasks, *table.shape)
+        self.buffer = torch.zeros(shape, dtype=self.store.dtype, device=table.device)
+        self.buffer[: len(before)] = before
+        for use in self._made_of:
+            use.add_to(self.buffer, 0)
+        self._made_of = []
 
     def compact(self, n_tasks: int, dtype: torch.dtype) -> Tensor:
         """Return the gradients of the rows looked up, ``[K, rows * d]``."""
-        self._touched, where = torch.cat([ids for ids, _, _ in self._found]).unique(
-            return_inverse=True
-        )
+        found = [use for use in self._made_of if isinstance(use, Lookup)]
+        self._touched, where = torch.cat([use.ids for use in found]).unique(return_inverse=True)
         table = self.parameter
         shape = (n_tasks, len(self._touched), table.shape[1])
         result = torch.zeros(shape, dtype=dtype, device=table.device)
-        places = where.split([len(ids) for ids, _, _ in self._found])
-        for (_, rows, bounds), place in zip(self._found, places, strict=True):
-            for task, (start, end) in enumerate(bounds):
-                result[task].index_add_(0, place[start:end], rows[start:end].to(dtype))
+        places = where.split([len(use.ids) for use in found])
+        for use, place in zip(found, places, strict=True):
+            Lookup(place, use.rows, use.bounds).add_to(result, 0)
         return result.flatten(1)
 
     def spread(self, combined: Tensor) -> Tensor:

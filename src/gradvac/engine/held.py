@@ -1,0 +1,125 @@
+"""Task gradients that are too large to hold: formed in chunks of rows, as often as asked for.
+
+K gradients of a softmax over 64,000 tokens are 13 GB at K = 50. What they are made of, the inputs
+and output gradients of the uses of the parameter, is smaller. It is kept instead, the Gram matrix
+is added up over chunks of the parameter's rows, and once the weights are known the chunks are
+formed again to be combined: one product more, and the memory of one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.rows import RowMap
+
+
+class Product(NamedTuple):
+    """Gradients ``dy_k^T x_k`` (or the transpose) of a projection, k running over the tasks.
+
+    Attributes:
+        x: inputs, ``[N, in]``.
+        dy: gradients of the outputs, ``[N, out]``.
+        transposed: whether the parameter is ``[in, out]``, not ``[out, in]``.
+        rows: the task of each of the N rows.
+    """
+
+    x: Tensor
+    dy: Tensor
+    transposed: bool
+    rows: RowMap
+
+    def add_to(self, chunk: Tensor, start: int) -> None:
+        """Add rows ``start, start + 1, ...`` of the gradients to ``chunk`` ``[K, rows, d]``."""
+        of_rows, of_columns = (self.x, self.dy) if self.transposed else (self.dy, self.x)
+        of_rows = of_rows[:, start : start + chunk.shape[1]]
+        for k, (first, last) in enumerate(self.rows.bounds):
+            if last > first:
+                a, b = self.rows.block(of_rows, k), self.rows.block(of_columns, k)
+                add_product(a.T, b, chunk[k])
+
+
+class Lookup(NamedTuple):
+    """Gradients of rows looked up in a table.
+
+    Attributes:
+        ids: which rows, ``[N]``, sorted by task.
+        rows: the gradients of what was looked up, ``[N, d]``.
+        bounds: first and one past the last of each task.
+    """
+
+    ids: Tensor
+    rows: Tensor
+    bounds: list[tuple[int, int]]
+
+    def add_to(self, chunk: Tensor, start: int) -> None:
+        """Add rows ``start, start + 1, ...`` of the gradients to ``chunk`` ``[K, rows, d]``."""
+        for k, (first, last) in enumerate(self.bounds):
+            ids = self.ids[first:last] - start
+            here = (ids >= 0) & (ids < chunk.shape[1])
+            found = self.rows[first:last][here].to(chunk.dtype)
+            chunk[k].index_add_(0, ids[here], found)
+
+
+class Held:
+    """Task gradients of one parameter, K matrices of its shape ``[rows, d]``, made on demand.
+
+    Attributes:
+        scale: factor on all of them.
+        numel: numbers of one task's gradient.
+    """
+
+    def __init__(
+        self,
+        uses: Sequence[Product | Lookup],
+        shape: torch.Size,
+        n_tasks: int,
+        dtype: torch.dtype,
+        budget: int,
+    ) -> None:
+        self.uses, self.shape, self.n_tasks, self.dtype = uses, shape, n_tasks, dtype
+        self.scale = 1.0
+        self.numel = shape.numel()
+        self.at_once = max(1, budget // (n_tasks * shape[1] * dtype.itemsize))  # rows of a chunk
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are made."""
+        return self.uses[0][0].device
+
+    def chunks(self) -> Iterator[Tensor]:
+        """Yield ``[K, rows * d]`` for one chunk of rows after the other, in memory used again."""
+        height = min(self.at_once, self.shape[0])
+        memory = torch.empty(
+            self.n_tasks, height, self.shape[1], dtype=self.dtype, device=self.device
+        )
+        for start in range(0, self.shape[0], height):
+            chunk = memory[:, : self.shape[0] - start].zero_()
+            for use in self.uses:
+                use.add_to(chunk, start)
+            if self.scale != 1.0:
+                chunk *= self.scale
+            yield chunk.flatten(1)
+
+
+Rows = Tensor | Held
+"""Task gradients of some parameters, a row for each task: ``[K, P]``, there or made on demand."""
+
+
+def blocks(rows: Rows) -> Iterator[Tensor]:
+    """Yield task gradients ``[K, P]`` in one piece, or in as many as they are made in."""
+    if isinstance(rows, Tensor):
+        yield rows
+    else:
+        yield from rows.chunks()
+
+
+def add_product(a: Tensor, b: Tensor, piece: Tensor) -> None:
+    """Add ``a @ b`` to ``piece``, which may be wider."""
+    if piece.dtype == a.dtype:
+        piece.addmm_(a, b)
+    else:
+        piece.add_(a @ b)

@@ -1,0 +1,144 @@
+"""A budget for large parameters, and two passes for the whole model: same numbers, less memory."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from gradvac.engine import Engine, SinglePassEngine
+from gradvac.engine.held import Held, Lookup, Product
+from gradvac.engine.rows import RowMap
+from gradvac.errors import GradientError
+from gradvac.methods import GradVac, PCGrad, StaticWeights
+from tests.engine.partition import largest_error
+from tests.engine.test_single_pass import TASKS, batch, losses_of, translator
+
+SMALL = 1000  # bytes, at K = 3 in float64: the embedding [40, 16] in chunks of two rows
+EXACT = 1e-10
+
+
+@pytest.mark.parametrize("budget", [1, SMALL, 5000])  # chunks of 1, 2 and 13 rows
+def test_a_budget_changes_no_task_gradient(budget):
+    model = translator()
+    make = partial(SinglePassEngine, budget=budget)
+    assert largest_error(model, losses_of(model, batch()), TASKS, make) < EXACT
+
+
+def updates(engine_of, steps=4, scale=1.0, tasks=TASKS):
+    """Parameters and reports of a few steps of plain descent."""
+    model = translator()
+    engine, reports = engine_of(model), []
+    for step in range(steps):
+        torch.manual_seed(step)
+        with engine.tasks(tasks):
+            loss, _, rows = model.token_losses(*batch(seed=step), 0.1)
+            reports.append(engine.backward(loss / 30 * scale, rows, loss_scale=scale))
+        with torch.no_grad():
+            for p in model.parameters():
+                p -= 0.1 * p.grad
+    return nn.utils.parameters_to_vector(model.parameters()), reports
+
+
+def compare(one, other):
+    (p, reports), (q, others) = one, other
+    assert (p - q).abs().max() <= 1e-10 * q.abs().max()
+    for a, b in zip(reports, others, strict=True):
+        assert a.groups == b.groups and a.tasks == b.tasks
+        torch.testing.assert_close(a.gram, b.gram, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(a.weights, b.weights, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_with_a_budget_training_is_the_same(scale):
+    held = updates(lambda m: SinglePassEngine(m, GradVac(), budget=SMALL), scale=scale)
+    compare(held, updates(lambda m: SinglePassEngine(m, GradVac())))
+
+
+@pytest.mark.parametrize("method", [GradVac, PCGrad])
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_two_passes_equal_one(method, scale):
+    two = updates(lambda m: Engine(m, method(), "whole_model", passes=2, budget=SMALL), scale=scale)
+    compare(two, updates(lambda m: SinglePassEngine(m, method(), "whole_model")))
+
+
+def test_two_passes_with_a_batch_of_one_task():
+    one = updates(lambda m: Engine(m, GradVac(), "whole_model"), tasks=["a"] * 7)
+    two = updates(lambda m: Engine(m, GradVac(), "whole_model", passes=2), tasks=["a"] * 7)
+    compare(two, one)
+
+
+class Positions(nn.Module):
+    """Position embeddings reach the batch by broadcasting, a scale through its exponential."""
+
+    def __init__(self):
+        super().__init__()
+        self.position = nn.Parameter(torch.randn(1, 5, 6))
+        self.scale = nn.Parameter(torch.randn(6))
+        self.out = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x):
+        return self.out((x + self.position) * self.scale.exp()).tanh()
+
+    def losses(self, x, own):
+        y = self(x)
+        loss = y.square().mean(2)
+        return loss + torch.where(own[:, None], self.head(y).squeeze(2).square(), 0.0)
+
+
+def test_two_passes_reach_parameters_behind_a_broadcast_and_give_heads_their_plain_gradient():
+    torch.manual_seed(0)
+    model = Positions().double()
+    x, tasks = torch.randn(6, 5, 6).double(), ["a", "b", "a", "c", "b", "b"]
+    own = torch.tensor([task == "a" for task in tasks])
+    shared = [p for n, p in model.named_parameters() if "head" not in n]
+    weights = {"a": 0.5, "b": 2.0, "c": 0.0}
+    loss = model.losses(x, own)
+    weighted = (loss * torch.tensor([[weights[t]] for t in tasks])).sum()
+    wanted = torch.autograd.grad(weighted, shared, retain_graph=True)
+    heads = torch.autograd.grad(loss.sum(), list(model.head.parameters()))
+    method = StaticWeights(weights)
+    engine = SinglePassEngine(model, method, "whole_model", passes=2, heads={"a": "head"})
+    with engine.tasks(tasks):
+        engine.backward(model.losses(x, own))
+    for p, g in zip([*shared, *model.head.parameters()], [*wanted, *heads], strict=True):
+        torch.testing.assert_close(p.grad, g, rtol=1e-12, atol=1e-14)
+
+
+def test_two_passes_need_one_group_and_no_micro_batches():
+    with pytest.raises(GradientError, match="granularity='whole_model'"):
+        Engine(translator(), GradVac(), passes=2)
+    with pytest.raises(GradientError, match="passes is 3"):
+        Engine(translator(), GradVac(), "whole_model", passes=3)
+    with pytest.raises(GradientError, match="positive number of bytes"):
+        Engine(translator(), GradVac(), budget=0)
+    model = translator()
+    engine = Engine(model, GradVac(), "whole_model", passes=2)
+    with engine.tasks(TASKS):
+        loss, _, rows = model.token_losses(*batch(), 0.1)
+        with pytest.raises(GradientError, match="passes=1 to accumulate"):
+            engine.accumulate(loss, rows)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_held_gradients_are_the_products_of_each_task(transposed):
+    torch.manual_seed(0)
+    index = torch.tensor([2, 0, 2, 2, 0])  # task 1 is absent
+    x, dy = torch.randn(5, 4).double(), torch.randn(5, 7).double()
+    ids, rows = torch.tensor([3, 1, 3]), torch.randn(3, 7 if transposed else 4).double()
+    shape = torch.Size([4, 7] if transposed else [7, 4])
+    uses = [
+        Product(x, dy, transposed, RowMap(index, 3)),
+        Lookup(ids, rows, [(0, 1), (1, 1), (1, 3)]),
+    ]
+    held = Held(uses, shape, 3, torch.float64, budget=2 * 3 * shape[1] * 8)
+    chunks = [chunk.clone() for chunk in held.chunks()]
+    assert len(chunks) == -(-shape[0] // 2)
+    found = torch.cat([chunk.view(3, -1, shape[1]) for chunk in chunks], 1)
+    wanted = torch.stack([dy[index == k].T @ x[index == k] for k in range(3)])
+    wanted = wanted.mT.clone() if transposed else wanted
+    wanted[0, 3] += rows[0]
+    wanted[2, 1] += rows[1]
+    wanted[2, 3] += rows[2]
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-14)
