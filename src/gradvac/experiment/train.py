@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradvac.engine import PerTaskEngine, SinglePassEngine, StepReport
+from gradvac.engine import Engine, StepReport
 from gradvac.errors import GradientError, NotFiniteError, RecipeError, RunError
 from gradvac.experiment.balance import Balance
 from gradvac.experiment.build import build_method, build_model, device_of, uses_bf16
@@ -49,8 +49,6 @@ from gradvac.geometry.record import Frame, GramRecord
 from gradvac.translation.batches import Batch, in_order
 from gradvac.translation.vocabulary import PAD
 
-Engine = PerTaskEngine | SinglePassEngine
-ENGINES = {"single_pass": SinglePassEngine, "per_task": PerTaskEngine}
 VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone
 # Steps skipped in a row before a run gives up. Chosen here: bad batches come singly, and parameters
 # that are broken never recover.
@@ -81,8 +79,8 @@ class Trainer:
         self.plan = self.balance.plan
         section = self.recipe.method
         self.method = build_method(section, prepared.levels, self.recipe.seed)
-        self.engine: Engine | None = self.method and ENGINES[section.engine](
-            self.model, self.method, granularity=section.granularity
+        self.engine = self.method and Engine(
+            self.model, self.method, section.granularity, engine=section.engine
         )
         self.record = GramRecord(self.folder / "geometry")
         self.step, self.window = 0, Window.empty()
@@ -194,10 +192,10 @@ class Trainer:
         """
         report = None
         for batch in batches:
-            if isinstance(engine, PerTaskEngine):
+            if self.recipe.method.engine == "per_task":
                 for index in batch.present:
                     loss, nll, _ = self._token_losses(batch.of_task(index))
-                    engine.accumulate(batch.tasks[index], loss.sum() / tokens)
+                    engine.accumulate({batch.tasks[index]: loss.sum() / tokens})
                     self.window.add(batch.tasks[index], nll)
                 continue
             with engine.tasks((batch.task, batch.tasks)):
