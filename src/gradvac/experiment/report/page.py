@@ -23,6 +23,7 @@ from gradvac.experiment.report.markup import Pictures, element, missing, paragra
 from gradvac.experiment.report.runs import RunView, TaskView, by_family, load_runs
 from gradvac.experiment.report.samples import samples_section
 from gradvac.experiment.report.scores import LEVELS, Row, averages_section, directions_section
+from gradvac.experiment.report.weights import weights_section
 from gradvac.geometry.plots import Line, curves
 
 START = "starting model"
@@ -65,6 +66,7 @@ def write_report(
         "scores": ("Scores", averages_section(rows, tasks, views)),
         "directions": ("Direction by direction", directions_section(rows, tasks, pictures)),
         "training": ("Training", _training(views, pictures)),
+        "weights": ("Task weights", weights_section(views, tasks, pictures)),
         "similarity": ("Similarity of gradients", similarity_section(views, tasks, pictures)),
         "edits": ("Edits to gradients", edits_section(views, pictures)),
         "samples": ("Translations", samples_section(views, tasks)),

@@ -1,0 +1,55 @@
+"""Section of a report on the weights that methods gave to tasks, step by step."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from gradvac.experiment.report.markup import Pictures, element, missing, series
+from gradvac.experiment.report.runs import RunView, TaskView
+from gradvac.geometry.plots import PALETTE, Line, curves
+
+MOST_LINES = 2 * len(PALETTE)  # solid, then dashed: more cannot be told apart
+CONSTANT = 1e-9
+
+
+def weights_section(views: Sequence[RunView], tasks: Sequence[TaskView], pictures: Pictures) -> str:
+    """A curve for every task of each run whose method changes weights; levels where many."""
+    drawn, unsaid = "", ""
+    for n, view in enumerate(views):
+        logged = {p["step"]: p["task_weights"] for p in view.train if p.get("task_weights")}
+        values = [w for each in logged.values() for w in each.values()]
+        if not values:
+            continue
+        if max(values) - min(values) < CONSTANT:
+            unsaid += missing(f"{view.name}: every task had the weight {values[0]:g} at all steps.")
+            continue
+        names = {t.name: t.short for t in tasks if any(t.name in each for each in logged.values())}
+        groups = {short: [name] for name, short in names.items()}
+        caption = "Weight of the gradient of each task, mean over the parameter groups."
+        if len(groups) > MOST_LINES:
+            levels = dict.fromkeys(t.level for t in tasks if t.name in names)
+            groups = {v: [t.name for t in tasks if t.level == v] for v in levels}
+            caption = "Weight of a task's gradient, mean over parameter groups, tasks of a level."
+        figure = curves(_lines(logged, groups), "weight")
+        heading = element("h3", series(view.name, n)) if len(views) > 1 else ""
+        drawn += element("div", heading + pictures(figure, f"{caption} {view.method}."))
+    if not drawn and not unsaid:
+        return missing("No run has task weights in its log: joint training gives all the same.")
+    return (element("div", drawn, class_="grid") if drawn else "") + unsaid
+
+
+def _lines(
+    logged: Mapping[int, Mapping[str, float]], groups: Mapping[str, Sequence[str]]
+) -> list[Line]:
+    """One line for each group of tasks, over the steps that have any of them."""
+    lines = []
+    for n, (label, names) in enumerate(groups.items()):
+        points = {
+            step: statistics.fmean(each[name] for name in names if name in each)
+            for step, each in logged.items()
+            if any(name in each for name in names)
+        }
+        dashed = n >= len(PALETTE)
+        lines.append(Line(label, list(points), list(points.values()), n % len(PALETTE), dashed))
+    return lines
