@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gradvac.engine import Engine, PerTaskEngine, SinglePassEngine
 from gradvac.errors import GradientError
-from gradvac.methods import GradVac, Joint, PCGrad
+from gradvac.methods import GradVac, Joint, PCGrad, StaticWeights
 from tests.engine.partition import largest_error
 
 D, EXACT = 4, 1e-10
@@ -80,6 +80,25 @@ def test_one_backward_per_task_where_samples_mix(kind, steps, checkpoints):
     assert largest_error(model, losses, TASKS, Engine, steps) < EXACT
     make = partial(Engine, engine="per_task")
     assert largest_error(model, losses, TASKS, make, steps) < EXACT
+
+
+@pytest.mark.parametrize("kind", ["batch_norm", "mean"])
+@pytest.mark.parametrize("options", [{"budget": 1}, {"granularity": "whole_model", "passes": 2}])
+def test_a_refusal_gives_up_what_saves_memory_and_nothing_else(kind, options):
+    model = built(kind)
+    weights = {"a": 0.5, "b": 2.0, "c": 0.0}
+    engine = Engine(model, StaticWeights(weights), **options)
+    for _ in range(2):
+        torch.manual_seed(1)
+        with engine.tasks(TASKS):
+            engine.backward(model(X).square().sum(-1))
+        torch.manual_seed(1)
+        weighted = model(X).square().sum((1, 2)) * torch.tensor([weights[t] for t in TASKS])
+        wanted = torch.autograd.grad(weighted.sum(), list(model.parameters()), allow_unused=True)
+        for p, g in zip(model.parameters(), wanted, strict=True):
+            assert (p.grad is None) == (g is None)
+            if g is not None:
+                torch.testing.assert_close(p.grad, g, rtol=1e-10, atol=1e-14)
 
 
 def test_the_reason_is_logged_once_and_training_goes_on(caplog):

@@ -25,6 +25,14 @@ def test_a_budget_changes_no_task_gradient(budget):
     assert largest_error(model, losses_of(model, batch()), TASKS, make) < EXACT
 
 
+def test_a_budget_gives_way_to_a_use_that_needs_all_gradients():
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 4).double(), torch.randn(3, 2, 4, dtype=torch.float64)
+    scaled = lambda: (model(x) * model.weight[0] + (x @ model.weight.tanh())).square().sum(-1)
+    make = partial(SinglePassEngine, budget=1)
+    assert largest_error(model, lambda: (scaled(), None), ["a", "b", "a"], make) < EXACT
+
+
 def updates(engine_of, steps=4, scale=1.0, tasks=TASKS):
     """Parameters and reports of a few steps of plain descent."""
     model = translator()

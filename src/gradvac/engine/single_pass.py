@@ -361,10 +361,11 @@ class SinglePassEngine:
 
     def _add(self, gradients: Sequence[Tensor | None], task: int, n_tasks: int) -> None:
         """Add a task's gradients of :attr:`_parameters`."""
-        for slot, gradient in zip(self._slots.values(), gradients, strict=False):
-            if gradient is not None:
-                dense = gradient.to_dense() if gradient.is_sparse else gradient
-                slot.zero(n_tasks)[task].add_(dense)
+        with torch._C.DisableTorchFunction():
+            for slot, gradient in zip(self._slots.values(), gradients, strict=False):
+                if gradient is not None:
+                    dense = gradient.to_dense() if gradient.is_sparse else gradient
+                    slot.zero(n_tasks)[task].add_(dense)
         own = gradients[len(self._slots) :]
         if self._checks_left > 0:
             self._heads.check(self._step.names[task], own)

@@ -274,7 +274,8 @@ class ParameterSlot(Slot):
         table, before = self.parameter, self.buffer
         shape = (n_tasks, *table.shape)
         self.buffer = torch.zeros(shape, dtype=self.store.dtype, device=table.device)
-        self.buffer[: len(before)] = before
+        if len(before):
+            self.buffer[: len(before)] = before
         for use in self._made_of:
             use.add_to(self.buffer, 0)
         self._made_of = []

@@ -339,9 +339,9 @@ class Trace(TorchFunctionMode):
     def _check_leaf(self, x: Tensor, name: str) -> None:
         if x.grad_fn is None and id(x) not in self.slots:
             raise GradientError(
-                f"{name!r} in {self._module()}: it takes a parameter {list(x.shape)} that is not in "
-                "the model the engine was made for; put it there before the engine is made, or "
-                "freeze it"
+                f"{name!r} in {self._module()}: it takes a parameter {list(x.shape)} that is not "
+                "in the model the engine was made for; put it there before the engine is made, "
+                "or freeze it"
             )
 
     def slot(self, x: Tensor) -> Slot:
