@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from step_cost import Setting, Step, measure, plain, single_pass
+from measuring import Setting, Step, measure, plain, single_pass
 
 from gradvac import GradientError
 from gradvac.methods import METHODS
@@ -68,8 +68,7 @@ def main() -> None:
         args.tokens or (512 if args.quick else 1024),
         paths(args.methods),
         args.rounds or (3 if args.quick else 5),
-        args.quick,
-        in_order=False,
+        "quick" if args.quick else "13M",
     )
     print(f"{'method':18}{'K':>4}{'tokens':>8}{'cpu':>8}{'wall':>8}{'MiB':>9}{'cpu s':>9}")
     for row in rows:
