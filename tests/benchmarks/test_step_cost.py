@@ -46,6 +46,7 @@ def test_without_a_gpu_nothing_is_said_to_be_measured(monkeypatch):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_step_of_a_large_model_on_a_gpu(tmp_path, monkeypatch):
     out = tmp_path / "rows.json"
     flags = f"--gpu --tokens 1024 --tasks 4 --rounds 1 --json {out} --paths all_layer"
