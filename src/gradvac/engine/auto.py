@@ -28,7 +28,7 @@ from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.per_task import PerTaskEngine
 from gradvac.engine.single_pass import SinglePassEngine
-from gradvac.engine.tracing import Refusal
+from gradvac.engine.tags import Refusal
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 

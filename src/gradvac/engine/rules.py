@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import NamedTuple
 
-from gradvac.engine import flow, flow_products, recurrent
+from gradvac.engine import flow, flow_indexing, flow_products, recurrent
 from gradvac.engine.flow import Call, Rule
 
 
@@ -81,17 +81,17 @@ _add("transpose swapaxes swapdims t T mT adjoint", flow.transpose)
 _add("permute", flow.permute)
 _add("chunk split tensor_split unbind select narrow diagonal unfold split_with_sizes hsplit vsplit"
      " movedim moveaxis",
-     flow.cut)  # fmt: skip
-_add("getitem", flow.getitem)
-_add("index_select", flow.index_select)
-_add("gather scatter scatter_add take_along_dim", flow.gather)
+     flow_indexing.cut)  # fmt: skip
+_add("getitem", flow_indexing.getitem)
+_add("index_select", flow_indexing.index_select)
+_add("gather scatter scatter_add take_along_dim", flow_indexing.gather)
 _add("stack", flow.stack)
 _add("cat concat concatenate", flow.concatenate)
 _add("repeat tile", flow.repeat)
 _add("repeat_interleave", flow.repeat_interleave)
 _add("tril triu", flow_products.last_dims(lambda call: 2, "it cuts"))
 _add("pad", flow.pad)
-_add("setitem", flow.assign, Meeting.NONE)
+_add("setitem", flow_indexing.assign, Meeting.NONE)
 _add("cross_entropy nll_loss", flow_products.token_loss)
 _add("mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy kl_div"
      " binary_cross_entropy_with_logits", flow_products.pointwise_loss)  # fmt: skip
@@ -112,14 +112,14 @@ _add(
     flow_products.last_dims(_normalized_dims, "it normalises over"),
     Meeting.LAYER_NORM,
 )
-_add("embedding", flow.lookup, Meeting.EMBEDDING)
+_add("embedding", flow_indexing.lookup, Meeting.EMBEDDING)
 _add("recurrent_layer", recurrent.layer_place, Meeting.SLICES)
 _add("recurrent_cell", recurrent.cell_place, Meeting.SLICES)
 _add("whole_recurrent_layer", recurrent.layer_place)
 _add("whole_recurrent_cell", recurrent.cell_place)
 _add("pack_padded_sequence", recurrent.pack)
 _add("pad_packed_sequence", recurrent.unpack)
-_add("masked_select", flow.masked_select)
+_add("masked_select", flow_indexing.masked_select)
 
 # Attributes and methods that tell about a tensor and compute nothing from its values that could
 # carry a gradient.

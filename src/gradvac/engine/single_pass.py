@@ -41,7 +41,8 @@ from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or
 from gradvac.engine.per_task import _refuse_wrapped
 from gradvac.engine.rows import RowMap
 from gradvac.engine.step import Batch, Step
-from gradvac.engine.tracing import Refusal, Trace
+from gradvac.engine.tags import Refusal
+from gradvac.engine.tracing import Trace
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 

@@ -14,7 +14,6 @@ written, and the tags only tell which sample each loss belongs to.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from gradvac.engine import again
@@ -33,51 +31,16 @@ from gradvac.engine.rules import IGNORED, KNOWN, Entry
 from gradvac.engine.rules import Meeting as Kind
 from gradvac.engine.slots import ChainSlot, ParameterSlot, Slot, ViewSlot
 from gradvac.engine.special import COMPOSED, SPECIAL
+from gradvac.engine.tags import Known, Refusal, Tags, refuse
 from gradvac.errors import GradientError
 
-_MARK = "_gradvac"
 _VIEWS = frozenset(
     "t T mT transpose permute view reshape unflatten unsqueeze squeeze chunk split unbind select "
     "narrow getitem".split()
 )
 
 
-class Refusal(GradientError):
-    """The gradient cannot be split by tasks in one pass; one backward per task can.
-
-    Attributes:
-        reason: the operation, its module and what is wrong, without the advice.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"{reason}; the gradient cannot be split by tasks in one pass, "
-            'Engine(..., engine="per_task") runs one backward per task'
-        )
-        self.reason = reason
-
-
-class _Known:
-    """What is known of a tensor, valid while it is not written to."""
-
-    __slots__ = ("aside", "base", "place", "slot", "trace", "version", "why")
-
-    def __init__(
-        self,
-        trace: Trace,
-        tensor: Tensor,
-        place: Place | None = None,
-        slot: Slot | None = None,
-        base: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None,
-        why: str | None = None,
-        aside: bool = False,
-    ) -> None:
-        self.trace, self.version = trace, tensor._version
-        self.place, self.slot, self.base, self.why, self.aside = place, slot, base, why, aside
-        setattr(tensor, _MARK, self)
-
-
-class Trace(TorchFunctionMode):
+class Trace(Tags):
     """The forward pass of one batch.
 
     Args:
@@ -107,9 +70,8 @@ class Trace(TorchFunctionMode):
         splits: bool = True,
         give_up: Callable[[Refusal], None] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model)
         self.slots, self.heads = slots, heads
-        self.model = model
         self.give_up = give_up
         self.splits = self._began = splits
         self.anchor = torch.zeros((), device=device, requires_grad=True)
@@ -165,21 +127,6 @@ class Trace(TorchFunctionMode):
             self.repeating, self.splits = False, splits
             hook.remove()
 
-    def tag(self, tensor: Tensor, place: Place) -> None:
-        """Declare where the samples lie in a tensor."""
-        _Known(self, tensor, place)
-
-    def place(self, tensor: Tensor) -> Place | None:
-        """Return where the samples lie in a tensor, None if that is not known."""
-        known = self._known(tensor)
-        return known and known.place
-
-    def _known(self, tensor: Tensor) -> _Known | None:
-        known: _Known | None = getattr(tensor, _MARK, None)
-        if known is None or known.trace is not self or known.version != tensor._version:
-            return None
-        return known
-
     def __torch_function__(
         self,
         func: Callable[..., Any],
@@ -211,7 +158,7 @@ class Trace(TorchFunctionMode):
         unknown: Tensor | None = None
         aside = False
         for x in tensors_in(args, kwargs):
-            known = self._known(x)
+            known = self.known(x)
             if known is not None and known.place is not None:
                 if x.requires_grad:
                     tagged.insert(0, (x, known.place))
@@ -228,18 +175,18 @@ class Trace(TorchFunctionMode):
             out = func(*args, **kwargs)
             if aside:
                 for x in tensors_in((out,), {}):
-                    _Known(self, x, aside=True)
+                    Known(self, x, aside=True)
             return out
         if aside and free:
-            raise self._error(
+            raise self.error(
                 name,
                 "a parameter of a task's head, or what is no parameter, meets one that tasks share",
             )
         if unknown is not None:
             if free:
-                raise self._error(name, f"it takes a tensor {self._origin(unknown)}")
-            why, out = self._origin(unknown), func(*args, **kwargs)
-            self._opaque(args[0] if name == "setitem" else out, why)
+                raise self.error(name, f"it takes a tensor {self.origin(unknown)}")
+            why, out = self.origin(unknown), func(*args, **kwargs)
+            self.opaque(args[0] if name == "setitem" else out, why)
             return out
         if name in COMPOSED and (free or name not in KNOWN):
             with self:
@@ -250,7 +197,7 @@ class Trace(TorchFunctionMode):
         if free:
             return self._meet(func, name, entry, args, kwargs, tagged, free)
         out = func(*args, **kwargs)
-        self._follow(Call(func, name, args, kwargs, tagged, out), entry)
+        self.follow(Call(func, name, args, kwargs, tagged, out), entry)
         return out
 
     def _plain(
@@ -271,42 +218,12 @@ class Trace(TorchFunctionMode):
         call = Call(func, name, args, kwargs, tagged, out)
         try:
             if tagged[0][0].requires_grad or not lost:
-                self._tag_output(args[0] if name == "setitem" else out, entry.rule(call))
+                self.tag_output(args[0] if name == "setitem" else out, entry.rule(call))
             elif isinstance(out, Tensor):  # labels and masks beside losses whose samples were lost
                 same = [place for x, place in tagged if x.shape == out.shape]
-                self._tag_output(out, same[0] if same else None)
+                self.tag_output(out, same[0] if same else None)
         except Exception:  # only a help: the user may say whose losses they are
             pass
-        return out
-
-    def _follow(self, call: Call, entry: Entry | None) -> None:
-        """Tag the output of an operation without parameters."""
-        written = call.args[0] if call.name == "setitem" else call.out
-        try:
-            if entry is None:
-                raise Mixed("gradvac does not know whether it keeps samples apart")
-            _refuse(call)
-            self._tag_output(written, entry.rule(call))
-        except Mixed as reason:
-            self._opaque(written, f"made by {call.name!r}: {reason}")
-        except Exception:
-            if any(out.requires_grad for out in tensors_in((written,), {})):
-                raise
-
-    def _tag_output(self, out: Any, places: Any) -> None:
-        if isinstance(out, Tensor):
-            if places is not None:
-                _Known(self, out, places)
-        elif isinstance(out, tuple | list):
-            each = [places] * len(out) if isinstance(places, Place) or places is None else places
-            for piece, place in zip(out, each, strict=True):
-                self._tag_output(piece, place)
-
-    def _opaque(self, out: Any, why: str) -> Any:
-        """Mark tensors that carry a gradient as unknown, with the reason."""
-        for x in tensors_in((out,), {}):
-            if x.requires_grad:
-                _Known(self, x, why=why)
         return out
 
     def _free(
@@ -324,12 +241,12 @@ class Trace(TorchFunctionMode):
         view = name in _VIEWS and len(free) == 1 and args and args[0] is free[0]
         if isinstance(out, Tensor):
             base = (free[0], lambda t: func(t, *args[1:], **kwargs)) if view else None
-            _Known(self, out, base=base)
+            Known(self, out, base=base)
         else:
             for n, piece in enumerate(out if isinstance(out, tuple | list) else ()):
                 pick = lambda t, n=n: func(t, *args[1:], **kwargs)[n]
                 if isinstance(piece, Tensor):
-                    _Known(self, piece, base=(free[0], pick) if view else None)
+                    Known(self, piece, base=(free[0], pick) if view else None)
         return out
 
     def _aside(self, x: Tensor) -> bool:
@@ -339,7 +256,7 @@ class Trace(TorchFunctionMode):
     def _check_leaf(self, x: Tensor, name: str) -> None:
         if x.grad_fn is None and id(x) not in self.slots:
             raise GradientError(
-                f"{name!r} in {self._module()}: it takes a parameter {list(x.shape)} that is not "
+                f"{name!r} in {self.module()}: it takes a parameter {list(x.shape)} that is not "
                 "in the model the engine was made for; put it there before the engine is made, "
                 "or freeze it"
             )
@@ -348,7 +265,7 @@ class Trace(TorchFunctionMode):
         """Return where the gradients of a free tensor go."""
         if x.grad_fn is None:
             return self.slots[id(x)]
-        known = self._known(x)
+        known = self.known(x)
         assert known is not None
         if known.slot is None:
             if known.base is not None:
@@ -377,16 +294,16 @@ class Trace(TorchFunctionMode):
             if entry is None or entry.meeting is Kind.NONE:
                 raise Mixed("gradvac does not know how it splits by samples")
             call = Call(func, name, args, kwargs, tagged, None)
-            _refuse(call)
+            refuse(call)
             out, meeting = self._do(call, entry, free)
             place = entry.rule(call._replace(out=out))
             if not isinstance(place, Place):
                 raise Mixed("its output is not a single tensor")
         except Mixed as reason:
             if any(x.requires_grad for x, _ in tagged):
-                raise self._error(name, str(reason)) from None
+                raise self.error(name, str(reason)) from None
             if self.remember:
-                self.loose.append(f"{name!r} in {self._module()}: {reason}")
+                self.loose.append(f"{name!r} in {self.module()}: {reason}")
             return self._free(func, name, args, kwargs, free)  # the tags were hints only
         if writes(func):
             out = args[0].copy_(out)
@@ -397,12 +314,12 @@ class Trace(TorchFunctionMode):
                     slot.expect()
                 if isinstance(slot, ParameterSlot) and name == "embedding":
                     slot.lookups += 1
-        _Known(self, out, place)
+        Known(self, out, place)
         return out
 
     def meeting(self, slots: Sequence[Slot | None], name: str) -> Meeting:
         """Return a meeting in the operation ``name``, with its module if errors may need it."""
-        where = f"{name!r} in {self._module()}" if self.remember else repr(name)
+        where = f"{name!r} in {self.module()}" if self.remember else repr(name)
         return Meeting(slots, where, self.watch)
 
     def _do(self, call: Call, entry: Entry, free: list[Tensor]) -> tuple[Tensor, Meeting]:
@@ -434,43 +351,6 @@ class Trace(TorchFunctionMode):
             masked = entry.meeting is Kind.MASKED or any(_spans(x, call.inputs[0]) for x in free)
             out = again.slices(self.anchor, work, masked, meeting, given)
         return out, meeting
-
-    def _origin(self, x: Tensor) -> str:
-        known = self._known(x)
-        if known is not None and known.why is not None:
-            return known.why
-        made = type(x.grad_fn).__name__
-        return (
-            f"made by {made}, out of sight (by a custom autograd function, in place through a "
-            "view, or before `with engine.tasks`; of activation checkpointing, use_reentrant=False "
-            "works)"
-        )
-
-    def _module(self) -> str:
-        names = {id(module): name for name, module in self.model.named_modules()}
-        frame = sys._getframe(1)
-        while frame is not None:
-            owner = frame.f_locals.get("self")
-            if isinstance(owner, nn.Module) and id(owner) in names:
-                return f"module {names[id(owner)] or 'the model'!r} ({type(owner).__name__})"
-            frame = frame.f_back
-        return "no module"
-
-    def _error(self, name: str, reason: str) -> Refusal:
-        return Refusal(f"{name!r} in {self._module()}: {reason}")
-
-
-def _refuse(call: Call) -> None:
-    """Refuse operations that mix samples whatever their shapes."""
-    if call.name == "batch_norm" and call.argument(5, "training", False):
-        raise Mixed(
-            "batch normalisation in training mode mixes samples; put it in eval mode or use "
-            "GroupNorm or LayerNorm"
-        )
-    if call.name == "instance_norm" and call.argument(1, "running_mean") is not None:
-        raise Mixed("it keeps running statistics over samples; set track_running_stats=False")
-    if call.kwargs.get("out") is not None:
-        raise Mixed("it writes to out=")
 
 
 def _spans(x: Tensor, sample: tuple[Tensor, Place]) -> bool:

@@ -1,0 +1,162 @@
+"""How samples travel through indexing and selecting; see :mod:`gradvac.engine.flow`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.flow import Call, Mixed, Place, agreed, sole_owner
+from gradvac.engine.rows import RowMap
+
+
+def cut(call: Call) -> Place | list[Place]:
+    """Views that select or cut: a probe in the place of the tensor shows where the samples go.
+
+    The probe moves in memory along the dimension of the samples alone, so the one dimension of
+    the result that moves is theirs, and its offset and stride tell which samples are left.
+    """
+    x, (rows, dim) = call.inputs[0]
+    strides = [0] * x.ndim
+    strides[dim] = 1
+    probe = torch.empty(len(rows), dtype=torch.int8).as_strided(x.shape, strides)
+    result = call.func(probe, *call.args[1:], **call.kwargs)
+    if isinstance(result, Tensor):
+        return _cut_place(result, rows)
+    return [_cut_place(piece, rows) for piece in result]
+
+
+def _cut_place(probe: Tensor, rows: RowMap) -> Place:
+    moving = [e for e, stride in enumerate(probe.stride()) if stride]
+    e = next((e for e in moving if probe.shape[e] > 1), moving[0] if moving else None)
+    start = int(probe.storage_offset())
+    if e is not None:
+        length, stride = probe.shape[e], probe.stride(e)
+        return Place(rows.taken(start, length, stride if length > 1 else 1), e)
+    if not probe.ndim:
+        raise Mixed("it takes out a single number")
+    return Place(rows.taken(start, 1, 1).spread(probe.shape[0], 1), 0)  # one sample owns it all
+
+
+def getitem(call: Call) -> Place | list[Place]:
+    """Indexing by numbers and slices, or with tensors among the indices."""
+    x, (rows, dim) = call.inputs[0]
+    if x is not call.args[0]:
+        raise Mixed("its index, not what is indexed, holds the samples")
+    index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+    if not any(isinstance(i, Tensor | list) for i in index):
+        return cut(call)
+    used = sum(_dims_used(i) for i in index)
+    if any(i is Ellipsis for i in index):
+        used = x.ndim
+    # Dimensions behind the indexed ones come out as they went in.
+    behind = x.ndim - used
+    if dim >= used:
+        return Place(rows, dim - used + call.out.ndim - behind)
+    shape = [1] * used
+    shape[dim] = -1
+    probe = rows.index.view(shape).expand(x.shape[:used])
+    index = tuple(i.cpu() if isinstance(i, Tensor) else i for i in index)
+    owners = probe[index]
+    for e in range(owners.ndim):
+        line = owners
+        for d in reversed(range(owners.ndim)):
+            if d != e:
+                line = line.select(d, 0) if line.shape[d] else line
+        shape = [1] * owners.ndim
+        shape[e] = -1
+        if line.ndim == 1 and bool((owners == line.view(shape)).all()):
+            return Place(RowMap(line.contiguous(), rows.n_tasks), e)
+    raise Mixed("its result orders the samples along no dimension")
+
+
+def _dims_used(index: Any) -> int:
+    if index is None or index is Ellipsis:
+        return 0
+    if isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8):
+        return index.ndim
+    return 1
+
+
+def masked_select(call: Call) -> Place:
+    """Choose elements by a mask: the owners of the elements are chosen likewise."""
+    x, mask = call.argument(0, "input"), call.argument(1, "mask")
+    place = call.place(x)
+    if place is None:
+        raise Mixed("its mask, not what is chosen from, holds the samples")
+    shape = [1] * x.ndim
+    shape[place.dim] = -1
+    owners = place.rows.index.view(shape).expand(x.shape).masked_select(mask.cpu())
+    return Place(RowMap(owners, place.rows.n_tasks), 0)
+
+
+def index_select(call: Call) -> Place:
+    """Choose slices along a dimension."""
+    x, (rows, dim) = call.inputs[0]
+    if x is not call.argument(0, "input"):
+        raise Mixed("its index, not what is indexed, holds the samples")
+    if call.argument(1, "dim") % x.ndim != dim:
+        return Place(rows, dim)
+    return Place(rows.selected(call.argument(2, "index")), dim)
+
+
+def lookup(call: Call) -> Place:
+    """Rows of a table, one for each index."""
+    x, place = call.inputs[0]
+    if x is not call.argument(0, "input"):
+        raise Mixed("its table, not its index, holds the samples")
+    return place
+
+
+def gather(call: Call) -> Place:
+    """Gather and scatter along a dimension that is not that of the samples."""
+    if call.argument(1, "dim") % call.out.ndim == agreed(call.inputs).dim:
+        raise Mixed("it works along the dimension of the samples")
+    rows, dim = agreed(call.inputs)
+    return Place(rows.taken(0, call.out.shape[dim], 1), dim)
+
+
+def _same_owners(x: Tensor, own: Place, index: Sequence[Any], dim: int, rows: RowMap) -> bool:
+    """Whether what lies at an index with tensors has its samples along ``dim``, those of rows."""
+    used = sum(_dims_used(i) for i in index)
+    if own.dim >= used or any(i is Ellipsis or i is None for i in index):
+        return False
+    shape = [1] * used
+    shape[own.dim] = -1
+    probe = own.rows.index.view(shape).expand(x.shape[:used])
+    owners = probe[tuple(i.cpu() if isinstance(i, Tensor) else i for i in index)]
+    if (owner := sole_owner(rows)) is not None:
+        return bool((owners == owner).all())
+    if not 0 <= dim < owners.ndim or owners.shape[dim] != len(rows):
+        return False
+    line = [1] * owners.ndim
+    line[dim] = -1
+    return bool((owners == rows.index.view(line)).all())
+
+
+def assign(call: Call) -> Place | None:
+    """``x[index] = value``: the samples of the value become those of the tensor."""
+    x, index, value = call.args
+    own = call.place(x)
+    region = x.detach()[index]
+    if not isinstance(value, Tensor) or (place := call.place(value)) is None:
+        return own
+    dim = place.dim + region.ndim - value.ndim
+    indices = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(i, Tensor | list) for i in indices):
+        if own is None or not _same_owners(x, own, indices, dim, place.rows):
+            raise Mixed("what is assigned belongs to other samples than where it goes")
+        return own
+    fits = [
+        d
+        for d in range(x.ndim)
+        if x.stride(d) == region.stride(dim) and x.shape[d] == region.shape[dim]
+    ]
+    found = Place(place.rows, fits[0]) if len(fits) == 1 else None
+    if own is not None and found is not None and own.dim == found.dim:
+        return own if own.rows.same(found.rows) else None
+    if own is None and found is not None and not x.requires_grad:
+        return found
+    raise Mixed("what is assigned holds its samples in another place")

@@ -1,0 +1,152 @@
+"""What is known of the tensors of a forward pass, and how it is handed on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gradvac.engine.calls import tensors_in
+from gradvac.engine.flow import Call, Mixed, Place
+from gradvac.engine.rules import Entry
+from gradvac.engine.slots import Slot
+from gradvac.errors import GradientError
+
+_MARK = "_gradvac"
+
+
+class Refusal(GradientError):
+    """The gradient cannot be split by tasks in one pass; one backward per task can.
+
+    Attributes:
+        reason: the operation, its module and what is wrong, without the advice.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"{reason}; the gradient cannot be split by tasks in one pass, "
+            'Engine(..., engine="per_task") runs one backward per task'
+        )
+        self.reason = reason
+
+
+class Known:
+    """What is known of a tensor, valid while it is not written to."""
+
+    __slots__ = ("aside", "base", "place", "slot", "trace", "version", "why")
+
+    def __init__(
+        self,
+        trace: Tags,
+        tensor: Tensor,
+        place: Place | None = None,
+        slot: Slot | None = None,
+        base: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None,
+        why: str | None = None,
+        aside: bool = False,
+    ) -> None:
+        self.trace, self.version = trace, tensor._version
+        self.place, self.slot, self.base, self.why, self.aside = place, slot, base, why, aside
+        setattr(tensor, _MARK, self)
+
+
+class Tags(TorchFunctionMode):
+    """Where the samples lie in each tensor of a forward pass, or why nobody knows.
+
+    Args:
+        model: the model, to name modules in errors.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def tag(self, tensor: Tensor, place: Place) -> None:
+        """Declare where the samples lie in a tensor."""
+        Known(self, tensor, place)
+
+    def place(self, tensor: Tensor) -> Place | None:
+        """Return where the samples lie in a tensor, None if that is not known."""
+        known = self.known(tensor)
+        return known and known.place
+
+    def known(self, tensor: Tensor) -> Known | None:
+        """Return what is known of a tensor, None if nothing or if it was written to since."""
+        known: Known | None = getattr(tensor, _MARK, None)
+        if known is None or known.trace is not self or known.version != tensor._version:
+            return None
+        return known
+
+    def follow(self, call: Call, entry: Entry | None) -> None:
+        """Tag the output of an operation without parameters."""
+        written = call.args[0] if call.name == "setitem" else call.out
+        try:
+            if entry is None:
+                raise Mixed("gradvac does not know whether it keeps samples apart")
+            refuse(call)
+            self.tag_output(written, entry.rule(call))
+        except Mixed as reason:
+            self.opaque(written, f"made by {call.name!r}: {reason}")
+        except Exception:
+            if any(out.requires_grad for out in tensors_in((written,), {})):
+                raise
+
+    def tag_output(self, out: Any, places: Any) -> None:
+        """Tag what an operation returned: a tensor, or several with a place for each or for all."""
+        if isinstance(out, Tensor):
+            if places is not None:
+                Known(self, out, places)
+        elif isinstance(out, tuple | list):
+            each = [places] * len(out) if isinstance(places, Place) or places is None else places
+            for piece, place in zip(out, each, strict=True):
+                self.tag_output(piece, place)
+
+    def opaque(self, out: Any, why: str) -> Any:
+        """Mark tensors that carry a gradient as unknown, with the reason."""
+        for x in tensors_in((out,), {}):
+            if x.requires_grad:
+                Known(self, x, why=why)
+        return out
+
+    def origin(self, x: Tensor) -> str:
+        """Say where a tensor comes from whose samples nobody knows."""
+        known = self.known(x)
+        if known is not None and known.why is not None:
+            return known.why
+        made = type(x.grad_fn).__name__
+        return (
+            f"made by {made}, out of sight (by a custom autograd function, in place through a "
+            "view, or before `with engine.tasks`; of activation checkpointing, use_reentrant=False "
+            "works)"
+        )
+
+    def module(self) -> str:
+        """Name the module that is being run."""
+        names = {id(module): name for name, module in self.model.named_modules()}
+        frame = sys._getframe(1)
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and id(owner) in names:
+                return f"module {names[id(owner)] or 'the model'!r} ({type(owner).__name__})"
+            frame = frame.f_back
+        return "no module"
+
+    def error(self, name: str, reason: str) -> Refusal:
+        """Return the refusal of the operation ``name``, naming its module."""
+        return Refusal(f"{name!r} in {self.module()}: {reason}")
+
+
+def refuse(call: Call) -> None:
+    """Refuse operations that mix samples whatever their shapes."""
+    if call.name == "batch_norm" and call.argument(5, "training", False):
+        raise Mixed(
+            "batch normalisation in training mode mixes samples; put it in eval mode or use "
+            "GroupNorm or LayerNorm"
+        )
+    if call.name == "instance_norm" and call.argument(1, "running_mean") is not None:
+        raise Mixed("it keeps running statistics over samples; set track_running_stats=False")
+    if call.kwargs.get("out") is not None:
+        raise Mixed("it writes to out=")
