@@ -150,6 +150,45 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of sweeps or runs.", show_default=False)
+    ],
+    baseline: Annotated[
+        str | None, typer.Option(help="Row to compare with. Default: the recipe's, or the first.")
+    ] = None,
+    test: Annotated[
+        str, typer.Option(help="sacreBLEU's paired test: bootstrap, randomization, or none.")
+    ] = "bootstrap",
+    samples: Annotated[
+        int, typer.Option(help="Resamples or trials of the test; 0: sacreBLEU's own number.")
+    ] = 0,
+    directions: Annotated[
+        bool, typer.Option("--directions", help="Show every direction, however many.")
+    ] = False,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(help="Also write FILE.md, .tex, .csv or .json; may be given several times."),
+    ] = None,
+) -> None:
+    """Compare methods: means over seeds, intervals, significant differences, costs.
+
+    Example: gradvac compare runs/table1-to-en-small --out table1.tex --out table1.csv
+    """
+    from gradvac.experiment.compare import METRICS, chosen_test
+    from gradvac.experiment.compare import compare as compare_runs
+    from gradvac.experiment.compare_tables import notes, terminal, write
+
+    found = compare_runs(folders, baseline=baseline, test=chosen_test(test), samples=samples)
+    for metric in METRICS:
+        console.print(terminal(found, metric, directions))
+    for line in notes(found):
+        say(line)
+    for file in out or ():
+        write(found, file, directions)
+
+
+@app.command()
 def translate(
     model: Annotated[
         Path | None, typer.Argument(help="A run or model folder. Default: the shipped model.")
@@ -231,6 +270,23 @@ def geometry(
         device=device,
         console=console,
     )
+
+
+@app.command()
+def figures(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("figures"),
+    measured: Annotated[
+        Path | None, typer.Option(help="Measurement of the run, if not in its folder.")
+    ] = None,
+) -> None:
+    """Draw the counterparts of the papers' figures that these runs can give.
+
+    Example: gradvac figures runs/gradvac runs/joint --out figures
+    """
+    from gradvac.experiment.figures import write_figures
+
+    write_figures(runs, out, say, measured)
 
 
 @app.command()

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from gradvac.geometry.plots import (
     INK,
     MUTED,
+    PALETTE,
     RULE,
     Line,
     axes,
@@ -51,8 +52,9 @@ def line_panels(
             handles |= dict(zip((line.name for line in panel.lines), drawn, strict=True))
             ax.set_title(panel.title, fontsize=9, loc="left")
             ax.set_ylabel(panel.ylabel)
-            if panel.zero:
-                ax.set_ylim(bottom=0)
+        for ax, panel in zip(grid.ravel(), panels, strict=True):
+            if panel.zero:  # once all panels have had their say about a shared axis
+                ax.set_ylim(0, ax.get_ylim()[1])
         for ax in grid[-1]:
             ax.set_xlabel(xlabel)
         if same_y and not stacked:
@@ -120,6 +122,9 @@ def bars(
         ax.set_axisbelow(True)
         if log:
             ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            ax.yaxis.set_minor_locator(NullLocator())
         else:
             ax.axhline(0, color=MUTED, linewidth=0.7)
         if any(kinds):
@@ -132,19 +137,22 @@ def strips(
 ) -> Figure:
     """A line per row (name, number of its colour, values [columns]) over a few columns."""
     with styled():
-        figure, ax = axes(1.7 * len(columns) + 2.6, 3.4)
+        few = len(columns) <= 4
+        figure, ax = axes((1.5 if few else 0.42) * len(columns) + 1.2, 3.0)
         handles = []
-        for (_, number, values), marker in zip(rows, cycle("osD^vPX"), strict=False):
+        for n, ((_, number, values), marker) in enumerate(
+            zip(rows, cycle("osD^vPX"), strict=False)
+        ):
             handles += ax.plot(
                 range(len(columns)),
                 values,
                 color=colour(number),
                 marker=marker,
                 markersize=4.5,
-                linewidth=0.8,
-                alpha=0.9,
+                linewidth=1.1,
+                linestyle="-" if n < len(PALETTE) else (0, (3, 2)),
             )
-        ax.set_xticks(range(len(columns)), columns)
+        ax.set_xticks(range(len(columns)), columns, rotation=0 if few else 90)
         ax.set_xlim(-0.3, len(columns) - 0.7)
         ax.set_ylabel(ylabel)
         ax.grid(axis="y", color=RULE, linewidth=0.6)
@@ -155,6 +163,6 @@ def strips(
             loc="center left",
             bbox_to_anchor=(1.0, 0.5),
             frameon=False,
-            fontsize=7,
+            fontsize=8,
         )
     return figure

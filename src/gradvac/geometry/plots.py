@@ -198,7 +198,7 @@ def legend(
         handles,
         [f"\u2009{name}" for name in names],  # a name that began with _ would be left out
         loc="lower left",
-        bbox_to_anchor=(0, 1.0),
+        bbox_to_anchor=(0.02, 0.965) if isinstance(onto, Figure) else (0, 1.0),
         ncols=len(names) if sum(letters) < wide else max(1, wide // max(letters)),
         frameon=False,
         borderaxespad=0.2,

@@ -9,7 +9,7 @@ line does not exist; a half-written frame or line is overwritten by the next app
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,7 +113,14 @@ class GramRecord:
             new.replace(self._index)
 
     def __iter__(self) -> Iterator[Frame]:
-        for line in self._lines():
+        return self._frames(self._lines())
+
+    def in_order(self) -> Iterator[Frame]:
+        """The frames by step, for a record whose steps were not measured one after the other."""
+        return self._frames(sorted(self._lines(), key=lambda line: line["step"]))
+
+    def _frames(self, lines: Iterable[dict]) -> Iterator[Frame]:
+        for line in lines:
             k, g = len(line["tasks"]), len(line["groups"])
             numbers = np.fromfile(
                 self._data, dtype="<f8", count=g * k * (k + 1), offset=line["offset"]

@@ -167,6 +167,17 @@ def _mean(values: np.ndarray, axis: int) -> np.ndarray:
         return np.where(known, values, 0.0).sum(axis) / known.sum(axis)
 
 
+def between(
+    gram: np.ndarray, tasks: Sequence[str], groups: Sequence[Sequence[str]]
+) -> np.ndarray | None:
+    """Inner products ``[G, G]`` of the summed gradients of G groups of tasks.
+
+    ``gram`` [K, K] is that of ``tasks``. None when a group has no task among them.
+    """
+    members = np.array([[float(t in group) for t in tasks] for group in groups])
+    return members @ gram @ members.T if members.any(1).all() else None
+
+
 def contrast(cosine: np.ndarray, labels: Sequence[str]) -> tuple[float, float]:
     """Mean cosine of pairs of tasks with the same label, and with different labels.
 

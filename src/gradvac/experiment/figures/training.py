@@ -1,0 +1,186 @@
+"""Figures of what happens while training: losses by resource level, edits, curvature, data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradvac.experiment.figures.base import LINES, Missing, Picture, Subject, line_rows
+from gradvac.experiment.geometry_run import TOTAL, curvature_lines
+from gradvac.geometry.panels import Panel, bars, line_panels
+from gradvac.geometry.plots import Line
+from gradvac.geometry.record import cosine
+from gradvac.geometry.similarity import between
+
+LEVELS = {"low": "low resource", "high": "high resource"}
+COLOURS = {"high": 0, "low": 1, "medium": 2, TOTAL: 3}
+
+
+def active_edits(subject: Subject) -> list[Picture]:
+    """GradVac figure 3: pairs edited, by PCGrad on the same gradients and by GradVac."""
+    run = subject.run
+    if run.recipe.method.name != "gradvac" or run.edits is None:
+        raise Missing("a run of GradVac with a record")
+    counts = run.edits
+    compared = counts.comparisons.sum(1)
+    known = (compared > 0) & ~np.isnan(counts.pcgrad.sum(1))
+    if not known.any():
+        raise Missing("a record of what PCGrad would have edited")
+    steps = np.array(counts.steps)[known].tolist()
+    panels = []
+    for number, (title, made) in enumerate((("PCGrad", counts.pcgrad), ("GradVac", counts.edits))):
+        share = 100 * made.sum(1)[known] / compared[known]
+        line = Line("", steps, share.tolist(), number)
+        panels.append(Panel([line], "ordered pairs edited, %", title, zero=True))
+    total = [np.nansum(a[known]) for a in (counts.pcgrad, counts.edits, counts.comparisons)]
+    caption = (
+        f"Ordered pairs of task gradients edited, of those compared, in all {len(counts.groups)} "
+        f"parameter groups: by PCGrad on the same gradients ({total[0] / total[2]:.1%} of all) "
+        f"and by GradVac ({total[1] / total[2]:.1%})."
+    )
+    rows = [(p.title, s, y) for p in panels for s, y in zip(steps, p.lines[0].y, strict=True)]
+    header = ("method", "step", "percent_of_pairs")
+    return [Picture("gradvac-fig-03-active-edits", caption, line_panels(panels), header, rows)]
+
+
+def data_sizes(subject: Subject) -> list[Picture]:
+    """GradVac figure 7: training pairs per language, on a logarithmic scale."""
+    pairs: dict[str, int] = {}
+    level: dict[str, str] = {}
+    for t in subject.tasks:
+        if (t.pairs or 0) > pairs.get(t.partner, 0):
+            pairs[t.partner], level[t.partner] = t.pairs or 0, t.level
+    if not pairs:
+        raise Missing("training pairs in tasks.json")
+    names = sorted(pairs, key=lambda code: -pairs[code])
+    kinds = [level[n] for n in names]
+    figure = bars(names, [pairs[n] for n in names], "training pairs", kinds, log=True)
+    rows = [(n, pairs[n], level[n]) for n in names]
+    caption = "Training pairs of each language with English, on a logarithmic scale."
+    return [
+        Picture("gradvac-fig-07-data-sizes", caption, figure, ("language", "pairs", "level"), rows)
+    ]
+
+
+def losses(
+    subjects: Sequence[Subject], *, train: bool = True, tokens: bool = False
+) -> tuple[list[Panel], str]:
+    """Train (dashed) and validation NLL of the low- and high-resource directions of each run.
+
+    ``tokens`` draws against target tokens seen instead of steps. Returns panels and the name of
+    their horizontal axis.
+    """
+    panels = []
+    for level, title in LEVELS.items():
+        lines = []
+        for number, subject in enumerate(subjects):
+            own = [t.name for t in subject.tasks if t.level == level]
+            place = _tokens_seen(subject) if tokens else {}
+            for kind, dashed in (("train", True), ("valid", False)):
+                points = _nll(getattr(subject.run, kind), kind, level, own)
+                if not points or (dashed and not train):
+                    continue
+                x = [place.get(step, step) if tokens else step for step, _ in points]
+                name = subject.run.name + (", train" if dashed else "")
+                lines.append(Line(name, x, [y for _, y in points], number, dashed))
+        if lines:
+            panels.append(Panel(lines, "NLL per target token", title))
+    if not panels:
+        raise Missing("a training log with low- or high-resource directions")
+    return panels, "target tokens seen" if tokens else "step"
+
+
+def _nll(
+    lines: Sequence[Mapping[str, Any]], kind: str, level: str, own: Sequence[str]
+) -> list[tuple[int, float]]:
+    """(step, mean NLL over the directions of a level), where the log has it."""
+    points = []
+    for line in lines:
+        if kind == "valid":
+            value = line.get(f"nll/{level}")
+        else:
+            found = [line["task_nll"][t] for t in own if t in line.get("task_nll", {})]
+            value = sum(found) / len(found) if found else None
+        if value is not None:
+            points.append((line["step"], value))
+    return points
+
+
+def _tokens_seen(subject: Subject) -> dict[int, int]:
+    """Target tokens seen up to a step, at every step of the log."""
+    seen, total = {}, 0
+    for line in subject.run.train:
+        total += line["tokens"]
+        seen[line["step"]] = total
+    steps = sorted(seen)
+    at = [line["step"] for line in subject.run.valid]
+    found = np.interp(at, [0, *steps], [0, *(seen[s] for s in steps)])
+    return {**seen, **dict(zip(at, (int(n) for n in found), strict=True))}
+
+
+def train_and_validation(subjects: Sequence[Subject]) -> list[Picture]:
+    """CATS figure 1: both losses of low- and high-resource directions; over- and underfitting."""
+    panels, x = losses(subjects)
+    caption = (
+        "Train (dashed; with dropout, each direction as often as it is drawn) and validation NLL "
+        "per target token, mean over the directions of a resource level."
+    )
+    figure = line_panels(panels, x)
+    return [Picture("cats-fig-01-train-validation", caption, figure, LINES, line_rows(panels))]
+
+
+def methods_compared(subjects: Sequence[Subject]) -> list[Picture]:
+    """CATS figure 6: figure 1 with CATS beside sampling alone."""
+    names = [s.run.recipe.method.name for s in subjects]
+    if "cats" not in names or len(set(names)) < 2:
+        raise Missing("a run of CATS and one of another method")
+    (picture,) = train_and_validation(subjects)
+    return [Picture(**{**vars(picture), "name": "cats-fig-06-methods"})]
+
+
+def sample_efficiency(subjects: Sequence[Subject]) -> list[Picture]:
+    """CATS figure 7: validation NLL against the text seen."""
+    if len(subjects) < 2:
+        raise Missing("a second run to compare with")
+    panels, x = losses(subjects, train=False, tokens=True)
+    caption = "Validation NLL per target token against target tokens seen in training."
+    figure = line_panels(panels, x)
+    return [Picture("cats-fig-07-sample-efficiency", caption, figure, LINES, line_rows(panels))]
+
+
+def curvature_and_similarity(subject: Subject) -> list[Picture]:
+    """CATS figure 5: top Hessian eigenvalue, and cosine of high- and low-resource gradients."""
+    geometry = subject.at("whole_model")
+    levels = {t.name: t.level for t in subject.tasks}
+    groups = [[t for t, level in levels.items() if level == wanted] for wanted in ("high", "low")]
+    if not all(groups):
+        raise Missing("high- and low-resource directions in one run")
+    found = curvature_lines(geometry.record.folder)
+    if not found:
+        raise Missing("curvature: gradvac geometry RUN --curvature 4 measures it")
+    names = sorted({line["group"] for line in found}, key=list(COLOURS).index)
+    top = []
+    for name in names:
+        own = sorted((n["step"], n["value"]) for n in found if n["group"] == name)
+        words = name if name == TOTAL else f"{name} resource"
+        top.append(Line(words, [s for s, _ in own], [v for _, v in own], COLOURS[name]))
+    steps, cosines = [], []
+    for frame in geometry.frames("whole_model"):
+        gram = between(frame.gram.sum(0), frame.tasks, groups)
+        if gram is not None:
+            steps.append(frame.step)
+            cosines.append(float(cosine(gram)[0, 1]))
+    panels = [
+        Panel(top, "top eigenvalue"),
+        Panel([Line("cosine of high and low", steps, cosines, 4)], "cosine"),
+    ]
+    few = geometry.measured.curvature if geometry.measured else "a few"
+    caption = (
+        "Top: largest eigenvalue of the Hessian of the mean loss of each resource level, and of "
+        f"their sum, on {few} sentences of each direction. Bottom: cosine of the gradients of the "
+        f"high- and the low-resource directions, {geometry.words}."
+    )
+    figure = line_panels(panels, stacked=True, same_y=False)
+    return [Picture("cats-fig-05-curvature", caption, figure, LINES, line_rows(panels))]

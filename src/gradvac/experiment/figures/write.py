@@ -1,0 +1,85 @@
+"""Every figure that runs can give, to files, and what the others lack."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gradvac.experiment.figures import several, similarity, training
+from gradvac.experiment.figures.base import Drawer, Missing, Picture, Subject, each, subjects_of
+from gradvac.experiment.report.runs import FROM_ENGLISH, TO_ENGLISH, load_runs
+from gradvac.geometry.plots import save
+
+_ENCODER = similarity.clustered("gradvac-fig-01-encoder-any-en", "encoder", TO_ENGLISH)
+_DECODER = similarity.clustered("gradvac-fig-10-decoder-en-any", "decoder", FROM_ENGLISH)
+
+CATALOGUE: dict[str, Drawer] = {
+    "GradVac Figure 1": each(_ENCODER),
+    "GradVac Figure 2a": each(similarity.both_sides),
+    "GradVac Figure 2b": several.quality_and_similarity,
+    "GradVac Figure 3": each(training.active_edits),
+    "GradVac Figure 4a": each(similarity.encoder_minus_decoder),
+    "GradVac Figure 4b": each(similarity.through_layers),
+    "GradVac Figure 4c": each(similarity.pairs_over_steps),
+    "GradVac Figure 6": several.over_bilingual,
+    "GradVac Figure 7": each(training.data_sizes),
+    "GradVac Figure 8": each(similarity.whole_model),
+    "GradVac Figure 9": several.smaller_model,
+    "GradVac Figure 10": each(_DECODER),
+    "GradVac Figure 11": several.smaller_batches,
+    "CATS Figure 1": training.train_and_validation,
+    "CATS Figure 2": similarity.kinds_and_settings,
+    "CATS Figure 3": similarity.alignment_by_setting,
+    "CATS Figure 5": each(training.curvature_and_similarity),
+    "CATS Figure 6": training.methods_compared,
+    "CATS Figure 7": training.sample_efficiency,
+    "CATS Figure 8": several.batch_sizes,
+    "CATS Figure 9": several.model_sizes,
+}
+"""Figure of a paper -> what draws its counterpart. GradVac is Wang et al. 2021, CATS the poster of
+Li and Gong 2021; figures that show no measurement (GradVac 5 and 12, CATS 4) have none."""
+
+FORMATS = ("svg", "pdf", "png")
+
+
+def draw_all(subjects: Sequence[Subject]) -> tuple[dict[str, list[Picture]], dict[str, str]]:
+    """Pictures by figure of a paper, and for the other figures what is missing."""
+    drawn: dict[str, list[Picture]] = {}
+    missing: dict[str, str] = {}
+    for figure, draw in CATALOGUE.items():
+        try:
+            drawn[figure] = draw(subjects)
+        except Missing as e:
+            missing[figure] = str(e)
+    return drawn, missing
+
+
+def write_figures(
+    runs: Sequence[Path],
+    out: Path,
+    say: Callable[[str], None],
+    measured: Path | None = None,
+) -> list[Path]:
+    """Write all figures of ``runs`` into ``out``: SVG, PDF, PNG, the numbers as CSV, captions.
+
+    ``say`` gets a line for each figure, drawn or missing. ``measured`` is where the measurement
+    of the only run lies, if not in its folder. Returns the files without suffix.
+    """
+    drawn, missing = draw_all(subjects_of(load_runs(runs), measured))
+    out.mkdir(parents=True, exist_ok=True)
+    files, captions = [], []
+    for figure in CATALOGUE:
+        for picture in drawn.get(figure, []):
+            file = out / picture.name
+            for kind in FORMATS:
+                save(picture.figure, file.with_name(f"{file.name}.{kind}"))
+            with file.with_name(f"{file.name}.csv").open("w", encoding="utf-8", newline="") as f:
+                csv.writer(f).writerows([picture.header, *picture.rows])
+            files.append(file)
+            captions.append(f"{picture.name}\nCounterpart of {figure}. {picture.caption}\n")
+            say(f"{figure}: {file}.{{{','.join((*FORMATS, 'csv'))}}}")
+        if figure in missing:
+            say(f"{figure}: not drawn; it needs {missing[figure]}")
+    (out / "captions.txt").write_text("\n".join(captions), encoding="utf-8")
+    return files
