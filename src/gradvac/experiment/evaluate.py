@@ -49,7 +49,7 @@ def evaluate_run(
         length_penalty=recipe.search.length_penalty if length_penalty is None else length_penalty,
         batch_tokens=recipe.search.batch_tokens,
         device=device_of(recipe.device),
-        sentences=sentences,
+        sentences=sentences or recipe.search.sentences,
         out=folder,
         name=checkpoint,
         say=say,

@@ -172,11 +172,9 @@ def _read(recipe: Recipe, account: Account) -> tuple[dict[str, list[Bitext]], di
     held_out = held_out_keys(rows["valid"]) | held_out_keys(rows["test"])
     directions = directions_of(rows["train"], data.directions, data.languages)
     train = [bitext(rows["train"], d, data.cleaning.rules(), account, held_out) for d in directions]
-    if data.max_pairs:
-        train = [
-            Bitext(b.direction, b.sources[: data.max_pairs], b.targets[: data.max_pairs])
-            for b in train
-        ]
+    if most := data.max_pairs:
+        limit = lambda b: most.get(b.direction.name) if isinstance(most, dict) else most
+        train = [Bitext(b.direction, b.sources[: limit(b)], b.targets[: limit(b)]) for b in train]
     if empty := [b.direction.name for b in train if not len(b)]:
         raise RecipeError(f"data.train: no clean pair left for {', '.join(empty)}\n{account}")
     rules = CleaningRules()

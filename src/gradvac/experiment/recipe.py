@@ -95,18 +95,18 @@ class DataSection(Section):
     cleaning: CleaningSection = CleaningSection()
     on_problem: Literal["drop", "fail"] = "drop"
     max_tokens: Count = 256
-    max_pairs: Count | None = None
+    max_pairs: Count | dict[str, Count] | None = None
     levels: tuple[Count, Count] | None = None
 
-    @field_validator("directions")
+    @field_validator("directions", "max_pairs")
     @classmethod
-    def _directions_parse(cls, directions: str | list[str]) -> str | list[str]:
+    def _directions_parse(cls, found: Any) -> Any:
         try:
-            for name in directions if isinstance(directions, list) else []:
+            for name in found if isinstance(found, list | dict) else []:
                 Direction.parse(name)
         except RecipeError as e:
             raise ValueError(str(e)) from e
-        return directions
+        return found
 
 
 class VocabularySection(Section):
@@ -195,7 +195,6 @@ class TrainingSection(Section):
     label_smoothing: Share = 0.1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     nonfinite: Literal["raise", "skip"] = "raise"
-    nonfinite: Literal["raise", "skip"] = "raise"
     validate_every: Count = 1000
     checkpoint_every: Count = 1000
     keep: Count = 5
@@ -254,6 +253,7 @@ class SearchSection(Section):
     beam: Count = 5
     length_penalty: Annotated[float, Field(ge=0)] = 1.0
     batch_tokens: Count = 8192
+    sentences: Count | None = None
 
 
 class Recipe(Section):

@@ -1,0 +1,224 @@
+"""A comparison as a table for the terminal, Markdown, LaTeX, CSV or JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from gradvac.errors import RecipeError
+from gradvac.experiment.compare import LEVEL, METRICS, Cell, Comparison, Metric, Row
+
+NAMES: dict[Metric, str] = {"bleu": "BLEU", "chrf": "chrF++", "nll": "validation NLL"}
+MOST_DIRECTIONS = 8  # more than that, and a table shows averages alone; CSV and JSON show all
+
+
+def columns(found: Comparison, every_direction: bool) -> list[str]:
+    """The columns of a table to read."""
+    few = every_direction or len(found.directions) <= MOST_DIRECTIONS
+    return [*(found.directions if few else []), *found.averages]
+
+
+def notes(found: Comparison) -> list[str]:
+    """What a reader of the table has to know."""
+    seeds = sorted({len(row.seeds) for row in found.rows})
+    lines = []
+    if seeds != [1]:
+        lines.append(
+            f"Means over {' or '.join(map(str, seeds))} seeds, with half the width of the 95% "
+            "interval of the mean (Student's t)."
+        )
+    if found.test:
+        lines.append(
+            f"*: better than {found.baseline} at {LEVEL}: sacreBLEU's paired {found.test} on each "
+            "seed, on a majority of the seeds (Rueger), corrected for the directions (Holm). "
+            "Averages and NLL are not tested."
+        )
+    lines.append("Bold: the best of one model for all directions.")
+    lines.append("Cost: seconds of training per token, relative to the baseline's.")
+    lines += [f"{name}: {text}" for name, text in found.signatures.items()]
+    lines += [f"Not scored: {folder}" for folder in found.missing]
+    return lines
+
+
+def terminal(found: Comparison, metric: Metric, every_direction: bool = False) -> Table:
+    """One metric, for the terminal."""
+    table = Table(title=NAMES[metric], title_justify="left")
+    for name in ("", *columns(found, every_direction), "tokens", "time", "cost"):
+        table.add_column(name, justify="right" if name else "left")
+    for row in found.rows:
+        cells = _texts(found, row, metric, every_direction, lambda x: f"[bold]{x}[/bold]")
+        table.add_row(row.name, *cells, *_costs(row))
+    return table
+
+
+def markdown(found: Comparison, every_direction: bool = False) -> str:
+    """Every metric as a Markdown table, then the notes."""
+    parts = []
+    for metric in METRICS:
+        heads = ["", *columns(found, every_direction), "tokens", "time", "cost"]
+        lines = [NAMES[metric], "", _bars(heads), "|---" + "|---:" * (len(heads) - 1) + "|"]
+        for row in found.rows:
+            cells = _texts(found, row, metric, every_direction, lambda x: f"<b>{x}</b>")
+            cells = [
+                c.replace("*", r"\*").replace("<b>", "**").replace("</b>", "**") for c in cells
+            ]
+            lines.append(_bars([row.name, *cells, *_costs(row)]))
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(found))]) + "\n"
+
+
+def latex(found: Comparison, every_direction: bool = False) -> str:
+    """Every metric as a booktabs table; the overall best is underlined, as in Wang et al. 2021."""
+    parts = []
+    for metric in METRICS:
+        heads = ["", *columns(found, every_direction), "tokens", "time", "cost"]
+        lines = [
+            f"% {NAMES[metric]}",
+            rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
+            r"\toprule",
+            " & ".join(map(_escape, heads)) + r" \\",
+            r"\midrule",
+        ]
+        for row in found.rows:
+            cells = _texts(
+                found, row, metric, every_direction, lambda x: rf"\textbf{{{x}}}", _underline
+            )
+            cells = [c.replace("±", r"$\pm$").replace("*", r"$^{*}$") for c in cells]
+            lines.append(" & ".join([_escape(row.name), *cells, *_costs(row)]) + r" \\")
+        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
+    text = "\n".join(f"% {note}" for note in notes(found))
+    return "\n\n".join([*parts, text]) + "\n"
+
+
+def records(found: Comparison) -> list[dict[str, Any]]:
+    """Every number of the comparison, one record each; NaN is None."""
+    kinds = dict.fromkeys(found.directions, "direction") | dict.fromkeys(found.averages, "average")
+    return [
+        {
+            "row": row.name,
+            "metric": metric,
+            "column": column,
+            "kind": kinds[column],
+            "mean": cell.mean,
+            "half_width": _known(cell.half),
+            "seeds": len(cell.values),
+            "p": _known(cell.p),
+            "better": cell.star,
+            "values": list(cell.values),
+        }
+        for row in found.rows
+        for metric in METRICS
+        for column, cell in row.cells[metric].items()
+    ]
+
+
+def as_csv(found: Comparison) -> str:
+    """The records, and a row per method with what it cost."""
+    out = io.StringIO()
+    lines = [{**r, "values": " ".join(map(repr, r["values"]))} for r in records(found)]
+    for row in found.rows:
+        for name in ("tokens", "seconds", "cost"):
+            value = _known(getattr(row, name))
+            lines.append({"row": row.name, "metric": name, "mean": value, "seeds": len(row.seeds)})
+    names = ["row", "metric", "column", "kind", "mean", "half_width", "seeds", "p", "better"]
+    writer = csv.DictWriter(out, [*names, "values"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def as_json(found: Comparison) -> str:
+    """Everything, as JSON."""
+    tree = {
+        "baseline": found.baseline,
+        "test": found.test,
+        "level": LEVEL,
+        "signatures": found.signatures,
+        "missing": [str(folder) for folder in found.missing],
+        "averages": found.averages,
+        "costs": {
+            row.name: {
+                "tokens": row.tokens,
+                "seconds": row.seconds,
+                "cost": _known(row.cost),
+                "seeds": list(row.seeds),
+            }
+            for row in found.rows
+        },
+        "records": records(found),
+    }
+    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+
+
+def write(found: Comparison, file: Path, every_direction: bool = False) -> None:
+    """Write the comparison in the format that the file's ending names; RecipeError otherwise."""
+    makers: dict[str, Callable[[], str]] = {
+        ".md": lambda: markdown(found, every_direction),
+        ".tex": lambda: latex(found, every_direction),
+        ".csv": lambda: as_csv(found),
+        ".json": lambda: as_json(found),
+    }
+    if file.suffix not in makers:
+        raise RecipeError(f"--out {file}: must end in {', '.join(makers)}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(makers[file.suffix](), encoding="utf-8")
+
+
+def _texts(
+    found: Comparison,
+    row: Row,
+    metric: Metric,
+    every_direction: bool,
+    bold: Callable[[str], str],
+    underline: Callable[[str], str] = str,
+) -> list[str]:
+    """The cells of a row: mean, interval, star; the best of a column in bold."""
+    texts = []
+    for column in columns(found, every_direction):
+        cell = row.cells[metric].get(column)
+        if cell is None:
+            texts.append("")
+            continue
+        text = _number(cell, metric)
+        best = {n: found.best(metric, column, several_models=n) for n in (True, False)}
+        if not row.several_models and cell.mean == best[False]:
+            text = bold(text)
+        if cell.mean == best[True] and best[True] != best[False]:
+            text = underline(text)
+        texts.append(text + ("*" if cell.star else ""))
+    return texts
+
+
+def _number(cell: Cell, metric: Metric) -> str:
+    digits = 3 if metric == "nll" else 1
+    spread = "" if math.isnan(cell.half) else f" ±{cell.half:.{digits}f}"
+    return f"{cell.mean:.{digits}f}{spread}"
+
+
+def _costs(row: Row) -> list[str]:
+    minutes, seconds = divmod(round(row.seconds), 60)
+    clock = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    return [f"{row.tokens / 1e6:.2f}M", clock, "" if math.isnan(row.cost) else f"{row.cost:.2f}"]
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _bars(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _underline(text: str) -> str:
+    return rf"\underline{{{text}}}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("_", r"\_").replace("&", r"\&").replace("->", r"$\rightarrow$")

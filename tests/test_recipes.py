@@ -1,0 +1,48 @@
+"""Every recipe that comes with the project: valid at every size, and runnable at size smoke."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from gradvac.experiment.display import Display
+from gradvac.experiment.evaluate import evaluate_run
+from gradvac.experiment.recipe import load_recipe, read_recipe_file
+from gradvac.experiment.shared_text import prepare_sharing
+from gradvac.experiment.train import Trainer
+
+ROOT = Path(__file__).parents[1] / "recipes"
+PAPERS = sorted(ROOT.glob("*/*.yaml"))
+NAMES = [str(path.relative_to(ROOT)) for path in PAPERS]
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=NAMES)
+def test_every_size_and_variant_is_valid(path):
+    file = read_recipe_file(path)
+    assert list(file.sizes) == ["smoke", "small", "paper"]
+    for size in file.sizes:
+        for variant in file.variants or [None]:
+            recipe = load_recipe(file, size=size, variant=variant)
+            assert (recipe.size, recipe.variant) == (size, variant)
+            rule = recipe.method.options.get("warmup_steps")
+            assert rule is None or rule == recipe.training.warmup  # CATS begins after Adam's
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return tmp_path_factory.mktemp("recipes")
+
+
+@pytest.mark.parametrize("path", PAPERS, ids=NAMES)
+def test_it_runs_at_size_smoke(path, store):
+    """One variant; `make recipes` runs all of them."""
+    file = read_recipe_file(path)
+    variant = list(file.variants)[-1] if file.variants else None
+    changes = ["device=cpu", "data.valid=[]"]  # validation takes longer than all the rest
+    recipe = load_recipe(file, changes, size="smoke", variant=variant)
+    run = store / path.parent.name / path.stem
+    prepared = prepare_sharing(recipe, run, store, lambda text: None)
+    assert Trainer(prepared, Display(Console(quiet=True))).train() == 0
+    scores = evaluate_run(run, say=lambda text: None)
+    assert set(scores.directions) == set(prepared.tasks)
+    assert "low" in prepared.levels.values()  # so that method.tasks: low has something to edit
