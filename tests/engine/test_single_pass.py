@@ -158,6 +158,21 @@ def test_the_loss_of_every_token_with_a_mask():
         torch.testing.assert_close(p.grad, g)
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_tokens_flattened_before_the_model(batch_first):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 9))
+    model = model.double()
+    ids, labels = torch.randint(9, (2, 7, 3))  # [B, T]
+    tasks = [task for task in TASKS for _ in range(3)]
+    if not batch_first:
+        ids, labels = ids.T, labels.T
+        tasks = TASKS * 3
+    losses = lambda: (F.cross_entropy(model(ids.flatten()), labels.flatten(), reduction="none"),
+                      None)  # fmt: skip
+    assert largest_error(model, losses, tasks) < EXACT
+
+
 def test_frozen_and_unused_parameters_get_no_gradient():
     model = translator()
     model.encoder.layers[0].requires_grad_(False)

@@ -17,6 +17,12 @@ def attend(x, batch_dim):
     return F.scaled_dot_product_attention(*x.chunk(3, -1)).transpose(0, batch_dim)
 
 
+def put(x, mask, values):
+    y = x.clone()
+    y[mask] = values
+    return y
+
+
 class Chain(nn.Module):
     """Applies named operations to ``[B, T, D]`` (or ``[T, B, D]``) one after the other."""
 
@@ -62,6 +68,8 @@ OPERATIONS = {
     "halves": lambda m, x: torch.cat([m.scale[:2] * x[..., :2], m.linears[0](x)[..., 2:]], -1),
     "stack": lambda m, x: torch.stack([x, m.linears[0](x)], 1).sum(1),
     "einsum": lambda m, x: torch.einsum("abi,ij->abj", x, m.linears[0].weight * m.scale),
+    "some positions": lambda m, x: put(x, x.sum(-1) > 0, m.linears[0](x[x.sum(-1) > 0])),
+    "some numbers": lambda m, x: put(x, x > 0, x.masked_select(x > 0) * m.scale[0]),
     "softmax": lambda m, x: m.norm(x).softmax(-1),
     "cumulate": lambda m, x: m.linears[1](x.cumsum(1 - m.batch_dim)),
     "mask": lambda m, x: torch.where(x > 0, x, m.scale).masked_fill(x > 3, 0.0),

@@ -62,6 +62,12 @@ def test_what_mixes_samples_or_is_unknown_is_named_where_it_meets_a_parameter(mi
         step(Mixer(mix), lambda m: m(X).sum(-1))
 
 
+def test_an_operation_that_takes_the_samples_for_channels_is_refused():
+    model = nn.Sequential(nn.Linear(D, D), nn.Conv1d(5, 5, 1))
+    with pytest.raises(GradientError, match=r"'conv1d' in module '1'.*samples in its first"):
+        step(model, lambda m: m(X[:, 0]).sum(-1))
+
+
 def test_samples_met_at_another_place_are_refused():
     with pytest.raises(GradientError, match=r"different places"):
         step(Mixer(lambda x: x[:, :, None] + x.transpose(0, 1)[None]), lambda m: m(X).sum(-1)[:, 0])
