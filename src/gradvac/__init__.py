@@ -20,6 +20,7 @@ from gradvac.errors import (
     RecipeError,
     RunError,
 )
+from gradvac.geometry.diagnose import Diagnosis, diagnose
 from gradvac.methods import (
     CATS,
     FAMO,
@@ -39,6 +40,7 @@ __all__ = [
     "FAMO",
     "MGDA",
     "CorpusError",
+    "Diagnosis",
     "Engine",
     "GradNorm",
     "GradVac",
@@ -57,5 +59,6 @@ __all__ = [
     "StepGeometry",
     "StepReport",
     "TorchJD",
+    "diagnose",
     "parameter_groups",
 ]

@@ -15,6 +15,9 @@ sys.meta_path.insert(0, Absent())
 import gradvac
 assert not {absent} & set(sys.modules), {absent} & set(sys.modules)
 gradvac.PerTaskEngine, gradvac.GradVac()
+layer = gradvac.engine.per_task.nn.Linear(2, 1)
+rows = layer.weight.detach().repeat(2, 1)
+print(gradvac.diagnose(layer, rows, ["a", "b"], lambda m, x: m(x).mean()))
 """
 TOOLKIT = {
     "matplotlib", "numpy", "polib", "pydantic", "rich", "sacrebleu", "safetensors", "scipy",
@@ -30,9 +33,10 @@ def test_importing_needs_torch_alone():
 def test_the_public_names():
     assert set(gradvac.__all__) == {
         "CATS", "FAMO", "GradNorm", "MGDA", "TorchJD",
-        "CorpusError", "Engine", "GradVac", "GradientError", "GradvacError", "Joint", "Method",
+        "CorpusError", "Diagnosis", "Engine", "GradVac", "GradientError", "GradvacError", "Joint", "Method",
         "NotFiniteError", "PCGrad",
         "ParameterGroup", "PerTaskEngine", "RecipeError", "RunError", "SinglePassEngine",
-        "StaticWeights", "StepGeometry", "StepReport", "parameter_groups",
+        "StaticWeights", "StepGeometry", "StepReport", "diagnose",
+        "parameter_groups",
     }  # fmt: skip
     assert all(hasattr(gradvac, name) for name in gradvac.__all__)

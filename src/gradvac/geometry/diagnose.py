@@ -1,0 +1,308 @@
+"""One look at a model's task gradients: how they agree, and what each method would make of them.
+
+Everything is read off the Gram matrices ``G`` of the parameter groups. With weights ``w`` of a
+group, the update ``u = sum_i w_i g_i`` and the plain sum ``s = sum_i g_i``::
+
+    |u|^2 = w^T G w        u . s = w^T G 1        u . g_j = (G w)_j
+
+added up over the groups for the whole model.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from gradvac.engine.groups import Grouping
+from gradvac.engine.per_task import PerTaskEngine
+from gradvac.errors import GradientError
+from gradvac.geometry.diagnosis_text import in_words
+from gradvac.methods import METHODS, Joint, Method, StaticWeights, StepGeometry
+
+Losses = Callable[[], Mapping[str, Tensor]]
+"""Returns a scalar loss for each task; called once per step."""
+
+LossOf = Callable[[nn.Module, Any], Tensor]
+"""The scalar mean loss of a model on some rows of a batch."""
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a method would make of a step, beside the plain sum of the task gradients.
+
+    Attributes:
+        weights: of the task gradients, ``[groups, K]``.
+        cosine: of the update with the plain sum, all groups as one vector.
+        norm_ratio: length of the update over that of the plain sum.
+        alignment: cosine of the update with each task's gradient, ``[K]``.
+        change: ``alignment`` less that of the plain sum, ``[K]``.
+        group_cosine: as ``cosine``, ``[groups]``.
+        group_norm_ratio: as ``norm_ratio``, ``[groups]``.
+    """
+
+    weights: Tensor
+    cosine: float
+    norm_ratio: float
+    alignment: Tensor
+    change: Tensor
+    group_cosine: Tensor
+    group_norm_ratio: Tensor
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Geometry of task gradients at one point; ``print`` shows it as tables.
+
+    Means are over the steps; a cosine with a zero gradient is NaN and counts for nothing.
+
+    Attributes:
+        tasks: K names.
+        groups: names of the parameter groups.
+        gram: inner products, ``[steps, groups, K, K]``, float64.
+        losses: as the methods saw them, ``[steps, K]``.
+        cosine: ``[groups, K, K]``.
+        whole_model: cosines of the gradients of all groups as one vector, ``[K, K]``.
+        norms: ``[groups, K]``.
+        conflicts: pairs of tasks whose gradients point against each other, ``[groups]``.
+        effects: by method, what it would do in the last step.
+        refused: by method, why it cannot be used on these tasks.
+    """
+
+    tasks: tuple[str, ...]
+    groups: tuple[str, ...]
+    gram: Tensor
+    losses: Tensor
+    cosine: Tensor
+    whole_model: Tensor
+    norms: Tensor
+    conflicts: Tensor
+    effects: dict[str, Effect]
+    refused: dict[str, str]
+
+    def __str__(self) -> str:
+        return in_words(self)
+
+
+def diagnose(
+    model: nn.Module,
+    batch: Any,
+    tasks: Sequence[str] | None = None,
+    loss: LossOf | None = None,
+    *,
+    methods: Mapping[str, Method] | None = None,
+    granularity: Grouping = "all_layer",
+    steps: int = 1,
+) -> Diagnosis:
+    """Measure how the gradients of tasks agree and what methods would do about it.
+
+    One backward pass for each task, whatever the model; it holds K x P numbers. The model is left
+    as it was: parameters, ``p.grad``, buffers, modes, and torch's random numbers.
+
+    Args:
+        model: the model, in the mode it is to be looked at (training, as a rule).
+        batch: what the model takes, samples first: a tensor, or a mapping or sequence of tensors;
+            or a function that returns ``{task: loss}``, called anew for each step.
+        tasks: the task of each of the B samples of the batch.
+        loss: mean loss of a model on rows of the batch; by default ``model(**rows).loss``, as
+            Hugging Face models have it. A task's loss is counted by its share of the samples.
+        methods: by name, those to look at; they are copied, with what they remember. By default
+            every registered method that needs no arguments.
+        granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
+        steps: how often the function is called, or the batch is passed through; methods that
+            remember have seen all steps but the last when they decide.
+
+    Raises:
+        GradientError: if tasks and samples do not fit, a task has no loss, or a loss or gradient is
+            not finite.
+    """
+    shares: Mapping[str, float] | None = None
+    if not callable(batch):
+        losses, shares = _by_rows(model, batch, tasks, loss)
+    elif tasks is not None or loss is not None:
+        raise GradientError("a function returns {task: loss}: leave out tasks and loss")
+    else:
+        losses = cast(Losses, batch)
+    engine = PerTaskEngine(model, Joint(), granularity)
+    seen: list[StepGeometry] = []
+    with _undisturbed(model):
+        for step in range(steps):
+            report = engine.backward(losses(), step=step, shares=shares)
+            seen.append(report.geometry)
+            if report.tasks != seen[0].tasks:
+                raise GradientError(
+                    f"step {step} has losses of {', '.join(report.tasks)} and step 0 of "
+                    f"{', '.join(seen[0].tasks)}; every step needs the same, in the same order"
+                )
+    if not seen:
+        raise GradientError(f"steps is {steps}; it must be at least 1")
+    gram = torch.stack([geometry.gram for geometry in seen])
+    pairs = torch.triu(torch.ones_like(gram[0, 0]), 1).bool()
+    effects, refused = _effects(_copies(methods), seen)
+    return Diagnosis(
+        tasks=seen[0].tasks,
+        groups=seen[0].groups,
+        gram=gram,
+        losses=torch.stack([geometry.losses for geometry in seen]),
+        cosine=_cosine(gram).nanmean(0),
+        whole_model=_cosine(gram.sum(1)).nanmean(0),
+        norms=gram.diagonal(dim1=2, dim2=3).sqrt().mean(0),
+        conflicts=(gram < 0)[..., pairs].sum(2).double().mean(0),
+        effects=effects,
+        refused=refused,
+    )
+
+
+# -- losses -------------------------------------------------------------------------------------
+
+
+def _by_rows(
+    model: nn.Module, batch: Any, tasks: Sequence[str] | None, loss: LossOf | None
+) -> tuple[Losses, dict[str, float]]:
+    """Losses of the rows of each task, and the shares of the samples that they are."""
+    if tasks is None:
+        raise GradientError("diagnose() needs the task of each sample, or a function of losses")
+    if loss is None and not isinstance(batch, Mapping):
+        raise GradientError(
+            f"a batch that is a {type(batch).__name__} needs loss=, a function of the model and "
+            "rows of the batch that returns their mean loss"
+        )
+    rows: dict[str, list[int]] = {}
+    for n, task in enumerate(tasks):
+        rows.setdefault(str(task), []).append(n)
+    sizes = [len(x) for x in _tensors(batch) if x.dim()]
+    if len(tasks) not in sizes:
+        raise GradientError(
+            f"tasks names {len(tasks)} samples, and the tensors of the batch have "
+            f"{', '.join(map(str, sizes)) or 'none'}"
+        )
+    shares = {task: len(own) / len(tasks) for task, own in rows.items()}
+    mean = loss or _own_loss
+    return (
+        lambda: {
+            task: mean(model, _select(batch, own, len(tasks))) * shares[task]
+            for task, own in rows.items()
+        }
+    ), shares
+
+
+def _own_loss(model: nn.Module, rows: Any) -> Tensor:
+    output = model(**rows)
+    found = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if not isinstance(found, Tensor):
+        raise GradientError(
+            f"the model returned a {type(output).__name__} without a loss; give it labels, or "
+            "loss=, a function of the model and rows of the batch that returns their mean loss"
+        )
+    return found
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    if isinstance(batch, Tensor):
+        return [batch]
+    values = batch.values() if isinstance(batch, Mapping) else batch
+    return [x for x in values if isinstance(x, Tensor)]
+
+
+def _select(batch: Any, rows: list[int], n_samples: int) -> Any:
+    """The rows of every tensor that holds the samples; everything else as it is."""
+    if isinstance(batch, Tensor):
+        holds = batch.dim() > 0 and len(batch) == n_samples
+        return batch[torch.tensor(rows, device=batch.device)] if holds else batch
+    if isinstance(batch, Mapping):
+        return {key: _select(x, rows, n_samples) for key, x in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [_select(x, rows, n_samples) for x in batch]
+    return batch
+
+
+# -- methods ------------------------------------------------------------------------------------
+
+
+def _copies(methods: Mapping[str, Method] | None) -> dict[str, Method]:
+    """Methods to try, the plain sum first."""
+    if methods is None:
+        methods = {
+            name: kind()
+            for name, kind in METHODS.items()
+            if kind is not StaticWeights  # without weights, the plain sum again
+            and all(p.default is not p.empty for p in inspect.signature(kind).parameters.values())
+        }
+    return {"joint": Joint()} | copy.deepcopy(dict(methods))
+
+
+def _effects(
+    methods: Mapping[str, Method], seen: Sequence[StepGeometry]
+) -> tuple[dict[str, Effect], dict[str, str]]:
+    plain = torch.ones_like(seen[-1].gram[:, 0])
+    effects: dict[str, Effect] = {}
+    refused: dict[str, str] = {}
+    for name, method in methods.items():
+        try:
+            weights = [method.weights(geometry) for geometry in seen][-1]
+        except GradientError as e:
+            refused[name] = str(e)
+        else:
+            effects[name] = _effect(seen[-1].gram, weights.cpu(), plain)
+    return effects, refused
+
+
+def _effect(gram: Tensor, weights: Tensor, plain: Tensor) -> Effect:
+    """Compare the update of weights ``[groups, K]`` with the plain sum."""
+
+    def squares(w: Tensor, v: Tensor) -> Tensor:
+        return torch.einsum("gi,gij,gj->g", w, gram, v)
+
+    def alignment(w: Tensor) -> Tensor:
+        along = torch.einsum("gij,gj->gi", gram, w).sum(0)
+        norms = gram.diagonal(dim1=1, dim2=2).sum(0).sqrt()
+        return along / norms / squares(w, w).sum().clamp_min(0).sqrt()
+
+    uu, us, ss = squares(weights, weights), squares(weights, plain), squares(plain, plain)
+    uu = uu.clamp_min(0)  # of an update that cancels, rounding may leave less
+    return Effect(
+        weights=weights,
+        cosine=float(us.sum() / (uu.sum() * ss.sum()).sqrt()),
+        norm_ratio=float((uu.sum() / ss.sum()).sqrt()),
+        alignment=alignment(weights),
+        change=alignment(weights) - alignment(plain),
+        group_cosine=us / (uu * ss).sqrt(),
+        group_norm_ratio=(uu / ss).sqrt(),
+    )
+
+
+def _cosine(gram: Tensor) -> Tensor:
+    """Cosines ``[..., K, K]``; NaN where a gradient is zero."""
+    norm = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    return gram / norm[..., :, None] / norm[..., None, :]
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put back, whatever happens inside: gradients, buffers, modes and random numbers."""
+    gradients = [(p, p.grad) for p in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    gpus = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=gpus), torch.enable_grad():
+        try:
+            yield
+        finally:
+            for p, gradient in gradients:
+                p.grad = gradient
+            for module, mode in modes:
+                module.training = mode
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer
+                with torch.no_grad():
+                    buffer.copy_(before)
