@@ -257,9 +257,10 @@ def geometry(
 
     Example: gradvac geometry runs/gradvac --every 1000 --curvature 8
     """
+    from gradvac.experiment.geometry_numbers import print_numbers
     from gradvac.experiment.geometry_run import measure_run
 
-    measure_run(
+    folder = measure_run(
         run,
         out,
         every=every,
@@ -270,6 +271,7 @@ def geometry(
         device=device,
         console=console,
     )
+    print_numbers(run, folder, console)
 
 
 @app.command()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradvac.geometry.similarity import cluster
-from gradvac.geometry.statistics import cophenetic_test, correlation, mantel, same
+from gradvac.geometry.statistics import cophenetic_test, correlation, mantel, residual, same
 
 
 def symmetric(k: int, seed: int) -> np.ndarray:
@@ -124,3 +124,17 @@ def test_points_that_are_unknown_or_too_few_do_not_count() -> None:
     assert found.r == pytest.approx(np.corrcoef([1, 2, 4], [1, 3, 4])[0, 1])
     assert math.isnan(correlation(x[:2], x[:2]).r)
     assert math.isnan(correlation(np.ones(5), np.arange(5.0)).r)
+
+
+def test_residuals_are_those_of_least_squares_over_the_pairs() -> None:
+    a, b, c = symmetric(5, 1), symmetric(5, 2), symmetric(5, 3)
+    b[0, 1] = b[1, 0] = np.nan
+    left = residual(a, [b, c])
+    rows, columns = np.triu_indices(5, 1)
+    known = ~np.isnan(b[rows, columns])
+    assert np.array_equal(np.isnan(left[rows, columns]), ~known)
+    y = left[rows, columns][known]
+    for control in (np.ones_like(b), b, c):  # what is left is orthogonal to every control
+        assert y @ control[rows, columns][known] == pytest.approx(0, abs=1e-10)
+    exact = residual(2 + 3 * b - c, [b, c])[rows, columns]
+    assert exact[known] == pytest.approx(0, abs=1e-10)

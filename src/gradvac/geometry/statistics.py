@@ -7,6 +7,7 @@ p-values do not apply: the Mantel test permutes tasks, the bootstrap draws direc
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations as all_permutations
 
@@ -141,6 +142,23 @@ def _paired(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.where(constant, np.nan, (x * y).sum(1) / scale)
 
 
-def same(labels: list[str] | tuple[str, ...]) -> np.ndarray:
+def residual(values: np.ndarray, controls: Sequence[np.ndarray]) -> np.ndarray:
+    """What least squares on ``controls`` leaves of ``values``, pair by pair, ``[K, K]`` each.
+
+    A Mantel test of what is left is one "given" the controls. Unknown where any of them is.
+    """
+    rows, columns = np.triu_indices(len(values), 1)
+    x = np.stack([np.ones(len(rows)), *(c[rows, columns] for c in controls)], 1)
+    y = values[rows, columns]
+    known = ~(np.isnan(y) | np.isnan(x).any(1))
+    left = np.full(len(y), np.nan)
+    if known.any():
+        left[known] = y[known] - x[known] @ np.linalg.lstsq(x[known], y[known], rcond=None)[0]
+    out = np.full(values.shape, np.nan)
+    out[rows, columns] = out[columns, rows] = left
+    return out
+
+
+def same(labels: Sequence[str]) -> np.ndarray:
     """1 where two tasks share a label, 0 elsewhere, ``[K, K]``."""
     return np.array([[float(a == b) for b in labels] for a in labels])

@@ -122,13 +122,18 @@ def _tokens_seen(subject: Subject) -> dict[int, int]:
 
 def train_and_validation(subjects: Sequence[Subject]) -> list[Picture]:
     """CATS figure 1: both losses of low- and high-resource directions; over- and underfitting."""
-    panels, x = losses(subjects)
+    panels, x = losses(_multilingual(subjects))
     caption = (
         "Train (dashed; with dropout, each direction as often as it is drawn) and validation NLL "
         "per target token, mean over the directions of a resource level."
     )
     figure = line_panels(panels, x)
     return [Picture("cats-fig-01-train-validation", caption, figure, LINES, line_rows(panels))]
+
+
+def _multilingual(subjects: Sequence[Subject]) -> Sequence[Subject]:
+    """Without the bilingual models, which have one level each, unless there are no others."""
+    return [s for s in subjects if len({t.partner for t in s.tasks}) > 1] or subjects
 
 
 def methods_compared(subjects: Sequence[Subject]) -> list[Picture]:
@@ -144,7 +149,7 @@ def sample_efficiency(subjects: Sequence[Subject]) -> list[Picture]:
     """CATS figure 7: validation NLL against the text seen."""
     if len(subjects) < 2:
         raise Missing("a second run to compare with")
-    panels, x = losses(subjects, train=False, tokens=True)
+    panels, x = losses(_multilingual(subjects), train=False, tokens=True)
     caption = "Validation NLL per target token against target tokens seen in training."
     figure = line_panels(panels, x)
     return [Picture("cats-fig-07-sample-efficiency", caption, figure, LINES, line_rows(panels))]

@@ -1,0 +1,207 @@
+"""Does the similarity of gradients reflect the languages, or the quality? Tests, nulls included.
+
+One table per run: for each side of English and part of the model, the Mantel test of the mean
+cosines against what is known of the languages, how tree-like they are, and whether directions
+more similar to the others score better.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from gradvac.experiment.figures.base import SIDES, Missing, Subject, subjects_of
+from gradvac.experiment.geometry_text import script
+from gradvac.experiment.prepare import test_rows
+from gradvac.experiment.proximity import families, typological_distances
+from gradvac.experiment.report.runs import TaskView, load_runs
+from gradvac.geometry.statistics import cophenetic_test, correlation, mantel, residual, same
+
+LEVEL = 0.05
+"""p-values up to this are called evidence; the usual convention."""
+FAMILY, SCRIPT, SIZE = "same family", "same script", "similar data size"
+PARTS = (("whole_model", "whole_model"), ("enc_dec", "encoder"), ("enc_dec", "decoder"))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One question asked of one part of the model on one side of English.
+
+    ``r`` is a correlation, ``low`` and ``high`` its 95 % interval (NaN where there is none), ``p``
+    the chance of as much where nothing is there, ``n`` the pairs or directions it rests on.
+    """
+
+    side: str
+    part: str
+    question: str
+    r: float
+    p: float
+    n: int
+    low: float = math.nan
+    high: float = math.nan
+
+    @property
+    def verdict(self) -> str:
+        """The result in words."""
+        if math.isnan(self.p):
+            return "cannot be asked: no variation"
+        return "evidence" if self.p <= LEVEL else "not told from chance"
+
+
+HEADER = ("side", "part", "question", "r", "low", "high", "p", "n", "verdict")
+
+
+def row(f: Finding) -> tuple[object, ...]:
+    """A finding as a row under `HEADER`."""
+    return (f.side, f.part, f.question, f.r, f.low, f.high, f.p, f.n, f.verdict)
+
+
+def findings(subject: Subject) -> tuple[list[Finding], list[str]]:
+    """Everything that can be asked of a run's geometry, and why the rest cannot."""
+    found: list[Finding] = []
+    notes: list[str] = []
+    for side in SIDES:
+        try:
+            tasks = subject.of_side(side)
+        except Missing:
+            continue
+        if len(tasks) < 4:
+            notes.append(f"{side}: {len(tasks)} directions are too few to test anything")
+            continue
+        known, said = _proximities(subject, tasks)
+        notes += [note for note in said if note not in notes]
+        for granularity, part in PARTS:
+            try:
+                values = subject.mean_of(granularity, part, tasks)
+            except Missing as e:
+                if (note := f"{side}, {part}: needs {e}") not in notes:
+                    notes.append(note)
+                continue
+            found += _of_matrix(side, part, values, known)
+            found += _of_quality(subject, side, part, values, tasks)
+    return found, notes
+
+
+def _proximities(
+    subject: Subject, tasks: Sequence[TaskView]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """What could explain similarity, by name: closeness ``[K, K]``, larger is closer."""
+    codes = [t.partner for t in tasks]
+    known = {FAMILY: same(families(codes))}
+    scripts = _scripts(subject, codes)
+    if scripts:
+        known[SCRIPT] = same([scripts.get(c, c) for c in codes])
+    pairs = np.array([max(t.pairs or 1, 1) for t in tasks], dtype=float)
+    known[SIZE] = -np.abs(np.log(pairs)[:, None] - np.log(pairs))
+    distances = typological_distances(tuple(codes))
+    if isinstance(distances, str):
+        return known, [distances]
+    return known | {f"{kind} closeness (URIEL+)": -d for kind, d in distances.items()}, []
+
+
+def _scripts(subject: Subject, codes: Sequence[str]) -> dict[str, str]:
+    """The script of each language, from the measured text or from the run's own."""
+    geometry = subject.geometry
+    if geometry is not None and geometry.measured is not None:
+        return geometry.measured.scripts
+    folder = subject.run.folder
+    if not (folder / "data" / "test.jsonl").exists():
+        return {}
+    rows = test_rows(folder, "valid") or test_rows(folder)
+    return {c: script([r.texts[c] for r in rows[:200] if c in r.texts]) for c in codes}
+
+
+def _of_matrix(
+    side: str, part: str, values: np.ndarray, known: dict[str, np.ndarray]
+) -> list[Finding]:
+    found = []
+    for name, closeness in known.items():
+        test = mantel(values, closeness)
+        found.append(Finding(side, part, name, test.r, test.p, test.pairs))
+    controls = [name for name in (SCRIPT, SIZE) if name in known]
+    test = mantel(residual(values, [known[name] for name in controls]), known[FAMILY])
+    question = f"{FAMILY}, given {' and '.join(controls)}"
+    found.append(Finding(side, part, question, test.r, test.p, test.pairs))
+    r, p = cophenetic_test(values)
+    pairs = len(values) * (len(values) - 1) // 2
+    return [*found, Finding(side, part, "like a tree (cophenetic)", r, p, pairs)]
+
+
+def _of_quality(
+    subject: Subject, side: str, part: str, values: np.ndarray, tasks: Sequence[TaskView]
+) -> list[Finding]:
+    """Correlation of a direction's mean cosine with the others and its score, if scored."""
+    scores = (subject.run.scores or {}).get("directions", {})
+    known = ~np.eye(len(values), dtype=bool) & ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(known, values, 0.0).sum(1) / known.sum(1)
+    found = []
+    for key, name in (("bleu", "BLEU"), ("chrf", "chrF++")):
+        y = [scores.get(t.name, {}).get(key, math.nan) for t in tasks]
+        if all(map(math.isnan, y)):
+            continue
+        c = correlation(mean, np.array(y, dtype=float))
+        found.append(Finding(side, part, f"{name} of the direction", c.r, c.p, c.n, c.low, c.high))
+    return found
+
+
+def words(found: Sequence[Finding]) -> str:
+    """How to read the table."""
+    asked = [f for f in found if not math.isnan(f.p)]
+    passed = sum(f.p <= LEVEL for f in asked)
+    return (
+        f"{len(asked)} tests, not corrected for their number: about {LEVEL * len(asked):.0f} would "
+        f"reach p \N{LESS-THAN OR EQUAL TO} {LEVEL} by chance; {passed} do. Languages: one-sided "
+        "Mantel test of the mean cosines. Quality: a direction's mean cosine with the others and "
+        "its score, 95 % bootstrap interval, two-sided permutation test."
+    )
+
+
+def numbers_table(title: str, found: Sequence[Finding]) -> Table:
+    """The findings for the terminal."""
+    table = Table(title=title, title_justify="left")
+    for name in ("where", "is it about ...", "r", "p", "n", "result"):
+        table.add_column(name, justify="right" if name in "rpn" else "left")
+    for f in found:
+        where = f"{f.side} {f.part.replace('_', ' ')}"
+        table.add_row(where, f.question, in_words(f), chance(f), str(f.n), f.verdict)
+    return table
+
+
+def in_words(f: Finding) -> str:
+    """The correlation, with its interval if it has one."""
+    interval = "" if math.isnan(f.low) else f" [{_number(f.low)}, {_number(f.high)}]"
+    return _number(f.r) + interval
+
+
+def chance(f: Finding) -> str:
+    """The p-value, not more precise than it is."""
+    return "<.001" if f.p < 0.001 else _number(f.p, 3)
+
+
+def _number(value: float, digits: int = 2) -> str:
+    if math.isnan(value):
+        return "\N{EN DASH}"
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def print_numbers(run: Path, measured: Path, console: Console) -> None:
+    """Print what a measurement says of the languages, and keep it as ``numbers.csv`` there."""
+    (subject,) = subjects_of(load_runs([run]), measured)
+    found, notes = findings(subject)
+    if found:
+        with (measured / "numbers.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([HEADER, *map(row, found)])
+        console.print(
+            numbers_table(f"{run.name}: what the similarity of gradients is about", found)
+        )
+        console.print(words(found), markup=False)
+    for note in notes:
+        console.print(note, markup=False)
