@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradvac import Engine, SinglePassEngine
+from gradvac.engine import Engine, SinglePassEngine
 from gradvac.methods import Method
 from gradvac.translation.transformer import PRESETS, Transformer, TransformerConfig
 

@@ -44,7 +44,8 @@ from measuring import (
 )
 from torch.nn import functional as F
 
-from gradvac import MGDA, GradVac, PCGrad, PerTaskEngine
+from gradvac import MGDA, GradVac, PCGrad
+from gradvac.engine import PerTaskEngine
 
 # -- the paths -----------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@
 
 The toy is that of CAGrad (NeurIPS 2021), after Yu et al. 2020: two losses over theta = (x, y) whose
 gradients oppose each other along curved valleys, and one is much steeper than the other there.
-Every step goes through gradvac.PerTaskEngine, as in anybody's loop; torchjd is needed for the last
+Every step goes through gradvac.Engine, as in anybody's loop; torchjd is needed for the last
 two panels, which are left out without it.
 """
 
@@ -25,7 +25,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from gradvac import GradientError, PerTaskEngine
+from gradvac import Engine, GradientError
 from gradvac.methods import METHODS, Method
 
 TASKS = ("1", "2")
@@ -83,7 +83,7 @@ def descend(
     """Follow Adam on the gradient that a method makes of the two."""
     model = nn.Module()
     model.theta = nn.Parameter(torch.tensor(start, dtype=torch.float64))
-    engine = PerTaskEngine(model, method, "whole_model")
+    engine = Engine(model, method, "whole_model")
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     points, on_the_way, opposed = [model.theta.detach().clone()], 0, 0
     for _ in range(steps):

@@ -7,8 +7,6 @@ subpackages with their own dependencies.
 from gradvac.engine import (
     Engine,
     ParameterGroup,
-    PerTaskEngine,
-    SinglePassEngine,
     StepReport,
     parameter_groups,
 )
@@ -51,10 +49,8 @@ __all__ = [
     "NotFiniteError",
     "PCGrad",
     "ParameterGroup",
-    "PerTaskEngine",
     "RecipeError",
     "RunError",
-    "SinglePassEngine",
     "StaticWeights",
     "StepGeometry",
     "StepReport",

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks as hooks
 
-from gradvac import PerTaskEngine, SinglePassEngine
+from gradvac.engine import PerTaskEngine, SinglePassEngine
 from gradvac.errors import GradientError
 from gradvac.methods import GradVac, Joint
 

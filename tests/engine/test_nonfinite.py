@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from gradvac import NotFiniteError, PerTaskEngine, SinglePassEngine
+from gradvac import NotFiniteError
+from gradvac.engine import PerTaskEngine, SinglePassEngine
 from gradvac.errors import GradientError
 from gradvac.methods import CATS, FAMO, GradNorm, GradVac, Joint, Method
 from tests.methods.helpers import relative

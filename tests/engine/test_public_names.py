@@ -14,7 +14,7 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import gradvac
 assert not {absent} & set(sys.modules), {absent} & set(sys.modules)
-gradvac.PerTaskEngine, gradvac.GradVac()
+gradvac.Engine, gradvac.GradVac()
 layer = gradvac.engine.per_task.nn.Linear(2, 1)
 rows = layer.weight.detach().repeat(2, 1)
 print(gradvac.diagnose(layer, rows, ["a", "b"], lambda m, x: m(x).mean()))
@@ -33,10 +33,8 @@ def test_importing_needs_torch_alone():
 def test_the_public_names():
     assert set(gradvac.__all__) == {
         "CATS", "FAMO", "GradNorm", "MGDA", "TorchJD",
-        "CorpusError", "Diagnosis", "Engine", "GradVac", "GradientError", "GradvacError", "Joint", "Method",
-        "NotFiniteError", "PCGrad",
-        "ParameterGroup", "PerTaskEngine", "RecipeError", "RunError", "SinglePassEngine",
-        "StaticWeights", "StepGeometry", "StepReport", "diagnose",
-        "parameter_groups",
+        "CorpusError", "Diagnosis", "Engine", "GradVac", "GradientError", "GradvacError", "Joint",
+        "Method", "NotFiniteError", "PCGrad", "ParameterGroup", "RecipeError", "RunError",
+        "StaticWeights", "StepGeometry", "StepReport", "diagnose", "parameter_groups",
     }  # fmt: skip
     assert all(hasattr(gradvac, name) for name in gradvac.__all__)

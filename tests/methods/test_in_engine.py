@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gradvac import PerTaskEngine
+from gradvac.engine import PerTaskEngine
 from tests.methods.test_properties import CASES
 
 
