@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -213,6 +217,36 @@ STATELESS = {"joint", "static", "gradvac_fixed", "pcgrad", "mgda", "mgda_l2", "m
     "torchjd_pcgrad",
     "torchjd_random",
 }
+
+
+CONTINUE = """
+import sys
+import torch
+from tests.methods.test_properties import CASES, geo
+states, expected = torch.load(sys.argv[1], weights_only=True)
+for case, state in states.items():
+    method = CASES[case]()
+    method.load_state_dict(state)
+    assert torch.equal(method.weights(geo(4)), expected[case]), case
+print(len(states), "continued")
+"""
+
+
+def test_state_loads_in_a_new_process(tmp_path):
+    """Where names hash otherwise, so that sets and dictionaries of names have another order."""
+    pytest.importorskip("torchjd")
+    methods = {case: trained(case, 4) for case in CASES}
+    states = {case: method.state_dict() for case, method in methods.items()}
+    expected = {case: method.weights(geo(4)) for case, method in methods.items()}
+    torch.save((states, expected), tmp_path / "states.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", CONTINUE, tmp_path / "states.pt"],
+        env=os.environ | {"PYTHONHASHSEED": "123"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == f"{len(CASES)} continued\n", done.stderr
 
 
 def test_tasks_come_and_go(case):
