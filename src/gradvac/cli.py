@@ -181,7 +181,7 @@ def compare(
 
     found = compare_runs(folders, baseline=baseline, test=chosen_test(test), samples=samples)
     for metric in METRICS:
-        console.print(terminal(found, metric, directions))
+        console.print(terminal(found, metric, directions, console.width))
     for line in notes(found):
         say(line)
     for file in out or ():

@@ -307,8 +307,10 @@ def _test(
         for metric in raw:
             gaps = [runs[s].scores[metric][d] - base[s].scores[metric][d] for s in seeds]
             up = statistics.fmean(gaps) > 0
+            # sacreBLEU's p of equal scores is the smallest there is: nothing exceeds 0 by chance.
             signed = [
-                p[metric] if (gap > 0) == up else 1.0 for p, gap in zip(found, gaps, strict=True)
+                p[metric] if gap and (gap > 0) == up else 1.0
+                for p, gap in zip(found, gaps, strict=True)
             ]
             raw[metric][d], better[metric][d] = majority(signed), up
     for metric, p_values in raw.items():

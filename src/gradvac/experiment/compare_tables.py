@@ -14,6 +14,7 @@ from rich.table import Table
 
 from gradvac.errors import RecipeError
 from gradvac.experiment.compare import LEVEL, METRICS, Cell, Comparison, Metric, Row
+from gradvac.translation.scoring import family_of
 
 NAMES: dict[Metric, str] = {"bleu": "BLEU", "chrf": "chrF++", "nll": "validation NLL"}
 MOST_DIRECTIONS = 8  # more than that, and a table shows averages alone; CSV and JSON show all
@@ -23,6 +24,19 @@ def columns(found: Comparison, every_direction: bool) -> list[str]:
     """The columns of a table to read."""
     few = every_direction or len(found.directions) <= MOST_DIRECTIONS
     return [*(found.directions if few else []), *found.averages]
+
+
+def fitting(found: Comparison, metric: Metric, every_direction: bool, width: int) -> list[str]:
+    """The columns that fit a terminal: families go first, then directions."""
+    names = columns(found, every_direction)
+    families = [n for n, members in found.averages.items() if n.endswith(family_of(members[0]))]
+    longest = max(len(row.name) for row in found.rows) + 40  # and tokens, time, cost
+    cell = 17 if metric == "nll" else 14
+    for dropped in ([], families, [*families, *found.directions]):
+        kept = [n for n in names if n not in dropped]
+        if every_direction or longest + cell * len(kept) <= width:
+            return kept
+    return [n for n in names if n not in families and n not in found.directions]
 
 
 def notes(found: Comparison) -> list[str]:
@@ -47,25 +61,28 @@ def notes(found: Comparison) -> list[str]:
     return lines
 
 
-def terminal(found: Comparison, metric: Metric, every_direction: bool = False) -> Table:
-    """One metric, for the terminal."""
+def terminal(
+    found: Comparison, metric: Metric, every_direction: bool = False, width: int = 120
+) -> Table:
+    """One metric, for a terminal of ``width`` characters."""
     table = Table(title=NAMES[metric], title_justify="left")
-    for name in ("", *columns(found, every_direction), "tokens", "time", "cost"):
-        table.add_column(name, justify="right" if name else "left")
+    names = fitting(found, metric, every_direction, width)
+    for name in ("", *names, "tokens", "time", "cost"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for row in found.rows:
-        cells = _texts(found, row, metric, every_direction, lambda x: f"[bold]{x}[/bold]")
+        cells = _texts(found, row, metric, names, lambda x: f"[bold]{x}[/bold]")
         table.add_row(row.name, *cells, *_costs(row))
     return table
 
 
 def markdown(found: Comparison, every_direction: bool = False) -> str:
     """Every metric as a Markdown table, then the notes."""
-    parts = []
+    parts, names = [], columns(found, every_direction)
+    heads = ["", *names, "tokens", "time", "cost"]
     for metric in METRICS:
-        heads = ["", *columns(found, every_direction), "tokens", "time", "cost"]
         lines = [NAMES[metric], "", _bars(heads), "|---" + "|---:" * (len(heads) - 1) + "|"]
         for row in found.rows:
-            cells = _texts(found, row, metric, every_direction, lambda x: f"<b>{x}</b>")
+            cells = _texts(found, row, metric, names, lambda x: f"<b>{x}</b>")
             cells = [
                 c.replace("*", r"\*").replace("<b>", "**").replace("</b>", "**") for c in cells
             ]
@@ -76,9 +93,9 @@ def markdown(found: Comparison, every_direction: bool = False) -> str:
 
 def latex(found: Comparison, every_direction: bool = False) -> str:
     """Every metric as a booktabs table; the overall best is underlined, as in Wang et al. 2021."""
-    parts = []
+    parts, names = [], columns(found, every_direction)
+    heads = ["", *names, "tokens", "time", "cost"]
     for metric in METRICS:
-        heads = ["", *columns(found, every_direction), "tokens", "time", "cost"]
         lines = [
             f"% {NAMES[metric]}",
             rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
@@ -87,9 +104,7 @@ def latex(found: Comparison, every_direction: bool = False) -> str:
             r"\midrule",
         ]
         for row in found.rows:
-            cells = _texts(
-                found, row, metric, every_direction, lambda x: rf"\textbf{{{x}}}", _underline
-            )
+            cells = _texts(found, row, metric, names, lambda x: rf"\textbf{{{x}}}", _underline)
             cells = [c.replace("±", r"$\pm$").replace("*", r"$^{*}$") for c in cells]
             lines.append(" & ".join([_escape(row.name), *cells, *_costs(row)]) + r" \\")
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
@@ -175,13 +190,13 @@ def _texts(
     found: Comparison,
     row: Row,
     metric: Metric,
-    every_direction: bool,
+    names: list[str],
     bold: Callable[[str], str],
     underline: Callable[[str], str] = str,
 ) -> list[str]:
     """The cells of a row: mean, interval, star; the best of a column in bold."""
     texts = []
-    for column in columns(found, every_direction):
+    for column in names:
         cell = row.cells[metric].get(column)
         if cell is None:
             texts.append("")

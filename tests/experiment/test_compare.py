@@ -1,0 +1,186 @@
+"""The comparison against numbers worked by hand and sacreBLEU's own tests, in every format."""
+
+import csv
+import io
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import yaml
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.significance import PairedTest
+from typer.testing import CliRunner
+
+from gradvac.cli import app
+from gradvac.errors import RunError
+from gradvac.experiment.compare import compare, half_width
+from gradvac.experiment.compare_tables import as_csv, as_json, latex, markdown
+from gradvac.translation.scoring import score_directions
+
+WORDS = "open close the file page sheet save print table of image style in a new window".split()
+LEVELS = {"fr-en": "high", "de-en": "high", "ne-en": "low"}
+REFERENCES = {
+    d: [" ".join(random.Random(f"{d}{n}").choices(WORDS, k=7)) for n in range(40)] for d in LEVELS
+}
+
+
+def outputs(rate: float, seed: int, directions=tuple(LEVELS)) -> dict[str, list[str]]:
+    """Translations in which a share of the words is wrong."""
+    rng = random.Random(seed)
+    spoil = lambda word: rng.choice(WORDS) if rng.random() < rate else word
+    return {d: [" ".join(map(spoil, r.split())) for r in REFERENCES[d]] for d in directions}
+
+
+def write_run(folder: Path, translated: dict[str, list[str]], seed: int, nll: float) -> Path:
+    """A finished and scored run; half of the time of its training it did not run."""
+    folder.mkdir(parents=True)
+    scores = score_directions(translated, {d: REFERENCES[d] for d in translated}, LEVELS)
+    data = {"train": [{"path": "a.tsv"}], "directions": list(translated)}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({"seed": seed, "data": data}))
+    (folder / "scores.json").write_text(json.dumps({**scores.to_dict(), "averages": {}}))
+    best = {"value": nll, "step": 10}
+    (folder / "done.json").write_text(json.dumps({"step": 20, "metric": "nll", "best": best}))
+    each = {f"nll/{d}": nll + k for k, d in enumerate(translated)}
+    lines = [
+        {"kind": "train", "step": 10, "tokens": 3000},
+        {"kind": "valid", "step": 10, "nll": nll, **each},
+        {"kind": "train", "step": 20, "tokens": 1000},
+        {"kind": "valid", "step": 20, "nll": 99.0, **dict.fromkeys(each, 99.0)},
+    ]
+    write_lines(folder / "metrics.jsonl", lines)
+    # Stopped at 20 s and resumed: the clock began anew.
+    write_lines(folder / "speed.jsonl", [{"seconds": s} for s in (10.0, 20.0, 5.0, 9.0)])
+    texts = [
+        {"direction": d, "hypothesis": h, "reference": r}
+        for d in translated
+        for h, r in zip(translated[d], REFERENCES[d], strict=True)
+    ]
+    write_lines(folder / "translations.jsonl", texts)
+    return folder
+
+
+def write_lines(file: Path, lines: list[dict]) -> None:
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory) -> Path:
+    """Two seeds of a baseline, a better method, and bilingual models; one run is missing."""
+    root = tmp_path_factory.mktemp("sweep")
+    variants = ["joint", "better", *(f"bilingual/{d}" for d in LEVELS)]
+    description = {"size": None, "variants": variants, "baseline": "joint"}
+    (root / "sweep.json").write_text(json.dumps(description))
+    for seed in (1, 2):
+        write_run(root / f"joint/seed-{seed}", outputs(0.4, seed), seed, 3.0)
+        write_run(root / f"better/seed-{seed}", outputs(0.25, 10 + seed), seed, 2.0 + seed)
+        for k, d in enumerate(LEVELS):
+            own = outputs(0.05, 20 + seed + 5 * k, (d,))
+            write_run(root / f"bilingual/{d}/seed-{seed}", own, seed, 1.0)
+    (root / "better/seed-3").mkdir()
+    return root
+
+
+@pytest.fixture(scope="module")
+def found(sweep):
+    return compare([sweep], baseline=None, test="bootstrap", samples=200)
+
+
+def row(found, name):
+    return next(r for r in found.rows if r.name == name)
+
+
+def test_intervals_by_hand():
+    # Standard deviation 2, three values, t(0.975, 2) = 4.302653
+    assert half_width([10, 12, 14]) == pytest.approx(4.302653 * 2 / math.sqrt(3), rel=1e-6)
+    assert math.isnan(half_width([10]))
+
+
+def test_means_over_seeds_and_averages_over_directions(found):
+    bleu = {
+        (seed, d): BLEU(force=True).corpus_score(lines, [REFERENCES[d]]).score
+        for seed in (1, 2)
+        for d, lines in outputs(0.25, 10 + seed).items()
+    }
+    cells = row(found, "better").cells["bleu"]
+    assert cells["fr-en"].mean == pytest.approx((bleu[1, "fr-en"] + bleu[2, "fr-en"]) / 2)
+    high = [(bleu[s, "fr-en"] + bleu[s, "de-en"]) / 2 for s in (1, 2)]
+    assert cells["high"].values == pytest.approx(tuple(high))
+    assert cells["low"].mean == cells["ne-en"].mean == cells["Indo-Iranian"].mean
+    # The best validation, not the last; per direction nll, nll + 1, nll + 2.
+    assert row(found, "better").cells["nll"]["ne-en"].values == (5.0, 6.0)
+    assert row(found, "better").cells["nll"]["avg"].mean == 4.5
+    assert set(found.averages) == {"avg", "high", "low", "Indo-Iranian", "Western European"}
+
+
+def sacrebleu_p(d: str, seed: int) -> float:
+    systems = [("a", outputs(0.4, seed)[d]), ("b", outputs(0.25, 10 + seed)[d])]
+    made = PairedTest(systems, {"bleu": BLEU(force=True)}, [REFERENCES[d]], "bs", 200)
+    return made()[1]["BLEU"][1].p_value
+
+
+def test_stars_are_sacrebleus_p_values_corrected_by_hand(found):
+    raw = {d: max(sacrebleu_p(d, 1), sacrebleu_p(d, 2)) for d in LEVELS}  # a majority of 2 is 2
+    first, second, third = sorted(raw, key=raw.__getitem__)
+    expected = {first: min(1, 3 * raw[first])}
+    expected[second] = min(1, max(expected[first], 2 * raw[second]))
+    expected[third] = max(expected[second], raw[third])
+    cells = row(found, "better").cells["bleu"]
+    assert {d: cells[d].p for d in LEVELS} == pytest.approx(expected)
+    assert any(p < 0.05 for p in expected.values())
+    assert {d: cells[d].star for d in LEVELS} == {d: p < 0.05 for d, p in expected.items()}
+    assert not any(c.star for c in row(found, "joint").cells["bleu"].values())
+
+
+def test_a_row_of_several_models_adds_up_and_is_not_bold(found):
+    bilingual = row(found, "bilingual")
+    assert bilingual.several_models and set(LEVELS) <= set(bilingual.cells["bleu"])
+    # Per run 20 s and 9 s after resuming, and 4,000 tokens; three runs make the row.
+    assert (bilingual.tokens, bilingual.seconds) == (12_000, 87.0)
+    assert row(found, "better").cost == pytest.approx(1.0)
+    best = found.best("bleu", "avg", several_models=False)
+    assert best == row(found, "better").cells["bleu"]["avg"].mean
+    assert found.best("bleu", "avg", several_models=True) == bilingual.cells["bleu"]["avg"].mean
+    assert found.best("nll", "avg", several_models=False) == 4.0  # the smaller of 4.0 and 4.5
+    assert [path.name for path in found.missing] == ["seed-3"]
+
+
+def test_every_format_says_the_same(found):
+    mean = row(found, "better").cells["bleu"]["fr-en"].mean
+    records = [r for r in json.loads(as_json(found))["records"] if r["row"] == "better"]
+    (one,) = [r for r in records if (r["metric"], r["column"]) == ("bleu", "fr-en")]
+    assert one["mean"] == mean and one["seeds"] == 2
+    (line,) = [
+        r
+        for r in csv.DictReader(io.StringIO(as_csv(found)))
+        if (r["row"], r["metric"], r["column"]) == ("better", "bleu", "fr-en")
+    ]
+    assert float(line["mean"]) == mean and line["p"] == str(one["p"])
+    star = row(found, "better").cells["bleu"]["fr-en"].star
+    assert f"**{mean:.1f} ±" in markdown(found) and (r"**\*" in markdown(found)) == star
+    assert rf"\textbf{{{mean:.1f} $\pm$" in latex(found)
+    top = row(found, "bilingual").cells["bleu"]["avg"].mean
+    assert rf"\underline{{{top:.1f} $\pm$" in latex(found)
+
+
+def test_the_command_prints_and_writes(sweep, tmp_path):
+    out = [tmp_path / f"t{end}" for end in (".md", ".tex", ".csv", ".json")]
+    flags = [word for file in out for word in ("--out", str(file))]
+    command = ["compare", str(sweep), "--test", "none", *flags]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert result.exit_code == 0 and "bilingual" in result.output
+    assert all(file.stat().st_size > 300 for file in out)
+
+
+def test_refusals(sweep, tmp_path):
+    with pytest.raises(RunError, match="baseline: 'jiont' has no scored run; rows: joint, better"):
+        compare([sweep], baseline="jiont", test=None)
+    with pytest.raises(RunError, match="not a run folder"):
+        compare([sweep / "better" / "seed-3"], baseline=None, test=None)
+    run = write_run(tmp_path / "one", outputs(0.1, 1), 1, 2.0)
+    other = write_run(tmp_path / "two", outputs(0.1, 1), 1, 2.0)
+    lines = (other / "translations.jsonl").read_text().splitlines()
+    (other / "translations.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    with pytest.raises(RunError, match="fr-en: the runs were scored on different sentences"):
+        compare([run, other], baseline=None, test="bootstrap")
