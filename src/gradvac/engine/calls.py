@@ -146,7 +146,7 @@ def as_written(model: nn.Module) -> Iterator[None]:
         yield
         return
     for name, module in model.named_modules():
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             _tell_compiled(f"module {name!r}" if name else "the model")
             break
     with torch.compiler.set_stance("force_eager"):
