@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradvac import NotFiniteError
-from gradvac.engine import PerTaskEngine, SinglePassEngine
+from gradvac.engine import Engine, PerTaskEngine, SinglePassEngine
 from gradvac.errors import GradientError
 from gradvac.methods import CATS, FAMO, GradNorm, GradVac, Joint, Method
 from tests.methods.helpers import relative
@@ -120,6 +120,16 @@ def test_the_check_of_the_first_step_blames_the_task_and_not_the_model(spoil):
     engine = SinglePassEngine(model, Joint())
     with pytest.raises(NotFiniteError, match="gradient of task 'b' is not finite"):
         run(engine, model, 0, spoil)
+
+
+@pytest.mark.parametrize("spoil", [math.nan, math.inf])
+def test_one_backward_per_task_through_one_graph_blames_the_task_whose_loss_it_is(spoil):
+    """There 0 * NaN reaches the gradients of all tasks."""
+    model = build()
+    engine = Engine(model, Joint(), engine="per_task")
+    with pytest.raises(NotFiniteError, match=rf"task 'b' is not .* its loss is {spoil}") as caught:
+        run(engine, model, 0, spoil)
+    assert caught.value.task == "b"
 
 
 @pytest.mark.parametrize("kind", ENGINES)

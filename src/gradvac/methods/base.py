@@ -79,7 +79,8 @@ class StepGeometry:
         bad = ~self.gram.diagonal(dim1=1, dim2=2).isfinite()
         if not bool(bad.any()):
             bad = ~self.gram.isfinite().all(dim=2)
-        group, task = bad.nonzero()[0].tolist()
+        guilty = bad & ~self.mean_losses.isfinite().to(bad.device)  # it may have spoilt others'
+        group, task = (guilty if bool(guilty.any()) else bad).nonzero()[0].tolist()
         others = int(bad.sum()) - 1
         loss = self.mean_losses[task].item()
         raise NotFiniteError(
