@@ -13,6 +13,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from gradvac.errors import GradientError
 
+_HOOKS: dict[weakref.ref[Any], Any] = {}
+"""The hooks of guards that wait for an optimizer, to be removed once their engine is gone."""
+
 _ANEW = (
     "make a new engine; new.load_state_dict(old.state_dict()) hands the state over, which is kept "
     "by name"
@@ -102,7 +105,10 @@ class Guard:
         """Begin, after the first step, to wait for the optimizer that makes use of it."""
         if self._fresh:
             self._fresh = False
+            for other in [other for other in _HOOKS if other() is None]:
+                _HOOKS.pop(other).remove()
             self._hook = register_optimizer_step_pre_hook(_when_stepping(self))
+            _HOOKS[weakref.ref(self)] = self._hook
         elif self._optimizer_seen and self._hook is not None:
             self._hook.remove()  # not from inside the hook: torch is going through a list of them
             self._hook = None
