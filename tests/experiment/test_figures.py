@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 from gradvac.cli import app
 from gradvac.errors import RunError
 from gradvac.experiment.figures import CATALOGUE
-from gradvac.experiment.figures.base import subjects_of
 from gradvac.experiment.figures.write import draw_all
 from gradvac.experiment.geometry_run import Measurement
+from gradvac.experiment.geometry_view import subjects_of
 from gradvac.experiment.report.runs import load_runs
 from gradvac.geometry.record import Frame, GramRecord
 

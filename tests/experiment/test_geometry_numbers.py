@@ -12,9 +12,9 @@ from rich.console import Console
 from synthetic import info, make_run, write_json
 
 from gradvac.experiment import geometry_numbers
-from gradvac.experiment.figures.base import subjects_of
 from gradvac.experiment.geometry_numbers import findings, print_numbers, words
 from gradvac.experiment.geometry_run import Measurement
+from gradvac.experiment.geometry_view import subjects_of
 from gradvac.experiment.report.runs import load_runs
 from gradvac.geometry.record import Frame, GramRecord
 from gradvac.geometry.statistics import mantel

@@ -17,8 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gradvac.experiment.figures.base import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.geometry_text import script
+from gradvac.experiment.geometry_view import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.prepare import test_rows
 from gradvac.experiment.proximity import families, typological_distances
 from gradvac.experiment.report.runs import TaskView, load_runs

@@ -8,12 +8,13 @@ A measurement is a folder, by default ``measured`` in the run's ``geometry``: ``
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -140,9 +141,9 @@ def measure_run(
     )
     out = out or measured_folder(run)
     _prepare_folder(out, wanted)
-    losses = {task: _losses(model, own, smoothing) for task, own in text.tasks.items()}
-    few = _first(text, curvature_strings)
-    levels = _levels({t: _losses(model, own, smoothing) for t, own in few.items()}, infos)
+    losses = {task: _losses(model, [(own, 1.0)], smoothing) for task, own in text.tasks.items()}
+    shares = _levels(text, infos, curvature_strings)
+    levels = {level: _losses(model, own, smoothing) for level, own in shares.items()}
     say(
         f"{len(steps)} checkpoints, {len(losses)} directions, {wanted.strings} sentences each "
         f"({text.origin}); {out}"
@@ -189,47 +190,54 @@ def _prepare_folder(out: Path, wanted: Measurement) -> None:
     new_file.replace(out / "measured.json")
 
 
-def _losses(model: Transformer, data: EncodedTask, smoothing: float) -> Losses:
-    """The training loss per target token of one direction, batch by batch."""
-    tokens = int(data.target.lengths.sum())
+def _losses(
+    model: Transformer, shares: Sequence[tuple[EncodedTask, float]], smoothing: float
+) -> Losses:
+    """The training loss per target token of each direction, times its share, added up.
+
+    Directions share batches: a dozen of a few sentences each are as fast as one.
+    """
+    data = EncodedTask(
+        _joined([task.source for task, _ in shares]), _joined([task.target for task, _ in shares])
+    )
+    scale = torch.cat(
+        [torch.full((len(task),), share / int(task.target.lengths.sum())) for task, share in shares]
+    )
 
     def parts() -> Iterator[Tensor]:
         device = model.embedding.weight.device
         for batch in in_order({"": data}, ("",), 0, TOKENS):
             b = batch.to(device)
-            loss, *_ = model.token_losses(b.source, b.target_in, b.target_out, smoothing)
-            yield loss.sum() / tokens
+            loss, _, rows = model.token_losses(b.source, b.target_in, b.target_out, smoothing)
+            yield (loss * scale[batch.sentence].to(device)[rows]).sum()
 
     return parts
 
 
-def _first(text: AlignedSet, count: int) -> dict[str, EncodedTask]:
-    """The first ``count`` sentences of every direction; nothing for 0."""
-    if not count:
-        return {}
-    return {
-        task: EncodedTask(_cut(data.source, count), _cut(data.target, count))
-        for task, data in text.tasks.items()
-    }
+def _joined(parts: Sequence[Sentences]) -> Sentences:
+    """The sentences of all parts, one after the other."""
+    return Sentences.of([s[n].tolist() for s in parts for n in range(len(s))])
+
+
+def _levels(
+    text: AlignedSet, infos: Mapping[str, TaskInfo], count: int
+) -> dict[str, list[tuple[EncodedTask, float]]]:
+    """For each resource level the first ``count`` sentences of its directions, shares 1 / n.
+
+    `TOTAL` has all of them, if there are several levels; nothing for ``count`` 0.
+    """
+    members: dict[str, list[EncodedTask]] = {}
+    for task, data in text.tasks.items() if count else ():
+        few = EncodedTask(_cut(data.source, count), _cut(data.target, count))
+        members.setdefault(infos[task].level, []).append(few)
+    found = {level: [(d, 1 / len(own)) for d in own] for level, own in members.items()}
+    if len(found) > 1:
+        found[TOTAL] = [share for own in found.values() for share in own]
+    return found
 
 
 def _cut(sentences: Sentences, count: int) -> Sentences:
     return Sentences(sentences.ids, sentences.offsets[: count + 1])
-
-
-def _levels(losses: Mapping[str, Losses], infos: Mapping[str, TaskInfo]) -> dict[str, Losses]:
-    """The mean loss of each resource level's directions, and their sum if there are several."""
-    members: dict[str, list[str]] = {}
-    for task in losses:
-        members.setdefault(infos[task].level, []).append(task)
-
-    def mean(tasks: list[str]) -> Losses:
-        return lambda: (part / len(tasks) for task in tasks for part in losses[task]())
-
-    found = {level: mean(tasks) for level, tasks in members.items()}
-    if len(found) > 1:
-        found[TOTAL] = lambda: (part for tasks in members.values() for part in mean(tasks)())
-    return found
 
 
 def _measure_steps(

@@ -7,15 +7,10 @@ from contextlib import suppress
 
 import numpy as np
 
-from gradvac.experiment.figures.base import (
-    LINES,
-    Missing,
-    Picture,
-    Subject,
-    line_rows,
-)
+from gradvac.experiment.figures.base import LINES, Picture, line_rows
 from gradvac.experiment.figures.similarity import clustered
 from gradvac.experiment.figures.training import losses
+from gradvac.experiment.geometry_view import Missing, Subject
 from gradvac.experiment.report.runs import FROM_ENGLISH, TO_ENGLISH, RunView
 from gradvac.geometry.panels import line_panels, scatter, strips
 from gradvac.geometry.statistics import correlation

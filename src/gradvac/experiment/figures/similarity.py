@@ -6,17 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from gradvac.experiment.figures.base import (
-    LINES,
-    PAIRS,
-    SIDES,
-    Missing,
-    Picture,
-    Subject,
-    among,
-    line_rows,
-    pair_rows,
-)
+from gradvac.experiment.figures.base import LINES, PAIRS, Picture, line_rows, pair_rows
+from gradvac.experiment.geometry_view import SIDES, Missing, Subject, among
 from gradvac.experiment.report.runs import FROM_ENGLISH, TO_ENGLISH, TaskView
 from gradvac.geometry.heatmaps import Matrix, Scale, heatmap_and_tree, heatmaps, tables
 from gradvac.geometry.panels import Panel, line_panels, strips

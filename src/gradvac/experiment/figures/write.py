@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gradvac.experiment.figures import several, similarity, training
-from gradvac.experiment.figures.base import Drawer, Missing, Picture, Subject, each, subjects_of
+from gradvac.experiment.figures.base import Drawer, Picture, each
+from gradvac.experiment.geometry_view import Missing, Subject, subjects_of
 from gradvac.experiment.report.runs import FROM_ENGLISH, TO_ENGLISH, load_runs
 from gradvac.geometry.plots import save
 
