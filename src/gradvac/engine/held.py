@@ -36,9 +36,9 @@ class Product(NamedTuple):
         """Add rows ``start, start + 1, ...`` of the gradients to ``chunk`` ``[K, rows, d]``."""
         of_rows, of_columns = (self.x, self.dy) if self.transposed else (self.dy, self.x)
         of_rows = of_rows[:, start : start + chunk.shape[1]]
-        for k, (first, last) in enumerate(self.rows.bounds):
-            if last > first:
-                a, b = self.rows.block(of_rows, k), self.rows.block(of_columns, k)
+        both = zip(self.rows.blocks(of_rows), self.rows.blocks(of_columns), strict=True)
+        for k, (a, b) in enumerate(both):
+            if len(a):
                 add_product(a.T, b, chunk[k])
 
 

@@ -12,6 +12,7 @@ even if nothing before it has one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -115,22 +116,22 @@ def _linear_gradients(
     if isinstance(on_w, ParameterSlot) and on_w.holds(rows.n_tasks):
         on_w.add_made_of(Product(x.detach(), dy, transposed, rows))
         on_w = None
-    ws, fresh_w = (None, False) if on_w is None else on_w.pieces(rows.n_tasks)
-    bs, fresh_b = (None, False) if on_b is None else on_b.pieces(rows.n_tasks)
+    ws, fresh_w = ((), False) if on_w is None else on_w.pieces(rows.n_tasks)
+    bs, fresh_b = ((), False) if on_b is None else on_b.pieces(rows.n_tasks)
     width = _columns_at_once(dy, rows.n_tasks)
-    for k, (start, end) in enumerate(rows.bounds):
-        own = None if ws is None else rows.block(x, k)
-        for first in range(0, dy.shape[1], width):
-            columns = slice(first, first + width)
-            y = rows.block(dy[:, columns], k)
-            if ws is not None and own is not None:
-                a, b = (own.T, y) if transposed else (y.T, own)
-                piece = ws[k][:, columns] if transposed else ws[k][columns]
-                _product(a, b, piece, fresh_w, end > start)
-            if bs is not None and fresh_b:
-                torch.sum(y, 0, dtype=bs[k].dtype, out=bs[k][columns])
-            elif bs is not None and end > start:
-                bs[k][columns].add_(y.sum(0, dtype=bs[k].dtype))
+    for first in range(0, dy.shape[1], width):
+        columns = slice(first, first + width)
+        of_w = [w[:, columns] if transposed else w[columns] for w in ws]
+        of_b = [b[columns] for b in bs]
+        owns = rows.blocks(x) if ws else repeat(None, rows.n_tasks)
+        ys = rows.blocks(dy[:, columns] if width < dy.shape[1] else dy)
+        for k, (own, y) in enumerate(zip(owns, ys, strict=True)):
+            if own is not None:
+                _product(*((own.T, y) if transposed else (y.T, own)), of_w[k], fresh_w)
+            if fresh_b:
+                torch.sum(y, 0, dtype=of_b[k].dtype, out=of_b[k])
+            elif of_b and len(y):
+                of_b[k].add_(y.sum(0, dtype=of_b[k].dtype))
 
 
 def _columns_at_once(dy: Tensor, n_tasks: int) -> int:
@@ -144,10 +145,10 @@ def _columns_at_once(dy: Tensor, n_tasks: int) -> int:
     return max(256, 2**21 * n_tasks // max(1, dy.element_size() * len(dy)))
 
 
-def _product(a: Tensor, b: Tensor, piece: Tensor, fresh: bool, any_rows: bool) -> None:
+def _product(a: Tensor, b: Tensor, piece: Tensor, fresh: bool) -> None:
     """Write ``a @ b`` to ``piece``, or add it if that is not fresh."""
     if not fresh:
-        if any_rows:
+        if len(b):
             add_product(a, b, piece)
     elif piece.dtype == a.dtype:
         torch.mm(a, b, out=piece)
@@ -241,8 +242,7 @@ def _norm_gradients(
     found: list[tuple[Tensor, Tensor]] = []
     d = tensors[0].shape[1]
     scale = tensors[0].new_ones(d) if w is None else w.reshape(d)
-    for task in range(rows.n_tasks):
-        dy, x, mean, rstd = (rows.block(t, task) for t in tensors)
+    for dy, x, mean, rstd in zip(*(rows.blocks(t) for t in tensors), strict=True):
         found.append(
             torch.ops.aten.native_layer_norm_backward(dy, x, (d,), mean, rstd, scale, scale, mask)[
                 1:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 
 import torch
 from torch import Tensor
+
+_CACHED = 2**22  # bytes that fit a shared cache, chosen here
 
 
 class RowMap:
@@ -110,14 +113,18 @@ class RowMap:
         order = self.order(rows.device)
         return rows if order is None else rows.index_select(0, order)
 
-    def block(self, rows: Tensor, task: int) -> Tensor:
-        """Return the rows of a task among ``[n, ...]``.
+    def blocks(self, rows: Tensor) -> Iterator[Tensor]:
+        """Yield the rows of each task among ``[n, ...]``.
 
-        Taking them one task at a time instead of sorting all keeps the copy in the cache.
+        On a CPU what is large is not sorted at once but copied one task at a time, so that the copy
+        is still in the cache when it is used.
         """
-        start, end = self.bounds[task]
         order = self.order(rows.device)
-        return rows[start:end] if order is None else rows.index_select(0, order[start:end])
+        at_once = rows.device.type != "cpu" or rows.numel() * rows.element_size() <= _CACHED
+        if order is not None and at_once:
+            rows, order = rows.index_select(0, order), None
+        for start, end in self.bounds:
+            yield rows[start:end] if order is None else rows.index_select(0, order[start:end])
 
     def positions(self, task: int, device: torch.device) -> Tensor:
         """Positions of the rows of a task, ascending."""
