@@ -177,11 +177,12 @@ def compare(
     """
     from gradvac.experiment.compare import METRICS, chosen_test
     from gradvac.experiment.compare import compare as compare_runs
-    from gradvac.experiment.compare_tables import notes, terminal, write
+    from gradvac.experiment.compare_tables import costs, notes, terminal, write
 
     found = compare_runs(folders, baseline=baseline, test=chosen_test(test), samples=samples)
     for metric in METRICS:
         console.print(terminal(found, metric, directions, console.width))
+    console.print(costs(found))
     for line in notes(found):
         say(line)
     for file in out or ():
@@ -295,13 +296,19 @@ def figures(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
+    watch: Annotated[
+        int, typer.Option(help="Write it again every N seconds until the runs end. 0: once.")
+    ] = 0,
 ) -> None:
     """Write one self-contained HTML page about the given runs.
 
     Example: gradvac report runs/joint runs/gradvac --out report.html
     """
-    from gradvac.experiment.report import write_report
+    from gradvac.experiment.report import watch_report, write_report
 
+    if watch:
+        watch_report(out, runs, title="gradvac runs", seconds=watch, say=say)
+        return
     say(f"report: {write_report(out, runs, title='gradvac runs', start=None, notes=[])}")
 
 

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.significance import PairedTest
@@ -17,6 +18,7 @@ from gradvac.cli import app
 from gradvac.errors import RunError
 from gradvac.experiment.compare import compare, half_width
 from gradvac.experiment.compare_tables import as_csv, as_json, latex, markdown
+from gradvac.experiment.model_folder import save_parameters
 from gradvac.translation.scoring import score_directions
 
 WORDS = "open close the file page sheet save print table of image style in a new window".split()
@@ -58,6 +60,7 @@ def write_run(folder: Path, translated: dict[str, list[str]], seed: int, nll: fl
         for h, r in zip(translated[d], REFERENCES[d], strict=True)
     ]
     write_lines(folder / "translations.jsonl", texts)
+    save_parameters(folder / "best" / "model.safetensors", {"a": torch.zeros(3, 4)})
     return folder
 
 
@@ -138,6 +141,7 @@ def test_a_row_of_several_models_adds_up_and_is_not_bold(found):
     assert bilingual.several_models and set(LEVELS) <= set(bilingual.cells["bleu"])
     # Per run 20 s and 9 s after resuming, and 4,000 tokens; three runs make the row.
     assert (bilingual.tokens, bilingual.seconds) == (12_000, 87.0)
+    assert bilingual.parameters == 3 * 12  # three models of 3 x 4
     assert row(found, "better").cost == pytest.approx(1.0)
     best = found.best("bleu", "avg", several_models=False)
     assert best == row(found, "better").cells["bleu"]["avg"].mean

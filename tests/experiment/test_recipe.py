@@ -240,3 +240,12 @@ def test_every_recipe_is_valid(file):
 
 def test_the_shipped_recipe_loads_by_its_name():
     assert load_recipe(Path("shipped:recipes/demo.yaml")).training.start_from == "shipped:start"
+
+
+def test_routing_by_language_is_trained_jointly():
+    tree = {**GOOD, "model": {"clsr": {}}}
+    assert parse_recipe(tree, "r").model.clsr.budget == 0.3
+    with pytest.raises(
+        RecipeError, match=r"its budget is of whole batches.*set method\.name to 'j"
+    ):
+        parse_recipe({**tree, "method": {"name": "gradvac"}}, "r")

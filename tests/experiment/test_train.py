@@ -35,6 +35,7 @@ METHODS = {
     "famo": ["method.name=famo"],
     "cooldown": ["batches.temperature=[[0, 5], [7, 1]]"],
     "multidds_s": ["batches.sampling=multidds_s", "batches.multidds_s.every=2"],
+    "clsr": ["model.clsr={budget: 0.2, hidden: 4}"],
     "bf16": ["method.name=gradvac", "training.precision=bf16"],
     "accumulating": ["method.name=gradvac", "batches.accumulate=2", "method.tasks=low"],
 }

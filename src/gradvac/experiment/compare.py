@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors import safe_open
 from scipy.stats import t as student_t
 
 from gradvac.errors import RecipeError, RunError
@@ -38,6 +39,7 @@ class Result:
     levels: dict[str, str]
     tokens: int
     seconds: float
+    parameters: int
     signatures: dict[str, str]
 
     def add(self, other: Result) -> None:
@@ -48,6 +50,7 @@ class Result:
         self.levels |= other.levels
         self.tokens += other.tokens
         self.seconds += other.seconds
+        self.parameters += other.parameters
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Row:
     seeds: tuple[int, ...]
     tokens: float
     seconds: float
+    parameters: int
     several_models: bool
     cost: float = math.nan
     cells: dict[Metric, dict[str, Cell]] = field(default_factory=dict)
@@ -137,7 +141,8 @@ def compare(
         parts = list(runs.values())
         tokens = statistics.fmean(r.tokens for r in parts)
         seconds = statistics.fmean(r.seconds for r in parts)
-        row = Row(row_name, tuple(runs), tokens, seconds, row_name in several)
+        size = max(r.parameters for r in parts)
+        row = Row(row_name, tuple(runs), tokens, seconds, size, row_name in several)
         for metric in METRICS:
             row.cells[metric] = _cells(parts, metric, directions, averages)
         if test and row_name != name:
@@ -228,6 +233,7 @@ def read_run(run: Path) -> Result:
             levels={k: v["level"] for k, v in tree["directions"].items() if v.get("level")},
             tokens=sum(line["tokens"] for line in metrics if line["kind"] == "train"),
             seconds=_seconds(run / "speed.jsonl"),
+            parameters=count_parameters(run / "best" / "model.safetensors"),
             signatures=tree["signatures"],
         )
     except (OSError, ValueError, KeyError) as e:
@@ -237,6 +243,13 @@ def read_run(run: Path) -> Result:
 def _lines(file: Path) -> list[dict[str, Any]]:
     with file.open(encoding="utf-8", newline="\n") as lines:  # a text may hold U+2028
         return [json.loads(line) for line in lines]
+
+
+def count_parameters(file: Path) -> int:
+    """Count the numbers in a file of tensors without reading them."""
+    with safe_open(file, "pt") as tensors:
+        names = tensors.keys()
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
 
 
 def _seconds(file: Path) -> float:

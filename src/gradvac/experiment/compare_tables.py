@@ -30,7 +30,7 @@ def fitting(found: Comparison, metric: Metric, every_direction: bool, width: int
     """The columns that fit a terminal: families go first, then directions."""
     names = columns(found, every_direction)
     families = [n for n, members in found.averages.items() if n.endswith(family_of(members[0]))]
-    longest = max(len(row.name) for row in found.rows) + 40  # and tokens, time, cost
+    longest = max(len(row.name) for row in found.rows) + 4
     cell = 17 if metric == "nll" else 14
     for dropped in ([], families, [*families, *found.directions]):
         kept = [n for n in names if n not in dropped]
@@ -67,18 +67,28 @@ def terminal(
     """One metric, for a terminal of ``width`` characters."""
     table = Table(title=NAMES[metric], title_justify="left")
     names = fitting(found, metric, every_direction, width)
-    for name in ("", *names, "tokens", "time", "cost"):
+    for name in ("", *names):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for row in found.rows:
         cells = _texts(found, row, metric, names, lambda x: f"[bold]{x}[/bold]")
-        table.add_row(row.name, *cells, *_costs(row))
+        table.add_row(row.name, *cells)
+    return table
+
+
+def costs(found: Comparison) -> Table:
+    """What each row is and cost, for the terminal."""
+    table = Table(title="size and cost", title_justify="left")
+    for name in ("", "seeds", "parameters", "tokens", "time", "cost"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in found.rows:
+        table.add_row(row.name, ", ".join(map(str, row.seeds)), *_costs(row))
     return table
 
 
 def markdown(found: Comparison, every_direction: bool = False) -> str:
     """Every metric as a Markdown table, then the notes."""
     parts, names = [], columns(found, every_direction)
-    heads = ["", *names, "tokens", "time", "cost"]
+    heads = ["", *names, "parameters", "tokens", "time", "cost"]
     for metric in METRICS:
         lines = [NAMES[metric], "", _bars(heads), "|---" + "|---:" * (len(heads) - 1) + "|"]
         for row in found.rows:
@@ -94,7 +104,7 @@ def markdown(found: Comparison, every_direction: bool = False) -> str:
 def latex(found: Comparison, every_direction: bool = False) -> str:
     """Every metric as a booktabs table; the overall best is underlined, as in Wang et al. 2021."""
     parts, names = [], columns(found, every_direction)
-    heads = ["", *names, "tokens", "time", "cost"]
+    heads = ["", *names, "parameters", "tokens", "time", "cost"]
     for metric in METRICS:
         lines = [
             f"% {NAMES[metric]}",
@@ -139,7 +149,7 @@ def as_csv(found: Comparison) -> str:
     out = io.StringIO()
     lines = [{**r, "values": " ".join(map(repr, r["values"]))} for r in records(found)]
     for row in found.rows:
-        for name in ("tokens", "seconds", "cost"):
+        for name in ("parameters", "tokens", "seconds", "cost"):
             value = _known(getattr(row, name))
             lines.append({"row": row.name, "metric": name, "mean": value, "seeds": len(row.seeds)})
     names = ["row", "metric", "column", "kind", "mean", "half_width", "seeds", "p", "better"]
@@ -160,6 +170,7 @@ def as_json(found: Comparison) -> str:
         "averages": found.averages,
         "costs": {
             row.name: {
+                "parameters": row.parameters,
                 "tokens": row.tokens,
                 "seconds": row.seconds,
                 "cost": _known(row.cost),
@@ -220,7 +231,13 @@ def _number(cell: Cell, metric: Metric) -> str:
 def _costs(row: Row) -> list[str]:
     minutes, seconds = divmod(round(row.seconds), 60)
     clock = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-    return [f"{row.tokens / 1e6:.2f}M", clock, "" if math.isnan(row.cost) else f"{row.cost:.2f}"]
+    size = f"{row.parameters / 1e6:.2f}M"
+    return [
+        size,
+        f"{row.tokens / 1e6:.2f}M",
+        clock,
+        "" if math.isnan(row.cost) else f"{row.cost:.2f}",
+    ]
 
 
 def _known(value: float) -> float | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import list_checkpoints, load_tensors, saved_models
+from gradvac.translation.clsr import make_transformer
 from gradvac.translation.languages import Direction
 from gradvac.translation.transformer import Transformer, TransformerConfig
 from gradvac.translation.vocabulary import Vocabulary
@@ -34,7 +35,7 @@ class FoundModel:
 
     def load(self, device: torch.device | str = "cpu") -> Transformer:
         """Build the Transformer and fill it, in float32, ready to translate."""
-        model = Transformer(self.config)
+        model = make_transformer(self.config)
         fill(model, load_tensors(self.parameters), self.parameters)
         return model.to(device).eval()
 

@@ -121,6 +121,13 @@ class VocabularySection(Section):
     path: str | None = None
 
 
+class CLSRSection(Section):
+    """Routing by language (Zhang et al. 2021): share of language-specific tokens, gates' width."""
+
+    budget: Annotated[float, Field(ge=0, le=1)] = 0.3
+    hidden: Count = 128
+
+
 class ModelSection(Section):
     """A preset of the Transformer and what differs from it."""
 
@@ -135,6 +142,7 @@ class ModelSection(Section):
     activation_dropout: Share | None = None
     norm: Literal["pre", "post"] | None = None
     activation: Literal["relu", "gelu"] | None = None
+    clsr: CLSRSection | None = None
 
 
 class MultiDDSSection(Section):
@@ -271,6 +279,15 @@ class Recipe(Section):
     training: TrainingSection = TrainingSection()
     method: MethodSection = MethodSection()
     search: SearchSection = SearchSection()
+
+    @model_validator(mode="after")
+    def _routing_is_trained_jointly(self) -> Recipe:
+        if self.model.clsr and self.method.name != "joint":
+            raise ValueError(
+                f"model.clsr: its budget is of whole batches, no task's own: with method.name "
+                f"{self.method.name!r} it cannot be trained; set method.name to 'joint'"
+            )
+        return self
 
 
 def read_recipe_file(path: Path) -> RecipeFile:

@@ -20,7 +20,13 @@ from torch import Tensor
 from gradvac.engine import Engine, StepReport
 from gradvac.errors import GradientError, NotFiniteError, RecipeError, RunError
 from gradvac.experiment.balance import Balance
-from gradvac.experiment.build import build_method, build_model, device_of, uses_bf16
+from gradvac.experiment.build import (
+    build_method,
+    build_model,
+    device_of,
+    parameter_count,
+    uses_bf16,
+)
 from gradvac.experiment.checkpoint import (
     Checkpoint,
     average,
@@ -47,6 +53,7 @@ from gradvac.experiment.process import StopSignal, alone, bound_kernel_caches
 from gradvac.experiment.recipe import resolve
 from gradvac.geometry.record import Frame, GramRecord
 from gradvac.translation.batches import Batch, in_order
+from gradvac.translation.languages import Direction
 from gradvac.translation.vocabulary import PAD
 
 VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone
@@ -65,7 +72,8 @@ class Trainer:
         training = self.recipe.training
         self.device = device_of(self.recipe.device)
         self.bf16 = uses_bf16(training.precision, self.device)
-        model = build_model(self.recipe, len(prepared.vocabulary))
+        tags = {prepared.vocabulary.tag_id(Direction.parse(t).target) for t in prepared.tasks}
+        model = build_model(self.recipe, len(prepared.vocabulary), sorted(tags))
         if training.start_from:
             start = find_model(resolve(training.start_from)).parameters
             fill(model, load_tensors(start), start)
@@ -98,6 +106,7 @@ class Trainer:
             self._resume()
             if not self.step:
                 self.display.line(self.balance.table())
+                self.display.line(parameter_count(self.model))
             self.display.start(training.steps, self.step)
             while self.step < training.steps and not self._patience_spent():
                 started = time.perf_counter()
@@ -124,6 +133,7 @@ class Trainer:
         tokens = sum(b.tokens for b in batches)
         torch.manual_seed(_mix(self.recipe.seed, self.step))
         self.model.train()
+        self.model.begin_step(self.step / self.recipe.training.steps)
         self.optimizer.zero_grad(set_to_none=True)
         before = copy.deepcopy(self.window)
         try:
@@ -181,7 +191,9 @@ class Trainer:
         """Gradient of the mean token loss, every task in one backward pass."""
         loss, nll, rows = self._token_losses(batch)
         mean = loss.sum() / tokens
-        mean.backward()
+        beside = self.model.auxiliary_loss()
+        total = mean if beside is None else mean + beside * (batch.tokens / tokens)
+        total.backward()
         self._count(batch, nll, rows)
         return float(mean.detach())
 

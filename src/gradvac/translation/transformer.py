@@ -37,8 +37,13 @@ class TransformerConfig:
     norm: Literal["pre", "post"] = "pre"
     activation: Literal["relu", "gelu"] = "relu"
     pad: int = 0
+    # Conditional language-specific routing, see gradvac.translation.clsr; no tags: none
+    clsr_tags: tuple[int, ...] = ()
+    clsr_hidden: int = 128
+    clsr_budget: float = 0.3
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "clsr_tags", tuple(self.clsr_tags))  # a list, from JSON
         sizes = ("vocabulary_size", "d_model", "d_ffn", "heads", "encoder_layers", "decoder_layers")
         for name in sizes:
             if (value := getattr(self, name)) < 1:
@@ -55,6 +60,11 @@ class TransformerConfig:
             raise ValueError(f"norm is {self.norm!r}; allowed: 'pre', 'post'")
         if self.activation not in ("relu", "gelu"):
             raise ValueError(f"activation is {self.activation!r}; allowed: 'relu', 'gelu'")
+        if not 0 <= self.clsr_budget <= 1 or self.clsr_hidden < 1:
+            raise ValueError(
+                f"clsr_budget is {self.clsr_budget}, clsr_hidden is {self.clsr_hidden}; they must "
+                "lie in [0, 1] and be at least 1"
+            )
         if not 0 <= self.pad < self.vocabulary_size:
             raise ValueError(f"pad is {self.pad}; it must lie in [0, {self.vocabulary_size})")
 
@@ -107,6 +117,17 @@ class Attention(nn.Module):
         causal: bool = False,
     ) -> Tensor:
         """Return ``[B, T, d]``; ``mask`` broadcasts to ``[B, H, T, S]``, True where to look."""
+        return self.o(self.attend(x_BTd, keys, values, mask, causal))
+
+    def attend(
+        self,
+        x_BTd: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """Return what the heads found, side by side, before it is projected: ``[B, T, d]``."""
         dropout = self.dropout if self.training else 0.0
         query = self.split(self.q(x_BTd))
         if query.dtype == torch.bfloat16 and query.device.type == "cpu":
@@ -118,7 +139,7 @@ class Attention(nn.Module):
                 ).bfloat16()
         else:
             y_BHTd = F.scaled_dot_product_attention(query, keys, values, mask, dropout, causal)
-        return self.o(y_BHTd.transpose(1, 2).flatten(2))
+        return y_BHTd.transpose(1, 2).flatten(2)
 
 
 class FeedForward(nn.Module):
@@ -207,11 +228,15 @@ class DecoderLayer(Layer):
 
 @dataclass
 class LayerMemory:
-    """Source keys and values ``[B, H, S, d/H]`` of one decoder layer, mask ``[B, 1, 1, S]``."""
+    """Source keys and values ``[B, H, S, d/H]`` of one decoder layer, mask ``[B, 1, 1, S]``.
+
+    ``language`` ``[B]`` is there in models that route by language.
+    """
 
     keys: Tensor
     values: Tensor
     mask: Tensor
+    language: Tensor | None = None
 
 
 @dataclass
@@ -250,7 +275,10 @@ class Cache:
                 past.values = past.values.index_select(0, rows)
         if sentences is not None:
             mask = self.memory[0].mask.index_select(0, sentences)
+            language = self.memory[0].language
+            language = None if language is None else language.index_select(0, sentences)
             for memory in self.memory:
+                memory.language = language
                 memory.keys = memory.keys.index_select(0, sentences)
                 memory.values = memory.values.index_select(0, sentences)
                 memory.mask = mask
@@ -367,6 +395,13 @@ class Transformer(nn.Module):
         gold_N = target_out_BT.flatten().index_select(0, kept_N)
         loss_N, nll_N = smoothed_cross_entropy(logits_NV, gold_N, label_smoothing)
         return loss_N, nll_N, kept_N // target_out_BT.shape[1]
+
+    def begin_step(self, progress: float) -> None:
+        """Hear that a training step begins, at ``progress`` of the training; nothing to do here."""
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """Return what training minimises beside the tokens' losses of the last forward pass."""
+        return None
 
     def start(self, source_BS: Tensor) -> Cache:
         """Encode, and project the source keys and values of every decoder layer once."""

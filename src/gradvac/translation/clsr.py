@@ -1,0 +1,212 @@
+"""CLSR (Zhang et al., ICLR 2021): a Transformer that learns which tokens go a language's own way.
+
+After every sub-layer, attention without its output projection or feed-forward, a gate decides for
+each token between a projection that all languages share and one of the target language::
+
+    G(x) = w2 . relu(W1 x + b1) + b2            x: input of the sub-layer
+    gate = sigmoid(G(x) + alpha(t) noise)       in training, noise ~ N(0, 1)
+    gate = 1 if G(x) >= 0 else 0                otherwise
+    out  = gate (y W_language) + (1 - gate) (y W_shared)
+    alpha(t) = 5 t / T                          t of T training steps
+    loss = tokens' loss + | mean gate - budget |    mean over tokens and sub-layers
+
+The shared projection is one per sub-layer, that of a language one for the whole encoder and one for
+the whole decoder: 2 d^2 parameters for each language. The growing noise drives gates to 0 and 1.
+The language is read off the target tag with which a source begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gradvac.translation.transformer import (
+    Attention,
+    DecoderLayer,
+    EncoderLayer,
+    FeedForward,
+    LayerMemory,
+    LayerPast,
+    Transformer,
+    TransformerConfig,
+)
+
+LARGEST_NOISE = 5.0  # alpha at the end of training
+OF_LANGUAGES = "languages."  # how the names of parameters of single languages begin
+
+
+class Routing:
+    """What the gates of a model have in common: the batch's languages, the noise, their sum."""
+
+    def __init__(self) -> None:
+        self.language_B = torch.zeros(0, dtype=torch.int64)  # of the sentences in the pass
+        self.token_BT = torch.zeros(0, 0, dtype=torch.bool)  # which positions are no padding
+        self.alpha = 0.0
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the gates that were counted."""
+        self.gates: list[Tensor] = []  # sum over the tokens of each sub-layer
+        self.tokens: list[Tensor] = []
+
+    def mean(self) -> Tensor:
+        """Mean gate over tokens and sub-layers since :meth:`clear`."""
+        return torch.stack(self.gates).sum() / torch.stack(self.tokens).sum()
+
+
+class Route(nn.Module):
+    """One gate, and the choice it makes for each token."""
+
+    def __init__(
+        self, config: TransformerConfig, routing: Routing, languages: nn.ModuleList
+    ) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.d_model, config.clsr_hidden)
+        self.down = nn.Linear(config.clsr_hidden, 1)
+        self._shared = (routing, languages)  # in a tuple: not a part of this module's own state
+
+    def forward(self, x_BTd: Tensor, y_BTd: Tensor, shared: nn.Linear) -> Tensor:
+        """Project ``y`` for each token as the gate of its ``x`` says, ``[B, T, d]``."""
+        routing, languages = self._shared
+        score_BT1 = self.down(torch.relu(self.up(x_BTd)))
+        if self.training:
+            gate_BT1 = (score_BT1 + routing.alpha * torch.randn_like(score_BT1)).sigmoid()
+            routing.gates.append((gate_BT1.squeeze(-1) * routing.token_BT).sum())
+            routing.tokens.append(routing.token_BT.sum())
+        else:
+            gate_BT1 = (score_BT1 >= 0).to(y_BTd.dtype)
+        own = self._of_languages(y_BTd, routing.language_B, languages)
+        return gate_BT1 * own + (1 - gate_BT1) * shared(y_BTd)
+
+    @staticmethod
+    def _of_languages(y_BTd: Tensor, language_B: Tensor, languages: nn.ModuleList) -> Tensor:
+        """Project each sentence by the matrix of its language."""
+        # In a search, y has a row per hypothesis, sentence by sentence.
+        rows = language_B.repeat_interleave(len(y_BTd) // len(language_B))
+        present = rows.unique().tolist()
+        if len(present) == 1:
+            return languages[present[0]](y_BTd)
+        places = [(rows == language).nonzero().squeeze(1) for language in present]
+        parts = [languages[l](y_BTd[own]) for l, own in zip(present, places, strict=True)]
+        return torch.cat(parts)[torch.cat(places).argsort()]
+
+
+class RoutedAttention(Attention):
+    """Attention whose own output projection is the shared one."""
+
+    def __init__(self, config: TransformerConfig, route: Route) -> None:
+        super().__init__(config)
+        self.route = route
+
+    def forward(
+        self,
+        x_BTd: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+    ) -> Tensor:
+        """Return ``[B, T, d]``, as `Attention` does."""
+        return self.route(x_BTd, self.attend(x_BTd, keys, values, mask, causal), self.o)
+
+
+class RoutedFeedForward(FeedForward):
+    """Feed-forward, then a projection shared or not."""
+
+    def __init__(self, config: TransformerConfig, route: Route) -> None:
+        super().__init__(config)
+        self.route = route
+        self.shared = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a tensor of the shape of ``x``, ``[B, T, d]``."""
+        return self.route(x, super().forward(x), self.shared)
+
+
+class CLSRTransformer(Transformer):
+    """The Transformer with a gate after every sub-layer; ``config.clsr_tags`` are its languages."""
+
+    tags: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.routing = Routing()
+        matrices = lambda: nn.ModuleList(
+            nn.Linear(config.d_model, config.d_model, bias=False) for _ in config.clsr_tags
+        )
+        self.languages = nn.ModuleDict({"encoder": matrices(), "decoder": matrices()})
+        self.register_buffer("tags", torch.tensor(config.clsr_tags), persistent=False)
+        for side, stack in (("encoder", self.encoder), ("decoder", self.decoder)):
+            languages = cast(nn.ModuleList, self.languages[side])
+            for layer in stack.layers:
+                assert isinstance(layer, EncoderLayer | DecoderLayer)
+                route = lambda languages=languages: Route(config, self.routing, languages)
+                layer.self_attention = RoutedAttention(config, route())
+                layer.feed_forward = RoutedFeedForward(config, route())
+                if isinstance(layer, DecoderLayer):
+                    layer.cross_attention = RoutedAttention(config, route())
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def language(self, source_BS: Tensor) -> Tensor:
+        """Return the index of each sentence's target language, ``[B]``, from its tag.
+
+        Raises ValueError if a tag is of no language of the model.
+        """
+        known = source_BS[:, :1] == self.tags
+        if not bool(known.any(1).all()):
+            raise ValueError("a source asks for a language that this model has no matrix of")
+        return known.int().argmax(1)
+
+    def encode(self, source_BS: Tensor) -> Tensor:
+        """Return the encoder's output ``[B, S, d]``."""
+        self.routing.language_B = self.language(source_BS)
+        self.routing.token_BT = source_BS != self.config.pad
+        return super().encode(source_BS)
+
+    def memory(self, source_BS: Tensor) -> Iterator[LayerMemory]:
+        """Return the memory of one decoder layer after the other, with the languages in it."""
+        language = self.language(source_BS)
+        for memory in super().memory(source_BS):
+            memory.language = language
+            yield memory
+
+    def decode(
+        self,
+        target_in_BT: Tensor,
+        memory: Iterable[LayerMemory],
+        past: list[LayerPast] | None = None,
+        position: int = 0,
+    ) -> Tensor:
+        """Return the decoder's output ``[B, T, d]``."""
+
+        def entering() -> Iterator[LayerMemory]:
+            for of_layer in memory:  # the encoder has run by then
+                assert of_layer.language is not None
+                self.routing.language_B = of_layer.language
+                self.routing.token_BT = target_in_BT != self.config.pad
+                yield of_layer
+
+        return super().decode(target_in_BT, entering(), past, position)
+
+    def begin_step(self, progress: float) -> None:
+        """Set the noise, and forget the gates of passes that were not trained on."""
+        self.routing.alpha = min(LARGEST_NOISE, LARGEST_NOISE * progress)
+        self.routing.clear()
+
+    def auxiliary_loss(self) -> Tensor:
+        """Return how far the mean gate is from the budget, and begin to count anew."""
+        loss = (self.routing.mean() - self.config.clsr_budget).abs()
+        self.routing.clear()
+        return loss
+
+
+def make_transformer(config: TransformerConfig) -> Transformer:
+    """Make the model of a configuration."""
+    return CLSRTransformer(config) if config.clsr_tags else Transformer(config)
