@@ -27,16 +27,17 @@ def columns(found: Comparison, every_direction: bool) -> list[str]:
 
 
 def fitting(found: Comparison, metric: Metric, every_direction: bool, width: int) -> list[str]:
-    """The columns that fit a terminal: families go first, then directions."""
+    """The columns that fit a terminal: families are the first to go, then levels."""
     names = columns(found, every_direction)
     families = [n for n, members in found.averages.items() if n.endswith(family_of(members[0]))]
-    longest = max(len(row.name) for row in found.rows) + 4
-    cell = 17 if metric == "nll" else 14
-    for dropped in ([], families, [*families, *found.directions]):
+    levels = [n for n in found.averages if n not in ("avg", *families)]
+    for dropped in ([], families, [*families, *levels], [*families, *found.directions]):
         kept = [n for n in names if n not in dropped]
-        if every_direction or longest + cell * len(kept) <= width:
+        rows = [[row.name, *_texts(found, row, metric, kept, str)] for row in found.rows]
+        widths = [max(map(len, column)) for column in zip(["", *kept], *rows, strict=True)]
+        if every_direction or sum(widths) + 3 * len(widths) + 1 <= width:
             return kept
-    return [n for n in names if n not in families and n not in found.directions]
+    return ["avg"]
 
 
 def notes(found: Comparison) -> list[str]:
