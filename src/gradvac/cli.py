@@ -74,14 +74,13 @@ def train(
     Example: gradvac train recipes/starting-model.yaml --set method.name=gradvac --run runs/gradvac
     """
     from gradvac.experiment.display import Display
-    from gradvac.experiment.prepare import prepare
     from gradvac.experiment.recipe import load_recipe
+    from gradvac.experiment.shared_text import prepare_in
     from gradvac.experiment.train import Trainer
-    from gradvac.experiment.variants import run_folder
 
     loaded = load_recipe(recipe, set_, size=size, variant=variant, seed=seed)
-    folder = run or run_folder(Path("runs"), loaded.name, loaded.size, loaded.variant, loaded.seed)
-    prepared = prepare(loaded, folder, say)
+    prepared = prepare_in(Path("runs"), loaded, run, say)
+    folder = prepared.folder
     tensorboard = folder / "tensorboard" if loaded.training.tensorboard else None
     code = Trainer(prepared, Display(console, tensorboard)).train()
     if code:

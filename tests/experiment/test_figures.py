@@ -17,7 +17,7 @@ from gradvac.experiment.figures import CATALOGUE
 from gradvac.experiment.figures.write import draw_all
 from gradvac.experiment.geometry_run import Measurement
 from gradvac.experiment.geometry_view import subjects_of
-from gradvac.experiment.report.runs import load_runs
+from gradvac.experiment.run_view import load_runs
 from gradvac.geometry.record import Frame, GramRecord
 
 BOTH = ("fr-en", "es-en", "hi-en", "sw-en", "en-fr", "en-es", "en-hi", "en-sw")

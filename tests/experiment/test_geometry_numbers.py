@@ -15,7 +15,7 @@ from gradvac.experiment import geometry_numbers
 from gradvac.experiment.geometry_numbers import findings, print_numbers, words
 from gradvac.experiment.geometry_run import Measurement
 from gradvac.experiment.geometry_view import subjects_of
-from gradvac.experiment.report.runs import load_runs
+from gradvac.experiment.run_view import load_runs
 from gradvac.geometry.record import Frame, GramRecord
 from gradvac.geometry.statistics import mantel
 

@@ -1,17 +1,20 @@
 import base64
+import dataclasses
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic import GROUPS, make_run, scores, write_json, write_lines
 
 from gradvac.errors import RunError
-from gradvac.experiment.report import write_report
+from gradvac.experiment import geometry_numbers
+from gradvac.experiment.report import watch_report, write_report
 from gradvac.experiment.report.samples import spread
 from gradvac.geometry.record import GramRecord
 
@@ -60,6 +63,15 @@ class Page(HTMLParser):
 
 
 BOTH = ("fr-en", "de-en", "sw-en", "ar-en", "en-fr", "en-sw", "en-ar")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_numbers() -> Iterator[None]:
+    """What takes seconds has tests of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(geometry_numbers, "typological_distances", lambda codes: "no typology here")
+        patch.setattr(geometry_numbers, "cophenetic_test", lambda values: (0.5, 0.5))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -159,14 +171,126 @@ def test_directions_are_ordered_by_side_and_family_with_every_score(
     assert cells(page, "Swahili \N{RIGHTWARDS ARROW} English ", 3) == row
 
 
-def test_only_the_mean_heat_map_shows_until_another_group_is_chosen(page: Page) -> None:
-    options = [text for _, text in page.of("option")]
-    assert options == ["Mean of all groups", "Whole model as one vector", *GROUPS]
-    maps = [a for a, _ in page.of("figure", class_="wide")]
-    assert len(maps) == len(options)
-    assert ["hidden" in a for a in maps] == [False] + [True] * (len(options) - 1)
-    (label,) = [a for a, _ in page.of("label")]
-    assert "hidden" in label  # a script that can swap the maps shows it
+def data_of(page: Page) -> dict:
+    """What the heat map can show, unpacked: values [groups, windows, pairs] by granularity."""
+    ((attributes, _),) = page.of("div", class_="explorer")
+    data = json.loads(attributes["data-geometry"] or "")
+    for source in data["sources"]:
+        for one in source["granularities"]:
+            flat = np.frombuffer(base64.b64decode(one["bytes"]), dtype=np.int8)
+            one["values"] = flat.reshape(len(one["groups"]), len(one["windows"]), -1)
+    return data
+
+
+def test_the_heat_map_holds_every_granularity_group_and_stretch_of_training(
+    page: Page, runs: list[Path]
+) -> None:
+    data = data_of(page)
+    (source,) = data["sources"]
+    assert source["name"] == "recorded while training"
+    names = [one["name"] for one in source["granularities"]]
+    assert names == ["whole model", "encoder, decoder", "layers"]
+    layers = source["granularities"][2]
+    assert layers["groups"] == list(GROUPS)
+    assert layers["windows"][:2] == ["steps 0 to 390", "steps 0 to 10"]
+    assert len(layers["windows"]) == 25
+
+    frames = list(GramRecord(runs[1] / "geometry"))
+    arrow = "\N{RIGHTWARDS ARROW}"
+    order = [BOTH.index(t.replace(arrow, "-")) for t in data["tasks"]]
+    upper = np.triu_indices(len(order), 1)
+    for g in range(len(GROUPS)):
+        mean = np.mean([f.cosine()[g] for f in frames], axis=0)[np.ix_(order, order)]
+        assert layers["values"][g, 0] / 100 == pytest.approx(mean[upper], abs=0.0051)
+        first = np.mean([f.cosine()[g] for f in frames[:2]], axis=0)[np.ix_(order, order)]
+        assert layers["values"][g, 1] / 100 == pytest.approx(first[upper], abs=0.0051)
+    whole = [f.gram.sum(0) / np.sqrt(np.outer(*[np.diag(f.gram.sum(0))] * 2)) for f in frames]
+    mean = np.mean(whole, axis=0)[np.ix_(order, order)]
+    assert source["granularities"][0]["values"][0, 0] / 100 == pytest.approx(
+        mean[upper], abs=0.0051
+    )
+
+
+def test_without_a_script_the_mean_of_the_whole_model_shows(page: Page) -> None:
+    (controls,) = [a for a, _ in page.of("div", class_="controls")]
+    assert "hidden" in controls
+    data = data_of(page)
+    first = data["sources"][0]["granularities"][0]["values"][0, 0, 0]
+    shown = [text for _, text in page.of("text")]
+    sign = "\N{MINUS SIGN}" if first < 0 else ""
+    assert shown.count(f"{sign}.{abs(first):02d}") >= 2  # symmetric
+    for name in ("source-1", "granularity-1", "group-1", "step-1"):
+        assert page.of("label", for_=name)  # everything to choose has a label
+
+
+def test_pairs_that_never_met_are_marked_as_unknown(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "gradvac", ("fr-en", "sw-en", "de-en"))
+    record = GramRecord(run / "geometry")
+    frames = list(record)
+    record.truncate(-1)
+    for n, f in enumerate(frames):  # de-en only ever meets fr-en
+        kept = [0, 1] if n % 2 else [0, 2]
+        cut = np.ix_(range(len(GROUPS)), kept, kept)
+        tasks = tuple(f.tasks[k] for k in kept)
+        weights = f.weights[:, kept]
+        record.append(dataclasses.replace(f, tasks=tasks, gram=f.gram[cut], weights=weights))
+    data = data_of(Page(write_report(tmp_path / "r.html", [run], title="t")))
+    names = [t.partition("\N{RIGHTWARDS ARROW}")[0] for t in data["tasks"]]
+    pairs = [(names[i], names[j]) for i, j in zip(*np.triu_indices(3, 1), strict=True)]
+    unknown = data["sources"][0]["granularities"][0]["values"][0, 0] == -128
+    assert [set(p) == {"de", "sw"} for p in pairs] == unknown.tolist()
+
+
+def test_what_was_measured_comes_before_what_was_recorded(tmp_path: Path) -> None:
+    from test_figures import BOTH as TASKS
+    from test_figures import measure
+
+    run = make_run(tmp_path / "run", "gradvac", TASKS)
+    measure(run, TASKS)
+    page = Page(write_report(tmp_path / "r.html", [run], title="t"))
+    names = [source["name"] for source in data_of(page)["sources"]]
+    assert names == ["measured on the same sentences", "recorded while training"]
+    first = data_of(page)["sources"][0]["granularities"]
+    assert [one["name"] for one in first] == [
+        "whole model",
+        "encoder, decoder",
+        "layers",
+        "matrices",
+        "kinds of parameters",
+        "parameters",
+    ]
+    assert first[0]["windows"] == ["steps 10 to 30", "step 10", "step 20", "step 30"]
+    assert "not corrected for their number" in page.text
+
+
+def test_conflicts_are_pairs_with_a_negative_cosine(page: Page, runs: list[Path]) -> None:
+    frames = list(GramRecord(runs[1] / "geometry"))
+    upper = np.triu_indices(len(BOTH), 1)
+    negative = sum(int((f.gram[:, *upper] < 0).sum()) for f in frames)
+    pairs = len(frames) * len(GROUPS) * len(upper[0])
+    assert f"{negative:,} of {pairs:,} pairs of task gradients were in conflict" in page.text
+
+
+def test_a_page_of_runs_in_progress_loads_itself_again_until_they_end(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", "gradvac", BOTH)
+    out = tmp_path / "r.html"
+    pages: list[Page] = []
+
+    def meanwhile(seconds: float) -> None:
+        assert seconds == 7
+        pages.append(Page(out))
+        if len(pages) == 2:
+            (run / "done.json").write_text("{}")
+
+    said: list[str] = []
+    watch_report(out, [run], title="t", seconds=7, say=said.append, sleep=meanwhile)
+    assert len(pages) == 2
+    again = [page.of("meta", **{"http-equiv": "refresh"}) for page in [*pages, Page(out)]]
+    assert [[a["content"] for a, _ in found] for found in again] == [["7"], ["7"], []]
+    assert "not corrected for their number" not in pages[0].text
+    assert "not corrected for their number" in Page(out).text
+    assert "written again every 7 s" in said[0]
+    assert not out.with_name("r.html.new").exists()
 
 
 def test_edits_are_counted_in_words(page: Page, runs: list[Path]) -> None:

@@ -21,7 +21,7 @@ from gradvac.experiment.geometry_text import script
 from gradvac.experiment.geometry_view import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.prepare import test_rows
 from gradvac.experiment.proximity import families, typological_distances
-from gradvac.experiment.report.runs import TaskView, load_runs
+from gradvac.experiment.run_view import TaskView, load_runs
 from gradvac.geometry.statistics import cophenetic_test, correlation, mantel, residual, same
 
 LEVEL = 0.05

@@ -15,7 +15,7 @@ from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import saved_models
 from gradvac.experiment.geometry_run import Measurement, measured_folder
 from gradvac.experiment.recipe import Recipe
-from gradvac.experiment.report.runs import FROM_ENGLISH, TO_ENGLISH, RunView, TaskView, by_family
+from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, RunView, TaskView, by_family
 from gradvac.geometry.kinds import coarser
 from gradvac.geometry.record import Frame, GramRecord, cosine
 from gradvac.geometry.similarity import Similarity, mean_similarity, regrouped, windows

@@ -52,14 +52,19 @@ def typological_distances(languages: tuple[str, ...]) -> dict[str, np.ndarray] |
     codes = [_ISO.get(base := code.split("_", 1)[0], base) for code in languages]
     try:
         with _quiet():
-            from urielplus.urielplus import URIELPlus  # type: ignore[import-not-found]
-
-            uriel = URIELPlus()
+            uriel = _uriel()
             return {kind: _distances(uriel, kind, codes) for kind in DISTANCES}
     except ImportError:
         return "typological distances need the extra: pip install 'gradvac[typology]'"
     except OSError as e:  # it unpacks its data beside itself on first use
         return f"URIEL+ cannot read its data: {e}"
+
+
+@cache
+def _uriel() -> object:
+    from urielplus.urielplus import URIELPlus  # type: ignore[import-not-found]
+
+    return URIELPlus()
 
 
 def _distances(uriel: object, kind: str, codes: list[str]) -> np.ndarray:

@@ -191,7 +191,8 @@ def _cell(
         if numbers or named:
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             ink = "#ffffff" if dark else "#111111"
-            text = short(value) if numbers else ""
+            blank = "\N{NO-BREAK SPACE}" if named else ""  # a script may write there later
+            text = (short(value) or blank) if numbers else ""
             style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
             number = ax.text(j + 0.5, i + 0.52, text, **style)
             if named:

@@ -212,10 +212,18 @@ def cluster(cosine: np.ndarray) -> Clustering:
     distance = 1 - np.nan_to_num(cosine, nan=0.0)
     condensed = squareform((distance + distance.T) / 2, checks=False)
     linkage = average(condensed)
+    order = tuple(int(n) for n in leaves_list(linkage))
+    return Clustering(linkage, order, cophenetic(condensed, linkage))
+
+
+def cophenetic(distance: np.ndarray, linkage: np.ndarray) -> float:
+    """Correlation of a tree's distances with the true ones, [K (K - 1) / 2], which it was made of.
+
+    NaN when either are all equal.
+    """
     tree = cophenet(linkage)
-    spread = np.ptp(tree) * np.ptp(condensed)
-    correlation = float(np.corrcoef(tree, condensed)[0, 1]) if spread > 0 else float("nan")
-    return Clustering(linkage, tuple(int(n) for n in leaves_list(linkage)), correlation)
+    varies = np.ptp(tree) * np.ptp(distance) > 0
+    return float(np.corrcoef(tree, distance)[0, 1]) if varies else float("nan")
 
 
 @dataclass(frozen=True)
@@ -245,3 +253,32 @@ def edit_counts(frames: Iterable[Frame]) -> EditCounts | None:
         for kind, value in enumerate(values):
             counts[kind, row, columns] = value if len(value) == len(names) else np.nan
     return EditCounts(tuple(s[0] for s in seen), tuple(groups), counts[0], counts[1], counts[2])
+
+
+@dataclass(frozen=True)
+class ConflictCounts:
+    """Unordered pairs of tasks, and those with a negative cosine, ``[frames, groups]`` each."""
+
+    steps: tuple[int, ...]
+    groups: tuple[str, ...]
+    conflicts: np.ndarray
+    pairs: np.ndarray
+
+
+def conflict_counts(frames: Iterable[Frame]) -> ConflictCounts | None:
+    """Count conflicts frame by frame, 0 pairs for a group a frame does not have; None without any.
+
+    A pair counts where both have a gradient.
+    """
+    seen: list[tuple[int, dict[str, tuple[int, int]]]] = []
+    for frame in frames:
+        upper = np.triu_indices(len(frame.tasks), 1)
+        each = frame.cosine()[:, *upper]
+        counts = zip((each < 0).sum(1), (~np.isnan(each)).sum(1), strict=True)
+        named = zip(frame.groups, counts, strict=True)
+        seen.append((frame.step, {g: (int(a), int(b)) for g, (a, b) in named}))
+    if not seen:
+        return None
+    groups = tuple(dict.fromkeys(g for _, each in seen for g in each))
+    table = np.array([[each.get(g, (0, 0)) for g in groups] for _, each in seen])
+    return ConflictCounts(tuple(s for s, _ in seen), groups, table[..., 0], table[..., 1])

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gradvac.experiment.geometry_view import Missing, Subject
-from gradvac.experiment.report.runs import TaskView
+from gradvac.experiment.run_view import TaskView
 from gradvac.geometry.panels import Panel
 
 

@@ -11,7 +11,7 @@ from gradvac.experiment.figures.base import LINES, Picture, line_rows
 from gradvac.experiment.figures.similarity import clustered
 from gradvac.experiment.figures.training import losses
 from gradvac.experiment.geometry_view import Missing, Subject
-from gradvac.experiment.report.runs import FROM_ENGLISH, TO_ENGLISH, RunView
+from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, RunView
 from gradvac.geometry.panels import line_panels, scatter, strips
 from gradvac.geometry.statistics import correlation
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradvac.experiment.figures.base import LINES, PAIRS, Picture, line_rows, pair_rows
 from gradvac.experiment.geometry_view import SIDES, Missing, Subject, among
-from gradvac.experiment.report.runs import FROM_ENGLISH, TO_ENGLISH, TaskView
+from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, TaskView
 from gradvac.geometry.heatmaps import Matrix, Scale, heatmap_and_tree, heatmaps, tables
 from gradvac.geometry.panels import Panel, line_panels, strips
 from gradvac.geometry.plots import Line

@@ -9,7 +9,7 @@ from pathlib import Path
 from gradvac.experiment.figures import several, similarity, training
 from gradvac.experiment.figures.base import Drawer, Picture, each
 from gradvac.experiment.geometry_view import Missing, Subject, subjects_of
-from gradvac.experiment.report.runs import FROM_ENGLISH, TO_ENGLISH, load_runs
+from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, load_runs
 from gradvac.geometry.plots import save
 
 _ENCODER = similarity.clustered("gradvac-fig-01-encoder-any-en", "encoder", TO_ENGLISH)

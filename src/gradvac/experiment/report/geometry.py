@@ -1,4 +1,4 @@
-"""Sections of a report on loss geometry: similarity of gradients, and edits made to them."""
+"""Sections of a report on loss geometry: similarity of gradients, conflicts, edits made to them."""
 
 from __future__ import annotations
 
@@ -8,35 +8,57 @@ from html import escape
 
 import numpy as np
 
-from gradvac.experiment.report.markup import Pictures, element, missing, paragraph, series
-from gradvac.experiment.report.runs import RunView, TaskView
-from gradvac.geometry.heatmaps import Scale, heatmap, tree
+from gradvac.experiment.geometry_numbers import chance, findings, in_words, words
+from gradvac.experiment.geometry_view import Geometry, Subject
+from gradvac.experiment.report.explorer import explorer
+from gradvac.experiment.report.markup import (
+    Pictures,
+    element,
+    missing,
+    number,
+    paragraph,
+    series,
+    table,
+)
+from gradvac.experiment.run_view import RunView, TaskView
+from gradvac.geometry.heatmaps import tree
 from gradvac.geometry.plots import Line, curves, dots
-from gradvac.geometry.similarity import Similarity, cluster, contrast
+from gradvac.geometry.similarity import cluster, conflict_counts, contrast
+
+RECORDED, MEASURED = "recorded while training", "measured on the same sentences"
 
 
 def similarity_section(
-    views: Sequence[RunView], tasks: Sequence[TaskView], pictures: Pictures
+    views: Sequence[RunView], tasks: Sequence[TaskView], pictures: Pictures, *, tests: bool = True
 ) -> str:
-    """Heat map by group, tree and family contrast of each run, and the profile over groups."""
+    """Heat map, tree and tests of each run, and the profile over groups.
+
+    ``tests`` False leaves the tests out: they take seconds, and the numbers of a run in progress
+    change.
+    """
     markup, unsaid, profiles = "", "", {}
     groups: tuple[str, ...] = ()
     for n, view in enumerate(views):
-        if view.similarity is None or len(view.similarity.tasks) < 2:
+        sources = _sources(view)
+        if not sources:
             text = f"{view.name} has no record of gradients"
             unsaid += missing(
-                f"{text}: joint training never sees the gradient of a single task."
+                f"{text}: joint training never sees the gradient of a single task. gradvac "
+                "geometry measures them at its checkpoints."
                 if view.recipe.method.name == "joint"
                 else f"{text} of two or more tasks yet."
             )
             continue
         markup += element("h3", series(view.name, n)) if len(views) > 1 else ""
-        similarity = view.similarity.ordered([t.name for t in tasks])
-        known = {t.name: t for t in tasks}
-        markup += _one_run(similarity, [known[name] for name in similarity.tasks], n, pictures)
-        groups = groups or similarity.groups
-        if similarity.groups == groups:
-            profiles[view.name] = (n, similarity.by_group().tolist())
+        first = next(iter(sources.values()))
+        seen = {t for g in sources.values() for t in g.mean("whole_model").tasks}
+        shown = [t for t in tasks if t.name in seen]
+        markup += _one_run(sources, first, shown, n, pictures)
+        markup += _numbers(Subject(view, first)) if tests else ""
+        layers = first.mean("all_layer" if "all_layer" in first.granularities else _finest(first))
+        groups = groups or layers.groups
+        if layers.groups == groups:
+            profiles[view.name] = (n, layers.by_group().tolist())
     if profiles and len(groups) > 1:
         figure = dots(groups, profiles, "mean cosine of two tasks")
         markup += element("h3", "Through the model")
@@ -44,40 +66,37 @@ def similarity_section(
     return markup + unsaid
 
 
-def _one_run(s: Similarity, tasks: Sequence[TaskView], run: int, pictures: Pictures) -> str:
-    labels, families = [t.short for t in tasks], [t.family for t in tasks]
-    mean = s.mean()
-    maps = {"Mean of all groups": mean, "Whole model as one vector": s.whole_model}
-    maps |= dict(zip(s.groups, s.cosine, strict=True)) if len(s.groups) > 1 else {}
-    scale = Scale.of(np.stack(list(maps.values())))
-    key = "blue is aligned, red in conflict" if scale.low < 0 else "darker is more aligned"
-    figures = [
-        pictures(
-            heatmap(values, labels, families, scale),
-            f"{name}: cosine of the gradients of two tasks, mean over {_steps(s.steps)}. Families "
-            f"are bracketed; {key}; a stroke marks tasks that never met.",
-            wide=True,
-            hidden=n > 0,
-        )
-        for n, (name, values) in enumerate(maps.items())
-    ]
-    options = "".join(element("option", escape(name)) for name in maps)
-    select = element("select", options, id=f"group-{run}")
-    label = element("label", f"Parameter group {select}", hidden=True, class_="choose")
-    words = paragraph(_families_in_words(mean, tasks))
-    maps_box = element("div", label + "".join(figures), class_="choices")
+def _sources(view: RunView) -> dict[str, Geometry]:
+    """What there is of a run's geometry, by name, the best first."""
+    measured = Geometry.of(view.folder, view.recipe)
+    recorded = Geometry.recorded_of(view.folder, view.recipe)
+    found = {}
+    if measured is not None and measured.measured is not None:
+        found[MEASURED] = measured
+    return found | ({RECORDED: recorded} if recorded is not None else {})
+
+
+def _finest(geometry: Geometry) -> str:
+    return next(iter(geometry.granularities))
+
+
+def _one_run(
+    sources: dict[str, Geometry],
+    first: Geometry,
+    tasks: Sequence[TaskView],
+    run: int,
+    pictures: Pictures,
+) -> str:
+    known = [t for t in tasks if t.name in first.mean("whole_model").tasks]
+    mean = first.mean("whole_model").ordered([t.name for t in known]).whole_model
+    says = paragraph(_families_in_words(mean, known))
+    maps = explorer(sources, tasks, run, pictures)
     clustering = cluster(mean)
-    caption = "Tasks clustered by the mean similarity (average linkage)."
+    caption = "Tasks clustered by the mean cosine of the whole model (average linkage)."
     if not math.isnan(clustering.cophenetic):
         caption += f" Cophenetic correlation {clustering.cophenetic:.2f}; 1 is a perfect tree."
-    grown = pictures(tree(clustering, labels), caption)
-    return words + element("div", maps_box + grown, class_="row")
-
-
-def _steps(steps: Sequence[int]) -> str:
-    if len(steps) == 1:
-        return f"the one recorded step ({steps[0]})"
-    return f"{len(steps):,} recorded steps ({steps[0]:,} to {steps[-1]:,})"
+    grown = pictures(tree(clustering, [t.short for t in known]), caption)
+    return says + element("div", maps + grown, class_="row")
 
 
 def _families_in_words(mean: np.ndarray, tasks: Sequence[TaskView]) -> str:
@@ -93,11 +112,70 @@ def _families_in_words(mean: np.ndarray, tasks: Sequence[TaskView]) -> str:
     between = contrast(mean, [t.side for t in tasks])[1]
     if not math.isnan(between):
         parts.append(f"{_signed(between)} between the two sides")
-    return f"Mean cosine of two tasks. {'; '.join(parts)}."
+    return f"Mean cosine of two tasks, whole model. {'; '.join(parts)}."
 
 
 def _signed(value: float) -> str:
     return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _numbers(subject: Subject) -> str:
+    """What the similarity is about: tests with their null results, and why others are missing."""
+    found, notes = findings(subject)
+    unsaid = "".join(missing(note) for note in notes)
+    if not found:
+        return unsaid
+    names = ("Where", "Is it about \N{HORIZONTAL ELLIPSIS}", "r", "p", "n", "Result")
+    kinds = (None, None, "number", "number", "number", None)
+    head = "".join(
+        element("th", name, scope="col", class_=kind)
+        for name, kind in zip(names, kinds, strict=True)
+    )
+    body = [
+        element("th", escape(f"{f.side} {f.part.replace('_', ' ')}"), scope="row")
+        + element("td", escape(f.question))
+        + element("td", escape(in_words(f)), class_="number")
+        + element("td", escape(chance(f)), class_="number")
+        + number(f.n, 0)
+        + element("td", escape(f.verdict))
+        for f in found
+    ]
+    summary = element("summary", "What the similarity is about: tests, with their null results")
+    return element("details", summary + table([head], body, words(found)) + unsaid)
+
+
+def conflicts_section(views: Sequence[RunView], pictures: Pictures) -> str:
+    """How many pairs of tasks had gradients that point apart, over training and by group."""
+    markup, lines, shares = "", [], {}
+    groups: tuple[str, ...] = ()
+    for n, view in enumerate(views):
+        sources = _sources(view)
+        if not sources:
+            continue
+        name, geometry = next(iter(sources.items()))
+        layer = "all_layer" if "all_layer" in geometry.granularities else _finest(geometry)
+        counts = conflict_counts(geometry.frames(layer))
+        if counts is None or not counts.pairs.sum():
+            continue
+        total, all_ = int(counts.conflicts.sum()), int(counts.pairs.sum())
+        markup += paragraph(
+            f"{view.name}, {name}: in {len(counts.steps):,} steps and {len(counts.groups)} "
+            f"parameter groups, {total:,} of {all_:,} pairs of task gradients were in conflict "
+            f"(a negative cosine): {total / all_:.1%}."
+        )
+        share = 100 * counts.conflicts.sum(1) / np.maximum(1, counts.pairs.sum(1))
+        lines.append(Line(view.name, counts.steps, share.tolist(), n))
+        each = 100 * counts.conflicts.sum(0) / np.maximum(1, counts.pairs.sum(0))
+        groups = groups or counts.groups
+        if counts.groups == groups:
+            shares[view.name] = (n, each.tolist())
+    if not lines:
+        return missing("No run has gradients of two or more tasks on record.")
+    figures = pictures(curves(lines, "pairs in conflict, %", zero=True), "Conflicts, step by step.")
+    if len(groups) > 1:
+        figure = dots(groups, shares, "pairs in conflict, %")
+        figures += pictures(figure, "Conflicts in each parameter group, over all steps.")
+    return markup + element("div", figures, class_="grid")
 
 
 def edits_section(views: Sequence[RunView], pictures: Pictures) -> str:

@@ -1,7 +1,7 @@
 """One self-contained HTML page about one or more runs.
 
-It needs no network and no script: opened from a file it shows everything, scripts only swap the
-parameter group a heat map shows and open the samples for printing. What a run does not have yet
+It needs no network and no script: opened from a file it shows everything, the script only recolours
+heat maps as the reader chooses and opens the samples for printing. What a run does not have yet
 is said in one line. The same folders give the same bytes.
 """
 
@@ -18,29 +18,19 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from gradvac.experiment.report.geometry import edits_section, similarity_section
+from gradvac.experiment.report.geometry import (
+    conflicts_section,
+    edits_section,
+    similarity_section,
+)
 from gradvac.experiment.report.markup import Pictures, element, missing, paragraph, series, table
-from gradvac.experiment.report.runs import RunView, TaskView, by_family, load_runs
 from gradvac.experiment.report.samples import samples_section
 from gradvac.experiment.report.scores import LEVELS, Row, averages_section, directions_section
 from gradvac.experiment.report.weights import weights_section
+from gradvac.experiment.run_view import RunView, TaskView, by_family, load_runs
 from gradvac.geometry.plots import Line, curves
 
 START = "starting model"
-_SCRIPT = """
-for (const box of document.querySelectorAll(".choices")) {
-  const select = box.querySelector("select");
-  const show = () => box.querySelectorAll("figure").forEach((figure, n) => {
-    figure.hidden = n !== select.selectedIndex;
-  });
-  box.querySelector("label").hidden = false;
-  select.addEventListener("input", show);
-  show();
-}
-addEventListener("beforeprint", () => {
-  document.querySelectorAll("details").forEach((one) => { one.open = true; });
-});
-"""
 
 
 def write_report(
@@ -50,12 +40,14 @@ def write_report(
     title: str,
     start: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    refresh: int | None = None,
 ) -> Path:
-    """Write the report of ``runs`` to the file ``out`` and return it.
+    """Write the report of ``runs`` to the file ``out``, all at once, and return it.
 
     ``start``: scores of the model the runs began with, as in ``scores.json``: the first row of
-    the tables. ``notes``: what a reader must know before believing a number. Raises RunError for
-    a folder that is no run and for damaged files.
+    the tables. ``notes``: what a reader must know before believing a number. ``refresh``: the page
+    loads itself again after so many seconds, and leaves out the tests of the similarity. Raises
+    RunError for a folder that is no run and for damaged files.
     """
     views = load_runs(runs)
     rows: list[Row] = [(START, None, start)] if start else []
@@ -67,7 +59,11 @@ def write_report(
         "directions": ("Direction by direction", directions_section(rows, tasks, pictures)),
         "training": ("Training", _training(views, pictures)),
         "weights": ("Task weights", weights_section(views, tasks, pictures)),
-        "similarity": ("Similarity of gradients", similarity_section(views, tasks, pictures)),
+        "similarity": (
+            "Similarity of gradients",
+            similarity_section(views, tasks, pictures, tests=refresh is None),
+        ),
+        "conflicts": ("Conflicts of gradients", conflicts_section(views, pictures)),
         "edits": ("Edits to gradients", edits_section(views, pictures)),
         "samples": ("Translations", samples_section(views, tasks)),
         "again": ("Running it again", _again(views, out, rows)),
@@ -84,15 +80,20 @@ def write_report(
             for key, (name, markup) in sections.items()
         ),
     )
-    template = importlib.resources.files("gradvac.experiment.report") / "page.html"
-    page = Template(template.read_text("utf-8")).substitute(
+    files = importlib.resources.files("gradvac.experiment.report")
+    script = (files / "page.js").read_text("utf-8")
+    again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
+    page = Template((files / "page.html").read_text("utf-8")).substitute(
         title=escape(title),
         body=body,
-        script=_SCRIPT,
-        hash="sha256-" + base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode(),
+        script=script,
+        refresh=again,
+        hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    new = out.with_name(out.name + ".new")  # a browser may be reading the old one
+    new.write_text(page, encoding="utf-8")
+    new.replace(out)
     return out
 
 

@@ -18,7 +18,7 @@ from gradvac.experiment.report.markup import (
     series,
     table,
 )
-from gradvac.experiment.report.runs import RunView, TaskView
+from gradvac.experiment.run_view import RunView, TaskView
 from gradvac.geometry.plots import dots
 
 METRICS = (("chrf", "chrF++", 1), ("bleu", "BLEU", 1), ("nll", "NLL per token", 3))

@@ -1,4 +1,4 @@
-"""What a report knows of a run: everything in its folder, each part only if it is there."""
+"""What reports and figures know of a run: all that is in its folder, each part if it is there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradvac.experiment.balance import sampling_in_words
 from gradvac.experiment.prepare import TaskInfo, run_recipe, task_infos
 from gradvac.experiment.recipe import Recipe
 from gradvac.geometry.record import GramRecord
-from gradvac.geometry.similarity import EditCounts, Similarity, edit_counts, mean_similarity
+from gradvac.geometry.similarity import EditCounts, edit_counts
 from gradvac.translation.languages import Direction, family, family_order, language
 
 TO_ENGLISH, FROM_ENGLISH = "Any\N{RIGHTWARDS ARROW}En", "En\N{RIGHTWARDS ARROW}Any"
@@ -88,7 +88,6 @@ class RunView:
     valid: list[dict[str, Any]]
     scores: dict[str, Any] | None
     translations: Mapping[str, Mapping[tuple[str, str], str]]
-    similarity: Similarity | None
     edits: EditCounts | None
 
     @property
@@ -163,7 +162,6 @@ def _load(folder: Path, name: str) -> RunView:
     for line in _lines(folder / "translations.jsonl", keys):
         pair = line["source"], line["reference"]
         translations.setdefault(line["direction"], {})[pair] = line["hypothesis"]
-    record = GramRecord(folder / "geometry")
     return RunView(
         folder=folder,
         name=name,
@@ -173,8 +171,7 @@ def _load(folder: Path, name: str) -> RunView:
         valid=[line for line in metrics if line["kind"] == "valid"],
         scores=load_scores(folder),
         translations=translations,
-        similarity=mean_similarity(record),
-        edits=edit_counts(record),
+        edits=edit_counts(GramRecord(folder / "geometry")),
     )
 
 
