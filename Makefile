@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format recipes clean
 
 demo: $(VENV)/ready
 	$(BIN)/gradvac demo --out runs/demo
@@ -24,6 +24,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
+
+# Every variant of every recipe of the papers, for seconds each.
+recipes: $(VENV)/ready
+	for recipe in recipes/*/*.yaml; do $(BIN)/gradvac sweep $$recipe --size smoke --seed 1 || exit 1; done
 
 clean:
 	rm -rf $(VENV) runs build

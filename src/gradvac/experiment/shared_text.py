@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gradvac.experiment.prepare import Prepared, open_prepared, prepare
 from gradvac.experiment.recipe import Recipe, dump_recipe
+from gradvac.experiment.variants import run_folder
 
 TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
 
@@ -41,6 +42,19 @@ def prepare_sharing(
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     _link(text / "tasks.json", folder / "tasks.json")  # last: its presence says that all is there
     return open_prepared(folder)
+
+
+def prepare_in(
+    root: Path, recipe: Recipe, folder: Path | None, say: Callable[[str], None]
+) -> Prepared:
+    """Prepare a run in ``folder``, or where it goes below ``root``, as a sweep would prepare it."""
+    if folder is not None:
+        return prepare(recipe, folder, say)
+    own, store = (
+        run_folder(root, recipe.name, recipe.size, variant, recipe.seed)
+        for variant in (recipe.variant, None)
+    )
+    return prepare_sharing(recipe, own, store, say) if recipe.variant else prepare(recipe, own, say)
 
 
 def _link(source: str | Path, target: str | Path) -> None:
