@@ -158,6 +158,17 @@ def test_the_loss_of_every_token_with_a_mask():
         torch.testing.assert_close(p.grad, g)
 
 
+def test_samples_in_nested_arguments():
+    class OfBatch(nn.Linear):
+        def forward(self, batch):
+            return super().forward(batch["inputs"][0]).tanh() @ self.weight
+
+    torch.manual_seed(0)
+    model = OfBatch(4, 4).double()
+    batch = {"inputs": [torch.randn(7, 3, 4, dtype=torch.float64)], "name": "news"}
+    assert largest_error(model, lambda: (model(batch).square().sum(-1), None), TASKS) < EXACT
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_tokens_flattened_before_the_model(batch_first):
     torch.manual_seed(0)
