@@ -295,6 +295,8 @@ class BatchPlan:
         order = np.lexsort((rng.random(len(task)), source, target, np.maximum(source, target)))
         batches = self._starts[number + 1] - self._starts[number]
         parts = np.split(order, _cuts(target[order], batches))
+        # Of one task together: the rows of a task then need no copy where gradients are split.
+        parts = [part[np.argsort(task[part], kind="stable")] for part in parts]
         return [(task[parts[k]], sentence[parts[k]]) for k in rng.permutation(batches)]
 
 
