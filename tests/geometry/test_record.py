@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -169,3 +171,23 @@ def test_cosines_equal_those_of_the_vectors_and_are_nan_for_a_zero_gradient() ->
             else:
                 norms = np.linalg.norm(j[i]) * np.linalg.norm(j[k])
                 assert f.cosine()[0, i, k] == pytest.approx(j[i] @ j[k] / norms, rel=1e-14)
+
+
+def test_the_benchmark_of_its_cost_runs_and_writes_its_rows(tmp_path: Path) -> None:
+    out = tmp_path / "rows.json"
+    script = Path(__file__).parents[2] / "benchmarks" / "record_cost.py"
+    flags = ["--quick", "--tokens", "256", "--rounds", "1", "--json", str(out)]
+    subprocess.run([sys.executable, str(script), *flags], check=True, capture_output=True)
+    ((row),) = json.loads(out.read_text())
+    # 5 groups of 8 x 8 inner products and 8 weights, and a line of the index
+    assert row["bytes_per_record"] > 5 * 8 * 9 * 8
+    assert row["record_per_step"] > 0
+    assert row["record_per_step_at_default"] == row["record_per_step"] / 10
+
+
+def test_frames_come_in_order_of_their_steps_when_asked_for(tmp_path: Path) -> None:
+    record = GramRecord(tmp_path)
+    for step in (20, 0, 10):
+        record.append(frame(step))
+    assert record.steps() == [20, 0, 10]
+    assert same(list(record.in_order()), [frame(0), frame(10), frame(20)])

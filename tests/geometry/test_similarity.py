@@ -7,7 +7,9 @@ from scipy.cluster import hierarchy
 from gradvac.geometry.record import Frame
 from gradvac.geometry.similarity import (
     alignment,
+    between,
     cluster,
+    conflict_counts,
     contrast,
     edit_counts,
     mean_similarity,
@@ -213,3 +215,31 @@ def test_frames_with_coarser_groups_have_the_gram_of_the_longer_vectors() -> Non
     for i, a in enumerate(coarse.tasks):
         for j, b in enumerate(coarse.tasks):
             assert coarse.gram[0, i, j] == pytest.approx(whole[a] @ whole[b], abs=1e-12)
+
+
+def test_inner_products_of_sums_of_gradients() -> None:
+    v = STEPS[0]
+    one = frame(0, v)
+    groups = [["a"], ["b", "c"]]
+    found = between(one.gram.sum(0), one.tasks, groups)
+    whole = {t: np.concatenate([v["emb", t], v["enc", t]]) for t in "abc"}
+    sums = [whole["a"], whole["b"] + whole["c"]]
+    assert found == pytest.approx(np.array([[x @ y for y in sums] for x in sums]), abs=1e-12)
+    assert between(one.gram.sum(0), one.tasks, [["a"], ["z"]]) is None
+
+
+def test_conflicts_are_counted_where_both_have_a_gradient() -> None:
+    found = conflict_counts(frame(n, v) for n, v in enumerate(STEPS))
+    assert found is not None
+    assert conflict_counts([]) is None
+    for n, vectors in enumerate(STEPS):
+        for g, group in enumerate(found.groups):
+            names = [t for h, t in vectors if h == group]
+            pairs = [
+                (vectors[group, a], vectors[group, b])
+                for i, a in enumerate(names)
+                for b in names[:i]
+            ]
+            known = [p for p in pairs if all(np.any(x) for x in p)]
+            assert found.pairs[n, g] == len(known)
+            assert found.conflicts[n, g] == sum(float(a @ b) < 0 for a, b in known)
