@@ -1,32 +1,10 @@
-"""A corpus of toy languages and a recipe that trains on it in a second."""
+"""Fixtures of runs on toy languages."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-
-NOUNS = "file page table image sheet frame index style border column header footer".split()
-VERBS = "open close save print insert delete select format search replace".split()
-
-
-def toy_rows() -> list[dict[str, str]]:
-    """English sentences with two made-up translations, the second for a quarter of them."""
-    rows = []
-    for n, noun in enumerate(NOUNS):
-        for v, verb in enumerate(VERBS):
-            english = f"{verb} the {noun}"
-            aa = f"{noun[::-1]} {verb[::-1]}a"
-            rows.append({"en": english, "fr": aa})
-            if (n + v) % 4 == 0:
-                rows[-1]["ne"] = f"{verb.upper()} ko {noun.upper()}"
-    return rows
-
-
-def write_tsv(path: Path, rows: list[dict[str, str]]) -> None:
-    codes = ["en", "fr", "ne"]
-    lines = ["\t".join(codes)] + ["\t".join(r.get(c, "") for c in codes) for r in rows]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+from toy import toy_recipe, toy_rows, write_tsv
 
 
 @pytest.fixture
@@ -40,39 +18,3 @@ def toy(tmp_path: Path) -> Path:
     write_tsv(tmp_path / "test.tsv", held[1::2])
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(toy_recipe()), encoding="utf-8")
     return tmp_path
-
-
-def toy_recipe(**method: Any) -> dict[str, Any]:
-    return {
-        "name": "toy",
-        "seed": 3,
-        "device": "cpu",
-        "data": {
-            "train": [{"path": "train.tsv"}],
-            "valid": [{"path": "valid.tsv"}],
-            "test": [{"path": "test.tsv"}],
-            "directions": "to_en",
-            "levels": [50, 100],
-        },
-        "vocabulary": {"size": 330},
-        "model": {
-            "preset": "tiny",
-            "d_model": 16,
-            "d_ffn": 32,
-            "heads": 2,
-            "encoder_layers": 1,
-            "decoder_layers": 1,
-        },
-        "batches": {"tokens": 60, "pool": 4},
-        "training": {
-            "steps": 12,
-            "warmup": 4,
-            "precision": "fp32",
-            "learning_rate": 0.01,
-            "validate_every": 4,
-            "checkpoint_every": 4,
-            "log_every": 3,
-        },
-        "method": {"name": "joint", "record_every": 2, **method},
-        "search": {"beam": 2},
-    }

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import toy_recipe, toy_rows, write_tsv
 from rich.console import Console
+from toy import toy_recipe, toy_rows, write_tsv
 from typer.testing import CliRunner
 
 from gradvac.cli import app
