@@ -14,7 +14,6 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from gradvac.engine.groups import Grouping
 from gradvac.engine.per_task import PerTaskEngine
 from gradvac.errors import GradientError
-from gradvac.geometry.diagnosis_text import in_words
+from gradvac.geometry.diagnosis import Diagnosis, Effect
 from gradvac.methods import METHODS, Joint, Method, StaticWeights, StepGeometry
 
 Losses = Callable[[], Mapping[str, Tensor]]
@@ -31,63 +30,6 @@ Losses = Callable[[], Mapping[str, Tensor]]
 
 LossOf = Callable[[nn.Module, Any], Tensor]
 """The scalar mean loss of a model on some rows of a batch."""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """What a method would make of a step, beside the plain sum of the task gradients.
-
-    Attributes:
-        weights: of the task gradients, ``[groups, K]``.
-        cosine: of the update with the plain sum, all groups as one vector.
-        norm_ratio: length of the update over that of the plain sum.
-        alignment: cosine of the update with each task's gradient, ``[K]``.
-        change: ``alignment`` less that of the plain sum, ``[K]``.
-        group_cosine: as ``cosine``, ``[groups]``.
-        group_norm_ratio: as ``norm_ratio``, ``[groups]``.
-    """
-
-    weights: Tensor
-    cosine: float
-    norm_ratio: float
-    alignment: Tensor
-    change: Tensor
-    group_cosine: Tensor
-    group_norm_ratio: Tensor
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """Geometry of task gradients at one point; ``print`` shows it as tables.
-
-    Means are over the steps; a cosine with a zero gradient is NaN and counts for nothing.
-
-    Attributes:
-        tasks: K names.
-        groups: names of the parameter groups.
-        gram: inner products, ``[steps, groups, K, K]``, float64.
-        losses: as the methods saw them, ``[steps, K]``.
-        cosine: ``[groups, K, K]``.
-        whole_model: cosines of the gradients of all groups as one vector, ``[K, K]``.
-        norms: ``[groups, K]``.
-        conflicts: pairs of tasks whose gradients point against each other, ``[groups]``.
-        effects: by method, what it would do in the last step.
-        refused: by method, why it cannot be used on these tasks.
-    """
-
-    tasks: tuple[str, ...]
-    groups: tuple[str, ...]
-    gram: Tensor
-    losses: Tensor
-    cosine: Tensor
-    whole_model: Tensor
-    norms: Tensor
-    conflicts: Tensor
-    effects: dict[str, Effect]
-    refused: dict[str, str]
-
-    def __str__(self) -> str:
-        return in_words(self)
 
 
 def diagnose(
