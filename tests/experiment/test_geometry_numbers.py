@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from rich.console import Console
 from synthetic import info, make_run, write_json
 
 from gradvac.experiment import geometry_numbers
-from gradvac.experiment.geometry_numbers import findings, print_numbers, words
+from gradvac.experiment.geometry_numbers import Finding, findings, print_numbers, words
 from gradvac.experiment.geometry_run import Measurement
-from gradvac.experiment.geometry_view import subjects_of
+from gradvac.experiment.geometry_view import Subject, subjects_of
 from gradvac.experiment.run_view import load_runs
 from gradvac.geometry.record import Frame, GramRecord
 from gradvac.geometry.statistics import mantel
@@ -47,9 +48,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def distances(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(geometry_numbers, "typological_distances", lambda codes: {"syntactic": FAR})
+@pytest.fixture(scope="module")
+def subject(run: Path) -> Subject:
+    (subject,) = subjects_of(load_runs([run]))
+    return subject
+
+
+@pytest.fixture(scope="module")
+def asked(subject: Subject) -> Iterator[tuple[list[Finding], list[str]]]:
+    with pytest.MonkeyPatch.context() as patch:
+        far = {"syntactic": FAR}
+        patch.setattr(geometry_numbers, "typological_distances", lambda codes: far)
+        yield findings(subject)
 
 
 def units(run: Path) -> np.ndarray:
@@ -57,9 +67,8 @@ def units(run: Path) -> np.ndarray:
     return frame.cosine()
 
 
-def test_what_the_gradients_are_about_is_found_and_what_not_is_not(run, distances) -> None:
-    (subject,) = subjects_of(load_runs([run]))
-    found, notes = findings(subject)
+def test_what_the_gradients_are_about_is_found_and_what_not_is_not(asked) -> None:
+    found, notes = asked
     assert notes == []
     by = {(f.part, f.question): f for f in found}
     assert by["encoder", "same family"].verdict == "evidence"
@@ -69,9 +78,8 @@ def test_what_the_gradients_are_about_is_found_and_what_not_is_not(run, distance
     assert {f.side for f in found} == {"Any\N{RIGHTWARDS ARROW}En"}
 
 
-def test_every_closeness_is_tested_against_the_mean_cosines(run, distances) -> None:
-    (subject,) = subjects_of(load_runs([run]))
-    by = {(f.part, f.question): f for f in findings(subject)[0]}
+def test_every_closeness_is_tested_against_the_mean_cosines(run, subject, asked) -> None:
+    by = {(f.part, f.question): f for f in asked[0]}
     order = [t.partner for t in subject.tasks]  # family by family, as the paper
     place = [CODES.index(c) for c in order]
     values = units(run)[0][np.ix_(place, place)]
@@ -92,9 +100,8 @@ def test_every_closeness_is_tested_against_the_mean_cosines(run, distances) -> N
     assert by["encoder", "syntactic closeness (URIEL+)"].r == pytest.approx(mantel(values, -FAR).r)
 
 
-def test_quality_is_correlated_with_the_mean_similarity_to_the_others(run, distances) -> None:
-    (subject,) = subjects_of(load_runs([run]))
-    by = {(f.part, f.question): f for f in findings(subject)[0]}
+def test_quality_is_correlated_with_the_mean_similarity_to_the_others(run, asked) -> None:
+    by = {(f.part, f.question): f for f in asked[0]}
     scores = json.loads((run / "scores.json").read_text())["directions"]
     off = units(run)[1][~np.eye(8, dtype=bool)].reshape(8, 7).mean(1)
     r = np.corrcoef(off, [scores[t]["bleu"] for t in TASKS])[0, 1]
@@ -104,13 +111,13 @@ def test_quality_is_correlated_with_the_mean_similarity_to_the_others(run, dista
     assert found.n == 8
 
 
-def test_the_number_of_tests_is_said(run, distances) -> None:
-    (subject,) = subjects_of(load_runs([run]))
-    found, _ = findings(subject)
+def test_the_number_of_tests_is_said(asked) -> None:
+    found, _ = asked
     assert f"{len(found)} tests, not corrected for their number" in words(found)
 
 
-def test_numbers_are_printed_and_kept(run, distances) -> None:
+def test_numbers_are_printed_and_kept(run, asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(geometry_numbers, "findings", lambda subject: asked)
     out = io.StringIO()
     measured = run / "geometry" / "measured"
     print_numbers(run, measured, Console(file=out, width=140))

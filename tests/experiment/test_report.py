@@ -272,7 +272,7 @@ def test_conflicts_are_pairs_with_a_negative_cosine(page: Page, runs: list[Path]
 
 
 def test_a_page_of_runs_in_progress_loads_itself_again_until_they_end(tmp_path: Path) -> None:
-    run = make_run(tmp_path / "run", "gradvac", BOTH)
+    run = make_run(tmp_path / "run", "gradvac", BOTH[:4], steps=80)
     out = tmp_path / "r.html"
     pages: list[Page] = []
 
