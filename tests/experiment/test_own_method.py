@@ -22,10 +22,11 @@ def test_the_command_finds_it_and_others_read_the_run_without_it(toy, tmp_path, 
         sets.append("method.module=mine")
     else:
         install(site, "one_package", halves="one_package:Halves")
+    path = os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", "gradvac", "train", toy / "recipe.yaml", "--run", run]
         + [part for change in sets for part in ("--set", change)],
-        env=os.environ | {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
