@@ -124,21 +124,8 @@ def measure_run(
         say=say,
     )
     model = found.load(device_of(device or recipe.device))
-    shapes = {name: list(p.shape) for name, p in model.named_parameters()}
-    group_of(shapes, granularity)  # an unknown one ends here
     smoothing = recipe.training.label_smoothing
-    wanted = Measurement(
-        tasks=list(text.tasks),
-        granularity=granularity,
-        strings=max(map(len, text.tasks.values())),
-        origin=text.origin,
-        multiway=text.multiway,
-        fingerprint=text.fingerprint,
-        label_smoothing=smoothing,
-        parameters=shapes,
-        scripts=text.scripts,
-        curvature=curvature_strings,
-    )
+    wanted = _description(text, model, granularity, smoothing, curvature_strings)
     out = out or measured_folder(run)
     _prepare_folder(out, wanted)
     losses = {task: _losses(model, [(own, 1.0)], smoothing) for task, own in text.tasks.items()}
@@ -152,6 +139,26 @@ def measure_run(
         truncate(out / "curvature.jsonl", 2**62)  # drops nothing but a line that was cut short
         _measure_steps(run, out, steps, model, granularity, losses, levels, console)
     return out
+
+
+def _description(
+    text: AlignedSet, model: Transformer, granularity: str, smoothing: float, curvature: int
+) -> Measurement:
+    """What is to be measured; GradientError for a granularity there is not."""
+    shapes = {name: list(p.shape) for name, p in model.named_parameters()}
+    group_of(shapes, granularity)
+    return Measurement(
+        tasks=list(text.tasks),
+        granularity=granularity,
+        strings=max(map(len, text.tasks.values())),
+        origin=text.origin,
+        multiway=text.multiway,
+        fingerprint=text.fingerprint,
+        label_smoothing=smoothing,
+        parameters=shapes,
+        scripts=text.scripts,
+        curvature=curvature,
+    )
 
 
 def curvature_lines(folder: Path) -> list[dict[str, Any]]:
