@@ -26,7 +26,7 @@ from measuring import setting
 
 from gradvac import GradVac
 from gradvac.engine import SinglePassEngine
-from gradvac.experiment.train import _frame
+from gradvac.experiment.updates import frame
 from gradvac.geometry.record import GramRecord
 
 RECORDS = 20  # of every step: one alone is shorter than the clock's grain
@@ -47,7 +47,7 @@ def measure(n_tasks: int, tokens: int, size: str, granularity: str, rounds: int)
                 report = engine.backward(*s.losses())
             between = time.process_time()
             for m in range(RECORDS):
-                record.append(replace(_frame(report), step=n * RECORDS + m))
+                record.append(replace(frame(report), step=n * RECORDS + m))
             end = time.process_time()
             if n:  # the first warms caches up
                 steps.append(between - start)

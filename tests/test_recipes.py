@@ -10,6 +10,7 @@ from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.recipe import load_recipe, read_recipe_file
 from gradvac.experiment.shared_text import prepare_sharing
 from gradvac.experiment.train import Trainer
+from gradvac.experiment.translation_job import TranslationJob
 
 ROOT = Path(__file__).parents[1] / "recipes"
 PAPERS = sorted(ROOT.glob("*/*.yaml"))
@@ -42,7 +43,7 @@ def test_it_runs_at_size_smoke(path, store):
     recipe = load_recipe(file, changes, size="smoke", variant=variant)
     run = store / path.parent.name / path.stem
     prepared = prepare_sharing(recipe, run, store, lambda text: None)
-    assert Trainer(prepared, Display(Console(quiet=True))).train() == 0
+    assert Trainer(TranslationJob(prepared), Display(Console(quiet=True))).train() == 0
     scores = evaluate_run(run, say=lambda text: None)
     assert set(scores.directions) == set(prepared.tasks)
     assert "low" in prepared.levels.values()  # so that method.tasks: low has something to edit

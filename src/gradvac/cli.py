@@ -77,12 +77,13 @@ def train(
     from gradvac.experiment.recipe import load_recipe
     from gradvac.experiment.shared_text import prepare_in
     from gradvac.experiment.train import Trainer
+    from gradvac.experiment.translation_job import TranslationJob
 
     loaded = load_recipe(recipe, set_, size=size, variant=variant, seed=seed)
     prepared = prepare_in(Path("runs"), loaded, run, say)
     folder = prepared.folder
     tensorboard = folder / "tensorboard" if loaded.training.tensorboard else None
-    code = Trainer(prepared, Display(console, tensorboard)).train()
+    code = Trainer(TranslationJob(prepared), Display(console, tensorboard)).train()
     if code:
         raise typer.Exit(code)
 

@@ -15,6 +15,7 @@ from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import open_prepared
 from gradvac.experiment.recipe import resolve
 from gradvac.experiment.train import Trainer
+from gradvac.experiment.translation_job import TranslationJob
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +37,15 @@ def test_it_prints_one_table_and_the_report(demo):
 def test_both_runs_start_from_the_shipped_parameters_and_see_the_same_batches(demo):
     start = load_tensors(find_model(resolve("shipped:start")).parameters)
     trainers = [
-        Trainer(open_prepared(demo / name), Display(Console(quiet=True)))
+        Trainer(TranslationJob(open_prepared(demo / name)), Display(Console(quiet=True)))
         for name in ("joint", "gradvac")
     ]
     for trainer in trainers:
         assert trainer.step == 0  # nothing is loaded before train()
-        for name, p in trainer.model.named_parameters():
+        for name, p in trainer.job.model.named_parameters():
             assert torch.equal(p, start[name].float())
     for step in (0, 1, 70):
-        a, b = (t.plan(step) for t in trainers)
+        a, b = (t.job.balance.plan(step) for t in trainers)
         assert torch.equal(a.source, b.source) and torch.equal(a.task, b.task)
 
 

@@ -24,6 +24,7 @@ from gradvac.experiment.prepare import open_prepared, prepare
 from gradvac.experiment.prepare import test_rows as kept_rows
 from gradvac.experiment.recipe import load_recipe
 from gradvac.experiment.train import Trainer
+from gradvac.experiment.translation_job import TranslationJob
 from gradvac.geometry.curvature import TopEigenvalue
 from gradvac.geometry.record import Frame, GramRecord
 from gradvac.translation.batches import EncodedTask, Sentences, collate
@@ -47,9 +48,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe["training"] |= {"checkpoint_every": 3, "keep": 1, "keep_every": 3}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
     out = folder / "run"
-    Trainer(
-        prepare(load_recipe(folder / "recipe.yaml"), out, lambda text: None), Display(QUIET)
-    ).train()
+    prepared = prepare(load_recipe(folder / "recipe.yaml"), out, lambda text: None)
+    Trainer(TranslationJob(prepared), Display(QUIET)).train()
     return out
 
 

@@ -7,6 +7,7 @@ from gradvac.experiment.display import Display
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe import load_recipe
 from gradvac.experiment.train import Trainer
+from gradvac.experiment.translation_job import TranslationJob
 
 pytestmark = [
     pytest.mark.gpu,
@@ -16,7 +17,7 @@ pytestmark = [
 
 def trainer(toy, run, *changes: str) -> Trainer:
     recipe = load_recipe(toy / "recipe.yaml", list(changes))
-    return Trainer(prepare(recipe, run, lambda text: None), Display())
+    return Trainer(TranslationJob(prepare(recipe, run, lambda text: None)), Display())
 
 
 @pytest.mark.parametrize("method", ["joint", "gradvac"])
@@ -26,7 +27,7 @@ def test_first_gradient_is_that_of_the_cpu(toy, tmp_path, method):
         sets = [f"device={device}", f"method.name={method}", "model.dropout=0"]
         t = trainer(toy, tmp_path / device, *sets)
         t.train_step()
-        gradients[device] = {n: p.grad.cpu() for n, p in t.model.named_parameters()}
+        gradients[device] = {n: p.grad.cpu() for n, p in t.job.model.named_parameters()}
     for name, expected in gradients["cpu"].items():
         torch.testing.assert_close(gradients["cuda"][name], expected, rtol=1e-3, atol=1e-6)
 

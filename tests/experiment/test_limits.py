@@ -9,6 +9,7 @@ from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe import load_recipe
 from gradvac.experiment.train import Trainer
+from gradvac.experiment.translation_job import TranslationJob
 
 
 def test_pairs_can_be_cut_down_for_all_or_some(toy, tmp_path):
@@ -34,7 +35,7 @@ def test_limits_are_of_directions(toy):
 def test_a_recipe_may_score_the_first_sentences_only(toy, tmp_path):
     changes = ["search.sentences=2", "training.steps=1", "search.beam=1"]
     prepared = prepare(load_recipe(toy / "recipe.yaml", changes), tmp_path / "run", lambda t: None)
-    Trainer(prepared, Display(Console(quiet=True))).train()
+    Trainer(TranslationJob(prepared), Display(Console(quiet=True))).train()
     count = lambda **flags: {
         s.sentences
         for s in evaluate_run(prepared.folder, say=lambda t: None, **flags).directions.values()

@@ -13,13 +13,16 @@ from gradvac.experiment.metrics import Window
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe import load_recipe
 from gradvac.experiment.train import Trainer
+from gradvac.experiment.translation_job import TranslationJob
 from gradvac.geometry.record import GramRecord
 from gradvac.methods import StepGeometry
 
 
 def train_lines(toy, run, changes):
     recipe = load_recipe(toy / "recipe.yaml", [*changes, "method.record_every=1"])
-    Trainer(prepare(recipe, run, lambda text: None), Display(Console(quiet=True))).train()
+    Trainer(
+        TranslationJob(prepare(recipe, run, lambda text: None)), Display(Console(quiet=True))
+    ).train()
     lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == "train"]
 

@@ -15,6 +15,7 @@ from gradvac.experiment.display import Display
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe import load_recipe
 from gradvac.experiment.train import Trainer
+from gradvac.experiment.translation_job import TranslationJob
 
 SKIP = "training.nonfinite=skip"
 WAYS = {
@@ -30,17 +31,19 @@ def trainer(
 ) -> Trainer:
     """A trainer that finds NaN in the losses of a task, or of all, at the steps ``bad``."""
     recipe = load_recipe(toy / "recipe.yaml", changes)
-    t = Trainer(prepare(recipe, run, lambda text: None), Display(Console(quiet=True)))
-    losses = t._token_losses
+    t = Trainer(
+        TranslationJob(prepare(recipe, run, lambda text: None)), Display(Console(quiet=True))
+    )
+    losses = t.job.losses
 
     def spoilt(batch):
         loss, nll, rows = losses(batch)
-        if t.model.training and t.step in bad:
+        if t.job.model.training and t.step in bad:
             own = [task in (None, batch.tasks[n]) for n in batch.task[rows].tolist()]
             loss, nll = (torch.where(torch.tensor(own), math.nan, x) for x in (loss, nll))
         return loss, nll, rows
 
-    t._token_losses = spoilt
+    t.job.losses = spoilt
     return t
 
 
@@ -64,7 +67,7 @@ def test_a_skipped_step_is_as_if_it_had_not_been_and_resumes(toy, tmp_path, way)
 
     def absent() -> int:
         if whole.step in (5, 6):
-            whole.step += 1
+            whole.updates.step += 1
             return 0
         return step()
 
@@ -133,5 +136,5 @@ def test_ten_in_a_row_are_enough_also_across_a_resumption(toy, tmp_path):
 def test_one_good_step_begins_the_count_anew(toy, tmp_path):
     t = trainer(toy, tmp_path / "run", [SKIP, "training.steps=30"], range(3, 12), None)
     t.train()
-    assert t.skipped == 0 and t.step == 30
+    assert t.updates.skipped == 0 and t.step == 30
     assert sum(sum(x.get("skipped", {}).values()) for x in lines(tmp_path / "run")) == 9

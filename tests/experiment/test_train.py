@@ -22,6 +22,7 @@ from gradvac.experiment.prepare import prepare
 from gradvac.experiment.process import alone
 from gradvac.experiment.recipe import load_recipe
 from gradvac.experiment.train import Trainer
+from gradvac.experiment.translation_job import TranslationJob
 from gradvac.geometry.record import GramRecord
 
 METHODS = {
@@ -44,7 +45,7 @@ METHODS = {
 def trainer(toy: Path, run: Path, changes: list[str] = ()) -> Trainer:
     recipe = load_recipe(toy / "recipe.yaml", list(changes))
     prepared = prepare(recipe, run, lambda text: None)
-    return Trainer(prepared, Display(Console(quiet=True)))
+    return Trainer(TranslationJob(prepared), Display(Console(quiet=True)))
 
 
 def everything(run: Path) -> dict[str, bytes]:
@@ -154,9 +155,11 @@ def test_joint_through_an_engine_is_plain_training(toy, tmp_path, sets):
     joint = trainer(toy, tmp_path / "joint", sets)
     static = trainer(toy, tmp_path / "static", [*sets, "method.name=static"])
     for t in (joint, static):
-        t._clip = lambda: 0.0  # look at the gradient itself
+        t.updates._clip = lambda: 0.0  # look at the gradient itself
         t.train_step()
-    for (name, p), q in zip(joint.model.named_parameters(), static.model.parameters(), strict=True):
+    for (name, p), q in zip(
+        joint.job.model.named_parameters(), static.job.model.parameters(), strict=True
+    ):
         assert p.grad is not None and q.grad is not None
         assert torch.allclose(p.grad, q.grad, rtol=1e-4, atol=1e-7), name
 
@@ -183,16 +186,43 @@ def test_metrics_validation_and_best(toy, tmp_path):
 
 def test_learning_rate_is_the_papers_schedule(toy, tmp_path):
     t = trainer(toy, tmp_path / "run")
-    assert t.learning_rate(1) == pytest.approx(0.01 / 4)
-    assert t.learning_rate(4) == pytest.approx(0.01)
-    assert t.learning_rate(16) == pytest.approx(0.01 * (4 / 16) ** 0.5)
+    assert t.updates.learning_rate(1) == pytest.approx(0.01 / 4)
+    assert t.updates.learning_rate(4) == pytest.approx(0.01)
+    assert t.updates.learning_rate(16) == pytest.approx(0.01 * (4 / 16) ** 0.5)
+
+
+def test_a_linear_schedule_is_that_of_transformers(toy, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    t = trainer(toy, tmp_path / "run", ["training.schedule=linear"])
+    training = t.recipe.training
+    own = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=training.learning_rate)
+    steps, warmup = training.steps, training.warmup
+    theirs = transformers.get_linear_schedule_with_warmup(own, warmup, steps + 1)
+    for step in range(1, steps + 1):
+        own.step()
+        theirs.step()
+        assert t.updates.learning_rate(step) == pytest.approx(own.param_groups[0]["lr"], rel=1e-12)
+
+
+def test_weight_decay_is_adamw(toy, tmp_path):
+    """Two runs of one step: parameters differ by learning rate times decay times what they were."""
+    runs = {}
+    for decay in (0.0, 0.25):
+        t = trainer(toy, tmp_path / f"{decay}", [f"training.weight_decay={decay}"])
+        before = {name: p.detach().clone() for name, p in t.job.model.named_parameters()}
+        t.train_step()
+        runs[decay] = dict(t.job.model.named_parameters())
+    rate = t.updates.learning_rate(1)
+    for name, p in runs[0.25].items():
+        expected = runs[0.0][name] - rate * 0.25 * before[name]
+        assert torch.allclose(p, expected, atol=1e-7), name
 
 
 def test_early_stopping(toy, tmp_path):
     changes = ["training.learning_rate=1.0e-9", "training.patience=1", "training.steps=100"]
     t = trainer(toy, tmp_path / "run", changes)
     values = iter([3.0, 2.0, 2.5, 1.0])
-    t.validation_nll = lambda: dict.fromkeys(t.prepared.valid, next(values))
+    t.job.validation_nll = lambda: dict.fromkeys(t.job.prepared.valid, next(values))
     t.train()
     assert t.step == 12  # validated at 4, 8 and 12; the third was worse
 
@@ -207,8 +237,8 @@ def test_averaging_the_last_checkpoints(toy, tmp_path):
     assert (lines[-1]["kind"], lines[-1]["step"]) == ("average", 12)
     t = trainer(toy, tmp_path / "other")
     mean = {k: torch.stack([m[k].double() for m in models]).mean(0).float() for k in models[0]}
-    t.model.load_state_dict(mean)
-    own = t.validation_nll()
+    t.job.model.load_state_dict(mean)
+    own = t.job.validation_nll()
     assert sum(own.values()) / len(own) == pytest.approx(lines[-1]["nll"], rel=1e-6)
 
 
@@ -268,9 +298,9 @@ def test_starting_from_another_run_continues_its_parameters_and_vocabulary(toy, 
     first.train()
     second = trainer(toy, tmp_path / "second", [f"training.start_from={tmp_path / 'first'}"])
     best = load_file(tmp_path / "first" / "best" / "model.safetensors")
-    for name, p in second.model.state_dict().items():
+    for name, p in second.job.model.state_dict().items():
         assert torch.equal(p, best[name])
-    assert second.prepared.vocabulary.fingerprint == first.prepared.vocabulary.fingerprint
+    assert second.job.prepared.vocabulary.fingerprint == first.job.prepared.vocabulary.fingerprint
 
 
 def test_a_checkpoint_of_another_vocabulary_is_refused(toy, tmp_path):
@@ -314,12 +344,12 @@ def test_methods_that_read_losses_see_mean_losses(toy, tmp_path, sets):
     """Losses come as shares of the step's mean; shares turn them into each task's own mean."""
     t = trainer(toy, tmp_path / "run", ["method.name=gradnorm", "model.dropout=0", *sets])
     seen = []
-    weights = t.method.weights
-    t.method.weights = lambda geometry: (seen.append(geometry), weights(geometry))[1]
+    weights = t.updates.method.weights
+    t.updates.method.weights = lambda geometry: (seen.append(geometry), weights(geometry))[1]
     t.train_step()
     (geometry,) = seen
     assert float(geometry.shares.sum()) == pytest.approx(1)
-    line = t.window.line()
+    line = t.updates.window.line()
     for task, mean, share in zip(
         geometry.tasks, geometry.mean_losses.tolist(), geometry.shares.tolist(), strict=True
     ):

@@ -17,6 +17,7 @@ from gradvac.experiment.prepare import Prepared, open_prepared, prepare, task_in
 from gradvac.experiment.recipe import Recipe, dump_recipe, load_recipe, resolve
 from gradvac.experiment.report import write_report
 from gradvac.experiment.train import Trainer
+from gradvac.experiment.translation_job import TranslationJob
 from gradvac.translation.scoring import DirectionScores
 
 METHODS = {"joint": "joint", "gradvac": "GradVac"}
@@ -42,7 +43,7 @@ def run_demo(out: Path, *, steps: int, sentences: int, console: Console) -> Path
         console.rule(f"{METHODS[name]}: {steps} steps from the starting model")
         first = next(iter(runs.values()), None)
         prepared = _prepared(recipe, out / name, first, console)
-        code = Trainer(prepared, Display(console)).train()
+        code = Trainer(TranslationJob(prepared), Display(console)).train()
         if code:
             raise SystemExit(code)
         runs[name] = out / name

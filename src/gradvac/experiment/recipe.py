@@ -198,7 +198,9 @@ class TrainingSection(Section):
     steps: Count = 100_000
     learning_rate: Positive = 1e-3
     warmup: Count = 4000
+    schedule: Literal["inverse_sqrt", "linear"] = "inverse_sqrt"
     betas: tuple[Share, Share] = (0.9, 0.98)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Positive | None = 1.0
     label_smoothing: Share = 0.1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -264,20 +266,25 @@ class SearchSection(Section):
     sentences: Count | None = None
 
 
-class Recipe(Section):
-    """A whole experiment."""
+class BaseRecipe(Section):
+    """What every experiment has, whatever its tasks are made of."""
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
     size: str | None = None
     variant: str | None = None
     seed: Annotated[int, Field(ge=0)] = 1
     device: str = "auto"
-    data: DataSection
-    vocabulary: VocabularySection = VocabularySection()
-    model: ModelSection = ModelSection()
     batches: BatchSection = BatchSection()
     training: TrainingSection = TrainingSection()
     method: MethodSection = MethodSection()
+
+
+class Recipe(BaseRecipe):
+    """A whole experiment of translation."""
+
+    data: DataSection
+    vocabulary: VocabularySection = VocabularySection()
+    model: ModelSection = ModelSection()
     search: SearchSection = SearchSection()
 
     @model_validator(mode="after")

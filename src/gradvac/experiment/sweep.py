@@ -203,11 +203,12 @@ def work(folder: Path) -> int:
     from gradvac.experiment.method_options import import_methods
     from gradvac.experiment.prepare import open_prepared
     from gradvac.experiment.train import Trainer
+    from gradvac.experiment.translation_job import TranslationJob
 
     prepared = open_prepared(folder)
     if module := prepared.recipe.method.module:  # the sweep validated and wrote this recipe
         import_methods(module)
-    code = Trainer(prepared, Display(Console(highlight=False))).train()
+    code = Trainer(TranslationJob(prepared), Display(Console(highlight=False))).train()
     if not code and prepared.recipe.data.test:
         evaluate_run(folder)
     return code

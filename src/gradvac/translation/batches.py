@@ -84,6 +84,12 @@ class Batch:
         return int((self.target_out != PAD).sum())
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Target tokens of each task that has a sentence here."""
+        of_sentence = (self.target_out != PAD).sum(1)
+        return {self.tasks[k]: int(of_sentence[self.task == k].sum()) for k in self.present}
+
+    @property
     def present(self) -> list[int]:
         """Indices of the tasks that have a sentence here, ascending."""
         return torch.unique(self.task).tolist()

@@ -1,0 +1,193 @@
+"""Does a method leave the front that swept temperatures or weights trace out (Xin et al. 2022)?
+
+Every row is a point: its score on high- and on low-resource directions. The region that the sweep
+reaches lies below the polyline through its non-dominated means, left of the last of them and below
+the first; the signed distance of a method is Euclidean, to the border of that region, positive
+outside. A staircase instead of the polyline would call outside whatever falls between two
+temperatures. Everything here takes larger scores as better.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from scipy.stats import t as student_t
+
+Point = tuple[float, float]
+Points = Mapping[str, Mapping[int, Point]]
+"""Row -> seed -> point."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and half the width of its 95% interval over seeds; NaN for fewer than two."""
+
+    value: float
+    half: float
+
+    @property
+    def low(self) -> float:
+        """Lower end of the interval."""
+        return self.value - self.half
+
+    @property
+    def high(self) -> float:
+        """Upper end of the interval."""
+        return self.value + self.half
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands.
+
+    ``distance`` is to the front of the swept rows, for a swept row to that of the *other* swept
+    rows: how far a front this coarse is left by one more temperature. ``gain`` is the hypervolume
+    the row adds to them. ``dominated_by`` names swept rows that are at least as good in both scores
+    and better in one.
+    """
+
+    name: str
+    swept: bool
+    mean: Point
+    points: Mapping[int, Point]
+    distance: Estimate
+    gain: Estimate
+    dominated_by: tuple[str, ...]
+
+    @property
+    def verdict(self) -> str:
+        """What the interval allows to say."""
+        if math.isnan(self.distance.half):
+            return "one seed"
+        if self.distance.low > 0:
+            return "outside"
+        return "inside" if self.distance.high < 0 else "not told apart"
+
+
+def places(
+    points: Points, swept: Sequence[str], reference: Point
+) -> tuple[list[Place], list[Point], Estimate]:
+    """Place every row; returns the rows, the front of the swept means, and its hypervolume.
+
+    A row is compared on the seeds that it and all swept rows have; rows without any such seed are
+    left out. ``points`` has all of ``swept``.
+    """
+    shared = _shared(points, swept)
+    found = []
+    for name in points:
+        others = [s for s in swept if s != name]
+        seeds = _shared(points, [*others, name])
+        if not seeds or not others:
+            continue
+
+        def front_of(seeds: Sequence[int], others: Sequence[str] = others) -> list[Point]:
+            return non_dominated([_mean(points[s], seeds) for s in others])
+
+        def distance(seeds: Sequence[int], name: str = name, front_of=front_of) -> float:
+            return signed_distance(_mean(points[name], seeds), front_of(seeds))
+
+        def gain(seeds: Sequence[int], name: str = name, front_of=front_of) -> float:
+            front, own = front_of(seeds), _mean(points[name], seeds)
+            return hypervolume([*front, own], reference) - hypervolume(front, reference)
+
+        mean = _mean(points[name], seeds)
+        rivals = {s: _mean(points[s], seeds) for s in others}
+        found.append(
+            Place(
+                name=name,
+                swept=name in swept,
+                mean=mean,
+                points={s: points[name][s] for s in seeds},
+                distance=jackknife(distance, seeds),
+                gain=jackknife(gain, seeds),
+                dominated_by=tuple(s for s, p in rivals.items() if dominates(p, mean)),
+            )
+        )
+    of_means = lambda seeds: non_dominated([_mean(points[s], seeds) for s in swept])
+    volume = jackknife(lambda seeds: hypervolume(of_means(seeds), reference), shared)
+    return found, of_means(shared), volume
+
+
+def dominates(a: Point, b: Point) -> bool:
+    """Whether ``a`` is at least as good in both scores and better in one."""
+    return a[0] >= b[0] and a[1] >= b[1] and a != b
+
+
+def non_dominated(points: Sequence[Point]) -> list[Point]:
+    """The points that no other dominates, by the first score ascending, each once."""
+    kept: list[Point] = []
+    for point in sorted(set(points), reverse=True):
+        if not kept or point[1] > kept[-1][1]:
+            kept.append(point)
+    return kept[::-1]
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """Area of what is dominated by ``points`` and dominates ``reference``.
+
+    Zitzler and Thiele 1998, in two dimensions: rectangles between the steps of the staircase.
+    """
+    area, left = 0.0, reference[0]
+    for x, y in non_dominated(points):
+        if x > left and y > reference[1]:
+            area += (x - left) * (y - reference[1])
+            left = x
+    return area
+
+
+def signed_distance(point: Point, front: Sequence[Point]) -> float:
+    """Euclidean distance of a point to the border of what a front reaches, positive outside.
+
+    ``front`` is what :func:`non_dominated` returned; the border is the polyline through it, a ray
+    to the left of its first point and one down from its last.
+    """
+    x, y = point
+    (first_x, first_y), (last_x, last_y) = front[0], front[-1]
+    to_rays = [
+        math.hypot(max(0.0, x - first_x), y - first_y),
+        math.hypot(x - last_x, max(0.0, y - last_y)),
+    ]
+    nearest = min([*to_rays, *(_to_segment(point, a, b) for a, b in pairwise(front))])
+    height = first_y
+    for (ax, ay), (bx, by) in pairwise(front):
+        if ax < x <= bx:
+            height = ay + (by - ay) * (x - ax) / (bx - ax)
+    return -nearest if x <= last_x and y <= height else nearest
+
+
+def jackknife(statistic: Callable[[Sequence[int]], float], seeds: Sequence[int]) -> Estimate:
+    """A statistic of seeds with its 95% interval by the delete-one jackknife (Tukey 1958).
+
+    The variance is (n - 1) / n times the squared deviations of the n values that leave one seed out
+    each; Student's t with n - 1 degrees of freedom. Of a mean it is the interval of a mean. Rows
+    share their seeds, hence initial parameters and batches, and are left out together.
+    """
+    value, n = statistic(seeds), len(seeds)
+    if n < 2:
+        return Estimate(value, math.nan)
+    without = [statistic([s for s in seeds if s != left]) for left in seeds]
+    error = statistics.stdev(without) * (n - 1) / math.sqrt(n)
+    return Estimate(value, float(student_t.ppf(0.975, n - 1)) * error)
+
+
+def _shared(points: Points, rows: Sequence[str]) -> list[int]:
+    return sorted(set.intersection(*(set(points[row]) for row in rows)))
+
+
+def _mean(points: Mapping[int, Point], seeds: Sequence[int]) -> Point:
+    return (
+        statistics.fmean(points[s][0] for s in seeds),
+        statistics.fmean(points[s][1] for s in seeds),
+    )
+
+
+def _to_segment(point: Point, a: Point, b: Point) -> float:
+    (px, py), (ax, ay), (bx, by) = point, a, b
+    dx, dy = bx - ax, by - ay
+    along = ((px - ax) * dx + (py - ay) * dy) / (dx * dx + dy * dy)
+    along = min(1.0, max(0.0, along))
+    return math.hypot(px - ax - along * dx, py - ay - along * dy)

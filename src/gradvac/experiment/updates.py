@@ -1,0 +1,223 @@
+"""One update of the parameters after another: joint, or through a gradient method."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradvac.engine import Engine, StepReport
+from gradvac.errors import GradientError, NotFiniteError
+from gradvac.experiment.build import build_method
+from gradvac.experiment.checkpoint import (
+    Checkpoint,
+    join_state,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    split_state,
+)
+from gradvac.experiment.job import Job, TaskBatch
+from gradvac.experiment.metrics import Window
+from gradvac.experiment.model_folder import fill
+from gradvac.geometry.record import Frame, GramRecord
+
+# Steps skipped in a row before a run gives up. Chosen here: bad batches come singly, and parameters
+# that are broken never recover.
+MOST_SKIPPED = 10
+
+
+class Updates:
+    """The optimizer and the method of a job, and what they did since the last line of the log.
+
+    ``step`` is the number of updates made or skipped.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job, self.recipe, self.model = job, job.recipe, job.model
+        training, section = self.recipe.training, self.recipe.method
+        self.names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=training.learning_rate,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
+        self.method = build_method(section, dict(job.levels), self.recipe.seed)
+        self.engine = self.method and Engine(
+            self.model, self.method, section.granularity, engine=section.engine
+        )
+        self.record = GramRecord(job.folder / "geometry")
+        self.step, self.window = 0, Window.empty()
+        self.skipped = 0  # steps in a row
+
+    def make(self) -> tuple[int, NotFiniteError | None]:
+        """One update; the tokens it saw, and why it was skipped if it was."""
+        micro = self.recipe.batches.accumulate
+        numbers = range(self.step * micro, (self.step + 1) * micro)
+        batches = [self.job.batch(n).to(self.job.device) for n in numbers]
+        tokens = sum(b.tokens for b in batches)
+        torch.manual_seed(_mix(self.recipe.seed, self.step))
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        before, problem = copy.deepcopy(self.window), None
+        try:
+            if self.engine is None:
+                loss = sum(self._backward_jointly(b, tokens) for b in batches)
+            else:
+                loss = self._combine_tasks(self.engine, batches, tokens)
+            norm = self._clip()
+            self._check_finite(loss, norm)
+        except NotFiniteError as error:
+            self.window, problem = before, error
+            self._skip(error)
+        else:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(self.step + 1)
+            self.optimizer.step()
+            self.window.loss += loss
+            self.window.norm += norm
+            self.window.padding += sum(b.padding for b in batches) / micro
+            self.window.steps += 1
+            self.skipped = 0
+        self.step += 1
+        return tokens, problem
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then inverse square root (Wang et al. 2021, appendix B) or linear."""
+        training = self.recipe.training
+        rise = step / training.warmup
+        if training.schedule == "linear":  # to zero, as encoders are fine-tuned (appendix E)
+            left = (training.steps - step + 1) / max(1, training.steps - training.warmup + 1)
+            return training.learning_rate * min(rise, left)
+        return training.learning_rate * min(rise, math.sqrt(training.warmup / step))
+
+    def _skip(self, error: NotFiniteError) -> None:
+        """Go on without the step, if the recipe allows it and it does not happen all the time."""
+        if self.recipe.training.nonfinite == "raise":
+            raise GradientError(
+                f"{error}; lower training.learning_rate, try training.precision=fp32, or go on "
+                "without such steps by training.nonfinite=skip"
+            ) from error
+        self.skipped += 1
+        if self.skipped > MOST_SKIPPED:
+            raise GradientError(
+                f"{MOST_SKIPPED} steps in a row were skipped, and now {error}; the parameters are "
+                "broken: go back to an earlier checkpoint with a lower training.learning_rate"
+            ) from error
+        task = error.task or "joint"
+        self.window.skipped[task] = self.window.skipped.get(task, 0) + 1
+
+    def _backward_jointly(self, batch: TaskBatch, tokens: int) -> float:
+        """Gradient of the mean token loss, every task in one backward pass."""
+        loss, nll, rows = self.job.losses(batch)
+        mean = loss.sum() / tokens
+        beside = self.job.auxiliary_loss()
+        total = mean if beside is None else mean + beside * (batch.tokens / tokens)
+        total.backward()
+        self._count(batch, nll, rows)
+        return float(mean.detach())
+
+    def _combine_tasks(self, engine: Engine, batches: list[TaskBatch], tokens: int) -> float:
+        """Let the method make one gradient of the task gradients; record what it saw.
+
+        Each task's loss is its share of the mean token loss: their sum is the joint loss.
+        """
+        report = None
+        for batch in batches:
+            if self.recipe.method.engine == "per_task":
+                for index in batch.present:
+                    loss, nll, _ = self.job.losses(batch.of_task(index))
+                    engine.accumulate({batch.tasks[index]: loss.sum() / tokens})
+                    self.window.add(batch.tasks[index], nll)
+                continue
+            with engine.tasks((batch.task, batch.tasks)):
+                loss, nll, rows = self.job.losses(batch)
+                if len(batches) == 1:  # combines and frees each layer as the backward leaves it
+                    report = engine.backward(
+                        loss / tokens, rows, step=self.step, shares=_shares(batches)
+                    )
+                else:
+                    engine.accumulate(loss / tokens, rows)
+            self._count(batch, nll, rows)
+        report = report or engine.combine(step=self.step, shares=_shares(batches))
+        self.window.observe(report)
+        if self.step % self.recipe.method.record_every == 0:
+            self.record.append(frame(report))
+        return float(report.losses.sum())
+
+    def _count(self, batch: TaskBatch, nll: Tensor, rows: Tensor) -> None:
+        """Add the tokens of a mixed batch to the log, each to its task."""
+        task = batch.task[rows]
+        for index in batch.present:
+            self.window.add(batch.tasks[index], nll[task == index])
+
+    def _clip(self) -> float:
+        """Clip the combined gradient; returns its norm before."""
+        limit = self.recipe.training.clip or math.inf
+        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        """Check what joint training makes of a step; engines look at every task themselves."""
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        bad = [task for task, nll in self.window.nll.items() if not math.isfinite(nll)]
+        task = bad[0] if bad else ""
+        what = f"the loss of task {task!r}" if task else "the gradient"
+        raise NotFiniteError(f"{what} is not finite at step {self.step}; nothing was updated", task)
+
+    # -- to and from a checkpoint ---------------------------------------------------------------
+
+    def checkpoint(self, state: dict[str, Any]) -> Checkpoint:
+        """All that the next update depends on, with ``state`` of others."""
+        tensors, method = split_state(self.engine.state_dict() if self.engine else {})
+        own = {"window": vars(self.window), "skipped": self.skipped, "method": method}
+        return Checkpoint(
+            step=self.step,
+            model=self.model.state_dict(),
+            optimizer=optimizer_tensors(self.optimizer, self.names),
+            method=tensors,
+            state={**state, **own, "torch": torch.__version__},
+        )
+
+    def restore(self, checkpoint: Checkpoint, where: Path) -> None:
+        """Go on from a checkpoint; RunError names ``where`` if it is of another model."""
+        fill(self.model, checkpoint.model, where)
+        parameters = {name: p for p, name in self.names.items()}
+        load_optimizer_tensors(self.optimizer, checkpoint.optimizer, parameters)
+        if self.engine:
+            self.engine.load_state_dict(join_state(checkpoint.method, checkpoint.state["method"]))
+        self.step = checkpoint.step
+        self.window = Window(**checkpoint.state["window"])
+        self.skipped = checkpoint.state.get("skipped", 0)
+
+
+def frame(report: StepReport) -> Frame:
+    """What the record keeps of a step."""
+    none = torch.zeros(len(report.groups), dtype=torch.int64)
+    counts = {
+        name: tuple(report.diagnostics.get(name, none).tolist())
+        for name in ("edits", "pcgrad_edits", "comparisons")
+    }
+    gram, weights = report.gram.numpy(), report.weights.numpy()
+    return Frame(report.step, report.tasks, report.groups, gram, weights, **counts)
+
+
+def _shares(batches: Sequence[TaskBatch]) -> dict[str, float]:
+    """Each task's share of the tokens of a step."""
+    counts: dict[str, int] = {}
+    for batch in batches:
+        for task, own in batch.counts.items():
+            counts[task] = counts.get(task, 0) + own
+    total = sum(counts.values())
+    return {task: count / total for task, count in counts.items()}
+
+
+def _mix(seed: int, step: int) -> int:
+    """A seed for one step, far from that of its neighbours."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % 2**63
