@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradvac.engine.combine import combine, decide
 from gradvac.engine.gram import gram
-from gradvac.engine.groups import Grouping, ParameterGroup, parameter_groups
+from gradvac.engine.groups import ParameterGroup, parameter_groups
 from gradvac.engine.held import Held, Rows
 from gradvac.engine.slots import GroupStore, Pool
 from gradvac.engine.step import Step
@@ -32,7 +32,7 @@ class Collector:
 
     Args:
         model: whose parameters.
-        granularity: how parameters are grouped.
+        groups: parameters that get the same weights.
         heads: parameters of single tasks, which are in no group.
         passes: 1, or 2 for one group of all parameters in memory flat in K.
         budget: bytes; a parameter whose K gradients are larger is treated in chunks of rows.
@@ -44,14 +44,14 @@ class Collector:
     def __init__(
         self,
         model: nn.Module,
-        granularity: Grouping,
+        groups: Sequence[ParameterGroup],
         heads: Sequence[ParameterGroup],
         passes: int,
         budget: int,
     ) -> None:
         if budget <= 0:
             raise GradientError(f"budget is {budget}; it must be a positive number of bytes")
-        self.groups = parameter_groups(model, granularity, heads)
+        self.groups = groups
         self.passes = passes
         if passes not in (1, 2):
             raise GradientError(f"passes is {passes}; it must be 1 or 2")

@@ -22,6 +22,20 @@ _ANEW = (
 )
 
 
+def refuse_wrapped(model: nn.Module) -> None:
+    """Refuse wrappers whose gradient reduction is bypassed: ranks would drift apart silently."""
+    wrappers = ("DistributedDataParallel", "FullyShardedDataParallel")
+    for module in model.modules():
+        for kind in type(module).__mro__:
+            if kind.__name__ in wrappers:
+                raise GradientError(
+                    f"the model is wrapped in {kind.__name__}, which averages gradients over "
+                    "ranks only in backward(), once for all tasks; per-task gradients would stay "
+                    "local and the ranks would drift apart without an error. Pass the bare module "
+                    "(model.module) and train it on one process"
+                )
+
+
 class Guard:
     """Watches that model, engine and optimizer go on meaning the same parameters.
 

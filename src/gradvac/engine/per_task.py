@@ -17,23 +17,22 @@ With ``torch.amp.GradScaler``, accumulate ``scaler.scale(loss)`` and call
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from gradvac.engine.base import TaskEngine
 from gradvac.engine.calls import explained, leaves
 from gradvac.engine.combine import StepReport, combine, decide
 from gradvac.engine.gram import gram
-from gradvac.engine.groups import Grouping, Heads, ParameterGroup, parameter_groups, task_heads
-from gradvac.engine.guards import Guard
-from gradvac.engine.heads import HeadGradients
-from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or_raise
+from gradvac.engine.groups import Grouping, Heads, ParameterGroup
+from gradvac.engine.nonfinite import NonFinite
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 
 
-class PerTaskEngine:
+class PerTaskEngine(TaskEngine):
     """Collects the gradients of each task of a step and combines them by a method.
 
     Holds K x P numbers for K tasks and P trainable parameters, in float32 (float64 for float64
@@ -62,23 +61,11 @@ class PerTaskEngine:
         heads: Heads | None = None,
         task_names: Collection[str] | None = None,
     ) -> None:
-        if isinstance(model, nn.Module):
-            _refuse_wrapped(model)
-        else:
-            model = list(model)
-        check_policy(nonfinite)
-        self._model = model if isinstance(model, nn.Module) else nn.Module()  # names in errors
-        self.method = method
-        self.nonfinite: NonFinite = nonfinite
-        self._heads = HeadGradients(task_heads(model, heads))
-        self.groups = parameter_groups(model, granularity, self._heads.heads)
-        self.step = 0
-        shared = [p for group in self.groups for p in group.parameters]
-        self._parameters = [*shared, *self._heads.parameters]
-        self._guard = Guard(model, self._parameters, task_names)
+        given = model if isinstance(model, nn.Module) else list(model)
+        super().__init__(given, method, granularity, nonfinite, heads, task_names)
+        self._named = given if isinstance(given, nn.Module) else nn.Module()  # names in errors
         self._checks_heads = True  # in this process's first step
         self._buffers = [_GroupBuffer(group) for group in self.groups]
-        self._losses: dict[str, Tensor] = {}  # in the order of the rows of the buffers
 
     def accumulate(self, task: str, loss: Tensor, retain_graph: bool = False) -> None:
         """Add the gradient of a loss to the gradient of a task of the current step.
@@ -94,14 +81,14 @@ class PerTaskEngine:
                 those the engine was made for.
         """
         self._guard.check_tasks([task])
-        if not self._losses:
+        if not self.accumulated:
             self._guard.check_parameters()
         if loss.numel() != 1 or not loss.requires_grad:
             raise GradientError(
                 f"the loss of task {task!r} is {list(loss.shape)} with requires_grad="
                 f"{loss.requires_grad}; it must be a scalar computed from the model's parameters"
             )
-        with explained(loss, self._model):
+        with explained(loss, self._named):
             gradients = torch.autograd.grad(
                 loss.reshape(()), self._parameters, retain_graph=retain_graph, allow_unused=True
             )
@@ -117,9 +104,8 @@ class PerTaskEngine:
         if self._checks_heads:
             self._heads.check(task, own)
         self._heads.add(own)
-        value = loss.detach().reshape(()).double()
-        self._losses[task] = self._losses[task] + value if task in self._losses else value
-        row = list(self._losses).index(task)
+        row = self._step.position(task)
+        self._step.add_losses(pad(loss.detach().reshape(1).double(), (row, 0)))
         remaining = iter(gradients)
         for buffer in self._buffers:
             buffer.add(row, [next(remaining) for _ in buffer.group.parameters])
@@ -146,35 +132,26 @@ class PerTaskEngine:
                 (NotFiniteError). ``p.grad``, the method and the step counter are then unchanged and
                 the gradients are dropped.
         """
-        if not self._losses:
+        if not self.accumulated:
             raise GradientError("combine() needs at least one accumulate() since the last step")
-        scale = LossScale.of(loss_scale)
-        step = self.step if step is None else step
-        tasks = tuple(self._losses)
-        groups = tuple(group.name for group in self.groups)
-        losses = torch.stack([value.cpu() for value in self._losses.values()]) / scale.factor
-        before = self.method.state_dict()
-        try:
-            rows = [buffer.rows(len(tasks), scale.factor) for buffer in self._buffers]
-            inner = gram([[r] for r in rows])
-            report = decide(self.method, inner, losses, tasks, groups, step, shares)
-            own = self._heads.finished(scale.factor)
-            for buffer, matrix, weights in zip(self._buffers, rows, report.weights, strict=True):
-                buffer.assign(combine(weights, matrix))
-            for p, gradient in zip(self._heads.parameters, own, strict=True):
-                p.grad = gradient
-            scale.restore(self._parameters)
-        except BaseException as e:
-            self.method.load_state_dict(before)
-            parameters = self._parameters
-            report = skip_or_raise(
-                e, self.nonfinite, parameters, scale, tasks, groups, losses, step
-            )
-        finally:
-            self.clear()
-        self.step = step + 1
+        with self._ending(loss_scale, step, shares) as end:
+            end.report = self._finish()
         self._checks_heads = False
-        self._guard.end_step()
+        return end.report
+
+    def _finish(self) -> StepReport:
+        """Set ``p.grad`` of every parameter."""
+        now = self._step
+        tasks, groups = tuple(now.names), tuple(group.name for group in self.groups)
+        losses = now.losses(len(tasks)) / now.loss_scale
+        rows = [buffer.rows(len(tasks), now.loss_scale) for buffer in self._buffers]
+        inner = gram([[r] for r in rows])
+        report = decide(self.method, inner, losses, tasks, groups, now.number, now.shares)
+        own = self._heads.finished(now.loss_scale)
+        for buffer, matrix, weights in zip(self._buffers, rows, report.weights, strict=True):
+            buffer.assign(combine(weights, matrix))
+        for p, gradient in zip(self._heads.parameters, own, strict=True):
+            p.grad = gradient
         return report
 
     def backward(
@@ -196,33 +173,13 @@ class PerTaskEngine:
     @property
     def accumulated(self) -> bool:
         """Whether anything was accumulated since the last step."""
-        return bool(self._losses)
+        return bool(self._step.names)
 
     def clear(self) -> None:
         """Drop what was accumulated since the last step."""
-        self._losses.clear()
-        self._heads.clear()
+        super().clear()
         for buffer in self._buffers:
             buffer.clear()
-
-    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check that the engine makes a gradient for whatever an optimizer is to train.
-
-        The first optimizer to step with a parameter of the engine is checked without being asked.
-
-        Raises:
-            GradientError: if a parameter gets no gradient, or none is the engine's.
-        """
-        self._guard.check_optimizer(optimizer)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the step number and the method's state."""
-        return {"step": self.step, "method": self.method.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where the engine that returned ``state`` was."""
-        self.method.load_state_dict(state["method"])
-        self.step = int(state["step"])
 
 
 class _GroupBuffer:
@@ -280,17 +237,3 @@ class _GroupBuffer:
         """Forget the gradients of the step; the memory is kept for the next one."""
         self._filled = 0
         self._used = [False] * len(self._sizes)
-
-
-def _refuse_wrapped(model: nn.Module) -> None:
-    """Refuse wrappers whose gradient reduction is bypassed: ranks would drift apart silently."""
-    wrappers = ("DistributedDataParallel", "FullyShardedDataParallel")
-    for module in model.modules():
-        for kind in type(module).__mro__:
-            if kind.__name__ in wrappers:
-                raise GradientError(
-                    f"the model is wrapped in {kind.__name__}, which averages gradients over "
-                    "ranks only in backward(), once for all tasks; per-task gradients would stay "
-                    "local and the ranks would drift apart without an error. Pass the bare module "
-                    "(model.module) and train it on one process"
-                )

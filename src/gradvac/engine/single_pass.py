@@ -30,17 +30,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradvac.engine.base import TaskEngine
 from gradvac.engine.calls import as_written, explained, leaves, tensors_within
 from gradvac.engine.collect import BUDGET, Collector
 from gradvac.engine.combine import StepReport
-from gradvac.engine.groups import Grouping, Heads, task_heads
-from gradvac.engine.guards import Guard
-from gradvac.engine.heads import HeadGradients
+from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.meets import Watch
-from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or_raise
-from gradvac.engine.per_task import _refuse_wrapped
+from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.rows import RowMap
-from gradvac.engine.step import Batch, Step
+from gradvac.engine.step import Batch
 from gradvac.engine.tags import Refusal
 from gradvac.engine.tracing import Trace
 from gradvac.errors import GradientError
@@ -50,7 +48,7 @@ TaskOfSample = Sequence[str] | tuple[Tensor, Sequence[str]]
 """A name for each sample, or a position for each sample and the names."""
 
 
-class SinglePassEngine:
+class SinglePassEngine(TaskEngine):
     """Splits one backward pass by tasks and combines the gradients by a method.
 
     Holds K x P_g numbers for K tasks and the parameters P_g of the groups that the backward is
@@ -89,20 +87,12 @@ class SinglePassEngine:
         passes: int = 1,
         budget: int = BUDGET,
     ) -> None:
-        _refuse_wrapped(model)
-        check_policy(nonfinite)
-        self.nonfinite: NonFinite = nonfinite
-        self.model = model
-        self.method = method
-        self._heads = HeadGradients(task_heads(model, heads))
-        self._collector = Collector(model, granularity, self._heads.heads, passes, budget)
-        self.groups = self._collector.groups
+        super().__init__(model, method, granularity, nonfinite, heads, task_names)
+        self.model: nn.Module = model
+        self._collector = Collector(model, self.groups, self._heads.heads, passes, budget)
         self._slots = self._collector.slots
-        self.step = 0
         self._checks_left = verify_steps  # from this process's first step, resumed or not
-        self._step = Step()
         self._batch: Batch | None = None
-        self._guard = Guard(model, self._parameters, task_names)
         self._splits = True  # until something mixes samples and there is another way
         self._give_up: Callable[[Refusal], None] | None = None
 
@@ -234,59 +224,11 @@ class SinglePassEngine:
             end.report = self._finish()
         return end.report
 
-    @contextmanager
-    def _ending(
-        self,
-        loss_scale: float | torch.amp.GradScaler,
-        step: int | None,
-        shares: Mapping[str, float] | None,
-    ) -> Iterator[_End]:
-        """End the step inside, or skip it; if that fails, the method is as it was before."""
-        scale, now, end = LossScale.of(loss_scale), self._step, _End()
-        now.number = self.step if step is None else step
-        now.loss_scale = scale.factor
-        now.shares = shares
-        before = self.method.state_dict()
-        try:
-            yield end
-            scale.restore(self._parameters)
-        except BaseException as e:
-            self.method.load_state_dict(before)
-            tasks, groups = tuple(now.names), tuple(group.name for group in self.groups)
-            losses = now.losses(len(tasks)) / scale.factor
-            end.report = skip_or_raise(
-                e, self.nonfinite, self._parameters, scale, tasks, groups, losses, now.number
-            )
-        finally:
-            self.clear()
-        self.step = now.number + 1
-        self._guard.end_step()
-
     def clear(self) -> None:
         """Drop what was collected since the last step."""
+        super().clear()
         self._collector.clear()
-        self._heads.clear()
-        self._step = Step()
         self._batch = None
-
-    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check that the engine makes a gradient for whatever an optimizer is to train.
-
-        The first optimizer to step with a parameter of the engine is checked without being asked.
-
-        Raises:
-            GradientError: if a parameter gets no gradient, or none is the engine's.
-        """
-        self._guard.check_optimizer(optimizer)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the step number and the method's state."""
-        return {"step": self.step, "method": self.method.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where the engine that returned ``state`` was."""
-        self.method.load_state_dict(state["method"])
-        self.step = int(state["step"])
 
     # -- the backward pass ----------------------------------------------------------------------
 
@@ -356,17 +298,13 @@ class SinglePassEngine:
         """Run the backward pass of a batch of one task, in which there is nothing to split."""
         self._add(self._run(loss, torch.ones_like(loss), self._parameters), task, n_tasks)
 
-    @property
-    def _parameters(self) -> list[Tensor]:
-        return [*(slot.parameter for slot in self._slots.values()), *self._heads.parameters]
-
     def _add(self, gradients: Sequence[Tensor | None], task: int, n_tasks: int) -> None:
         """Add a task's gradients of :attr:`_parameters`."""
         with torch._C.DisableTorchFunction():
-            for slot, gradient in zip(self._slots.values(), gradients, strict=False):
-                if gradient is not None:
+            for p, gradient in zip(self._parameters, gradients, strict=True):
+                if gradient is not None and id(p) in self._slots:
                     dense = gradient.to_dense() if gradient.is_sparse else gradient
-                    slot.zero(n_tasks)[task].add_(dense)
+                    self._slots[id(p)].zero(n_tasks)[task].add_(dense)
         own = gradients[len(self._slots) :]
         if self._checks_left > 0:
             self._heads.check(self._step.names[task], own)
@@ -440,12 +378,6 @@ class SinglePassEngine:
             p.grad = gradient
         self._checks_left -= 1
         return report
-
-
-class _End:
-    """How a step ended."""
-
-    report: StepReport
 
 
 def _names_and_index(tasks: TaskOfSample) -> tuple[list[str], Tensor]:

@@ -1,0 +1,115 @@
+"""What every engine has in common: groups, method, the number of the next step and how one ends."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradvac.engine.combine import StepReport
+from gradvac.engine.groups import Grouping, Heads, parameter_groups, task_heads
+from gradvac.engine.guards import Guard, refuse_wrapped
+from gradvac.engine.heads import HeadGradients
+from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or_raise
+from gradvac.engine.step import Step
+from gradvac.methods import Method
+
+
+class TaskEngine:
+    """Makes one gradient of those of several tasks; how these come about is up to the kind.
+
+    Attributes:
+        model: the model, or the names and parameters given instead of one.
+        method: turns the geometry of a step into weights.
+        groups: parameters that get the same weights.
+        step: number of the next step.
+        nonfinite: "raise" or "skip".
+
+    Raises:
+        GradientError: if the model is wrapped for data parallelism or has nothing to train, or an
+            argument is not one of those allowed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | list[tuple[str, nn.Parameter]],
+        method: Method,
+        granularity: Grouping,
+        nonfinite: NonFinite,
+        heads: Heads | None,
+        task_names: Collection[str] | None,
+    ) -> None:
+        if isinstance(model, nn.Module):
+            refuse_wrapped(model)
+        check_policy(nonfinite)
+        self.model = model
+        self.method = method
+        self.nonfinite: NonFinite = nonfinite
+        self._heads = HeadGradients(task_heads(model, heads))
+        self.groups = parameter_groups(model, granularity, self._heads.heads)
+        self.step = 0
+        shared = [p for group in self.groups for p in group.parameters]
+        self._parameters = [*shared, *self._heads.parameters]
+        self._guard = Guard(model, self._parameters, task_names)
+        self._step = Step()
+
+    @contextmanager
+    def _ending(
+        self,
+        loss_scale: float | torch.amp.GradScaler,
+        step: int | None,
+        shares: Mapping[str, float] | None,
+    ) -> Iterator[_End]:
+        """End the step inside, or skip it; if that fails, the method is as it was before."""
+        scale, now, end = LossScale.of(loss_scale), self._step, _End()
+        now.number = self.step if step is None else step
+        now.loss_scale = scale.factor
+        now.shares = shares
+        before = self.method.state_dict()
+        try:
+            yield end
+            scale.restore(self._parameters)
+        except BaseException as e:
+            self.method.load_state_dict(before)
+            tasks, groups = tuple(now.names), tuple(group.name for group in self.groups)
+            losses = now.losses(len(tasks)) / scale.factor
+            end.report = skip_or_raise(
+                e, self.nonfinite, self._parameters, scale, tasks, groups, losses, now.number
+            )
+        finally:
+            self.clear()
+        self.step = now.number + 1
+        self._guard.end_step()
+
+    def clear(self) -> None:
+        """Drop what was collected since the last step."""
+        self._heads.clear()
+        self._step = Step()
+
+    def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Check that the engine makes a gradient for whatever an optimizer is to train.
+
+        The first optimizer to step with a parameter of the engine is checked without being asked.
+
+        Raises:
+            GradientError: if a parameter gets no gradient, or none is the engine's.
+        """
+        self._guard.check_optimizer(optimizer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step number and the method's state."""
+        return {"step": self.step, "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue exactly where the engine that returned ``state`` was."""
+        self.method.load_state_dict(state["method"])
+        self.step = int(state["step"])
+
+
+class _End:
+    """How a step ended."""
+
+    report: StepReport
