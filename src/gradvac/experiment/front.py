@@ -74,42 +74,40 @@ def places(
     """Place every row; returns the rows, the front of the swept means, and its hypervolume.
 
     A row is compared on the seeds that it and all swept rows have; rows without any such seed are
-    left out. ``points`` has all of ``swept``.
+    left out. ``points`` has all of ``swept``, and the swept rows share a seed.
     """
-    shared = _shared(points, swept)
     found = []
     for name in points:
         others = [s for s in swept if s != name]
-        seeds = _shared(points, [*others, name])
-        if not seeds or not others:
-            continue
+        if others and _shared(points, [*others, name]):
+            found.append(_place(points, name, others, name in swept, reference))
+    front = lambda seeds: _front(points, swept, seeds)
+    seeds = _shared(points, swept)
+    volume = jackknife(lambda some: hypervolume(front(some), reference), seeds)
+    return found, front(seeds), volume
 
-        def front_of(seeds: Sequence[int], others: Sequence[str] = others) -> list[Point]:
-            return non_dominated([_mean(points[s], seeds) for s in others])
 
-        def distance(seeds: Sequence[int], name: str = name, front_of=front_of) -> float:
-            return signed_distance(_mean(points[name], seeds), front_of(seeds))
+def _place(
+    points: Points, name: str, others: Sequence[str], swept: bool, reference: Point
+) -> Place:
+    def distance(seeds: Sequence[int]) -> float:
+        return signed_distance(_mean(points[name], seeds), _front(points, others, seeds))
 
-        def gain(seeds: Sequence[int], name: str = name, front_of=front_of) -> float:
-            front, own = front_of(seeds), _mean(points[name], seeds)
-            return hypervolume([*front, own], reference) - hypervolume(front, reference)
+    def gain(seeds: Sequence[int]) -> float:
+        front, own = _front(points, others, seeds), _mean(points[name], seeds)
+        return hypervolume([*front, own], reference) - hypervolume(front, reference)
 
-        mean = _mean(points[name], seeds)
-        rivals = {s: _mean(points[s], seeds) for s in others}
-        found.append(
-            Place(
-                name=name,
-                swept=name in swept,
-                mean=mean,
-                points={s: points[name][s] for s in seeds},
-                distance=jackknife(distance, seeds),
-                gain=jackknife(gain, seeds),
-                dominated_by=tuple(s for s, p in rivals.items() if dominates(p, mean)),
-            )
-        )
-    of_means = lambda seeds: non_dominated([_mean(points[s], seeds) for s in swept])
-    volume = jackknife(lambda seeds: hypervolume(of_means(seeds), reference), shared)
-    return found, of_means(shared), volume
+    seeds = _shared(points, [*others, name])
+    mean = _mean(points[name], seeds)
+    return Place(
+        name=name,
+        swept=swept,
+        mean=mean,
+        points={s: points[name][s] for s in seeds},
+        distance=jackknife(distance, seeds),
+        gain=jackknife(gain, seeds),
+        dominated_by=tuple(o for o in others if dominates(_mean(points[o], seeds), mean)),
+    )
 
 
 def dominates(a: Point, b: Point) -> bool:
@@ -172,6 +170,10 @@ def jackknife(statistic: Callable[[Sequence[int]], float], seeds: Sequence[int])
     without = [statistic([s for s in seeds if s != left]) for left in seeds]
     error = statistics.stdev(without) * (n - 1) / math.sqrt(n)
     return Estimate(value, float(student_t.ppf(0.975, n - 1)) * error)
+
+
+def _front(points: Points, rows: Sequence[str], seeds: Sequence[int]) -> list[Point]:
+    return non_dominated([_mean(points[row], seeds) for row in rows])
 
 
 def _shared(points: Points, rows: Sequence[str]) -> list[int]:
