@@ -7,8 +7,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from gradvac import cli_scores
+from gradvac.cli_options import (
+    Changes,
+    CheckpointName,
+    RecipePath,
+    RunFolder,
+    Size,
+    console,
+    say,
+)
 from gradvac.errors import GradvacError
 
 app = typer.Typer(
@@ -17,24 +26,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console(highlight=False)
-
-
-def say(text: str) -> None:
-    """Print a line as it is, however long."""
-    console.print(text, markup=False, soft_wrap=True)
-
-
-RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
-RecipePath = Annotated[Path, typer.Argument(help="A recipe, a YAML file.", show_default=False)]
-Size = Annotated[
-    str | None, typer.Option(help="One of the recipe's sizes: smoke, small, paper in ours.")
-]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a key: method.name=pcgrad.")
-]
-Beam = Annotated[int | None, typer.Option(help="Beam size; 1 is greedy. Default: the recipe's.")]
-CheckpointName = Annotated[str, typer.Option(help="best, last, or a step number.")]
 
 
 @app.command()
@@ -129,64 +120,7 @@ def sweep(
         raise typer.Exit(code)
 
 
-@app.command()
-def evaluate(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
-    checkpoint: CheckpointName = "best",
-    beam: Beam = None,
-    sentences: Annotated[int | None, typer.Option(help="Only the first N per direction.")] = None,
-) -> None:
-    """Translate and score the test set of each run, in every direction.
-
-    Example: gradvac evaluate runs/joint runs/gradvac --beam 5
-    """
-    from gradvac.experiment.evaluate import evaluate_run, score_table
-
-    for run in runs:
-        scores = evaluate_run(run, checkpoint=checkpoint, beam=beam, sentences=sentences, say=say)
-        console.print(score_table(str(run), scores))
-        for signature in scores.signatures.values():
-            say(signature)
-
-
-@app.command()
-def compare(
-    folders: Annotated[
-        list[Path], typer.Argument(help="Folders of sweeps or runs.", show_default=False)
-    ],
-    baseline: Annotated[
-        str | None, typer.Option(help="Row to compare with. Default: the recipe's, or the first.")
-    ] = None,
-    test: Annotated[
-        str, typer.Option(help="sacreBLEU's paired test: bootstrap, randomization, or none.")
-    ] = "bootstrap",
-    samples: Annotated[
-        int, typer.Option(help="Resamples or trials of the test; 0: sacreBLEU's own number.")
-    ] = 0,
-    directions: Annotated[
-        bool, typer.Option("--directions", help="Show every direction, however many.")
-    ] = False,
-    out: Annotated[
-        list[Path] | None,
-        typer.Option(help="Also write FILE.md, .tex, .csv or .json; may be given several times."),
-    ] = None,
-) -> None:
-    """Compare methods: means over seeds, intervals, significant differences, costs.
-
-    Example: gradvac compare runs/table1-to-en-small --out table1.tex --out table1.csv
-    """
-    from gradvac.experiment.compare import METRICS, chosen_test
-    from gradvac.experiment.compare import compare as compare_runs
-    from gradvac.experiment.compare_tables import costs, notes, terminal, write
-
-    found = compare_runs(folders, baseline=baseline, test=chosen_test(test), samples=samples)
-    for metric in METRICS:
-        console.print(terminal(found, metric, directions, console.width))
-    console.print(costs(found))
-    for line in notes(found):
-        say(line)
-    for file in out or ():
-        write(found, file, directions)
+app.add_typer(cli_scores.app)
 
 
 @app.command()

@@ -1,0 +1,28 @@
+"""What the verbs of the command line share: how they print, and options with one meaning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+console = Console(highlight=False)
+
+
+def say(text: str) -> None:
+    """Print a line as it is, however long."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+RecipePath = Annotated[Path, typer.Argument(help="A recipe, a YAML file.", show_default=False)]
+Size = Annotated[
+    str | None, typer.Option(help="One of the recipe's sizes: smoke, small, paper in ours.")
+]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change a key: method.name=pcgrad.")
+]
+Beam = Annotated[int | None, typer.Option(help="Beam size; 1 is greedy. Default: the recipe's.")]
+CheckpointName = Annotated[str, typer.Option(help="best, last, or a step number.")]
