@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gradvac import cli_scores
+from gradvac import cli_corpus, cli_scores
 from gradvac.cli_options import (
     Changes,
     CheckpointName,
@@ -26,7 +26,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
 
 @app.command()
 def demo(
@@ -121,6 +120,7 @@ def sweep(
 
 
 app.add_typer(cli_scores.app)
+app.add_typer(cli_corpus.app, name="corpus")
 
 
 @app.command()
