@@ -1,8 +1,9 @@
-"""Hypervolume and distance against closed forms and against grids; intervals against Student's t."""
+"""Hypervolume and distance against closed forms and grids; intervals against Student's t."""
 
 import math
 import random
 import statistics
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -78,9 +79,7 @@ def test_distances_worked_by_hand():
 def test_distance_is_that_to_a_finely_drawn_border(cloud, point):
     front = non_dominated(cloud)
     corners = [(front[0][0] - 40, front[0][1]), *front, (front[-1][0], front[-1][1] - 40)]
-    drawn = np.concatenate(
-        [np.linspace(a, b, 2001) for a, b in zip(corners, corners[1:], strict=False)]
-    )
+    drawn = np.concatenate([np.linspace(a, b, 2001) for a, b in pairwise(corners)])
     nearest = np.linalg.norm(drawn - np.array(point), axis=1).min()
     found = signed_distance(point, front)
     assert abs(found) == pytest.approx(nearest, abs=0.02)

@@ -3,7 +3,8 @@ import json
 import pytest
 import sacrebleu
 
-from gradvac.translation.scoring import Average, family_of, score, score_directions, side, tokenizer
+from gradvac.translation.scoring import Average, family_of, score, score_directions, side
+from gradvac.translation.tokenizers import tokenizer
 
 HYPOTHESES = [
     "The cat sat on the mat.",

@@ -1,4 +1,4 @@
-"""Does a method leave the front that swept temperatures or weights trace out (Xin et al. 2022)?
+"""Whether a method leaves the front that swept temperatures or weights trace (Xin et al. 2022).
 
 Every row is a point: its score on high- and on low-resource directions. The region that the sweep
 reaches lies below the polyline through its non-dominated means, left of the last of them and below

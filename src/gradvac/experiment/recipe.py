@@ -28,6 +28,7 @@ from gradvac.experiment.recipe_errors import explain
 from gradvac.experiment.variants import RecipeFile
 from gradvac.translation.cleaning import CleaningRules
 from gradvac.translation.languages import Direction
+from gradvac.translation.tokenizers import FILE, VOCABULARY, check_tokenizer
 
 SHIPPED = "shipped:"
 Granularity = Literal["whole_model", "enc_dec", "all_layer", "all_matrix"]
@@ -264,6 +265,23 @@ class SearchSection(Section):
     length_penalty: Annotated[float, Field(ge=0)] = 1.0
     batch_tokens: Count = 8192
     sentences: Count | None = None
+    bleu_tokenize: str | None = None
+    zero_shot: Literal["all"] | list[str] = []
+
+    @field_validator("bleu_tokenize")
+    @classmethod
+    def _tokenizer_is_known(cls, name: str | None) -> str | None:
+        return name if name is None else check_tokenizer(name)
+
+    @field_validator("zero_shot")
+    @classmethod
+    def _directions_parse(cls, found: Any) -> Any:
+        try:
+            for name in found if isinstance(found, list) else []:
+                Direction.parse(name)
+        except RecipeError as e:
+            raise ValueError(str(e)) from e
+        return found
 
 
 class BaseRecipe(Section):
@@ -392,6 +410,9 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             for s in sources
         ]
 
+    tokenize = recipe.search.bleu_tokenize
+    if tokenize and tokenize.startswith(FILE) and tokenize != VOCABULARY:
+        tokenize = f"{FILE}{place(tokenize.removeprefix(FILE))}"
     data = recipe.data
     return recipe.model_copy(
         update={
@@ -404,5 +425,6 @@ def _absolute(recipe: Recipe, folder: Path) -> Recipe:
             "training": recipe.training.model_copy(
                 update={"start_from": place(recipe.training.start_from)}
             ),
+            "search": recipe.search.model_copy(update={"bleu_tokenize": tokenize}),
         }
     )

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from gradvac.translation.identify import OffTarget
 from gradvac.translation.languages import Direction, family
+from gradvac.translation.tokenizers import bleu_metric, tokenizer
 
-Side = Literal["all", "en-any", "any-en", "other"]
+Side = Literal["all", "en-any", "any-en", "other", "zero-shot"]
 SubsetKind = Literal["all", "level", "family"]
-
-# Chinese as sacreBLEU does by itself. For Japanese and Korean it wants MeCab, which is a heavy
-# dependency: characters there, and for the scripts that put no spaces between words, where 13a
-# would take whole sentences for words. The signature of every score says which it was.
-_TOKENIZERS = {"zh": "zh", "yue": "zh"} | dict.fromkeys(
-    ("ja", "ko", "th", "lo", "km", "my", "bo", "dz"), "char"
-)
-
-
-def tokenizer(language: str) -> str:
-    """Return sacreBLEU's name of the tokenizer for BLEU in this language; "13a" for most."""
-    return _TOKENIZERS.get(language.split("_", 1)[0], "13a")
 
 
 @dataclass(frozen=True)
@@ -42,16 +32,15 @@ class Score:
 def score(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "13a") -> Score:
     """Score translations against one reference each: BLEU, and chrF++ (chrF with word bigrams).
 
-    ``tokenize`` is sacreBLEU's name of the tokenizer for BLEU; "flores200" needs a download.
-    Raises ValueError when there is nothing to score or the lengths differ.
+    ``tokenize`` is the tokenizer for BLEU, see `bleu_metric`. Raises ValueError when there is
+    nothing to score or the lengths differ.
     """
     if len(hypotheses) != len(references) or not references:
         raise ValueError(
             f"{len(hypotheses)} hypotheses and {len(references)} references: "
             "needed are equally many, and at least one"
         )
-    # force: text that looks tokenized is no reason to warn, catalogues end in " ." at times.
-    bleu, chrf = BLEU(tokenize=tokenize, force=True), CHRF(word_order=2)
+    bleu, chrf = bleu_metric(tokenize), CHRF(word_order=2)
     return Score(
         bleu.corpus_score(hypotheses, [references]).score,
         chrf.corpus_score(hypotheses, [references]).score,
@@ -65,8 +54,8 @@ def score(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = 
 class Average:
     """Unweighted mean of the scores of some directions.
 
-    ``side`` is where English stands; ``subset`` names a resource level or a language family, as
-    ``kind`` says, and is "all" when all directions of the side count.
+    ``side`` is where English stands, or "zero-shot"; ``subset`` names a resource level or a
+    language family, as ``kind`` says, and is "all" when all directions of the side count.
     """
 
     side: Side
@@ -79,10 +68,16 @@ class Average:
 
 @dataclass(frozen=True)
 class DirectionScores:
-    """The scores of every direction; ``levels`` gives the resource level of those that have one."""
+    """The scores of every direction; ``levels`` gives the resource level of those that have one.
+
+    ``zero_shot`` are those among them that were never trained, averaged apart; ``off_target`` has
+    the directions whose translations were identified.
+    """
 
     directions: dict[str, Score]
     levels: dict[str, str]
+    zero_shot: AbstractSet[str] = frozenset()
+    off_target: dict[str, OffTarget] = field(default_factory=dict)
 
     @property
     def signatures(self) -> dict[str, str]:
@@ -104,10 +99,12 @@ class DirectionScores:
 
         The family is that of the language which is not English; a direction without English
         counts for the family of its target. A side or subset that covers nothing is left out.
+        Directions never trained count for "zero-shot" alone, which has no subsets.
         """
-        sides: dict[Side, list[str]] = {"all": list(self.directions)}
+        trained = [name for name in self.directions if name not in self.zero_shot]
+        sides: dict[Side, list[str]] = {"all": trained}
         for wanted in ("en-any", "any-en", "other"):
-            sides[wanted] = [name for name in self.directions if side(name) == wanted]
+            sides[wanted] = [name for name in trained if side(name) == wanted]
         averages = []
         for name_of_side, names in sides.items():
             subsets: dict[tuple[SubsetKind, str], list[str]] = {}
@@ -122,6 +119,8 @@ class DirectionScores:
                 self._average(name_of_side, kind, subset, members)
                 for (kind, subset), members in subsets.items()
             ]
+        if self.zero_shot:
+            averages.append(self._average("zero-shot", "all", "all", sorted(self.zero_shot)))
         return averages
 
     def _average(self, side: Side, kind: SubsetKind, subset: str, names: list[str]) -> Average:
@@ -133,14 +132,15 @@ class DirectionScores:
     def rows(self) -> list[dict[str, Any]]:
         """Return table rows: the directions, then per side its average and those of its levels.
 
-        Keys: ``name``, ``kind`` ("direction", "side" or "level"), ``level``, ``family``,
-        ``count`` (sentences of a direction, directions of an average), ``bleu``, ``chrf``.
+        Keys: ``name``, ``kind`` ("direction", "side" or "level"), ``level`` (of a direction never
+        trained "zero-shot"), ``family``, ``count`` (sentences of a direction, directions of an
+        average), ``bleu``, ``chrf``.
         """
         rows: list[dict[str, Any]] = [
             {
                 "name": name,
                 "kind": "direction",
-                "level": self.levels.get(name, ""),
+                "level": "zero-shot" if name in self.zero_shot else self.levels.get(name, ""),
                 "family": family_of(name),
                 "count": found.sentences,
                 "bleu": found.bleu,
@@ -175,12 +175,20 @@ class DirectionScores:
                     "family": family_of(name),
                     "bleu_signature": found.bleu_signature,
                     "chrf_signature": found.chrf_signature,
+                    **({"zero_shot": True} if name in self.zero_shot else {}),
+                    **self._identified(name),
                 }
                 for name, found in self.directions.items()
             },
             "averages": [asdict(average) for average in self.averages()],
             "signatures": self.signatures,
         }
+
+    def _identified(self, name: str) -> dict[str, float]:
+        found = self.off_target.get(name)
+        if found is None:
+            return {}
+        return {"off_target": found.rate, "off_target_of_references": found.of_references}
 
 
 def side(direction: str) -> Side:
@@ -206,11 +214,13 @@ def score_directions(
     references: Mapping[str, Sequence[str]],
     levels: Mapping[str, str] | None = None,
     tokenize: str | None = None,
+    zero_shot: AbstractSet[str] = frozenset(),
 ) -> DirectionScores:
     """Score each direction, such as ``fr-en``.
 
     ``levels`` gives the resource level of directions ("high", "medium", "low"); ``tokenize``
-    None takes `tokenizer` of the target language. Raises ValueError when hypotheses and
+    None takes `tokenizer` of the target language; ``zero_shot`` names the directions that were
+    never trained. Raises ValueError when hypotheses and
     references do not cover the same sentences, naming the direction.
     """
     if missing := sorted(set(hypotheses) ^ set(references)):
@@ -222,4 +232,5 @@ def score_directions(
             directions[name] = score(translated, references[name], used)
         except ValueError as e:
             raise ValueError(f"{name}: {e}") from e
-    return DirectionScores(directions, {k: v for k, v in (levels or {}).items() if k in directions})
+    known = {k: v for k, v in (levels or {}).items() if k in directions}
+    return DirectionScores(directions, known, zero_shot & directions.keys())

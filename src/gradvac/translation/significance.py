@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Literal
 
 from sacrebleu.metrics.base import Metric
-from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 from sacrebleu.significance import PairedTest, Result
+
+from gradvac.translation.tokenizers import bleu_metric
 
 Test = Literal["bootstrap", "randomization"]
 
@@ -32,7 +33,7 @@ def paired_test(
     10,000. The environment variable SACREBLEU_SEED seeds them, by default 12345.
     """
     made: dict[str, Metric] = {
-        "bleu": BLEU(tokenize=tokenize, force=True),
+        "bleu": bleu_metric(tokenize),
         "chrf": CHRF(word_order=2),
     }
     wanted: Mapping[str, Metric] = {name: made[name] for name in metrics}

@@ -1,0 +1,79 @@
+"""Which language a text is in, and how often a translation is in the wrong one.
+
+By py3langid, whose model comes inside its package: nothing is downloaded. It chooses among the
+languages it is told of, here those of a model: a translation that leaves its target language is
+nearly always in one of them, and short texts are told apart far better among a few. What it errs on
+references is measured beside every rate, because a rate below that says nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gradvac.errors import RunError
+
+EXTRA = "pip install 'gradvac[langid]'"
+# Codes of ours that py3langid lists under another one.
+_ALIASES = {"nb": "no", "fil": "tl"}
+
+
+@dataclass(frozen=True)
+class OffTarget:
+    """Percentages of sentences that are identified as another language than the target's.
+
+    ``rate`` of the translations, ``of_references`` of the references: what the identifier errs.
+    """
+
+    rate: float
+    of_references: float
+
+
+class Identifier:
+    """Tells the languages of a model apart; RunError without the extra.
+
+    ``unknown`` are those of ``languages`` that it has never seen; no rate exists for them.
+    """
+
+    def __init__(self, languages: Iterable[str]) -> None:
+        try:
+            from py3langid.langid import MODEL_FILE, LanguageIdentifier
+        except ImportError as e:
+            raise RunError(f"identifying languages needs py3langid: {EXTRA}") from e
+        self._model = LanguageIdentifier.from_model_file(MODEL_FILE)
+        known = set(self._model.labels)
+        self.unknown = tuple(sorted(c for c in set(languages) if _label(c) not in known))
+        self._model.set_languages({_label(c) for c in languages} & known)
+
+    def off_target(
+        self, hypotheses: Sequence[str], references: Sequence[str], language: str
+    ) -> OffTarget | None:
+        """Rates over the sentences whose reference has a letter; None if there is none.
+
+        None too for a language that the identifier does not know. A translation without a letter is
+        off target.
+        """
+        if language in self.unknown:
+            return None
+        pairs = [(h, r) for h, r in zip(hypotheses, references, strict=True) if _has_letters(r)]
+        if not pairs:
+            return None
+        wrong = lambda text: not _has_letters(text) or self.identify(text) != _label(language)
+        return OffTarget(
+            100 * statistics.fmean(wrong(h) for h, _ in pairs),
+            100 * statistics.fmean(wrong(r) for _, r in pairs),
+        )
+
+    def identify(self, text: str) -> str:
+        """The most probable language of a text, by the identifier's code."""
+        return self._model.classify(text)[0]
+
+
+def _label(code: str) -> str:
+    base = code.split("_", 1)[0]
+    return _ALIASES.get(base, base)
+
+
+def _has_letters(text: str) -> bool:
+    return any(c.isalpha() for c in text)

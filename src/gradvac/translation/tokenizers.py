@@ -1,0 +1,95 @@
+"""How BLEU cuts text into words: sacreBLEU's tokenizers, or any SentencePiece model by its path."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+import sentencepiece
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.tokenizers import tokenizer_spm
+from sacrebleu.tokenizers.tokenizer_base import BaseTokenizer
+
+from gradvac.errors import RecipeError
+
+FILE = "spm:"
+VOCABULARY = "spm:vocabulary"
+"""The run's own vocabulary: scores of runs with other vocabularies are of another kind."""
+
+OFFLINE = ("13a", "intl", "char", "zh", "none", "ja-mecab", "ko-mecab")
+DOWNLOADED = ("flores200", "flores101", "spBLEU-1K")
+
+# Chinese as sacreBLEU does by itself. For Japanese and Korean it wants MeCab, which is a heavy
+# dependency: characters there, and for the scripts that put no spaces between words, where 13a
+# would take whole sentences for words. The signature of every score says which it was.
+_OF_LANGUAGE = {"zh": "zh", "yue": "zh"} | dict.fromkeys(
+    ("ja", "ko", "th", "lo", "km", "my", "bo", "dz"), "char"
+)
+
+
+def tokenizer(language: str) -> str:
+    """Return sacreBLEU's name of the tokenizer for BLEU in this language; "13a" for most."""
+    return _OF_LANGUAGE.get(language.split("_", 1)[0], "13a")
+
+
+def check_tokenizer(name: str) -> str:
+    """Return a known name; ValueError with the nearest one otherwise."""
+    known = [*OFFLINE, *DOWNLOADED]
+    if name in known or (name.startswith(FILE) and name != FILE):
+        return name
+    near = difflib.get_close_matches(name, known, 1)
+    raise ValueError(
+        f"found {name!r}, must be one of {', '.join(known)}, {FILE}PATH of a SentencePiece model, "
+        f"or {VOCABULARY}, the run's own" + (f"; did you mean {near[0]!r}?" if near else "")
+    )
+
+
+def bleu_metric(tokenize: str) -> BLEU:
+    """BLEU with one of sacreBLEU's tokenizers by name, or ``spm:PATH``; RecipeError without it.
+
+    ``spm:PATH`` is spBLEU (Goyal et al. 2022) with that model: its signature has the first eight
+    hexadecimal digits of the file's SHA-256.
+    """
+    # force: text that looks tokenized is no reason to warn, catalogues end in " ." at times.
+    if tokenize.startswith(FILE):
+        metric = BLEU(tokenize="none", force=True)
+        metric.tokenizer = _Pieces(Path(tokenize.removeprefix(FILE)))
+        metric.tokenizer_signature = metric.tokenizer.signature()
+        return metric
+    try:
+        return BLEU(tokenize=tokenize, force=True)
+    except OSError as e:
+        models = tokenizer_spm.SPM_MODELS
+        if tokenize not in models:
+            raise
+        url = models[tokenize]["url"]
+        place = Path(tokenizer_spm.SACREBLEU_DIR) / "models" / Path(url).name
+        raise RecipeError(
+            f"BLEU tokenizer {tokenize!r}: sacreBLEU downloads a model for it from {url}, and that "
+            f"failed: {e}. Put the file at {place}, or name a copy: {FILE}PATH"
+        ) from e
+    except (ImportError, RuntimeError) as e:  # MeCab is an extra of sacreBLEU
+        raise RecipeError(f"BLEU tokenizer {tokenize!r}: {' '.join(str(e).split())}") from e
+
+
+class _Pieces(BaseTokenizer):
+    """Pieces of a SentencePiece model, with spaces between them."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            model = path.read_bytes()
+            self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except OSError as e:
+            raise RecipeError(f"BLEU tokenizer {FILE}{path}: cannot read it: {e.strerror}") from e
+        except RuntimeError as e:
+            raise RecipeError(f"BLEU tokenizer {FILE}{path}: not a SentencePiece model") from e
+        self.name = f"spm-{hashlib.sha256(model).hexdigest()[:8]}"
+        self.cut = lru_cache(2**16)(lambda line: " ".join(self.pieces.encode(line, out_type=str)))
+
+    def signature(self) -> str:
+        return self.name
+
+    def __call__(self, line: str) -> str:
+        return self.cut(line)
