@@ -32,6 +32,21 @@ def test_limits_are_of_directions(toy):
         load_recipe(toy / "recipe.yaml", ["data.max_pairs={fr: 7}"])
 
 
+def test_the_vocabulary_is_of_the_languages_named_whatever_the_directions(toy, tmp_path):
+    """Nepali is written in capitals, which nothing else is; a bilingual run has no other pieces."""
+
+    def pieces(name: str, *changes: str) -> set[str]:
+        recipe = load_recipe(toy / "recipe.yaml", ["vocabulary.size=320", *changes])
+        vocabulary = prepare(recipe, tmp_path / name, lambda text: None).vocabulary
+        names = map(vocabulary.pieces.id_to_piece, range(len(vocabulary)))
+        return {piece for piece in names if not piece.startswith("<")}
+
+    capitals = lambda found: any(piece != piece.lower() for piece in found)
+    both = pieces("both")
+    assert capitals(both) and not capitals(pieces("french", "data.languages=[fr]"))
+    assert pieces("one", "data.directions=[fr-en]", "data.languages=[fr, ne]") == both
+
+
 def test_a_recipe_may_score_the_first_sentences_only(toy, tmp_path):
     changes = ["search.sentences=2", "training.steps=1", "search.beam=1"]
     prepared = prepare(load_recipe(toy / "recipe.yaml", changes), tmp_path / "run", lambda t: None)

@@ -20,6 +20,7 @@ from gradvac.experiment.recipe import Recipe, SourceSection, dump_recipe, parse_
 from gradvac.translation.batches import EncodedTask
 from gradvac.translation.cleaning import Account, CleaningRules, normalise
 from gradvac.translation.corpus import (
+    ENGLISH,
     Bitext,
     bitext,
     directions_of,
@@ -189,10 +190,13 @@ def _vocabulary(recipe: Recipe, rows: list[Row]) -> Vocabulary:
         return find_model(resolve(recipe.training.start_from)).vocabulary
     if section.path:
         return Vocabulary.load(resolve(section.path))
+    # Of the languages named, not of the directions: a bilingual variant shares the vocabulary.
+    wanted = recipe.data.languages and {*recipe.data.languages, ENGLISH}
     texts: dict[str, dict[str, None]] = {}
     for row in rows:
         for code, text in row.texts.items():
-            texts.setdefault(code, {})[normalise(text)] = None
+            if not wanted or code in wanted:
+                texts.setdefault(code, {})[normalise(text)] = None
     return train_vocabulary(
         {code: list(texts[code]) for code in sorted(texts)},
         size=section.size,
