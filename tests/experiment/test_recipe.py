@@ -64,6 +64,10 @@ def test_defaults_are_the_papers():
         ({"batches": {"temperature": [[0, 5, 1]]}}, "found [[0, 5, 1]], must be a positive num"),
         ({"batches": {"temperature": [[1, 5]]}}, "found steps [1]; they begin at 0 and ascend"),
         ({"batches": {"temperature": [[0, 5], [0, 1]]}}, "found steps [0, 0]; they begin at 0"),
+        ({"method": {"record_every": 0}}, "method.record_every: found 0, must be greater than 0"),
+        ({"method": {"record_every": 2.5}}, "found 2.5, must be a number of steps, or [step, num"),
+        ({"method": {"record_every": [[0, 1], [9, -1]]}}, "found -1, must be greater than 0"),
+        ({"method": {"record_every": [[5, 1]]}}, "found steps [5]; they begin at 0 and ascend"),
         ({"batches": {"sampling": "unimx"}}, "batches.sampling: found 'unimx', must be 'temper"),
         ({"batches": {"max_epochs": 0}}, "batches.max_epochs: found 0, must be greater than 0"),
         ({"batches": {"every": 2}}, "unknown key; it belongs to section 'batches.multidds_s"),
@@ -222,6 +226,18 @@ def test_a_module_that_cannot_be_imported_is_named(tmp_path, monkeypatch, module
     assert f"r: method.module: found '{module}', which cannot be imported: " in str(caught.value)
     assert says in str(caught.value)
     assert "method.name" not in str(caught.value)  # it may be in the module
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (4, [0, 4, 8, 12, 16, 20, 24]),
+        ([[0, 1], [5, 3], [12, 10]], [0, 1, 2, 3, 4, 6, 9, 20]),
+    ],
+)
+def test_which_steps_are_recorded_is_a_function_of_the_step(given, kept):
+    method = parse_recipe({**GOOD, "method": {"record_every": given}}, "r").method
+    assert [step for step in range(25) if method.records(step)] == kept
 
 
 def test_the_reference_recipe_lists_every_key_at_its_default():

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -270,6 +271,29 @@ def test_the_record_holds_what_the_method_saw(toy, tmp_path):
         assert f.gram.shape == (3, len(f.tasks), len(f.tasks))
         assert sum(f.edits) <= sum(f.comparisons) == 3 * len(f.tasks) * (len(f.tasks) - 1)
     assert frames[0].edits == frames[0].pcgrad_edits  # targets begin at 0: the first step is PCGrad
+
+
+def test_the_record_holds_the_targets_and_only_the_steps_its_policy_names(toy, tmp_path):
+    run = tmp_path / "run"
+    policy = "method.record_every=[[0, 1], [4, 3]]"
+    trainer(toy, run, ["method.name=gradvac", "method.beta=0.3", policy]).train()
+    frames = list(GramRecord(run / "geometry"))
+    assert [f.step for f in frames] == [0, 1, 2, 3, 6, 9]
+    expected = np.zeros((3, 2, 2))
+    tasks = ("fr-en", "ne-en")
+    for f in frames[:4]:  # Wang et al. 2021, eq. 3: of two tasks, each is compared with the other
+        own = [tasks.index(t) for t in f.tasks]
+        assert f.targets == pytest.approx(expected[:, own][:, :, own], abs=1e-12)
+        if len(own) == 2:
+            norms = np.sqrt(f.gram[:, 0, 0] * f.gram[:, 1, 1])
+            moved = 0.7 * expected[:, 0, 1] + 0.3 * f.gram[:, 0, 1] / norms
+            expected[:, 0, 1] = expected[:, 1, 0] = moved
+    assert expected[0, 0, 1] != 0
+
+
+def test_methods_without_targets_record_none(toy, tmp_path):
+    trainer(toy, tmp_path, ["method.name=static", "training.steps=2"]).train()
+    assert [f.targets for f in GramRecord(tmp_path / "geometry")] == [None]
 
 
 @pytest.mark.parametrize(

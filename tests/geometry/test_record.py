@@ -11,7 +11,7 @@ from gradvac.errors import RunError
 from gradvac.geometry.record import Frame, GramRecord
 
 
-def frame(step: int, tasks: str = "abc", groups: str = "xy") -> Frame:
+def frame(step: int, tasks: str = "abc", groups: str = "xy", targets: bool = False) -> Frame:
     random = np.random.default_rng(step)
     j = random.normal(size=(len(groups), len(tasks), 7))
     return Frame(
@@ -23,6 +23,7 @@ def frame(step: int, tasks: str = "abc", groups: str = "xy") -> Frame:
         edits=(step,) * len(groups),
         pcgrad_edits=(1,) * len(groups),
         comparisons=(6,) * len(groups),
+        targets=random.normal(size=(len(groups), len(tasks), len(tasks))) if targets else None,
     )
 
 
@@ -36,7 +37,7 @@ def same(read: list[Frame], wrote: list[Frame]) -> bool:
 
 @pytest.fixture
 def frames() -> list[Frame]:
-    return [frame(0), frame(10, "ab"), frame(20, "cabd", "yxz")]
+    return [frame(0), frame(10, "ab", targets=True), frame(20, "cabd", "yxz")]
 
 
 @pytest.fixture
@@ -65,7 +66,8 @@ def test_it_is_read_while_it_grows(tmp_path: Path) -> None:
 
 def test_the_file_holds_nothing_but_the_numbers(record: GramRecord, frames: list[Frame]) -> None:
     numbers = np.fromfile(record.folder / "gram.bin", dtype="<f8")
-    expected = [part.ravel() for f in frames for part in (f.gram, f.weights)]
+    parts = [(f.gram, f.weights, f.targets) for f in frames]
+    expected = [array.ravel() for each in parts for array in each if array is not None]
     assert np.array_equal(numbers, np.concatenate(expected))
 
 
@@ -96,7 +98,8 @@ def test_numbers_without_a_line_are_overwritten(record: GramRecord, frames: list
     again = GramRecord(record.folder)
     again.append(frame(30))
     assert same(list(again), [*frames, frame(30)])
-    size = sum(f.gram.nbytes + f.weights.nbytes for f in [*frames, frame(30)])
+    # 8 bytes of the numbers of 2 x 3 x (3 + 1), 2 x 2 x (2 + 1 + 2), 3 x 4 x (4 + 1), 2 x 3 x 4
+    size = 8 * (24 + 20 + 60 + 24)
     assert (record.folder / "gram.bin").stat().st_size == size
 
 
@@ -154,10 +157,11 @@ def test_a_line_without_one_of_its_keys_is_named(record: GramRecord) -> None:
 
 
 def test_a_frame_that_does_not_fit_its_names_is_refused(tmp_path: Path) -> None:
-    bad = dataclasses.replace(frame(7), weights=np.zeros((2, 2)))
-    with pytest.raises(RunError, match=r"step 7: gram .* do not fit 2 groups and 3 tasks"):
-        GramRecord(tmp_path).append(bad)
-    assert list(GramRecord(tmp_path)) == []
+    wrong = {"weights": np.zeros((2, 2))}, {"targets": np.zeros((2, 2, 3))}
+    for arrays in wrong:
+        with pytest.raises(RunError, match=r"step 7: gram, .* do not fit 2 groups and 3 tasks"):
+            GramRecord(tmp_path).append(dataclasses.replace(frame(7), **arrays))
+        assert list(GramRecord(tmp_path)) == []
 
 
 def test_cosines_equal_those_of_the_vectors_and_are_nan_for_a_zero_gradient() -> None:

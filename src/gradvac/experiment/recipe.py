@@ -175,22 +175,24 @@ class BatchSection(Section):
     @classmethod
     def _temperature_is_positive_and_steps_ascend(cls, found: Any) -> Any:
         forms = "a positive number, or [step, number] pairs such as [[0, 5], [40000, 1]]"
-        number = lambda x, kinds: isinstance(x, kinds) and not isinstance(x, bool)
-        pairs = [[0, found]] if number(found, (int, float)) else found
-        if not isinstance(pairs, list) or not all(
-            isinstance(p, list | tuple)
-            and len(p) == 2
-            and number(p[0], int)
-            and number(p[1], (int, float))
-            for p in pairs
-        ):
-            raise ValueError(f"found {found!r}, must be {forms}")
-        steps = [step for step, _ in pairs]
-        if steps[:1] != [0] or any(a >= b for a, b in itertools.pairwise(steps)):
-            raise ValueError(f"found steps {steps}; they begin at 0 and ascend")
-        if bad := [t for _, t in pairs if not t > 0]:
-            raise ValueError(f"found {bad[0]!r}, must be greater than 0")
-        return found
+        return _schedule(found, (int, float), forms)
+
+
+def _schedule(found: Any, kinds: tuple[type, ...], forms: str) -> Any:
+    """What was found, a positive number or [step, number] pairs from step 0 on; else ValueError."""
+    number = lambda x, kinds: isinstance(x, kinds) and not isinstance(x, bool)
+    pairs = [[0, found]] if number(found, kinds) else found
+    if not isinstance(pairs, list) or not all(
+        isinstance(p, list | tuple) and len(p) == 2 and number(p[0], int) and number(p[1], kinds)
+        for p in pairs
+    ):
+        raise ValueError(f"found {found!r}, must be {forms}")
+    steps = [step for step, _ in pairs]
+    if steps[:1] != [0] or any(a >= b for a, b in itertools.pairwise(steps)):
+        raise ValueError(f"found steps {steps}; they begin at 0 and ascend")
+    if bad := [n for _, n in pairs if not n > 0]:
+        raise ValueError(f"found {bad[0]!r}, must be greater than 0")
+    return found
 
 
 class TrainingSection(Section):
@@ -232,7 +234,20 @@ class MethodSection(Section):
     rescale: bool = False
     weights: dict[str, float] = {}
     options: Annotated[dict[str, Any], Field(validate_default=True)] = {}
-    record_every: Count = 10
+    record_every: int | list[tuple[int, int]] = 10
+
+    @field_validator("record_every", mode="before")
+    @classmethod
+    def _intervals_are_positive_and_steps_ascend(cls, found: Any) -> Any:
+        forms = "a number of steps, or [step, number] pairs such as [[0, 1], [100, 10]]"
+        return _schedule(found, (int,), forms)
+
+    def records(self, step: int) -> bool:
+        """Whether the Gram matrices of a step are recorded; a function of the step alone."""
+        given = self.record_every
+        pairs = given if isinstance(given, list) else [(0, given)]
+        every = [n for start, n in pairs if start <= step][-1]
+        return step % every == 0
 
     @field_validator("module")
     @classmethod

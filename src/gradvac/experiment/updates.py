@@ -147,7 +147,7 @@ class Updates:
             self._count(batch, nll, rows)
         report = report or engine.combine(step=self.step, shares=_shares(batches))
         self.window.observe(report)
-        if self.step % self.recipe.method.record_every == 0:
+        if self.recipe.method.records(self.step):
             self.record.append(frame(report))
         return float(report.losses.sum())
 
@@ -205,7 +205,16 @@ def frame(report: StepReport) -> Frame:
         for name in ("edits", "pcgrad_edits", "comparisons")
     }
     gram, weights = report.gram.numpy(), report.weights.numpy()
-    return Frame(report.step, report.tasks, report.groups, gram, weights, **counts)
+    targets = report.diagnostics.get("targets")
+    return Frame(
+        step=report.step,
+        tasks=report.tasks,
+        groups=report.groups,
+        gram=gram,
+        weights=weights,
+        targets=None if targets is None else targets.cpu().double().numpy(),
+        **counts,
+    )
 
 
 def _shares(batches: Sequence[TaskBatch]) -> dict[str, float]:

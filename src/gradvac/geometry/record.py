@@ -1,9 +1,10 @@
 """The Gram matrices of a training run, on disk: appendable, crash-safe, readable while it grows.
 
 A record is a folder with two files. ``gram.bin`` holds frames one after another, each
-``[groups, K, K]`` then ``[groups, K]`` weights as little-endian float64. ``frames.jsonl`` has one
-line per frame, written after the frame: step, offset, task and group names, edits. What has no
-line does not exist; a half-written frame or line is overwritten by the next append.
+``[groups, K, K]``, ``[groups, K]`` weights and, of a method that has them, ``[groups, K, K]``
+targets, as little-endian float64. ``frames.jsonl`` has one line per frame, written after the frame:
+step, offset, task and group names, edits. What has no line does not exist; a half-written frame or
+line is overwritten by the next append.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +26,9 @@ class Frame:
 
     ``gram`` [groups, K, K] and ``weights`` [groups, K] float64. ``edits`` and ``pcgrad_edits``:
     ordered pairs per group that the method edited, and that PCGrad would have edited on the same
-    gradients; ``comparisons``: ordered pairs per group that were compared.
+    gradients; ``comparisons``: ordered pairs per group that were compared. ``targets``
+    [groups, K, K]: the cosine the method wanted of each ordered pair before this step (GradVac's
+    phi hat), if it has any.
     """
 
     step: int
@@ -35,6 +39,12 @@ class Frame:
     edits: tuple[int, ...]
     pcgrad_edits: tuple[int, ...]
     comparisons: tuple[int, ...]
+    targets: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """What the data file holds of it, in order."""
+        return (self.gram, self.weights) + (() if self.targets is None else (self.targets,))
 
     def cosine(self) -> np.ndarray:
         """Cosine similarity of task gradients [groups, K, K]; NaN where a gradient is zero."""
@@ -57,23 +67,27 @@ class GramRecord:
         Raises RunError when the arrays of the frame do not fit its names.
         """
         k, g = len(frame.tasks), len(frame.groups)
-        if frame.gram.shape != (g, k, k) or frame.weights.shape != (g, k):
+        shapes = [array.shape for array in frame.arrays]
+        if shapes != [(g, k, k), (g, k), (g, k, k)][: len(shapes)]:
+            found = ", ".join(map(str, shapes))
             raise RunError(
-                f"{self.folder}: step {frame.step}: gram {frame.gram.shape} and weights "
-                f"{frame.weights.shape} do not fit {g} groups and {k} tasks"
+                f"{self.folder}: step {frame.step}: gram, weights, targets {found} do not fit "
+                f"{g} groups and {k} tasks"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         end = self._end()
         with self._data.open("r+b" if self._data.exists() else "wb") as data:
             data.truncate(end)  # no stale frame may complete a half-written one after a crash
             data.seek(end)
-            data.write(np.ascontiguousarray(frame.gram, dtype="<f8").tobytes())
-            data.write(np.ascontiguousarray(frame.weights, dtype="<f8").tobytes())
-        line = {"step": frame.step, "offset": end}
+            for array in frame.arrays:
+                data.write(np.ascontiguousarray(array, dtype="<f8").tobytes())
+        line: dict[str, Any] = {"step": frame.step, "offset": end}
         line |= {name: list(getattr(frame, name)) for name in _LISTS}
+        if frame.targets is not None:
+            line["targets"] = True
         with self._index.open("a", encoding="utf-8") as index:
             index.write(json.dumps(line) + "\n")
-        self._known = (end + 8 * (frame.gram.size + frame.weights.size), self._index.stat().st_size)
+        self._known = (end + _bytes(line), self._index.stat().st_size)
 
     _known: tuple[int, int] | None = None
 
@@ -121,16 +135,16 @@ class GramRecord:
 
     def _frames(self, lines: Iterable[dict]) -> Iterator[Frame]:
         for line in lines:
-            k, g = len(line["tasks"]), len(line["groups"])
-            numbers = np.fromfile(
-                self._data, dtype="<f8", count=g * k * (k + 1), offset=line["offset"]
-            )
-            if numbers.size < g * k * (k + 1):  # a resumed run cut the file while it was read
+            k, g, count = len(line["tasks"]), len(line["groups"]), _bytes(line) // 8
+            numbers = np.fromfile(self._data, dtype="<f8", count=count, offset=line["offset"])
+            if numbers.size < count:  # a resumed run cut the file while it was read
                 return
+            gram, weights, targets = np.split(numbers, [g * k * k, g * k * (k + 1)])
             yield Frame(
                 step=line["step"],
-                gram=numbers[: g * k * k].reshape(g, k, k),
-                weights=numbers[g * k * k :].reshape(g, k),
+                gram=gram.reshape(g, k, k),
+                weights=weights.reshape(g, k),
+                targets=targets.reshape(g, k, k) if targets.size else None,
                 **{name: tuple(line[name]) for name in _LISTS},
             )
 
@@ -155,9 +169,10 @@ def _parsed(text: str) -> dict:
     """A line of the index; ValueError, KeyError or TypeError when it is none."""
     line = json.loads(text)
     numbers = {"step": int(line["step"]), "offset": int(line["offset"])}
-    return numbers | {name: list(line[name]) for name in _LISTS}
+    targets = {"targets": True} if line.get("targets") else {}
+    return numbers | {name: list(line[name]) for name in _LISTS} | targets
 
 
 def _bytes(line: dict) -> int:
     k, g = len(line["tasks"]), len(line["groups"])
-    return 8 * g * k * (k + 1)
+    return 8 * g * k * (2 * k + 1 if "targets" in line else k + 1)

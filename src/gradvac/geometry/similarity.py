@@ -133,6 +133,7 @@ def regrouped(frames: Iterable[Frame], group_of: Mapping[str, str]) -> Iterator[
             edits=none,
             pcgrad_edits=none,
             comparisons=none,
+            targets=None,
         )
 
 
