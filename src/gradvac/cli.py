@@ -181,6 +181,10 @@ def geometry(
         int,
         typer.Option(help="Also the top Hessian eigenvalue, on N sentences a direction. 0: not."),
     ] = 0,
+    memory: Annotated[
+        float,
+        typer.Option(min=0.001, help="GiB of gradients held at a time; less takes more passes."),
+    ] = 4.0,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write. Default: RUN/geometry/measured.")
     ] = None,
@@ -204,6 +208,7 @@ def geometry(
         rows=rows,
         curvature_strings=curvature,
         device=device,
+        hold=int(memory * 2**28),  # of float32
         console=console,
     )
     print_numbers(run, folder, console)

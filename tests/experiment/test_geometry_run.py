@@ -139,6 +139,14 @@ def test_nothing_is_measured_twice_and_an_interrupted_measurement_goes_on(
     assert len(calls) == 5
 
 
+def test_in_several_passes_it_is_the_same(run: Path, measured: Path, tmp_path: Path) -> None:
+    measure_run(run, tmp_path, strings=4, every=12, hold=5000, console=QUIET)
+    (one,) = GramRecord(tmp_path)
+    other = next(f for f in GramRecord(measured) if f.step == 12)
+    assert (one.tasks, one.groups) == (other.tasks, other.groups)
+    assert one.gram == pytest.approx(other.gram, rel=1e-5, abs=1e-9 * other.gram.max())
+
+
 def test_only_every_nth_step(run: Path, tmp_path: Path) -> None:
     measure_run(run, tmp_path, strings=2, every=6, granularity="enc_dec", console=QUIET)
     frames = list(GramRecord(tmp_path))

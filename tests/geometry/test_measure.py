@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradvac.errors import GradientError
-from gradvac.geometry.measure import measure, measure_seq2seq
+from gradvac.geometry.measure import blocks, measure, measure_seq2seq
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.similarity import mean_similarity
 from gradvac.translation.transformer import Transformer, TransformerConfig
@@ -34,7 +34,8 @@ def gradient(model: nn.Module, loss: torch.Tensor) -> dict[str, np.ndarray]:
     return {n: g.flatten().numpy().copy() for n, g in trained.items()}
 
 
-def test_it_equals_one_ordinary_backward_per_task_with_dropout_off() -> None:
+@pytest.mark.parametrize("hold", [1, 500, 10**6])
+def test_it_equals_one_ordinary_backward_per_task_with_dropout_off(hold: int) -> None:
     torch.manual_seed(0)
     model = Transformer(CONFIG).double()
     batches = {"fr-en": [batch(1, 3), batch(2, 4)], "en-hi": [batch(3, 2)]}
@@ -43,7 +44,7 @@ def test_it_equals_one_ordinary_backward_per_task_with_dropout_off() -> None:
         tokens = sum(b[2].numel() for b in batches[task])
         return lambda: (model.token_losses(*b)[0].sum() / tokens for b in batches[task])
 
-    frame = measure(model, {task: losses(task) for task in batches}, step=40)
+    frame = measure(model, {task: losses(task) for task in batches}, step=40, hold=hold)
 
     model.eval()
     expected = {
@@ -58,6 +59,13 @@ def test_it_equals_one_ordinary_backward_per_task_with_dropout_off() -> None:
     for k, name in enumerate(frame.groups):
         rows = np.stack([expected[task][name] for task in frame.tasks])
         assert frame.gram[k] == pytest.approx(rows @ rows.T, rel=1e-10, abs=1e-18)
+
+
+def test_no_pass_holds_more_numbers_than_allowed_save_for_one_parameter() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 25), nn.Linear(25, 1))
+    sizes = [[p.numel() for _, p in block] for block in blocks(model, 2, hold=60)]
+    assert sizes == [[16, 4], [100], [25], [25, 1]]  # times two gradients
+    assert len(blocks(model, 2)) == 1
 
 
 def test_it_leaves_model_modes_and_gradients_as_they_were() -> None:
@@ -119,7 +127,7 @@ def test_a_hugging_face_model_is_measured_and_its_frames_are_read_as_any_other(
 
     record = GramRecord(tmp_path)
     record.append(measure_seq2seq(model, batches, step=7))
-    record.append(measure_seq2seq(model, batches, "parameter_kind", step=8))
+    record.append(measure_seq2seq(model, batches, "parameter_kind", step=8, hold=2000))
 
     model.eval()
     rows = []

@@ -29,7 +29,7 @@ from gradvac.experiment.prepare import TaskInfo, run_recipe, task_infos
 from gradvac.experiment.process import alone
 from gradvac.geometry.curvature import curvature
 from gradvac.geometry.kinds import group_of
-from gradvac.geometry.measure import Losses, measure
+from gradvac.geometry.measure import HOLD, Losses, blocks, measure
 from gradvac.geometry.record import GramRecord
 from gradvac.translation.batches import EncodedTask, Sentences, in_order
 from gradvac.translation.transformer import Transformer
@@ -85,6 +85,7 @@ def measure_run(
     rows: Path | None = None,
     curvature_strings: int = 0,
     device: str | None = None,
+    hold: int = HOLD,
     console: Console | None = None,
 ) -> Path:
     """Measure the saved checkpoints of a run; returns the folder of the measurement.
@@ -99,6 +100,7 @@ def measure_run(
         curvature_strings: also the top Hessian eigenvalue per resource level, on so many
             sentences of each direction; 0 leaves it out.
         device: as in a recipe, whose device is the default.
+        hold: numbers of gradients held at a time, see `gradvac.geometry.measure.measure`.
         console: receives a progress bar on a terminal, lines elsewhere.
 
     Raises:
@@ -137,7 +139,7 @@ def measure_run(
     )
     with alone(out, "measuring into this folder"):
         truncate(out / "curvature.jsonl", 2**62)  # drops nothing but a line that was cut short
-        _measure_steps(run, out, steps, model, granularity, losses, levels, console)
+        _measure_steps(run, out, steps, model, granularity, losses, levels, hold, console)
     return out
 
 
@@ -255,6 +257,7 @@ def _measure_steps(
     granularity: str,
     losses: Mapping[str, Losses],
     levels: Mapping[str, Losses],
+    hold: int,
     console: Console,
 ) -> None:
     """Measure what is not there yet, one checkpoint after the other."""
@@ -262,11 +265,12 @@ def _measure_steps(
     done = set(record.steps())
     curved = {(line["step"], line["group"]) for line in curvature_lines(out)}
     open_ = [s for s in steps if s not in done or any((s, g) not in curved for g in levels)]
+    passes = len(blocks(model, len(losses), hold))
     columns = TextColumn("step {task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(
         *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
     ) as bar:
-        shown = bar.add_task("", total=len(open_) * (len(losses) + len(levels)))
+        shown = bar.add_task("", total=len(open_) * (passes * len(losses) + len(levels)))
         tick = partial(bar.advance, shown)
         for step in open_:
             bar.update(shown, description=str(step))
@@ -277,7 +281,7 @@ def _measure_steps(
             fill(model, load_tensors(file), file)
             if step not in done:
                 told = {task: _telling(parts, tick) for task, parts in losses.items()}
-                record.append(measure(model, told, granularity, step))
+                record.append(measure(model, told, granularity, step, hold))
             for group, parts in levels.items():
                 if (step, group) not in curved:
                     found = curvature(model, {group: parts})[group]

@@ -10,19 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradvac.engine import PerTaskEngine
+from gradvac.engine import PerTaskEngine, parameter_groups
 from gradvac.engine.groups import Grouping
+from gradvac.engine.guards import refuse_wrapped
 from gradvac.errors import GradientError
-from gradvac.geometry.kinds import grouping
+from gradvac.geometry.kinds import grouping, summed
 from gradvac.geometry.record import Frame
 from gradvac.methods import Joint
 
 Losses = Callable[[], Iterable[Tensor]]
 """Yields scalars with a graph, such as one per batch, whose sum is the loss of a task."""
+HOLD = 2**30
+"""Numbers of gradients held at a time unless said otherwise: 4 GiB in float32."""
 
 
 def measure(
@@ -30,35 +34,63 @@ def measure(
     losses: Mapping[str, Losses],
     granularity: Grouping = "parameter",
     step: int = 0,
+    hold: int = HOLD,
 ) -> Frame:
     """Take the gradient of every task's loss and return their Gram matrices.
 
     Dropout is off meanwhile; the model, its mode and its ``p.grad`` are afterwards as before.
-    Holds K x P numbers for K tasks and P trainable parameters.
 
     Args:
         model: any model.
-        losses: by task, a function that yields the parts of its loss.
+        losses: by task, a function that yields the parts of its loss; called once per pass.
         granularity: one of ``gradvac.geometry.kinds.MEASURED``, or a function from a parameter's
             name to its group's; from "parameter", the finest, all others can be computed.
         step: of the checkpoint, for the frame.
+        hold: numbers of gradients held at a time. K tasks and P parameters beyond it, K P > hold,
+            are measured in several passes over the losses, some parameters in each; one parameter
+            is never split.
 
     Raises:
-        GradientError: if a task has no loss, or a gradient is not finite.
+        GradientError: if a task has no loss or, in a pass, no gradient; or one is not finite.
     """
-    engine = PerTaskEngine(model, Joint(), grouping(granularity))
+    refuse_wrapped(model)
+    own = {n: g.name for g in parameter_groups(model, grouping(granularity)) for n in g.names}
+    found = []
     with undisturbed(model):
-        for task, parts in losses.items():
-            seen = 0
-            for part in parts():
-                engine.accumulate(task, part)
-                seen += 1
-            if not seen:
-                raise GradientError(f"task {task!r} has no sentences to take a gradient on")
-        report = engine.combine(step=step)
-    none = (0,) * len(report.groups)
-    gram, weights = report.gram.numpy(), report.weights.numpy()
-    return Frame(step, report.tasks, report.groups, gram, weights, none, none, none)
+        for block in blocks(model, len(losses), hold):
+            engine = PerTaskEngine(block, Joint(), lambda name: name)
+            for task, parts in losses.items():
+                seen = 0
+                for part in parts():
+                    engine.accumulate(task, part)
+                    seen += 1
+                if not seen:
+                    raise GradientError(f"task {task!r} has no sentences to take a gradient on")
+            found.append(engine.combine(step=step))
+    names = [name for report in found for name in report.groups]
+    # Gram matrices add up: those of single parameters are those of any group.
+    groups, gram = summed(np.concatenate([r.gram.numpy() for r in found]), names, own)
+    none = (0,) * len(groups)
+    return Frame(step, tuple(losses), groups, gram, np.ones(gram.shape[:2]), none, none, none)
+
+
+def blocks(
+    model: nn.Module, n_tasks: int, hold: int = HOLD
+) -> list[list[tuple[str, nn.Parameter]]]:
+    """The trainable parameters in the passes that `measure` takes over the losses.
+
+    Each has at most ``hold`` numbers for ``n_tasks`` gradients, or is a single parameter.
+    """
+    found: list[list[tuple[str, nn.Parameter]]] = []
+    size = hold  # full: the first parameter begins a block
+    for group in parameter_groups(model, lambda name: name):
+        (parameter,) = group.parameters
+        size += n_tasks * parameter.numel()
+        if size > hold:
+            size = n_tasks * parameter.numel()
+            found.append([])
+        found[-1].append((group.name, parameter))
+    return found
 
 
 def seq2seq_losses(
@@ -86,13 +118,14 @@ def measure_seq2seq(
     batches: Mapping[str, Sequence[Mapping[str, Tensor]]],
     granularity: Grouping = "parameter",
     step: int = 0,
+    hold: int = HOLD,
 ) -> Frame:
     """`measure` a Hugging Face seq2seq model (Marian, T5, mBART, M2M-100 ...).
 
     ``batches`` are the batches of each task as in `seq2seq_losses`, on the model's device.
     """
     losses = {task: seq2seq_losses(model, own) for task, own in batches.items()}
-    return measure(model, losses, granularity, step)
+    return measure(model, losses, granularity, step, hold)
 
 
 @contextmanager
