@@ -18,15 +18,33 @@ def evaluate(
     checkpoint: CheckpointName = "best",
     beam: Beam = None,
     sentences: Annotated[int | None, typer.Option(help="Only the first N per direction.")] = None,
+    bleu_tokenize: Annotated[
+        str | None,
+        typer.Option(
+            help="BLEU's tokenizer: 13a, intl, char, flores200, spm:PATH, spm:vocabulary."
+        ),
+    ] = None,
+    zero_shot: Annotated[
+        list[str] | None,
+        typer.Option(help="A direction never trained, or all; may be given several times."),
+    ] = None,
 ) -> None:
     """Translate and score the test set of each run, in every direction.
 
-    Example: gradvac evaluate runs/joint runs/gradvac --beam 5
+    Example: gradvac evaluate runs/joint runs/gradvac --zero-shot fr-de --bleu-tokenize flores200
     """
-    from gradvac.experiment.evaluate import evaluate_run, score_table
+    from gradvac.experiment.evaluate import evaluate_run, score_table, tokenizer_option
 
     for run in runs:
-        scores = evaluate_run(run, checkpoint=checkpoint, beam=beam, sentences=sentences, say=say)
+        scores = evaluate_run(
+            run,
+            checkpoint=checkpoint,
+            beam=beam,
+            sentences=sentences,
+            bleu_tokenize=tokenizer_option(bleu_tokenize),
+            zero_shot=zero_shot,
+            say=say,
+        )
         console.print(score_table(str(run), scores))
         for signature in scores.signatures.values():
             say(signature)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 NOUNS = "file page table image sheet frame index style border column header footer".split()
 VERBS = "open close save print insert delete select format search replace".split()
 
@@ -60,3 +62,15 @@ def toy_recipe(**method: Any) -> dict[str, Any]:
         "method": {"name": "joint", "record_every": 2, **method},
         "search": {"beam": 2},
     }
+
+
+def make_toy(folder: Path) -> Path:
+    """Fill a folder with train.tsv, valid.tsv, test.tsv and recipe.yaml; returns it."""
+    rows = toy_rows()
+    complete = [r for r in rows if "ne" in r]
+    held = complete[::3]
+    write_tsv(folder / "train.tsv", [r for r in rows if r not in held])
+    write_tsv(folder / "valid.tsv", held[::2])
+    write_tsv(folder / "test.tsv", held[1::2])
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(toy_recipe()), encoding="utf-8")
+    return folder

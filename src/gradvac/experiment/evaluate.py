@@ -1,24 +1,32 @@
-"""Translate a test set in every direction with one call, and score it."""
+"""Translate a test set in every direction with one call, and score it.
+
+Directions of ``search.zero_shot`` were never trained; they are translated too, marked, and averaged
+apart. Where there are any, the language of every translation is identified.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.table import Table
 
-from gradvac.errors import RunError
+from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.build import device_of
 from gradvac.experiment.model_folder import FoundModel, find_model
 from gradvac.experiment.prepare import run_recipe, task_infos, test_rows
+from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.translation.cleaning import Account, CleaningRules
 from gradvac.translation.corpus import Bitext, bitext
+from gradvac.translation.identify import Identifier, OffTarget
 from gradvac.translation.languages import Direction
 from gradvac.translation.readers import Row
 from gradvac.translation.scoring import DirectionScores, score_directions
+from gradvac.translation.tokenizers import FILE, VOCABULARY, check_tokenizer
 from gradvac.translation.translate import Translator
 
 
@@ -29,21 +37,26 @@ def evaluate_run(
     beam: int | None = None,
     length_penalty: float | None = None,
     sentences: int | None = None,
+    bleu_tokenize: str | None = None,
+    zero_shot: Sequence[str] | None = None,
     say: Callable[[str], None] = print,
 ) -> DirectionScores:
     """Score a run on its own test set; writes ``scores.json`` and ``translations.jsonl``.
 
-    ``sentences`` limits each direction to its first so many. Raises RunError when the run has no
-    test set or no checkpoint.
+    ``sentences`` limits each direction to its first so many; what is None is the recipe's. Raises
+    RunError when the run has no test set or no checkpoint.
     """
     recipe = run_recipe(folder)
     infos = task_infos(folder)
     rows = test_rows(folder)
     if not rows:
         raise RunError(f"{folder}: the recipe names no data.test to score on")
+    asked = recipe.search.zero_shot if zero_shot is None else zero_shot
+    asked = "all" if asked == ["all"] else asked
+    zero_shot = zero_shot_directions(asked, infos, rows)
     return evaluate_model(
         find_model(folder, checkpoint),
-        test_bitexts(rows, list(infos)),
+        test_bitexts(rows, [*infos, *zero_shot]),
         levels={name: info.level for name, info in infos.items()},
         beam=beam or recipe.search.beam,
         length_penalty=recipe.search.length_penalty if length_penalty is None else length_penalty,
@@ -53,28 +66,50 @@ def evaluate_run(
         out=folder,
         name=checkpoint,
         say=say,
+        zero_shot=zero_shot,
+        bleu_tokenize=bleu_tokenize or recipe.search.bleu_tokenize,
     )
+
+
+def tokenizer_option(name: str | None) -> str | None:
+    """The value of ``--bleu-tokenize``, its path made absolute; RecipeError for an unknown one."""
+    if name is None or name == VOCABULARY:
+        return name
+    try:
+        check_tokenizer(name)
+    except ValueError as e:
+        raise RecipeError(f"--bleu-tokenize: {e}") from e
+    path = name.removeprefix(FILE)
+    return name if path == name else f"{FILE}{Path(path).resolve()}"
 
 
 def score_table(title: str, scores: DirectionScores) -> Table:
     """Scores of every direction and average, for the terminal."""
     table = Table(title=title, title_justify="left")
-    for name in ("direction", "level", "family", "n", "BLEU", "chrF++"):
-        table.add_column(name, justify="right" if name in ("n", "BLEU", "chrF++") else "left")
+    numbers = [
+        "n",
+        "BLEU",
+        "chrF++",
+        *(["off-target %", "of references"] * bool(scores.off_target)),
+    ]
+    for name in ("direction", "level", "family", *numbers):
+        table.add_column(name, justify="right" if name in numbers else "left")
     for row in table_rows(scores):
-        numbers = [str(row["count"]), f"{row['bleu']:.1f}", f"{row['chrf']:.1f}"]
-        table.add_row(row["name"], row["level"], row["family"], *numbers)
+        cells = [str(row["count"]), f"{row['bleu']:.1f}", f"{row['chrf']:.1f}"]
+        if found := scores.off_target.get(row["name"]):
+            cells += [f"{found.rate:.1f}", f"{found.of_references:.1f}"]
+        table.add_row(row["name"], row["level"], row["family"], *cells)
     for a in scores.averages():
         if a.kind == "family" and a.side != "all":
-            numbers = [str(a.directions), f"{a.bleu:.1f}", f"{a.chrf:.1f}"]
-            table.add_row(a.side, "", a.subset, *numbers)
+            cells = [str(a.directions), f"{a.bleu:.1f}", f"{a.chrf:.1f}"]
+            table.add_row(a.side, "", a.subset, *cells)
     return table
 
 
 def table_rows(scores: DirectionScores) -> list[dict[str, Any]]:
     """Directions and averages; with English on one side only, that side is all there is."""
     rows = scores.rows()
-    sides = {row["name"] for row in rows if row["kind"] == "side"}
+    sides = {row["name"] for row in rows if row["kind"] == "side"} - {"zero-shot"}
     return [row for row in rows if row["name"] != "all" or len(sides) > 2]
 
 
@@ -97,8 +132,16 @@ def evaluate_model(
     out: Path,
     name: str,
     say: Callable[[str], None],
+    zero_shot: Sequence[str] = (),
+    bleu_tokenize: str | None = None,
 ) -> DirectionScores:
-    """Translate and score ``tests``; all directions share the search's batches."""
+    """Translate and score ``tests``; all directions share the search's batches.
+
+    ``bleu_tokenize`` None is each target language's own, "spm:vocabulary" the vocabulary of the
+    model.
+    """
+    if bleu_tokenize == VOCABULARY:
+        bleu_tokenize = f"{FILE}{out / 'vocabulary.model'}"
     tests = [Bitext(b.direction, b.sources[:sentences], b.targets[:sentences]) for b in tests]
     translator = Translator(
         found.load(device),
@@ -116,7 +159,11 @@ def evaluate_model(
         translated,
         {b.direction.name: b.targets for b in tests},
         levels=levels,
+        tokenize=bleu_tokenize,
+        zero_shot=frozenset(zero_shot),
     )
+    if zero_shot:
+        scores = replace(scores, off_target=_identify(tests, translated, say))
     lines = [
         {"direction": b.direction.name, "source": s, "reference": r, "hypothesis": h}
         for b in tests
@@ -125,13 +172,45 @@ def evaluate_model(
     out.mkdir(parents=True, exist_ok=True)
     with (out / "translations.jsonl").open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    tree = {"checkpoint": name, **scores.to_dict(), "averages": _averages(scores)}
+    tree = {
+        "checkpoint": name,
+        "bleu_tokenize": bleu_tokenize,
+        **scores.to_dict(),
+        "averages": _averages(scores),
+    }
     text = json.dumps(tree, indent=1, ensure_ascii=False)
     (out / "scores.json").write_text(text, encoding="utf-8")
     return scores
 
 
-_SIDES = {"all": "", "any-en": "Any->En", "en-any": "En->Any", "other": "X->Y"}
+def _identify(
+    tests: Sequence[Bitext], translated: dict[str, list[str]], say: Callable[[str], None]
+) -> dict[str, OffTarget]:
+    """Off-target rates by direction, empty without the extra: training was not in vain."""
+    languages = {code for b in tests for code in (b.direction.source, b.direction.target)}
+    try:
+        identifier = Identifier(languages)
+    except RunError as e:
+        say(f"no off-target rates: {e}")
+        return {}
+    if identifier.unknown:
+        say(f"no off-target rates for {', '.join(identifier.unknown)}: py3langid has none of them")
+    found = {
+        b.direction.name: identifier.off_target(
+            translated[b.direction.name], b.targets, b.direction.target
+        )
+        for b in tests
+    }
+    return {name: rates for name, rates in found.items() if rates}
+
+
+_SIDES = {
+    "all": "",
+    "any-en": "Any->En",
+    "en-any": "En->Any",
+    "other": "X->Y",
+    "zero-shot": "zero-shot",
+}
 
 
 def _averages(scores: DirectionScores) -> dict[str, dict[str, float]]:

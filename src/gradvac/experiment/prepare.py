@@ -17,7 +17,7 @@ import yaml
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.recipe import Recipe, SourceSection, dump_recipe, parse_recipe, resolve
-from gradvac.translation.batches import EncodedTask
+from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.translation.cleaning import Account, CleaningRules, normalise
 from gradvac.translation.corpus import (
     ENGLISH,
@@ -30,6 +30,7 @@ from gradvac.translation.corpus import (
     read_corpus,
     save_encoded,
 )
+from gradvac.translation.encoded import EncodedTask
 from gradvac.translation.languages import resource_levels
 from gradvac.translation.readers import Row, Source
 from gradvac.translation.scoring import family_of
@@ -74,6 +75,8 @@ def prepare(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Prepare
     folder.mkdir(parents=True, exist_ok=True)
     account = Account(recipe.data.on_problem)
     texts, rows = _read(recipe, account)
+    trained = [b.direction.name for b in texts["train"]]
+    zero_shot_directions(recipe.search.zero_shot, trained, rows["test"])  # refused before training
     say(str(account))
     vocabulary = _vocabulary(recipe, rows["train"])
     for code in sorted(
