@@ -267,16 +267,13 @@ def changed(run: Path, section: str, **keys: object) -> Path:
 
 def test_several_runs(run: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "joint", "joint", BOTH, boost=7)
-    changed(other, "batches", tokens=1024)
     changed(other, "method", name="cats")
     measure(other, BOTH)
-    for folder, width in ((run, 8), (other, 4)):
-        (folder / "best").mkdir(exist_ok=True)
-        save_file({"w": np.zeros((width, 4), np.float32)}, folder / "best" / "model.safetensors")
     alone = [make_run(tmp_path / t, "joint", (t,), boost=5) for t in ("fr-en", "en-sw", "sw-en")]
     subjects = subjects_of(load_runs([run, other, *alone]))
     pictures, missing = draw_all(subjects)
-    assert list(missing) == ["GradVac Figure 2b"]
+    sizes = ["GradVac Figure 9", "GradVac Figure 11", "CATS Figure 8", "CATS Figure 9"]
+    assert list(missing) == ["GradVac Figure 2b", *sizes]
 
     bleu = lambda folder, task: json.loads((folder / "scores.json").read_text())["directions"][
         task
@@ -290,17 +287,58 @@ def test_several_runs(run: Path, tmp_path: Path) -> None:
         assert gain == own - bilingual
         assert size == PAIRS[task.replace("en", "").strip("-")]
 
-    smaller = pictures["GradVac Figure 9"][0].caption
-    assert smaller.startswith("joint, with 16 of 32 parameters: ")
-    assert pictures["GradVac Figure 11"][0].caption.startswith("joint, with 1,024 of 4,096 target")
-    assert "gradvac 4,096, joint 1,024" in pictures["CATS Figure 8"][0].caption
-    assert "gradvac 32, joint 16" in pictures["CATS Figure 9"][0].caption
     assert {p.name for p in pictures["GradVac Figure 1"]} == {
         "gradvac-fig-01-encoder-any-en-gradvac",
         "gradvac-fig-01-encoder-any-en-joint",
     }
     seen = [r for r in pictures["CATS Figure 7"][0].rows if r[1] == "gradvac"]
     assert seen[0][2] == 40_000 * 5  # five lines of 40,000 tokens before the first validation
+
+
+def test_bilingual_models_of_another_start_are_not_compared_with(run: Path, tmp_path: Path) -> None:
+    alone = [make_run(tmp_path / t, "joint", (t,), boost=5) for t in ("fr-en", "sw-en")]
+    changed(alone[0], "training", start_from="models/other")
+    pictures, _ = draw_all(subjects_of(load_runs([run, *alone])))
+    assert [r[1] for r in pictures["GradVac Figure 6"][0].rows] == ["sw-en"]
+    changed(alone[1], "training", start_from="models/other")
+    _, missing = draw_all(subjects_of(load_runs([run, *alone])))
+    assert missing["GradVac Figure 6"].endswith("there are 1 and 2")
+
+
+def test_runs_of_different_size_are_compared_where_nothing_else_differs(tmp_path: Path) -> None:
+    runs = {}
+    for name, width, tokens, method in (
+        ("base", 8, 4096, "gradvac"),
+        ("narrow", 4, 4096, "gradvac"),
+        ("short", 8, 1024, "gradvac"),
+        ("cats", 2, 512, "cats"),  # differs in everything
+    ):
+        folder = runs[name] = make_run(tmp_path / name, "gradvac", BOTH)
+        changed(changed(folder, "batches", tokens=tokens), "method", name=method)
+        (folder / "best").mkdir()
+        save_file({"w": np.zeros((width, 4), np.float32)}, folder / "best" / "model.safetensors")
+    measure(runs["base"], BOTH)
+    measure(runs["narrow"], BOTH, (5, 6))
+    pictures, _ = draw_all(subjects_of(load_runs(runs.values())))
+
+    (ninth,) = pictures["GradVac Figure 9"]  # both were measured
+    assert "with 16, " in ninth.caption and ninth.caption.endswith(" with 32.")
+    into = tuple(t for t in BOTH if side(t) == "any-en")
+    for name, size in (("narrow", 16), ("base", 32)):
+        found = {r[2:4]: r[-1] for r in ninth.rows if r[:2] == (name, size)}
+        check_pairs(found, mean_cosine(gram(runs[name], "")), into)
+
+    (eleventh,) = pictures["GradVac Figure 11"]  # one of the two has only its record
+    frames = {n: list(GramRecord(runs[n] / "geometry")) for n in ("short", "base")}
+    decoder = frames["base"][0].groups.index("decoder.layers.0")
+    assert [r[:2] for r in eleventh.rows] == [("short", 1024)] * 6 + [("base", 4096)] * 6
+    for name, own in frames.items():
+        found = {r[2:4]: r[-1] for r in eleventh.rows if r[0] == name}
+        values = mean_cosine([f.gram[decoder] for f in own])
+        check_pairs(found, values, tuple(t for t in BOTH if side(t) == "en-any"))
+
+    assert {r[1] for r in pictures["CATS Figure 9"][0].rows} == {"base", "narrow"}
+    assert "base 4,096, short 1,024" in pictures["CATS Figure 8"][0].caption
 
 
 def test_quality_against_similarity_of_models_that_share_a_direction(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from gradvac.errors import RunError
 from gradvac.experiment import geometry_numbers
 from gradvac.experiment.report import watch_report, write_report
 from gradvac.experiment.report.samples import spread
+from gradvac.experiment.run_view import load_runs
 from gradvac.geometry.record import GramRecord
 
 EVIL = '</script><script>alert("x&y")</script>'
@@ -407,7 +408,16 @@ def test_damage_is_named(tmp_path: Path, damage: Callable[[Path], None], message
         write_report(tmp_path / "r.html", [run], title="t")
 
 
-def test_runs_of_the_same_name_are_told_apart_by_their_parents(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / parent / "run", "joint") for parent in ("one", "two")]
-    page = Page(write_report(tmp_path / "r.html", runs, title="t"))
-    assert "one/run (joint training), two/run (joint training)" in page.text
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["one/run", "two/run"], ["one", "two"]),
+        (["s/joint/seed-1", "s/with/es/seed-1"], ["joint", "with/es"]),
+        (["s/a/seed-1", "s/a/seed-2", "s/b/seed-1"], ["a/seed-1", "a/seed-2", "b/seed-1"]),
+        (["s/run", "s/run/run"], [".", "run"]),
+        (["one/joint", "two/gradvac"], ["joint", "gradvac"]),
+    ],
+)
+def test_runs_are_told_apart_by_what_differs(tmp_path: Path, folders, names) -> None:
+    runs = [make_run(tmp_path / folder, "joint") for folder in folders]
+    assert [view.name for view in load_runs(runs)] == names

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -144,15 +145,27 @@ class RunView:
 
 
 def load_runs(folders: Iterable[Path]) -> list[RunView]:
-    """Read run folders; each is named after its folder, and its parent where names are equal.
+    """Read run folders; each is named after its folder, or by what of the paths differs.
+
+    ``sweep/joint/seed-1`` and ``sweep/gradvac/seed-1`` are ``joint`` and ``gradvac``.
 
     Raises RunError for a folder that is no run, and for damaged files, with file and line.
     """
     paths = list(dict.fromkeys(Path(f).resolve() for f in folders))
-    names = [p.name for p in paths]
-    return [
-        _load(p, p.name if names.count(p.name) == 1 else f"{p.parent.name}/{p.name}") for p in paths
-    ]
+    return [_load(path, name) for path, name in zip(paths, _names(paths), strict=True)]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of different paths where they differ; else what is between common ends."""
+    if len({p.name for p in paths}) == len(paths):
+        return [p.name for p in paths]
+    parts = [p.parts for p in paths]
+    shared = lambda rows: sum(
+        1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    )
+    head, tail = shared(parts), shared([p[::-1] for p in parts])
+    tail = min(tail, min(map(len, parts)) - head)
+    return ["/".join(p[head : len(p) - tail]) or "." for p in parts]
 
 
 def _load(folder: Path, name: str) -> RunView:

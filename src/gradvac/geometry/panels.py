@@ -133,9 +133,16 @@ def bars(
 
 
 def strips(
-    columns: Sequence[str], rows: Sequence[tuple[str, int, Sequence[float]]], ylabel: str
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, int, Sequence[float]]],
+    ylabel: str,
+    *,
+    joined: bool = True,
 ) -> Figure:
-    """A line per row (name, number of its colour, values [columns]) over a few columns."""
+    """A line per row (name, number of its colour, values [columns]) over a few columns.
+
+    Columns without an order of their own are not ``joined``: points alone.
+    """
     with styled():
         few = len(columns) <= 4
         figure, ax = axes((1.5 if few else 0.42) * len(columns) + 1.2, 3.0)
@@ -150,7 +157,7 @@ def strips(
                 marker=marker,
                 markersize=4.5,
                 linewidth=1.1,
-                linestyle="-" if n < len(PALETTE) else (0, (3, 2)),
+                linestyle=("-" if n < len(PALETTE) else (0, (3, 2))) if joined else "none",
             )
         ax.set_xticks(range(len(columns)), columns, rotation=0 if few else 90)
         ax.set_xlim(-0.3, len(columns) - 0.7)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 import numpy as np
 
-from gradvac.experiment.figures.base import LINES, Picture, line_rows
-from gradvac.experiment.figures.similarity import clustered
+from gradvac.experiment.figures.base import LINES, PAIRS, Picture, line_rows, pair_rows
+from gradvac.experiment.figures.similarity import as_matrix
 from gradvac.experiment.figures.training import losses
-from gradvac.experiment.geometry_view import Missing, Subject
-from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, RunView
+from gradvac.experiment.geometry_view import Geometry, Missing, Subject
+from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, RunView, TaskView
+from gradvac.geometry.heatmaps import heatmaps
 from gradvac.geometry.panels import line_panels, scatter, strips
 from gradvac.geometry.statistics import correlation
 
@@ -47,40 +49,59 @@ def quality_and_similarity(subjects: Sequence[Subject]) -> list[Picture]:
 
 def over_bilingual(subjects: Sequence[Subject]) -> list[Picture]:
     """GradVac figure 6: multilingual less bilingual, direction by direction, by data size."""
-    alone: dict[str, float] = {}
+    alone: dict[str, Subject] = {}
     several: list[Subject] = []
     for subject in subjects:
+        scored = [t for t in subject.tasks if _bleu(subject.run, t.name) is not None]
         if len({t.partner for t in subject.tasks}) == 1:
-            for task in subject.tasks:
-                if (score := _bleu(subject.run, task.name)) is not None:
-                    alone[task.name] = score
-        elif subject.run.scores is not None:
+            alone |= {task.name: subject for task in scored}
+        elif scored:
             several.append(subject)
-    tasks = {t.name: t for s in several for t in s.tasks if t.name in alone}
+    fit = [_with_bilingual(s, alone) for s in several]
+    most = max(map(len, fit), default=0)
+    several = [s for s, own in zip(several, fit, strict=True) if len(own) == most > 0]
+    tasks = {t.name: t for own in fit if len(own) == most for t in own}
     if not tasks:
         raise Missing(
-            "a multilingual run and bilingual ones of its directions, all scored by gradvac "
-            f"evaluate: there are {len(several)} and {len(alone)}"
+            "a multilingual run and bilingual ones of its directions, of the same model and start, "
+            f"all scored by gradvac evaluate: there are {len(fit)} and {len(alone)}"
         )
+    bilingual = {name: _bleu(alone[name].run, name) or 0.0 for name in tasks}
     order = sorted(tasks, key=lambda n: -(tasks[n].pairs or 0))
     lines, rows = [], []
     for number, subject in enumerate(several):
         found = [_bleu(subject.run, n) for n in order]
         gains = [
-            f - alone[n] if f is not None else np.nan for n, f in zip(order, found, strict=True)
+            f - bilingual[n] if f is not None else np.nan for n, f in zip(order, found, strict=True)
         ]
         lines.append((subject.run.name, number, gains))
         rows += [
-            (subject.run.name, n, tasks[n].pairs, f, alone[n], g)
+            (subject.run.name, n, tasks[n].pairs, f, bilingual[n], g)
             for n, f, g in zip(order, found, gains, strict=True)
         ]
-    figure = strips([tasks[n].short for n in order], lines, "BLEU over the bilingual model")
+    names = [f"{tasks[n].short}\n{tasks[n].pairs or 0:,}" for n in order]
+    figure = strips(names, lines, "BLEU over the bilingual model", joined=False)
+    starts = {alone[n].run.recipe.training.start_from for n in order}
+    begun = ", ".join(str(start) for start in starts if start)
     caption = (
-        "BLEU of each multilingual model less that of the bilingual model of the direction; "
-        "directions with the most training pairs on the left."
+        "BLEU of each multilingual model less that of the bilingual model of the direction, with "
+        "its training pairs; the most on the left."
+        + (f" All, the bilingual ones too, go on from {begun}." if begun else "")
     )
     header = ("run", "direction", "pairs", "bleu", "bilingual_bleu", "difference")
     return [Picture("gradvac-fig-06-over-bilingual", caption, figure, header, rows)]
+
+
+def _with_bilingual(subject: Subject, alone: Mapping[str, Subject]) -> list[TaskView]:
+    """The directions of a run that a bilingual one of the same model and start was scored on."""
+    same = lambda a, b: (a.training.start_from, a.model) == (b.training.start_from, b.model)
+    return [
+        t
+        for t in subject.tasks
+        if _bleu(subject.run, t.name) is not None
+        and t.name in alone
+        and same(subject.run.recipe, alone[t.name].run.recipe)
+    ]
 
 
 def _bleu(run: RunView, task: str) -> float | None:
@@ -88,66 +109,104 @@ def _bleu(run: RunView, task: str) -> float | None:
 
 
 def smaller_model(subjects: Sequence[Subject]) -> list[Picture]:
-    """GradVac figure 9: figure 8 of the smallest of models that differ in size."""
-    draw = clustered("gradvac-fig-09-smaller-model-any-en", "whole_model", TO_ENGLISH)
-    return _smallest(subjects, lambda s: s.parameters, "parameters", draw)
+    """GradVac figure 9: figure 8 of the smaller of models that differ in size."""
+    name = "gradvac-fig-09-smaller-model-any-en"
+    return _smaller(subjects, PARAMETERS, name, ("whole_model", "whole_model"), TO_ENGLISH)
 
 
 def smaller_batches(subjects: Sequence[Subject]) -> list[Picture]:
-    """GradVac figure 11: figure 10 of the run with the smallest batches."""
-    draw = clustered("gradvac-fig-11-smaller-batches-en-any", "decoder", FROM_ENGLISH)
-    return _smallest(subjects, lambda s: s.batch, "target tokens a batch", draw)
+    """GradVac figure 11: figure 10 of the run with smaller batches."""
+    name = "gradvac-fig-11-smaller-batches-en-any"
+    return _smaller(subjects, BATCH, name, ("enc_dec", "decoder"), FROM_ENGLISH)
 
 
-def _smallest(
-    subjects: Sequence[Subject],
-    size: Callable[[Subject], int],
-    unit: str,
-    draw: Callable[[Subject], list[Picture]],
+@dataclass(frozen=True)
+class _Size:
+    """A size runs may differ in: of a subject, its unit, and what else must then be equal."""
+
+    of: Callable[[Subject], int]
+    unit: str
+    other: Callable[[Subject], int]
+
+
+PARAMETERS = _Size(lambda s: s.parameters, "parameters", lambda s: s.batch)
+BATCH = _Size(lambda s: s.batch, "target tokens a batch", lambda s: s.parameters)
+
+
+def _smaller(
+    subjects: Sequence[Subject], size: _Size, name: str, part: tuple[str, str], side: str
 ) -> list[Picture]:
-    """The figure of the smallest of subjects of different sizes."""
-    sizes = _sizes(subjects, size, unit)
-    small = min(sizes, key=lambda item: item[1])
-    largest = max(n for _, n in sizes)
-    words = f"{small[0].run.name}, with {small[1]:,} of {largest:,} {unit}: "
-    return [Picture(**{**vars(p), "caption": words + p.caption}) for p in draw(small[0])]
+    """The heat map of the smallest beside that of the largest, on one scale.
+
+    Both as measured, or both as recorded: the two differ in more than size.
+    """
+    runs = sorted(_sizes(subjects, size)[0], key=lambda item: item[1])
+    ends = [_alike(s, [s for s, _ in runs]) for s, _ in (runs[0], runs[-1])]
+    matrices, rows, means = [], [], []
+    for subject, (_, number) in zip(ends, (runs[0], runs[-1]), strict=True):
+        tasks = subject.of_side(side)
+        values = subject.mean_of(*part, tasks)
+        matrices.append(as_matrix(values, tasks, f"{subject.run.name}: {number:,} {size.unit}"))
+        rows += pair_rows(values, tasks, subject.run.name, number)
+        off = values[~np.eye(len(values), dtype=bool)]
+        means.append(f"{np.nanmean(off):.3f} with {number:,}")
+    where = "the whole model" if part[1] == "whole_model" else f"the {part[1]}"
+    words = dict.fromkeys(s.at(part[0]).words for s in ends)
+    caption = (
+        f"Cosines of gradients of {where} between directions {side}, mean {'; '.join(words)}, in "
+        f"runs that differ in {size.unit}, on one scale. Mean over pairs: {', '.join(means)}."
+    )
+    header = ("run", size.unit.replace(" ", "_"), *PAIRS)
+    return [Picture(name, caption, heatmaps(matrices), header, rows)]
 
 
-def _sizes(
-    subjects: Sequence[Subject], size: Callable[[Subject], int], unit: str
-) -> list[tuple[Subject, int]]:
-    """The multilingual subjects whose size is known; Missing if there are not two sizes."""
-    found: list[tuple[Subject, int]] = []
+def _alike(subject: Subject, others: Sequence[Subject]) -> Subject:
+    """The subject as it is, or with its record if not all of ``others`` were measured."""
+    if all(s.geometry is None or s.geometry.measured is not None for s in others):
+        return subject
+    recorded = Geometry.recorded_of(subject.run.folder, subject.run.recipe)
+    return Subject(subject.run, recorded or subject.geometry)
+
+
+def _sizes(subjects: Sequence[Subject], size: _Size) -> list[list[tuple[Subject, int]]]:
+    """Groups of multilingual subjects that differ in a size and in nothing else of weight.
+
+    Of one group are those of the same directions, method, temperature and start and the same other
+    size. Missing if no group has two sizes.
+    """
+    found: dict[object, list[tuple[Subject, int]]] = {}
     for subject in subjects:
-        if len({t.partner for t in subject.tasks}) > 1:
-            with suppress(Missing):
-                found.append((subject, size(subject)))
-    if len(found) < 2:
-        raise Missing(f"a second multilingual run, with other {unit}")
-    if len({n for _, n in found}) < 2:
-        raise Missing(f"runs with different {unit}: all have {found[0][1]:,}")
-    return found
+        recipe = subject.run.recipe
+        if len({t.partner for t in subject.tasks}) < 2:
+            continue
+        with suppress(Missing):
+            alike = (recipe.method.name, str(recipe.batches.temperature))
+            tasks = tuple(t.name for t in subject.tasks)
+            key = (tasks, *alike, recipe.training.start_from, size.other(subject))
+            found.setdefault(key, []).append((subject, size.of(subject)))
+    groups = [group for group in found.values() if len({n for _, n in group}) > 1]
+    if not groups:
+        raise Missing(f"two multilingual runs that differ in {size.unit} alone")
+    return groups
 
 
 def batch_sizes(subjects: Sequence[Subject]) -> list[Picture]:
     """CATS figure 8: losses of runs with batches of different size."""
-    return _by_size(subjects, lambda s: s.batch, "target tokens a batch", "cats-fig-08-batch-sizes")
+    return _by_size(subjects, BATCH, "cats-fig-08-batch-sizes")
 
 
 def model_sizes(subjects: Sequence[Subject]) -> list[Picture]:
     """CATS figure 9: losses of models of different size."""
-    return _by_size(subjects, lambda s: s.parameters, "parameters", "cats-fig-09-model-sizes")
+    return _by_size(subjects, PARAMETERS, "cats-fig-09-model-sizes")
 
 
-def _by_size(
-    subjects: Sequence[Subject], size: Callable[[Subject], int], unit: str, name: str
-) -> list[Picture]:
+def _by_size(subjects: Sequence[Subject], size: _Size, name: str) -> list[Picture]:
     """Train and validation NLL of runs that differ in size."""
-    sizes = _sizes(subjects, size, unit)
-    panels, x = losses([s for s, _ in sizes])
-    said = ", ".join(f"{s.run.name} {n:,}" for s, n in sizes)
+    runs = [run for group in _sizes(subjects, size) for run in group]
+    panels, x = losses([s for s, _ in runs])
+    said = ", ".join(f"{s.run.name} {n:,}" for s, n in runs)
     caption = (
         "Train (dashed) and validation NLL per target token, mean over the directions of a "
-        f"resource level. {unit[0].upper()}{unit[1:]}: {said}."
+        f"resource level. {size.unit[0].upper()}{size.unit[1:]}: {said}."
     )
     return [Picture(name, caption, line_panels(panels, x), LINES, line_rows(panels))]

@@ -18,7 +18,8 @@ from gradvac.geometry.similarity import alignment, cluster, mean_similarity, nor
 WHOLE = "whole_model"
 
 
-def _matrix(values: np.ndarray, tasks: Sequence[TaskView], title: str = "") -> Matrix:
+def as_matrix(values: np.ndarray, tasks: Sequence[TaskView], title: str = "") -> Matrix:
+    """Values ``[K, K]`` with the names and families of their tasks."""
     return Matrix(values, [t.partner for t in tasks], [t.family for t in tasks], title)
 
 
@@ -36,7 +37,7 @@ def clustered(name: str, group: str, side: str) -> Callable[[Subject], list[Pict
             f"{subject.at(granularity).words}; families in brackets. Right: average-linkage "
             f"clustering, cophenetic correlation {tree.cophenetic:.2f}."
         )
-        figure = heatmap_and_tree(_matrix(values, tasks), tree)
+        figure = heatmap_and_tree(as_matrix(values, tasks), tree)
         return [Picture(name, caption, figure, PAIRS, pair_rows(values, tasks))]
 
     return draw
@@ -59,7 +60,7 @@ def both_sides(subject: Subject) -> list[Picture]:
     """GradVac figure 2a: Any to English and English to any in one model, on one scale."""
     sides = {side: subject.of_side(side) for side in SIDES}
     values = {side: subject.mean_of(WHOLE, WHOLE, tasks) for side, tasks in sides.items()}
-    figure = heatmaps([_matrix(values[side], sides[side], side) for side in SIDES])
+    figure = heatmaps([as_matrix(values[side], sides[side], side) for side in SIDES])
     means = [f"{side} {_mean(values[side]):.3f}" for side in SIDES]
     caption = (
         "Cosines of gradients of the whole model, both sides of one model on one scale, mean "
@@ -81,7 +82,7 @@ def encoder_minus_decoder(subject: Subject) -> list[Picture]:
             continue
         parts = [subject.mean_of("enc_dec", group, tasks) for group in ("encoder", "decoder")]
         values = parts[0] - parts[1]
-        matrices.append(_matrix(values, tasks, side))
+        matrices.append(as_matrix(values, tasks, side))
         rows += pair_rows(values, tasks, side)
         means.append(f"{side} {_mean(values):+.3f}")
     if not matrices:
