@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs/demo"),
@@ -132,6 +133,7 @@ def translate(
     beam: Annotated[int, typer.Option(help="Beam size; 1 is greedy.")] = 5,
     length_penalty: Annotated[float, typer.Option(help="Exponent of the length penalty.")] = 1.0,
     checkpoint: CheckpointName = "best",
+    engine: Annotated[str, typer.Option(help="What computes: gradvac or ctranslate2.")] = "gradvac",
 ) -> None:
     """Translate standard input, one sentence a line, to standard output.
 
@@ -139,22 +141,30 @@ def translate(
     """
     from gradvac.experiment.filter import translate_lines
 
-    translate_lines(model, to, beam, length_penalty, checkpoint, sys.stdin.buffer, sys.stdout)
+    translate_lines(
+        model, to, beam, length_penalty, checkpoint, engine, sys.stdin.buffer, sys.stdout
+    )
 
 
 @app.command()
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Argument(help="The model folder to write.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The folder to write.", show_default=False)],
+    to: Annotated[
+        str, typer.Option(help="gradvac (16 bits), huggingface or ctranslate2.")
+    ] = "gradvac",
+    quantization: Annotated[
+        str | None, typer.Option(help="Of ctranslate2: float32, int8, ... Default: float32.")
+    ] = None,
     checkpoint: CheckpointName = "best",
 ) -> None:
-    """Write the model of a run as a folder of its own: shape, vocabulary, 16-bit parameters.
+    """Write the model of a run as a folder of its own, for gradvac or for other programs.
 
-    Example: gradvac export runs/starting-model models/start
+    Example: gradvac export runs/starting-model --to ctranslate2 models/start
     """
-    from gradvac.experiment.model_folder import export_model
+    from gradvac.experiment.export import export_run
 
-    say(f"{export_model(run, out, checkpoint):,} bytes in {out}")
+    say(f"{export_run(run, out, to, checkpoint, quantization):,} bytes in {out}")
 
 
 @app.command()

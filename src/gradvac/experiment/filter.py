@@ -6,12 +6,14 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from gradvac.errors import CorpusError
+from gradvac.errors import CorpusError, RunError
+from gradvac.experiment.export import open_with_ctranslate2
 from gradvac.experiment.model_folder import check_target, find_model
 from gradvac.experiment.recipe import resolve
 from gradvac.translation.translate import Translator
 
 SHIPPED_MODEL = "shipped:start"
+ENGINES = ("gradvac", "ctranslate2")
 LINES_AT_ONCE = 512  # read ahead, so that similar lengths share a batch
 
 
@@ -21,20 +23,23 @@ def translate_lines(
     beam: int,
     length_penalty: float,
     checkpoint: str,
+    engine: str,
     source: BinaryIO,
     out: TextIO,
 ) -> None:
     """Translate every line of ``source`` into ``target``; one line out for each line in.
 
-    ``folder`` None is the shipped model. Raises CorpusError for a line that is not UTF-8, RunError
-    for a language the model was not trained to write.
+    ``folder`` None is the shipped model; ``engine`` is what computes: "gradvac" or "ctranslate2".
+    Raises CorpusError for a line that is not UTF-8, RunError for a language the model was not
+    trained to write.
     """
-    folder = folder or resolve(SHIPPED_MODEL)
-    found = find_model(folder, checkpoint)
-    check_target(folder, target)
-    translator = Translator(
-        found.load(), found.vocabulary, beam=beam, length_penalty=length_penalty
-    )
+    if engine not in ENGINES:
+        raise RunError(f"--engine {engine}; allowed: {', '.join(ENGINES)}")
+    shipped = resolve(SHIPPED_MODEL)
+    found = find_model(folder or shipped, checkpoint)
+    check_target(folder or shipped, target)
+    model = found.load() if engine == "gradvac" else open_with_ctranslate2(folder, found)
+    translator = Translator(model, found.vocabulary, beam=beam, length_penalty=length_penalty)
     done = 0
     while raw := list(islice(source, LINES_AT_ONCE)):
         lines = [_text(line, done + k) for k, line in enumerate(raw, 1)]

@@ -71,15 +71,15 @@ def _of_run(folder: Path, checkpoint: str) -> Path:
     raise RunError(f"{folder}: no checkpoint {checkpoint!r}; there: {names}")
 
 
-def export_model(run: Path, out: Path, checkpoint: str) -> int:
-    """Write the model of a run as a model folder in half precision; returns its size in bytes."""
+def export_model(run: Path, out: Path, checkpoint: str) -> None:
+    """Write the model of a run as a model folder in half precision."""
     found = find_model(run, checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     save_shape(out, found.config)
     found.vocabulary.save(out / "vocabulary.model")
     shutil.copy(run / "tasks.json", out)
     save_parameters(out / "model.safetensors", load_tensors(found.parameters), half=True)
-    return sum(file.stat().st_size for file in out.iterdir())
+    shutil.copymode(out / "model.json", out / "model.safetensors")  # else for the owner alone
 
 
 def check_target(folder: Path, language: str) -> None:

@@ -15,6 +15,10 @@ from torch import Tensor
 from gradvac.errors import RunError
 from gradvac.translation.transformer import Cache, Transformer
 
+# No translation has more tokens than ratio x source tokens + offset. Wide, since a word of a rare
+# script may take many byte pieces.
+MAX_LENGTH_RATIO, MAX_LENGTH_OFFSET = 2, 20
+
 
 @dataclass(frozen=True, order=True)
 class Hypothesis:
@@ -41,8 +45,8 @@ def beam_search(
     length_penalty: float = 0.6,
     n_best: int = 1,
     min_length: int = 1,
-    max_length_ratio: float = 2.0,
-    max_length_offset: int = 20,
+    max_length_ratio: float = MAX_LENGTH_RATIO,
+    max_length_offset: int = MAX_LENGTH_OFFSET,
 ) -> list[list[Hypothesis]]:
     """Return the ``n_best`` or fewer hypotheses of each source sentence, best first.
 
@@ -64,8 +68,7 @@ def beam_search(
             translations. 0.6 lies in the range that Wu et al. 2016, table 2, find best.
         n_best: at most ``beam``.
         min_length: fewest tokens before eos.
-        max_length_ratio: no translation has more than ``ratio x source tokens + offset`` tokens;
-            the defaults are wide, since a word of a rare script may take many byte pieces.
+        max_length_ratio: no translation has more than ``ratio x source tokens + offset`` tokens.
         max_length_offset: see ``max_length_ratio``.
 
     Raises:

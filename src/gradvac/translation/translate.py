@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -13,6 +14,21 @@ from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+
+class Searcher(Protocol):
+    """What translates in place of a `Transformer` of ours: the same model in another library."""
+
+    def search(
+        self,
+        sources: Sequence[Sequence[int]],
+        vocabulary: Vocabulary,
+        *,
+        beam: int,
+        length_penalty: float,
+    ) -> list[list[int]]:
+        """Return the best translation of each ``tag tokens eos``, token ids without eos."""
+        ...
 
 
 @dataclass
@@ -29,7 +45,7 @@ class Translator:
             warning. Chosen far above a sentence: memory grows with its square.
     """
 
-    model: Transformer
+    model: Transformer | Searcher
     vocabulary: Vocabulary
     beam: int = 5
     length_penalty: float = 0.6
@@ -51,24 +67,30 @@ class Translator:
             if sentence.strip()
         }
         translations = [""] * len(sentences)
-        device = self.model.embedding.weight.device
         for batch in self._batches(sources):
-            rows = [torch.tensor(sources[i]) for i in batch]
-            source_BS = torch.nn.utils.rnn.pad_sequence(
-                rows, batch_first=True, padding_value=self.vocabulary.pad
-            )
-            found = beam_search(
-                self.model,
-                source_BS.to(device),
-                bos=self.vocabulary.bos,
-                eos=self.vocabulary.eos,
-                forbidden=self.vocabulary.forbidden,
-                beam=self.beam,
-                length_penalty=self.length_penalty,
-            )
-            for i, (best, *_) in zip(batch, found, strict=True):
-                translations[i] = self.vocabulary.decode(best.tokens)
+            found = self._search([sources[i] for i in batch])
+            for i, tokens in zip(batch, found, strict=True):
+                translations[i] = self.vocabulary.decode(tokens)
         return translations
+
+    def _search(self, sources: list[list[int]]) -> Sequence[Sequence[int]]:
+        options = {"beam": self.beam, "length_penalty": self.length_penalty}
+        if not isinstance(self.model, Transformer):
+            return self.model.search(sources, self.vocabulary, **options)
+        source_BS = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(ids) for ids in sources],
+            batch_first=True,
+            padding_value=self.vocabulary.pad,
+        )
+        found = beam_search(
+            self.model,
+            source_BS.to(self.model.embedding.weight.device),
+            bos=self.vocabulary.bos,
+            eos=self.vocabulary.eos,
+            forbidden=self.vocabulary.forbidden,
+            **options,
+        )
+        return [best.tokens for best, *_ in found]
 
     def _encode(self, sentence: str, target: str, index: int) -> list[int]:
         ids = self.vocabulary.encode_source(sentence, target)

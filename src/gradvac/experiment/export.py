@@ -1,0 +1,111 @@
+"""The model of a run for other programs, and translating through one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gradvac.errors import RunError
+from gradvac.experiment.checkpoint import load_tensors
+from gradvac.experiment.model_folder import FoundModel, export_model, find_model
+from gradvac.translation.to_ctranslate2 import ExportedModel, write_ctranslate2
+from gradvac.translation.to_huggingface import write_huggingface
+
+FORMATS = ("gradvac", "huggingface", "ctranslate2")
+CACHE = "ctranslate2"  # in a run's folder: the export that `gradvac translate` made for itself
+
+
+def export_run(run: Path, out: Path, to: str, checkpoint: str, quantization: str | None) -> int:
+    """Write the model of a run or model folder as ``to`` wants it; return its size in bytes.
+
+    ``out`` appears at once or not at all, in place of an earlier export. Raises RunError for a
+    model that the format cannot hold exactly, and where ``out`` holds anything else.
+    """
+    if to not in FORMATS:
+        raise RunError(f"--to {to}; allowed: {', '.join(FORMATS)}")
+    if quantization and to != "ctranslate2":
+        raise RunError(f"--quantization {quantization}: only --to ctranslate2 has it")
+    with _in_place_of(out) as new:
+        if to == "gradvac":
+            export_model(run, new, checkpoint)
+        else:
+            found = find_model(run, checkpoint)
+            parts = found.config, load_tensors(found.parameters), found.vocabulary
+            if to == "huggingface":
+                write_huggingface(*parts, new)
+            else:
+                write_ctranslate2(*parts, new, quantization or "float32")
+    return sum(file.stat().st_size for file in out.iterdir())
+
+
+@contextmanager
+def _in_place_of(out: Path) -> Iterator[Path]:
+    """Give a new folder that takes the place of ``out`` in the end."""
+    new = _beside(out)
+    try:
+        yield new
+        if out.exists():
+            foreign = sorted({f.name for f in out.iterdir()} - {f.name for f in new.iterdir()})
+            if foreign:
+                raise RunError(
+                    f"{out}: holds {', '.join(foreign[:3])}, which no such export has; "
+                    "name another folder"
+                )
+            shutil.rmtree(out)
+        new.rename(out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _beside(folder: Path) -> Path:
+    new = folder.parent / f".{folder.name}.{os.getpid()}"
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    return new
+
+
+def open_with_ctranslate2(folder: Path | None, found: FoundModel) -> ExportedModel:
+    """Open a model with CTranslate2, from the export in its ``folder``, made where there is none.
+
+    The export is named after what it was made of, so that another checkpoint, or a run that trained
+    on, gets a new one; the old one goes. ``folder`` None keeps nothing.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as kept_nowhere:
+            _write(found, Path(kept_nowhere))
+            return ExportedModel(Path(kept_nowhere))
+    cache = folder / CACHE / _fingerprint(found)
+    if not cache.exists():
+        new = _beside(cache)
+        try:
+            _write(found, new)
+            new.rename(cache)
+        except OSError:
+            if not cache.exists():  # else another process was faster
+                raise
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        for other in cache.parent.glob("[!.]*"):
+            if other != cache:
+                shutil.rmtree(other, ignore_errors=True)
+    return ExportedModel(cache)
+
+
+def _write(found: FoundModel, folder: Path) -> None:
+    write_ctranslate2(found.config, load_tensors(found.parameters), found.vocabulary, folder)
+
+
+def _fingerprint(found: FoundModel) -> str:
+    digest = hashlib.sha256(json.dumps(dataclasses.asdict(found.config)).encode())
+    digest.update(found.vocabulary.model)
+    with found.parameters.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,124 @@
+"""Exports through the command line, and translating with CTranslate2 behind the same verb."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ctranslate2
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+from typer.testing import CliRunner
+
+from gradvac.cli import app
+from gradvac.experiment.recipe import resolve
+from gradvac.translation.transformer import Transformer
+
+runner = CliRunner()
+LINES = "Ouvrir le fichier\n\nWählen Sie die Zellen aus.\nŞu anda açık olan belgeyi kaydeder.\n"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model folder that can be written to."""
+    return shutil.copytree(resolve("shipped:start"), tmp_path / "model")
+
+
+def gradvac(*arguments: str) -> str:
+    result = runner.invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(*arguments: str) -> str:
+    result = runner.invoke(app, list(arguments))
+    assert result.exception is not None
+    return str(result.exception)
+
+
+def test_export_writes_what_each_program_opens(model, tmp_path):
+    for to, opened in (("huggingface", AutoConfig.from_pretrained), ("ctranslate2", _translator)):
+        out = tmp_path / "out" / to
+        said = gradvac("export", str(model), "--to", to, str(out))
+        size = sum(file.stat().st_size for file in out.iterdir())
+        assert said == f"{size:,} bytes in {out}\n"
+        assert opened(str(out))
+        assert {f.stat().st_mode & 0o777 for f in out.iterdir()} == {0o666 & ~_umask()}
+
+
+def _translator(folder: str) -> ctranslate2.Translator:
+    return ctranslate2.Translator(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_an_export_takes_the_place_of_its_like_and_of_nothing_else(model, tmp_path):
+    out = tmp_path / "out"
+    gradvac("export", str(model), "--to", "ctranslate2", str(out))
+    whole = (out / "model.bin").stat().st_size
+    gradvac("export", str(model), "--to", "ctranslate2", "--quantization", "int8", str(out))
+    assert (out / "model.bin").stat().st_size < whole
+    said = refused("export", str(model), "--to", "huggingface", str(out))
+    assert "holds model.bin" in said and "name another folder" in said
+    assert (out / "model.bin").exists()
+    assert {f.name for f in tmp_path.iterdir()} == {"model", "out"}  # nothing half-made stays
+
+
+def test_wrong_options_are_named(model, tmp_path):
+    out = str(tmp_path / "out")
+    assert "--to onnx; allowed: gradvac, huggingface" in refused(
+        "export", str(model), "--to", "onnx", out
+    )
+    assert "only --to ctranslate2" in refused("export", str(model), out, "--quantization", "int8")
+    assert "--engine onnx; allowed: gradvac, ctranslate2" in refused(
+        "translate", str(model), "--engine", "onnx"
+    )
+
+
+def translated(folder: Path, *options: str) -> str:
+    result = runner.invoke(app, ["translate", str(folder), "--beam", "1", *options], input=LINES)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_translate_with_ctranslate2_says_the_same_and_keeps_its_export(model, monkeypatch):
+    expected = translated(model)
+    assert expected.count("\n") == 4 and expected.startswith("Open file\n\n")
+    with monkeypatch.context() as ours_is_away:
+        ours_is_away.delattr(Transformer, "step")
+        assert translated(model, "--engine", "ctranslate2") == expected
+        (cached,) = (model / "ctranslate2").iterdir()
+        made = (cached / "model.bin").stat()
+        assert translated(model, "--engine", "ctranslate2") == expected
+    after = (cached / "model.bin").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (made.st_ino, made.st_mtime_ns)
+
+
+def test_a_model_that_changed_is_exported_anew(model):
+    translated(model, "--engine", "ctranslate2")
+    (old,) = (model / "ctranslate2").iterdir()
+    file = model / "model.safetensors"
+    tensors = load_file(file)
+    tensors["decoder.norm.bias"][:] += 0.5
+    save_file(tensors, file)
+    assert translated(model, "--engine", "ctranslate2") == translated(model)
+    (new,) = (model / "ctranslate2").iterdir()
+    assert new != old
+
+
+def test_the_shipped_model_is_left_as_it_is():
+    done = subprocess.run(
+        [sys.executable, "-m", "gradvac", "translate", "--engine", "ctranslate2"],
+        input=LINES.encode(),
+        capture_output=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+    )
+    assert done.stdout.decode().startswith("Open file\n\n")
+    assert not (resolve("shipped:start") / "ctranslate2").exists()
