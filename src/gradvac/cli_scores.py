@@ -76,12 +76,12 @@ def compare(
 
     Example: gradvac compare runs/table1-to-en-small --out table1.tex --out table1.csv
     """
-    from gradvac.experiment.compare import METRICS, chosen_test
+    from gradvac.experiment.compare import chosen_test
     from gradvac.experiment.compare import compare as compare_runs
     from gradvac.experiment.compare_tables import costs, notes, terminal, write
 
     found = compare_runs(folders, baseline=baseline, test=chosen_test(test), samples=samples)
-    for metric in METRICS:
+    for metric in found.metrics:
         console.print(terminal(found, metric, directions, console.width))
     console.print(costs(found))
     for line in notes(found):

@@ -2,62 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
 
-from safetensors import safe_open
 from scipy.stats import t as student_t
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.prepare import run_recipe
-from gradvac.experiment.sweep import DESCRIPTION
-from gradvac.experiment.variants import row_of
-from gradvac.translation.languages import Direction
-from gradvac.translation.scoring import family_of, side, tokenizer
+from gradvac.experiment.compare_results import LOWER_IS_BETTER, METRICS, Metric, Result, collect
+from gradvac.translation.scoring import family_of, side
 from gradvac.translation.significance import Test, holm, majority, paired_test
 
-Metric = Literal["bleu", "chrf", "nll"]
-METRICS: tuple[Metric, ...] = ("bleu", "chrf", "nll")
 LEVEL = 0.05  # of significance
 _SIDES = {"any-en": "Any->En", "en-any": "En->Any", "other": "X->Y"}
-
-
-@dataclass
-class Result:
-    """What one seed of a row found: a run, or several that make up a row together.
-
-    ``scores[metric][direction]``; ``outputs[direction]`` is (hypotheses, references).
-    """
-
-    scores: dict[Metric, dict[str, float]]
-    outputs: dict[str, tuple[list[str], list[str]]]
-    levels: dict[str, str]
-    tokens: int
-    seconds: float
-    parameters: int
-    signatures: dict[str, str]
-
-    def add(self, other: Result) -> None:
-        """Take in another part of the same row."""
-        for metric in METRICS:
-            self.scores[metric] |= other.scores[metric]
-        self.outputs |= other.outputs
-        self.levels |= other.levels
-        self.tokens += other.tokens
-        self.seconds += other.seconds
-        self.parameters += other.parameters
 
 
 @dataclass(frozen=True)
 class Cell:
     """One number of the table.
 
-    ``values`` are those of the seeds, ``half`` half the width of the 95% interval of their mean
+    ``values`` are those of ``seeds``, ``half`` half the width of the 95% interval of their mean
     (NaN for one seed), ``p`` the corrected p-value of the difference from the baseline (NaN: not
     tested).
     """
@@ -66,6 +32,7 @@ class Cell:
     half: float
     p: float = math.nan
     better: bool = False
+    seeds: tuple[int, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -80,9 +47,13 @@ class Cell:
 
 @dataclass
 class Row:
-    """A method: its cells by metric and column, and what it cost (means over seeds)."""
+    """A method: its cells by metric and column, and what it cost (means over seeds).
+
+    ``first`` is what its first seed found.
+    """
 
     name: str
+    first: Result
     seeds: tuple[int, ...]
     tokens: float
     seconds: float
@@ -94,14 +65,22 @@ class Row:
 
 @dataclass
 class Comparison:
-    """The table: rows, columns (column -> its directions), and what it rests on."""
+    """The table: rows, columns (average -> its directions), and what it rests on.
+
+    ``directions`` are trained ones; ``zero_shot`` were never trained and have an average of their
+    own. ``front`` names the rows that a sweep's recipe calls its front.
+    """
 
     rows: list[Row]
     directions: list[str]
+    zero_shot: list[str]
     averages: dict[str, list[str]]
+    metrics: tuple[Metric, ...]
     baseline: str
     test: Test | None
     signatures: dict[str, str]
+    identifier_errors: dict[str, float]
+    front: list[str]
     missing: list[Path]
 
     def best(self, metric: Metric, column: str, *, several_models: bool) -> float:
@@ -111,48 +90,98 @@ class Comparison:
             for row in self.rows
             if column in row.cells[metric] and (several_models or not row.several_models)
         ]
-        return (min if metric == "nll" else max)(means, default=math.nan)
+        return (min if metric in LOWER_IS_BETTER else max)(means, default=math.nan)
 
 
 def compare(
-    folders: Sequence[Path], *, baseline: str | None, test: Test | None, samples: int = 0
+    folders: Sequence[Path],
+    *,
+    baseline: str | None,
+    test: Test | None,
+    samples: int = 0,
+    comet: Mapping[Path, Mapping[str, float]] | None = None,
 ) -> Comparison:
     """Compare runs, or the runs of sweep folders, with a baseline.
 
     Per direction and seed the outputs are tested against the baseline's of that seed by sacreBLEU's
     paired tests; a seed on which the difference has the other sign than the mean counts as
     p = 1; seeds are combined by :func:`majority`, and :func:`holm` corrects for the directions of a
-    row. Raises RunError if there is nothing to compare or no such baseline.
+    row, trained and zero-shot ones apart. ``comet`` has COMET scores by run folder and direction.
+    Raises RunError if there is nothing to compare, no such baseline, or BLEU was computed in
+    different ways.
     """
-    results, several, described, missing = _collect(folders)
+    found = collect(folders, comet)
+    results = found.results
     if not results:
         raise RunError(f"no scored run in {', '.join(map(str, folders))}; try gradvac evaluate")
-    name = baseline or described or next(iter(results))
+    name = baseline or found.baseline or next(iter(results))
     if name not in results:
         there = ", ".join(results)
         raise RunError(f"baseline: {name!r} has no scored run; rows: {there}")
+    _same_bleu(results)
     base = results[name]
     first = next(iter(base.values()))
-    directions = list(first.scores["bleu"])
+    directions = [d for d in first.scores["bleu"] if d not in first.zero_shot]
+    zero_shot = [d for d in first.scores["bleu"] if d in first.zero_shot]
     levels = {k: v for runs in results.values() for r in runs.values() for k, v in r.levels.items()}
     averages = _groups(directions, levels | first.levels)
+    if zero_shot:
+        averages["zero-shot"] = zero_shot
     rows = []
     for row_name, runs in results.items():
-        parts = list(runs.values())
-        tokens = statistics.fmean(r.tokens for r in parts)
-        seconds = statistics.fmean(r.seconds for r in parts)
-        size = max(r.parameters for r in parts)
-        row = Row(row_name, tuple(runs), tokens, seconds, size, row_name in several)
+        row = _row(row_name, runs, row_name in found.several)
         for metric in METRICS:
-            row.cells[metric] = _cells(parts, metric, directions, averages)
+            row.cells[metric] = _cells(runs, metric, [*directions, *zero_shot], averages)
         if test and row_name != name:
-            _test(row, runs, base, directions, test, samples)
+            for family in (directions, zero_shot):
+                _test(row, runs, base, family, test, samples)
         rows.append(row)
     own = next(row for row in rows if row.name == name)
     for row in rows:
         if own.seconds and own.tokens and row.tokens:
             row.cost = (row.seconds / row.tokens) / (own.seconds / own.tokens)
-    return Comparison(rows, directions, averages, name, test, first.signatures, missing)
+    optional = ("comet", "off_target")
+    return Comparison(
+        rows=rows,
+        directions=directions,
+        zero_shot=zero_shot,
+        averages=averages,
+        metrics=tuple(m for m in METRICS if m not in optional or any(r.cells[m] for r in rows)),
+        baseline=name,
+        test=test,
+        signatures=first.signatures,
+        identifier_errors=first.identifier_errors,
+        front=found.front,
+        missing=found.missing,
+    )
+
+
+def _row(name: str, runs: Mapping[int, Result], several: bool) -> Row:
+    parts = list(runs.values())
+    return Row(
+        name,
+        parts[0],
+        tuple(runs),
+        tokens=statistics.fmean(r.tokens for r in parts),
+        seconds=statistics.fmean(r.seconds for r in parts),
+        parameters=max(r.parameters for r in parts),
+        several_models=several,
+    )
+
+
+def _same_bleu(results: Mapping[str, Mapping[int, Result]]) -> None:
+    """Refuse BLEU scores of different tokenizers: they cannot stand in one column."""
+    seen: dict[str, tuple[str, Path]] = {}
+    for runs in results.values():
+        for result in runs.values():
+            for direction, tokenize in result.tokenizers.items():
+                other, folder = seen.setdefault(direction, (tokenize, result.folder))
+                if other != tokenize:
+                    raise RunError(
+                        f"{direction}: BLEU of {folder} has tokenizer {other!r}, that of "
+                        f"{result.folder} {tokenize!r}; score both again with gradvac evaluate "
+                        "--bleu-tokenize"
+                    )
 
 
 def chosen_test(name: str) -> Test | None:
@@ -165,100 +194,6 @@ def chosen_test(name: str) -> Test | None:
     if name not in tests:
         raise RecipeError(f"--test: found {name!r}, must be {', '.join(tests)}")
     return tests[name]
-
-
-def _collect(
-    folders: Sequence[Path],
-) -> tuple[dict[str, dict[int, Result]], set[str], str | None, list[Path]]:
-    """Results by row and seed, rows of several models, a sweep's baseline, runs without scores."""
-    runs: list[tuple[str, Path]] = []
-    several: set[str] = set()
-    baseline = None
-    for folder in folders:
-        description = folder / DESCRIPTION
-        if description.exists():
-            tree = json.loads(description.read_text(encoding="utf-8"))
-            baseline = baseline or tree["baseline"]
-            for variant in tree["variants"]:
-                several |= {row_of(variant)} - {variant}
-                found = sorted((folder / variant).glob("seed-*"), key=_seed)
-                runs += [(row_of(variant), run) for run in found]
-        else:
-            runs.append((row_of(run_recipe(folder).variant or folder.name), folder))
-    results: dict[str, dict[int, Result]] = {}
-    missing = []
-    for name, run in runs:
-        if not (run / "scores.json").exists():
-            missing.append(run)
-            continue
-        seed = run_recipe(run).seed
-        result = read_run(run)
-        if seed in results.setdefault(name, {}):
-            results[name][seed].add(result)
-        else:
-            results[name][seed] = result
-    return results, several, baseline, missing
-
-
-def _seed(run: Path) -> int:
-    number = run.name.removeprefix("seed-")
-    return int(number) if number.isdigit() else -1
-
-
-def read_run(run: Path) -> Result:
-    """Read scores, translations, validation NLL and costs of one run; RunError if one is broken."""
-    try:
-        tree = json.loads((run / "scores.json").read_text(encoding="utf-8"))
-        done = json.loads((run / "done.json").read_text(encoding="utf-8"))
-        outputs: dict[str, tuple[list[str], list[str]]] = {}
-        for line in _lines(run / "translations.jsonl"):
-            hypotheses, references = outputs.setdefault(line["direction"], ([], []))
-            hypotheses.append(line["hypothesis"])
-            references.append(line["reference"])
-        metrics = _lines(run / "metrics.jsonl")
-        best = [
-            line
-            for line in metrics
-            if line["kind"] in ("valid", "average") and line["step"] == done["best"]["step"]
-        ]
-        best = [line for line in best if line[done["metric"]] == done["best"]["value"]]
-        scores: dict[Metric, dict[str, float]] = {
-            "bleu": {k: v["bleu"] for k, v in tree["directions"].items()},
-            "chrf": {k: v["chrf"] for k, v in tree["directions"].items()},
-            "nll": {k: best[0][f"nll/{k}"] for k in tree["directions"] if best},
-        }
-        return Result(
-            scores=scores,
-            outputs=outputs,
-            levels={k: v["level"] for k, v in tree["directions"].items() if v.get("level")},
-            tokens=sum(line["tokens"] for line in metrics if line["kind"] == "train"),
-            seconds=_seconds(run / "speed.jsonl"),
-            parameters=count_parameters(run / "best" / "model.safetensors"),
-            signatures=tree["signatures"],
-        )
-    except (OSError, ValueError, KeyError) as e:
-        raise RunError(f"{run}: not a finished and scored run: {type(e).__name__} {e}") from e
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    with file.open(encoding="utf-8", newline="\n") as lines:  # a text may hold U+2028
-        return [json.loads(line) for line in lines]
-
-
-def count_parameters(file: Path) -> int:
-    """Count the numbers in a file of tensors without reading them."""
-    with safe_open(file, "pt") as tensors:
-        names = tensors.keys()
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
-
-
-def _seconds(file: Path) -> float:
-    """Training time; the clock of ``speed.jsonl`` begins anew when a run is resumed."""
-    total, last = 0.0, 0.0
-    for line in _lines(file) if file.exists() else []:
-        total += line["seconds"] - (last if line["seconds"] >= last else 0.0)
-        last = line["seconds"]
-    return total
 
 
 def _groups(directions: Sequence[str], levels: dict[str, str]) -> dict[str, list[str]]:
@@ -279,17 +214,21 @@ def _groups(directions: Sequence[str], levels: dict[str, str]) -> dict[str, list
 
 
 def _cells(
-    runs: Sequence[Result],
+    runs: Mapping[int, Result],
     metric: Metric,
     directions: Sequence[str],
     averages: dict[str, list[str]],
 ) -> dict[str, Cell]:
     cells = {}
     for column, members in [*((d, [d]) for d in directions), *averages.items()]:
-        complete = [r.scores[metric] for r in runs if all(d in r.scores[metric] for d in members)]
+        complete = {
+            seed: r.scores[metric]
+            for seed, r in runs.items()
+            if all(d in r.scores[metric] for d in members)
+        }
         if complete:
-            values = tuple(statistics.fmean(s[d] for d in members) for s in complete)
-            cells[column] = Cell(values, half_width(values))
+            values = tuple(statistics.fmean(s[d] for d in members) for s in complete.values())
+            cells[column] = Cell(values, half_width(values), seeds=tuple(complete))
     return cells
 
 
@@ -316,7 +255,7 @@ def _test(
         seeds = [s for s in runs if s in base and d in runs[s].outputs and d in base[s].outputs]
         if not seeds:
             continue
-        found = [_p_values(base[s].outputs[d], runs[s].outputs[d], d, test, samples) for s in seeds]
+        found = [_p_values(base[s], runs[s], d, test, samples) for s in seeds]
         for metric in raw:
             gaps = [runs[s].scores[metric][d] - base[s].scores[metric][d] for s in seeds]
             up = statistics.fmean(gaps) > 0
@@ -329,17 +268,16 @@ def _test(
     for metric, p_values in raw.items():
         cells = row.cells[metric]
         for d, p in zip(p_values, holm(list(p_values.values())), strict=True):
-            cells[d] = Cell(cells[d].values, cells[d].half, p, better[metric][d])
+            cells[d] = replace(cells[d], p=p, better=better[metric][d])
 
 
 def _p_values(
-    base: tuple[list[str], list[str]],
-    own: tuple[list[str], list[str]],
-    direction: str,
-    test: Test,
-    samples: int,
+    base: Result, own: Result, direction: str, test: Test, samples: int
 ) -> dict[str, float]:
-    if base[1] != own[1]:
+    baseline, system = base.outputs[direction], own.outputs[direction]
+    if baseline[1] != system[1]:
         raise RunError(f"{direction}: the runs were scored on different sentences")
-    tokenize = tokenizer(Direction.parse(direction).target)
-    return paired_test(base[0], own[0], own[1], test=test, samples=samples, tokenize=tokenize)
+    tokenize = own.tokenize[direction]
+    return paired_test(
+        baseline[0], system[0], system[1], test=test, samples=samples, tokenize=tokenize
+    )

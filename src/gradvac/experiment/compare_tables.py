@@ -13,31 +13,53 @@ from typing import Any
 from rich.table import Table
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.compare import LEVEL, METRICS, Cell, Comparison, Metric, Row
+from gradvac.experiment.compare import LEVEL, Cell, Comparison, Row
+from gradvac.experiment.compare_results import Metric
 from gradvac.translation.scoring import family_of
 
-NAMES: dict[Metric, str] = {"bleu": "BLEU", "chrf": "chrF++", "nll": "validation NLL"}
+NAMES: dict[Metric, str] = {
+    "bleu": "BLEU",
+    "chrf": "chrF++",
+    "comet": "COMET",
+    "nll": "validation NLL",
+    "off_target": "off-target %",
+}
+DIGITS: dict[Metric, int] = {"bleu": 1, "chrf": 1, "comet": 4, "nll": 3, "off_target": 1}
 MOST_DIRECTIONS = 8  # more than that, and a table shows averages alone; CSV and JSON show all
 
 
-def columns(found: Comparison, every_direction: bool) -> list[str]:
-    """The columns of a table to read."""
-    few = every_direction or len(found.directions) <= MOST_DIRECTIONS
-    return [*(found.directions if few else []), *found.averages]
+def columns(found: Comparison, metric: Metric, every_direction: bool) -> list[str]:
+    """The columns of a table to read: those in which any row has a number."""
+    few = lambda names: names if every_direction or len(names) <= MOST_DIRECTIONS else []
+    names = [*few(found.directions), *found.averages, *few(found.zero_shot)]
+    return [n for n in names if any(n in row.cells[metric] for row in found.rows)]
+
+
+def heading(found: Comparison, column: str) -> str:
+    """The head of a column; a direction never trained is marked."""
+    return f"{column} (zero-shot)" if column in found.zero_shot else column
 
 
 def fitting(found: Comparison, metric: Metric, every_direction: bool, width: int) -> list[str]:
     """The columns that fit a terminal: families are the first to go, then levels."""
-    names = columns(found, every_direction)
+    names = columns(found, metric, every_direction)
     families = [n for n, members in found.averages.items() if n.endswith(family_of(members[0]))]
-    levels = [n for n in found.averages if n not in ("avg", *families)]
-    for dropped in ([], families, [*families, *levels], [*families, *found.directions]):
+    levels = [n for n in found.averages if n not in ("avg", "zero-shot", *families)]
+    zero_shot, each = found.zero_shot, [*found.directions, *found.zero_shot]
+    for dropped in (
+        [],
+        families,
+        [*families, *zero_shot],
+        [*families, *zero_shot, *levels],
+        [*families, *each],
+    ):
         kept = [n for n in names if n not in dropped]
+        heads = ["", *(heading(found, n) for n in kept)]
         rows = [[row.name, *_texts(found, row, metric, kept, str)] for row in found.rows]
-        widths = [max(map(len, column)) for column in zip(["", *kept], *rows, strict=True)]
+        widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
         if every_direction or sum(widths) + 3 * len(widths) + 1 <= width:
             return kept
-    return ["avg"]
+    return [n for n in ("avg",) if n in names]
 
 
 def notes(found: Comparison) -> list[str]:
@@ -53,11 +75,17 @@ def notes(found: Comparison) -> list[str]:
         lines.append(
             f"*: better than {found.baseline} at {LEVEL}: sacreBLEU's paired {found.test} on each "
             "seed, on a majority of the seeds (Rueger), corrected for the directions (Holm). "
-            "Averages and NLL are not tested."
+            "BLEU and chrF++ of directions are tested, nothing else."
         )
     lines.append("Bold: the best of one model for all directions.")
     lines.append("Cost: seconds of training per token, relative to the baseline's.")
     lines += [f"{name}: {text}" for name, text in found.signatures.items()]
+    if found.identifier_errors:
+        errors = ", ".join(f"{d} {x:.1f}" for d, x in found.identifier_errors.items())
+        lines.append(
+            f"Off-target: translations that py3langid identifies as another language than the "
+            f"target's. Of the references it says so of this many percent: {errors}."
+        )
     lines += [f"Not scored: {folder}" for folder in found.missing]
     return lines
 
@@ -69,7 +97,7 @@ def terminal(
     table = Table(title=NAMES[metric], title_justify="left")
     names = fitting(found, metric, every_direction, width)
     for name in ("", *names):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+        table.add_column(heading(found, name), justify="right" if name else "left", no_wrap=True)
     for row in found.rows:
         cells = _texts(found, row, metric, names, lambda x: f"[bold]{x}[/bold]")
         table.add_row(row.name, *cells)
@@ -88,9 +116,10 @@ def costs(found: Comparison) -> Table:
 
 def markdown(found: Comparison, every_direction: bool = False) -> str:
     """Every metric as a Markdown table, then the notes."""
-    parts, names = [], columns(found, every_direction)
-    heads = ["", *names, "parameters", "tokens", "time", "cost"]
-    for metric in METRICS:
+    parts = []
+    for metric in found.metrics:
+        names = columns(found, metric, every_direction)
+        heads = ["", *(heading(found, n) for n in names), "parameters", "tokens", "time", "cost"]
         lines = [NAMES[metric], "", _bars(heads), "|---" + "|---:" * (len(heads) - 1) + "|"]
         for row in found.rows:
             cells = _texts(found, row, metric, names, lambda x: f"<b>{x}</b>")
@@ -104,9 +133,10 @@ def markdown(found: Comparison, every_direction: bool = False) -> str:
 
 def latex(found: Comparison, every_direction: bool = False) -> str:
     """Every metric as a booktabs table; the overall best is underlined, as in Wang et al. 2021."""
-    parts, names = [], columns(found, every_direction)
-    heads = ["", *names, "parameters", "tokens", "time", "cost"]
-    for metric in METRICS:
+    parts = []
+    for metric in found.metrics:
+        names = columns(found, metric, every_direction)
+        heads = ["", *(heading(found, n) for n in names), "parameters", "tokens", "time", "cost"]
         lines = [
             f"% {NAMES[metric]}",
             rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
@@ -126,6 +156,7 @@ def latex(found: Comparison, every_direction: bool = False) -> str:
 def records(found: Comparison) -> list[dict[str, Any]]:
     """Every number of the comparison, one record each; NaN is None."""
     kinds = dict.fromkeys(found.directions, "direction") | dict.fromkeys(found.averages, "average")
+    kinds |= dict.fromkeys(found.zero_shot, "zero-shot")
     return [
         {
             "row": row.name,
@@ -140,7 +171,7 @@ def records(found: Comparison) -> list[dict[str, Any]]:
             "values": list(cell.values),
         }
         for row in found.rows
-        for metric in METRICS
+        for metric in found.metrics
         for column, cell in row.cells[metric].items()
     ]
 
@@ -167,6 +198,7 @@ def as_json(found: Comparison) -> str:
         "test": found.test,
         "level": LEVEL,
         "signatures": found.signatures,
+        "off_target_of_references": found.identifier_errors,
         "missing": [str(folder) for folder in found.missing],
         "averages": found.averages,
         "costs": {
@@ -224,7 +256,7 @@ def _texts(
 
 
 def _number(cell: Cell, metric: Metric) -> str:
-    digits = 3 if metric == "nll" else 1
+    digits = DIGITS[metric]
     spread = "" if math.isnan(cell.half) else f" ±{cell.half:.{digits}f}"
     return f"{cell.mean:.{digits}f}{spread}"
 

@@ -65,7 +65,7 @@ def bleu_metric(tokenize: str) -> BLEU:
         if tokenize not in models:
             raise
         url = models[tokenize]["url"]
-        place = Path(tokenizer_spm.SACREBLEU_DIR) / "models" / Path(url).name
+        place = Path(vars(tokenizer_spm)["SACREBLEU_DIR"]) / "models" / Path(url).name
         raise RecipeError(
             f"BLEU tokenizer {tokenize!r}: sacreBLEU downloads a model for it from {url}, and that "
             f"failed: {e}. Put the file at {place}, or name a copy: {FILE}PATH"

@@ -1,0 +1,194 @@
+"""What `gradvac compare` reads: scores, translations, validation NLL and costs of runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import safe_open
+
+from gradvac.errors import RunError
+from gradvac.experiment.prepare import run_recipe
+from gradvac.experiment.recipe import Recipe
+from gradvac.experiment.sweep import DESCRIPTION
+from gradvac.experiment.variants import row_of
+from gradvac.translation.languages import Direction
+from gradvac.translation.tokenizers import tokenizer
+
+Metric = Literal["bleu", "chrf", "comet", "nll", "off_target"]
+METRICS: tuple[Metric, ...] = ("bleu", "chrf", "comet", "nll", "off_target")
+LOWER_IS_BETTER: tuple[Metric, ...] = ("nll", "off_target")
+
+
+@dataclass
+class Result:
+    """What one seed of a row found: a run, or several that make up a row together.
+
+    ``scores[metric][direction]``; ``outputs[direction]`` is (hypotheses, references); ``tokenize``
+    is how BLEU cut them into words, ``tokenizers`` the same as signatures have it. ``folder`` and
+    ``recipe`` are those of the first run; ``identifier_errors`` the off-target rates of references.
+    """
+
+    folder: Path
+    recipe: Recipe
+    scores: dict[Metric, dict[str, float]]
+    outputs: dict[str, tuple[list[str], list[str]]]
+    levels: dict[str, str]
+    tokens: int
+    seconds: float
+    parameters: int
+    signatures: dict[str, str]
+    tokenize: dict[str, str]
+    tokenizers: dict[str, str]
+    zero_shot: frozenset[str]
+    identifier_errors: dict[str, float]
+
+    def add(self, other: Result) -> None:
+        """Take in another part of the same row."""
+        for metric in METRICS:
+            self.scores[metric] |= other.scores[metric]
+        self.outputs |= other.outputs
+        self.levels |= other.levels
+        self.tokenize |= other.tokenize
+        self.tokenizers |= other.tokenizers
+        self.zero_shot |= other.zero_shot
+        self.identifier_errors |= other.identifier_errors
+        self.tokens += other.tokens
+        self.seconds += other.seconds
+        self.parameters += other.parameters
+
+
+@dataclass
+class Collected:
+    """Results by row and seed, and what the folders say of them.
+
+    ``several`` are rows of several models, ``baseline`` and ``front`` those the first sweep names,
+    ``missing`` runs without scores.
+    """
+
+    results: dict[str, dict[int, Result]]
+    several: set[str]
+    baseline: str | None
+    front: list[str]
+    missing: list[Path]
+
+
+def collect(
+    folders: Sequence[Path], comet: Mapping[Path, Mapping[str, float]] | None = None
+) -> Collected:
+    """Read runs, or the runs of sweep folders; ``comet`` has COMET scores by run and direction."""
+    runs: list[tuple[str, Path]] = []
+    several: set[str] = set()
+    baseline, front = None, []
+    for folder in folders:
+        description = folder / DESCRIPTION
+        if description.exists():
+            tree = json.loads(description.read_text(encoding="utf-8"))
+            baseline = baseline or tree["baseline"]
+            front = front or tree.get("front") or []
+            for variant in tree["variants"]:
+                several |= {row_of(variant)} - {variant}
+                found = sorted((folder / variant).glob("seed-*"), key=_seed)
+                runs += [(row_of(variant), run) for run in found]
+        else:
+            runs.append((row_of(run_recipe(folder).variant or folder.name), folder))
+    results: dict[str, dict[int, Result]] = {}
+    missing = []
+    for name, run in runs:
+        if not (run / "scores.json").exists():
+            missing.append(run)
+            continue
+        seed = run_recipe(run).seed
+        result = read_run(run)
+        result.scores["comet"] = dict((comet or {}).get(run.resolve(), {}))
+        if seed in results.setdefault(name, {}):
+            results[name][seed].add(result)
+        else:
+            results[name][seed] = result
+    return Collected(results, several, baseline, front, missing)
+
+
+def _seed(run: Path) -> int:
+    number = run.name.removeprefix("seed-")
+    return int(number) if number.isdigit() else -1
+
+
+def read_run(run: Path) -> Result:
+    """Read scores, translations, validation NLL and costs of one run; RunError if one is broken."""
+    try:
+        tree = json.loads((run / "scores.json").read_text(encoding="utf-8"))
+        done = json.loads((run / "done.json").read_text(encoding="utf-8"))
+        outputs: dict[str, tuple[list[str], list[str]]] = {}
+        for line in _lines(run / "translations.jsonl"):
+            hypotheses, references = outputs.setdefault(line["direction"], ([], []))
+            hypotheses.append(line["hypothesis"])
+            references.append(line["reference"])
+        metrics = _lines(run / "metrics.jsonl")
+        best = [
+            line
+            for line in metrics
+            if line["kind"] in ("valid", "average") and line["step"] == done["best"]["step"]
+        ]
+        best = [line for line in best if line[done["metric"]] == done["best"]["value"]]
+        zero_shot = frozenset(_each(tree, "zero_shot"))
+        scores: dict[Metric, dict[str, float]] = {
+            "bleu": {k: v["bleu"] for k, v in tree["directions"].items()},
+            "chrf": {k: v["chrf"] for k, v in tree["directions"].items()},
+            "comet": {},
+            "nll": {
+                k: best[0][f"nll/{k}"] for k in tree["directions"] if best and k not in zero_shot
+            },
+            "off_target": _each(tree, "off_target"),
+        }
+        return Result(
+            folder=run,
+            recipe=run_recipe(run),
+            scores=scores,
+            outputs=outputs,
+            levels={k: v["level"] for k, v in tree["directions"].items() if v.get("level")},
+            tokens=sum(line["tokens"] for line in metrics if line["kind"] == "train"),
+            seconds=_seconds(run / "speed.jsonl"),
+            parameters=count_parameters(run / "best" / "model.safetensors"),
+            signatures=tree["signatures"],
+            tokenize={
+                k: tree.get("bleu_tokenize") or tokenizer(Direction.parse(k).target)
+                for k in tree["directions"]
+            },
+            tokenizers={
+                k: signature.partition("|tok:")[2].partition("|")[0]
+                for k, signature in _each(tree, "bleu_signature").items()
+            },
+            zero_shot=zero_shot,
+            identifier_errors=_each(tree, "off_target_of_references"),
+        )
+    except (OSError, ValueError, KeyError) as e:
+        raise RunError(f"{run}: not a finished and scored run: {type(e).__name__} {e}") from e
+
+
+def _each(scores: dict[str, Any], key: str) -> dict[str, Any]:
+    return {k: v[key] for k, v in scores["directions"].items() if key in v}
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    with file.open(encoding="utf-8", newline="\n") as lines:  # a text may hold U+2028
+        return [json.loads(line) for line in lines]
+
+
+def count_parameters(file: Path) -> int:
+    """Count the numbers in a file of tensors without reading them."""
+    with safe_open(file, "pt") as tensors:
+        names = tensors.keys()
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+
+
+def _seconds(file: Path) -> float:
+    """Training time; the clock of ``speed.jsonl`` begins anew when a run is resumed."""
+    total, last = 0.0, 0.0
+    for line in _lines(file) if file.exists() else []:
+        total += line["seconds"] - (last if line["seconds"] >= last else 0.0)
+        last = line["seconds"]
+    return total
