@@ -16,7 +16,7 @@ from gradvac.errors import RunError
 from gradvac.experiment.figures import CATALOGUE
 from gradvac.experiment.figures.write import draw_all
 from gradvac.experiment.geometry_run import Measurement
-from gradvac.experiment.geometry_view import subjects_of
+from gradvac.experiment.geometry_view import Missing, subjects_of
 from gradvac.experiment.run_view import load_runs
 from gradvac.geometry.record import Frame, GramRecord
 
@@ -268,6 +268,7 @@ def changed(run: Path, section: str, **keys: object) -> Path:
 def test_several_runs(run: Path, tmp_path: Path) -> None:
     other = make_run(tmp_path / "joint", "joint", BOTH, boost=7)
     changed(other, "method", name="cats")
+    (other / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes())
     measure(other, BOTH)
     alone = [make_run(tmp_path / t, "joint", (t,), boost=5) for t in ("fr-en", "en-sw", "sw-en")]
     subjects = subjects_of(load_runs([run, other, *alone]))
@@ -287,6 +288,8 @@ def test_several_runs(run: Path, tmp_path: Path) -> None:
         assert gain == own - bilingual
         assert size == PAIRS[task.replace("en", "").strip("-")]
 
+    assert len(pictures["GradVac Figure 7"]) == 1  # of equal numbers, and not of bilingual models
+    assert "gradvac and joint coincide (low resource)" in pictures["CATS Figure 6"][0].caption
     assert {p.name for p in pictures["GradVac Figure 1"]} == {
         "gradvac-fig-01-encoder-any-en-gradvac",
         "gradvac-fig-01-encoder-any-en-joint",
@@ -295,14 +298,19 @@ def test_several_runs(run: Path, tmp_path: Path) -> None:
     assert seen[0][2] == 40_000 * 5  # five lines of 40,000 tokens before the first validation
 
 
+def draw(figure: str, *runs: Path):
+    """The only picture of one figure."""
+    (picture,) = CATALOGUE[figure](subjects_of(load_runs(runs)))
+    return picture
+
+
 def test_bilingual_models_of_another_start_are_not_compared_with(run: Path, tmp_path: Path) -> None:
     alone = [make_run(tmp_path / t, "joint", (t,), boost=5) for t in ("fr-en", "sw-en")]
     changed(alone[0], "training", start_from="models/other")
-    pictures, _ = draw_all(subjects_of(load_runs([run, *alone])))
-    assert [r[1] for r in pictures["GradVac Figure 6"][0].rows] == ["sw-en"]
+    assert [r[1] for r in draw("GradVac Figure 6", run, *alone).rows] == ["sw-en"]
     changed(alone[1], "training", start_from="models/other")
-    _, missing = draw_all(subjects_of(load_runs([run, *alone])))
-    assert missing["GradVac Figure 6"].endswith("there are 1 and 2")
+    with pytest.raises(Missing, match="there are 1 and 2"):
+        draw("GradVac Figure 6", run, *alone)
 
 
 def test_runs_of_different_size_are_compared_where_nothing_else_differs(tmp_path: Path) -> None:
@@ -315,20 +323,20 @@ def test_runs_of_different_size_are_compared_where_nothing_else_differs(tmp_path
     ):
         folder = runs[name] = make_run(tmp_path / name, "gradvac", BOTH)
         changed(changed(folder, "batches", tokens=tokens), "method", name=method)
+        changed(folder, "model", d_model=width * 8)
         (folder / "best").mkdir()
         save_file({"w": np.zeros((width, 4), np.float32)}, folder / "best" / "model.safetensors")
     measure(runs["base"], BOTH)
     measure(runs["narrow"], BOTH, (5, 6))
-    pictures, _ = draw_all(subjects_of(load_runs(runs.values())))
 
-    (ninth,) = pictures["GradVac Figure 9"]  # both were measured
+    ninth = draw("GradVac Figure 9", *runs.values())  # both were measured
     assert "with 16, " in ninth.caption and ninth.caption.endswith(" with 32.")
     into = tuple(t for t in BOTH if side(t) == "any-en")
     for name, size in (("narrow", 16), ("base", 32)):
         found = {r[2:4]: r[-1] for r in ninth.rows if r[:2] == (name, size)}
         check_pairs(found, mean_cosine(gram(runs[name], "")), into)
 
-    (eleventh,) = pictures["GradVac Figure 11"]  # one of the two has only its record
+    eleventh = draw("GradVac Figure 11", *runs.values())  # one of the two has only its record
     frames = {n: list(GramRecord(runs[n] / "geometry")) for n in ("short", "base")}
     decoder = frames["base"][0].groups.index("decoder.layers.0")
     assert [r[:2] for r in eleventh.rows] == [("short", 1024)] * 6 + [("base", 4096)] * 6
@@ -337,8 +345,12 @@ def test_runs_of_different_size_are_compared_where_nothing_else_differs(tmp_path
         values = mean_cosine([f.gram[decoder] for f in own])
         check_pairs(found, values, tuple(t for t in BOTH if side(t) == "en-any"))
 
-    assert {r[1] for r in pictures["CATS Figure 9"][0].rows} == {"base", "narrow"}
-    assert "base 4,096, short 1,024" in pictures["CATS Figure 8"][0].caption
+    names = lambda figure: {r[1] for r in draw(figure, *runs.values()).rows}
+    assert names("CATS Figure 1") == {"base"}
+    assert names("CATS Figure 9") == {"base", "narrow"}
+    assert "base 4,096, short 1,024" in draw("CATS Figure 8", *runs.values()).caption
+    with pytest.raises(Missing, match="of another method, with the same directions and sizes"):
+        draw("CATS Figure 6", *runs.values())
 
 
 def test_quality_against_similarity_of_models_that_share_a_direction(tmp_path: Path) -> None:

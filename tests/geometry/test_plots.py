@@ -45,6 +45,29 @@ def test_the_scale_is_symmetric_about_zero_when_there_are_conflicts() -> None:
     assert Scale.of(np.array([[np.nan]])) == Scale(0.0, 1.0)
 
 
+def test_cosines_far_from_zero_share_the_colours_between_them() -> None:
+    cosine = np.full((20, 20), 0.86)
+    cosine[:10, :10] = 0.63
+    scale = Scale.of(cosine)
+    assert (scale.low, scale.high) == pytest.approx((0.6, 0.9))
+    assert scale.map(0.0)[0] > 0.9 > scale.map(1.0)[0]  # pale, then dark: not from red to blue
+    assert Scale.of(np.where(cosine > 0.8, 0.86, 0.43)).low == 0
+    assert Scale.of(np.full((3, 3), 0.7)).low < 0.7
+
+
+@pytest.mark.parametrize(
+    ("steps", "shown"),
+    [
+        ([0, 400], {"0", "100", "200", "300", "400"}),
+        ([0, 400_000], {"0", "100k", "200k", "300k", "400k"}),
+        ([0, 2_000_000], {"0", "500k", "1M", "1.5M", "2M"}),
+    ],
+)
+def test_counts_on_an_axis_are_round_and_short(steps: list[int], shown: set[str]) -> None:
+    found = texts(svg(curves([Line("a", steps, [0.0, 1.0], 0)], "y")))
+    assert shown <= set(found)
+
+
 def test_one_odd_pair_does_not_pale_all_others() -> None:
     cosine = np.full((20, 20), 0.2)
     cosine[0, 1] = cosine[1, 0] = 0.95

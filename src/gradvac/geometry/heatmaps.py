@@ -15,10 +15,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from scipy.cluster.hierarchy import dendrogram
 
-from gradvac.geometry.plots import MUTED, RULE, axes, styled
+from gradvac.geometry.plots import MUTED, ROUND, RULE, axes, styled
 from gradvac.geometry.similarity import Clustering
 
 ANNOTATED = 16  # more tasks than this, and numbers in the cells are too small to read
@@ -35,8 +36,9 @@ class Scale:
     def of(cls, cosines: np.ndarray) -> Scale:
         """The range of nearly everything off the diagonal, ``[..., K, K]``, to the next 0.05.
 
-        All positive: from 0 up. Otherwise as far below 0 as above, since 0 is where tasks begin
-        to conflict. The outer 2 % do not count, so that one odd pair does not pale all others.
+        All positive: from 0 up, or from the next 0.05 below where all are more than half of the
+        largest. Otherwise as far below 0 as above, since 0 is where tasks begin to conflict. The
+        outer 2 % do not count, so that one odd pair does not pale all others.
         """
         return cls.over(cosines[..., ~np.eye(cosines.shape[-1], dtype=bool)])
 
@@ -48,13 +50,15 @@ class Scale:
             return cls(0.0, 1.0)
         low, high = np.quantile(values, [0.02, 0.98])
         reach = max(0.1, math.ceil(max(-low, high) * 20 - 1e-9) / 20)
+        if low > reach / 2:
+            return cls(min(math.floor(low * 20 + 1e-9) / 20, reach - 0.1), reach)
         return cls(0.0 if low >= 0 else -reach, reach)
 
     @property
     def map(self) -> Colormap:
         """Sequential, or diverging with 0 in the middle; both safe for colour-blind eyes."""
         # 41 colours: finer steps cannot be seen, and each is a shape in the SVG of the colour bar.
-        return matplotlib.colormaps["Blues" if self.low == 0 else "RdBu"].resampled(41)
+        return matplotlib.colormaps["Blues" if self.low >= 0 else "RdBu"].resampled(41)
 
     def colour(self, value: float) -> tuple[float, float, float, float]:
         """The colour of a value, as red, green, blue and opacity."""
@@ -121,7 +125,7 @@ def heatmaps(
     side = _side(max(len(m.labels) for m in matrices))
     with styled():
         figure = Figure(figsize=((side + 1.4) * len(matrices), side))
-        row = figure.subplots(1, len(matrices), squeeze=False, gridspec_kw={"wspace": 0.45})[0]
+        row = figure.subplots(1, len(matrices), squeeze=False, gridspec_kw={"wspace": 0.55})[0]
         for ax, matrix in zip(row, matrices, strict=True):
             draw_heatmap(ax, matrix, scale)
         _colour_bar(figure, list(row), scale, values, label)
@@ -226,6 +230,7 @@ def _colour_bar(
         pad=0.03,
         aspect=28 if len(onto) == 1 and len(shown[0]) > 6 else 12,
         extend=extend.get(beyond, "neither"),
+        ticks=MaxNLocator(5, steps=ROUND),
     )
     bar.solids.set(rasterized=False, edgecolor="face")  # type: ignore[union-attr]
     bar.outline.set_visible(False)  # type: ignore[operator]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -16,6 +17,7 @@ from gradvac.geometry.plots import (
     INK,
     MUTED,
     PALETTE,
+    ROUND,
     RULE,
     Line,
     axes,
@@ -93,7 +95,8 @@ def scatter(
         ax.set_title(title, fontsize=9, loc="left")
         ax.grid(color=RULE, linewidth=0.6)
         ax.set_axisbelow(True)
-        ax.xaxis.set_major_locator(MaxNLocator(6))
+        ax.xaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
+        ax.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
     return figure
 
 
@@ -122,6 +125,8 @@ def bars(
         ax.set_axisbelow(True)
         if log:
             ax.set_yscale("log")
+            least = min((value for value in values if value > 0), default=1)
+            ax.set_ylim(bottom=10 ** math.floor(math.log10(least)))  # a bar begins somewhere
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
             ax.yaxis.set_minor_locator(NullLocator())

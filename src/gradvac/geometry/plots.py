@@ -22,10 +22,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, MUTED, RULE = "#1d2126", "#5d6772", "#d3d7db"
+MARKERS = "osD^vP"  # by the number of a colour: for those who cannot tell colours apart
+ROUND = (1, 2, 2.5, 5, 10)  # steps between the numbers on an axis, times a power of ten
 _POINTS = 120  # of a curve: more are narrower than the line that joins them
 
 _STYLE: dict[Any, Any] = {
@@ -139,14 +141,23 @@ def draw_lines(ax: Axes, lines: Sequence[Line]) -> list[Line2D]:
             color=colour(line.colour),
             linestyle=(0, (3, 2)) if line.dashed else "-",
             linewidth=1.5,
-            marker="o" if len(x) <= 12 else None,
+            marker=MARKERS[line.colour % len(MARKERS)] if len(x) <= 12 else None,
             markersize=3.2,
         )
     ax.grid(axis="y", color=RULE, linewidth=0.6)
     ax.set_axisbelow(True)
-    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.yaxis.set_major_locator(MaxNLocator(6))
+    ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))
+    ax.xaxis.set_major_formatter(FuncFormatter(_count))
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=ROUND))
     return handles
+
+
+def _count(value: float, _: object) -> str:
+    """A number of steps or tokens in the width of an axis: 400, 80k, 1.5M."""
+    for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if value >= least:
+            return f"{value / unit:g}{letter}"
+    return f"{value:,.0f}"
 
 
 def _thinned(values: Sequence[float]) -> np.ndarray:
@@ -169,7 +180,7 @@ def dots(
             if known.size:
                 ax.plot([known.min(), known.max()], [n, n], color=RULE, linewidth=2, zorder=1)
         handles: list[Line2D] = []
-        for (number, values), marker in zip(series.values(), cycle("osD^vP"), strict=False):
+        for (number, values), marker in zip(series.values(), cycle(MARKERS), strict=False):
             handles += ax.plot(
                 values,
                 range(len(rows)),

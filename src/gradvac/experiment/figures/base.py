@@ -36,13 +36,18 @@ Drawer = Callable[[Sequence[Subject]], list[Picture]]
 """Draws a figure of the subjects given, one picture or several; raises Missing."""
 
 
-def each(draw: Callable[[Subject], list[Picture]]) -> Drawer:
-    """Draw a figure of every subject that can give it; Missing if none can."""
+def each(draw: Callable[[Subject], list[Picture]], *, once: bool = False) -> Drawer:
+    """Draw a figure of every subject that can give it; Missing if none can.
+
+    Beside runs of three or more languages, those of one or two are only there to be compared with.
+    ``once``: not again where another subject gave the same numbers.
+    """
 
     def drawer(subjects: Sequence[Subject]) -> list[Picture]:
         pictures: list[Picture] = []
         reasons: list[str] = []
-        for subject in subjects:
+        large = [s for s in subjects if len({t.partner for t in s.tasks}) > 2]
+        for subject in large or subjects:
             try:
                 found = draw(subject)
             except Missing as e:
@@ -53,7 +58,8 @@ def each(draw: Callable[[Subject], list[Picture]]) -> Drawer:
                 named = [{**vars(p), "name": p.name + tail} for p in found]
                 words = f"{subject.run.name}: "
                 found = [Picture(**{**p, "caption": words + p["caption"]}) for p in named]
-            pictures += found
+            drawn = [p.rows for p in pictures] if once else []
+            pictures += [p for p in found if p.rows not in drawn]
         if not pictures:
             raise Missing("; ".join(dict.fromkeys(reasons)))
         return pictures

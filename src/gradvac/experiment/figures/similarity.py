@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gradvac.experiment.figures.base import LINES, PAIRS, Picture, line_rows, pair_rows
-from gradvac.experiment.geometry_view import SIDES, Missing, Subject, among
+from gradvac.experiment.geometry_view import SIDES, Geometry, Missing, Subject, among
 from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, TaskView
 from gradvac.geometry.heatmaps import Matrix, Scale, heatmap_and_tree, heatmaps, tables
 from gradvac.geometry.panels import Panel, line_panels, strips
@@ -200,17 +200,18 @@ def by_kind(
     """Rows (settings), columns (kinds of parameters), mean over pairs of each measure, words."""
     rows, columns, values, words = [], [], [], []
     reasons: list[str] = []
+    found: list[tuple[Subject, Geometry]] = []
     for subject in subjects:
         try:
-            geometry = subject.at("parameter_kind")
+            found.append((subject, subject.at("parameter_kind")))
         except Missing as e:
             reasons.append(str(e))
-            continue
+    for subject, geometry in found:
         means = [mean_similarity(geometry.frames("parameter_kind"), of) for of in measures]
         for setting, tasks in _settings(subject).items():
             parts = [among(m, tasks).by_group() for m in means if m is not None]
             columns = columns or list(means[0].groups if means[0] else ())
-            rows.append(setting if len(subjects) == 1 else f"{setting} {subject.run.name}")
+            rows.append(setting if len(found) == 1 else f"{setting} {subject.run.name}")
             values.append(parts)
         words.append(geometry.words)
     if not rows:

@@ -123,35 +123,57 @@ def _tokens_seen(subject: Subject) -> dict[int, int]:
 
 def train_and_validation(subjects: Sequence[Subject]) -> list[Picture]:
     """CATS figure 1: both losses of low- and high-resource directions; over- and underfitting."""
-    panels, x = losses(_multilingual(subjects))
+    panels, x = losses(_alike(subjects))
     caption = (
         "Train (dashed; with dropout, each direction as often as it is drawn) and validation NLL "
-        "per target token, mean over the directions of a resource level."
+        "per target token, mean over the directions of a resource level." + _coincident(panels)
     )
     figure = line_panels(panels, x)
     return [Picture("cats-fig-01-train-validation", caption, figure, LINES, line_rows(panels))]
 
 
-def _multilingual(subjects: Sequence[Subject]) -> Sequence[Subject]:
-    """Without the bilingual models, which have one level each, unless there are no others."""
-    return [s for s in subjects if len({t.partner for t in s.tasks}) > 1] or subjects
+def _alike(subjects: Sequence[Subject]) -> Sequence[Subject]:
+    """Those that can be compared by their losses: the most with the same directions and sizes.
+
+    Without the bilingual models, which have one level each, unless there are no others.
+    """
+    groups: dict[object, list[Subject]] = {}
+    for subject in [s for s in subjects if len({t.partner for t in s.tasks}) > 1] or subjects:
+        recipe, tasks = subject.run.recipe, tuple(t.name for t in subject.tasks)
+        key = (tasks, recipe.training.start_from, recipe.model.model_dump_json(), subject.batch)
+        groups.setdefault(key, []).append(subject)
+    return max(groups.values(), key=len)
+
+
+def _coincident(panels: Sequence[Panel]) -> str:
+    """What is hidden: pairs of curves nowhere further apart than the width of a line."""
+    reach = np.ptp([y for panel in panels for line in panel.lines for y in line.y])
+    found = []
+    for panel in panels:
+        for n, a in enumerate(panel.lines):
+            for b in panel.lines[:n]:
+                same = list(a.x) == list(b.x) and a.dashed == b.dashed
+                if same and np.abs(np.subtract(a.y, b.y)).max() < reach / 200:
+                    found.append(f"{b.name} and {a.name} coincide ({panel.title})")
+    return f" {'; '.join(found)}." if found else ""
 
 
 def methods_compared(subjects: Sequence[Subject]) -> list[Picture]:
     """CATS figure 6: figure 1 with CATS beside sampling alone."""
-    names = [s.run.recipe.method.name for s in subjects]
+    names = [s.run.recipe.method.name for s in _alike(subjects)]
     if "cats" not in names or len(set(names)) < 2:
-        raise Missing("a run of CATS and one of another method")
+        raise Missing("a run of CATS and one of another method, with the same directions and sizes")
     (picture,) = train_and_validation(subjects)
     return [Picture(**{**vars(picture), "name": "cats-fig-06-methods"})]
 
 
 def sample_efficiency(subjects: Sequence[Subject]) -> list[Picture]:
     """CATS figure 7: validation NLL against the text seen."""
-    if len(subjects) < 2:
-        raise Missing("a second run to compare with")
-    panels, x = losses(_multilingual(subjects), train=False, tokens=True)
+    if len(_alike(subjects)) < 2:
+        raise Missing("a second run to compare with, of the same directions and sizes")
+    panels, x = losses(_alike(subjects), train=False, tokens=True)
     caption = "Validation NLL per target token against target tokens seen in training."
+    caption += _coincident(panels)
     figure = line_panels(panels, x)
     return [Picture("cats-fig-07-sample-efficiency", caption, figure, LINES, line_rows(panels))]
 

@@ -24,7 +24,7 @@ CATALOGUE: dict[str, Drawer] = {
     "GradVac Figure 4b": each(similarity.through_layers),
     "GradVac Figure 4c": each(similarity.pairs_over_steps),
     "GradVac Figure 6": several.over_bilingual,
-    "GradVac Figure 7": each(training.data_sizes),
+    "GradVac Figure 7": each(training.data_sizes, once=True),
     "GradVac Figure 8": each(similarity.whole_model),
     "GradVac Figure 9": several.smaller_model,
     "GradVac Figure 10": each(_DECODER),
@@ -72,11 +72,7 @@ def write_figures(
     files, captions = [], []
     for figure in CATALOGUE:
         for picture in drawn.get(figure, []):
-            file = out / picture.name
-            for kind in FORMATS:
-                save(picture.figure, file.with_name(f"{file.name}.{kind}"))
-            with file.with_name(f"{file.name}.csv").open("w", encoding="utf-8", newline="") as f:
-                csv.writer(f).writerows([picture.header, *picture.rows])
+            file = write_picture(picture, out)
             files.append(file)
             captions.append(f"{picture.name}\nCounterpart of {figure}. {picture.caption}\n")
             say(f"{figure}: {file}.{{{','.join((*FORMATS, 'csv'))}}}")
@@ -84,3 +80,13 @@ def write_figures(
             say(f"{figure}: not drawn; it needs {missing[figure]}")
     (out / "captions.txt").write_text("\n".join(captions), encoding="utf-8")
     return files
+
+
+def write_picture(picture: Picture, out: Path) -> Path:
+    """Write a picture in every format, its numbers as CSV; returns the file without suffix."""
+    file = out / picture.name
+    for kind in FORMATS:
+        save(picture.figure, file.with_name(f"{file.name}.{kind}"))
+    with file.with_name(f"{file.name}.csv").open("w", encoding="utf-8", newline="") as f:
+        csv.writer(f).writerows([picture.header, *picture.rows])
+    return file
