@@ -71,11 +71,31 @@ def compare(
         list[Path] | None,
         typer.Option(help="Also write FILE.md, .tex, .csv or .json; may be given several times."),
     ] = None,
+    front: Annotated[
+        bool, typer.Option("--front", help="Who leaves the front of swept temperatures or weights.")
+    ] = False,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A row of the front. Default: the recipe's, or all joint or static ones."
+        ),
+    ] = None,
+    axes: Annotated[
+        str | None, typer.Option(help="Columns of the front. Default: high,low of every side.")
+    ] = None,
+    reference: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Worst point of the hypervolume. Default: 0 0, or for NLL ln V."),
+    ] = None,
+    pictures: Annotated[Path, typer.Option(help="Folder for pictures of the front.")] = Path(
+        "figures"
+    ),
 ) -> None:
     """Compare methods: means over seeds, intervals, significant differences, costs.
 
-    Example: gradvac compare runs/table1-to-en-small --out table1.tex --out table1.csv
+    Example: gradvac compare runs/front-small --front --out front.tex --out front.csv
     """
+    from gradvac.experiment import front_view
     from gradvac.experiment.compare import chosen_test
     from gradvac.experiment.compare import compare as compare_runs
     from gradvac.experiment.compare_tables import costs, notes, terminal, write
@@ -88,3 +108,12 @@ def compare(
         say(line)
     for file in out or ():
         write(found, file, directions)
+    if front:
+        made = front_view.fronts(found, sweep or (), axes, reference)
+        for one in made:
+            console.print(front_view.terminal(one))
+        for line in front_view.notes(made):
+            say(line)
+        for file in out or ():
+            front_view.add_to(file, made)
+        front_view.write_pictures(made, pictures, say)

@@ -12,11 +12,10 @@ from scipy.stats import t as student_t
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.compare_results import LOWER_IS_BETTER, METRICS, Metric, Result, collect
-from gradvac.translation.scoring import family_of, side
+from gradvac.translation.scoring import SIDES, family_of, side
 from gradvac.translation.significance import Test, holm, majority, paired_test
 
 LEVEL = 0.05  # of significance
-_SIDES = {"any-en": "Any->En", "en-any": "En->Any", "other": "X->Y"}
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def _groups(directions: Sequence[str], levels: dict[str, str]) -> dict[str, list
     sides = list(dict.fromkeys(side(d) for d in directions))
     for where in sides:
         own = [d for d in directions if side(d) == where]
-        label = _SIDES[where] + " " if len(sides) > 1 else ""
+        label = SIDES[where] + " " if len(sides) > 1 else ""
         if label:
             groups[label.strip()] = own
         for level in ("high", "medium", "low"):

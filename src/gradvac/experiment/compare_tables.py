@@ -141,13 +141,13 @@ def latex(found: Comparison, every_direction: bool = False) -> str:
             f"% {NAMES[metric]}",
             rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
             r"\toprule",
-            " & ".join(map(_escape, heads)) + r" \\",
+            " & ".join(map(escape, heads)) + r" \\",
             r"\midrule",
         ]
         for row in found.rows:
             cells = _texts(found, row, metric, names, lambda x: rf"\textbf{{{x}}}", _underline)
             cells = [c.replace("±", r"$\pm$").replace("*", r"$^{*}$") for c in cells]
-            lines.append(" & ".join([_escape(row.name), *cells, *_costs(row)]) + r" \\")
+            lines.append(" & ".join([escape(row.name), *cells, *_costs(row)]) + r" \\")
         parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
     text = "\n".join(f"% {note}" for note in notes(found))
     return "\n\n".join([*parts, text]) + "\n"
@@ -285,5 +285,8 @@ def _underline(text: str) -> str:
     return rf"\underline{{{text}}}"
 
 
-def _escape(text: str) -> str:
-    return text.replace("_", r"\_").replace("&", r"\&").replace("->", r"$\rightarrow$")
+def escape(text: str) -> str:
+    """Text as LaTeX wants it."""
+    for plain, written in {"_": r"\_", "&": r"\&", "%": r"\%", "->": r"$\rightarrow$"}.items():
+        text = text.replace(plain, written)
+    return text

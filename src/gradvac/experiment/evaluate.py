@@ -25,7 +25,7 @@ from gradvac.translation.corpus import Bitext, bitext
 from gradvac.translation.identify import Identifier, OffTarget
 from gradvac.translation.languages import Direction
 from gradvac.translation.readers import Row
-from gradvac.translation.scoring import DirectionScores, score_directions
+from gradvac.translation.scoring import SIDES, DirectionScores, score_directions
 from gradvac.translation.tokenizers import FILE, VOCABULARY, check_tokenizer
 from gradvac.translation.translate import Translator
 
@@ -204,19 +204,11 @@ def _identify(
     return {name: rates for name, rates in found.items() if rates}
 
 
-_SIDES = {
-    "all": "",
-    "any-en": "Any->En",
-    "en-any": "En->Any",
-    "other": "X->Y",
-    "zero-shot": "zero-shot",
-}
-
-
 def _averages(scores: DirectionScores) -> dict[str, dict[str, float]]:
     """Averages by name: ``Any->En``, ``Any->En high``, ``high`` (both sides), a family, ``all``."""
     named = {}
     for a in scores.averages():
-        parts = [_SIDES[a.side], "" if a.kind == "all" else a.subset]
+        where = "zero-shot" if a.side == "zero-shot" else SIDES[a.side] if a.side in SIDES else ""
+        parts = [where, "" if a.kind == "all" else a.subset]
         named[" ".join(p for p in parts if p) or "all"] = {"bleu": a.bleu, "chrf": a.chrf}
     return named

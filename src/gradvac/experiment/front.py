@@ -154,7 +154,7 @@ def signed_distance(point: Point, front: Sequence[Point]) -> float:
     for (ax, ay), (bx, by) in pairwise(front):
         if ax < x <= bx:
             height = ay + (by - ay) * (x - ax) / (bx - ax)
-    return -nearest if x <= last_x and y <= height else nearest
+    return 0.0 - nearest if x <= last_x and y <= height else nearest
 
 
 def jackknife(statistic: Callable[[Sequence[int]], float], seeds: Sequence[int]) -> Estimate:

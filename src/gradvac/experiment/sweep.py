@@ -130,7 +130,7 @@ def plan(
 def describe(file: RecipeFile, root: Path, size: str | None) -> None:
     """Write what ``gradvac compare`` needs to know of a sweep's folder."""
     variants = list(file.variants)
-    tree = {"size": size, "variants": variants, "baseline": file.baseline}
+    tree = {"size": size, "variants": variants, "baseline": file.baseline, "front": file.front}
     (root / DESCRIPTION).write_text(json.dumps(tree, indent=1), encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ Beside the sections of a recipe, a file may have::
       joint: {method.name: joint}
       gradvac: {method.name: gradvac, method.tasks: low}
     baseline: joint                  # what `gradvac compare` compares with; default: the first
+    front: [t1, t5, t100]            # rows that make its --front; default: all joint or static ones
     seeds: [1, 2, 3]                 # of `gradvac sweep`
 
 Keys may be dotted or nested. Later words win: the file extended, the body, the size, the variant,
@@ -30,7 +31,7 @@ from pydantic import BaseModel
 
 from gradvac.errors import RecipeError
 
-KEYS = ("extends", "sizes", "variants", "baseline", "seeds")
+KEYS = ("extends", "sizes", "variants", "baseline", "front", "seeds", "tune")
 """What stands in a recipe file beside the sections of a recipe."""
 
 Tree = dict[str, Any]
@@ -46,7 +47,9 @@ class RecipeFile:
     sizes: dict[str, Tree] = field(default_factory=dict)
     variants: dict[str, Tree] = field(default_factory=dict)
     baseline: str | None = None
+    front: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (1,)
+    tune: Tree = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path, model: type[BaseModel]) -> RecipeFile:
@@ -68,6 +71,12 @@ class RecipeFile:
             or len(set(seeds)) < len(seeds)
         ):
             raise RecipeError(f"{path}: seeds: found {seeds!r}, must be different numbers >= 0")
+        front = own.pop("front", [] if variants else list(base.front))
+        if not isinstance(front, list) or not all(isinstance(name, str) for name in front):
+            raise RecipeError(f"{path}: front: found {front!r}, must be a list of variants")
+        tune = own.pop("tune", base.tune)
+        if not isinstance(tune, dict):
+            raise RecipeError(f"{path}: tune: found {tune!r}, must map keys to values")
         merged = {
             name: merge(base.sizes.get(name, {}), tree, model) for name, tree in sizes.items()
         }
@@ -79,6 +88,8 @@ class RecipeFile:
             sizes={**base.sizes, **merged},
             variants=variants or base.variants,
             seeds=tuple(seeds),
+            front=tuple(front),
+            tune=tune,
         )
         file._check_names()
         return file
@@ -144,11 +155,13 @@ class RecipeFile:
                     f"are: {', '.join(self.variants) or 'none'}"
                 )
         rows = list(dict.fromkeys(row_of(name) for name in self.variants))
-        if self.baseline is not None and self.baseline not in rows:
-            raise RecipeError(
-                f"{self.path}: baseline: found {self.baseline!r}, must be a variant: "
-                f"{', '.join(rows) or 'there are none'}"
-            )
+        named = [("baseline", self.baseline), *(("front", name) for name in self.front)]
+        for key, name in named:
+            if name is not None and name not in rows:
+                raise RecipeError(
+                    f"{self.path}: {key}: found {name!r}, must be a variant: "
+                    f"{', '.join(rows) or 'there are none'}"
+                )
 
 
 def row_of(variant: str) -> str:

@@ -15,6 +15,8 @@ from gradvac.translation.languages import Direction, family
 from gradvac.translation.tokenizers import bleu_metric, tokenizer
 
 Side = Literal["all", "en-any", "any-en", "other", "zero-shot"]
+SIDES: dict[str, str] = {"any-en": "Any->En", "en-any": "En->Any", "other": "X->Y"}
+"""The sides of trained directions, as tables call them."""
 SubsetKind = Literal["all", "level", "family"]
 
 
