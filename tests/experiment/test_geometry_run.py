@@ -27,7 +27,8 @@ from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.geometry.curvature import TopEigenvalue
 from gradvac.geometry.record import Frame, GramRecord
-from gradvac.translation.batches import EncodedTask, Sentences, collate
+from gradvac.translation.batches import collate
+from gradvac.translation.encoded import EncodedTask, Sentences
 
 TASKS = ("fr-en", "ne-en", "en-fr", "en-ne")
 QUIET = Console(quiet=True)

@@ -1,20 +1,23 @@
 """Batches: a pure function of seed, step and shares; drawn with those shares; little padding."""
 
+import itertools
+import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gradvac.errors import RecipeError
 from gradvac.translation.batches import (
     Batch,
     BatchPlan,
-    EncodedTask,
-    Sentences,
     in_order,
     random_batch,
 )
+from gradvac.translation.encoded import EncodedTask, Sentences, Side
 from gradvac.translation.vocabulary import BOS, EOS, PAD, sampling_probabilities
 
 
@@ -33,6 +36,7 @@ def corpus(sizes: dict[str, int], seed: int = 0) -> dict[str, EncodedTask]:
 
 
 SIZES = {"fr-en": 6000, "de-en": 3000, "hi-en": 300, "ne-en": 60}
+SMALL = corpus({"fr-en": 400, "de-en": 90, "ne-en": 7})
 
 
 def plan_of(data: dict[str, EncodedTask], temperature: float = 5, **options: Any) -> BatchPlan:
@@ -181,3 +185,67 @@ def test_a_direction_without_sentences_is_refused_by_name():
     empty = EncodedTask(Sentences.of([]), Sentences.of([]))
     with pytest.raises(RecipeError, match="xh-en"):
         BatchPlan(corpus({"a-en": 5}) | {"xh-en": empty}, tokens=9, seed=1)
+
+
+class Formula(Side):
+    """Sentences that exist nowhere: sentence i has 5 + i % 20 tokens, each i % 90 + 4."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.seen = size, set[int]()
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def tokens(self) -> int:
+        return self.size // 20 * sum(range(5, 25))
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        self.seen.update(rows.tolist())
+        return 5 + rows % 20
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        return np.repeat(rows % 90 + 4, self.lengths_of(rows))
+
+
+def test_twenty_five_billion_pairs_are_drawn_from_as_a_thousand_are():
+    """Only sentences that are drawn are looked at, all numbers are exact, and none comes twice."""
+    size = 25 * 10**9 // 20 * 20
+    side = Formula(size)
+    tracemalloc.start()
+    plan = plan_of({"fr-en": EncodedTask(side, side)}, 1, tokens=2000, seed=5, pool=8)
+    drawn = [i for step in range(16) for i in plan(step).sentence.tolist()]
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    assert len(set(drawn)) == len(drawn) == len(side.seen) > 1000
+    assert max(drawn) > 2**34 and all(0 <= i < size for i in drawn)
+    # uniform over the whole range: five standard deviations of the mean of uniform numbers
+    assert np.mean(drawn) / size == pytest.approx(0.5, abs=5 * (12 * len(drawn)) ** -0.5)
+
+
+@given(st.integers(1, 9), st.integers(0, 30), st.integers(0, 2**32))
+@settings(max_examples=40)
+def test_ranks_share_the_batch_that_one_rank_would_see(world, step, seed):
+    plan = plan_of(SMALL, tokens=120, seed=seed, pool=4)
+    whole = plan(step)
+    pairs = lambda b: list(zip(b.task.tolist(), b.sentence.tolist(), strict=True))
+    shares = [plan(step, rank, world) for rank in range(world)]
+    assert sorted(p for share in shares for p in pairs(share)) == sorted(pairs(whole))
+    assert sum(share.tokens for share in shares) == whole.tokens
+    for task in whole.present:  # of every task, no rank has more than one sentence above another
+        own = [int((share.task == task).sum()) for share in shares]
+        assert max(own) - min(own) <= 1
+
+
+def test_two_ranks_partition_an_epoch():
+    plan = plan_of(corpus({"a-en": 64}), 1, tokens=100, seed=3, pool=2)
+    first: list[int] = []
+    second: list[int] = []
+    for step in itertools.count():
+        rows = len(plan(step).sentence)
+        if len(first) + len(second) + rows > 64:
+            break
+        first += plan(step, 0, 2).sentence.tolist()
+        second += plan(step, 1, 2).sentence.tolist()
+    assert not set(first) & set(second)
+    assert len({*first, *second}) == len(first) + len(second) > 32

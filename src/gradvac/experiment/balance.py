@@ -13,7 +13,8 @@ from gradvac.engine.gram import cross_cosine
 from gradvac.errors import GradientError, RecipeError
 from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.recipe import BatchSection
-from gradvac.translation.batches import Batch, BatchPlan, EncodedTask, random_batch
+from gradvac.translation.batches import Batch, BatchPlan, random_batch
+from gradvac.translation.encoded import EncodedTask
 from gradvac.translation.sampling import MultiDDS, unimax
 from gradvac.translation.vocabulary import sampling_probabilities
 

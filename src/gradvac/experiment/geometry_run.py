@@ -31,7 +31,8 @@ from gradvac.geometry.curvature import curvature
 from gradvac.geometry.kinds import group_of
 from gradvac.geometry.measure import HOLD, Losses, blocks, measure
 from gradvac.geometry.record import GramRecord
-from gradvac.translation.batches import EncodedTask, Sentences, in_order
+from gradvac.translation.batches import in_order
+from gradvac.translation.encoded import EncodedTask, Sentences, Side
 from gradvac.translation.transformer import Transformer
 
 TOKENS = 4096  # padded cells of a batch: a matter of speed and memory alone
@@ -210,7 +211,7 @@ def _losses(
         _joined([task.source for task, _ in shares]), _joined([task.target for task, _ in shares])
     )
     scale = torch.cat(
-        [torch.full((len(task),), share / int(task.target.lengths.sum())) for task, share in shares]
+        [torch.full((len(task),), share / task.target.tokens) for task, share in shares]
     )
 
     def parts() -> Iterator[Tensor]:
@@ -223,7 +224,7 @@ def _losses(
     return parts
 
 
-def _joined(parts: Sequence[Sentences]) -> Sentences:
+def _joined(parts: Sequence[Side]) -> Sentences:
     """The sentences of all parts, one after the other."""
     return Sentences.of([s[n].tolist() for s in parts for n in range(len(s))])
 
@@ -245,8 +246,8 @@ def _levels(
     return found
 
 
-def _cut(sentences: Sentences, count: int) -> Sentences:
-    return Sentences(sentences.ids, sentences.offsets[: count + 1])
+def _cut(side: Side, count: int) -> Sentences:
+    return Sentences.of([side[n].tolist() for n in range(min(count, len(side)))])
 
 
 def _measure_steps(

@@ -17,9 +17,9 @@ import numpy as np
 
 from gradvac.errors import RunError
 from gradvac.experiment.prepare import test_rows
-from gradvac.translation.batches import EncodedTask
 from gradvac.translation.cleaning import Account, CleaningRules, normalise
 from gradvac.translation.corpus import Bitext, bitext, encode, read_corpus
+from gradvac.translation.encoded import EncodedTask
 from gradvac.translation.languages import Direction
 from gradvac.translation.readers import Row, Source
 from gradvac.translation.vocabulary import Vocabulary

@@ -3,15 +3,16 @@
 Sentences are drawn in pools: a pool is one multinomial draw over directions with the shares of
 its phase (see `sampling`), sorted by length and cut into batches of equal target tokens, so that
 padding stays small while every batch still mixes directions. Within a direction sentences come in
-a fresh random order each epoch. Everything follows from the seed, the step and the shares up to
-it: a resumed run sees exactly the batches it would have seen.
+a fresh random order each epoch, which is computed where it is needed (see `permutation`): memory
+does not grow with the corpus. Everything follows from the seed, the step and the shares up to it: a
+resumed run sees exactly the batches it would have seen.
 """
 
 from __future__ import annotations
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,47 +21,9 @@ import torch
 from torch import Tensor
 
 from gradvac.errors import RecipeError
+from gradvac.translation.encoded import EncodedTask, Side
+from gradvac.translation.permutation import permuted
 from gradvac.translation.vocabulary import BOS, PAD
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Encoded sentences of one side, end to end.
-
-    ``ids`` [total tokens]; sentence ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
-    """
-
-    ids: np.ndarray
-    offsets: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.ids[self.offsets[i] : self.offsets[i + 1]]
-
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Tokens of each sentence [N], end symbol (and tag) included."""
-        return np.diff(self.offsets)
-
-    @classmethod
-    def of(cls, sentences: Sequence[Sequence[int]]) -> Sentences:
-        """Pack lists of ids."""
-        lengths = np.fromiter((len(s) for s in sentences), np.int64, len(sentences))
-        ids = np.fromiter((i for s in sentences for i in s), np.int32, int(lengths.sum()))
-        return cls(ids, np.concatenate([[0], np.cumsum(lengths)]))
-
-
-@dataclass(frozen=True)
-class EncodedTask:
-    """The encoded pairs of one direction: ``source[i]`` translates to ``target[i]``."""
-
-    source: Sentences
-    target: Sentences
-
-    def __len__(self) -> int:
-        return len(self.source)
 
 
 @dataclass(frozen=True)
@@ -128,17 +91,18 @@ class Batch:
         )
 
 
-def _pad(rows: Sequence[np.ndarray], start: int | None = None) -> Tensor:
-    """Right-pad ``rows``; with ``start``, shift right by one and begin with it."""
-    width = max(len(r) for r in rows)
-    out = np.full((len(rows), width), PAD, dtype=np.int64)
-    for k, row in enumerate(rows):
-        if start is None:
-            out[k, : len(row)] = row
-        else:
-            out[k, 0] = start
-            out[k, 1 : len(row)] = row[:-1]
-    return torch.from_numpy(out)
+def _padded(sides: Mapping[int, Side], task: np.ndarray, sentence: np.ndarray) -> np.ndarray:
+    """Sentence ``sentence[k]`` of the side of ``task[k]`` in row k, padded on the right."""
+    parts = []
+    for t, side in sides.items():
+        rows = np.flatnonzero(task == t)
+        parts.append((rows, side.lengths_of(sentence[rows]), side.gather(sentence[rows])))
+    width = max((int(lengths.max()) for _, lengths, _ in parts), default=1)
+    out = np.full((len(task), width), PAD, dtype=np.int64)
+    for rows, lengths, ids in parts:
+        column = np.arange(len(ids)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        out[np.repeat(rows, lengths), column] = ids
+    return out
 
 
 def collate(
@@ -148,12 +112,13 @@ def collate(
     sentence: np.ndarray,
 ) -> Batch:
     """Build the batch of pairs ``(task[k], sentence[k])``."""
-    where = [(corpus[tasks[t]], i) for t, i in zip(task, sentence, strict=True)]
-    targets = [c.target[i] for c, i in where]
+    present = {int(t): corpus[tasks[t]] for t in np.unique(task)}
+    target = _padded({t: data.target for t, data in present.items()}, task, sentence)
+    moved = np.concatenate([np.full((len(task), 1), BOS), target[:, :-1]], axis=1)
     return Batch(
-        _pad([c.source[i] for c, i in where]),
-        _pad(targets, start=BOS),
-        _pad(targets),
+        torch.from_numpy(_padded({t: d.source for t, d in present.items()}, task, sentence)),
+        torch.from_numpy(np.where(target == PAD, PAD, moved)),
+        torch.from_numpy(target),
         torch.from_numpy(task.astype(np.int64)),
         torch.from_numpy(sentence.astype(np.int64)),
         tasks,
@@ -165,8 +130,9 @@ def in_order(
 ) -> Iterator[Batch]:
     """Every sentence of one task once, similar lengths together, about ``tokens`` a batch."""
     data = corpus[tasks[index]]
-    order = np.lexsort((data.source.lengths, data.target.lengths))
-    cells = np.maximum(data.source.lengths, data.target.lengths)[order]
+    source, target = data.source.lengths, data.target.lengths
+    order = np.lexsort((source, target))
+    cells = np.maximum(source, target)[order]
     start = 0
     while start < len(order):
         stop, widest = start, 0
@@ -188,9 +154,9 @@ def random_batch(
     rng: np.random.Generator,
 ) -> Batch:
     """Random sentences of one task, none twice, about ``tokens`` target tokens of them."""
-    lengths = corpus[tasks[index]].target.lengths
-    count = min(len(lengths), max(1, round(tokens / float(lengths.mean()))))
-    rows = rng.choice(len(lengths), count, replace=False)
+    data = corpus[tasks[index]]
+    count = min(len(data), max(1, round(tokens * len(data) / data.target.tokens)))
+    rows = rng.choice(len(data), count, replace=False)
     return collate(corpus, tasks, np.full(count, index), rows)
 
 
@@ -226,11 +192,10 @@ class BatchPlan:
         self.tasks = tuple(corpus)
         self.tokens, self.seed, self.pool, self.period = tokens, seed, pool, period
         self.sizes = np.array([len(c) for c in corpus.values()], dtype=np.int64)
-        self.mean_lengths = np.array([c.target.lengths.mean() for c in corpus.values()])
+        self.mean_lengths = np.array([c.target.tokens / len(c) for c in corpus.values()])
         self.phases: list[Phase] = []
         self._starts = [0]  # of every pool drawn so far, and of the one after
         self._drawn = [np.zeros(len(self.tasks), dtype=np.int64)]  # sentences before each start
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
         self._cut: tuple[int, list[tuple[np.ndarray, np.ndarray]]] = (-1, [])
 
     def add_phase(self, first: int, shares: np.ndarray) -> None:
@@ -247,15 +212,20 @@ class BatchPlan:
         """Sentences that make ``tokens`` target tokens, drawn with ``shares``, on average."""
         return self.tokens / float(shares @ self.mean_lengths)
 
-    def __call__(self, step: int) -> Batch:
-        """The batch of ``step`` (from 0)."""
+    def __call__(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+        """The batch of ``step`` (from 0), or what ``rank`` of ``world`` trains on of it.
+
+        The ranks' shares are disjoint, together they are the batch that one rank alone would see,
+        and each has about the same number of sentences of each task. With more ranks than
+        sentences some shares are empty.
+        """
         while self._starts[-1] <= step:
             self._add_pool()
         number = bisect_right(self._starts, step) - 1
         if self._cut[0] != number:
             self._cut = (number, self._draw(number))
         task, sentence = self._cut[1][step - self._starts[number]]
-        return collate(self.corpus, self.tasks, task, sentence)
+        return collate(self.corpus, self.tasks, task[rank::world], sentence[rank::world])
 
     def _rng(self, *what: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *what])
@@ -273,17 +243,14 @@ class BatchPlan:
         self._starts.append(start + batches)
         self._drawn.append(self._drawn[-1] + draw)
 
-    def _order(self, task: int, epoch: int) -> np.ndarray:
-        """Random order of the sentences of ``task`` in its ``epoch``."""
-        if self._orders.get(task, (-1,))[0] != epoch:
-            name = zlib.crc32(self.tasks[task].encode())
-            self._orders[task] = (epoch, self._rng(1, name, epoch).permutation(self.sizes[task]))
-        return self._orders[task][1]
-
     def _sentences(self, task: int, first: int, last: int) -> np.ndarray:
         """Sentences that draws ``first`` to ``last`` of ``task`` give: epoch after epoch."""
-        epoch, place = np.divmod(np.arange(first, last), self.sizes[task])
-        drawn = [self._order(task, int(e))[place[epoch == e]] for e in np.unique(epoch)]
+        size, name = int(self.sizes[task]), zlib.crc32(self.tasks[task].encode())
+        epoch, place = np.divmod(np.arange(first, last), size)
+        drawn = [
+            permuted(place[epoch == e], size, (self.seed, 1, name, int(e)))
+            for e in np.unique(epoch)
+        ]
         return np.concatenate(drawn) if drawn else np.empty(0, dtype=np.int64)
 
     def _draw(self, number: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -292,7 +259,9 @@ class BatchPlan:
         drawn = [self._sentences(t, int(first[t]), int(last[t])) for t in range(len(self.tasks))]
         data = self.corpus.values()
         source, target = (
-            np.concatenate([getattr(c, side).lengths[i] for c, i in zip(data, drawn, strict=True)])
+            np.concatenate(
+                [getattr(c, side).lengths_of(i) for c, i in zip(data, drawn, strict=True)]
+            )
             for side in ("source", "target")
         )
         task = np.repeat(np.arange(len(self.tasks)), last - first)

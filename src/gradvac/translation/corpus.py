@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.translation.batches import EncodedTask, Sentences
 from gradvac.translation.cleaning import Account, CleaningRules, clean, text_key
+from gradvac.translation.encoded import EncodedTask, Sentences
 from gradvac.translation.languages import Direction
 from gradvac.translation.readers import Row, Source, read_rows
 from gradvac.translation.vocabulary import Vocabulary
@@ -110,7 +110,7 @@ def save_encoded(folder: Path, corpus: Mapping[str, EncodedTask], fingerprint: s
     folder.mkdir(parents=True, exist_ok=True)
     for name, task in corpus.items():
         for side in ("source", "target"):
-            sentences: Sentences = getattr(task, side)
+            sentences = getattr(task, side)
             np.save(folder / f"{name}.{side}.ids.npy", sentences.ids)
             np.save(folder / f"{name}.{side}.offsets.npy", sentences.offsets)
     index = {"tasks": list(corpus), "vocabulary": fingerprint}
