@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.translation.search import Hypothesis, beam_search
-from gradvac.translation.transformer import Transformer, TransformerConfig
+from gradvac.translation.transformer import Cache, Transformer, TransformerConfig
 
 PAD, BOS, EOS = 0, 2, 3
 VOCABULARY = 8
@@ -161,3 +161,20 @@ def test_a_model_that_diverged_is_an_error() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"it must"):
         search(toy(), [5, 3], **options)
+
+
+def test_no_more_is_computed_than_hypotheses_are_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy(seed=2)
+    rows: list[int] = []
+    step = model.step
+
+    def counted(tokens: Tensor, cache: Cache) -> Tensor:
+        rows.append(len(tokens))
+        return step(tokens, cache)
+
+    monkeypatch.setattr(model, "step", counted)
+    (found,) = search(model, [5, 6, 7, 3], beam=4, n_best=4)
+    ended = [len(hypothesis.tokens) for hypothesis in found]
+    assert rows[0] == 1 and max(rows) > 1
+    for t, alive in enumerate(rows):
+        assert alive <= 4 - sum(length < t for length in ended)

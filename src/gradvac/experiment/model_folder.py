@@ -79,7 +79,7 @@ def export_model(run: Path, out: Path, checkpoint: str) -> None:
     found.vocabulary.save(out / "vocabulary.model")
     shutil.copy(run / "tasks.json", out)
     save_parameters(out / "model.safetensors", load_tensors(found.parameters), half=True)
-    shutil.copymode(out / "model.json", out / "model.safetensors")  # else for the owner alone
+    shutil.copymode(out / "model.json", out / "model.safetensors")  # else private
 
 
 def check_target(folder: Path, language: str) -> None:

@@ -1,6 +1,7 @@
 """Beam search, batched over sentences of any direction; a beam of one is greedy search.
 
-Shape letters: ``B`` sentences still searched, ``K`` places in the beam of each, ``V`` vocabulary.
+Shape letters: ``B`` sentences still searched, ``K`` hypotheses of each: as many as that
+one has alive which has most, ``V`` vocabulary.
 """
 
 from __future__ import annotations
@@ -111,15 +112,14 @@ class _Beams:
     log_p_BK: Tensor = field(init=False)  # minus infinity in an empty place
     places: Tensor = field(init=False)  # [B] of the beam not taken along by the finished
     parents_BK: Tensor = field(init=False)  # which place each hypothesis was in a step ago
+    hypotheses: int = field(init=False, default=1)  # K of the step before
     sentences: list[int] = field(init=False)  # which of the input each of the B is
     finished: list[list[Hypothesis]] = field(init=False)  # of each of the input
 
     def __post_init__(self) -> None:
         b, device = len(self.limits), self.limits.device
-        self.tokens_BKt = torch.full((b, self.beam, 1), self.bos, device=device)
-        # One hypothesis is live: K equal ones would stay equal.
-        self.log_p_BK = torch.full((b, self.beam), -torch.inf, device=device, dtype=torch.float64)
-        self.log_p_BK[:, 0] = 0
+        self.tokens_BKt = torch.full((b, 1, 1), self.bos, device=device)
+        self.log_p_BK = torch.zeros((b, 1), device=device, dtype=torch.float64)
         self.places = torch.full((b,), self.beam, device=device)
         self.sentences = list(range(b))
         self.finished = [[] for _ in range(b)]
@@ -134,21 +134,23 @@ class _Beams:
         if written < min_length:
             log_p_BKV[:, :, eos] = -torch.inf
         must_end = self.limits <= written
-        log_p_BKV.masked_fill_(must_end[:, None, None], -torch.inf)
-        log_p_BKV[must_end, :, eos] = at_eos[must_end]
+        if must_end.any():
+            log_p_BKV[must_end] = -torch.inf
+            log_p_BKV[must_end, :, eos] = at_eos[must_end]
         return log_p_BKV
 
     def advance(self, log_p_BKV: Tensor, eos: int) -> None:
         """Extend the best hypotheses by a token each; file those that ended."""
-        # The K best of all stand among the K best of each.
-        best_BKk, tokens_BKk = log_p_BKV.topk(min(self.beam, log_p_BKV.shape[2]), dim=2)
+        most = int(self.places.max())
+        # The best of all stand among as many of each.
+        best_BKk, tokens_BKk = log_p_BKV.topk(min(most, log_p_BKV.shape[2]), dim=2)
         total = (self.log_p_BK[:, :, None] + best_BKk).flatten(1)
-        log_p_BK, where_BK = total.topk(self.beam, dim=1)
+        log_p_BK, where_BK = total.topk(min(most, total.shape[1]), dim=1)
         parents_BK = where_BK // best_BKk.shape[2]
         new_BK = tokens_BKk.flatten(1).gather(1, where_BK)
-        beyond = torch.arange(self.beam, device=total.device) >= self.places[:, None]
+        beyond = torch.arange(log_p_BK.shape[1], device=total.device) >= self.places[:, None]
         log_p_BK = log_p_BK.masked_fill(beyond | ~log_p_BK.isfinite(), -torch.inf)
-        history = self.tokens_BKt.gather(1, parents_BK[:, :, None].expand_as(self.tokens_BKt))
+        history = _pick(self.tokens_BKt, parents_BK)
 
         ended_BK = (new_BK == eos) & log_p_BK.isfinite()
         length = history.shape[2]  # bos is in it, eos is not
@@ -172,11 +174,24 @@ class _Beams:
             if bound > to_beat:
                 keep.append(i)
         kept = torch.tensor(keep, dtype=torch.long, device=self.limits.device)
-        rows = (kept[:, None] * self.beam + self.parents_BK[kept]).flatten()
-        dropped = len(keep) < len(self.sentences)
-        if keep and (dropped or self.beam > 1):
+        before, dropped = self.hypotheses, len(keep) < len(self.sentences)
+        self.sentences = [self.sentences[i] for i in keep]
+        if not keep:
+            return
+        # The live go first; what no sentence has alive is not computed further.
+        live_BK = self.log_p_BK[kept].isfinite()
+        order_BK = live_BK.int().argsort(dim=1, descending=True, stable=True)
+        order_BK = order_BK[:, : int(live_BK.sum(dim=1).max())]
+        parents_BK = self.parents_BK[kept].gather(1, order_BK)
+        rows = (kept[:, None] * before + parents_BK).flatten()
+        if dropped or before > 1 or parents_BK.shape[1] > 1:
             self.cache.reorder(rows, kept if dropped else None)
-        if dropped:
-            self.sentences = [self.sentences[i] for i in keep]
-            self.limits, self.places = self.limits[kept], self.places[kept]
-            self.tokens_BKt, self.log_p_BK = self.tokens_BKt[kept], self.log_p_BK[kept]
+        self.limits, self.places = self.limits[kept], self.places[kept]
+        self.log_p_BK = self.log_p_BK[kept].gather(1, order_BK)
+        self.tokens_BKt = _pick(self.tokens_BKt[kept], order_BK)
+        self.hypotheses = self.log_p_BK.shape[1]
+
+
+def _pick(tokens_BKt: Tensor, which_BK: Tensor) -> Tensor:
+    """Of each sentence the hypotheses ``which``, in their order."""
+    return tokens_BKt.gather(1, which_BK[:, :, None].expand(-1, -1, tokens_BKt.shape[2]))

@@ -72,7 +72,7 @@ def write_huggingface(
     _write_json(folder / "config.json", model_config(config))
     _write_json(folder / "generation_config.json", _generation_config(vocabulary))
     save_file(model_tensors(config, tensors), folder / "model.safetensors", {"format": "pt"})
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else for the owner alone
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else private
     _write_tokenizer(vocabulary, folder)
 
 
@@ -133,7 +133,7 @@ def _generation_config(vocabulary: Vocabulary) -> dict[str, Any]:
         "forced_eos_token_id": EOS,
         "suppress_tokens": vocabulary.forbidden,
         "min_new_tokens": 1,  # no translation is empty
-        "max_length": 512,  # transformers stops at 20 unless told otherwise
+        "max_new_tokens": 512,  # transformers stops at 20 unless told otherwise
         "num_beams": 1,
     }
 

@@ -67,7 +67,7 @@ class Translator:
             if sentence.strip()
         }
         translations = [""] * len(sentences)
-        for batch in self._batches(sources):
+        for batch in self.batches(sources):
             found = self._search([sources[i] for i in batch])
             for i, tokens in zip(batch, found, strict=True):
                 translations[i] = self.vocabulary.decode(tokens)
@@ -102,7 +102,7 @@ class Translator:
         )  # fmt: skip
         return [*ids[: self.max_source - 1], self.vocabulary.eos]
 
-    def _batches(self, sources: dict[int, list[int]]) -> Iterator[list[int]]:
+    def batches(self, sources: dict[int, list[int]]) -> Iterator[list[int]]:
         """Yield sentence numbers, the longest first: what memory cannot hold fails at once."""
         batch: list[int] = []
         for i in sorted(sources, key=lambda i: -len(sources[i])):
