@@ -17,8 +17,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from corpus_cleaning import clean, rejection, sentence_pairs, words
 from corpus_sources import ENGLISH_PACKAGE, LANGUAGES, Language, fetch, project_of
+
+from gradvac.corpus.text import clean, rejection, sentence_pairs, words
 
 Rows = dict[str, dict[str, str]]  # English -> language code -> translation
 

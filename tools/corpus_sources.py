@@ -13,12 +13,12 @@ import re
 import struct
 import subprocess
 import tarfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
+
+from gradvac.corpus.formats import read_fluent, read_help_page, read_jar, read_properties
 
 # Archives are asked of the mirror in small lots: a mirror should not see 50 requests at once, and
 # the disk holds one lot of .deb files at a time.
@@ -75,55 +75,6 @@ def project_of(package: str) -> str:
     return next(project for project in projects if package.startswith(project))
 
 
-def read_help_page(html: str) -> dict[str, str]:
-    """Paragraph id -> text of every paragraph and heading of one LibreOffice help page."""
-    blocks = re.finditer(r'<(p|h[1-6]) id="([^"]+)"([^>]*)>(.*?)</\1>', html, re.DOTALL)
-    return {
-        block[2]: _visible_text(block[4])
-        for block in blocks
-        if 'class="code"' not in block[3] and not block[2].startswith("bm_")
-    }
-
-
-def _visible_text(fragment: str) -> str:
-    reader = _VisibleText()
-    reader.feed(fragment)
-    reader.close()
-    return "".join(reader.parts)
-
-
-class _VisibleText(HTMLParser):
-    """Keep the text, less the variants for other systems and applications.
-
-    A help page holds every variant of a sentence as hidden spans and shows one by script; the
-    one whose id starts with `default` is what most readers see.
-    """
-
-    VOID = frozenset(("br", "img", "input", "meta", "link", "hr", "wbr"))
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self.hidden_depth = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag in self.VOID:
-            self.parts.append(" " if tag == "br" else "")
-            return
-        found = dict(attrs)
-        hidden = found.get("hidden") == "true" and not (found.get("id") or "").startswith("default")
-        if self.hidden_depth or hidden:
-            self.hidden_depth += 1
-
-    def handle_endtag(self, tag: str) -> None:
-        if self.hidden_depth and tag not in self.VOID:
-            self.hidden_depth -= 1
-
-    def handle_data(self, data: str) -> None:
-        if not self.hidden_depth:
-            self.parts.append(data)
-
-
 def read_mo(data: bytes) -> dict[str, str]:
     """English -> translation of a little-endian gettext catalogue; contexts are dropped.
 
@@ -142,65 +93,6 @@ def read_mo(data: bytes) -> dict[str, str]:
         english = message(originals, index).split("\x04")[-1].split("\0")[0]
         if english:
             found.setdefault(english, message(translations, index).split("\0")[0])
-    return found
-
-
-def read_jar(data: bytes) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every `.ftl` and `.properties` file of a zip archive.
-
-    Mozilla's optimised archives keep the central directory at the front, which Python's
-    `zipfile` takes for data before the archive; so the end record's own offset is followed here.
-    """
-    end = data.rfind(b"PK\x05\x06")
-    if end < 0:
-        raise ValueError("no end of central directory: not a zip archive")
-    count, _, position = struct.unpack_from("<HII", data, end + 10)
-    for _ in range(count):
-        if data[position : position + 4] != b"PK\x01\x02":
-            raise ValueError(f"no central directory entry at byte {position}")
-        method = struct.unpack_from("<H", data, position + 10)[0]
-        packed = struct.unpack_from("<I", data, position + 20)[0]
-        name_length, extra, comment = struct.unpack_from("<3H", data, position + 28)
-        local = struct.unpack_from("<I", data, position + 42)[0]
-        name = data[position + 46 : position + 46 + name_length].decode("utf-8")
-        position += 46 + name_length + extra + comment
-        if name.endswith((".ftl", ".properties")):
-            name_length, extra = struct.unpack_from("<2H", data, local + 26)
-            start = local + 30 + name_length + extra
-            body = data[start : start + packed]
-            yield name, body if method == 0 else zlib.decompress(body, -15)
-
-
-def read_fluent(text: str) -> dict[str, str]:
-    """Message id (`id` or `id.attribute`) -> pattern of a Fluent file.
-
-    Patterns with a selector (`->`) are left out: their variants differ between languages.
-    """
-    found: dict[str, list[str]] = {}
-    message = entry = ""
-    for line in text.splitlines():
-        if start := re.match(r"(-?[A-Za-z][\w-]*)\s*=\s*(.*)", line):
-            message = entry = start[1]
-            found[entry] = [start[2]]
-        elif message and (start := re.match(r"\s+\.([A-Za-z][\w-]*)\s*=\s*(.*)", line)):
-            entry = f"{message}.{start[1]}"
-            found[entry] = [start[2]]
-        elif line.startswith("#"):
-            message = entry = ""
-        elif entry and line.startswith((" ", "\t", "}")):
-            found[entry].append(line.strip())
-    joined = {entry: " ".join(parts).strip() for entry, parts in found.items()}
-    return {entry: pattern for entry, pattern in joined.items() if "->" not in pattern}
-
-
-def read_properties(text: str) -> dict[str, str]:
-    """Key -> value of a Java `.properties` file."""
-    found: dict[str, str] = {}
-    for line in re.sub(r"\\\r?\n\s*", "", text).splitlines():
-        if entry := re.match(r"\s*([^#!\s=:][^=:\s]*)\s*[=:]\s*(.*)", line):
-            found[entry[1]] = re.sub(
-                r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), entry[2]
-            )
     return found
 
 

@@ -2,9 +2,107 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
 import typer
+
+from gradvac.cli_options import console, say
+from gradvac.errors import CorpusError
 
 app = typer.Typer(
     help="Build, import and clean parallel text.",
     no_args_is_help=True,
 )
+
+Jobs = Annotated[int, typer.Option(min=1, help="Processes. Default: one a core.")]
+CORES = os.cpu_count() or 1
+Tick = Callable[[str, int, int], None]
+
+
+@contextmanager
+def _progress() -> Iterator[Tick]:
+    """A progress bar for each stage that is told of: its name, what is done, what there is."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        tasks = {}
+
+        def tick(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage)
+            progress.update(tasks[stage], completed=done, total=total)
+
+        yield tick
+
+
+@app.command()
+def debian(
+    out: Annotated[Path, typer.Argument(help="The corpus folder to build.", show_default=False)],
+    languages: Annotated[
+        str | None, typer.Option(help="Codes, as in 'fr de hi'. Default: the paper's 25.")
+    ] = None,
+    profile: Annotated[
+        str, typer.Option(help="How much to download: tiny 0.2 GB, core 0.4 GB, full 3.3 GB.")
+    ] = "core",
+    rows: Annotated[
+        int, typer.Option(min=1, help="Rows of validation and of test text to reach.")
+    ] = 2000,
+    share: Annotated[
+        float, typer.Option(help="Share of its pairs that no language gives up more of.")
+    ] = 0.1,
+    cache: Annotated[
+        Path | None, typer.Option(help="Downloads. Default: ~/.cache/gradvac/debian.")
+    ] = None,
+    jobs: Jobs = CORES,
+    update: Annotated[
+        bool, typer.Option("--update", help="Ask apt for newer indexes than the cache has.")
+    ] = False,
+) -> None:
+    """Build parallel text of English and many languages from Debian's translations.
+
+    Packages come through the system's own apt and are not installed. The same command goes on
+    where it was stopped.
+
+    Example: gradvac corpus debian corpora/debian --languages "fr de hi" --profile tiny
+    """
+    from gradvac.corpus.contents import PROFILES
+    from gradvac.corpus.debian import PAPER, Plan, Split, build_debian, default_cache
+    from gradvac.corpus.table import size_table
+
+    if profile not in PROFILES:
+        raise CorpusError(f"--profile is {profile!r}: allowed are {', '.join(PROFILES)}")
+    codes = tuple(languages.replace(",", " ").split()) if languages else tuple(PAPER)
+    plan = Plan(codes, profile, Split(rows, share))
+    with _progress() as tick:
+        build_debian(out, plan, cache or default_cache(), jobs, update, tick)
+    console.print(size_table(out))
+    say(f"corpus: {out}")
+
+
+@app.command()
+def table(
+    folder: Annotated[Path, typer.Argument(help="A corpus folder.", show_default=False)],
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(help="Also write FILE.md, .csv or .tex; may be given several times."),
+    ] = None,
+) -> None:
+    """Show the languages of a corpus: family, resource level, sizes (Tables 4 and 5 of the paper).
+
+    Example: gradvac corpus table corpora/debian --out table4.tex
+    """
+    from gradvac.corpus.table import size_table, size_text
+
+    console.print(size_table(folder))
+    for file in out or ():
+        file.write_text(size_text(folder, file.suffix.removeprefix(".")), encoding="utf-8")

@@ -23,7 +23,6 @@ from build_corpus import (
     tsv,
     write_shipped,
 )
-from corpus_cleaning import clean, rejection, sentence_pairs, sentences
 from corpus_sources import (
     LANGUAGES,
     Language,
@@ -34,6 +33,8 @@ from corpus_sources import (
     read_package,
     read_properties,
 )
+
+from gradvac.corpus.text import clean, rejection, sentence_pairs, sentences
 
 GERMAN = next(language for language in LANGUAGES if language.code == "de")
 

@@ -44,6 +44,7 @@ class Message(NamedTuple):
     source: str
     target: str
     where: str
+    context: str = ""
 
 
 class _Forms:
@@ -85,7 +86,11 @@ def mo_messages(path: Path, limit: int) -> Iterator[Message | Fault]:
     Raises:
         CorpusError: not a catalogue, or one whose tables point outside the file.
     """
-    data = read_bytes(path, _SIZE_LIMIT)
+    yield from parse_mo(read_bytes(path, _SIZE_LIMIT), path, limit)
+
+
+def parse_mo(data: bytes, path: Path | str, limit: int) -> Iterator[Message | Fault]:
+    """As `mo_messages`, of a catalogue in memory that messages call `path`."""
     spans = _mo_spans(path, data)
     header = next((data[t[0] : t[1]] for m, t in spans if m[0] == m[1]), b"")
     where = f"{path}:1"
@@ -106,13 +111,17 @@ def mo_messages(path: Path, limit: int) -> Iterator[Message | Fault]:
         except Fault as fault:
             yield fault
         else:
-            yield from forms.messages(sources, targets, where)
+            context = data[message[0] : message[1]].rpartition(b"\x04")[0]
+            for found in forms.messages(sources, targets, where):
+                if context and isinstance(found, Message):
+                    found = found._replace(context=context.decode(charset, "replace"))
+                yield found
 
 
 _Span = tuple[int, int]
 
 
-def _mo_spans(path: Path, data: bytes) -> list[tuple[_Span, _Span]]:
+def _mo_spans(path: Path | str, data: bytes) -> list[tuple[_Span, _Span]]:
     """Start and end in `data` of every message and of its translation."""
     orders = {b"\xde\x12\x04\x95": "<", b"\x95\x04\x12\xde": ">"}
     order = orders.get(data[:4])

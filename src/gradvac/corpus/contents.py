@@ -1,0 +1,158 @@
+"""Choosing packages from the index of contents: which hold translations, and how densely."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from gradvac.corpus.apt import Package
+from gradvac.corpus.members import ENGLISH, classify
+from gradvac.errors import CorpusError
+from gradvac.translation.textfiles import open_bytes
+
+Profile = Literal["tiny", "core", "full"]
+PROFILES: tuple[Profile, ...] = ("tiny", "core", "full")
+
+_MB = 10**6
+# Catalogues of `core`, in bytes to download. Chosen here: with the other kinds it makes the third
+# of a gigabyte that a first build should cost.
+_CORE_CATALOGUES = 160 * _MB
+# A compressed catalogue is rarely longer; where files are, they are programs, sounds or pictures.
+_CATALOGUE = 60_000
+# Packages over this are left to nobody: games with speech and music, of which text is a thousandth.
+_LARGEST = 64 * _MB
+# Kinds whose packages hold little else than text, of which English is in another package.
+_TINY_KINDS = ("libreoffice", "mozilla", "mozilla-english")
+_CORE_KINDS = (*_TINY_KINDS, "libreoffice-help", "messages")
+
+# Only lines that may hold text are worth a closer look: the index has millions.
+_HINT = re.compile(rb"LC_MESSAGES/|libreoffice/help/|langpack-|omni\.ja|usr/share/help/|/i18n/")
+
+
+@dataclass(slots=True)
+class Holding:
+    """What one package holds: files in all, and files of text by (kind, language)."""
+
+    files: int = 0
+    texts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of text in the package."""
+        return {kind for kind, _ in self.texts}
+
+
+def read_contents(files: Iterable[Path]) -> dict[str, Holding]:
+    """Package -> what it holds, for packages with any text, from indexes of contents."""
+    counts: Counter[bytes] = Counter()
+    texts: dict[str, Counter[tuple[str, str]]] = {}
+    for file in files:
+        for line in _lines(file):
+            path, _, packages = line.removesuffix(b"\n").rpartition(b" ")
+            counts[packages] += 1
+            if _HINT.search(path):
+                member = classify(path.strip().decode("utf-8", "replace"))
+                for name in _names(packages) if member else ():
+                    held = texts.setdefault(name, Counter())
+                    held[member.kind, member.language] += 1  # type: ignore[union-attr]
+    holdings = {name: Holding(0, held) for name, held in texts.items()}
+    for packages, count in counts.items():
+        for name in _names(packages):
+            if name in holdings:
+                holdings[name].files += count
+    return holdings
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    try:
+        with open_bytes(file) as stream:
+            yield from stream
+    except (OSError, EOFError, zlib.error) as error:
+        raise CorpusError(f"{file}: cannot be read further: {error}") from error
+
+
+def _names(packages: bytes) -> Iterator[str]:
+    """`devel/gcc-11-locales,libs/x` -> the two names, without their sections."""
+    for package in packages.decode("ascii", "replace").split(","):
+        yield package.rpartition("/")[2]
+
+
+def choose(
+    holdings: Mapping[str, Holding],
+    candidates: Mapping[str, Package],
+    languages: Collection[str],
+    profile: Profile,
+) -> list[Package]:
+    """The packages of a profile, by name.
+
+    `tiny` takes LibreOffice's interface and the language packs of Firefox and Thunderbird, `core`
+    also LibreOffice's help, MediaWiki's messages and the catalogues densest in text, `full` every
+    package up to 64 MB with any text.
+    """
+    wanted = {*languages}
+    held = {
+        name: holding
+        for name, holding in holdings.items()
+        if name in candidates and any(code in wanted for _, code in holding.texts)
+    }
+    # English sides: the browsers themselves, LibreOffice's help in English.
+    english = {
+        name
+        for name, holding in holdings.items()
+        if name in candidates
+        and any(
+            code == ENGLISH and kind in ("mozilla-english", "libreoffice-help")
+            for kind, code in holding.texts
+        )
+    }
+    kinds = {"tiny": _TINY_KINDS, "core": _CORE_KINDS}.get(profile)
+    if kinds is None:
+        small = {name for name in held if candidates[name].size <= _LARGEST}
+        return [candidates[name] for name in sorted(small | english)]
+    whole = {name for name, holding in held.items() if holding.kinds & {*kinds}}
+    if profile == "tiny":
+        english = {n for n in english if "mozilla-english" in holdings[n].kinds}
+    chosen = {n for n in whole if candidates[n].size <= _LARGEST} | english
+    if profile == "core":
+        chosen |= _densest(held, candidates, wanted, chosen)
+    return [candidates[name] for name in sorted(chosen)]
+
+
+def _densest(
+    held: Mapping[str, Holding],
+    candidates: Mapping[str, Package],
+    wanted: Collection[str],
+    taken: Collection[str],
+) -> set[str]:
+    """Packages of catalogues worth their bytes: most of their files and size is catalogues.
+
+    A catalogue of a language counts by the inverse root of the number of its catalogues, so that
+    packages in rare languages are not crowded out by those in the common ones.
+    """
+    total = Counter[str]()
+    for holding in held.values():
+        for (kind, code), count in holding.texts.items():
+            total[code] += count if kind == "catalogue" and code in wanted else 0
+    value = {
+        name: sum(
+            count * total[code] ** -0.5
+            for (kind, code), count in holding.texts.items()
+            if kind == "catalogue" and code in wanted
+        )
+        * min(1 / max(holding.files, 1), _CATALOGUE / candidates[name].size)
+        for name, holding in held.items()
+        if name not in taken
+    }
+    chosen: set[str] = set()
+    budget = _CORE_CATALOGUES
+    for name in sorted(value, key=lambda name: (-value[name], name)):
+        size = candidates[name].size
+        if value[name] > 0 and size <= budget:
+            chosen.add(name)
+            budget -= size
+    return chosen

@@ -1,0 +1,335 @@
+"""Building a parallel corpus from the packages of a Debian system, through its own apt.
+
+    CACHE/apt      indexes of apt        CACHE/debs   packages as downloaded
+    CACHE/pairs    clean pairs of each package, by its checksum and the languages asked for
+
+What is in the cache is not done again, so the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import resource
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from hashlib import blake2b
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from gradvac.corpus.apt import Apt, Package, sha256_of
+from gradvac.corpus.assemble import Assembled, Split, assemble
+from gradvac.corpus.contents import Holding, Profile, choose, read_contents
+from gradvac.corpus.copyright import licences
+from gradvac.corpus.descriptions import NAME as DESCRIPTIONS
+from gradvac.corpus.descriptions import extract_descriptions
+from gradvac.corpus.extract import MIN_WORDS, RULES, english_texts, extract
+from gradvac.corpus.folder import finished, new_folder, write_folder
+from gradvac.corpus.members import ENGLISH
+from gradvac.errors import CorpusError
+
+PAPER = "fr es de pl cs mk bg uk be ru lv lt et fi hi mr gu ne kk ky sw zu xh id ms".split()
+"""The 25 languages of Wang et al. 2021, Table 4."""
+
+# A mirror should not be asked for hundreds of files at once, nor be waited for one by one.
+_LOT = 25
+# Of two sources with the same string the better text wins: sentences before labels.
+_RANK = ("libreoffice-help", "libreoffice", "firefox", "thunderbird", "mediawiki")
+
+Tick = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to build; everything that decides the corpus but apt's own state."""
+
+    languages: tuple[str, ...]
+    profile: Profile
+    split: Split
+
+    def __post_init__(self) -> None:
+        if ENGLISH in self.languages or len(set(self.languages)) < len(self.languages):
+            raise CorpusError(
+                f"languages are {' '.join(self.languages)}: allowed are different ones, "
+                "without English, which is on the other side of every pair"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the manifest has it."""
+        return {
+            "builder": "debian",
+            "rules": RULES,
+            "profile": self.profile,
+            "languages": list(self.languages),
+            "rows": self.split.rows,
+            "share": self.split.share,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """One source in the cache: its pairs and what was counted when they were extracted."""
+
+    name: str
+    pairs: Path
+    counts: Path
+    version: str = ""
+    sha256: str = ""
+    size: int = 0
+
+
+def build_debian(
+    out: Path, plan: Plan, cache: Path, jobs: int, update: bool, tick: Tick
+) -> dict[str, Any]:
+    """Build the corpus in `out` and return its manifest; nothing is done where it is built already.
+
+    Raises:
+        CorpusError: `out` holds something else, apt fails, or no package has any text.
+    """
+    if (manifest := finished(out, plan.to_dict())) is not None:
+        return manifest
+    start = time.monotonic()
+    apt = Apt(cache / "apt", [code for code in plan.languages])
+    if update or not apt.indexes("Contents-deb"):
+        tick("asking apt for indexes", 0, 1)
+        apt.update()
+        tick("asking apt for indexes", 1, 1)
+    holdings = _holdings(apt, cache, tick)
+    packages = choose(holdings, apt.candidates(holdings), plan.languages, plan.profile)
+    if not packages:
+        raise CorpusError(
+            f"no package that apt knows has text in {' '.join(plan.languages)}: "
+            "is its index of contents there?"
+        )
+    readings = _read_packages(apt, packages, holdings, plan, cache, jobs, tick)
+    readings.append(_read_descriptions(apt, plan, cache))
+    readings.sort(key=_rank)
+    with new_folder(out) as folder:
+        files = [reading.pairs for reading in readings]
+        assembled = assemble(files, plan.languages, folder, plan.split, jobs, tick)
+        sources, report = _account(readings, assembled, folder)
+        report["build"] = {
+            "seconds": round(time.monotonic() - start, 1),
+            "downloaded_bytes": sum(package.size for package in packages),
+            "peak_bytes_of_one_process": _peak(),
+            "processes": jobs,
+        }
+        manifest = {**plan.to_dict(), "pairs": _plain(assembled.pairs), "sources": sources}
+        write_folder(folder, out, manifest, report, plan.languages)
+    return manifest
+
+
+def _plain(pairs: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    return {part: dict(counts) for part, counts in pairs.items()}
+
+
+def _peak() -> int:
+    """The largest resident size that this process or one it started had, in bytes."""
+    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return 1024 * max(resource.getrusage(one).ru_maxrss for one in who)
+
+
+def _rank(reading: _Reading) -> tuple[int, str]:
+    ranks = (n for n, start in enumerate(_RANK) if reading.name.startswith(start))
+    last = len(_RANK) + (reading.name == DESCRIPTIONS)
+    return next(ranks, last), reading.name
+
+
+def _holdings(apt: Apt, cache: Path, tick: Tick) -> dict[str, Holding]:
+    """What packages hold, from the index of contents, or from the cache if that is the same."""
+    files = [file for file, _ in apt.indexes("Contents-deb")]
+    key = blake2b("".join(map(sha256_of, files)).encode(), digest_size=8).hexdigest()
+    kept = cache / f"contents-{key}.json"
+    if not kept.exists():
+        tick("reading the index of contents", 0, 1)
+        found = {
+            name: [h.files, [[*what, count] for what, count in sorted(h.texts.items())]]
+            for name, h in read_contents(files).items()
+        }
+        _write(kept, json.dumps(found))
+        tick("reading the index of contents", 1, 1)
+    tree = json.loads(kept.read_text(encoding="utf-8"))
+    return {
+        name: Holding(count, Counter({(kind, code): n for kind, code, n in texts}))
+        for name, (count, texts) in tree.items()
+    }
+
+
+def _read_packages(
+    apt: Apt,
+    packages: Sequence[Package],
+    holdings: dict[str, Holding],
+    plan: Plan,
+    cache: Path,
+    jobs: int,
+    tick: Tick,
+) -> list[_Reading]:
+    """Download and extract what the cache does not have yet; downloads run ahead of extraction."""
+    debs, folder = cache / "debs", cache / "pairs"
+    folder.mkdir(parents=True, exist_ok=True)
+    english = _english(apt, packages, holdings, cache, tick)
+    digest = _digest([*plan.languages, RULES, *(file.name for file in english.values())])
+    readings = [
+        _Reading(
+            package.name,
+            folder / f"{package.key}-{digest}.jsonl.gz",
+            folder / f"{package.key}-{digest}.json",
+            package.version,
+            package.sha256,
+            package.size,
+        )
+        for package in packages
+    ]
+    missing = [
+        (package, reading)
+        for package, reading in zip(packages, readings, strict=True)
+        if not reading.counts.exists()
+    ]
+    done = len(packages) - len(missing)
+    tick("reading packages", done, len(packages))
+    lots = [missing[start : start + _LOT] for start in range(0, len(missing), _LOT)]
+    with (
+        ThreadPoolExecutor(1) as downloader,
+        ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
+    ):
+        # One lot is downloaded while the one before it is read.
+        ahead: Future[dict[str, Path]] | None = None
+        for number, lot in enumerate(lots):
+            files = ahead.result() if ahead else apt.download([package for package, _ in lot], debs)
+            if number + 1 < len(lots):
+                following = [package for package, _ in lots[number + 1]]
+                ahead = downloader.submit(apt.download, following, debs)
+            running = [
+                pool.submit(_extract, files[package.name], reading, plan.languages, english)
+                for package, reading in lot
+            ]
+            for future in as_completed(running):
+                future.result()
+                done += 1
+                tick("reading packages", done, len(packages))
+    return readings
+
+
+def _extract(
+    deb: Path, reading: _Reading, languages: Sequence[str], english: dict[str, Path]
+) -> None:
+    """Extract one package into the cache; one that cannot be read is a problem, not the end."""
+    try:
+        result = extract(deb, reading.name, languages, english, reading.pairs).to_dict()
+    except CorpusError as error:
+        with gzip.open(reading.pairs, "wt"):
+            pass
+        result = {"package": reading.name, "problems": [str(error)]}
+    _write(reading.counts, json.dumps(result, ensure_ascii=False))
+
+
+def _english(
+    apt: Apt,
+    packages: Sequence[Package],
+    holdings: dict[str, Holding],
+    cache: Path,
+    tick: Tick,
+) -> dict[str, Path]:
+    """Files with the English side of LibreOffice's help and of Mozilla's language packs."""
+    found: dict[str, Path] = {}
+    for kind, holds in (("libreoffice-help", "libreoffice-help"), ("mozilla", "mozilla-english")):
+        sources = [p for p in packages if (holds, ENGLISH) in holdings[p.name].texts]
+        if not sources:
+            continue
+        key = _digest([kind, RULES, *(p.sha256 for p in sources)])
+        file = cache / f"english-{kind}-{key}.json.gz"
+        if not file.exists():
+            tick(f"reading the English side of {kind}", 0, 1)
+            debs = apt.download(sources, cache / "debs")
+            texts = english_texts([debs[p.name] for p in sources], kind)
+            partial = file.with_suffix(".partial")
+            with gzip.open(partial, "wt", encoding="utf-8") as out:
+                json.dump(texts, out, ensure_ascii=False)
+            partial.replace(file)
+            tick(f"reading the English side of {kind}", 1, 1)
+        found[kind] = file
+    return found
+
+
+def _read_descriptions(apt: Apt, plan: Plan, cache: Path) -> _Reading:
+    """The translated descriptions of all packages, a source of its own."""
+    indexes = apt.indexes("Translations")
+    key = _digest([RULES, *plan.languages, *(sha256_of(file) for file, _ in indexes)])
+    pairs = cache / "pairs" / f"{DESCRIPTIONS}-{key}.jsonl.gz"
+    reading = _Reading(DESCRIPTIONS, pairs, pairs.with_name(f"{DESCRIPTIONS}-{key}.json"))
+    if not reading.counts.exists():
+        result = extract_descriptions(indexes, plan.languages, pairs)
+        _write(reading.counts, json.dumps(result.to_dict(), ensure_ascii=False))
+    return reading
+
+
+def _account(
+    readings: Sequence[_Reading], assembled: Assembled, folder: Path
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Sources of the manifest, with their licences, and the report of all that was left out."""
+    sources: list[dict[str, Any]] = []
+    problems: list[str] = []
+    losses = assembled.losses
+    (folder / "copyright").mkdir()
+    for reading, result in _results(readings):
+        problems += result["problems"]
+        losses.merge(result.get("dropped", {}), result.get("samples", {}))
+        text = result.get("copyright", "")
+        if text:
+            (folder / "copyright" / reading.name).write_text(text, encoding="utf-8")
+        if pairs := sum(result.get("pairs", {}).values()):
+            sources.append(
+                {
+                    "package": reading.name,
+                    "version": reading.version,
+                    "sha256": reading.sha256,
+                    "bytes": reading.size,
+                    "licence": licences(text) or "see copyright",
+                    "pairs": pairs,
+                }
+            )
+    report = {
+        "problems": problems,
+        "left_out": {
+            reason: {"count": counts.total(), "languages": dict(sorted(counts.items()))}
+            for reason, counts in sorted(losses.counts.items(), key=lambda i: -i[1].total())
+        },
+        "samples": losses.samples,
+        "documents": assembled.documents,
+        "min_words": MIN_WORDS,
+    }
+    return sources, report
+
+
+def _results(readings: Sequence[_Reading]) -> Iterator[tuple[_Reading, dict[str, Any]]]:
+    for reading in readings:
+        yield reading, json.loads(reading.counts.read_text(encoding="utf-8"))
+
+
+def _digest(parts: Sequence[object]) -> str:
+    return blake2b("\n".join(map(str, parts)).encode(), digest_size=5).hexdigest()
+
+
+def _write(file: Path, text: str) -> None:
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
+
+
+def default_cache() -> Path:
+    """Where downloads are kept unless told otherwise."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "gradvac" / "debian"
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where `folder` lies or will lie."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

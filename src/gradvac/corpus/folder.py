@@ -1,0 +1,87 @@
+"""A corpus folder: training pairs by language, multi-way evaluation text, and its papers.
+
+train/en-XX.tsv   valid.tsv   test.tsv   manifest.json   report.json   corpus.yaml
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gradvac.errors import CorpusError
+
+MANIFEST = "manifest.json"
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a corpus folder.
+
+    Raises:
+        CorpusError: there is none, or it cannot be read.
+    """
+    file = folder / MANIFEST
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CorpusError(f"{file}: no such file: {folder} is not a corpus folder") from error
+    except ValueError as error:
+        raise CorpusError(f"{file}: not JSON: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("pairs"), dict):
+        raise CorpusError(f"{file}: not the manifest of a corpus: it has no table 'pairs'")
+    return found
+
+
+def finished(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The manifest of `out` if it was built by this plan, None if there is no `out` yet.
+
+    Raises:
+        CorpusError: `out` holds another corpus or something else.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    manifest = read_manifest(out)
+    differ = [key for key, value in plan.items() if manifest.get(key) != value]
+    if differ:
+        told = ", ".join(f"{key} {manifest.get(key)!r} instead of {plan[key]!r}" for key in differ)
+        raise CorpusError(f"{out}: holds another corpus: {told}; choose another folder")
+    return manifest
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` at the end, and only if all went well."""
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    if out.exists():
+        out.rmdir()  # an empty one: anything else was refused
+    partial.rename(out)
+
+
+def write_folder(
+    folder: Path,
+    name: Path,
+    manifest: Mapping[str, Any],
+    report: Mapping[str, Any],
+    languages: Sequence[str],
+) -> None:
+    """Write manifest, report and the recipe fragment of a folder that will be called `name`."""
+    for file, tree in (("report.json", report), (MANIFEST, manifest)):
+        text = json.dumps(tree, ensure_ascii=False, indent=1)
+        (folder / file).write_text(text + "\n", encoding="utf-8")
+    train = [f"train/en-{c}.tsv" for c in languages if manifest["pairs"]["train"].get(c)]
+    data = {
+        "train": [{"path": str(name / file)} for file in train],
+        "valid": [{"path": str(name / "valid.tsv")}],
+        "test": [{"path": str(name / "test.tsv")}],
+    }
+    text = "# The data of a recipe that trains on this corpus.\n"
+    text += yaml.safe_dump({"data": data}, sort_keys=False)
+    (folder / "corpus.yaml").write_text(text, encoding="utf-8")

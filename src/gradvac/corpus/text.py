@@ -1,0 +1,258 @@
+"""Turn a raw pair of interface or help texts into clean sentence pairs, or say why not."""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from functools import lru_cache
+from typing import NamedTuple
+
+MIN_WORDS = 3
+MAX_CHARACTERS = 400  # about 100 subwords: longer help paragraphs are mostly lists run together
+
+SCRIPTS = {
+    name: re.compile(f"[{characters}]")
+    for name, characters in {
+        "arabic": r"\u0600-\u06ff\u0750-\u077f\ufb50-\ufeff",
+        "armenian": r"\u0530-\u058f",
+        "bengali": r"\u0980-\u09ff",
+        "cyrillic": r"\u0400-\u052f",
+        "devanagari": r"\u0900-\u097f",
+        "ethiopic": r"\u1200-\u137f",
+        "georgian": r"\u10a0-\u10ff",
+        "greek": r"\u0370-\u03ff\u1f00-\u1fff",
+        "gujarati": r"\u0a80-\u0aff",
+        "gurmukhi": r"\u0a00-\u0a7f",
+        "han": r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff",
+        "hangul": r"\uac00-\ud7af",
+        "hebrew": r"\u0590-\u05ff",
+        "kannada": r"\u0c80-\u0cff",
+        "khmer": r"\u1780-\u17ff",
+        "lao": r"\u0e80-\u0eff",
+        "latin": r"A-Za-z\u00aa-\u024f\u1e00-\u1eff",
+        "malayalam": r"\u0d00-\u0d7f",
+        "myanmar": r"\u1000-\u109f",
+        "odia": r"\u0b00-\u0b7f",
+        "sinhala": r"\u0d80-\u0dff",
+        "tamil": r"\u0b80-\u0bff",
+        "telugu": r"\u0c00-\u0c7f",
+        "thai": r"\u0e00-\u0e7f",
+        "tibetan": r"\u0f00-\u0fff",
+    }.items()
+}
+_SCRIPT_MEMBERS = """
+arabic: ar fa ur ps sd ug; armenian: hy; bengali: bn as; devanagari: hi mr ne sa; ethiopic: am ti
+cyrillic: ru uk be bg mk sr kk ky tg tt ba mn; georgian: ka; greek: el; gujarati: gu; gurmukhi: pa
+han: zh ja yue; hangul: ko; hebrew: he yi; kannada: kn; khmer: km; lao: lo; malayalam: ml
+myanmar: my; odia: or; sinhala: si; tamil: ta; telugu: te; thai: th; tibetan: bo dz
+"""
+SCRIPT_OF = {
+    code: group.split(": ")[0].strip()
+    for line in _SCRIPT_MEMBERS.strip().splitlines()
+    for group in line.split("; ")
+    for code in group.split(": ")[1].split()
+}
+"""Code -> script for languages that are not written in Latin letters."""
+
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+# A pattern language of its own in each project; `{}` stands for all of them, so that both sides
+# can be compared and a model sees one symbol. Alternatives, in order: Fluent and brace
+# placeholders, LibreOffice's $(ARG1) and %FILENAME, $name$, printf with and without position.
+_PLACEHOLDER = re.compile(
+    r"""\{\s*[-$\w.]*(?:\([^()]*\))?[^{}"]*\}
+      | \$\(\w+\) | \$\{\w+\} | \$[A-Za-z_]\w*\$? | %[A-Z]{2}[A-Z_]*\b | %\{\w+\}
+      | %\(\w+\)[sd] | %\d+\$?-?\d*[SsDdluiC]*(?![\w%]) | %[.\d]*l?[SsdDiux](?!\w) | \#\d+\b""",
+    re.VERBOSE,
+)
+# What programs in C, Python, Perl and Qt put into their messages; GCC quotes with %< and %>.
+_PRINTF = re.compile(
+    r"""%\([\w.-]+\)[-+\d.]*[a-zA-Z] | %<\w+> | %\d+\$[-+#'\d.*]*(?:hh|ll|[hlqjztL])?[a-zA-Z]
+      | %[-+#'\d.*]*(?:hh|ll|[hlqjztL])?\+?[a-zA-Z](?![a-z]) | %[Ln]?\d+ | @\w+@""",
+    re.VERBOSE,
+)
+# Qt underlines any letter of a menu, "Sp&eichern"; an entity of markup is none.
+_ACCELERATOR = re.compile(r"&(?=[^\W\d_])(?!\w+;)")
+_PARAGRAPHS = re.compile(r"\n\s*\n")
+_FLUENT_LITERAL = re.compile(r'\{\s*"([^"]*)"\s*\}')
+_INVISIBLE = re.compile(r"[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
+_TRAILING_ACCELERATOR = re.compile(r"\s*\([&~_]\w\)")
+_CODE = re.compile(
+    r"https?:|www\.|\w\(\)|::|[=<>{}\\|;]{2}|[{}\\<>|^`_~]|\w/\w+/|[a-z]\.[a-z]+\.[a-z]"
+    r"|[a-z][A-Z][a-z]+[A-Z]|^\s*[-.]\w|%\w|=\s*\w*\(|;\S|[#$@]"
+)
+# One digit is often spelled out or moved ("5th level"); longer numbers are the same everywhere.
+_NUMBER = re.compile(r"\d{2,}")
+_WORD = re.compile(r"[^\W\d_]+")
+_SENTENCE_END = re.compile(
+    r"(?<=[.!?])([\"”»’)\]]*)\s+(?=[\"“«(\[¿¡]?[^\W\d_a-zа-яёіїєґәғқңөұүһ])|(?<=[।])()\s+"
+)
+_ABBREVIATION = re.compile(
+    r"(?:^|[\s(])(?:e\.g|i\.e|etc|vs|cf|Mr|Dr|St|No|vol|p|pp|ca|z\.\s?B|d\.\s?h|bzw|usw|u\.\s?a"
+    r"|ex|p\.\s?ex|např|tzv|tj|apod|т\.\s?е|т\.\s?д|т\.\s?п|напр|др|см|por ej|p\. ej|esim|ts|vrt"
+    r"|nt|jne|st|vb|örn|dll|dsb|[A-Z])\.$",
+    re.IGNORECASE,
+)
+
+
+def clean(text: str, catalogue: bool) -> str:
+    """Plain text of one message: no markup, no accelerators, `{}` for each placeholder.
+
+    `catalogue` says that the text comes from LibreOffice's interface, where `~` and `_` mark the
+    letter that a menu underlines; elsewhere they are ordinary characters.
+    """
+    text = unicodedata.normalize("NFC", _TAG.sub("", text))
+    text = _INVISIBLE.sub("", html.unescape(text))
+    text = text.replace("\\n", " ").replace("\\t", " ").replace("%PRODUCTNAME", "LibreOffice")
+    text = _TRAILING_ACCELERATOR.sub("", text)
+    if catalogue:
+        text = re.sub(r"~(?=\w)", "", text) if text.count("~") == 1 else text
+        text = re.sub(r"_(?=[^\W_])", "", text) if text.count("_") == 1 else text
+    text = re.sub(r"(?<!\w)&(?=\w)", "", text)
+    text = _PLACEHOLDER.sub("{}", _FLUENT_LITERAL.sub(r"\1", text)).replace("%%", "%")
+    return " ".join(text.split())
+
+
+def message_pairs(english: str, translation: str, kind: str) -> Iterator[tuple[str, str]]:
+    """Clean sentence pairs of one message of a kind of source (see `members`).
+
+    Messages of programs may have several paragraphs, and placeholders of their own.
+    """
+    left, right = _english_paragraphs(english, kind), _paragraphs(translation, kind)
+    if len(left) != len(right):
+        left, right = (" ".join(left),), (" ".join(right),)
+    for one, other in zip(left, right, strict=True):
+        yield from sentence_pairs(one, other)
+
+
+def _paragraphs(text: str, kind: str) -> tuple[str, ...]:
+    if kind != "catalogue":
+        return (clean(text, kind == "libreoffice"),)
+    return tuple(clean(_printf(part), True) for part in _PARAGRAPHS.split(text))
+
+
+# The English side comes once for each language of a package.
+_english_paragraphs = lru_cache(maxsize=1 << 15)(_paragraphs)
+
+
+def _printf(text: str) -> str:
+    if text.count("&") == 1:
+        text = _ACCELERATOR.sub("", text)
+    if "%" not in text and "@" not in text:
+        return text
+    text = re.sub("%[<>]", "'", text.replace("%%", "\ue000"))
+    return _PRINTF.sub("{}", text).replace("\ue000", "%")
+
+
+def sentences(text: str) -> list[str]:
+    """Split a paragraph at sentence ends, not after an abbreviation."""
+    found, start = [], 0
+    for end in _SENTENCE_END.finditer(text):
+        piece = text[start : end.start()] + (end[1] or "")
+        if not _ABBREVIATION.search(piece):
+            found.append(piece.strip())
+            start = end.end()
+    return [*found, text[start:].strip()]
+
+
+def sentence_pairs(english: str, translation: str) -> Iterator[tuple[str, str]]:
+    """Pair the sentences of two paragraphs if both split alike, else the paragraphs."""
+    left, right = sentences(english), sentences(translation)
+    alike = len(left) == len(right) and all(
+        length_plausible(a, b) for a, b in zip(left, right, strict=True)
+    )
+    yield from zip(left, right, strict=True) if alike else [(english, translation)]
+
+
+def length_plausible(english: str, translation: str) -> bool:
+    """Whether the two lengths in characters are what translations of one another have."""
+    # Short texts vary more: "Undo" is "Rückgängig machen". The constant lets them.
+    low, high = sorted((len(english) + 10, len(translation) + 10))
+    return high <= 2.2 * low
+
+
+def words(text: str) -> list[str]:
+    """Runs of letters."""
+    return _WORD.findall(text)
+
+
+class _English(NamedTuple):
+    """What the rules ask of the English side, which comes once for each language."""
+
+    words: frozenset[str]
+    length: int
+    code: bool
+    numbers: list[str]
+    letters: bool
+    latin: bool
+
+
+@lru_cache(maxsize=1 << 15)
+def _english(text: str) -> _English:
+    bare = text.replace("{}", " ")
+    return _English(
+        frozenset(words(bare.casefold())),
+        len(words(bare)),
+        _has_code(text),
+        sorted(_NUMBER.findall(text)),
+        sum(c.isalpha() or c.isspace() for c in bare) >= 0.75 * len(bare),
+        script_plausible(bare, "latin", 0.95),
+    )
+
+
+def _has_code(text: str) -> bool:
+    return _CODE.search(text.replace("{}", "\ufffc")) is not None
+
+
+def rejection(english: str, translation: str, code: str, min_words: int = MIN_WORDS) -> str | None:
+    """Why this cleaned pair is no good for training, or None if it is."""
+    original = _english(english)
+    bare = translation.replace("{}", " ")
+    if original.length < min_words:
+        return f"fewer than {min_words} English words"
+    if not translation:
+        return "empty translation"
+    if max(len(english), len(translation)) > MAX_CHARACTERS:
+        return "longer than 400 characters"
+    if english.count("{}") != translation.count("{}"):
+        return "placeholders differ"
+    if original.code or _has_code(translation):
+        return "code or leftover markup"
+    if original.numbers != sorted(_NUMBER.findall(translation)):
+        return "numbers differ"
+    if not original.letters:
+        return "under three quarters letters"
+    if not original.latin:
+        return "English side in another script"
+    # Names of programs stay Latin in every script; nothing else may creep into a Latin text.
+    script = script_of(code)
+    if not script_plausible(bare, script, 0.95 if script == "latin" else 0.5):
+        return "translation in another script"
+    if english == translation or mostly_english(original.words, bare):
+        return "left in English"
+    if not length_plausible(english, translation):
+        return "lengths implausible"
+    return None
+
+
+def script_of(code: str) -> str:
+    """The script a language is written in, Latin where no other is known."""
+    return SCRIPT_OF.get(code.split("_")[0], "latin")
+
+
+def script_plausible(text: str, script: str, share: float) -> bool:
+    """Whether at least `share` of the letters of a text are of a script."""
+    letters = words(text)
+    total = sum(map(len, letters))
+    return total > 0 and len(SCRIPTS[script].findall("".join(letters))) >= share * total
+
+
+def mostly_english(english: AbstractSet[str], translation: str) -> bool:
+    """Whether more than 0.6 of the words of a translation are among the English ones.
+
+    Words of three letters or more count, and only Latin ones are compared.
+    """
+    long = {word for word in words(translation.casefold()) if len(word) > 2}
+    return sum(word.isascii() and word in english for word in long) > 0.6 * len(long)
