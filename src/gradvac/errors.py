@@ -4,6 +4,7 @@ GradvacError
 ├── CorpusError     text that cannot be read or aligned; the message starts with ``file:line``
 ├── RecipeError     a recipe key that is unknown, misplaced or out of range; names the dotted key
 ├── RunError        a run folder, checkpoint or vocabulary that does not fit
+├── RankError       another rank of a distributed run failed, is gone or runs something else
 └── GradientError   misuse of the engine, or a gradient that is not finite; names the task
     └── NotFiniteError  the latter: the step may be skipped and training go on
 """
@@ -23,6 +24,10 @@ class RecipeError(GradvacError):
 
 class RunError(GradvacError):
     """A run folder, checkpoint or vocabulary that does not fit what is asked of it."""
+
+
+class RankError(GradvacError):
+    """Another rank of a distributed run failed, is gone or runs something else. Names the rank."""
 
 
 class GradientError(GradvacError):

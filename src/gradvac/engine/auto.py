@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +27,14 @@ from gradvac.engine.combine import StepReport
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.per_task import PerTaskEngine
+from gradvac.engine.ranks import Ranks
 from gradvac.engine.single_pass import SinglePassEngine
 from gradvac.engine.tags import Refusal
 from gradvac.errors import GradientError
 from gradvac.methods import Method
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Engine(SinglePassEngine):
@@ -60,6 +64,8 @@ class Engine(SinglePassEngine):
             holding K gradients of the whole model; for granularity "whole_model".
         budget: bytes; the K gradients of a parameter that would take more are formed in chunks of
             rows, once to measure and once to combine them. A backward pass per task holds them all.
+        process_group: the ranks to train with; by default all of ``torch.distributed``, if that is
+            initialised. See :mod:`gradvac.engine.distributed`.
 
     Attributes:
         refused: why every task has a backward pass of its own; empty while gradients are split.
@@ -82,15 +88,27 @@ class Engine(SinglePassEngine):
         task_names: Collection[str] | None = None,
         passes: int = 1,
         budget: int = BUDGET,
+        process_group: ProcessGroup | Ranks | None = None,
     ) -> None:
         if engine not in ("single_pass", "per_task", None):
             raise GradientError(
                 f"engine is {engine!r}; it must be 'single_pass', 'per_task' or None for either"
             )
         super().__init__(
-            model, method, granularity, verify_steps, heads, nonfinite, task_names, passes, budget
+            model,
+            method,
+            granularity,
+            verify_steps,
+            heads,
+            nonfinite,
+            task_names,
+            passes,
+            budget,
+            process_group,
         )
-        self._separate = PerTaskEngine(model, method, granularity, nonfinite, heads, task_names)
+        self._separate = PerTaskEngine(
+            model, method, granularity, nonfinite, heads, task_names, self._ranks
+        )
         self.refused = ""
         self._engine = engine
         self._splits = engine != "per_task"
@@ -164,7 +182,8 @@ class Engine(SinglePassEngine):
                     "this step began with a loss for each task, {task: loss}; losses of samples "
                     "cannot be added to them before combine()"
                 )
-        except BaseException:
+        except BaseException as e:
+            self._tell(e)
             self.clear()
             raise
         super().accumulate(loss, rows, mask)
@@ -191,8 +210,10 @@ class Engine(SinglePassEngine):
     ) -> StepReport:
         """Combine the accumulated gradients, set ``p.grad`` and begin the next step.
 
+        A rank without samples of its own calls this, where others run a backward pass.
+
         Raises:
-            GradientError: as :meth:`backward`, and if nothing was accumulated.
+            GradientError: as :meth:`backward`, and if nothing was accumulated, on any rank.
         """
         if not self._separate.accumulated:
             return super().combine(loss_scale, step, shares)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from gradvac.engine.agreement import Agreement, agree, sameness, tell_failure
 from gradvac.engine.combine import StepReport
 from gradvac.engine.groups import Grouping, Heads, parameter_groups, task_heads
 from gradvac.engine.guards import Guard, refuse_wrapped
 from gradvac.engine.heads import HeadGradients
 from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or_raise
+from gradvac.engine.ranks import Ranks
 from gradvac.engine.step import Step
+from gradvac.errors import NotFiniteError, RankError
 from gradvac.methods import Method
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class TaskEngine:
@@ -27,6 +33,9 @@ class TaskEngine:
         groups: parameters that get the same weights.
         step: number of the next step.
         nonfinite: "raise" or "skip".
+
+    With ``torch.distributed`` initialised, or a process group of several ranks given, the gradients
+    of each task are added up over the ranks; see :mod:`gradvac.engine.distributed`.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train, or an
@@ -41,6 +50,7 @@ class TaskEngine:
         nonfinite: NonFinite,
         heads: Heads | None,
         task_names: Collection[str] | None,
+        process_group: ProcessGroup | Ranks | None,
     ) -> None:
         if isinstance(model, nn.Module):
             refuse_wrapped(model)
@@ -55,6 +65,38 @@ class TaskEngine:
         self._parameters = [*shared, *self._heads.parameters]
         self._guard = Guard(model, self._parameters, task_names)
         self._step = Step()
+        self._ranks = Ranks.of(process_group)
+
+    def _agree(self) -> Agreement | None:
+        """Hear of the tasks that other ranks bring to the step; None without other ranks.
+
+        Raises:
+            RankError: if a rank failed, is at another step, or runs something else.
+        """
+        ranks, now = self._ranks, self._step
+        if ranks is None:
+            return None
+        same = None
+        if not ranks.same:
+            same = sameness(self.groups, self._heads.heads, self.method, self.nonfinite)
+        losses = dict(zip(now.names, now.losses(len(now.names)).tolist(), strict=True))
+        now.agreed = agree(ranks, now.number, now.loss_scale, losses, now.shares, same)
+        ranks.same = True
+        return now.agreed
+
+    def _tell(self, error: BaseException) -> None:
+        """Let the other ranks know that this one gives the step up, unless they do already."""
+        ranks, now = self._ranks, self._step
+        if ranks is None or error is ranks.known or isinstance(error, RankError):
+            return
+        ranks.known = error
+        if now.failed_alike or isinstance(error, NotFiniteError):
+            return
+        if now.agreed is not None:  # they wait for gradients that will not come
+            ranks.broken = ranks.broken or f"its step {now.number} failed: {error}"
+        elif isinstance(error, Exception):
+            with suppress(RankError):
+                tell_failure(ranks, now.number, error)
 
     @contextmanager
     def _ending(
@@ -74,8 +116,9 @@ class TaskEngine:
             scale.restore(self._parameters)
         except BaseException as e:
             self.method.load_state_dict(before)
-            tasks, groups = tuple(now.names), tuple(group.name for group in self.groups)
-            losses = now.losses(len(tasks)) / scale.factor
+            self._tell(e)
+            tasks, groups = now.tasks, tuple(group.name for group in self.groups)
+            losses = now.task_losses
             end.report = skip_or_raise(
                 e, self.nonfinite, self._parameters, scale, tasks, groups, losses, now.number
             )

@@ -60,7 +60,11 @@ class Collector:
                 f"passes=2 with {len(self.groups)} parameter groups: a second backward pass gives "
                 "each task one weight for all parameters; it needs granularity='whole_model'"
             )
-        pieces = self.groups if passes == 1 else parameter_groups(model, "all_matrix", heads)
+        pieces = groups if passes == 1 else parameter_groups(model, "all_matrix", heads)
+        self._collect(pieces, budget)
+
+    def _collect(self, pieces: Sequence[ParameterGroup], budget: int) -> None:
+        """Make the stores for parameters that arrive together."""
         self.pool = Pool()
         self.ready: list[GroupStore] = []
         self.stores = [GroupStore(group, self.pool, self.ready, budget) for group in pieces]
@@ -71,6 +75,13 @@ class Collector:
         """Say whether the backward pass to come is the only one of the step."""
         for store in self.stores:
             store.streams = streams
+
+    def may_stream(self, method: Method) -> bool:
+        """Whether anything can be done with a group before the backward pass has ended."""
+        return self.passes == 2 or not method.needs_all_groups
+
+    def begin(self, step: Step, method: Method) -> None:
+        """Begin the backward pass that ends the step, or the end of the step after the last one."""
 
     def release(self, step: Step, method: Method) -> None:
         """Combine groups that are complete, several at once, and free their gradients."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradvac.engine.groups import ParameterGroup
+from gradvac.engine.ranks import Ranks
 from gradvac.errors import GradientError, NotFiniteError
 
 
@@ -54,6 +55,22 @@ class HeadGradients:
                         f"gradient from the loss of task {task!r}; a head belongs to one task, "
                         "leave out of `heads` what tasks share"
                     )
+
+    def add_ranks(self, ranks: Ranks) -> None:
+        """Add the gradients up over the ranks, on any of which a parameter may not be used."""
+        if not self.parameters:
+            return
+        used = torch.zeros(len(self.parameters), device=self.parameters[0].device)
+        used[list(self._gradients)] = 1.0
+        ranks.sum(used)()
+        waits = []
+        for n in used.nonzero().flatten().tolist():
+            p = self.parameters[n]
+            zero = torch.zeros_like(p, dtype=torch.promote_types(torch.float32, p.dtype))
+            self._gradients[n] = self._gradients.get(n, zero).contiguous()
+            waits.append(ranks.sum(self._gradients[n]))
+        for wait in waits:
+            wait()
 
     def finished(self, loss_scale: float) -> list[Tensor | None]:
         """Return the gradients of the parameters with the loss scale divided out.

@@ -104,6 +104,16 @@ class Held:
                 chunk *= self.scale
             yield chunk.flatten(1)
 
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Return the columns from ``start`` to ``stop`` of the flattened gradients."""
+        width = self.shape[1]
+        first, last = start // width, -(-stop // width)
+        shape = (self.n_tasks, last - first, width)
+        chunk = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        for use in self.uses:
+            use.add_to(chunk, first)
+        return chunk.flatten(1)[:, start - first * width : stop - first * width]
+
 
 Rows = Tensor | Held
 """Task gradients of some parameters, a row for each task: ``[K, P]``, there or made on demand."""

@@ -16,20 +16,30 @@ With ``torch.amp.GradScaler``, accumulate ``scaler.scale(loss)`` and call
 ``combine(loss_scale=scaler)``; see :mod:`gradvac.engine.nonfinite`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from gradvac.engine.base import TaskEngine
+from gradvac.engine.buckets import Source, buckets_of
 from gradvac.engine.calls import explained, leaves
 from gradvac.engine.combine import StepReport, combine, decide
+from gradvac.engine.exchange import Exchange
 from gradvac.engine.gram import gram
 from gradvac.engine.groups import Grouping, Heads, ParameterGroup
 from gradvac.engine.nonfinite import NonFinite
+from gradvac.engine.ranks import Ranks
 from gradvac.errors import GradientError
 from gradvac.methods import Method
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class PerTaskEngine(TaskEngine):
@@ -47,6 +57,8 @@ class PerTaskEngine(TaskEngine):
         heads: modules or parameters of one task alone, by task; see
             :func:`gradvac.engine.groups.task_heads`. They get their plain gradient.
         task_names: the tasks there are: a task of another name is then an error, not a new task.
+        process_group: the ranks to train with; by default all of ``torch.distributed``, if that is
+            initialised.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train.
@@ -60,9 +72,10 @@ class PerTaskEngine(TaskEngine):
         nonfinite: NonFinite = "raise",
         heads: Heads | None = None,
         task_names: Collection[str] | None = None,
+        process_group: ProcessGroup | Ranks | None = None,
     ) -> None:
         given = model if isinstance(model, nn.Module) else list(model)
-        super().__init__(given, method, granularity, nonfinite, heads, task_names)
+        super().__init__(given, method, granularity, nonfinite, heads, task_names, process_group)
         self._named = given if isinstance(given, nn.Module) else nn.Module()  # names in errors
         self._checks_heads = True  # in this process's first step
         self._buffers = [_GroupBuffer(group) for group in self.groups]
@@ -132,7 +145,7 @@ class PerTaskEngine(TaskEngine):
                 (NotFiniteError). ``p.grad``, the method and the step counter are then unchanged and
                 the gradients are dropped.
         """
-        if not self.accumulated:
+        if not self.accumulated and self._ranks is None:
             raise GradientError("combine() needs at least one accumulate() since the last step")
         with self._ending(loss_scale, step, shares) as end:
             end.report = self._finish()
@@ -142,6 +155,8 @@ class PerTaskEngine(TaskEngine):
     def _finish(self) -> StepReport:
         """Set ``p.grad`` of every parameter."""
         now = self._step
+        if self._agree() is not None:
+            return self._finish_with_ranks()
         tasks, groups = tuple(now.names), tuple(group.name for group in self.groups)
         losses = now.losses(len(tasks)) / now.loss_scale
         rows = [buffer.rows(len(tasks), now.loss_scale) for buffer in self._buffers]
@@ -153,6 +168,31 @@ class PerTaskEngine(TaskEngine):
         for p, gradient in zip(self._heads.parameters, own, strict=True):
             p.grad = gradient
         return report
+
+    def _finish_with_ranks(self) -> StepReport:
+        assert self._ranks is not None
+        now, ranks = self._step, self._ranks
+        buckets = buckets_of(self.groups, ranks.bucket)
+        exchange = Exchange(ranks, self.groups, buckets, self.method, now)
+        buffers = {buffer.group.name: buffer for buffer in self._buffers}
+        try:
+            for bucket in buckets:
+                found = [buffers[p.name].piece(p, len(now.names)) for p in bucket.pieces]
+                sources, used = [rows for rows, _ in found], chain(*(used for _, used in found))
+                exchange.launch(sources, list(used))
+            gradients = exchange.finish()
+        except GradientError:
+            if now.failed_alike:
+                exchange.drain()
+            raise
+        self._heads.add_ranks(ranks)
+        own = self._heads.finished(now.loss_scale)
+        for group in self.groups:
+            for p in group.parameters:
+                p.grad = gradients[id(p)]
+        for p, gradient in zip(self._heads.parameters, own, strict=True):
+            p.grad = gradient
+        return now.report(tuple(group.name for group in self.groups))
 
     def backward(
         self,
@@ -226,6 +266,16 @@ class _GroupBuffer:
         """Return the gradients of the step, ``[K, P]``, with the loss scale divided out."""
         matrix = self._matrix[:n_tasks]
         return matrix if loss_scale == 1.0 else matrix.mul_(1 / loss_scale)
+
+    def piece(self, piece: ParameterGroup, n_tasks: int) -> tuple[Source, list[bool]]:
+        """Return the gradients of some neighbouring parameters, and which of them are used."""
+        first = next(n for n, p in enumerate(self.group.parameters) if p is piece.parameters[0])
+        last = first + len(piece.parameters)
+        size, start = sum(self._sizes[first:last]), sum(self._sizes[:first])
+        used = self._used[first:last]
+        return Source(
+            size, self._matrix[:n_tasks, start : start + size] if any(used) else None
+        ), used
 
     def assign(self, combined: Tensor) -> None:
         """Set ``p.grad`` of every parameter from the combined gradient, ``[P]``."""

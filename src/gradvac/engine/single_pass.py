@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -34,15 +34,20 @@ from gradvac.engine.base import TaskEngine
 from gradvac.engine.calls import as_written, explained, leaves, tensors_within
 from gradvac.engine.collect import BUDGET, Collector
 from gradvac.engine.combine import StepReport
+from gradvac.engine.distributed import RankCollector
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.meets import Watch
 from gradvac.engine.nonfinite import NonFinite
+from gradvac.engine.ranks import Ranks
 from gradvac.engine.rows import RowMap
 from gradvac.engine.step import Batch
 from gradvac.engine.tags import Refusal
 from gradvac.engine.tracing import Trace
 from gradvac.errors import GradientError
 from gradvac.methods import Method
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 TaskOfSample = Sequence[str] | tuple[Tensor, Sequence[str]]
 """A name for each sample, or a position for each sample and the names."""
@@ -69,6 +74,8 @@ class SinglePassEngine(TaskEngine):
             holding K gradients of the whole model; for granularity "whole_model".
         budget: bytes; the K gradients of a parameter that would take more are formed in chunks of
             rows, once to measure and once to combine them.
+        process_group: the ranks to train with; by default all of ``torch.distributed``, if that is
+            initialised.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train, or if
@@ -86,10 +93,15 @@ class SinglePassEngine(TaskEngine):
         task_names: Collection[str] | None = None,
         passes: int = 1,
         budget: int = BUDGET,
+        process_group: ProcessGroup | Ranks | None = None,
     ) -> None:
-        super().__init__(model, method, granularity, nonfinite, heads, task_names)
+        super().__init__(model, method, granularity, nonfinite, heads, task_names, process_group)
         self.model: nn.Module = model
-        self._collector = Collector(model, self.groups, self._heads.heads, passes, budget)
+        if self._ranks is None:
+            self._collector = Collector(model, self.groups, self._heads.heads, passes, budget)
+        else:
+            self._ranks.budget = budget
+            self._collector = RankCollector(self._ranks, self.groups, passes)
         self._slots = self._collector.slots
         self._checks_left = verify_steps  # from this process's first step, resumed or not
         self._batch: Batch | None = None
@@ -146,7 +158,8 @@ class SinglePassEngine(TaskEngine):
                     yield self
             else:
                 yield self
-        except BaseException:
+        except BaseException as e:
+            self._tell(e)
             self.clear()
             raise
         finally:
@@ -180,10 +193,10 @@ class SinglePassEngine(TaskEngine):
                 ``p.grad``, the method and the step counter are then unchanged and the gradients are
                 dropped.
         """
-        one_group = not self.method.needs_all_groups or self._collector.passes == 2
-        self._step.streams = one_group and not self._step.accumulated
+        streams = self._collector.may_stream(self.method) and not self._step.accumulated
         with self._ending(loss_scale, step, shares) as end:
-            self._backward(loss, rows, mask)
+            self._step.streams = streams
+            self._backward(loss, rows, mask, ends=True)
             end.report = self._finish()
         return end.report
 
@@ -201,8 +214,9 @@ class SinglePassEngine(TaskEngine):
                     "passes=2 holds no gradients from one micro-batch to the next; make the engine "
                     "with passes=1 to accumulate"
                 )
-            self._backward(loss, rows, mask)
-        except BaseException:
+            self._backward(loss, rows, mask, ends=False)
+        except BaseException as e:
+            self._tell(e)
             self.clear()
             raise
         self._step.accumulated = True
@@ -215,12 +229,16 @@ class SinglePassEngine(TaskEngine):
     ) -> StepReport:
         """Combine the accumulated gradients, set ``p.grad`` and begin the next step.
 
+        A rank without samples of its own calls this, where others run a backward pass.
+
         Raises:
-            GradientError: as :meth:`backward`, and if nothing was accumulated.
+            GradientError: as :meth:`backward`, and if nothing was accumulated, on any rank.
         """
-        if not self._step.accumulated:
+        if not self._step.accumulated and self._ranks is None:
             raise GradientError("combine() needs at least one accumulate() since the last step")
         with self._ending(loss_scale, step, shares) as end:
+            self._agree()
+            self._collector.begin(self._step, self.method)
             end.report = self._finish()
         return end.report
 
@@ -232,7 +250,7 @@ class SinglePassEngine(TaskEngine):
 
     # -- the backward pass ----------------------------------------------------------------------
 
-    def _backward(self, loss: Tensor, rows: Tensor | None, mask: Tensor | None) -> None:
+    def _backward(self, loss: Tensor, rows: Tensor | None, mask: Tensor | None, ends: bool) -> None:
         batch = self._batch
         if batch is None:
             raise GradientError(
@@ -247,22 +265,24 @@ class SinglePassEngine(TaskEngine):
             self._step.add_losses(total)
         if self._guard.fresh:
             self._guard.check_leaves(leaves(loss))
+        if batch.only is None and batch.trace.splits and self._checks_left > 0:
+            try:
+                self.verify(loss, owners)
+            except Refusal as refusal:
+                batch.trace.stop(refusal)
+        if ends:
+            self._agree()
+            self._collector.begin(self._step, self.method)
         if batch.only is not None:
             self._plain_backward(loss, batch.only, owners.n_tasks)
+        elif not batch.trace.splits:
+            self._one_by_one(loss, owners)
+            batch.carry_on(owners.n_tasks)
+        elif self._collector.passes == 2:
+            self._in_two_passes(loss, owners)
         else:
-            if batch.trace.splits and self._checks_left > 0:
-                try:
-                    self.verify(loss, owners)
-                except Refusal as refusal:
-                    batch.trace.stop(refusal)
-            if not batch.trace.splits:
-                self._one_by_one(loss, owners)
-                batch.carry_on(owners.n_tasks)
-            elif self._collector.passes == 2:
-                self._in_two_passes(loss, owners)
-            else:
-                self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.parameters))
-                batch.carry_on(owners.n_tasks)
+            self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.parameters))
+            batch.carry_on(owners.n_tasks)
         self._batch = None
 
     def _in_two_passes(self, loss: Tensor, owners: RowMap) -> None:
@@ -370,6 +390,8 @@ class SinglePassEngine(TaskEngine):
         """Combine what is left and set ``p.grad`` of every parameter."""
         step = self._step
         self._collector.finish(step, self.method)
+        if self._ranks is not None:
+            self._heads.add_ranks(self._ranks)
         report = step.report(tuple(group.name for group in self.groups))
         own = self._heads.finished(step.loss_scale)
         for slot in self._slots.values():

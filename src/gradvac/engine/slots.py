@@ -93,6 +93,28 @@ class GroupStore:
             found.append(self.matrix[:n_tasks])
         return found
 
+    def columns(self, n_tasks: int) -> list[tuple[int, Rows | None]]:
+        """Return the gradients in the order of the parameters, with the number of their columns.
+
+        None where no task used a parameter. Nothing may be kept as rows looked up.
+        """
+        if not self.used:
+            return [(sum(slot.parameter.numel() for slot in self.slots), None)]
+        self.open(n_tasks)
+        for slot in self._dense:
+            if slot.fresh:
+                slot.buffer.zero_()
+        if not any(slot.apart for slot in self.slots):
+            assert self.matrix is not None
+            return [(self.matrix.shape[1], self.matrix[:n_tasks])]
+        found: list[tuple[int, Rows | None]] = []
+        for slot in self.slots:
+            rows = slot.buffer[:n_tasks].flatten(1) if not slot.apart else None
+            if slot.apart and not slot.fresh:
+                rows = slot.whole(n_tasks)
+            found.append((slot.parameter.numel(), rows))
+        return found
+
     def gradients(self, combined: list[Tensor]) -> list[Tensor | None]:
         """Make the parameters' gradients of the combined :meth:`rows`; None where unused."""
         if not self.used:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradvac.engine.agreement import Agreement
 from gradvac.engine.combine import StepReport
 from gradvac.engine.flow import Place
 from gradvac.engine.rows import RowMap
@@ -31,6 +32,8 @@ class Step:
         self.gram = torch.zeros(1, dtype=torch.float64)  # of the whole model, of two passes
         self.gradients: dict[int, Tensor | None] = {}  # combined, by the id of the parameter
         self.reports: list[StepReport] = []
+        self.agreed: Agreement | None = None  # with the other ranks
+        self.failed_alike = False  # on all ranks, who then need not be told
         self._losses: list[Tensor] = []
 
     def position(self, name: str) -> int:
@@ -49,6 +52,17 @@ class Step:
         for losses in self._losses:
             total[: len(losses)] += losses.cpu()
         return total
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks of the step, on whatever rank."""
+        return tuple(self.names) if self.agreed is None else self.agreed.tasks
+
+    @property
+    def task_losses(self) -> Tensor:
+        """Their losses without the loss scale, ``[K]``, on the CPU."""
+        total = self.losses(len(self.names)) if self.agreed is None else self.agreed.losses
+        return total / self.loss_scale
 
     def report(self, groups: tuple[str, ...]) -> StepReport:
         """Join the reports of the groups, in the order of the model."""

@@ -1,0 +1,212 @@
+"""What ranks have to agree on before they exchange gradients, and what each of them brings."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.groups import ParameterGroup
+from gradvac.engine.ranks import Ranks
+from gradvac.errors import GradientError, RankError
+from gradvac.methods import Method
+
+_PIECE = 2**22  # numbers looked at together when parameters are compared
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The tasks of a step, whichever rank they are on.
+
+    Attributes:
+        tasks: K names, in the order of the ranks and of what each brings.
+        losses: by task, added up over the ranks, ``[K]``, float64, with the loss scale.
+        shares: by task, added up over the ranks; None if they were not given.
+        rows: for each rank, the positions among ``tasks`` of the tasks it brings.
+        bad: for each task whose loss is not finite on some rank, the first such rank.
+    """
+
+    tasks: tuple[str, ...]
+    losses: Tensor
+    shares: dict[str, float] | None
+    rows: list[list[int]]
+    bad: dict[str, int]
+
+
+def agree(
+    ranks: Ranks,
+    step: int,
+    loss_scale: float,
+    losses: Mapping[str, float],
+    shares: Mapping[str, float] | None,
+    sameness: Mapping[str, str] | None,
+) -> Agreement:
+    """Tell the other ranks what this one brings to a step, and hear what they do.
+
+    Args:
+        ranks: all of them call this.
+        step: number of the step.
+        loss_scale: what losses were multiplied by.
+        losses: sum of this rank's losses of each task; empty if it has none.
+        shares: this rank's part in the shares of its tasks.
+        sameness: what has to be the same on all ranks, as hashes by kind; None once it has been.
+
+    Raises:
+        RankError: if a rank failed, is at another step, or runs something else.
+        GradientError: if no rank has a loss.
+    """
+    said = ranks.messages(
+        {
+            "step": step,
+            "loss_scale": loss_scale,
+            "losses": dict(losses),
+            "shares": None if shares is None else {task: shares[task] for task in losses},
+            "sameness": sameness,
+        }
+    )
+    _raise_failures(ranks, step, said)
+    for kind, what in (("step", "is at step"), ("loss_scale", "has loss scale")):
+        values = [message[kind] for message in said]
+        r = _different(values)
+        if r:
+            raise RankError(
+                f"rank {r} {what} {values[r]}, rank 0 {what} {values[0]}: all ranks must make the "
+                "same steps, with or without samples of their own"
+            )
+    if any(message["sameness"] for message in said):
+        _check_sameness([message["sameness"] or {} for message in said])
+    tasks = tuple(dict.fromkeys(task for message in said for task in message["losses"]))
+    if not tasks:
+        raise GradientError(f"no rank has a loss at step {step}; there is nothing to combine")
+    total = dict.fromkeys(tasks, 0.0)
+    total_shares = dict.fromkeys(tasks, 0.0)
+    bad: dict[str, int] = {}
+    for r, message in enumerate(said):
+        for task, loss in message["losses"].items():
+            total[task] += loss
+            if loss - loss != 0:  # NaN or infinite
+                bad.setdefault(task, r)
+        for task, share in (message["shares"] or {}).items():
+            total_shares[task] += share
+    given = [bool(message["shares"]) for message in said if message["losses"]]
+    if any(given) and not all(given):
+        raise RankError("some ranks give shares and others do not; all that have losses must")
+    return Agreement(
+        tasks,
+        torch.tensor(list(total.values()), dtype=torch.float64),
+        total_shares if all(given) else None,
+        [[tasks.index(task) for task in message["losses"]] for message in said],
+        bad,
+    )
+
+
+def tell_failure(ranks: Ranks, step: int, error: Exception) -> None:
+    """Tell the others, who wait in :func:`agree`, that there is no step for them to make."""
+    if not ranks.broken:
+        ranks.messages({"step": step, "error": f"{type(error).__name__}: {error}"})
+
+
+def _raise_failures(ranks: Ranks, step: int, said: Sequence[Mapping[str, Any]]) -> None:
+    failed = [(r, message["error"]) for r, message in enumerate(said) if "error" in message]
+    if failed:
+        reasons = "; ".join(f"rank {r} failed: {reason}" for r, reason in failed)
+        raise RankError(f"step {step} is given up on all ranks: {reasons}")
+
+
+def _different(values: Sequence[object]) -> int:
+    """The first rank whose value is not that of rank 0; 0 if there is none."""
+    return next((r for r, value in enumerate(values) if value != values[0]), 0)
+
+
+# -- what has to be the same ---------------------------------------------------------------------
+
+_MENDS = {
+    "code": "install the same version of gradvac on all of them",
+    "torch": "install the same version of torch and Python on all of them",
+    "groups": "build the same model with the same granularity and heads on all of them",
+    "method": "give the same method, arguments and state to all of them",
+    "parameters": "seed all ranks alike before the model is built, or load the same checkpoint",
+}
+
+
+def sameness(
+    groups: Sequence[ParameterGroup], heads: Sequence[ParameterGroup], method: Method, policy: str
+) -> dict[str, str]:
+    """Return hashes, by kind, of what must not differ between ranks.
+
+    Parameters are hashed by their names, and by all bits of their values.
+    """
+    parts = [(g.name, g.names, [list(p.shape) for p in g.parameters]) for g in (*groups, *heads)]
+    dtypes = [str(p.dtype) for g in (*groups, *heads) for p in g.parameters]
+    chosen = {name: value for name, value in vars(method).items() if name[0] != "_"}
+    chosen["seed"] = method.seed  # of the class until it is set
+    values = [_bits(p) for g in (*groups, *heads) for p in g.parameters]
+    return {
+        "code": _code(),
+        "torch": f"torch {torch.__version__}, Python {platform.python_version()}",
+        "groups": _hash(repr((parts, dtypes, policy))),
+        "method": _hash(type(method).__qualname__ + _plain(chosen) + _plain(method.state_dict())),
+        "parameters": _hash(repr(values)),
+    }
+
+
+def _check_sameness(found: Sequence[Mapping[str, str]]) -> None:
+    for kind, mend in _MENDS.items():
+        values = [each.get(kind) for each in found]
+        r = _different(values)
+        if r:
+            raise RankError(
+                f"{kind} of rank {r} and rank 0 differ ({values[r]} and {values[0]}); {mend}"
+            )
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _plain(value: Any) -> str:
+    """What a method is made of, written out; objects by their type alone."""
+    if isinstance(value, Mapping):
+        return str({str(k): _plain(value[k]) for k in sorted(value, key=str)})
+    if isinstance(value, (set, frozenset)):
+        return str(sorted(map(_plain, value)))
+    if isinstance(value, (list, tuple)):
+        return str([_plain(each) for each in value])
+    if isinstance(value, Tensor):
+        return str((list(value.shape), _bits(value)))
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return repr(value)
+    return type(value).__qualname__
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Hash of this package's source."""
+    found = hashlib.blake2b(digest_size=8)
+    root = Path(__file__).parents[1]
+    for file in sorted(root.rglob("*.py")):
+        found.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return found.hexdigest()
+
+
+@torch.no_grad()
+def _bits(values: Tensor) -> int:
+    """A number that changes with any bit of a tensor, the same on every device."""
+    flat = values.detach().reshape(-1)
+    if flat.element_size() not in (1, 2, 4, 8):
+        flat = torch.view_as_real(flat).reshape(-1)
+    kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    whole = flat.view(kinds[flat.element_size()])
+    total = 0
+    for start in range(0, len(whole), _PIECE):
+        piece = whole[start : start + _PIECE].long()
+        odd = torch.arange(start, start + len(piece), device=piece.device) * 2 + 1
+        total = (total * 31 + int((piece * odd).sum())) % 2**64
+    return total

@@ -1,0 +1,99 @@
+"""Which gradients travel between ranks together, in an order that is the same on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gradvac.engine.groups import ParameterGroup
+from gradvac.engine.held import Held
+
+
+@dataclass(frozen=True)
+class Source:
+    """Task gradients of this rank in some neighbouring columns, in the order of the parameters.
+
+    Attributes:
+        size: number of columns.
+        rows: the gradients, ``[own tasks, size]``, or what makes them; None if all are zero.
+    """
+
+    size: int
+    rows: Tensor | Held | None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The columns of a bucket that belong to one parameter group."""
+
+    group: int
+    start: int
+    stop: int
+
+
+@dataclass
+class Bucket:
+    """Neighbouring pieces of the model whose gradients travel together."""
+
+    pieces: list[ParameterGroup]
+    segments: list[Segment]
+    dtype: torch.dtype
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Their parameters, in the order of the columns."""
+        return [p for piece in self.pieces for p in piece.parameters]
+
+    @property
+    def size(self) -> int:
+        """Number of columns."""
+        return self.segments[-1].stop
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.pieces[0].parameters[0].device
+
+
+def _cut(groups: Sequence[ParameterGroup], size: int) -> list[ParameterGroup]:
+    """Cut groups into pieces of at least ``size`` numbers, each of one group, the last one first.
+
+    The backward pass comes to the end of a model first.
+    """
+    place = {id(p): n for n, p in enumerate(p for g in groups for p in g.parameters)}
+    pieces: list[ParameterGroup] = []
+    for group in groups:
+        names: list[str] = []
+        parameters: list[nn.Parameter] = []
+        for name, p in zip(group.names, group.parameters, strict=True):
+            names.append(name)
+            parameters.append(p)
+            if sum(p.numel() for p in parameters) >= size or p is group.parameters[-1]:
+                pieces.append(ParameterGroup(group.name, tuple(names), tuple(parameters)))
+                names, parameters = [], []
+    return sorted(pieces, key=lambda piece: -place[id(piece.parameters[-1])])
+
+
+def buckets_of(groups: Sequence[ParameterGroup], size: int) -> list[Bucket]:
+    """Put groups, or pieces of them, into buckets of at least ``size`` numbers.
+
+    A bucket is of one dtype and device.
+    """
+    position = {group.name: n for n, group in enumerate(groups)}
+    buckets: list[Bucket] = []
+    filled = size
+    kind: object = None
+    for piece in _cut(groups, size):
+        widest = max((p.dtype for p in piece.parameters), key=lambda dtype: dtype.itemsize)
+        dtype = torch.promote_types(torch.float32, widest)
+        numel = sum(p.numel() for p in piece.parameters)
+        if filled >= size or kind != (dtype, piece.parameters[0].device):
+            buckets.append(Bucket([], [], dtype))
+            filled, kind = 0, (dtype, piece.parameters[0].device)
+        buckets[-1].pieces.append(piece)
+        buckets[-1].segments.append(Segment(position[piece.name], filled, filled + numel))
+        filled += numel
+    return buckets

@@ -1,0 +1,301 @@
+"""Gradients of tasks over ranks: summed in shards, measured and combined there, and gathered.
+
+The columns of a bucket of parameters are cut into R slices, one for each rank. Every rank sends
+every other its slice of the gradients of the tasks that it has. The receiver adds up what belongs
+to the same task in the order of the ranks, so that it holds the gradients of all tasks of the
+step in its slice, and measures their inner products there. Summed over the ranks these are the
+exact Gram matrix, from which all ranks decide alike. Each combines its slice, and the slices are
+gathered.
+
+A rank with k of the tasks sends k + 1 slices' worth of gradients: as a reduce-scatter of stacked
+gradients does where every rank has all tasks, and what plain data parallel training sends where
+every rank has one.
+
+A bucket goes through these stages while the backward pass computes the next ones. The stages of
+all buckets are entered in the same order on all ranks, whenever the gradients come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.buckets import Bucket, Segment, Source
+from gradvac.engine.combine import combine, decide
+from gradvac.engine.gram import doubtful, full_precision, inner
+from gradvac.engine.groups import ParameterGroup
+from gradvac.engine.held import Held
+from gradvac.engine.ranks import Ranks, Wait
+from gradvac.engine.step import Step
+from gradvac.errors import NotFiniteError
+from gradvac.methods import Method
+
+
+@dataclass
+class _Round:
+    """Some columns of a bucket, of which every rank gets a slice ``width`` wide."""
+
+    start: int
+    stop: int
+    width: int
+    rows: Tensor  # what is received, then the gradients of all tasks [K, width], then combined
+    wait: Wait
+    guilty: Tensor | None = None  # by rank: 1 if it sent what is not finite; known once summed
+
+
+@dataclass
+class _UnderWay:
+    """A bucket between two stages."""
+
+    bucket: Bucket
+    rounds: list[_Round]
+    used: Tensor  # by parameter: how many ranks used it, once summed
+    numbers: Tensor | None = None  # what is summed over the ranks
+    wait: Wait | None = None
+    decided: bool = False
+
+
+class Exchange:
+    """The gradients of one step on their way; every rank makes one for the same step.
+
+    Args:
+        ranks: who takes part.
+        groups: parameters that get the same weights.
+        buckets: all parameters of the groups.
+        method: turns the geometry of the step into weights.
+        step: the step, on which the ranks have agreed.
+    """
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        groups: Sequence[ParameterGroup],
+        buckets: Sequence[Bucket],
+        method: Method,
+        step: Step,
+    ) -> None:
+        assert step.agreed is not None
+        self.ranks, self.groups, self.buckets, self.method = ranks, groups, buckets, method
+        self.agreed = agreed = step.agreed
+        self.step = step
+        self.launched = 0
+        self._under_way: list[_UnderWay] = []
+        self._measured = self._settled = 0  # buckets that have passed a stage
+        ends = {s.group: n for n, bucket in enumerate(buckets) for s in bucket.segments}
+        if method.needs_all_groups:
+            ends = dict.fromkeys(ends, len(buckets) - 1)
+        self._ends = [sorted(g for g in ends if ends[g] == n) for n in range(len(buckets))]
+        n_tasks, n_groups = len(agreed.tasks), len(groups)
+        self._gram = torch.zeros(n_groups, n_tasks, n_tasks, dtype=torch.float64)
+        self._nonzero = torch.zeros(n_groups, n_tasks, dtype=torch.float64)
+        self._guilty = torch.zeros(ranks.size, dtype=torch.float64)
+        self._weights: dict[int, Tensor] = {}
+        self._positions = [torch.tensor(rows, dtype=torch.int64) for rows in agreed.rows]
+
+    def launch(self, sources: Sequence[Source], used: Sequence[bool]) -> None:
+        """Send the gradients of the next bucket, and bring the ones before it one stage on.
+
+        Args:
+            sources: this rank's gradients of the bucket.
+            used: whether this rank's tasks used each of its parameters.
+        """
+        bucket = self.buckets[self.launched]
+        self.launched += 1
+        n_tasks = len(self.agreed.tasks)
+        at_once = max(self.ranks.size, self.ranks.budget // (n_tasks * bucket.dtype.itemsize))
+        rounds = []
+        for start in range(0, bucket.size, at_once):
+            if rounds:  # what is over the budget together is not held together
+                self._reduce(rounds[-1])
+            rounds.append(self._send(bucket, sources, start, min(start + at_once, bucket.size)))
+        here = torch.tensor(used, dtype=torch.float64, device=bucket.device)
+        self._under_way.append(_UnderWay(bucket, rounds, here))
+        if self.launched > 1:
+            self._measure()
+        if self.launched > 2:
+            self._settle()
+
+    def finish(self) -> dict[int, Tensor | None]:
+        """Return the combined gradients, by the id of the parameter, None where none was used."""
+        while self._measured < len(self._under_way):
+            self._measure()
+        while self._settled < len(self._under_way):
+            self._settle()
+        gradients: dict[int, Tensor | None] = {}
+        for way in self._under_way:
+            for part in way.rounds:
+                part.wait()
+            found = [part.rows[: part.stop - part.start] for part in way.rounds]
+            whole = found[0] if len(found) == 1 else torch.cat(found)
+            parameters = way.bucket.parameters
+            parts = whole.split([p.numel() for p in parameters])
+            for p, piece, n in zip(parameters, parts, way.used.tolist(), strict=True):
+                gradients[id(p)] = piece.view(p.shape).to(p.dtype) if n else None
+        return gradients
+
+    def drain(self) -> None:
+        """Wait for whatever is under way, after a failure that all ranks had alike."""
+        for way in self._under_way:
+            for part in way.rounds:
+                part.wait()
+            if way.wait is not None:
+                way.wait()
+
+    # -- the stages of a bucket -----------------------------------------------------------------
+
+    def _send(self, bucket: Bucket, sources: Sequence[Source], start: int, stop: int) -> _Round:
+        """Send this rank's gradients of some columns, and begin to receive a slice of them."""
+        own, size = len(self.agreed.rows[self.ranks.rank]), self.ranks.size
+        width = -(-(stop - start) // size)
+        zeros = lambda n: torch.zeros(own, n, dtype=bucket.dtype, device=bucket.device)
+        parts, first = [], 0
+        for source in sources:
+            a, b = max(start, first) - first, min(stop, first + source.size) - first
+            first += source.size
+            if a >= b:
+                continue
+            held = source.rows
+            if held is None:
+                parts.append(zeros(b - a))
+            else:
+                parts.append(held.columns(a, b) if isinstance(held, Held) else held[:, a:b])
+        if size * width > stop - start:
+            parts.append(zeros(size * width - (stop - start)))
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        rows = rows.reshape(own, size, width).transpose(0, 1).contiguous()
+        counts = [len(positions) for positions in self.agreed.rows]
+        return _Round(start, stop, width, *self.ranks.exchange(rows, counts, width))
+
+    def _reduce(self, part: _Round) -> Tensor:
+        """Add up what the ranks sent for the same task, in their order; return who is guilty."""
+        part.wait()
+        n_tasks = len(self.agreed.tasks)
+        received = part.rows.split([len(positions) for positions in self._positions])
+        if torch.equal(torch.cat(self._positions), torch.arange(n_tasks)):
+            shard = part.rows  # each task is on one rank
+        else:
+            shard = part.rows.new_zeros(n_tasks, part.width)
+            for positions, rows in zip(self._positions, received, strict=True):
+                shard.index_add_(0, positions.to(shard.device), rows)  # positions differ: exact
+        part.guilty = torch.zeros(self.ranks.size, dtype=torch.float64)
+        if not bool(shard.sum().isfinite()):
+            for r, rows in enumerate(received):
+                part.guilty[r] = float(not bool(rows.isfinite().all()))
+        scale = self.step.loss_scale
+        part.rows = shard if scale == 1.0 else shard.mul_(1 / scale)
+        return part.guilty
+
+    def _measure(self) -> None:
+        """Begin to add up over the ranks the inner products of the next bucket."""
+        way = self._under_way[self._measured]
+        self._measured += 1
+        guilty = torch.zeros(self.ranks.size, dtype=torch.float64)
+        for part in way.rounds:
+            guilty += self._reduce(part) if part.guilty is None else part.guilty
+        grams, nonzero = [], []
+        for segment in way.bucket.segments:
+            rows = self._rows(way, segment)
+            grams.append(self._inner(rows, torch.float32))
+            found = grams[-1].diagonal() != 0  # NaN too
+            for k in (~found).nonzero().flatten().tolist():
+                found[k] = any(bool(r[k].any()) for r in rows)
+            nonzero.append(found.double())
+        flat = [guilty.to(way.used.device), *(gram.flatten() for gram in grams), *nonzero]
+        way.numbers = torch.cat([way.used, *flat])
+        way.wait = self.ranks.sum(way.numbers)
+
+    def _settle(self) -> None:
+        """Decide the groups that end with the next bucket, combine and begin to gather them."""
+        way, ends = self._under_way[self._settled], self._ends[self._settled]
+        self._settled += 1
+        assert way.wait is not None and way.numbers is not None
+        way.wait()
+        n, k = len(way.bucket.segments), len(self.agreed.tasks)
+        sizes = [len(way.used), self.ranks.size, n * k * k, n * k]
+        way.used, guilty, grams, nonzero = way.numbers.cpu().split(sizes)
+        self._guilty += guilty
+        parts = zip(way.bucket.segments, grams.view(n, k, k), nonzero.view(n, k), strict=True)
+        for segment, gram, found in parts:
+            self._gram[segment.group] += gram
+            self._nonzero[segment.group] += found
+        if ends:
+            self._decide(ends)
+        for other in self._under_way[: self._settled]:
+            if not other.decided and all(s.group in self._weights for s in other.bucket.segments):
+                self._combine(other)
+
+    def _decide(self, ends: Sequence[int]) -> None:
+        """Ask the method for the weights of some groups, whose inner products are complete."""
+        for g in ends:
+            numel = sum(p.numel() for p in self.groups[g].parameters)
+            nonzero = lambda suspects, g=g: bool(self._nonzero[g][suspects].any())
+            if doubtful(self._gram[g], numel, nonzero):
+                self._gram[g] = self._again(g)
+        names = tuple(self.groups[g].name for g in ends)
+        agreed = self.agreed
+        try:
+            report = decide(
+                self.method,
+                self._gram[list(ends)],
+                self.step.task_losses,
+                agreed.tasks,
+                names,
+                self.step.number,
+                agreed.shares,
+            )
+        except NotFiniteError as e:
+            self.step.failed_alike = True
+            raise NotFiniteError(f"{e} ({self._culprits(e.task)})", e.task, e.group) from None
+        except BaseException:
+            self.step.failed_alike = True
+            raise
+        self.step.reports.append(report)
+        self._weights |= dict(zip(ends, report.weights, strict=True))
+
+    def _again(self, group: int) -> Tensor:
+        """Inner products of a group with float64 products throughout."""
+        k = len(self.agreed.tasks)
+        total = torch.zeros(k, k, dtype=torch.float64, device=self.buckets[0].device)
+        for way in self._under_way[: self._settled]:
+            for segment in way.bucket.segments:
+                if segment.group == group:
+                    total += self._inner(self._rows(way, segment), torch.float64)
+        self.ranks.sum(total)()
+        return total.cpu()
+
+    def _culprits(self, task: str) -> str:
+        """Say on which ranks something was not finite."""
+        ranks = [self.agreed.bad[task]] if task in self.agreed.bad else []
+        ranks = ranks or self._guilty.nonzero().flatten().tolist()
+        if not ranks and task in self.agreed.tasks:
+            position = self.agreed.tasks.index(task)
+            ranks = [r for r, rows in enumerate(self.agreed.rows) if position in rows]
+        return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))
+
+    def _combine(self, way: _UnderWay) -> None:
+        """Combine this rank's slices of a bucket and begin to gather those of all ranks."""
+        way.decided = True
+        for part in way.rounds:
+            combined = part.rows.new_zeros(part.width)
+            for segment in way.bucket.segments:
+                own = self._own(part, segment)
+                combined[own] = combine(self._weights[segment.group], part.rows[:, own])
+            part.rows, part.wait = self.ranks.gather(combined)
+
+    def _own(self, part: _Round, segment: Segment) -> slice:
+        """The columns of this rank's slice that belong to a segment."""
+        begin = part.start + self.ranks.rank * part.width
+        end = min(begin + part.width, part.stop)
+        a, b = max(begin, segment.start), min(end, segment.stop)
+        return slice(a - begin, b - begin) if a < b else slice(0, 0)
+
+    def _rows(self, way: _UnderWay, segment: Segment) -> list[Tensor]:
+        """Return this rank's slices of the task gradients of a segment."""
+        return [part.rows[:, self._own(part, segment)] for part in way.rounds]
+
+    def _inner(self, rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        with full_precision(rows[0].device.type):
+            return torch.stack([inner(r, dtype) for r in rows]).sum(0)

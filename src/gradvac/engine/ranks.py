@@ -1,0 +1,191 @@
+"""The other ranks of a run: what is sent to them, counted, and what is said when one is gone."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gradvac.errors import RankError
+
+BUCKET = 2**21
+"""Numbers of a bucket's gradient, at least: 8 MiB for each task, chosen here.
+
+PyTorch's data parallel training sends 25 MiB at once.
+"""
+
+_HEADER = 1024  # bytes that the ranks send each other before a step; longer messages take two turns
+ROLL_CALL = 20.0
+"""Seconds to wait for a sign of life once a rank seems gone: the others may be computing still."""
+
+
+class Ranks:
+    """A process group, by its collectives; all of them are to be called by all ranks alike.
+
+    Args:
+        group: the process group.
+        bucket: numbers of a gradient that travel together, at least.
+        budget: bytes of the gradients of all tasks that travel in one turn, at most.
+
+    Attributes:
+        rank: number of this rank in the group, from 0.
+        size: number of ranks R.
+        sent: bytes sent by this rank, by kind, under the algorithms that move the least: R - 1
+            slices of R of what is exchanged or gathered, twice that of what is summed.
+        broken: why nothing more can be exchanged; empty while all is well.
+        same: whether all ranks have been found to run the same.
+        known: the last failure of this rank that the others know of.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, bucket: int = BUCKET, budget: int = 2**31) -> None:
+        self.group, self.bucket, self.budget = group, bucket, budget
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise RankError("this process is not a member of the process group given to the engine")
+        self.sent = {"exchange": 0, "gather": 0, "sum": 0, "messages": 0}
+        self.broken = ""
+        self.same = False
+        self.known: BaseException | None = None
+        on_gpu = "nccl" in dist.get_backend(group)
+        self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else None
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup | Ranks | None) -> Ranks | None:
+        """Return the ranks of a group, of the default group for None; None if there is but one."""
+        if isinstance(group, Ranks):
+            return group
+        if group is None and dist.is_available() and dist.is_initialized():
+            group = dist.group.WORLD
+        if group is None or dist.get_world_size(group) == 1:
+            return None
+        return cls(group)
+
+    # -- collectives ----------------------------------------------------------------------------
+
+    def exchange(self, rows: Tensor, counts: Sequence[int], columns: int) -> tuple[Tensor, Wait]:
+        """Send ``rows[r]`` to rank r; begin to receive ``[sum(counts), columns]``.
+
+        Args:
+            rows: ``[R, own rows, columns]``, to be left alone until the wait is over.
+            counts: how many rows each rank sends.
+            columns: how many numbers a row has.
+        """
+        received = rows.new_empty(sum(counts), columns)
+        sizes = [count * columns for count in counts]
+        own = [rows.shape[1] * columns] * self.size
+        self._count("exchange", rows, (self.size - 1) / self.size)
+        with self._watched():
+            work = dist.all_to_all_single(
+                received.view(-1), rows.view(-1), sizes, own, self.group, async_op=True
+            )
+        return received, Wait(self, work, rows)
+
+    def gather(self, piece: Tensor) -> tuple[Tensor, Wait]:
+        """Begin to receive the pieces ``[c]`` of all ranks, ``[R * c]``."""
+        whole = piece.new_empty(self.size * len(piece))
+        self._count("gather", piece, self.size - 1)
+        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        with self._watched():
+            work = all_gather(whole, piece, group=self.group, async_op=True)
+        return whole, Wait(self, work, piece)
+
+    def sum(self, values: Tensor) -> Wait:
+        """Begin to add up ``values`` over the ranks, in place; bitwise the same on all of them."""
+        self._count("sum", values, 2 * (self.size - 1) / self.size)
+        with self._watched():
+            work = dist.all_reduce(values, group=self.group, async_op=True)
+        return Wait(self, work, values)
+
+    def messages(self, message: dict[str, Any]) -> list[dict[str, Any]]:
+        """Exchange what JSON can hold; returns the messages of all ranks, in their order."""
+        data = json.dumps(message).encode()
+        first = len(data).to_bytes(8, "little") + data
+        turn = self._bytes(first[:_HEADER].ljust(_HEADER, b"\0"))
+        lengths = [int.from_bytes(each[:8], "little") for each in turn]
+        if max(lengths) > _HEADER - 8:
+            rest = self._bytes(data.ljust(max(lengths), b"\0"))
+            return [json.loads(each[:n]) for each, n in zip(rest, lengths, strict=True)]
+        return [json.loads(each[8 : 8 + n]) for each, n in zip(turn, lengths, strict=True)]
+
+    def _bytes(self, data: bytes) -> list[bytes]:
+        own = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
+        all_bytes, wait = self.gather(own)
+        self.sent["gather"] -= (self.size - 1) * len(data)
+        self.sent["messages"] += (self.size - 1) * len(data)
+        wait()
+        all_bytes = all_bytes.cpu()
+        found = ctypes.string_at(all_bytes.data_ptr(), len(all_bytes))
+        return [found[r * len(data) : (r + 1) * len(data)] for r in range(self.size)]
+
+    def _count(self, kind: str, values: Tensor, times: float) -> None:
+        self.sent[kind] += round(values.numel() * values.element_size() * times)
+
+    # -- what goes wrong ------------------------------------------------------------------------
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Turn the failure of a collective into an error that names the ranks that are gone."""
+        if self.broken:
+            raise RankError(
+                f"rank {self.rank} can exchange nothing more with the others: {self.broken}; "
+                "start all ranks again from the last checkpoint"
+            )
+        try:
+            yield
+        except RuntimeError as e:  # what gloo and NCCL raise for a closed connection or a timeout
+            reason = str(e).splitlines()[0]
+            self.broken = f"{self._missing()}: {reason}"
+            raise RankError(
+                f"{self.broken} (seen by rank {self.rank}); start all ranks again from the last "
+                "checkpoint"
+            ) from e
+
+    def _missing(self) -> str:
+        """Say which ranks show no sign of life in the store that all of them can reach."""
+        everyone = dist.get_process_group_ranks(self.group)
+        missing, left = [], ROLL_CALL
+        try:
+            store = dist.distributed_c10d._get_default_store()
+            store.set(f"gradvac/alive/{everyone[self.rank]}", "1")
+            for other in everyone:
+                try:
+                    store.wait([f"gradvac/alive/{other}"], timedelta(seconds=left))
+                except RuntimeError:
+                    missing.append(other)
+                    left = 1.0  # the rest have had their time
+            if self.rank == 0:
+                time.sleep(1.0)  # this process may keep the store, and the others read it still
+        except RuntimeError:
+            return "a rank is gone, and with it the store of the ranks, which rank 0 may have kept"
+        if not missing:
+            return "a rank did not answer in time, though all ranks are there"
+        names = ", ".join(map(str, missing))
+        return f"rank {names} is gone" if len(missing) == 1 else f"ranks {names} are gone"
+
+
+class Wait:
+    """A collective under way; called, it waits until the collective is over."""
+
+    def __init__(self, ranks: Ranks, work: Any, alive: Tensor) -> None:
+        self._ranks, self._work, self._alive = ranks, work, alive
+
+    def __call__(self) -> None:
+        """Wait, and let go of what was sent.
+
+        Raises:
+            RankError: if the collective failed; it names the ranks that are gone.
+        """
+        if self._work is None:
+            return
+        work, self._work = self._work, None
+        with self._ranks._watched():
+            work.wait()
+        self._alive = torch.empty(0)

@@ -1,0 +1,144 @@
+"""Two, three and four processes train as one does, and go wrong together."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.distributed.cases import STEPS, Translator, cases_of, train
+from tests.distributed.failures import X, build
+
+ROOT = Path(__file__).parents[2]
+EXACT = 1e-10
+
+
+def launch(folder: Path, size: int, what: str) -> list[Any]:
+    """Run ``size`` processes; what each of them found, None for one that is gone."""
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "tests.distributed.worker"]
+    workers = [
+        subprocess.Popen(
+            [*command, str(rank), str(size), str(folder), what],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]
+    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    files = [folder / f"{rank}.pt" for rank in range(size)]
+    if what != "gone":
+        assert all(file.exists() for file in files), "\n".join(errors)
+    return [torch.load(file) if file.exists() else None for file in files]
+
+
+@pytest.fixture(scope="module", params=[2, 3, 4])
+def trained(request, tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("ranks"), request.param, "train")
+
+
+@cache
+def alone(case):
+    return train(case)
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+def test_ranks_train_as_one_process_does_and_agree_bitwise(trained):
+    torch.manual_seed(0)
+    begin = torch.nn.utils.parameters_to_vector(Translator().double().parameters()).detach()
+    for case in cases_of(len(trained)):
+        found, one = [rank[case.name] for rank in trained], alone(case)
+        moved = one["parameters"] - begin
+        assert relative(found[0]["parameters"] - begin, moved) <= EXACT, case.name
+        assert len(one["gram"]) == STEPS
+        for key in ("gram", "weights", "losses"):
+            for step in range(STEPS):
+                assert relative(found[0][key][step], one[key][step]) <= EXACT, (case.name, key)
+        for other in found[1:]:
+            assert torch.equal(other["parameters"], found[0]["parameters"]), case.name
+            for key in ("gram", "weights", "losses"):
+                pairs = zip(other[key], found[0][key], strict=True)
+                assert all(torch.equal(a, b) for a, b in pairs), case.name
+
+
+@pytest.fixture(scope="module")
+def failed(tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("failures"), 2, "failures")
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_on_all(failed):
+    first, bad, third, gradients, number = failed[0]["skipped"][0::2] + failed[0]["skipped"][-1:]
+    assert first == third == "" and number == 3
+    assert "task 'a'" in bad and "(rank 1)" in bad
+    assert failed[0]["skipped"][3] == [True] * 4
+    for mine, others in zip(gradients, failed[1]["skipped"][-2], strict=True):
+        assert torch.equal(mine, others)
+    assert failed[1]["skipped"][:-2] == failed[0]["skipped"][:-2]
+
+
+def test_a_gradient_that_is_not_finite_names_task_and_rank_and_changes_nothing(failed):
+    said, step, skipped, after = failed[0]["raised"]
+    assert "NotFiniteError: the gradient of task 'b' is not finite" in said and "(rank 1)" in said
+    assert (step, skipped, after) == (0, "", 1)
+    assert failed[1]["raised"] == failed[0]["raised"]
+
+
+def test_a_failing_rank_stops_the_step_of_all_with_its_reason(failed):
+    says = "RankError: step 0 is given up on all ranks: rank 1 failed: ValueError: sentence 7"
+    assert says in failed[0]["forward_fails"][0]
+    assert failed[1]["forward_fails"] == ["ValueError: sentence 7 has no end", 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("seed", "parameters of rank 1 and rank 0 differ .*seed all ranks alike"),
+        ("granularity", "groups of rank 1 and rank 0 differ .*the same granularity"),
+        ("nonfinite", "groups of rank 1 and rank 0 differ"),
+        ("beta", "method of rank 1 and rank 0 differ .*the same method"),
+        ("code", r"code of rank 1 and rank 0 differ \(code of 1 and code of 0\); install"),
+        ("step", "rank 1 is at step 3, rank 0 is at step 0"),
+        ("loss_scale", "rank 1 has loss scale 2.0, rank 0 has loss scale 1.0"),
+        ("shares", "some ranks give shares and others do not"),
+        ("passes", "passes=2 with 2 ranks: .*make the engine with passes=1"),
+        ("budget", "budget is 0"),
+    ],
+)
+def test_ranks_that_do_not_fit_together_are_refused(failed, change, says):
+    for rank in failed:
+        assert re.search(f"(RankError|GradientError): {says}", rank[change])
+
+
+def test_a_rank_may_have_nothing_but_not_all_of_them(failed):
+    model = build()
+    model(X).square().sum().backward()
+    for tasks, gradients, said in (rank["nobody"] for rank in failed):
+        assert tasks == ("a",)
+        for p, gradient in zip(model.parameters(), gradients, strict=True):
+            torch.testing.assert_close(gradient, p.grad, rtol=EXACT, atol=1e-15)
+        assert said == "GradientError: no rank has a loss at step 1; there is nothing to combine"
+
+
+def test_a_group_of_one_rank_trains_alone(failed):
+    assert [rank["one"] for rank in failed] == ["", ""]
+
+
+def test_a_killed_rank_is_named_in_time(tmp_path):
+    started = time.monotonic()
+    survivor, killed = launch(tmp_path, 2, "gone")
+    assert killed is None and time.monotonic() - started < 60
+    first, second = survivor["message"].split(" / ")
+    assert first.startswith("RankError: rank 1 is gone: ") and "last checkpoint" in first
+    assert "can exchange nothing more" in second
