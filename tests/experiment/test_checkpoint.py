@@ -1,6 +1,9 @@
 """Checkpoints: complete or absent, readable without running code, damage named."""
 
+import dataclasses
+import errno
 import pickle
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,9 +19,13 @@ from gradvac.experiment.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     load_optimizer_tensors,
+    newest_complete,
     optimizer_tensors,
+    recover,
     save_checkpoint,
+    save_tensors,
     saved_models,
+    set_aside,
     split_state,
 )
 
@@ -70,12 +77,89 @@ def test_a_damaged_file_is_named(tmp_path, damage):
         file.write_bytes(pickle.dumps({"w": 1}))
     else:
         file.unlink()
+    message = "not readable: No such file" if damage == "absent" else "damaged: its SHA-256 begins"
+    with pytest.raises(RunError, match=rf"model\.safetensors: {message}"):
+        load_checkpoint(folder)
+    (folder / "SHA256SUMS").unlink()  # as of runs made before there were sums
     with pytest.raises(RunError, match=r"model\.safetensors: not a readable safetensors file"):
         load_checkpoint(folder)
 
 
+@pytest.mark.parametrize("part", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_every_flipped_bit_is_seen(tmp_path, part):
+    folder = save_checkpoint(tmp_path, make(1))
+    data = (folder / part).read_bytes()
+    for place in range(0, len(data), 7):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << place % 8
+        (folder / part).write_bytes(flipped)
+        with pytest.raises(RunError, match=rf"{part}: damaged"):
+            load_checkpoint(folder)
+
+
+def test_the_sums_are_those_of_sha256sum(tmp_path):
+    folder = save_checkpoint(tmp_path, make(1))
+    names = [line.split("  ")[1] for line in (folder / "SHA256SUMS").read_text().splitlines()]
+    assert sorted(p.name for p in folder.iterdir()) == sorted([*names, "SHA256SUMS"])
+    done = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_checkpoint_without_its_sums_is_not_complete(tmp_path):
+    saved = dataclasses.replace(make(1), state={"made_with": {"torch": "2"}})
+    folder = save_checkpoint(tmp_path, saved)
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(RunError, match="SHA256SUMS: missing; the checkpoint is not complete"):
+        load_checkpoint(folder)
+
+
+def test_the_newest_complete_one_counts_and_the_others_are_named(tmp_path):
+    assert newest_complete(tmp_path) is None
+    for step in (1, 2, 3):
+        folder = save_checkpoint(tmp_path, make(step))
+    (folder / "model.safetensors").write_bytes(b"")
+    found, checkpoint, problems = newest_complete(tmp_path)
+    assert (found.name, checkpoint.step) == ("step-00000002", 2)
+    assert [p.name for p in problems] == ["step-00000003"]
+    assert set_aside(folder).name == "step-00000003.damaged"
+    assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
+    for step in (1, 2):
+        (tmp_path / f"step-0000000{step}" / "optimizer.safetensors").unlink()
+    with pytest.raises(RunError, match=r"step-00000002/opt.*\n.*step-00000001/opt.*\n.*no compl"):
+        newest_complete(tmp_path)
+
+
+def test_saving_the_same_step_again_never_leaves_a_moment_without(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, make(1))
+    seen = []
+    rename = Path.rename
+
+    def watched(self, target):
+        seen.append(sorted(p.name for p in tmp_path.iterdir()))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    save_checkpoint(tmp_path, make(1))
+    assert seen == [
+        [".step-00000001.new", "step-00000001"],
+        [".step-00000001.new", ".step-00000001.old"],
+    ]
+    assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
+    (tmp_path / "step-00000001").rename(tmp_path / ".step-00000001.old")  # killed between the two
+    recover(tmp_path)
+    assert load_checkpoint(tmp_path / "step-00000001").step == 1
+
+
+def test_the_error_of_the_system_is_told_from_that_of_the_format(tmp_path):
+    with pytest.raises(OSError) as caught:
+        save_tensors({"w": torch.ones(1)}, tmp_path / "none" / "x.safetensors")
+    assert caught.value.errno == errno.ENOENT
+    assert caught.value.filename == str(tmp_path / "none" / "x.safetensors")
+
+
 def test_a_damaged_state_is_named(tmp_path):
     folder = save_checkpoint(tmp_path, make(1))
+    (folder / "SHA256SUMS").unlink()
     (folder / "state.json").write_text('{"best": 1}')
     with pytest.raises(RunError, match=r"state\.json"):
         load_checkpoint(folder)

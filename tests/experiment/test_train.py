@@ -333,8 +333,14 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(toy, tmp_path):
     trainer(toy, run).train()
     state = list_checkpoints(run / "checkpoints")[-1] / "state.json"
     tree = json.loads(state.read_text())
+    (state.parent / "SHA256SUMS").unlink()  # else it is damaged, not foreign
+    del tree["made_with"]
     state.write_text(json.dumps(tree | {"vocabulary": "0" * 16}))
     with pytest.raises(RunError, match="its vocabulary is 0000000000000000, the run has"):
+        trainer(toy, run).train()
+    state.write_text(json.dumps(tree | {"tasks": ["fr-en", "de-en"]}))
+    message = r"tasks are not .* only in the checkpoint: de-en; only in the run: ne-en"
+    with pytest.raises(RunError, match=message):
         trainer(toy, run).train()
 
 

@@ -1,11 +1,13 @@
 """Checkpoints: complete or absent, and nothing in them can run code.
 
 A checkpoint is a folder ``checkpoints/step-00001000`` with tensors in safetensors and the rest in
-JSON. It is written beside its place and renamed into it, so a folder of that name is complete.
+JSON. It is written beside its place and renamed into it, so a folder of that name was complete
+once; ``SHA256SUMS`` tells whether it still is, to us and to ``sha256sum -c``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gradvac.errors import RunError
+from gradvac.experiment.disk import to_disk
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -40,30 +43,90 @@ class Checkpoint:
 
 
 _PARTS = ("model", "optimizer", "method")
+_SUMS = "SHA256SUMS"
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``folder/step-XXXXXXXX``, all or nothing. Returns the new folder."""
+    """Write ``folder/step-XXXXXXXX``, all or nothing. Returns the new folder.
+
+    Raises OSError when the disk is full or refuses; what was written so far is then gone.
+    """
     final = folder / f"step-{checkpoint.step:08d}"
-    new = folder / f".{final.name}.new"
+    new, old = folder / f".{final.name}.new", folder / f".{final.name}.old"
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    for part in _PARTS:
-        tensors = {k: v.detach().contiguous() for k, v in getattr(checkpoint, part).items()}
-        save_file(tensors, new / f"{part}.safetensors")
-    text = json.dumps({"step": checkpoint.step, **checkpoint.state})
-    (new / "state.json").write_text(text, encoding="utf-8")
-    for file in new.iterdir():
-        _to_disk(file)
-    _to_disk(new)
-    shutil.rmtree(final, ignore_errors=True)
-    new.rename(final)
-    _to_disk(folder)
+    try:
+        _write(new, checkpoint)
+        if final.exists():  # never without either, whenever this ends: see `recover`
+            shutil.rmtree(old, ignore_errors=True)
+            final.rename(old)
+        new.rename(final)
+        to_disk(folder)
+    except OSError:
+        shutil.rmtree(new, ignore_errors=True)  # room for what is still to be written
+        recover(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
     return final
 
 
+def _write(new: Path, checkpoint: Checkpoint) -> None:
+    """Fill a new folder and see it onto the disk."""
+    new.mkdir(parents=True)
+    for part in _PARTS:
+        tensors = {k: v.detach().contiguous() for k, v in getattr(checkpoint, part).items()}
+        save_tensors(tensors, new / f"{part}.safetensors")
+    text = json.dumps({"step": checkpoint.step, **checkpoint.state})
+    (new / "state.json").write_text(text, encoding="utf-8")
+    files = sorted(new.iterdir())
+    sums = "".join(f"{_digest(file)}  {file.name}\n" for file in files)
+    (new / _SUMS).write_text(sums, encoding="utf-8")
+    for file in [*files, new / _SUMS, new]:
+        to_disk(file)
+
+
+def recover(folder: Path) -> None:
+    """Put right what a process killed while it saved has left behind; for who holds the lock."""
+    for old in folder.glob(".step-*.old"):
+        final = folder / old.name.removeprefix(".").removesuffix(".old")
+        if final.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            old.rename(final)
+    for new in folder.glob(".step-*.new"):
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def newest_complete(folder: Path) -> tuple[Path, Checkpoint, dict[Path, str]] | None:
+    """The newest checkpoint that is as it was written, and what is wrong with newer ones.
+
+    None without any checkpoint. RunError when there are some and all are damaged: a run of days
+    does not begin anew without being told to.
+    """
+    problems: dict[Path, str] = {}
+    for saved in reversed(list_checkpoints(folder)):
+        try:
+            return saved, load_checkpoint(saved), problems
+        except RunError as e:
+            problems[saved] = str(e)
+    if problems:
+        raise RunError(
+            "\n".join(problems.values())
+            + f"\n{folder}: no complete checkpoint is left; move the folder away to begin this run "
+            "anew"
+        )
+    return None
+
+
+def set_aside(damaged: Path) -> Path:
+    """Rename a checkpoint so that it counts no more; returns its new name."""
+    aside = damaged.with_name(f"{damaged.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    return damaged.rename(aside)
+
+
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read one checkpoint folder; RunError names the file that does not fit."""
+    """Read one checkpoint folder; RunError names the file that is damaged or does not fit."""
+    _check_sums(folder)
     parts = {part: load_tensors(folder / f"{part}.safetensors") for part in _PARTS}
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -71,6 +134,55 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     except (OSError, ValueError, KeyError) as e:
         raise RunError(f"{folder / 'state.json'}: not the state of a checkpoint: {e}") from e
     return Checkpoint(step=step, state=state, **parts)
+
+
+def _check_sums(folder: Path) -> None:
+    """RunError names the first file that is not what was written."""
+    try:
+        lines = (folder / _SUMS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        # Runs made before there were sums do not say either what they were made with.
+        if '"made_with"' not in _text(folder / "state.json"):
+            return
+        raise RunError(f"{folder / _SUMS}: missing; the checkpoint is not complete") from None
+    except (OSError, ValueError) as e:
+        raise RunError(f"{folder / _SUMS}: not readable: {e}") from e
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    names = [*(f"{part}.safetensors" for part in _PARTS), "state.json"]
+    for name in names:
+        try:
+            found = _digest(folder / name)
+        except OSError as e:
+            raise RunError(f"{folder / name}: not readable: {e.strerror}") from e
+        if sums.get(name) != found:
+            raise RunError(
+                f"{folder / name}: damaged: its SHA-256 begins {found[:12]}, and {_SUMS} says "
+                f"{sums.get(name, 'nothing')[:12]}"
+            )
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write a safetensors file; OSError when the disk is full or refuses."""
+    try:
+        save_file(dict(tensors), file)
+    except SafetensorError as e:  # which hides the error of the system in its text
+        number = re.search(r"os error (\d+)", str(e))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(file)) from e
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
@@ -181,11 +293,3 @@ def load_optimizer_tensors(
 def _on_device(optimizer: torch.optim.Optimizer) -> bool:
     """Fused and capturable optimizers keep their step counters beside the parameters."""
     return bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ from gradvac.experiment.recipe import BaseRecipe
 
 
 class TaskBatch(Protocol):
-    """Samples of several tasks.
+    """Samples of several tasks: a dataclass whose tensors have the samples as first dimension.
 
     ``task`` [B] indexes ``tasks``; ``tokens`` counts what the loss is a mean of, ``counts`` the
     same of each task present, by name; ``padding`` is the share of cells that hold none.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +21,9 @@ from gradvac.engine import StepReport
 class Window:
     """Sums since the last line of the log, in the form of JSON.
 
-    Per task negative log-likelihood and tokens, and steps skipped on its account; of the steps that
-    were not, what the method decided and reported: name -> task (or "") -> [sum, steps].
+    Per task negative log-likelihood and tokens, and steps skipped on its account; steps made in
+    halves for want of memory; of the steps that were not skipped, what the method decided and
+    reported: name -> task (or "") -> [sum, steps].
     """
 
     nll: dict[str, float]
@@ -30,6 +33,7 @@ class Window:
     padding: float = 0.0
     steps: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    halved: int = 0
     method: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
     @classmethod
@@ -79,6 +83,7 @@ class Window:
             **weights,
             **({"method": method} if method else {}),
             **({"skipped": self.skipped} if self.skipped else {}),
+            **({"halved": self.halved} if self.halved else {}),
         }
 
 
@@ -96,14 +101,27 @@ def averages(nll: Mapping[str, float], levels: Mapping[str, str]) -> dict[str, f
 
 
 def append(file: Path, line: Mapping[str, Any]) -> None:
-    """Add one line to a ``.jsonl`` file."""
-    with file.open("a", encoding="utf-8") as out:
-        out.write(json.dumps(line) + "\n")
+    """Add one line to a ``.jsonl`` file: whole, or not at all and OSError."""
+    data = (json.dumps(line) + "\n").encode()
+    with file.open("ab", buffering=0) as out:
+        end = out.tell()
+        try:
+            if out.write(data) < len(data):  # a full disk takes a part before it refuses
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        except OSError as e:
+            out.truncate(end)
+            raise OSError(e.errno, e.strerror, str(file)) from e
 
 
-def truncate(file: Path, step: int) -> None:
-    """Drop the lines of a ``.jsonl`` file that a run resumed at ``step`` will write again."""
+def truncate(file: Path, step: int, end: int | None = None) -> None:
+    """Drop the lines of a ``.jsonl`` file that a run resumed at ``step`` will write again.
+
+    They begin at byte ``end``, if that is known.
+    """
     if not file.exists():
+        return
+    if end is not None and file.stat().st_size >= end:
+        os.truncate(file, end)
         return
     kept = []
     for text in file.read_text(encoding="utf-8").splitlines(keepends=True):

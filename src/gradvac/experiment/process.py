@@ -1,13 +1,18 @@
-"""A training process among others: signals, the lock of its run folder, its memory."""
+"""A training process among others: signals, the lock of its run folder, its memory and kernels."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import platform
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from gradvac.errors import RunError
 
@@ -15,8 +20,8 @@ from gradvac.errors import RunError
 class StopSignal:
     """The signal that asked the run to end, or None. Entered, it listens.
 
-    The first SIGINT or SIGTERM is noted and ends the run at the next step; a second one acts at
-    once, as it would without this.
+    The first SIGINT or SIGTERM is noted and ends the run at the next step; a second one, of either
+    kind, ends the process at once.
     """
 
     def __init__(self) -> None:
@@ -28,7 +33,8 @@ class StopSignal:
 
         def note(number: int, frame: object) -> None:
             self.number = number
-            signal.signal(number, signal.SIG_DFL)
+            for each in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(each, signal.SIG_DFL)
 
         before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -40,13 +46,58 @@ class StopSignal:
 
 @contextmanager
 def alone(folder: Path, doing: str = "training this run") -> Iterator[None]:
-    """Hold the lock of a run folder; RunError when another process trains (or measures) there."""
-    with (folder / ".lock").open("w") as lock:
+    """Hold the lock of a run folder; RunError when another process trains (or measures) there.
+
+    The lock is the kernel's, so it goes with its process, however that ends.
+    """
+    try:
+        opened = (folder / ".lock").open("w")
+    except OSError as e:
+        raise RunError(f"{folder}: cannot be written: {e.strerror}") from e
+    with opened as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
             raise RunError(f"{folder}: another process is {doing}") from e
         yield
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Use only kernels that give the same bits every time, if that is wanted.
+
+    RuntimeError of PyTorch, inside, names an operation that has none. Sums still depend on the
+    number of threads: the same bits need the same number.
+    """
+    if wanted:  # cuBLAS reads it when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(wanted or before)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+def made_with(device: torch.device) -> dict[str, Any]:
+    """On what the last bits of a run's numbers depend, besides its recipe."""
+    try:
+        own = version("gradvac")
+    except PackageNotFoundError:  # run from its source folder
+        own = "source"
+    return {
+        "gradvac": own,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "machine": platform.machine(),
+    }
+
+
+def differences(before: Mapping[str, Any], device: torch.device) -> str:
+    """What of ``before`` is not what `made_with` says now, in words."""
+    now = made_with(device)
+    return ", ".join(f"{k} {v} (now {now[k]})" for k, v in before.items() if now.get(k, v) != v)
 
 
 def bound_kernel_caches() -> None:

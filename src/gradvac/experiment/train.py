@@ -19,15 +19,29 @@ from gradvac.experiment.checkpoint import (
     average,
     keep_newest,
     list_checkpoints,
-    load_checkpoint,
+    newest_complete,
+    recover,
     save_checkpoint,
+    set_aside,
 )
+from gradvac.experiment.disk import DISK, REFUSALS, Outbox, explain, to_disk
 from gradvac.experiment.display import Display
 from gradvac.experiment.job import Job
 from gradvac.experiment.metrics import Window, append, truncate
 from gradvac.experiment.model_folder import fill, save_parameters
-from gradvac.experiment.process import StopSignal, alone, bound_kernel_caches
+from gradvac.experiment.process import (
+    StopSignal,
+    alone,
+    bound_kernel_caches,
+    deterministic,
+    differences,
+    made_with,
+)
 from gradvac.experiment.updates import Updates
+
+# Checkpoints in a row that the disk may refuse before a run ends. Chosen here: long enough to make
+# room at once, and no more than so much work is lost.
+MOST_UNSAVED = 3
 
 
 class Trainer:
@@ -37,7 +51,8 @@ class Trainer:
         bound_kernel_caches()
         self.job, self.display = job, display
         self.recipe, self.folder = job.recipe, job.folder
-        self.updates = Updates(job)
+        self.outbox, self.unsaved = Outbox(), 0
+        self.updates = Updates(job, self.outbox)
         self.best: dict[str, Any] = {"value": math.inf, "step": 0, "waited": 0}
         self.stop = StopSignal()
         self._check_metric()
@@ -50,9 +65,16 @@ class Trainer:
     # -- the loop -------------------------------------------------------------------------------
 
     def train(self) -> int:
-        """Train until the last step or a signal; returns the exit code (0, or 128 + signal)."""
+        """Train until the last step, a signal, or a disk that takes no checkpoint.
+
+        Returns the exit code: 0, 128 + signal, or `DISK`.
+        """
         training = self.recipe.training
-        with alone(self.folder), self.stop.listening():
+        with (
+            alone(self.folder),
+            self.stop.listening(),
+            deterministic(training.deterministic),
+        ):
             self._resume()
             for line in [] if self.step else self.job.describe():
                 self.display.line(line)
@@ -68,18 +90,20 @@ class Trainer:
                 stop = self.stop.number
                 if stop or self.step % training.checkpoint_every == 0:
                     self._save()
+                if self.unsaved >= MOST_UNSAVED or (stop and self.unsaved):
+                    return self._stop_unsaved()
                 if stop:
                     self.display.finish(f"stopped at step {self.step}; the same command resumes")
                     return 128 + stop
-            self._finish()
-            return 0
+            return self._finish()
 
     def train_step(self) -> int:
         """One update of the parameters; returns the tokens it saw."""
+        learned = self.job.state_dict()
         shares = self.job.begin(self.step)
-        tokens, problem = self.updates.make()
-        if problem:
-            self.display.line(f"step {self.step} skipped: {problem}")
+        tokens, note = self.updates.make(learned)
+        if note:
+            self.display.line(f"step {self.step} {note}")
         if shares:  # the line of a step, not of the checkpoint before it: a resumed run writes it
             self._write("sampling", shares)
             if "task_reward" in shares:
@@ -108,7 +132,8 @@ class Trainer:
 
     def _keep_parameters(self) -> None:
         file = self.folder / "best" / "model.safetensors"
-        save_parameters(file, self.job.model.state_dict())
+        kept = {k: v.detach().cpu().clone() for k, v in self.job.model.state_dict().items()}
+        self.outbox.put(lambda: save_parameters(file, kept))
 
     def _check_metric(self) -> None:
         names, metric = self.job.metrics(), self.recipe.training.metric
@@ -132,28 +157,62 @@ class Trainer:
 
     def _write(self, kind: str, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; what depends on the clock goes to speed.jsonl."""
-        append(self.folder / "metrics.jsonl", {"kind": kind, "step": self.step, **values})
+        line = {"kind": kind, "step": self.step, **values}
+        self.outbox.put(lambda: append(self.folder / "metrics.jsonl", line))
         if kind == "train":
             speed = {"step": self.step, "seconds": self.display.seconds, "time": time.time()}
             speed["tokens_per_s"] = self.display.tokens_per_s
-            append(self.folder / "speed.jsonl", speed)
+            self.outbox.put(lambda: append(self.folder / "speed.jsonl", speed))
         self.display.scalars(kind, self.step, values)
 
     def _save(self) -> None:
-        training = self.recipe.training
-        state = {"best": self.best, "balance": self.job.state_dict(), **self.job.identity}
-        save_checkpoint(self.folder / "checkpoints", self.updates.checkpoint(state))
-        count = max(training.keep, training.average)
-        keep_newest(self.folder / "checkpoints", count, training.keep_every)
+        """Save a checkpoint, unless the disk refuses: then the last good one stays."""
+        training, folder = self.recipe.training, self.folder / "checkpoints"
+        try:
+            if error := self.outbox.flush():
+                raise error  # no checkpoint is ahead of its log
+            logs = [self.folder / "metrics.jsonl", *self.updates.record.files]
+            positions = {f.name: _to_disk(f) for f in logs if f.exists()}
+            state = {
+                "best": self.best,
+                "balance": self.job.state_dict(),
+                **self.job.identity,
+                "positions": positions,
+                "made_with": made_with(self.job.device),
+            }
+            save_checkpoint(folder, self.updates.checkpoint(state))
+            keep_newest(folder, max(training.keep, training.average), training.keep_every)
+            self.unsaved = 0
+        except OSError as e:
+            if e.errno not in REFUSALS:
+                raise
+            self.unsaved += 1
+            saved = list_checkpoints(folder)
+            last = saved[-1].name if saved else "none"
+            self.display.line(
+                f"warning: no checkpoint of step {self.step}: {explain(e)}; the last one: {last}"
+            )
 
-    def _finish(self) -> None:
+    def _stop_unsaved(self) -> int:
+        """End a run whose disk takes no checkpoint."""
+        saved = list_checkpoints(self.folder / "checkpoints")
+        last = f"{saved[-1].name} is the last one saved" if saved else "nothing is saved"
+        self.display.finish(
+            f"stopped at step {self.step}: the disk took none of the last {self.unsaved} "
+            f"checkpoints; {last}; with room on the disk the same command resumes there"
+        )
+        return DISK
+
+    def _finish(self) -> int:
         """The last checkpoint, and the average of the last ones when it is better than the best."""
         if (self.folder / "done.json").exists():
             self.display.finish(f"{self.folder}: finished at step {self.step}; nothing to do")
-            return
+            return 0
         if self.step % self.recipe.training.validate_every:
             self._validate()
         self._save()
+        if self.unsaved:
+            return self._stop_unsaved()
         if self.recipe.training.average > 1:
             folders = list_checkpoints(self.folder / "checkpoints")
             fill(self.job.model, average(folders[-self.recipe.training.average :]), self.folder)
@@ -161,30 +220,68 @@ class Trainer:
         if not self.job.metrics():
             self._keep_parameters()
         done = {"step": self.step, "best": self.best, "metric": self.recipe.training.metric}
-        (self.folder / "done.json").write_text(json.dumps(done), encoding="utf-8")
+        self.outbox.put(lambda: _replace(self.folder / "done.json", json.dumps(done)))
+        if error := self.outbox.flush():
+            self.display.line(f"warning: {explain(error)}")
+            return self._stop_unsaved()
         self.display.finish(f"{self.folder}: finished at step {self.step}")
+        return 0
 
     # -- resuming -------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint; forget what was written after it."""
-        saved = list_checkpoints(self.folder / "checkpoints")
-        if saved:
-            checkpoint = load_checkpoint(saved[-1])
-            self._check_fits(checkpoint, saved[-1])
-            self.updates.restore(checkpoint, saved[-1])
+        """Go on from the newest complete checkpoint; forget what was written after it."""
+        recover(self.folder / "checkpoints")
+        positions: dict[str, int] = {}
+        if found := newest_complete(self.folder / "checkpoints"):
+            saved, checkpoint, damaged = found
+            self._check_fits(checkpoint, saved)
+            for folder, problem in damaged.items():
+                aside = set_aside(folder).name
+                self.display.line(f"warning: {problem}; now {aside}, going on from {saved.name}")
+            if differ := differences(checkpoint.state.get("made_with", {}), self.job.device):
+                self.display.line(
+                    f"note: {saved.name} was made with {differ}; last bits may differ"
+                )
+            self.updates.restore(checkpoint, saved)
             self.job.load_state_dict(checkpoint.state.get("balance", {}))
             self.best = checkpoint.state["best"]
+            positions = checkpoint.state.get("positions", {})
         finished = (self.folder / "done.json").exists() and self.step >= self.recipe.training.steps
         if not finished:
             (self.folder / "done.json").unlink(missing_ok=True)
-            truncate(self.folder / "metrics.jsonl", self.step)
+            truncate(self.folder / "metrics.jsonl", self.step, positions.get("metrics.jsonl"))
             truncate(self.folder / "speed.jsonl", self.step)
             self.updates.record.truncate(self.step - 1)
+        for file in [self.folder / "metrics.jsonl", *self.updates.record.files]:
+            there = file.stat().st_size if file.exists() else 0
+            if there < positions.get(file.name, 0):
+                self.display.line(
+                    f"warning: {file} has lost its end: {there} bytes of "
+                    f"{positions[file.name]}; training is not touched by that"
+                )
 
     def _check_fits(self, checkpoint: Checkpoint, folder: Path) -> None:
         for key, value in self.job.identity.items():
-            if checkpoint.state.get(key) != value:
+            found = checkpoint.state.get(key)
+            if found == value:
+                continue
+            if isinstance(value, list) and isinstance(found, list) and set(found) != set(value):
+                here, there = ", ".join(sorted(set(value) - set(found))), set(found) - set(value)
                 raise RunError(
-                    f"{folder}: its {key} is {checkpoint.state.get(key)}, the run has {value}"
+                    f"{folder}: its {key} are not those of the run; only in the checkpoint: "
+                    f"{', '.join(sorted(there)) or 'none'}; only in the run: {here or 'none'}"
                 )
+            raise RunError(f"{folder}: its {key} is {found}, the run has {value}")
+
+
+def _to_disk(file: Path) -> int:
+    """See a log onto the disk; its length."""
+    to_disk(file)
+    return file.stat().st_size
+
+
+def _replace(file: Path, text: str) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)

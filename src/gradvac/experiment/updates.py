@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradvac.engine import Engine, StepReport
 from gradvac.errors import GradientError, NotFiniteError
+from gradvac.experiment import replay
 from gradvac.experiment.build import build_method
 from gradvac.experiment.checkpoint import (
     Checkpoint,
@@ -21,7 +22,9 @@ from gradvac.experiment.checkpoint import (
     optimizer_tensors,
     split_state,
 )
+from gradvac.experiment.disk import Outbox
 from gradvac.experiment.job import Job, TaskBatch
+from gradvac.experiment.memory import halves, is_out_of_memory, too_large
 from gradvac.experiment.metrics import Window
 from gradvac.experiment.model_folder import fill
 from gradvac.geometry.record import Frame, GramRecord
@@ -34,11 +37,12 @@ MOST_SKIPPED = 10
 class Updates:
     """The optimizer and the method of a job, and what they did since the last line of the log.
 
-    ``step`` is the number of updates made or skipped.
+    ``step`` is the number of updates made or skipped. What goes to the run's folder goes through
+    ``outbox``.
     """
 
-    def __init__(self, job: Job) -> None:
-        self.job, self.recipe, self.model = job, job.recipe, job.model
+    def __init__(self, job: Job, outbox: Outbox) -> None:
+        self.job, self.recipe, self.model, self.outbox = job, job.recipe, job.model, outbox
         training, section = self.recipe.training, self.recipe.method
         self.names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
         self.optimizer = torch.optim.AdamW(
@@ -55,38 +59,81 @@ class Updates:
         self.record = GramRecord(job.folder / "geometry")
         self.step, self.window = 0, Window.empty()
         self.skipped = 0  # steps in a row
+        self._report: StepReport | None = None  # of the step under way, if it has a method
 
-    def make(self) -> tuple[int, NotFiniteError | None]:
-        """One update; the tokens it saw, and why it was skipped if it was."""
+    def make(self, learned: Mapping[str, Any]) -> tuple[int, str]:
+        """One update; the tokens it saw, and what there is to tell if it was not as usual.
+
+        ``learned`` is the state of the job before it began the step.
+        """
         micro = self.recipe.batches.accumulate
         numbers = range(self.step * micro, (self.step + 1) * micro)
         batches = [self.job.batch(n).to(self.job.device) for n in numbers]
         tokens = sum(b.tokens for b in batches)
-        torch.manual_seed(_mix(self.recipe.seed, self.step))
-        self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        before, problem = copy.deepcopy(self.window), None
+        before, halved = copy.deepcopy(self.window), self.window.halved
         try:
-            if self.engine is None:
-                loss = sum(self._backward_jointly(b, tokens) for b in batches)
-            else:
-                loss = self._combine_tasks(self.engine, batches, tokens)
-            norm = self._clip()
-            self._check_finite(loss, norm)
+            loss, norm = self._gradient(batches, tokens)
         except NotFiniteError as error:
-            self.window, problem = before, error
-            self._skip(error)
+            self.window = before
+            note = f"skipped: {self._skip(error, batches, learned)}"
         else:
+            note = "made in halves: memory ran out" if self.window.halved > halved else ""
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate(self.step + 1)
             self.optimizer.step()
+            if self._report and self.recipe.method.records(self.step):
+                seen = frame(self._report)
+                self.outbox.put(lambda: self.record.append(seen))
             self.window.loss += loss
             self.window.norm += norm
             self.window.padding += sum(b.padding for b in batches) / micro
             self.window.steps += 1
             self.skipped = 0
         self.step += 1
-        return tokens, problem
+        return tokens, note
+
+    def _gradient(self, batches: list[TaskBatch], tokens: int) -> tuple[float, float]:
+        """Set ``p.grad``; returns loss and norm. Where memory runs out, once more in halves.
+
+        Losses are shares of the mean of the whole step and gradients add up by task, so that
+        halves make the same step, but for other dropout masks and the budget of CLSR.
+        """
+        before = copy.deepcopy(self.window)
+        try:
+            return self._try(batches, tokens)
+        except (RuntimeError, MemoryError) as e:
+            parts = halves(batches)
+            if not is_out_of_memory(e):
+                raise
+            if len(parts) == len(batches):
+                raise too_large(self.recipe, self.step, parts) from e
+        # Not in the clause above: there the error keeps alive what did not fit.
+        self.window = before
+        if self.engine:
+            self.engine.clear()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.job.device.type == "cuda":
+            torch.cuda.empty_cache()
+        try:
+            made = self._try(parts, tokens)
+        except (RuntimeError, MemoryError) as e:
+            if not is_out_of_memory(e):
+                raise
+            raise too_large(self.recipe, self.step, parts) from e
+        self.window.halved += 1
+        return made
+
+    def _try(self, batches: list[TaskBatch], tokens: int) -> tuple[float, float]:
+        torch.manual_seed(replay.step_seed(self.recipe.seed, self.step))
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.engine is None:
+            loss = sum(self._backward_jointly(b, tokens) for b in batches)
+        else:
+            loss = self._combine_tasks(self.engine, batches, tokens)
+        norm = self._clip()
+        self._check_finite(loss, norm)
+        return loss, norm
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then inverse square root (Wang et al. 2021, appendix B) or linear."""
@@ -97,21 +144,28 @@ class Updates:
             return training.learning_rate * min(rise, left)
         return training.learning_rate * min(rise, math.sqrt(training.warmup / step))
 
-    def _skip(self, error: NotFiniteError) -> None:
-        """Go on without the step, if the recipe allows it and it does not happen all the time."""
+    def _skip(
+        self, error: NotFiniteError, batches: list[TaskBatch], learned: Mapping[str, Any]
+    ) -> str:
+        """Go on without the step, if the recipe allows it and it does not happen all the time.
+
+        The step is kept to be repeated; returns what to tell.
+        """
+        told = f"{error}; {replay.keep(self.job, batches, self.step, learned, error)}"
         if self.recipe.training.nonfinite == "raise":
             raise GradientError(
-                f"{error}; lower training.learning_rate, try training.precision=fp32, or go on "
+                f"{told}; lower training.learning_rate, try training.precision=fp32, or go on "
                 "without such steps by training.nonfinite=skip"
             ) from error
         self.skipped += 1
         if self.skipped > MOST_SKIPPED:
             raise GradientError(
-                f"{MOST_SKIPPED} steps in a row were skipped, and now {error}; the parameters are "
+                f"{MOST_SKIPPED} steps in a row were skipped, and now {told}; the parameters are "
                 "broken: go back to an earlier checkpoint with a lower training.learning_rate"
             ) from error
         task = error.task or "joint"
         self.window.skipped[task] = self.window.skipped.get(task, 0) + 1
+        return told
 
     def _backward_jointly(self, batch: TaskBatch, tokens: int) -> float:
         """Gradient of the mean token loss, every task in one backward pass."""
@@ -147,8 +201,7 @@ class Updates:
             self._count(batch, nll, rows)
         report = report or engine.combine(step=self.step, shares=_shares(batches))
         self.window.observe(report)
-        if self.recipe.method.records(self.step):
-            self.record.append(frame(report))
+        self._report = report
         return float(report.losses.sum())
 
     def _count(self, batch: TaskBatch, nll: Tensor, rows: Tensor) -> None:
@@ -182,7 +235,7 @@ class Updates:
             model=self.model.state_dict(),
             optimizer=optimizer_tensors(self.optimizer, self.names),
             method=tensors,
-            state={**state, **own, "torch": torch.__version__},
+            state={**state, **own},
         )
 
     def restore(self, checkpoint: Checkpoint, where: Path) -> None:
@@ -225,8 +278,3 @@ def _shares(batches: Sequence[TaskBatch]) -> dict[str, float]:
             counts[task] = counts.get(task, 0) + own
     total = sum(counts.values())
     return {task: count / total for task, count in counts.items()}
-
-
-def _mix(seed: int, step: int) -> int:
-    """A seed for one step, far from that of its neighbours."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % 2**63

@@ -60,6 +60,7 @@ class GramRecord:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._index, self._data = folder / "frames.jsonl", folder / "gram.bin"
+        self.files = (self._data, self._index)
 
     def append(self, frame: Frame) -> None:
         """Add a frame: its numbers first, then the line that makes it exist.

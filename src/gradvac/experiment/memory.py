@@ -1,0 +1,74 @@
+"""Steps that do not fit into memory: cut in halves, or told what to change."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from gradvac.errors import RunError
+from gradvac.experiment.job import TaskBatch
+from gradvac.experiment.recipe import BaseRecipe
+
+B = TypeVar("B", bound=TaskBatch)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU, of PyTorch's CPU allocator or Python."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "not enough memory" in text or "can't allocate memory" in text
+    )
+
+
+def halves(batches: Sequence[B]) -> list[B]:
+    """Every batch as two of half its samples, in order; one of a single sample stays.
+
+    A batch is a dataclass; its tensors have the samples in their first dimension.
+    """
+    found: list[B] = []
+    for batch in batches:
+        size = len(batch.task)
+        middle = (size + 1) // 2
+        for rows in (slice(0, middle), slice(middle, size)):
+            if rows.start < size:
+                found.append(with_tensors(batch, lambda x, rows=rows: x[rows]))
+    return found
+
+
+def with_tensors(batch: B, change: Any) -> B:
+    """The same batch with each of its tensors changed."""
+    data: Any = batch
+    tensors = {name: change(x) for name, x in tensors_of(batch).items()}
+    return dataclasses.replace(data, **tensors)
+
+
+def tensors_of(batch: TaskBatch) -> dict[str, Tensor]:
+    """The tensors of a batch, by the name of their field."""
+    data: Any = batch
+    found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(data)}
+    return {name: x for name, x in found.items() if isinstance(x, Tensor)}
+
+
+def too_large(recipe: BaseRecipe, step: int, batches: Sequence[TaskBatch]) -> RunError:
+    """The error of a step that does not fit even in halves."""
+    largest = max(batches, key=lambda b: max(x.numel() for x in tensors_of(b).values()))
+    shapes = ", ".join(
+        f"{name} {list(x.shape)}" for name, x in tensors_of(largest).items() if x.dim() > 1
+    )
+    section = recipe.batches
+    once = "and again with the batch in halves; the largest half is"
+    if len(largest.task) == 1:
+        once = "with one sentence at a time;"
+    tokens, micro = section.tokens, section.accumulate
+    quarter = max(1, tokens // 4)
+    return RunError(
+        f"step {step}: memory ran out, {once} {shapes}. Lower batches.tokens (now {tokens}); "
+        f"with batches.tokens={quarter} and batches.accumulate={micro * 4} (now {micro}) a step "
+        "holds as many sentences"
+    )

@@ -1,0 +1,255 @@
+"""Steps with a loss or gradient that is not finite: kept as they were, and repeated at leisure.
+
+``replay/step-00000005.safetensors`` holds the parameters before the step and its batches, the
+``.json`` beside it all else that it depends on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradvac.engine.groups import parameter_groups
+from gradvac.errors import NotFiniteError, RunError
+from gradvac.experiment.checkpoint import load_tensors, save_tensors
+from gradvac.experiment.job import Job, TaskBatch
+from gradvac.experiment.memory import tensors_of, with_tensors
+from gradvac.experiment.model_folder import fill
+
+# Steps kept of a run. Chosen here: the first tell the most, and each is as large as the model.
+MOST_KEPT = 3
+_SHOWN = 8  # sentences named in a message; the file names all
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of what is random in one step, far from that of its neighbours."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % 2**63
+
+
+@torch.no_grad()
+def suspects(job: Job, batches: Sequence[TaskBatch], step: int, task: str) -> dict[str, list[int]]:
+    """By task, the numbers of the sentences whose loss is not finite, in the task's corpus.
+
+    If all losses are finite, and the gradient alone is not: all sentences of ``task``.
+    """
+    torch.manual_seed(step_seed(job.recipe.seed, step))
+    found: dict[str, list[int]] = {}
+    of_task: dict[str, list[int]] = {}
+    for batch in batches:
+        _, nll, rows = job.losses(batch)
+        bad = set(rows[~nll.isfinite()].tolist())
+        numbers = getattr(batch, "sentence", torch.arange(len(batch.task))).tolist()
+        for row, (index, number) in enumerate(zip(batch.task.tolist(), numbers, strict=True)):
+            name = batch.tasks[index]
+            if row in bad:
+                found.setdefault(name, []).append(number)
+            if task in (name, ""):
+                of_task.setdefault(name, []).append(number)
+    return found or of_task
+
+
+def in_words(sentences: Mapping[str, Sequence[int]]) -> str:
+    """``sentences 3, 17 of ne-en``; the file of a step names all."""
+    parts = []
+    for task, numbers in sentences.items():
+        more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
+        parts.append(f"{', '.join(map(str, numbers[:_SHOWN]))}{more} of {task}")
+    return f"training sentences {'; '.join(parts)}"
+
+
+def keep(
+    job: Job,
+    batches: Sequence[TaskBatch],
+    step: int,
+    learned: Mapping[str, Any],
+    error: NotFiniteError,
+) -> str:
+    """Keep a step that failed in the run's folder, if there is room; returns what to tell of it.
+
+    ``learned`` is the state of the job before it began the step.
+    """
+    sentences = suspects(job, batches, step, error.task)
+    words = in_words(sentences)
+    folder = job.folder / "replay"
+    file = folder / f"step-{step:08d}.safetensors"
+    if not file.exists() and len(list(folder.glob("step-*.safetensors"))) >= MOST_KEPT:
+        return f"{words}; {MOST_KEPT} steps are kept in {folder} already"
+    tensors = {f"model/{name}": p for name, p in job.model.state_dict().items()}
+    for number, batch in enumerate(batches):
+        tensors |= {f"batch/{number}/{name}": x for name, x in tensors_of(batch).items()}
+    state = {
+        "step": step,
+        "seed": job.recipe.seed,
+        "message": str(error),
+        "task": error.task,
+        "group": error.group,
+        "sentences": sentences,
+        "batches": len(batches),
+        "learned": dict(learned),
+        **job.identity,
+    }
+    try:
+        folder.mkdir(exist_ok=True)
+        new = file.with_suffix(".new")
+        save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, new)
+        file.with_suffix(".json").write_text(json.dumps(state), encoding="utf-8")
+        new.replace(file)  # last: its presence says that all is there
+    except OSError as e:
+        return f"{words}; the step could not be kept in {folder}: {e.strerror}"
+    return f"{words}; kept: gradvac replay {job.folder} {step}"
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A step that was kept."""
+
+    file: Path
+    state: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def open(cls, run: Path, step: int | None) -> Replay:
+        """Open a kept step, by default the first; RunError says which there are."""
+        files = sorted((run / "replay").glob("step-*.safetensors"))
+        there = {int(f.stem.removeprefix("step-")): f for f in files if f.stem[5:].isdigit()}
+        if not there:
+            raise RunError(f"{run}: no step is kept in {run / 'replay'}: none was not finite")
+        if step is not None and step not in there:
+            raise RunError(f"{run}: step {step} is not kept; there: {', '.join(map(str, there))}")
+        file = there[min(there) if step is None else step]
+        try:
+            state = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+            step, count, seed = (int(state[key]) for key in ("step", "batches", "seed"))
+            dict(state["learned"]), str(state["message"])
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise RunError(f"{file.with_suffix('.json')}: not a kept step: {e}") from e
+        return cls(
+            file, {**state, "step": step, "batches": count, "seed": seed}, load_tensors(file)
+        )
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin so, without it."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
+    def batches_of(self, job: Job) -> list[TaskBatch]:
+        """The batches of the step; RunError when they are not of the job's kind."""
+        like, found = job.batch(0), []
+        for number in range(self.state["batches"]):
+            own = self.part(f"batch/{number}/")
+            if own.keys() != tensors_of(like).keys():
+                raise RunError(f"{self.file}: batch {number} is not one of this run: {sorted(own)}")
+            names = iter(tensors_of(like))
+            found.append(with_tensors(like, lambda _, names=names, own=own: own[next(names)]))
+        return [batch.to(job.device) for batch in found]
+
+
+def replay(job: Job, kept: Replay, say: Callable[[str], None]) -> bool:
+    """Repeat a step on its own parameters, batches and random numbers; whether it fails again.
+
+    Says of every task whether its loss and its gradient are finite, and which module, layer and
+    parameter group is the first that is not.
+    """
+    for key, value in job.identity.items():
+        if kept.state.get(key) != value:
+            raise RunError(f"{kept.file}: its {key} is not that of {job.folder}")
+    step, model = kept.state["step"], job.model
+    fill(model, kept.part("model/"), kept.file)
+    job.load_state_dict(kept.state["learned"])
+    batches = kept.batches_of(job)
+    job.begin(step)
+    say(f"step {step} was kept because {kept.state['message']}")
+    broken = [name for name, p in model.named_parameters() if not bool(p.isfinite().all())]
+    if broken:
+        say(f"before the step these parameters were not finite already: {', '.join(broken[:5])}")
+    tokens = sum(batch.tokens for batch in batches)
+    torch.manual_seed(step_seed(kept.state["seed"], step))
+    model.train()
+    failed = False
+    for batch in batches:
+        modules: list[str] = []
+        handles = _watch(model, modules)
+        try:
+            loss, nll, rows = job.losses(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if modules:
+            say(f"forward: the first output that is not finite is that of {modules[0]}")
+        failed |= bool(modules) | _report_tasks(job, batch, loss / tokens, nll, rows, say)
+    say("it fails again" if failed else "it does not fail here; the failure was not of this step")
+    return failed
+
+
+def _watch(model: nn.Module, found: list[str]) -> list[Any]:
+    """Note the modules whose output is not finite, in the order of the forward pass."""
+
+    def hook(name: str) -> Callable[..., None]:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            outputs = output if isinstance(output, tuple | list) else [output]
+            # An infinite mask of attention is meant; NaN never is, nor +inf.
+            if any(
+                isinstance(x, Tensor) and x.is_floating_point() and not bool(x.isfinite().all())
+                for x in outputs
+            ):
+                found.append(name)
+
+        return look
+
+    return [m.register_forward_hook(hook(name)) for name, m in model.named_modules() if name]
+
+
+def _report_tasks(
+    job: Job,
+    batch: TaskBatch,
+    loss: Tensor,
+    nll: Tensor,
+    rows: Tensor,
+    say: Callable[[str], None],
+) -> bool:
+    """Say of each task's loss and gradient whether they are finite; whether any is not."""
+    granularity = job.recipe.method.granularity
+    groups = parameter_groups(job.model, granularity)
+    group_of = {id(p): group.name for group in groups for p in group.parameters}
+    names = {id(p): name for name, p in job.model.named_parameters()}
+    parameters = [p for p in job.model.parameters() if p.requires_grad]
+    failed = False
+    for index in batch.present:
+        own = batch.task[rows] == index
+        found: list[str] = []
+
+        def note(gradient: Tensor, p: Tensor, found: list[str] = found) -> None:
+            if not bool(gradient.isfinite().all()):
+                found.append(f"{names[id(p)]}, parameter group {group_of[id(p)]!r}")
+
+        handles = [p.register_hook(lambda g, p=p: note(g, p)) for p in parameters]
+        try:
+            torch.autograd.backward(loss[own].sum(), retain_graph=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+        job.model.zero_grad(set_to_none=True)
+        value = float(nll[own].sum())
+        bad = torch.unique(rows[own][~nll[own].isfinite()])
+        numbers = getattr(batch, "sentence", torch.arange(len(batch.task)))
+        words = f"task {batch.tasks[index]}: loss {value:.6g}"
+        if len(bad):
+            words += f", not finite on {in_words({batch.tasks[index]: numbers[bad].tolist()})}"
+        first = f"first not finite at {found[0]}" if found else "finite"
+        say(f"{words}; gradient {first}")
+        failed |= bool(found) or bool(len(bad))
+    return failed
+
+
+def replay_run(run: Path, step: int | None, say: Callable[[str], None]) -> bool:
+    """`gradvac replay`: repeat a kept step of a run; whether it fails again."""
+    from gradvac.experiment.prepare import open_prepared
+    from gradvac.experiment.translation_job import TranslationJob
+
+    kept = Replay.open(run, step)
+    return replay(TranslationJob(open_prepared(run)), kept, say)
