@@ -16,7 +16,7 @@ def test_pairs_can_be_cut_down_for_all_or_some(toy, tmp_path):
     def pairs(limit: str) -> dict[str, int]:
         recipe = load_recipe(toy / "recipe.yaml", [f"data.max_pairs={limit}"])
         prepared = prepare(recipe, tmp_path / limit, lambda text: None)
-        encoded = {task: len(own.source.offsets) - 1 for task, own in prepared.train.items()}
+        encoded = {task: len(own) for task, own in prepared.train.items()}
         assert encoded == {task: info.pairs for task, info in prepared.tasks.items()}
         return encoded
 

@@ -1,13 +1,18 @@
 """From a recipe to a run folder that needs nothing else: vocabulary, encoded text, tasks.
 
 recipe.yaml  vocabulary.model  tasks.json
-data/train/*.npy  data/valid/*.npy  data/valid.jsonl  data/test.jsonl  data/account.json
+data/train/*  data/valid/*  data/valid.jsonl  data/test.jsonl  data/account.json
+
+Training text goes from the sources to disk as a stream, once cleaned and once encoded: memory does
+not grow with it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,24 +22,22 @@ import yaml
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.recipe import Recipe, SourceSection, dump_recipe, parse_recipe, resolve
-from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.translation.cleaning import Account, CleaningRules, normalise
 from gradvac.translation.corpus import (
-    ENGLISH,
     Bitext,
     bitext,
-    directions_of,
-    encode,
     held_out_keys,
-    load_encoded,
     read_corpus,
-    save_encoded,
 )
 from gradvac.translation.encoded import EncodedTask
-from gradvac.translation.languages import resource_levels
-from gradvac.translation.readers import Row, Source
+from gradvac.translation.languages import Direction, resource_levels
+from gradvac.translation.readers import Row, Source, read_rows
 from gradvac.translation.scoring import family_of
-from gradvac.translation.vocabulary import Vocabulary, train_vocabulary
+from gradvac.translation.spool import ENGLISH, Spool, directions
+from gradvac.translation.store import Writer, open_encoded
+from gradvac.translation.vocabulary import TextSample, Vocabulary, train_vocabulary
+
+_CHUNK = 10_000  # pairs encoded at a time: enough to keep all cores busy
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class Prepared:
     recipe: Recipe
     vocabulary: Vocabulary
     tasks: dict[str, TaskInfo]
-    train: dict[str, EncodedTask]
-    valid: dict[str, EncodedTask]
+    train: Mapping[str, EncodedTask]
+    valid: Mapping[str, EncodedTask]
 
     @property
     def levels(self) -> dict[str, str]:
@@ -73,39 +76,53 @@ def prepare(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Prepare
         _same_recipe(recipe, folder)
         return open_prepared(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    account = Account(recipe.data.on_problem)
-    texts, rows = _read(recipe, account)
-    trained = [b.direction.name for b in texts["train"]]
-    zero_shot_directions(recipe.search.zero_shot, trained, rows["test"])  # refused before training
-    say(str(account))
-    vocabulary = _vocabulary(recipe, rows["train"])
-    for code in sorted(
-        {c for b in texts["train"] for c in (b.direction.source, b.direction.target)}
-    ):
-        vocabulary.tag_id(code)  # a language it cannot ask for ends the run here
-    levels = resource_levels({b.direction.name: len(b) for b in texts["train"]}, recipe.data.levels)
-    for part, bitexts in texts.items():
-        encoded = {}
-        for b in bitexts:
-            encoded[b.direction.name], kept = encode(b, vocabulary, recipe.data.max_tokens)
-            if long := int((~kept).sum()):
-                limit = recipe.data.max_tokens
-                say(f"{part} {b.direction.name}: {long} pairs over {limit} tokens left out")
-        save_encoded(folder / "data" / part, encoded, vocabulary.fingerprint)
-    for part in ("valid", "test"):
-        with (folder / "data" / f"{part}.jsonl").open("w", encoding="utf-8") as out:
-            out.writelines(json.dumps(row.texts, ensure_ascii=False) + "\n" for row in rows[part])
-    _write_json(folder / "data" / "account.json", account.to_dict())
+    # Beside its place until it is whole; what a preparation that was stopped left is removed.
+    new = folder / "data.new"
+    for stale in (new, folder / "data"):
+        shutil.rmtree(stale, ignore_errors=True)
+    new.mkdir()
+    try:
+        vocabulary, pairs = _prepare_text(recipe, new, say)
+    except BaseException:
+        shutil.rmtree(new)
+        raise
+    new.rename(folder / "data")
     vocabulary.save(folder / "vocabulary.model")
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    tasks = {
-        b.direction.name: asdict(
-            TaskInfo(len(b), levels[b.direction.name], family_of(b.direction.name))
-        )
-        for b in texts["train"]
-    }
+    levels = resource_levels(pairs, recipe.data.levels)
+    tasks = {t: asdict(TaskInfo(n, levels[t], family_of(t))) for t, n in pairs.items()}
     _write_json(folder / "tasks.json", tasks)  # last: its presence says that all is there
     return open_prepared(folder)
+
+
+def _prepare_text(
+    recipe: Recipe, folder: Path, say: Callable[[str], None]
+) -> tuple[Vocabulary, dict[str, int]]:
+    """Clean and encode everything into ``folder``; returns the training pairs of each direction."""
+    account = Account(recipe.data.on_problem)
+    held = {p: read_corpus(sources_of(getattr(recipe.data, p)), account) for p in ("valid", "test")}
+    vocabulary, samples = _given_vocabulary(recipe), dict[str, TextSample]()
+    spool = _read_training(recipe, account, held, folder / "spool", samples, not vocabulary)
+    directions = _directions(recipe, spool)
+    valid = [bitext(held["valid"], d, CleaningRules(), account, part="valid") for d in directions]
+    pairs = _pairs(recipe, spool, directions, account)
+    say(str(account))
+    vocabulary = vocabulary or _train_vocabulary(recipe, samples)
+    for code in sorted({code for d in directions for code in (d.source, d.target)}):
+        vocabulary.tag_id(code)  # a language it cannot ask for ends the run here
+    training = (
+        Bitext(d, sources, targets)
+        for d in directions
+        for sources, targets in spool.texts(d, _CHUNK, pairs[d.name])
+    )
+    for part, texts in {"train": training, "valid": (text for text in valid if len(text))}.items():
+        _encode(texts, folder / part, vocabulary, recipe.data.max_tokens, say)
+    shutil.rmtree(folder / "spool")
+    for part, rows in held.items():
+        with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as lines:
+            lines.writelines(json.dumps(row.texts, ensure_ascii=False) + "\n" for row in rows)
+    _write_json(folder / "account.json", account.to_dict())
+    return vocabulary, pairs
 
 
 def open_prepared(folder: Path) -> Prepared:
@@ -113,7 +130,7 @@ def open_prepared(folder: Path) -> Prepared:
     recipe = run_recipe(folder)
     vocabulary = Vocabulary.load(folder / "vocabulary.model")
     parts = {
-        part: load_encoded(folder / "data" / part, vocabulary.fingerprint)
+        part: open_encoded(folder / "data" / part, vocabulary.fingerprint)
         for part in ("train", "valid")
     }
     return Prepared(folder, recipe, vocabulary, task_infos(folder), **parts)
@@ -166,42 +183,97 @@ def sources_of(sections: list[SourceSection]) -> list[Source]:
     ]
 
 
-def _read(recipe: Recipe, account: Account) -> tuple[dict[str, list[Bitext]], dict[str, list[Row]]]:
-    """Clean training and validation text per direction, and the rows they came from."""
+def _read_training(
+    recipe: Recipe,
+    account: Account,
+    held: dict[str, list[Row]],
+    folder: Path,
+    samples: dict[str, TextSample],
+    sampling: bool,
+) -> Spool:
+    """Clean training text on disk; ``samples`` gets text for a vocabulary, if ``sampling``."""
     data = recipe.data
-    rows = {
-        part: read_corpus(sources_of(getattr(data, part)), account)
-        for part in ("train", "valid", "test")
-    }
-    held_out = held_out_keys(rows["valid"]) | held_out_keys(rows["test"])
-    directions = directions_of(rows["train"], data.directions, data.languages)
-    train = [bitext(rows["train"], d, data.cleaning.rules(), account, held_out) for d in directions]
-    if most := data.max_pairs:
-        limit = lambda b: most.get(b.direction.name) if isinstance(most, dict) else most
-        train = [Bitext(b.direction, b.sources[: limit(b)], b.targets[: limit(b)]) for b in train]
-    if empty := [b.direction.name for b in train if not len(b)]:
+    held_out = held_out_keys(held["valid"]) | held_out_keys(held["test"])
+    rules = data.cleaning.rules()
+    spool = Spool(folder, rules, account, data.directions, data.languages, held_out)
+    # Of the languages named, not of the directions: a bilingual variant shares the vocabulary.
+    wanted = data.languages and {*data.languages, ENGLISH}
+
+    def rows() -> Iterator[Row]:
+        for source in sources_of(data.train):
+            for row in read_rows(source, account):
+                for code, text in row.texts.items() if sampling else ():
+                    if not wanted or code in wanted:
+                        if code not in samples:
+                            samples[code] = TextSample(recipe.vocabulary.sample)
+                        samples[code].add(normalise(text))
+                yield row
+
+    spool.fill(rows())
+    return spool
+
+
+def _directions(recipe: Recipe, spool: Spool) -> list[Direction]:
+    """The directions of a run, in order; RecipeError when a language has no text at all."""
+    data, found = recipe.data, spool.found
+    wanted = directions(data.directions, data.languages or sorted(found))
+    asked = {code for d in wanted for code in (d.source, d.target)}
+    missing = sorted((asked if wanted else {ENGLISH}) - found)
+    if missing or not wanted:
+        have = ", ".join(sorted(found)) or "none"
+        raise RecipeError(
+            f"data: no text in {', '.join(missing) or 'two languages'}; found: {have}"
+        )
+    return wanted
+
+
+def _pairs(
+    recipe: Recipe, spool: Spool, directions: list[Direction], account: Account
+) -> dict[str, int]:
+    """Training pairs of each direction, at most as many as the recipe allows."""
+    most = recipe.data.max_pairs
+    limit = lambda name: most.get(name) if isinstance(most, dict) else most
+    found = {d.name: spool.pairs(d) for d in directions}
+    if empty := [name for name, n in found.items() if not n]:
         raise RecipeError(f"data.train: no clean pair left for {', '.join(empty)}\n{account}")
-    rules = CleaningRules()
-    valid = [bitext(rows["valid"], d, rules, account, part="valid") for d in directions]
-    return {"train": train, "valid": [b for b in valid if len(b)]}, rows
+    return {name: min(n, limit(name) or n) for name, n in found.items()}
 
 
-def _vocabulary(recipe: Recipe, rows: list[Row]) -> Vocabulary:
-    """The vocabulary of the model to start from, a file, or one trained on the corpus."""
-    section = recipe.vocabulary
+def _encode(
+    texts: Iterable[Bitext],
+    folder: Path,
+    vocabulary: Vocabulary,
+    limit: int,
+    say: Callable[[str], None],
+) -> None:
+    """Write texts as they come; pairs with a side over ``limit`` tokens are left out."""
+    long = Counter[str]()
+    with Writer(folder, vocabulary.fingerprint, len(vocabulary)) as out:
+        for text in texts:
+            sources = vocabulary.encode_sources(text.sources, text.direction.target)
+            both = zip(sources, vocabulary.encode_targets(text.targets), strict=True)
+            short = [(s, t) for s, t in both if max(len(s), len(t)) <= limit]
+            out.add(text.direction.name, short)
+            long[text.direction.name] += len(text) - len(short)
+    for name, count in long.items():
+        if count:
+            say(f"{folder.name} {name}: {count} pairs over {limit} tokens left out")
+
+
+def _given_vocabulary(recipe: Recipe) -> Vocabulary | None:
+    """The vocabulary of the model to start from, or a file; None if it is to be trained."""
     if recipe.training.start_from:
         return find_model(resolve(recipe.training.start_from)).vocabulary
-    if section.path:
-        return Vocabulary.load(resolve(section.path))
-    # Of the languages named, not of the directions: a bilingual variant shares the vocabulary.
-    wanted = recipe.data.languages and {*recipe.data.languages, ENGLISH}
-    texts: dict[str, dict[str, None]] = {}
-    for row in rows:
-        for code, text in row.texts.items():
-            if not wanted or code in wanted:
-                texts.setdefault(code, {})[normalise(text)] = None
+    path = recipe.vocabulary.path
+    return Vocabulary.load(resolve(path)) if path else None
+
+
+def _train_vocabulary(recipe: Recipe, samples: dict[str, TextSample]) -> Vocabulary:
+    section = recipe.vocabulary
+    codes = sorted(samples)
     return train_vocabulary(
-        {code: list(texts[code]) for code in sorted(texts)},
+        {code: samples[code].texts for code in codes},
+        sizes={code: samples[code].size for code in codes},
         size=section.size,
         temperature=section.temperature,
         sample=section.sample,

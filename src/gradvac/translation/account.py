@@ -61,9 +61,9 @@ class Account:
         """List `corpus` in the account, even if nothing is found in it."""
         self._of(corpus)
 
-    def keep(self, corpus: str) -> None:
-        """Count one row of `corpus` as kept."""
-        self._of(corpus).kept += 1
+    def keep(self, corpus: str, count: int = 1) -> None:
+        """Count rows of `corpus` as kept."""
+        self._of(corpus).kept += count
 
     def drop(self, corpus: str, reason: str, where: str, count: int = 1) -> None:
         """Count rows left out by a rule; such rows are no fault of the file and never fatal."""

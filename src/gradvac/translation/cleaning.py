@@ -109,31 +109,43 @@ def clean(
     held_out = exclude - {""}
     hashes: set[int] = set() if seen is None else seen
     for row in rows:
-        source, target = row.texts.get(source_language), row.texts.get(target_language)
-        if source is None or target is None:
-            account.drop(name, "not in both languages", row.where)
-            continue
-        source, target = normalise(source), normalise(target)
-        reason = _rejection(source, target, rules)
-        if (
-            reason is None
-            and held_out
-            and not held_out.isdisjoint((text_key(source), text_key(target)))
-        ):
-            reason = "in evaluation text"
-        if reason is None and rules.drop_duplicates:
-            key = _hash(source, target)
+        found = judge(row, source_language, target_language, rules, held_out)
+        if not isinstance(found, str) and rules.drop_duplicates:
+            key = _hash(found.source, found.target)
             if key in hashes:
-                reason = "duplicate"
+                found = "duplicate"
             hashes.add(key)
-        if reason is None:
-            account.keep(name)
-            yield Pair(source, target, row.where)
+        if isinstance(found, str):
+            account.drop(name, found, row.where)
         else:
-            account.drop(name, reason, row.where)
+            account.keep(name)
+            yield found
 
 
-def _rejection(source: str, target: str, rules: CleaningRules) -> str | None:
+def judge(
+    row: Row,
+    source_language: str,
+    target_language: str,
+    rules: CleaningRules,
+    held_out: AbstractSet[str],
+) -> Pair | str:
+    """The normalised pair of a row in one direction, or why it is left out; duplicates aside.
+
+    `held_out` holds `text_key`s of evaluation text, none of them empty.
+    """
+    source, target = row.texts.get(source_language), row.texts.get(target_language)
+    if source is None or target is None:
+        return "not in both languages"
+    source, target = normalise(source), normalise(target)
+    reason = rejection(source, target, rules)
+    if reason:
+        return reason
+    if held_out and not held_out.isdisjoint((text_key(source), text_key(target))):
+        return "in evaluation text"
+    return Pair(source, target, row.where)
+
+
+def rejection(source: str, target: str, rules: CleaningRules) -> str | None:
     """Why a normalised pair is left out by itself, or None."""
     short, long = sorted((len(source), len(target)))
     if short == 0:

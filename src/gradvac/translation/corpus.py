@@ -1,23 +1,17 @@
-"""From files to encoded directions: read, clean, split by direction, encode, keep on disk."""
+"""Small texts in memory: read, clean, split by direction, encode. Training text has a `Spool`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from gradvac.errors import RecipeError, RunError
 from gradvac.translation.cleaning import Account, CleaningRules, clean, text_key
 from gradvac.translation.encoded import EncodedTask, Sentences
 from gradvac.translation.languages import Direction
 from gradvac.translation.readers import Row, Source, read_rows
 from gradvac.translation.vocabulary import Vocabulary
-
-ENGLISH = "en"
 
 
 @dataclass(frozen=True)
@@ -35,35 +29,6 @@ class Bitext:
 def read_corpus(sources: Sequence[Source], account: Account) -> list[Row]:
     """All rows of several sources, problems counted in ``account``."""
     return [row for source in sources for row in read_rows(source, account)]
-
-
-def directions_of(
-    rows: Iterable[Row],
-    wanted: Literal["to_en", "from_en", "both"] | Sequence[str],
-    languages: Sequence[str] | None = None,
-) -> list[Direction]:
-    """The directions a recipe asks for, in a fixed order: into English first, by language code.
-
-    ``wanted`` "both" is every language of ``rows`` (or ``languages``) to and from English.
-    Raises RecipeError when a language has no text at all.
-    """
-    found = {language for row in rows for language in row.texts}
-    if not isinstance(wanted, str):
-        directions = [Direction.parse(name) for name in wanted]
-        asked = {code for d in directions for code in (d.source, d.target)}
-    else:
-        asked = set(languages or found) | {ENGLISH}
-        others = sorted(asked - {ENGLISH})
-        into = [Direction(code, ENGLISH) for code in others]
-        out_of = [Direction(ENGLISH, code) for code in others]
-        directions = {"to_en": into, "from_en": out_of, "both": into + out_of}[wanted]
-    missing = sorted(asked - found)
-    if missing or not directions:
-        have = ", ".join(sorted(found)) or "none"
-        raise RecipeError(
-            f"data: no text in {', '.join(missing) or 'two languages'}; found: {have}"
-        )
-    return directions
 
 
 def bitext(
@@ -103,35 +68,3 @@ def encode(text: Bitext, vocabulary: Vocabulary, max_tokens: int) -> tuple[Encod
         Sentences.of([s for s, k in zip(sources, kept, strict=True) if k]),
         Sentences.of([t for t, k in zip(targets, kept, strict=True) if k]),
     ), kept
-
-
-def save_encoded(folder: Path, corpus: Mapping[str, EncodedTask], fingerprint: str) -> None:
-    """Write encoded directions as ``.npy`` files that are memory-mapped on load."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, task in corpus.items():
-        for side in ("source", "target"):
-            sentences = getattr(task, side)
-            np.save(folder / f"{name}.{side}.ids.npy", sentences.ids)
-            np.save(folder / f"{name}.{side}.offsets.npy", sentences.offsets)
-    index = {"tasks": list(corpus), "vocabulary": fingerprint}
-    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
-
-
-def load_encoded(folder: Path, fingerprint: str) -> dict[str, EncodedTask]:
-    """Open what `save_encoded` wrote; RunError when it was encoded with another vocabulary."""
-    try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        if index["vocabulary"] != fingerprint:
-            other = index["vocabulary"]
-            raise RunError(f"{folder}: encoded with vocabulary {other}, the run has {fingerprint}")
-        return {name: EncodedTask(*_open(folder, name)) for name in index["tasks"]}
-    except (OSError, ValueError, KeyError) as e:
-        raise RunError(f"{folder}: cannot read the encoded corpus: {e}") from e
-
-
-def _open(folder: Path, name: str) -> tuple[Sentences, Sentences]:
-    part = lambda side, what: np.load(folder / f"{name}.{side}.{what}.npy", mmap_mode="r")
-    source, target = (
-        Sentences(part(side, "ids"), part(side, "offsets")) for side in ("source", "target")
-    )
-    return source, target

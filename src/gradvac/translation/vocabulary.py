@@ -116,17 +116,57 @@ class Vocabulary:
         path.write_bytes(self.model)
 
 
+class TextSample:
+    """The distinct texts of a stream, or a random ``most`` of them, and how many there are.
+
+    Kept are those with the smallest hashes: which depends on the texts alone, not on their order or
+    repetitions. So the number of all follows from the largest hash kept (Bar-Yossef et al. 2002,
+    first algorithm): exactly up to twice ``most``, beyond with an error of about most ** -0.5.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self._texts = most, dict[str, None]()
+        self._bound = 2**64
+
+    def add(self, text: str) -> None:
+        """Meet a text."""
+        if self._bound == 2**64 or _hash(text) < self._bound:
+            self._texts[text] = None
+            if len(self._texts) > 2 * self.most:
+                self._bound = sorted(map(_hash, self._texts))[self.most]
+                self._texts = {t: None for t in self._texts if _hash(t) < self._bound}
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts kept, in the order they came."""
+        return list(self._texts)
+
+    @property
+    def size(self) -> int:
+        """How many distinct texts there were."""
+        return round(len(self._texts) * (2**64 / self._bound))
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest())
+
+
 def temperature_sample(
-    texts: Mapping[str, Sequence[str]], temperature: float, total: int, seed: int
+    texts: Mapping[str, Sequence[str]],
+    temperature: float,
+    total: int,
+    seed: int,
+    sizes: Mapping[str, int] | None = None,
 ) -> Iterator[str]:
     """Yield about ``total`` sentences, languages drawn with P_l = n_l^(1/T) / sum_m n_m^(1/T).
 
     A language that has fewer sentences than its share gives each of them several times: this is
-    what up-sampling by temperature means (Arivazhagan et al. 2019, section 5).
+    what up-sampling by temperature means (Arivazhagan et al. 2019, section 5). ``sizes`` are n_l
+    where ``texts`` is a sample of the text.
     """
     languages = [l for l in texts if len(texts[l])]
-    sizes = np.array([len(texts[l]) for l in languages], dtype=np.float64)
-    shares = sampling_probabilities(sizes, temperature)
+    counts = np.array([(sizes or {}).get(l, len(texts[l])) for l in languages], dtype=np.float64)
+    shares = sampling_probabilities(counts, temperature)
     rng = np.random.default_rng(seed)
     for language, share in zip(languages, shares, strict=True):
         sentences = texts[language]
@@ -160,8 +200,12 @@ def train_vocabulary(
     character_coverage: float = 0.9995,
     symbols: Iterable[str] = (),
     seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
 ) -> Vocabulary:
     """Train the shared vocabulary on ``texts``: language code -> sentences.
+
+    ``sizes`` says how many there are where ``texts`` has a sample of them; the temperature is
+    applied to that.
 
     ``size`` counts every piece, tags and bytes included. ``symbols`` are kept whole wherever they
     occur in text. Raises RecipeError when SentencePiece cannot reach ``size`` on this text.
@@ -170,7 +214,7 @@ def train_vocabulary(
     total = min(sample, sum(len(t) for t in texts.values()))
     try:
         spm.SentencePieceTrainer.train(
-            sentence_iterator=temperature_sample(texts, temperature, total, seed),
+            sentence_iterator=temperature_sample(texts, temperature, total, seed, sizes),
             model_writer=model,
             vocab_size=size,
             model_type="unigram",

@@ -1,0 +1,254 @@
+"""Encoded directions on disk: written as a stream, opened in no time, read by many at once.
+
+    index.json                        what is there, counts included
+    TASK/00000000.ids  .offsets       the first `shard_pairs` pairs, then 00000001, ...
+
+``ids`` holds source 0, target 0, source 1, ... end to end, in 16 bits where the vocabulary allows;
+``offsets`` (64 bits) the 2n + 1 boundaries between them. All is little-endian and memory-mapped, so
+processes share one copy. Every shard but the last holds the same number of pairs: where pair i is,
+is arithmetic, and opening a corpus reads `index.json` alone, whatever its size.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from gradvac.errors import RunError
+from gradvac.translation.encoded import EncodedTask, Sentences, Side, spans
+
+FORMAT = 2
+# Chosen here: some 100 MB a shard, and 25 billion pairs in 24,000 files.
+SHARD_PAIRS = 2**20
+# Two open files each; systems allow a thousand or more.
+_OPEN_SHARDS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class TaskIndex:
+    """Counts of one direction: pairs, and tokens of either side."""
+
+    pairs: int
+    source_tokens: int
+    target_tokens: int
+
+
+class Writer:
+    """Writes an encoded corpus; `with Writer(...) as w: w.add(task, pairs)`.
+
+    Holds the offsets of one unfinished shard per direction. The index is written when the block
+    ends without an error, so that a folder without one is incomplete.
+    """
+
+    def __init__(
+        self, folder: Path, fingerprint: str, vocabulary_size: int, shard_pairs: int = SHARD_PAIRS
+    ) -> None:
+        self.folder, self.fingerprint, self.shard_pairs = folder, fingerprint, shard_pairs
+        self.dtype = np.dtype("<u2" if vocabulary_size <= 2**16 else "<i4")
+        self._tasks: dict[str, _TaskWriter] = {}
+
+    def add(self, name: str, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> None:
+        """Append pairs to the direction ``name``, which is there even if it has none."""
+        if name not in self._tasks:
+            self._tasks[name] = _TaskWriter(self.folder / name, self.dtype, self.shard_pairs)
+        for source, target in pairs:
+            self._tasks[name].add(source, target)
+
+    def __enter__(self) -> Self:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            return
+        for writer in self._tasks.values():
+            writer.flush()
+        index = {
+            "format": FORMAT,
+            "vocabulary": self.fingerprint,
+            "dtype": self.dtype.str,
+            "shard_pairs": self.shard_pairs,
+            "tasks": {
+                name: {
+                    "pairs": w.pairs,
+                    "source_tokens": w.tokens[0],
+                    "target_tokens": w.tokens[1],
+                }
+                for name, w in self._tasks.items()
+            },
+        }
+        (self.folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
+class _TaskWriter:
+    def __init__(self, folder: Path, dtype: np.dtype, shard_pairs: int) -> None:
+        self.folder, self.dtype, self.shard_pairs = folder, dtype, shard_pairs
+        self.pairs, self.tokens = 0, [0, 0]
+        self._ids: list[int] = []
+        self._lengths: list[int] = []
+        self._boundary = 0
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def add(self, source: Sequence[int], target: Sequence[int]) -> None:
+        for side, ids in enumerate((source, target)):
+            self._ids += ids
+            self._lengths.append(len(ids))
+            self.tokens[side] += len(ids)
+        self.pairs += 1
+        if len(self._ids) > 2**16 or self.pairs % self.shard_pairs == 0:
+            self.flush()
+
+    def flush(self) -> None:
+        """Append what was added to the files of its shard."""
+        if not self._lengths:
+            return
+        name = self.folder / f"{(self.pairs - 1) // self.shard_pairs:08}"
+        ends = self._boundary + np.cumsum(self._lengths, dtype="<i8")
+        with (
+            name.with_suffix(".ids").open("ab") as ids,
+            name.with_suffix(".offsets").open("ab") as offsets,
+        ):
+            if offsets.tell() == 0:
+                np.zeros(1, "<i8").tofile(offsets)
+            ends.tofile(offsets)
+            np.array(self._ids, self.dtype).tofile(ids)
+        self._boundary = 0 if self.pairs % self.shard_pairs == 0 else int(ends[-1])
+        self._ids, self._lengths = [], []
+
+
+class Stored(Side):
+    """One side of a direction on disk; ``side`` 0 is the source, 1 the target."""
+
+    def __init__(self, store: Store, task: str, side: int) -> None:
+        self._store, self._task, self._side = store, task, side
+        index = store.tasks[task]
+        self._pairs = index.pairs
+        self._tokens = (index.source_tokens, index.target_tokens)[side]
+
+    def __len__(self) -> int:
+        return self._pairs
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sentences, from the index."""
+        return self._tokens
+
+    def lengths_of(self, rows: np.ndarray) -> np.ndarray:
+        """Tokens of some sentences."""
+        out = np.empty(len(rows), np.int64)
+        for where, _, first, last in self._found(rows):
+            out[where] = last - first
+        return out
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """The ids of some sentences."""
+        parts = [
+            (where, spans(ids, first, last - first), last - first)
+            for where, ids, first, last in self._found(rows)
+        ]
+        if len(parts) == 1:
+            return parts[0][1]
+        lengths = np.zeros(len(rows), np.int64)
+        for where, _, own in parts:
+            lengths[where] = own
+        starts = np.cumsum(lengths) - lengths
+        out = np.empty(int(lengths.sum()), self._store.dtype)
+        for where, ids, own in parts:
+            before = np.cumsum(own) - own
+            out[np.repeat(starts[where] - before, own) + np.arange(len(ids))] = ids
+        return out
+
+    def _found(
+        self, rows: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """By shard: which of ``rows``, the shard's ids, where each sentence begins and ends."""
+        shard, within = locate(rows, self._store.shard_pairs)
+        for number in np.unique(shard).tolist():
+            where = np.flatnonzero(shard == number)
+            ids, offsets = self._store.shard(self._task, number)
+            place = 2 * within[where] + self._side
+            yield where, ids, offsets[place], offsets[place + 1]
+
+
+def locate(rows: np.ndarray, shard_pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shard of each pair and its place there, [N] each; exact up to 2^63 pairs."""
+    shard, within = np.divmod(np.asarray(rows, np.int64), np.int64(shard_pairs))
+    return shard, within
+
+
+class Store:
+    """An encoded corpus on disk, opened.
+
+    Raises:
+        RunError: the folder holds none, a newer or broken one, or one of another vocabulary.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        index = read_index(folder, fingerprint)
+        try:
+            self.folder, self.dtype = folder, np.dtype(index["dtype"])
+            self.shard_pairs = int(index["shard_pairs"])
+            self.tasks = {name: TaskIndex(**counts) for name, counts in index["tasks"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise RunError(f"{folder / 'index.json'}: not an index of encoded text: {e}") from e
+        self.shard = lru_cache(maxsize=_OPEN_SHARDS)(self._map)
+
+    def encoded(self) -> dict[str, EncodedTask]:
+        """Every direction, nothing of it read yet."""
+        return {n: EncodedTask(Stored(self, n, 0), Stored(self, n, 1)) for n in self.tasks}
+
+    def _map(self, task: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+        name = self.folder / task / f"{number:08}"
+        pairs = min(self.tasks[task].pairs - number * self.shard_pairs, self.shard_pairs)
+        try:
+            offsets = np.memmap(name.with_suffix(".offsets"), "<i8", "r")
+            ids = np.memmap(name.with_suffix(".ids"), self.dtype, "r")
+        except (OSError, ValueError) as e:
+            raise RunError(f"{name}: a shard of the encoded corpus cannot be opened: {e}") from e
+        if len(offsets) != 2 * pairs + 1 or len(ids) != offsets[-1]:
+            raise RunError(
+                f"{name}: {len(ids):,} ids and {len(offsets):,} offsets, but the index says "
+                f"{pairs:,} pairs: a file was cut off; remove {self.folder} and prepare again"
+            )
+        return np.asarray(ids), np.asarray(offsets)
+
+
+def read_index(folder: Path, fingerprint: str) -> dict[str, Any]:
+    """The index of an encoded corpus, its vocabulary compared; RunError as for `Store`."""
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        found, version = index["vocabulary"], index.get("format", 1)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
+        raise RunError(f"{folder}: cannot read the encoded corpus: {e}") from e
+    if found != fingerprint:
+        raise RunError(f"{folder}: encoded with vocabulary {found}, the run has {fingerprint}")
+    if version > FORMAT:
+        raise RunError(
+            f"{folder}: encoded in format {version}; this version of gradvac reads up to {FORMAT}"
+        )
+    return index
+
+
+def open_encoded(folder: Path, fingerprint: str) -> Mapping[str, EncodedTask]:
+    """The encoded directions in ``folder``, of this format or the first one (`.npy` files)."""
+    index = read_index(folder, fingerprint)
+    if index.get("format", 1) == FORMAT:
+        return Store(folder, fingerprint).encoded()
+    try:
+        part = lambda name: np.load(folder / name, mmap_mode="r")
+        side = lambda name: Sentences(part(f"{name}.ids.npy"), part(f"{name}.offsets.npy"))
+        return {n: EncodedTask(side(f"{n}.source"), side(f"{n}.target")) for n in index["tasks"]}
+    except (OSError, ValueError) as e:
+        raise RunError(f"{folder}: cannot read the encoded corpus: {e}") from e
