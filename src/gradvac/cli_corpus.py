@@ -106,3 +106,34 @@ def table(
     console.print(size_table(folder))
     for file in out or ():
         file.write_text(size_text(folder, file.suffix.removeprefix(".")), encoding="utf-8")
+
+
+@app.command()
+def clean(
+    folder: Annotated[
+        Path, typer.Argument(help="A corpus folder: train/*.tsv, valid.tsv, test.tsv.")
+    ],
+    out: Annotated[Path, typer.Option(help="The corpus folder to write.")],
+    max_words: Annotated[int, typer.Option(help="Longest side, in words.")] = 200,
+    max_ratio: Annotated[float, typer.Option(help="Longer by shorter side, in letters.")] = 4.0,
+    identify: Annotated[
+        bool, typer.Option(help="Identify languages; needs the extra langid.")
+    ] = True,
+    near: Annotated[bool, typer.Option(help="Remove near-duplicates too.")] = True,
+    jobs: Jobs = CORES,
+) -> None:
+    """Remove what is no translation, repeats itself, or repeats the evaluation text.
+
+    Memory does not grow with the corpus. report.json says what each filter removed, with samples.
+
+    Example: gradvac corpus clean corpora/mine --out corpora/clean
+    """
+    from gradvac.corpus.clean import CleaningPlan, clean_folder
+    from gradvac.corpus.table import report_table
+    from gradvac.translation.cleaning import CleaningRules
+
+    plan = CleaningPlan(CleaningRules(max_words=max_words, max_ratio=max_ratio), identify, near)
+    with _progress() as tick:
+        clean_folder(folder, out, plan, jobs, tick)
+    console.print(report_table(out))
+    say(f"corpus: {out}")

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.corpus.deb import read_deb
+from gradvac.corpus.filters import confusable
 from gradvac.corpus.formats import (
     read_fluent,
     read_help_page,
@@ -169,11 +170,6 @@ def _identifier() -> Any:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
-# Languages that an identifier takes for one another even in whole documents.
-_ALIKE = ("id ms jv", "cs sk", "zu xh ss nr", "hr bs sr sl", "da no nb nn", "hi mr ne", "es gl pt",
-          "ky kk tt", "ru be uk bg mk", "rw rn", "fa ps")  # fmt: skip
-
-
 def _other_language(texts: Collection[str], language: str) -> str | None:
     """The language a document is in if it is surely another than the one it is said to be in."""
     identifier = _identifier()
@@ -182,8 +178,7 @@ def _other_language(texts: Collection[str], language: str) -> str | None:
         return None
     sample = " ".join(texts)[:_JUDGED_CHARACTERS].replace("{}", " ")
     found, probability = identifier.classify(sample)
-    alike = any(base in group.split() and found in group.split() for group in _ALIKE)
-    return None if found == base or alike or probability < 0.99 else str(found)
+    return None if confusable(found, base) or probability < 0.99 else str(found)
 
 
 def _documents(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,3 +87,24 @@ def size_text(folder: Path, kind: str) -> str:
         rows = [r"\begin{tabular}{llllrrr}", r"\hline", head, r"\hline", *body[:-1], r"\hline"]
         return "\n".join([*rows, body[-1], r"\hline", r"\end{tabular}", ""])
     raise CorpusError(f"{kind!r} is no format of tables: allowed are {', '.join(FORMATS)}")
+
+
+def report_table(folder: Path) -> Table:
+    """What a cleaning kept and left out of each file, by filter.
+
+    Raises:
+        CorpusError: `folder` has no report of a cleaning.
+    """
+    file = folder / "report.json"
+    try:
+        files = json.loads(file.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CorpusError(f"{file}: not the report of a cleaning: {error}") from error
+    table = Table(title=str(folder))
+    table.add_column("rows")
+    for name in files:
+        table.add_column(name, justify="right")
+    counts = {name: Counter({"kept": f["kept"], **f["left_out"]}) for name, f in files.items()}
+    for reason in sum(counts.values(), Counter()):
+        table.add_row(reason, *(f"{counts[name][reason]:,}" for name in files))
+    return table
