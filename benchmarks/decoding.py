@@ -173,9 +173,9 @@ def main() -> None:
     batches = [[sources[i] for i in batch] for batch in order.batches(dict(enumerate(sources)))]
     print(f"{len(sources)} sentences, {len(batches)} batches, {arguments.threads} threads")
     print(f"{'engine':22}{'beam':>5}{'same':>6}{'sent/s':>9}{'tokens/s':>10}{'cpu':>7}{'wall':>7}")
-    rows = []
+    rows, paths = [], engines(found)
     for beam in arguments.beams:
-        for row in measure(engines(found), batches, beam, rounds):
+        for row in measure(paths, batches, beam, rounds):
             rows.append(row)
             print(
                 f"{row['engine']:22}{beam:5}{row['same']:6}{row['sentences_per_s']:9.1f}"

@@ -20,7 +20,8 @@ HARD = [
     "123 456,78 %",
     "emoji 😀👩‍👩‍👧 and é (two code points), ṩ",
     "no\u00a0break, zero\u200bwidth, ｆｕｌｌ, ﬁ",
-    "<2en> >>fr<< <0x41> <s>",
+    "<2en> >>fr<< <0x41>",
+    "<pad> a <s> b </s> <unk>",
     "हिन्दी пример",
     "\t",
 ]

@@ -22,7 +22,9 @@ FORMATS = ("gradvac", "huggingface", "ctranslate2")
 CACHE = "ctranslate2"  # in a run's folder: the export that `gradvac translate` made for itself
 
 
-def export_run(run: Path, out: Path, to: str, checkpoint: str, quantization: str | None) -> int:
+def export_run(
+    run: Path, out: Path, to: str, checkpoint: str = "best", quantization: str | None = None
+) -> int:
     """Write the model of a run or model folder as ``to`` wants it; return its size in bytes.
 
     ``out`` appears at once or not at all, in place of an earlier export. Raises RunError for a

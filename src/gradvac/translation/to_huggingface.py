@@ -155,6 +155,7 @@ def _write_tokenizer(vocabulary: Vocabulary, folder: Path) -> None:
         "separate_vocabs": False,
         "model_max_length": 512,
         "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # </s> in a text is text
         "unk_token": pieces[UNK],
         "eos_token": pieces[EOS],
         "pad_token": pieces[PAD],
