@@ -1,4 +1,4 @@
-"""Verbs about scores: evaluate, compare."""
+"""Verbs about scores: evaluate, compare, comet, tune."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from gradvac.cli_options import Beam, CheckpointName, console, say
+from gradvac.cli_options import (
+    Beam,
+    Changes,
+    CheckpointName,
+    RecipePath,
+    Size,
+    console,
+    say,
+)
 
 app = typer.Typer()
 
@@ -71,6 +79,9 @@ def compare(
         list[Path] | None,
         typer.Option(help="Also write FILE.md, .tex, .csv or .json; may be given several times."),
     ] = None,
+    comet: Annotated[
+        Path | None, typer.Option(help="Folder of gradvac comet, scored by COMET.")
+    ] = None,
     front: Annotated[
         bool, typer.Option("--front", help="Who leaves the front of swept temperatures or weights.")
     ] = False,
@@ -96,11 +107,17 @@ def compare(
     Example: gradvac compare runs/front-small --front --out front.tex --out front.csv
     """
     from gradvac.experiment import front_view
+    from gradvac.experiment.comet import read_comet
     from gradvac.experiment.compare import chosen_test
     from gradvac.experiment.compare import compare as compare_runs
     from gradvac.experiment.compare_tables import costs, notes, terminal, write
 
-    found = compare_runs(folders, baseline=baseline, test=chosen_test(test), samples=samples)
+    model, scores = read_comet(comet) if comet else ("", {})
+    found = compare_runs(
+        folders, baseline=baseline, test=chosen_test(test), samples=samples, comet=scores
+    )
+    if model:
+        found.signatures["COMET"] = model
     for metric in found.metrics:
         console.print(terminal(found, metric, directions, console.width))
     console.print(costs(found))
@@ -117,3 +134,61 @@ def compare(
         for file in out or ():
             front_view.add_to(file, made)
         front_view.write_pictures(made, pictures, say)
+
+
+@app.command()
+def comet(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of sweeps or runs.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write.")] = Path("comet"),
+    model: Annotated[
+        str, typer.Option(help="COMET's name of the model.")
+    ] = "Unbabel/wmt22-comet-da",
+) -> None:
+    """Write what COMET needs, to be scored in its own environment by score.sh in that folder.
+
+    Example: gradvac comet runs/table1-to-en-small --out comet
+    """
+    from gradvac.experiment.comet import export_comet
+
+    export_comet(folders, out, model, say)
+
+
+@app.command()
+def tune(
+    recipe: RecipePath,
+    size: Size = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this variant; may be given several times.")
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option(min=1, help="Trials of each variant. Default: the recipe's.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The search's folder. Default: runs/NAME-SIZE-tuned.")
+    ] = None,
+    set_: Changes = None,
+) -> None:
+    """Search hyper-parameters on validation perplexity, every variant with as many trials.
+
+    The recipe's section tune says what; the best recipe of each variant is written as best.yaml.
+    The same command resumes; a trial that fails stops no other.
+
+    Example: gradvac tune recipes/gradvac/tune.yaml --size small --only gradvac
+    """
+    from gradvac.experiment.tune import run_tune
+
+    code = run_tune(
+        recipe,
+        out,
+        size=size,
+        only=only or (),
+        trials=trials,
+        seed=seed,
+        changes=set_,
+        console=console,
+    )
+    if code:
+        raise typer.Exit(code)

@@ -48,7 +48,7 @@ def write_run(
     # Stopped at 20 s and resumed: the clock began anew.
     write_lines(folder / "speed.jsonl", [{"seconds": s} for s in (10.0, 20.0, 5.0, 9.0)])
     texts = [
-        {"direction": d, "hypothesis": h, "reference": r}
+        {"direction": d, "source": f"S {r}", "hypothesis": h, "reference": r}
         for d in translated
         for h, r in zip(translated[d], REFERENCES[d], strict=True)
     ]

@@ -174,11 +174,11 @@ def _same_bleu(results: Mapping[str, Mapping[int, Result]]) -> None:
     for runs in results.values():
         for result in runs.values():
             for direction, tokenize in result.tokenizers.items():
-                other, folder = seen.setdefault(direction, (tokenize, result.folder))
+                other, folder = seen.setdefault(direction, (tokenize, result.folders[0]))
                 if other != tokenize:
                     raise RunError(
                         f"{direction}: BLEU of {folder} has tokenizer {other!r}, that of "
-                        f"{result.folder} {tokenize!r}; score both again with gradvac evaluate "
+                        f"{result.folders[0]} {tokenize!r}; score both again with gradvac evaluate "
                         "--bleu-tokenize"
                     )
 

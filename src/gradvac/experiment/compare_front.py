@@ -129,7 +129,7 @@ def _worst(found: Comparison, metric: Metric) -> Point:
     """Scores of a model that knows nothing: 0, and the NLL of a uniform guess."""
     if metric != "nll":
         return 0.0, 0.0
-    folder = next(r for r in found.rows if r.name == found.baseline).first.folder
+    folder = next(r for r in found.rows if r.name == found.baseline).first.folders[0]
     try:
         shape = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         guess = math.log(shape["vocabulary_size"])

@@ -29,11 +29,12 @@ class Result:
     """What one seed of a row found: a run, or several that make up a row together.
 
     ``scores[metric][direction]``; ``outputs[direction]`` is (hypotheses, references); ``tokenize``
-    is how BLEU cut them into words, ``tokenizers`` the same as signatures have it. ``folder`` and
-    ``recipe`` are those of the first run; ``identifier_errors`` the off-target rates of references.
+    is how BLEU cut them into words, ``tokenizers`` the same as signatures have it. ``folders`` are
+    its runs, ``recipe`` is that of the first; ``identifier_errors`` the off-target rates of
+    references.
     """
 
-    folder: Path
+    folders: list[Path]
     recipe: Recipe
     scores: dict[Metric, dict[str, float]]
     outputs: dict[str, tuple[list[str], list[str]]]
@@ -51,6 +52,7 @@ class Result:
         """Take in another part of the same row."""
         for metric in METRICS:
             self.scores[metric] |= other.scores[metric]
+        self.folders += other.folders
         self.outputs |= other.outputs
         self.levels |= other.levels
         self.tokenize |= other.tokenize
@@ -145,7 +147,7 @@ def read_run(run: Path) -> Result:
             "off_target": _each(tree, "off_target"),
         }
         return Result(
-            folder=run,
+            folders=[run],
             recipe=run_recipe(run),
             scores=scores,
             outputs=outputs,

@@ -208,7 +208,7 @@ def _averages(scores: DirectionScores) -> dict[str, dict[str, float]]:
     """Averages by name: ``Any->En``, ``Any->En high``, ``high`` (both sides), a family, ``all``."""
     named = {}
     for a in scores.averages():
-        where = "zero-shot" if a.side == "zero-shot" else SIDES[a.side] if a.side in SIDES else ""
+        where = "zero-shot" if a.side == "zero-shot" else SIDES.get(a.side, "")
         parts = [where, "" if a.kind == "all" else a.subset]
         named[" ".join(p for p in parts if p) or "all"] = {"bleu": a.bleu, "chrf": a.chrf}
     return named

@@ -157,17 +157,19 @@ def _run_all(
             for slot, gpu in enumerate(gpus):
                 if slot not in running and waiting and not stop.number:
                     job = waiting.popleft()
-                    running[slot] = (_start(job, gpu), job)
+                    running[slot] = (start(job.folder, gpu), job)
             time.sleep(0.1)
+            if stop.number:  # all at once, then each may take its time to save a checkpoint
+                for process, _ in running.values():
+                    process.send_signal(stop.number)  # does nothing to one that has ended
             for slot, (process, job) in list(running.items()):
-                if stop.number and process.poll() is None:
-                    process.send_signal(stop.number)  # saves a checkpoint; a second one ends it
+                if stop.number:
                     process.wait()
                 if process.poll() is None:
                     continue
                 del running[slot]
                 if process.returncode and not stop.number:
-                    job.error = _last_line(job.folder / LOG, process.returncode)
+                    job.error = last_line(job.folder / LOG, process.returncode)
                 if not live:
                     console.print(f"{job.folder}: {job.state()}", soft_wrap=True)
             if live:
@@ -178,11 +180,15 @@ def _run_all(
     return int(any(job.error for job in jobs))
 
 
-def _start(job: Job, gpu: str) -> subprocess.Popen[bytes]:
-    """Train and score one run in a process that hears no signal of the terminal but ours."""
-    with (job.folder / LOG).open("ab") as log:
+def start(folder: Path, gpu: str = "", *, score: bool = True) -> subprocess.Popen[bytes]:
+    """Train and score a prepared run in a process that hears no signal of the terminal but ours.
+
+    What it says goes to ``sweep.log`` in its folder.
+    """
+    flags = [] if score else ["unscored"]
+    with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "gradvac.experiment.sweep", str(job.folder)],
+            [sys.executable, "-m", "gradvac.experiment.sweep", str(folder), *flags],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})},
@@ -190,13 +196,14 @@ def _start(job: Job, gpu: str) -> subprocess.Popen[bytes]:
         )
 
 
-def _last_line(log: Path, code: int) -> str:
+def last_line(log: Path, code: int) -> str:
+    """What a run that failed said last."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     said = [line.removeprefix("error: ") for line in lines if line.strip()]
     return said[-1] if said and code > 0 else f"killed by signal {-code}"
 
 
-def work(folder: Path) -> int:
+def work(folder: Path, *, score: bool = True) -> int:
     """Train and score one prepared run; returns the exit code."""
     from gradvac.experiment.display import Display
     from gradvac.experiment.evaluate import evaluate_run
@@ -209,7 +216,7 @@ def work(folder: Path) -> int:
     if module := prepared.recipe.method.module:  # the sweep validated and wrote this recipe
         import_methods(module)
     code = Trainer(TranslationJob(prepared), Display(Console(highlight=False))).train()
-    if not code and prepared.recipe.data.test:
+    if score and not code and prepared.recipe.data.test:
         evaluate_run(folder)
     return code
 
@@ -218,7 +225,7 @@ if __name__ == "__main__":
     from gradvac.errors import GradvacError
 
     try:
-        raise SystemExit(work(Path(sys.argv[1])))
+        raise SystemExit(work(Path(sys.argv[1]), score=len(sys.argv) < 3))
     except GradvacError as problem:
         print(f"error: {problem}", file=sys.stderr)
         raise SystemExit(2) from None

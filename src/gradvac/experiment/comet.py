@@ -1,0 +1,112 @@
+"""COMET by an exchange of files: its pins cannot live in our environment.
+
+`gradvac comet` writes into a folder, for every direction, the sources and references, the
+translations of every run, ``manifest.json`` and ``score.sh``, whose commands run where COMET is
+installed. They leave COMET's own JSON (``comet-score --to_json``) in the folder: for each file of
+translations a list of {"mt": ..., "COMET": score}. `gradvac compare --comet FOLDER` reads those.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradvac.errors import RunError
+from gradvac.experiment.compare_results import collect
+
+MANIFEST, SCRIPT = "manifest.json", "score.sh"
+MODEL = "Unbabel/wmt22-comet-da"
+
+
+def export_comet(
+    folders: Sequence[Path], out: Path, model: str = MODEL, say: Callable[[str], None] = print
+) -> None:
+    """Write what COMET needs to score runs, or the runs of sweeps.
+
+    RunError if none is scored, or runs were scored on different sentences of a direction.
+    """
+    runs = [r for seeds in collect(folders).results.values() for r in seeds.values()]
+    texts: dict[str, tuple[list[str], list[str]]] = {}
+    files: dict[str, list[str]] = {}
+    manifest: list[dict[str, str]] = []
+    out.mkdir(parents=True, exist_ok=True)
+    for number, folder in enumerate(f for r in runs for f in r.folders):
+        for direction, (sources, references, translations) in _translations(folder).items():
+            if texts.setdefault(direction, (sources, references)) != (sources, references):
+                raise RunError(f"{direction}: the runs were scored on different sentences")
+            name = f"{number:03d}.{direction}.hyp"
+            _write(out / name, translations)
+            files.setdefault(direction, []).append(name)
+            manifest.append({"file": name, "run": str(folder.resolve()), "direction": direction})
+    if not manifest:
+        raise RunError(f"no scored run in {', '.join(map(str, folders))}; try gradvac evaluate")
+    lines = ["#!/bin/sh", "# In an environment with COMET: pip install unbabel-comet", "set -e"]
+    lines.append('cd "$(dirname "$0")"')
+    for direction, (sources, references) in texts.items():
+        _write(out / f"{direction}.src", sources)
+        _write(out / f"{direction}.ref", references)
+        words = ["comet-score", "--model", model, "-s", f"{direction}.src", "-t", *files[direction]]
+        words += ["-r", f"{direction}.ref", "--to_json", f"{direction}.json"]
+        lines.append(shlex.join(words))
+    (out / SCRIPT).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    tree = {"model": model, "files": manifest}
+    (out / MANIFEST).write_text(json.dumps(tree, indent=1, ensure_ascii=False), encoding="utf-8")
+    say(
+        f"{len(manifest)} files of {len(texts)} directions; next, where COMET is: sh {out / SCRIPT}"
+    )
+
+
+def read_comet(folder: Path) -> tuple[str, dict[Path, dict[str, float]]]:
+    """The model's name, and mean scores by run and direction.
+
+    RunError if a file is missing or broken, or its translations are not those of the run any more.
+    """
+    tree = _json(folder / MANIFEST)
+    scores: dict[Path, dict[str, float]] = {}
+    made: dict[str, Any] = {}
+    try:
+        for entry in tree["files"]:
+            direction, run = entry["direction"], Path(entry["run"])
+            file = folder / f"{direction}.json"
+            if direction not in made:
+                made[direction] = _json(file)
+            lines = made[direction][entry["file"]]
+            now = [" ".join(t.split()) for t in _translations(run)[direction][2]]
+            if [line["mt"] for line in lines] != now:
+                raise RunError(f"{file}: {entry['file']}: not the translations of {run} any more")
+            mean = statistics.fmean(float(line["COMET"]) for line in lines)
+            scores.setdefault(run, {})[direction] = mean
+        return tree["model"], scores
+    except (KeyError, TypeError, ValueError) as e:
+        raise RunError(f"{folder}: not scores of comet-score --to_json: {e!r}") from e
+
+
+def _translations(run: Path) -> dict[str, tuple[list[str], list[str], list[str]]]:
+    """Sources, references and translations by direction."""
+    found: dict[str, tuple[list[str], list[str], list[str]]] = {}
+    try:
+        with (run / "translations.jsonl").open(encoding="utf-8", newline="\n") as lines:
+            for line in map(json.loads, lines):
+                three = found.setdefault(line["direction"], ([], [], []))
+                for texts, key in zip(three, ("source", "reference", "hypothesis"), strict=True):
+                    texts.append(line[key])
+    except (OSError, ValueError, KeyError) as e:
+        raise RunError(f"{run / 'translations.jsonl'}: no translations: {e!r}") from e
+    return found
+
+
+def _write(file: Path, texts: Sequence[str]) -> None:
+    """One text a line: COMET ends a line at carriage returns too, and strips it."""
+    lines = [" ".join(text.split()) + "\n" for text in texts]
+    file.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise RunError(f"{file}: cannot be read: {e}; see docs/recipes.md on COMET") from e

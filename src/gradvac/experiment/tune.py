@@ -1,0 +1,302 @@
+"""`gradvac tune`: search hyper-parameters on validation perplexity, every variant alike.
+
+Wang et al. 2021, appendix F, choose by validation perplexity. The search is Optuna's (Akiba et al.
+2019), by its tree-structured Parzen estimator; trial 0 is the recipe as it stands, if that is in
+the space. A trial is a run folder like any other, not scored on the test set. The journal of a
+search lies beside its trials: the same command resumes, a trial that was stopped goes on from its
+checkpoint, and each trial is drawn with a seed of its own number, so that a stop changes nothing. A
+trial that fails counts as one.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gradvac.errors import GradvacError, RecipeError, RunError
+from gradvac.experiment.process import StopSignal
+from gradvac.experiment.recipe import Recipe, dump_recipe, load_recipe, read_recipe_file
+from gradvac.experiment.shared_text import prepare_sharing
+from gradvac.experiment.sweep import LOG, last_line, start
+from gradvac.experiment.tune_space import Parameter, as_yaml, read_space
+from gradvac.experiment.variants import RecipeFile
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+EXTRA = "pip install 'gradvac[tune]'"
+DESCRIPTION, JOURNAL, BEST, TRIALS = "tune.json", "study.journal", "best.yaml", "trials.csv"
+
+
+@dataclass
+class Search:
+    """The search of one variant.
+
+    ``base`` is its recipe as it stands, ``own`` the values of that if all are in the space;
+    ``root`` has the text that trials share.
+    """
+
+    file: RecipeFile
+    variant: str | None
+    base: Recipe
+    changes: list[str]
+    parameters: tuple[Parameter, ...]
+    root: Path
+    folder: Path
+    study: Study
+    own: dict[str, Any] | None
+
+    def recipe(self, trial: FrozenTrial) -> Recipe:
+        """The recipe of a trial."""
+        values = {p.key: trial.params[p.key] for p in self.parameters}
+        told = [f"{k}={v if isinstance(v, str) else as_yaml(v)}" for k, v in values.items()]
+        return load_recipe(
+            self.file,
+            [*self.changes, *told],
+            size=self.base.size,
+            variant=self.variant,
+            seed=self.base.seed,
+        )
+
+    def run_folder(self, trial: FrozenTrial) -> Path:
+        """Where a trial is trained."""
+        return self.folder / f"trial-{trial.number:03d}"
+
+    def finished(self) -> list[FrozenTrial]:
+        """Trials that are complete or failed."""
+        return [t for t in self.study.trials if t.state.is_finished()]
+
+
+def run_tune(
+    recipe: Path,
+    out: Path | None,
+    *,
+    size: str | None,
+    only: Sequence[str],
+    trials: int | None,
+    seed: int | None,
+    changes: list[str] | None,
+    console: Console,
+) -> int:
+    """Search for every variant of a recipe file; returns 0, or 128 + signal if stopped.
+
+    ``only`` names variants; ``trials`` and ``seed`` replace the file's. All values of the space are
+    checked before anything trains. Raises RecipeError; RunError where the extra is missing or the
+    folder holds another search.
+    """
+    file = read_recipe_file(recipe)
+    space = read_space(file, trials)
+    names: list[str | None] = [v for v in file.variants if not only or v in only]
+    if unknown := set(only) - set(file.variants):
+        file.choose(size, min(unknown))  # raises, with the nearest name
+    searches = []
+    for variant in names or [None]:
+        base = load_recipe(file, changes, size=size, variant=variant, seed=seed)
+        name = "-".join(filter(None, (base.name, base.size, "tuned")))
+        root = out or Path("runs") / name
+        searches.append(_plan(file, variant, base, changes or [], space.of(variant), root))
+    stop = StopSignal()
+    with stop.listening():
+        for search in searches:
+            _search(search, space.trials, console, stop)
+            _write(search)
+            console.print(table(search))
+            if stop.number:
+                console.print("stopped; the same command goes on")
+                return 128 + stop.number
+    console.print(summary(searches))
+    return 0
+
+
+def _plan(
+    file: RecipeFile,
+    variant: str | None,
+    base: Recipe,
+    changes: list[str],
+    parameters: tuple[Parameter, ...],
+    root: Path,
+) -> Search:
+    """Check and open the search of one variant."""
+    _check(file, base, parameters, changes, variant)
+    folder = root / (variant or base.method.name)
+    values = {p.key: _value_of(base, p.key) for p in parameters}
+    own = values if all(p.holds(values[p.key]) for p in parameters) else None
+    study = _open(folder, parameters, base)
+    if own and not study.trials:
+        first = {p.key: as_yaml(own[p.key]) if p.choices else own[p.key] for p in parameters}
+        study.enqueue_trial(first)
+    return Search(file, variant, base, changes, parameters, root, folder, study, own)
+
+
+def table(search: Search) -> Table:
+    """The trials of a search; the best in bold."""
+    shown = Table(title=str(search.folder), title_justify="left")
+    for name in ("trial", *(p.key for p in search.parameters), "perplexity"):
+        shown.add_column(name, justify="right")
+    best = _best(search)
+    for trial in search.study.trials:
+        cells = [str(trial.number), *_texts(search, trial), _result(trial)]
+        shown.add_row(*cells, style="bold" if best and trial.number == best.number else "")
+    return shown
+
+
+def summary(searches: Sequence[Search]) -> Table:
+    """The best trial of every variant; each had the same number of trials."""
+    shown = Table(title="best of each", title_justify="left")
+    for name in ("", "trials", "failed", "perplexity", "as it stood", "recipe"):
+        shown.add_column(name, justify="left" if name in ("", "recipe") else "right")
+    for search in searches:
+        done, best = search.finished(), _best(search)
+        failed = sum(t.value is None for t in done)
+        first = _result(done[0]) if done and search.own else ""
+        value, file = (_result(best), str(search.folder / BEST)) if best else ("", "")
+        shown.add_row(search.folder.name, str(len(done)), str(failed), value, first, file)
+    return shown
+
+
+def perplexity(run: Path) -> float:
+    """The lowest validation perplexity that a run reached; RunError without any."""
+    with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
+        found = [json.loads(line).get("perplexity") for line in lines]
+    known = [value for value in found if value is not None and math.isfinite(value)]
+    if not known:
+        raise RunError(f"{run}: no validation perplexity that is finite")
+    return min(known)
+
+
+def _check(
+    file: RecipeFile,
+    base: Recipe,
+    parameters: Sequence[Parameter],
+    changes: list[str],
+    variant: str | None,
+) -> None:
+    """Refuse what is no key or no value of the recipe, and a recipe that is not validated."""
+    if not base.data.valid:
+        raise RecipeError(f"{file.path}: data.valid: empty; the search minimises its perplexity")
+    for parameter in parameters:
+        for value in parameter.samples:
+            told = [*changes, f"{parameter.key}={value}"]
+            load_recipe(file, told, size=base.size, variant=variant, seed=base.seed)
+
+
+def _open(folder: Path, parameters: Sequence[Parameter], base: Recipe) -> Study:
+    """Begin or reopen a study; RunError if the folder holds another one."""
+    try:
+        import optuna
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as e:
+        raise RunError(f"gradvac tune needs Optuna: {EXTRA}") from e
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    folder.mkdir(parents=True, exist_ok=True)
+    said = folder / DESCRIPTION
+    tree = json.loads(
+        json.dumps({"space": [vars(p) for p in parameters], "recipe": base.model_dump(mode="json")})
+    )
+    if said.exists() and json.loads(said.read_text(encoding="utf-8")) != tree:
+        raise RunError(f"{folder}: holds a search of another space or recipe; choose --out")
+    said.write_text(json.dumps(tree, indent=1), encoding="utf-8")
+    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
+    return optuna.create_study(storage=storage, study_name="tune", load_if_exists=True)
+
+
+def _search(search: Search, trials: int, console: Console, stop: StopSignal) -> None:
+    """Finish what was begun, then try more, until there are so many trials."""
+    from optuna.samplers import TPESampler
+    from optuna.trial import TrialState
+
+    study, space = search.study, {p.key: _distribution(p) for p in search.parameters}
+    begun = [t for t in study.trials if t.state == TrialState.RUNNING]
+    while not stop.number and (begun or len(search.finished()) < trials):
+        if begun:
+            trial = begun.pop(0)
+        else:
+            number = len(search.finished())
+            study.sampler = TPESampler(seed=search.base.seed * 100_000 + number)
+            asked = study.ask(space)
+            trial = study.trials[asked.number]
+        try:
+            value = _train(search, trial, console, stop)
+        except GradvacError as e:
+            study.tell(trial.number, state=TrialState.FAIL)
+            console.print(f"trial {trial.number} failed: {e}", markup=False, soft_wrap=True)
+            continue
+        if value is not None:
+            study.tell(trial.number, value)
+            console.print(f"{search.run_folder(trial)}: perplexity {value:.3f}", soft_wrap=True)
+
+
+def _train(search: Search, trial: FrozenTrial, console: Console, stop: StopSignal) -> float | None:
+    """The perplexity of a trial, None if it was stopped; RunError if it failed."""
+    folder = search.run_folder(trial)
+    prepare_sharing(search.recipe(trial), folder, search.root, lambda line: console.print(line))
+    process = start(folder, score=False)
+    while process.poll() is None:
+        time.sleep(0.1)
+        if stop.number and process.poll() is None:
+            process.send_signal(stop.number)  # saves a checkpoint
+            process.wait()
+    if stop.number:
+        return None
+    if process.returncode:
+        raise RunError(last_line(folder / LOG, process.returncode))
+    return perplexity(folder)
+
+
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    from optuna import distributions
+
+    if parameter.choices:
+        return distributions.CategoricalDistribution(parameter.choices)
+    low, high = parameter.low, parameter.high
+    if isinstance(low, int) and isinstance(high, int):
+        return distributions.IntDistribution(low, high, log=parameter.log)
+    return distributions.FloatDistribution(low, high, log=parameter.log)
+
+
+def _value_of(recipe: Recipe, key: str) -> Any:
+    value: Any = recipe.model_dump(mode="json")
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _best(search: Search) -> FrozenTrial | None:
+    complete = [t for t in search.finished() if t.value is not None]
+    return min(complete, key=lambda t: (t.value, t.number), default=None)
+
+
+def _texts(search: Search, trial: FrozenTrial) -> list[str]:
+    values = [trial.params.get(p.key, "") for p in search.parameters]
+    return [f"{v:.4g}" if isinstance(v, float) else str(v) for v in values]
+
+
+def _result(trial: FrozenTrial) -> str:
+    if trial.value is not None:
+        return f"{trial.value:.3f}"
+    return "failed" if trial.state.is_finished() else "not finished"
+
+
+def _write(search: Search) -> None:
+    """The table as CSV, and the best recipe, complete."""
+    keys = [p.key for p in search.parameters]
+    with (search.folder / TRIALS).open("w", encoding="utf-8", newline="") as out:
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["trial", *keys, "state", "perplexity"])
+        for t in search.study.trials:
+            writer.writerow([t.number, *(t.params.get(k) for k in keys), t.state.name, t.value])
+    if best := _best(search):
+        head = f"# Trial {best.number}: validation perplexity {best.value:.4f}.\n"
+        text = head + dump_recipe(search.recipe(best))
+        (search.folder / BEST).write_text(text, encoding="utf-8")
