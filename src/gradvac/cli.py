@@ -60,21 +60,27 @@ def train(
     """Train what a recipe describes; the same command again resumes.
 
     recipes/reference.yaml lists every key. batches.sampling balances directions, method.name says
-    what becomes of their gradients.
+    what becomes of their gradients. torchrun starts it on several ranks.
 
     Example: gradvac train recipes/starting-model.yaml --set method.name=gradvac --run runs/gradvac
+    Example: torchrun --nproc-per-node 2 -m gradvac train recipes/starting-model.yaml
     """
     from gradvac.experiment.display import Display
+    from gradvac.experiment.ranks import started_by_torchrun, train_on_ranks
     from gradvac.experiment.recipe import load_recipe
     from gradvac.experiment.shared_text import prepare_in
     from gradvac.experiment.train import Trainer
     from gradvac.experiment.translation_job import TranslationJob
 
     loaded = load_recipe(recipe, set_, size=size, variant=variant, seed=seed)
-    prepared = prepare_in(Path("runs"), loaded, run, say)
-    folder = prepared.folder
-    tensorboard = folder / "tensorboard" if loaded.training.tensorboard else None
-    code = Trainer(TranslationJob(prepared), Display(console, tensorboard)).train()
+    prepare = lambda: prepare_in(Path("runs"), loaded, run, say)
+    if started_by_torchrun():
+        code = train_on_ranks(loaded, prepare, console)
+    else:
+        prepared = prepare()
+        folder = prepared.folder
+        tensorboard = folder / "tensorboard" if loaded.training.tensorboard else None
+        code = Trainer(TranslationJob(prepared), Display(console, tensorboard)).train()
     if code:
         raise typer.Exit(code)
 

@@ -25,13 +25,17 @@ rank that fails tells the others why, and one that is gone is named.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
+
+import torch
+from torch import Tensor, nn
 
 from gradvac.engine.buckets import Source, buckets_of
 from gradvac.engine.collect import Collector
 from gradvac.engine.exchange import Exchange
 from gradvac.engine.groups import ParameterGroup
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks import BUCKET, Ranks, Wait
 from gradvac.engine.step import Step
 from gradvac.errors import GradientError
 from gradvac.methods import Method
@@ -111,3 +115,88 @@ class RankCollector(Collector):
         if exchange is not None and exchange.step.failed_alike:
             exchange.drain()
         super().clear()
+
+
+def add_gradients(ranks: Ranks, parameters: Sequence[nn.Parameter]) -> None:
+    """Add ``p.grad`` up over the ranks: plain training, without a method or a wrapper.
+
+    A parameter that no rank used keeps ``p.grad = None``. Bitwise the same on all ranks.
+    """
+    used = torch.tensor([float(p.grad is not None) for p in parameters])
+    used = used.to(parameters[0].device)
+    ranks.sum(used)()
+    shared = [p for p, n in zip(parameters, used.tolist(), strict=True) if n]
+    waiting: list[tuple[list[nn.Parameter], Tensor, Wait]] = []
+    bucket: list[nn.Parameter] = []
+    for n, p in enumerate(shared, start=1):
+        bucket.append(p)
+        after = shared[n] if n < len(shared) else None
+        full = sum(p.numel() for p in bucket) >= ranks.bucket
+        if full or after is None or (after.dtype, after.device) != (p.dtype, p.device):
+            flat = torch.cat([_gradient(p).reshape(-1) for p in bucket])
+            waiting.append((bucket, flat, ranks.sum(flat)))
+            bucket = []
+    for members, flat, wait in waiting:
+        wait()
+        for p, piece in zip(members, flat.split([p.numel() for p in members]), strict=True):
+            p.grad = piece.view(p.shape)
+
+
+def _gradient(p: nn.Parameter) -> Tensor:
+    return torch.zeros_like(p) if p.grad is None else p.grad
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one rank sends and holds in a step, in bytes.
+
+    Attributes:
+        exchanged: slices of its tasks' gradients, to the ranks that add them up.
+        gathered: its slice of the combined gradient, to all the others.
+        small: Gram matrices and what the ranks tell each other before a step, about.
+        plain: what plain data parallel training sends, for comparison.
+        held: the slices of the gradients of all tasks that it keeps until they can be combined,
+            and the gradients of its own tasks that are under way.
+    """
+
+    exchanged: float
+    gathered: float
+    small: float
+    plain: float
+    held: float
+
+    @property
+    def sent(self) -> float:
+        """All of what is sent."""
+        return self.exchanged + self.gathered + self.small
+
+
+def cost(
+    parameters: int,
+    ranks: int,
+    tasks: int,
+    tasks_per_rank: float,
+    groups: int,
+    largest_group: int | None = None,
+    itemsize: int = 4,
+) -> Cost:
+    """Return what one rank sends in a step and holds for it.
+
+    A rank with k of the K tasks sends (k + 1) P (R - 1) / R numbers, P being the parameters and R
+    the ranks: the gradients of its tasks, and its slice of the combined one to everybody. Where
+    each rank has one task that is 2 P, as in plain training; where all have all, (K + 1) P.
+
+    Args:
+        parameters: P.
+        ranks: R.
+        tasks: K, on all ranks together.
+        tasks_per_rank: k, a mean.
+        groups: parameter groups.
+        largest_group: parameters of the largest; that of one of equal size by default.
+        itemsize: bytes of a number; gradients of tasks are float32 at least.
+    """
+    slice_ = parameters * (ranks - 1) / ranks * itemsize
+    largest = largest_group or parameters / groups
+    small = 2 * (ranks - 1) / ranks * groups * tasks * (tasks + 1) * 8 + (ranks - 1) * 1024
+    held = (tasks * largest / ranks + tasks_per_rank * (largest + 2 * BUCKET)) * itemsize
+    return Cost(tasks_per_rank * slice_, slice_, small, 2 * slice_, held)

@@ -212,12 +212,13 @@ class BatchPlan:
         """Sentences that make ``tokens`` target tokens, drawn with ``shares``, on average."""
         return self.tokens / float(shares @ self.mean_lengths)
 
-    def __call__(self, step: int, rank: int = 0, world: int = 1) -> Batch:
+    def __call__(self, step: int, rank: int = 0, world: int = 1, together: bool = False) -> Batch:
         """The batch of ``step`` (from 0), or what ``rank`` of ``world`` trains on of it.
 
         The ranks' shares are disjoint, together they are the batch that one rank alone would see,
-        and each has about the same number of sentences of each task. With more ranks than
-        sentences some shares are empty.
+        and each has about the same number of sentences of each task; or, ``together``, about the
+        same number of target tokens of as few tasks as that allows, a stretch of the batch. With
+        more ranks than sentences some shares are empty.
         """
         while self._starts[-1] <= step:
             self._add_pool()
@@ -225,7 +226,13 @@ class BatchPlan:
         if self._cut[0] != number:
             self._cut = (number, self._draw(number))
         task, sentence = self._cut[1][step - self._starts[number]]
-        return collate(self.corpus, self.tasks, task[rank::world], sentence[rank::world])
+        own = slice(rank, None, world)
+        if together and len(task) >= world:
+            sides = {t: self.corpus[self.tasks[t]].target for t in np.unique(task).tolist()}
+            lengths = np.concatenate([s.lengths_of(sentence[task == t]) for t, s in sides.items()])
+            cuts = [0, *_cuts(lengths, world), len(task)]  # tasks are in order
+            own = slice(cuts[rank], cuts[rank + 1])
+        return collate(self.corpus, self.tasks, task[own], sentence[own])
 
     def _rng(self, *what: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *what])
