@@ -204,17 +204,45 @@ def geometry(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write. Default: RUN/geometry/measured.")
     ] = None,
+    directions: Annotated[
+        str | None, typer.Option(help="Of a Hugging Face model: fr-en,hi-en,en-fr.")
+    ] = None,
+    code: Annotated[
+        list[str] | None,
+        typer.Option(help="What a Hugging Face tokenizer calls a language: fr=fra_Latn."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Device. Default: the recipe's.")] = None,
 ) -> None:
     """Measure the gradients of every direction on the same sentences, at saved checkpoints.
 
     What was measured before is not measured again, so the same command goes on after a stop.
+    RUN may also be the folder of a Hugging Face seq2seq model, or of a Trainer's checkpoint-N.
 
     Example: gradvac geometry runs/gradvac --every 1000 --curvature 8
+    Example: gradvac geometry models/m2m --rows valid.tsv --directions fr-en,hi-en,en-fr,en-hi
     """
+    from gradvac.experiment.geometry_huggingface import is_huggingface, measure_huggingface
     from gradvac.experiment.geometry_numbers import print_numbers
-    from gradvac.experiment.geometry_run import measure_run
+    from gradvac.experiment.geometry_run import measure_run, measured_folder
 
+    hold = int(memory * 2**28)  # of float32
+    if is_huggingface(run):
+        folder = measure_huggingface(
+            run,
+            rows,
+            directions,
+            out,
+            codes=code or (),
+            curvature=curvature,
+            every=every,
+            granularity=granularity,
+            strings=strings,
+            device=device,
+            hold=hold,
+            console=console,
+        )
+        print_numbers(folder, measured_folder(folder), console)
+        return
     folder = measure_run(
         run,
         out,
@@ -224,7 +252,7 @@ def geometry(
         rows=rows,
         curvature_strings=curvature,
         device=device,
-        hold=int(memory * 2**28),  # of float32
+        hold=hold,
         console=console,
     )
     print_numbers(run, folder, console)

@@ -130,7 +130,7 @@ def measure_run(
     smoothing = recipe.training.label_smoothing
     wanted = _description(text, model, granularity, smoothing, curvature_strings)
     out = out or measured_folder(run)
-    _prepare_folder(out, wanted)
+    prepare_folder(out, wanted)
     losses = {task: _losses(model, [(own, 1.0)], smoothing) for task, own in text.tasks.items()}
     shares = _levels(text, infos, curvature_strings)
     levels = {level: _losses(model, own, smoothing) for level, own in shares.items()}
@@ -181,7 +181,7 @@ def curvature_lines(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _prepare_folder(out: Path, wanted: Measurement) -> None:
+def prepare_folder(out: Path, wanted: Measurement) -> None:
     """Write what is to be measured, or refuse to mix it with something else."""
     there = Measurement.read(out)
     if there is not None:

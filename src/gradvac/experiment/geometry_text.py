@@ -61,16 +61,11 @@ def aligned_set(
     a direction is left without any.
     """
     rows, origin = _rows(run, file)
-    directions = [Direction.parse(task) for task in tasks]
-    codes = list(dict.fromkeys(code for d in directions for code in (d.source, d.target)))
-    complete = [row for row in rows if all(row.texts.get(code) for code in codes)]
-    if complete:
-        texts = _same_sentences(complete, directions, vocabulary, max_tokens)
-    else:
-        say(f"{origin}: no row is in all {len(codes)} languages; every direction has its own")
-        pairs = [bitext(rows, d, CleaningRules(), Account(), part="geometry") for d in directions]
-        kept = [encode(b, vocabulary, max_tokens)[1] for b in pairs]
-        texts = [_only(b, np.flatnonzero(k)) for b, k in zip(pairs, kept, strict=True)]
+    pairs, multiway = aligned_text(rows, [Direction.parse(task) for task in tasks], origin, say)
+    short = [encode(b, vocabulary, max_tokens)[1] for b in pairs]
+    if multiway:  # a sentence must be short enough in every direction
+        short = [np.logical_and.reduce(short)] * len(short)
+    texts = [_only(b, np.flatnonzero(kept)) for b, kept in zip(pairs, short, strict=True)]
     texts = [Bitext(b.direction, b.sources[:strings], b.targets[:strings]) for b in texts]
     if empty := [b.direction.name for b in texts if not len(b)]:
         raise RunError(f"{origin}: no sentence to measure on for {', '.join(empty)}")
@@ -81,7 +76,7 @@ def aligned_set(
     return AlignedSet(
         encoded,
         origin,
-        bool(complete),
+        multiway,
         digest.hexdigest()[:16],
         {code: script(sentences) for code, sentences in sides.items()},
     )
@@ -89,27 +84,34 @@ def aligned_set(
 
 def _rows(run: Path, file: Path | None) -> tuple[list[Row], str]:
     if file is not None:
-        return read_corpus([Source(path=file)], Account()), str(file)
+        return file_rows(file)
     for part, words in (("valid", "validation text"), ("test", "test text")):
         if rows := test_rows(run, part):
             return rows, words
     raise RunError(f"{run}: it keeps neither validation nor test text; give a file with --rows")
 
 
-def _same_sentences(
-    rows: Sequence[Row], directions: Sequence[Direction], vocabulary: Vocabulary, max_tokens: int
-) -> list[Bitext]:
-    """The rows that are short enough in every direction."""
-    pairs = [
-        Bitext(
-            d,
-            [normalise(row.texts[d.source]) for row in rows],
-            [normalise(row.texts[d.target]) for row in rows],
-        )
-        for d in directions
-    ]
-    short = np.logical_and.reduce([encode(b, vocabulary, max_tokens)[1] for b in pairs])
-    return [_only(b, np.flatnonzero(short)) for b in pairs]
+def file_rows(file: Path) -> tuple[list[Row], str]:
+    """The rows of a file of parallel text, and where they come from in words."""
+    return read_corpus([Source(path=file)], Account()), str(file)
+
+
+def aligned_text(
+    rows: Sequence[Row], directions: Sequence[Direction], origin: str, say: Callable[[str], None]
+) -> tuple[list[Bitext], bool]:
+    """The sentences of every direction, and whether they are the same ones.
+
+    They are where some rows have all languages; otherwise ``say`` is told.
+    """
+    codes = list(dict.fromkeys(code for d in directions for code in (d.source, d.target)))
+    complete = [row for row in rows if all(row.texts.get(code) for code in codes)]
+    if not complete:
+        say(f"{origin}: no row is in all {len(codes)} languages; every direction has its own")
+        return [
+            bitext(rows, d, CleaningRules(), Account(), part="geometry") for d in directions
+        ], False
+    column = lambda code: [normalise(row.texts[code]) for row in complete]
+    return [Bitext(d, column(d.source), column(d.target)) for d in directions], True
 
 
 def _only(text: Bitext, rows: np.ndarray) -> Bitext:

@@ -11,8 +11,9 @@ from typing import Any
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.balance import sampling_in_words
+from gradvac.experiment.geometry_run import Measurement, measured_folder
 from gradvac.experiment.prepare import TaskInfo, run_recipe, task_infos
-from gradvac.experiment.recipe import Recipe
+from gradvac.experiment.recipe import Recipe, parse_recipe
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.similarity import EditCounts, edit_counts
 from gradvac.translation.languages import Direction, family, family_order, language
@@ -98,6 +99,8 @@ class RunView:
 
     def facts(self) -> dict[str, str]:
         """What distinguishes a run from another one, in words."""
+        if not (self.folder / "recipe.yaml").exists():
+            return {"Model": "of Hugging Face", "Directions": str(len(self.tasks))}
         r = self.recipe
         steps = max((line["step"] for line in [*self.train, *self.valid]), default=0)
         start = r.training.start_from
@@ -175,17 +178,32 @@ def _load(folder: Path, name: str) -> RunView:
     for line in _lines(folder / "translations.jsonl", keys):
         pair = line["source"], line["reference"]
         translations.setdefault(line["direction"], {})[pair] = line["hypothesis"]
+    recipe, tasks = _described(folder)
     return RunView(
         folder=folder,
         name=name,
-        recipe=run_recipe(folder),
-        tasks=task_infos(folder),
+        recipe=recipe,
+        tasks=tasks,
         train=[line for line in metrics if line["kind"] == "train"],
         valid=[line for line in metrics if line["kind"] == "valid"],
         scores=load_scores(folder),
         translations=translations,
         edits=edit_counts(GramRecord(folder / "geometry")),
     )
+
+
+def _described(folder: Path) -> tuple[Recipe, dict[str, TaskInfo]]:
+    """The recipe and the tasks of a run, or of a foreign model by what was measured of it."""
+    measured = (
+        None if (folder / "recipe.yaml").exists() else Measurement.read(measured_folder(folder))
+    )
+    if measured is None:
+        return run_recipe(folder), task_infos(folder)
+    parsed = [Direction.parse(task) for task in measured.tasks]
+    kin = [family(d.target if d.source == "en" else d.source) for d in parsed]
+    infos = [TaskInfo(0, "", name) for name in kin]
+    recipe = parse_recipe({"data": {"train": [{"path": measured.origin}]}}, str(folder))
+    return recipe, dict(zip(measured.tasks, infos, strict=True))
 
 
 def load_scores(folder: Path) -> dict[str, Any] | None:

@@ -278,6 +278,7 @@ def draw_tree(ax: Axes, clustering: Clustering, labels: Sequence[str]) -> None:
     low = min(float(clustering.linkage[:, 2].min()), 1.0)
     high = float(clustering.linkage[:, 2].max())
     ax.set_xlim(max(0.0, low - 0.25 * (high - low) - 0.02), high + 0.02)
+    ax.xaxis.set_major_locator(MaxNLocator(4, steps=ROUND))
     ax.yaxis.tick_left()
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)

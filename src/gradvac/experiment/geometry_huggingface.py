@@ -1,0 +1,205 @@
+"""`gradvac geometry` on the checkpoints of a Hugging Face seq2seq model.
+
+The folder holds one checkpoint (``config.json``), or several as its Trainer leaves them
+(``checkpoint-500``, ``checkpoint-1000`` ...). The measurement is that of a run: the same files, and
+what reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from gradvac.errors import RunError
+from gradvac.experiment.build import device_of
+from gradvac.experiment.geometry_run import Measurement, measured_folder, prepare_folder
+from gradvac.experiment.geometry_text import aligned_text, file_rows, script
+from gradvac.experiment.process import alone
+from gradvac.geometry.kinds import group_of
+from gradvac.geometry.measure import HOLD, measure_seq2seq
+from gradvac.geometry.record import GramRecord
+from gradvac.translation.corpus import Bitext
+from gradvac.translation.languages import Direction
+
+SENTENCES = 16  # of a batch: a matter of speed and memory alone
+
+
+def is_huggingface(folder: Path) -> bool:
+    """Whether a folder holds Hugging Face checkpoints and is no run."""
+    return not (folder / "recipe.yaml").exists() and bool(checkpoints(folder))
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """Folders of checkpoints by step, ascending; a single model counts as step 0."""
+    if (folder / "config.json").exists():
+        return {0: folder}
+    found = {
+        int(match[1]): path
+        for path in folder.glob("checkpoint-*/")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+        and (path / "config.json").exists()
+    }
+    return dict(sorted(found.items()))
+
+
+def measure_huggingface(
+    folder: Path,
+    rows: Path | None,
+    directions: str | None,
+    out: Path | None = None,
+    *,
+    every: int | None = None,
+    granularity: str = "parameter",
+    strings: int | None = None,
+    codes: Sequence[str] = (),
+    curvature: int = 0,
+    device: str | None = None,
+    hold: int = HOLD,
+    console: Console | None = None,
+) -> Path:
+    """Measure the checkpoints in a folder; returns the folder that figures and reports read.
+
+    The loss is the negative log-likelihood per target token. The measurement is in
+    ``geometry/measured`` of ``folder``, or of ``out``.
+
+    Args:
+        folder: of one checkpoint, or of several.
+        rows: parallel text to measure on.
+        directions: ``fr-en,en-hi``.
+        out: where to write, for models that are not to be written to.
+        codes: what the tokenizer calls a language where it cannot be told: ``fr=fra_Latn``.
+        curvature: of runs alone; anything but 0 is refused.
+        every: only checkpoints whose step is a multiple of it.
+        granularity: what to keep Gram matrices of.
+        strings: only the first so many sentences.
+        device: as in a recipe; auto by default.
+        hold: numbers of gradients held at a time.
+        console: receives a line for each checkpoint.
+
+    Raises:
+        RunError: without checkpoints, text or directions, for a language the tokenizer has no mark
+            for, or if there is a measurement of something else already.
+    """
+    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+
+    console = console or Console(highlight=False)
+    say = partial(console.print, markup=False, soft_wrap=True)
+    there = checkpoints(folder)
+    chosen = {step: path for step, path in there.items() if not every or step % every == 0}
+    if not chosen:
+        steps = ", ".join(map(str, there))
+        raise RunError(f"{folder}: no checkpoint to measure; steps with one: {steps}")
+    if rows is None or directions is None:
+        raise RunError(
+            f"{folder}: a Hugging Face model says neither text nor directions: give --rows FILE "
+            "and --directions fr-en,en-fr"
+        )
+    if curvature:
+        raise RunError(
+            f"{folder}: --curvature is for runs; of other models, "
+            "gradvac.geometry.curvature measures it"
+        )
+    found, origin = file_rows(rows)
+    parsed = [Direction.parse(name) for name in directions.split(",")]
+    texts, multiway = aligned_text(found, parsed, origin, say)
+    texts = [Bitext(t.direction, t.sources[:strings], t.targets[:strings]) for t in texts]
+    if empty := [t.direction.name for t in texts if not len(t)]:
+        raise RunError(f"{origin}: no sentence to measure on for {', '.join(empty)}")
+    place = device_of(device or "auto")
+    named = {code: name for code, _, name in (pair.partition("=") for pair in codes)}
+    home = out or folder
+    out = measured_folder(home)
+    record = GramRecord(out)
+    first = next(iter(chosen.values()))
+    tokenizer = AutoTokenizer.from_pretrained(first, local_files_only=True)
+    marks = _Marks(tokenizer, named, first)
+    batches = {t.direction.name: marks.batches(t, place) for t in texts}
+    out.mkdir(parents=True, exist_ok=True)
+    with alone(out, "measuring into this folder"):
+        for step, path in chosen.items():
+            if step in record.steps():
+                continue
+            model: Any = AutoModelForSeq2SeqLM.from_pretrained(path, local_files_only=True)
+            model.to(place)
+            prepare_folder(out, _description(texts, model, granularity, origin, multiway))
+            record.append(measure_seq2seq(model, batches, granularity, step, hold))
+            say(f"step {step} measured")
+    return home
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """How a tokenizer is told the languages: by its own codes, by ``>>xx<<``, or not at all."""
+
+    tokenizer: Any
+    codes: Mapping[str, str]
+    where: Path
+
+    def batches(self, text: Bitext, device: torch.device) -> list[Mapping[str, torch.Tensor]]:
+        """Inputs and labels of the sentences of a direction, a few at a time."""
+        source, target = text.direction.source, text.direction.target
+        sources, known = list(text.sources), self.tokenizer.get_vocab()
+        if hasattr(self.tokenizer, "src_lang"):
+            self.tokenizer.src_lang = self._code(source, known)
+            self.tokenizer.tgt_lang = self._code(target, known)
+        elif any(piece.startswith(">>") for piece in known):
+            if f">>{target}<<" not in known:
+                raise RunError(f"{self.where}: its tokenizer has no >>{target}<<")
+            sources = [f">>{target}<< {line}" for line in sources]
+        made = []
+        for start in range(0, len(text), SENTENCES):
+            part = slice(start, start + SENTENCES)
+            own = self.tokenizer(
+                sources[part],
+                text_target=list(text.targets[part]),
+                return_tensors="pt",
+                padding=True,
+                truncation=True,
+            )
+            pad = own["labels"] == self.tokenizer.pad_token_id
+            own["labels"] = own["labels"].masked_fill(pad, -100)
+            names = ("input_ids", "attention_mask", "labels")
+            made.append({name: own[name].to(device) for name in names})
+        return made
+
+    def _code(self, code: str, known: Mapping[str, int]) -> str:
+        """``fr`` as the tokenizer calls it: fr (M2M-100), fr_XX (mBART), or as the user says."""
+        code = self.codes.get(code, code)
+        if code in known or code in getattr(self.tokenizer, "lang_code_to_token", {}):  # M2M-100's
+            return code
+        region = [piece for piece in known if re.fullmatch(rf"{re.escape(code)}_[A-Z]{{2}}", piece)]
+        if len(region) == 1:
+            return region[0]
+        raise RunError(
+            f"{self.where}: its tokenizer has no code for the language {code!r}; say what it calls "
+            f"it by --code {code}=..., as in --code fr=fra_Latn"
+        )
+
+
+def _description(
+    texts: Sequence[Bitext], model: Any, granularity: str, origin: str, multiway: bool
+) -> Measurement:
+    shapes = {n: list(p.shape) for n, p in model.named_parameters() if p.requires_grad}
+    group_of(shapes, granularity)  # GradientError for a granularity there is not
+    sides = {t.direction.source: t.sources for t in texts}
+    sides |= {t.direction.target: t.targets for t in texts}
+    lines = "\n".join(line for t in texts for line in [*t.sources, *t.targets])
+    return Measurement(
+        tasks=[t.direction.name for t in texts],
+        granularity=granularity,
+        strings=max(map(len, texts)),
+        origin=origin,
+        multiway=multiway,
+        fingerprint=hashlib.sha256(lines.encode()).hexdigest()[:16],
+        label_smoothing=0.0,
+        parameters=shapes,
+        scripts={code: script(list(lines)) for code, lines in sides.items()},
+    )
