@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from gradvac.cli import app
+from gradvac.errors import RunError
 from gradvac.experiment.recipe import resolve
 from gradvac.translation.transformer import Transformer
 
@@ -68,12 +69,28 @@ def test_an_export_takes_the_place_of_its_like_and_of_nothing_else(model, tmp_pa
     assert {f.name for f in tmp_path.iterdir()} == {"model", "out"}  # nothing half-made stays
 
 
+def test_an_export_that_fails_leaves_things_as_they_were(model, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    gradvac("export", str(model), "--to", "huggingface", str(out))
+    before = {f.name: f.read_bytes() for f in out.iterdir()}
+
+    def half(*parts: object) -> None:
+        (Path(str(parts[-1])) / "config.json").write_text("half")
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr("gradvac.experiment.export.write_huggingface", half)
+    assert refused("export", str(model), "--to", "huggingface", str(out)) == "the disk is full"
+    assert {f.name: f.read_bytes() for f in out.iterdir()} == before
+    assert {f.name for f in tmp_path.iterdir()} == {"model", "out"}
+
+
 def test_wrong_options_are_named(model, tmp_path):
     out = str(tmp_path / "out")
     assert "--to onnx; allowed: gradvac, huggingface" in refused(
         "export", str(model), "--to", "onnx", out
     )
     assert "only --to ctranslate2" in refused("export", str(model), out, "--quantization", "int8")
+    assert "is a file" in refused("export", str(model), str(model / "model.json"))
     assert "--engine onnx; allowed: gradvac, ctranslate2" in refused(
         "translate", str(model), "--engine", "onnx"
     )
@@ -108,6 +125,12 @@ def test_a_model_that_changed_is_exported_anew(model):
     assert translated(model, "--engine", "ctranslate2") == translated(model)
     (new,) = (model / "ctranslate2").iterdir()
     assert new != old
+
+
+def test_where_nothing_can_be_kept_it_translates_all_the_same(model):
+    (model / "ctranslate2").write_text("no folder")
+    assert translated(model, "--engine", "ctranslate2") == translated(model)
+    assert (model / "ctranslate2").read_text() == "no folder"
 
 
 def test_the_shipped_model_is_left_as_it_is():

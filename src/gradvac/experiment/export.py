@@ -50,6 +50,8 @@ def export_run(
 @contextmanager
 def _in_place_of(out: Path) -> Iterator[Path]:
     """Give a new folder that takes the place of ``out`` in the end."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out}: is a file; name a folder")
     new = _beside(out)
     try:
         yield new
@@ -77,7 +79,8 @@ def open_with_ctranslate2(folder: Path | None, found: FoundModel) -> ExportedMod
     """Open a model with CTranslate2, from the export in its ``folder``, made where there is none.
 
     The export is named after what it was made of, so that another checkpoint, or a run that trained
-    on, gets a new one; the old one goes. ``folder`` None keeps nothing.
+    on, gets a new one; the old one goes. ``folder`` None, or one that cannot be written, keeps
+    nothing.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as kept_nowhere:
@@ -85,7 +88,10 @@ def open_with_ctranslate2(folder: Path | None, found: FoundModel) -> ExportedMod
             return ExportedModel(Path(kept_nowhere))
     cache = folder / CACHE / _fingerprint(found)
     if not cache.exists():
-        new = _beside(cache)
+        try:
+            new = _beside(cache)
+        except OSError:
+            return open_with_ctranslate2(None, found)
         try:
             _write(found, new)
             new.rename(cache)
