@@ -367,7 +367,8 @@ def test_quality_against_similarity_of_models_that_share_a_direction(tmp_path: P
     assert [r[0] for r in picture.rows] == ["es", "hi", "sw", "tr"]
     assert [r[1] for r in picture.rows] == pytest.approx(x, abs=1e-12)
     assert [r[2] for r in picture.rows] == y
-    assert f"r = {np.corrcoef(x, y)[0, 1]:.2f}" in picture.caption
+    r = f"{np.corrcoef(x, y)[0, 1]:.2f}".replace("-", "\N{MINUS SIGN}")
+    assert f"r = {r}, " in picture.caption
     _, missing = draw_all(subjects_of(load_runs(runs[:2])))
     assert missing["GradVac Figure 2b"].endswith("there are 2")
 

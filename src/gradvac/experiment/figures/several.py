@@ -36,7 +36,9 @@ def quality_and_similarity(subjects: Sequence[Subject]) -> list[Picture]:
     x = [float(s.mean_of("whole_model", "whole_model", s.tasks)[0, 1]) for s in scored]
     y = [float(_bleu(s.run, name) or 0.0) for s in scored]
     found = correlation(np.array(x), np.array(y))
-    title = f"r = {found.r:.2f}, 95 % of resamples {found.low:.2f} to {found.high:.2f}"
+    title = f"r = {found.r:.2f}, 95 % of resamples {found.low:.2f} to {found.high:.2f}".replace(
+        "-", "\N{MINUS SIGN}"
+    )
     figure = scatter(partners, x, y, f"cosine of {name} and its partner", f"BLEU, {name}", title)
     caption = (
         f"BLEU of {name} in models trained on it and one other direction, against the mean cosine "
