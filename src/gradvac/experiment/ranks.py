@@ -63,7 +63,13 @@ def train_on_ranks(
     )
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=TIMEOUT)
+    store, rank, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    # torchrun keeps one store for all its restarts: without a prefix of their own, ranks find the
+    # addresses of those before them there, and wait for the dead.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"gradvac-attempt-{attempt}", store)
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
     try:
         ranks = Ranks(dist.distributed_c10d._get_default_group())
         with ExitStack() as stack:
