@@ -89,6 +89,46 @@ def debian(
     say(f"corpus: {out}")
 
 
+@app.command("import")
+def import_(
+    sources: Annotated[
+        list[Path], typer.Argument(help="Files, folders, archives.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="The corpus folder to build.", show_default=False)],
+    format_: Annotated[
+        str | None, typer.Option("--format", help="Take only this: moses, tmx, ... Default: all.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="train, valid or test. Default: what the names say.")
+    ] = None,
+    languages: Annotated[
+        str | None, typer.Option(help="Columns of tables without a header, as in 'en fr'.")
+    ] = None,
+    keep_out: Annotated[
+        list[Path] | None, typer.Option(help="Text to keep out of training; several times.")
+    ] = None,
+    fail: Annotated[bool, typer.Option("--fail", help="The first bad line ends it.")] = False,
+    check: Annotated[
+        bool, typer.Option(help="Whether each language is in its column, by the first rows.")
+    ] = True,
+) -> None:
+    """Turn published corpora into a corpus folder: Moses, TMX, TED, OPUS-100, FLORES, WMT, ...
+
+    The layout is guessed and said; test sets stay out of training, near-duplicates included.
+
+    Example: gradvac corpus import opus-100-corpus.zip flores200.tar.gz --out corpora/mine
+    """
+    from gradvac.corpus.importing.build import Options, import_corpus
+    from gradvac.corpus.table import size_table
+
+    named = tuple((languages or "").replace(",", " ").split())
+    policy = "fail" if fail else "drop"
+    options = Options(format_, split, named, tuple(keep_out or ()), policy, check)
+    import_corpus(sources, out, options, say)
+    console.print(size_table(out))
+    say(f"corpus: {out}")
+
+
 @app.command()
 def table(
     folder: Annotated[Path, typer.Argument(help="A corpus folder.", show_default=False)],

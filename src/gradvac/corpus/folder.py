@@ -76,11 +76,18 @@ def write_folder(
     for file, tree in (("report.json", report), (MANIFEST, manifest)):
         text = json.dumps(tree, ensure_ascii=False, indent=1)
         (folder / file).write_text(text + "\n", encoding="utf-8")
-    train = [f"train/en-{c}.tsv" for c in languages if manifest["pairs"]["train"].get(c)]
+    train = [
+        f"train/{c if '-' in c else f'en-{c}'}.tsv"
+        for c in languages
+        if manifest["pairs"]["train"].get(c)
+    ]
     data = {
         "train": [{"path": str(name / file)} for file in train],
-        "valid": [{"path": str(name / "valid.tsv")}],
-        "test": [{"path": str(name / "test.tsv")}],
+        **{
+            part: [{"path": str(name / f"{part}.tsv")}]
+            for part in ("valid", "test")
+            if (folder / f"{part}.tsv").exists()
+        },
     }
     text = "# The data of a recipe that trains on this corpus.\n"
     text += yaml.safe_dump({"data": data}, sort_keys=False)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -101,9 +101,13 @@ def read_rows(source: Source, account: Account) -> Iterator[Row]:
         CorpusError: whatever the policy, a file that is missing, empty, truncated or not in its
             format at all; under "fail", the first problem.
     """
-    name = source.name
+    yield from counted(source.name, _READERS[source.format or ""](source), account)
+
+
+def counted(name: str, items: Iterable[Row | Fault], account: Account) -> Iterator[Row]:
+    """The rows among `items`; `account` counts them, and the faults of others, as `name`."""
     account.start(name)
-    for item in _READERS[source.format or ""](source):
+    for item in items:
         if isinstance(item, Row):
             account.keep(name)
             yield item
@@ -164,7 +168,7 @@ def _check(source: Source) -> None:
         )
 
 
-def _row(texts: Mapping[str, str], where: str) -> Row:
+def row_of(texts: Mapping[str, str], where: str) -> Row:
     """A row without its empty texts; Fault when fewer than two remain."""
     kept = {code: text for code, text in texts.items() if text and not text.isspace()}
     if len(kept) < 2:
@@ -184,7 +188,7 @@ def _tsv(source: Source) -> Iterator[Row | Fault]:
             if cells == [""]:
                 raise Fault("empty line", where)
             raise Fault("wrong number of columns", where, f"{len(cells)} instead of {width}")
-        return _row({code: cells[column] for code, column in columns.items()}, where)
+        return row_of({code: cells[column] for code, column in columns.items()}, where)
 
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"
@@ -250,7 +254,7 @@ def _text(source: Source) -> Iterator[Row | Fault]:
             break
         try:
             texts = {c: decode(line, f"{paths[c]}:{number}") for c, line in line_of.items()}
-            yield _row(texts, f"{next(iter(paths.values()))}:{number}")
+            yield row_of(texts, f"{next(iter(paths.values()))}:{number}")
         except Fault as fault:
             yield fault
     if line_of:
@@ -293,7 +297,7 @@ def _json_row(source: Source, line: str, where: str) -> Row:
         if value is not None and not isinstance(value, str):
             raise Fault("wrong JSON type", where, f"{key!r} is {_kind(value)} instead of a text")
         texts[code] = check_text(value or "", where)
-    return _row(texts, where)
+    return row_of(texts, where)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -318,7 +322,7 @@ def _catalogues(source: Source) -> Iterator[Row | Fault]:
                 continue
             texts = {source.msgid_language: message.source, code: message.target}
             try:
-                yield _row(texts, message.where)
+                yield row_of(texts, message.where)
             except Fault as fault:
                 yield fault
 

@@ -146,6 +146,11 @@ class Spool:
             self.account.keep(lane.name, lane.count - repeated)
             self._drop(lane, "duplicate", self._places(lane, own) if repeated else [], repeated)
 
+    @property
+    def names(self) -> list[str]:
+        """The directions there are."""
+        return list(self._lanes)
+
     def pairs(self, direction: Direction) -> int:
         """Clean pairs of a direction."""
         lane = self._lanes[direction.name]

@@ -1,0 +1,1 @@
+"""Parallel text as it is published, turned into a corpus folder."""

@@ -1,0 +1,309 @@
+"""From published files to a corpus folder: unpack, guess, check, hold evaluation text out."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations, islice
+from pathlib import Path
+from typing import Any, cast
+
+from gradvac.corpus.apt import sha256_of
+from gradvac.corpus.folder import new_folder, write_folder
+from gradvac.corpus.heldout import HeldOut
+from gradvac.corpus.importing.checks import SAMPLE, check_columns, identifier_of, in_script
+from gradvac.corpus.importing.layouts import KINDS, Piece, Split, find_pieces
+from gradvac.corpus.importing.unpack import is_archive, unpack
+from gradvac.errors import CorpusError, RecipeError
+from gradvac.translation.account import Account, Policy
+from gradvac.translation.cleaning import CleaningRules, normalise, text_key
+from gradvac.translation.languages import Direction, family_order
+from gradvac.translation.readers import Row
+from gradvac.translation.spool import ENGLISH, Spool
+
+Say = Callable[[str], None]
+# Chosen here: a file with more bad lines than this is not what it says it is.
+_BAD_SHARE = 0.1
+_UNEQUAL = "unequal numbers of lines"
+_CHUNK = 10_000
+_TRAINING = "training rows"  # in the account: rows beside those too near evaluation text
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read sources; None is guessed.
+
+    ``languages`` name the columns of tables without a header, ``keep_out`` are more files whose
+    text is kept out of training; ``check`` False trusts that languages are in their columns.
+    """
+
+    format: str | None = None
+    split: str | None = None
+    languages: tuple[str, ...] = ()
+    keep_out: tuple[Path, ...] = ()
+    on_problem: Policy = "drop"
+    check: bool = True
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.format not in KINDS:
+            raise RecipeError(f"--format is {self.format!r}: allowed are {', '.join(KINDS)}")
+        if self.split not in (None, "train", "valid", "test"):
+            raise RecipeError(f"--split is {self.split!r}: allowed are train, valid, test")
+
+
+def import_corpus(sources: Sequence[Path], out: Path, options: Options, say: Say) -> dict[str, Any]:
+    """Build the corpus folder ``out`` from files, folders and archives; returns its manifest.
+
+    ``out`` appears when all went well, and not before.
+
+    Raises:
+        CorpusError: ``out`` exists, or a source is missing, broken, of an unknown layout, not in
+            the languages it says, or given twice.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CorpusError(f"{out}: is there already; choose another folder")
+    partial = None
+    try:
+        with new_folder(out) as partial:
+            return _build(sources, partial, out, options, say)
+    except BaseException:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _build(
+    sources: Sequence[Path], folder: Path, out: Path, options: Options, say: Say
+) -> dict[str, Any]:
+    unpacked: dict[str, str] = {}
+    work = folder / "work"
+    account = Account(options.on_problem)
+    try:
+        given = _files(sources, work, unpacked)
+        pieces = _pieces(given, options, unpacked, say)
+        others = _pieces(_files(options.keep_out, work, unpacked), options, unpacked, say)
+        identifier = identifier_of(pieces) if options.check else None
+        for piece in pieces if options.check else ():
+            check_columns(piece, list(islice(piece.rows(Account()), SAMPLE)), identifier)
+        held = {part: list(_rows(pieces, part, account)) for part in ("valid", "test")}
+        held["valid"] = _without(held["valid"], held["test"], account)
+        extra = [row for piece in others for row in piece.rows(Account())]
+        spool = _training(pieces, [*held["valid"], *held["test"], *extra], work, account)
+    except CorpusError as error:
+        raise CorpusError(_shown(str(error), unpacked)) from error
+    say(_shown(str(account), unpacked))
+    pairs = {"train": _write_training(spool, folder / "train")}
+    languages = [ENGLISH, *family_order(_codes([*held["valid"], *held["test"]]) - {ENGLISH})]
+    for part, rows in held.items():
+        if rows:
+            _write_rows(folder / f"{part}.tsv", rows, languages)
+        pairs[part] = Counter(c for row in rows for c in row.texts if c != ENGLISH)
+    manifest = {
+        "kind": "import",
+        "sources": [
+            {"name": name, "bytes": size, "sha256": digest} for name, size, digest in _sums(sources)
+        ],
+        "pieces": [
+            {
+                "kind": p.kind,
+                "split": p.split,
+                "files": [_shown(str(f), unpacked) for f in p.files],
+                "languages": dict(p.languages),
+            }
+            for p in pieces
+        ],
+        "pairs": {part: dict(counts) for part, counts in pairs.items()},
+    }
+    shutil.rmtree(work, ignore_errors=True)
+    report = _shown_tree(account.to_dict(), unpacked)
+    write_folder(folder, out, manifest, report, list(pairs["train"]))
+    return manifest
+
+
+def _files(sources: Sequence[Path], work: Path, unpacked: dict[str, str]) -> list[Path]:
+    """All files of the sources, archives unpacked; ``unpacked`` says what stands for a folder."""
+    files: list[Path] = []
+    for source in sources:
+        if not source.exists():
+            raise CorpusError(f"{source}: no such file or folder")
+        if source.is_dir():
+            inner = sorted(f for f in source.rglob("*") if f.is_file())
+            files += _files([f for f in inner if is_archive(f)], work, unpacked)
+            files += [f for f in inner if not is_archive(f)]
+        elif is_archive(source):
+            place = work / f"archive-{len(unpacked)}"
+            unpacked[str(place)] = str(source)
+            unpack(source, place)
+            files += sorted(f for f in place.rglob("*") if f.is_file())
+        else:
+            files.append(source)
+    return files
+
+
+def _pieces(
+    files: Sequence[Path], options: Options, unpacked: Mapping[str, str], say: Say
+) -> list[Piece]:
+    """The pieces of files, each said; one that is there twice is used once."""
+    if not files:
+        return []
+    split = cast(Split | None, options.split)
+    found = find_pieces(files, options.format, split, options.languages)
+    for file in found.ignored:
+        say(_shown(f"{file}: no parallel text recognised; left out", unpacked))
+    if not found.pieces:
+        raise CorpusError(
+            f"{files[0]}: no parallel text found in {len(files)} files; allowed are "
+            f"{', '.join(KINDS)}"
+        )
+    kept: dict[tuple[str, ...], Piece] = {}
+    for piece in found.pieces:
+        sums = tuple(map(sha256_of, piece.files))
+        if len({*sums}) < len(sums):
+            raise CorpusError(f"{piece.name}: have the same content: one language is missing")
+        if (first := kept.setdefault(sums, piece)) is not piece:
+            say(_shown(f"{piece.name}: the same content as {first.name}; left out", unpacked))
+            continue
+        tags = ", ".join(t if t == c else f"{t} as {c}" for t, c in piece.languages.items())
+        say(_shown(f"{piece.name}: {piece.kind}, {piece.split}: {tags}", unpacked))
+    return list(kept.values())
+
+
+def _rows(pieces: Iterable[Piece], split: str, account: Account) -> Iterator[Row]:
+    """Rows of a split, each text in the script of its language; a bad file ends it."""
+    for piece in pieces:
+        if piece.split != split:
+            continue
+        for row in piece.rows(account):
+            odd = [code for code, text in row.texts.items() if not in_script(code, text)]
+            if odd:
+                account.drop(f"{piece.name} by script", f"{odd[0]} in another script", row.where)
+            texts = {c: normalise(t) for c, t in row.texts.items() if c not in odd}
+            if len(texts) > 1:
+                yield Row(texts, row.where)
+        name = piece.name
+        lines = [x for x in account.table() if x.corpus == name and x.reason != "kept"]
+        bad = [x for x in lines if x.reason not in ("empty line", "fewer than two texts")]
+        for line in bad:
+            if line.reason == _UNEQUAL or line.share > _BAD_SHARE:
+                raise CorpusError(
+                    f"{line.first}: {line.reason}: {line.count:,} lines, {line.share:.0%} of "
+                    f"{name}; nothing was written"
+                )
+
+
+def _without(valid: list[Row], test: Sequence[Row], account: Account) -> list[Row]:
+    """Validation rows of which no text has the letters of a test text in its language."""
+    keys = {(c, text_key(t)) for row in test for c, t in row.texts.items()}
+    kept = []
+    for row in valid:
+        if any(text_key(t) and (c, text_key(t)) in keys for c, t in row.texts.items()):
+            account.drop("valid", "in test text", row.where)
+        else:
+            kept.append(row)
+    return kept
+
+
+def _training(pieces: Sequence[Piece], held: Sequence[Row], work: Path, account: Account) -> Spool:
+    """Clean training pairs on disk, nothing near evaluation text among them."""
+    names = dict.fromkeys(
+        direction.name
+        for piece in pieces
+        if piece.split == "train"
+        for direction in _directions(list(piece.languages.values()))
+    )
+    keep = _KeepOut(held, account)
+    rows = (keep(row) for row in _rows(pieces, "train", account))
+    spool = Spool(work / "spool", CleaningRules(), account, list(names), None, frozenset())
+    spool.fill(row for row in rows if row is not None)
+    return spool
+
+
+def _directions(codes: Sequence[str]) -> list[Direction]:
+    """English with each other language, or each pair where there is no English."""
+    if ENGLISH in codes:
+        return [Direction(ENGLISH, code) for code in sorted({*codes} - {ENGLISH})]
+    return [Direction(one, other) for one, other in combinations(sorted({*codes}), 2)]
+
+
+class _KeepOut:
+    """Takes texts out of training rows that are, or nearly are, evaluation text."""
+
+    def __init__(self, held: Sequence[Row], account: Account) -> None:
+        self.rows, self.account = [row.texts for row in held], account
+        self._by_pivot: dict[str, HeldOut] = {}
+
+    def __call__(self, row: Row) -> Row | None:
+        if not self.rows:
+            self.account.keep(_TRAINING)
+            return row
+        pivot = ENGLISH if ENGLISH in row.texts else min(row.texts)
+        held = self._by_pivot.get(pivot)
+        if held is None:
+            held = self._by_pivot[pivot] = HeldOut(self.rows, pivot)
+        why = held.english_reason(row.texts[pivot])
+        if why is None:
+            leaks = {c: held.translation_reason(c, t) for c, t in row.texts.items() if c != pivot}
+            why = next(filter(None, leaks.values()), None)
+            if why is None:
+                self.account.keep(_TRAINING)
+                return row
+            texts = {c: t for c, t in row.texts.items() if not leaks.get(c)}
+        else:
+            texts = {}
+        self.account.drop(_TRAINING, why, row.where)
+        return Row(texts, row.where) if len(texts) > 1 else None
+
+
+def _write_training(spool: Spool, folder: Path) -> Counter[str]:
+    """One table a pair of languages; returns pairs by the language, `de-fr` without English."""
+    folder.mkdir()
+    counts = Counter[str]()
+    for name in spool.names:
+        direction = Direction.parse(name)
+        total = spool.pairs(direction)
+        if not total:
+            continue
+        source, target = direction.source, direction.target
+        counts[target if source == ENGLISH else name] = total
+        with (folder / f"{name}.tsv").open("w", encoding="utf-8", newline="\n") as out:
+            out.write(f"{source}\t{target}\n")
+            for sources, targets in spool.texts(direction, _CHUNK, total):
+                out.writelines(f"{s}\t{t}\n" for s, t in zip(sources, targets, strict=True))
+    return counts
+
+
+def _write_rows(file: Path, rows: Sequence[Row], languages: Sequence[str]) -> None:
+    present = set(_codes(rows))
+    codes = [code for code in languages if code in present]
+    with file.open("w", encoding="utf-8", newline="\n") as out:
+        out.write("\t".join(codes) + "\n")
+        out.writelines("\t".join(r.texts.get(c, "") for c in codes) + "\n" for r in rows)
+
+
+def _codes(rows: Iterable[Row]) -> set[str]:
+    return {code for row in rows for code in row.texts}
+
+
+def _sums(sources: Iterable[Path]) -> Iterator[tuple[str, int, str]]:
+    files = chain.from_iterable(
+        [s] if s.is_file() else sorted(f for f in s.rglob("*") if f.is_file()) for s in sources
+    )
+    for file in files:
+        yield str(file), file.stat().st_size, sha256_of(file)
+
+
+def _shown(text: str, unpacked: Mapping[str, str]) -> str:
+    """A text about unpacked files, said of the archive they are in."""
+    for place, archive in unpacked.items():
+        text = text.replace(place, archive)
+    return text
+
+
+def _shown_tree(tree: Any, unpacked: Mapping[str, str]) -> Any:
+    if isinstance(tree, dict):
+        return {_shown(k, unpacked): _shown_tree(v, unpacked) for k, v in tree.items()}
+    if isinstance(tree, list):
+        return [_shown_tree(v, unpacked) for v in tree]
+    return _shown(tree, unpacked) if isinstance(tree, str) else tree

@@ -1,0 +1,125 @@
+"""Tables of text: TSV with any header (TED included), Parquet, data sets of Hugging Face."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradvac.corpus.importing.tags import language_code
+from gradvac.errors import CorpusError, RunError
+from gradvac.translation.readers import Row, row_of
+from gradvac.translation.textfiles import Fault, check_text, decode, raw_lines
+
+# The multi-way table of TED talks (Qi et al. 2018) has it for "not translated".
+NULL = "__NULL__"
+_BATCH = 1000
+
+
+def header(path: Path) -> list[str]:
+    """The cells of the first line; a file that is no text has none."""
+    try:
+        return decode(next(raw_lines(path)), f"{path}:1").split("\t")
+    except Fault:
+        return []
+
+
+def tsv(path: Path, columns: Mapping[int, str], skip_first: bool) -> Iterator[Row | Fault]:
+    """Rows of a table; `columns` says which column holds which language."""
+    width = None
+    for number, line in enumerate(raw_lines(path), 1):
+        where = f"{path}:{number}"
+        try:
+            cells = decode(line, where).split("\t")
+            width = width or len(cells)
+            if number == 1 and skip_first:
+                continue
+            if len(cells) != width:
+                raise Fault("wrong number of columns", where, f"{len(cells)} instead of {width}")
+            texts = {code: cells[c] for c, code in columns.items() if cells[c].strip() != NULL}
+            yield row_of(texts, where)
+        except Fault as fault:
+            yield fault
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Names of the columns of a Parquet file, or of its `translation`."""
+    with _parquet(path) as file:
+        schema = file.schema_arrow
+        if "translation" in schema.names:
+            return [field.name for field in schema.field("translation").type]
+        return list(schema.names)
+
+
+def parquet(path: Path, columns: Sequence[str]) -> Iterator[Row | Fault]:
+    """Rows of a Parquet file, a batch at a time."""
+    with _parquet(path) as file:
+        nested = "translation" in file.schema_arrow.names
+        names = ["translation"] if nested else list(columns)
+        number = 0
+        try:
+            for batch in file.iter_batches(_BATCH, columns=names):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield _row(row["translation"] if nested else row, columns, f"{path}:{number}")
+        except (OSError, ValueError) as error:
+            raise CorpusError(f"{path}:{number + 1}: cannot be read further: {error}") from error
+
+
+def _parquet(path: Path) -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError as e:
+        raise RunError("Parquet needs pyarrow: pip install 'gradvac[datasets]'") from e
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+        raise CorpusError(f"{path}: not Parquet, or cut off: {error}") from error
+
+
+def saved_splits(folder: Path) -> dict[str, Any]:
+    """The splits of a data set that `datasets` saved with `save_to_disk`."""
+    try:
+        import datasets
+    except ImportError as e:
+        raise RunError("saved data sets need datasets: pip install 'gradvac[datasets]'") from e
+    try:
+        found = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise CorpusError(f"{folder}: datasets cannot load it: {error}") from error
+    many = isinstance(found, dict)
+    return {str(k): v for k, v in found.items()} if many else {folder.name: found}
+
+
+def saved_columns(data: Any) -> list[str]:
+    """Names of the columns of a saved data set, or of its `translation`."""
+    if "translation" not in data.column_names:
+        return list(data.column_names)
+    feature = data.features["translation"]
+    return list(getattr(feature, "languages", None) or feature)
+
+
+def saved(data: Any, columns: Sequence[str], name: str) -> Iterator[Row | Fault]:
+    """Rows of one split of a saved data set."""
+    nested = "translation" in data.column_names
+    for number, row in enumerate(data, 1):
+        yield _row(row["translation"] if nested else row, columns, f"{name}:{number}")
+
+
+def _row(values: Mapping[str, Any], columns: Iterable[str], where: str) -> Row | Fault:
+    try:
+        texts = {}
+        for name in columns:
+            value = values.get(name)
+            if value is not None and not isinstance(value, str):
+                raise Fault("not a text", where, f"{name!r} is {type(value).__name__}")
+            texts[name] = check_text(" ".join((value or "").split()), where)
+        return row_of(texts, where)
+    except Fault as fault:
+        return fault
+
+
+def languages_of(names: Iterable[str]) -> dict[str, str]:
+    """Names that are language tags -> codes, in order."""
+    found = {name: language_code(name) for name in names}
+    return {name: code for name, code in found.items() if code}
