@@ -79,8 +79,8 @@ CASES = [
 
 
 def cases_of(size: int) -> list[Case]:
-    """All cases for two processes; for more, those in which their number matters."""
-    return CASES if size == 2 else [case for case in CASES if case.split != "spread"]
+    """All cases for two processes; half each, for three and four, of those that depend on it."""
+    return CASES if size == 2 else [case for case in CASES if case.split != "spread"][size - 3 :: 2]
 
 
 def batch(step: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from gradvac.engine import Engine, PerTaskEngine, agreement, ranks
 from gradvac.errors import GradvacError
@@ -113,11 +115,18 @@ FAILURES: dict[str, Callable[[int], object]] = {
     ),
     "passes": lambda rank: message(lambda: Engine(build(), Joint(), "whole_model", passes=2)),
     "budget": lambda rank: message(lambda: Engine(build(), Joint(), budget=0)),
+    "sharded": lambda rank: message(lambda: Engine(sharded(), Joint())),
     "nobody": per_task_of_one_rank,
     "one": lambda rank: message(
         lambda: step(Engine(build(), Joint(), process_group=own_group(rank)))
     ),
 }
+
+
+def sharded() -> nn.Module:
+    model = build()
+    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    return model
 
 
 def own_group(rank: int) -> dist.ProcessGroup | None:

@@ -114,6 +114,7 @@ def test_a_failing_rank_stops_the_step_of_all_with_its_reason(failed):
         ("shares", "some ranks give shares and others do not"),
         ("passes", "passes=2 with 2 ranks: .*make the engine with passes=1"),
         ("budget", "budget is 0"),
+        ("sharded", "the model is sharded by fully_shard.*not supported"),
     ],
 )
 def test_ranks_that_do_not_fit_together_are_refused(failed, change, says):

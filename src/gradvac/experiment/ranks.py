@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from torch.distributed.rendezvous import rendezvous
 
 from gradvac.engine import Engine
 from gradvac.engine.distributed import add_gradients, cost
@@ -63,11 +64,11 @@ def train_on_ranks(
     )
     if on_gpu:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, rank, size = next(iter(dist.rendezvous("env://", timeout=TIMEOUT)))
+    store, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
     # torchrun keeps one store for all its restarts: without a prefix of their own, ranks find the
     # addresses of those before them there, and wait for the dead.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"gradvac-attempt-{attempt}", store)
+    store = dist.distributed_c10d.PrefixStore(f"gradvac-attempt-{attempt}", store)
     backend = "nccl" if on_gpu else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
     try:
