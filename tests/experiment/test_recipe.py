@@ -8,7 +8,12 @@ import yaml
 
 from gradvac.errors import GradientError, RecipeError
 from gradvac.experiment.build import build_method
-from gradvac.experiment.recipe import dump_recipe, load_recipe, parse_recipe
+from gradvac.experiment.recipe import (
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    read_recipe_file,
+)
 from gradvac.methods import (
     CATS,
     FAMO,
@@ -256,6 +261,14 @@ def test_every_recipe_is_valid(file):
 
 def test_the_shipped_recipe_loads_by_its_name():
     assert load_recipe(Path("shipped:recipes/demo.yaml")).training.start_from == "shipped:start"
+
+
+def test_the_runs_of_the_figures_are_all_valid():
+    file = read_recipe_file(Path("shipped:recipes/figures.yaml"))
+    recipes = {name: load_recipe(file, variant=name) for name in file.variants}
+    starts = {name: recipe.training.start_from for name, recipe in recipes.items()}
+    assert starts["base"] is None and starts["with/es"] == starts["together"] == "shipped:start"
+    assert len({r.model for n, r in recipes.items() if starts[n]}) == 1
 
 
 def test_routing_by_language_is_trained_jointly():
