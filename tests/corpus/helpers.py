@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import stat
+import sys
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -66,7 +67,7 @@ def deb(
 
 
 _APT = """\
-#!/usr/bin/env python3
+#!{python} -IS
 import json, shutil, sys
 from pathlib import Path
 
@@ -115,6 +116,6 @@ def fake_apt(folder: Path, packages: Mapping[str, Mapping[str, bytes]]) -> Path:
     (archive / "Contents").write_text("\n".join(contents) + "\n")
     for name in ("apt-get", "apt-cache"):
         program = programs / name
-        program.write_text(_APT.format(archive=str(archive)))
+        program.write_text(_APT.format(python=sys.executable, archive=str(archive)))
         program.chmod(program.stat().st_mode | stat.S_IEXEC)
     return programs

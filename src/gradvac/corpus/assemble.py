@@ -16,11 +16,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 from gradvac.corpus.heldout import HeldOut, NearIndex
+from gradvac.corpus.workers import workers
 from gradvac.translation.cleaning import text_key
 
 ENGLISH = "en"
@@ -267,17 +267,14 @@ def assemble(
     buckets = scatter(files, work, lambda: tick("sorting", next(done), len(files)))
     losses = Losses()
     documents: dict[str, tuple[int, dict[str, int]]] = {}
-    context = get_context("spawn")
-    with context.Pool(jobs) as pool:
-        for number, (found, lost) in enumerate(pool.imap(gather, buckets), 1):
+    with workers(jobs) as map_:
+        for number, (found, lost) in enumerate(map_(gather, buckets), 1):
             _merge_documents(documents, found)
             losses.merge(lost.counts, lost.samples)
             tick("joining languages", number, BUCKETS)
         chosen = choose_documents(documents, languages, split)
         held = [
-            row
-            for rows in pool.imap(partial(_held_out_rows, chosen=chosen), buckets)
-            for row in rows
+            row for rows in map_(partial(_held_out_rows, chosen=chosen), buckets) for row in rows
         ]
     parts = evaluation_rows(held, chosen, losses)
     pairs = {
@@ -286,8 +283,8 @@ def assemble(
     }
     pairs["train"] = Counter({code: 0 for code in languages})
     everything = [row for rows in parts.values() for row in rows]
-    with context.Pool(jobs, _start, (everything,)) as pool:
-        results = pool.imap(partial(_training, chosen=chosen), buckets)
+    with workers(jobs, partial(_start, everything)) as map_:
+        results = map_(partial(_training, chosen=chosen), buckets)
         for number, (kept, lost) in enumerate(results, 1):
             pairs["train"].update(kept)
             losses.merge(lost.counts, lost.samples)

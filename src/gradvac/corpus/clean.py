@@ -2,8 +2,9 @@
 
 Files are cut into pieces of bytes, independent of the number of processes; every piece is filtered
 by itself, then duplicates are found over all pieces of a file. Memory: one piece a process, one
-bucket of hashes (`duplicates`), and the evaluation text. Disk, beside the text kept: 105 bytes a
-pair, and 160 more while near-duplicates are looked for.
+bucket of hashes (`duplicates`), and the evaluation text. Disk, beside twice the text: 41 bytes a
+pair (size, hash, offset, state, record in a bucket), and 240 more for near-duplicates (ten bands of
+8 bytes, ten records of 16).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +32,7 @@ from gradvac.corpus.duplicates import (
 from gradvac.corpus.filters import SAMPLE_ROWS, PairFilter, check_columns
 from gradvac.corpus.folder import MANIFEST, finished, new_folder, read_manifest, write_folder
 from gradvac.corpus.heldout import HeldOut
+from gradvac.corpus.workers import Map, workers
 from gradvac.errors import CorpusError
 from gradvac.translation.account import Account
 from gradvac.translation.cleaning import CleaningRules, normalise
@@ -115,10 +116,10 @@ def clean_folder(
         held, evaluation = _evaluation(folder, new)
         found: dict[str, _Found] = {}
         (new / "train").mkdir()
-        start = partial(_start, held, languages, plan)
-        for number, file in enumerate(files):
-            tick(f"cleaning {len(files)} files", number, len(files))
-            found[file.stem] = _clean_file(file, codes[file], new, plan, jobs, start)
+        with workers(jobs, partial(_start, held, languages, plan)) as map_:
+            for number, file in enumerate(files):
+                tick(f"cleaning {len(files)} files", number, len(files))
+                found[file.stem] = _clean_file(file, codes[file], new, plan, map_)
         tick(f"cleaning {len(files)} files", len(files), len(files))
         old = read_manifest(folder) if (folder / MANIFEST).exists() else {}
         other = {file.stem: next((c for c in codes[file] if c != ENGLISH), "") for file in files}
@@ -222,8 +223,7 @@ def _clean_file(
     codes: tuple[str, str],
     out: Path,
     plan: CleaningPlan,
-    jobs: int,
-    start: Callable[[], None],
+    map_: Map,
 ) -> _Found:
     """Clean one file into `out/train`."""
     work = out / "work"
@@ -234,9 +234,8 @@ def _clean_file(
         for number, at in enumerate(range(0, max(size, 1), PIECE))
     ]
     found = _Found()
-    with get_context("spawn").Pool(min(jobs, len(pieces)), start) as pool:
-        for part in pool.imap(partial(_clean_piece, codes=codes), pieces):
-            found.merge(part)
+    for part in map_(partial(_clean_piece, codes=codes), pieces):
+        found.merge(part)
     _without_duplicates(pieces, out / "train" / file.name, codes, plan, found)
     shutil.rmtree(work)
     return found

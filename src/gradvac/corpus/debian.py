@@ -12,14 +12,13 @@ import gzip
 import json
 import os
 import resource
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from gradvac.corpus.descriptions import extract_descriptions
 from gradvac.corpus.extract import MIN_WORDS, RULES, english_texts, extract
 from gradvac.corpus.folder import finished, new_folder, write_folder
 from gradvac.corpus.members import ENGLISH
+from gradvac.corpus.workers import workers
 from gradvac.errors import CorpusError
 
 PAPER = "fr es de pl cs mk bg uk be ru lv lt et fi hi mr gu ne kk ky sw zu xh id ms".split()
@@ -194,32 +194,25 @@ def _read_packages(
     done = len(packages) - len(missing)
     tick("reading packages", done, len(packages))
     lots = [missing[start : start + _LOT] for start in range(0, len(missing), _LOT)]
-    with (
-        ThreadPoolExecutor(1) as downloader,
-        ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
-    ):
+    with ThreadPoolExecutor(1) as downloader, workers(jobs) as map_:
         # One lot is downloaded while the one before it is read.
         ahead: Future[dict[str, Path]] | None = None
         for number, lot in enumerate(lots):
-            files = ahead.result() if ahead else apt.download([package for package, _ in lot], debs)
+            files = ahead.result() if ahead else apt.download([p for p, _ in lot], debs)
             if number + 1 < len(lots):
-                following = [package for package, _ in lots[number + 1]]
-                ahead = downloader.submit(apt.download, following, debs)
-            running = [
-                pool.submit(_extract, files[package.name], reading, plan.languages, english)
-                for package, reading in lot
-            ]
-            for future in as_completed(running):
-                future.result()
+                ahead = downloader.submit(apt.download, [p for p, _ in lots[number + 1]], debs)
+            tasks = [(files[package.name], reading) for package, reading in lot]
+            for _ in map_(partial(_extract, languages=plan.languages, english=english), tasks):
                 done += 1
                 tick("reading packages", done, len(packages))
     return readings
 
 
 def _extract(
-    deb: Path, reading: _Reading, languages: Sequence[str], english: dict[str, Path]
+    task: tuple[Path, _Reading], languages: Sequence[str], english: dict[str, Path]
 ) -> None:
     """Extract one package into the cache; one that cannot be read is a problem, not the end."""
+    deb, reading = task
     try:
         result = extract(deb, reading.name, languages, english, reading.pairs).to_dict()
     except CorpusError as error:
@@ -326,10 +319,3 @@ def default_cache() -> Path:
     """Where downloads are kept unless told otherwise."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "gradvac" / "debian"
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space where `folder` lies or will lie."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free

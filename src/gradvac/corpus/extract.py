@@ -265,7 +265,7 @@ def _mozilla(data: bytes) -> Iterator[tuple[str, Texts]]:
     """Resource and its texts of a language pack or of a program's own archive."""
     for name, body in read_jar(data):
         # `browser/chrome/de/locale/de/x/y.properties` and its en-US twin -> `x/y.properties`
-        resource = re.sub(r"^.*/(?:locale|localization)/[A-Za-z-]+/", "", name)
+        resource = re.sub(r"^(?:.*/)?(?:locale|localization)/[A-Za-z-]+/", "", name)
         read = read_fluent if name.endswith(".ftl") else read_properties
         yield resource, read(body.decode("utf-8", "replace"))
 
