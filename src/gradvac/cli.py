@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gradvac import cli_corpus, cli_scores
+from gradvac import cli_corpus, cli_replay, cli_scores
 from gradvac.cli_options import (
     Changes,
     CheckpointName,
@@ -127,6 +127,7 @@ def sweep(
 
 
 app.add_typer(cli_scores.app)
+app.add_typer(cli_replay.app)
 app.add_typer(cli_corpus.app, name="corpus")
 
 
@@ -296,11 +297,21 @@ def report(
 
 
 def main() -> None:
-    """Entry point: a GradvacError is a message and exit code 2, never a traceback."""
+    """Entry point: a GradvacError is a message and exit code 2, never a traceback.
+
+    So is a disk that is full or a folder that cannot be written, with exit code 74.
+    """
     try:
         app()
     except GradvacError as e:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(2) from e
+    except OSError as e:
+        from gradvac.experiment.disk import DISK, REFUSALS, explain
+
+        if e.errno not in REFUSALS:
+            raise
+        print(f"error: {explain(e)}", file=sys.stderr)
+        raise SystemExit(DISK) from e
     except KeyboardInterrupt:
         raise SystemExit(130) from None

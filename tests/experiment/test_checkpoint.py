@@ -177,6 +177,16 @@ def test_keep_newest(tmp_path):
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
 
 
+def test_one_that_a_signal_left_goes_with_the_next(tmp_path):
+    for s in (4, 8, 10):
+        save_checkpoint(tmp_path, make(s))
+        keep_newest(tmp_path, 2, regular=4)
+    assert [p.name[-2:] for p in list_checkpoints(tmp_path)] == ["08", "10"]
+    save_checkpoint(tmp_path, make(12))
+    keep_newest(tmp_path, 2, regular=4)
+    assert [p.name[-2:] for p in list_checkpoints(tmp_path)] == ["08", "12"]
+
+
 @pytest.mark.parametrize("killed", [False, True])
 def test_of_every_nth_the_parameters_stay_when_its_checkpoint_goes(tmp_path, monkeypatch, killed):
     folder = tmp_path / "checkpoints"

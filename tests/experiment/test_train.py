@@ -243,6 +243,22 @@ def test_averaging_the_last_checkpoints(toy, tmp_path):
     assert sum(own.values()) / len(own) == pytest.approx(lines[-1]["nll"], rel=1e-6)
 
 
+def test_a_stop_changes_nothing_about_the_average(toy, tmp_path):
+    sets = ["training.average=2"]
+    trainer(toy, tmp_path / "whole", sets).train()
+    stopped = trainer(toy, tmp_path / "stopped", sets)
+    step = stopped.train_step
+
+    def stopping() -> int:
+        stopped.stop.number = signal.SIGTERM if stopped.step == 10 else None
+        return step()
+
+    stopped.train_step = stopping
+    assert stopped.train() == 143
+    assert trainer(toy, tmp_path / "stopped", sets).train() == 0
+    assert everything(tmp_path / "stopped") == everything(tmp_path / "whole")
+
+
 def test_only_the_newest_checkpoints_are_kept(toy, tmp_path):
     trainer(toy, tmp_path / "run", ["training.keep=2"]).train()
     names = [p.name for p in list_checkpoints(tmp_path / "run" / "checkpoints")]

@@ -131,7 +131,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         step = int(state.pop("step"))
-    except (OSError, ValueError, KeyError) as e:
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as e:
         raise RunError(f"{folder / 'state.json'}: not the state of a checkpoint: {e}") from e
     return Checkpoint(step=step, state=state, **parts)
 
@@ -200,12 +208,17 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name))
 
 
-def keep_newest(folder: Path, count: int, every: int | None = None) -> None:
+def keep_newest(folder: Path, count: int, every: int | None = None, regular: int = 1) -> None:
     """Delete all but the newest ``count`` checkpoints.
 
+    One that is not at a multiple of ``regular``, such as a signal leaves, goes with the next: what
+    stays, and what is averaged, does not depend on interruptions.
     Of those whose step is a multiple of ``every`` the parameters stay, in ``history`` beside
     ``folder``: a third of a checkpoint, enough to measure and to translate.
     """
+    for extra in list_checkpoints(folder)[:-1]:
+        if _step(extra) % regular:
+            shutil.rmtree(extra)
     for old in list_checkpoints(folder)[:-count]:
         parameters = old / "model.safetensors"
         if every and _step(old) % every == 0 and parameters.exists():  # gone if killed below

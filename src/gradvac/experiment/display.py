@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gradvac.experiment.disk import REFUSALS
+
 
 class Display:
     """Progress of one run. ``tensorboard`` is a folder for event files, or None."""
@@ -57,8 +59,12 @@ class Display:
             self.line(f"step {step}/{self._steps}  {text}  {_clock(left)} left")
 
     def line(self, text: str) -> None:
-        """Print a line above the bar."""
-        self.console.print(text, markup=False)
+        """Print a line above the bar; one that a full disk refuses waits for the next."""
+        try:
+            self.console.print(text, markup=False)
+        except OSError as e:
+            if e.errno not in REFUSALS:
+                raise
 
     def finish(self, text: str) -> None:
         """End the bar and say how it ended."""

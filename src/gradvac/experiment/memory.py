@@ -61,14 +61,17 @@ def too_large(recipe: BaseRecipe, step: int, batches: Sequence[TaskBatch]) -> Ru
     shapes = ", ".join(
         f"{name} {list(x.shape)}" for name, x in tensors_of(largest).items() if x.dim() > 1
     )
-    section = recipe.batches
+    section: Any = recipe.batches
+    unit = (
+        "tokens" if hasattr(section, "tokens") else "sentences"
+    )  # that batches hold
     once = "and again with the batch in halves; the largest half is"
     if len(largest.task) == 1:
         once = "with one sentence at a time;"
-    tokens, micro = section.tokens, section.accumulate
-    quarter = max(1, tokens // 4)
+    size, micro = getattr(section, unit), section.accumulate
+    quarter = max(1, size // 4)
     return RunError(
-        f"step {step}: memory ran out, {once} {shapes}. Lower batches.tokens (now {tokens}); "
-        f"with batches.tokens={quarter} and batches.accumulate={micro * 4} (now {micro}) a step "
+        f"step {step}: memory ran out, {once} {shapes}. Lower batches.{unit} (now {size}); "
+        f"with batches.{unit}={quarter} and batches.accumulate={micro * 4} (now {micro}) a step "
         "holds as many sentences"
     )

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gradvac.errors import RunError
-from gradvac.experiment.checkpoint import list_checkpoints, load_tensors, saved_models
+from gradvac.experiment.checkpoint import (
+    list_checkpoints,
+    load_tensors,
+    save_tensors,
+    saved_models,
+)
 from gradvac.translation.clsr import make_transformer
 from gradvac.translation.languages import Direction
 from gradvac.translation.transformer import Transformer, TransformerConfig
@@ -102,7 +106,9 @@ def check_target(folder: Path, language: str) -> None:
 def save_shape(folder: Path, config: TransformerConfig) -> None:
     """Write ``model.json``."""
     text = json.dumps(dataclasses.asdict(config), indent=1)
-    (folder / "model.json").write_text(text, encoding="utf-8")
+    file = folder / "model.json"
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        file.write_text(text, encoding="utf-8")
 
 
 def save_parameters(file: Path, tensors: dict[str, Tensor], *, half: bool = False) -> None:
@@ -110,7 +116,7 @@ def save_parameters(file: Path, tensors: dict[str, Tensor], *, half: bool = Fals
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(".new")
     kind = torch.float16 if half else torch.float32
-    save_file({k: v.detach().to("cpu", kind).contiguous() for k, v in tensors.items()}, new)
+    save_tensors({k: v.detach().to("cpu", kind).contiguous() for k, v in tensors.items()}, new)
     new.replace(file)
 
 

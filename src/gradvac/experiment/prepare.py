@@ -17,11 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.recipe import Recipe, SourceSection, dump_recipe, parse_recipe, resolve
+from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.translation.cleaning import Account, CleaningRules, normalise
 from gradvac.translation.corpus import (
     Bitext,
@@ -140,12 +139,16 @@ def run_recipe(folder: Path) -> Recipe:
     """The recipe a run was made from; reading it runs no code."""
     file = folder / "recipe.yaml"
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return parse_recipe(tree, str(file), run_code=False)
-    except OSError as e:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
         raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
-    except yaml.YAMLError as e:
-        raise RunError(f"{file}: not YAML") from e
+    try:
+        tree = parse_yaml(text)
+    except ValueError as e:
+        raise RunError(f"{file}{e}") from e
+    if not isinstance(tree, dict):
+        raise RunError(f"{file}: not the recipe of a run: found {type(tree).__name__}")
+    return parse_recipe(tree, str(file), run_code=False)
 
 
 def task_infos(folder: Path) -> dict[str, TaskInfo]:
@@ -285,8 +288,11 @@ def _train_vocabulary(recipe: Recipe, samples: dict[str, TextSample]) -> Vocabul
 
 
 def _same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Refuse to continue a run under another recipe; name and device may differ."""
-    old, new = (r.model_dump(mode="json") for r in (run_recipe(folder), recipe))
+    """Refuse to continue a run under another recipe; name, device and folders may differ.
+
+    Of files only the names count: the run holds what was read from them, and may have moved.
+    """
+    old, new = (_by_name(r.model_dump(mode="json")) for r in (run_recipe(folder), recipe))
     differ = [
         f"{section}.{key}"
         for section in old
@@ -301,6 +307,15 @@ def _same_recipe(recipe: Recipe, folder: Path) -> None:
             f"{folder} holds a run of another recipe; these keys differ: {', '.join(differ)}. "
             "Choose another folder with --run, or restore the recipe to resume"
         )
+
+
+def _by_name(tree: Any) -> Any:
+    """Absolute paths without their folders."""
+    if isinstance(tree, dict):
+        return {key: _by_name(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_by_name(value) for value in tree]
+    return Path(tree).name if isinstance(tree, str) and Path(tree).is_absolute() else tree
 
 
 def _write_json(file: Path, tree: Any) -> None:

@@ -26,11 +26,16 @@ from gradvac.errors import RecipeError
 from gradvac.experiment.method_options import OWN_KEYS, check_name, import_methods, make_method
 from gradvac.experiment.recipe_errors import explain
 from gradvac.experiment.variants import RecipeFile
+from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.translation.cleaning import CleaningRules
 from gradvac.translation.languages import Direction
 from gradvac.translation.tokenizers import FILE, VOCABULARY, check_tokenizer
 
 SHIPPED = "shipped:"
+VERSION = 1
+"""Of the form of recipes; it rises when a key is renamed or means something else."""
+_PLAIN = r"[\w.-]*[\w-][\w.-]*"  # also the name of a folder, so not .. nor /
+FolderName = Annotated[str, Field(pattern=f"^{_PLAIN}$")]
 Granularity = Literal["whole_model", "enc_dec", "all_layer", "all_matrix"]
 Level = Literal["high", "medium", "low"]
 Count = Annotated[int, Field(ge=1)]
@@ -303,14 +308,23 @@ class SearchSection(Section):
 class BaseRecipe(Section):
     """What every experiment has, whatever its tasks are made of."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "run"
-    size: str | None = None
-    variant: str | None = None
+    version: int = VERSION
+    name: FolderName = "run"
+    size: FolderName | None = None
+    variant: Annotated[str, Field(pattern=f"^{_PLAIN}(/{_PLAIN})?$")] | None = None
     seed: Annotated[int, Field(ge=0)] = 1
     device: str = "auto"
     batches: BatchSection = BatchSection()
     training: TrainingSection = TrainingSection()
     method: MethodSection = MethodSection()
+
+    @field_validator("version")
+    @classmethod
+    def _version_is_this_one(cls, found: int) -> int:
+        if found != VERSION:
+            later = "a later gradvac wrote it" if found > VERSION else "there is no such version"
+            raise ValueError(f"found {found}, this gradvac reads version {VERSION}: {later}")
+        return found
 
 
 class Recipe(BaseRecipe):
@@ -402,8 +416,8 @@ def _apply(tree: dict[str, Any], change: str) -> None:
             raise RecipeError(f"--set {change!r}: {section} is not a section")
         tree = below
     try:
-        tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError as e:
+        tree[last] = parse_yaml(value)
+    except ValueError as e:
         raise RecipeError(f"--set {change!r}: the value is not YAML") from e
 
 

@@ -39,11 +39,13 @@ def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) 
     if error["type"] == "value_error":
         return f"{key or 'recipe'}: {context['error']}"
     allowed = error["msg"].replace("Input should be", "must be")
+    allowed = allowed.replace("String should match pattern", "must match")
     if error["type"] == "literal_error" and isinstance(error["input"], str):
         options = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
         near = difflib.get_close_matches(error["input"], options, 1)
         allowed += f"; did you mean {near[0]!r}?" if near else ""
-    return f"{key}: found {error['input']!r}, {allowed}"
+    found = repr(error["input"])
+    return f"{key}: found {found if len(found) < 300 else found[:300] + '...'}, {allowed}"
 
 
 def _hint(parts: list[str], keys: dict[str, list[str]]) -> str:

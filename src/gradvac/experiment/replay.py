@@ -127,7 +127,7 @@ class Replay:
             state = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
             step, count, seed = (int(state[key]) for key in ("step", "batches", "seed"))
             dict(state["learned"]), str(state["message"])
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as e:
             raise RunError(f"{file.with_suffix('.json')}: not a kept step: {e}") from e
         return cls(
             file, {**state, "step": step, "batches": count, "seed": seed}, load_tensors(file)

@@ -181,7 +181,8 @@ class Trainer:
                 "made_with": made_with(self.job.device),
             }
             save_checkpoint(folder, self.updates.checkpoint(state))
-            keep_newest(folder, max(training.keep, training.average), training.keep_every)
+            keep = max(training.keep, training.average)
+            keep_newest(folder, keep, training.keep_every, training.checkpoint_every)
             self.unsaved = 0
         except OSError as e:
             if e.errno not in REFUSALS:
@@ -243,10 +244,13 @@ class Trainer:
                 self.display.line(
                     f"note: {saved.name} was made with {differ}; last bits may differ"
                 )
-            self.updates.restore(checkpoint, saved)
-            self.job.load_state_dict(checkpoint.state.get("balance", {}))
-            self.best = checkpoint.state["best"]
-            positions = checkpoint.state.get("positions", {})
+            try:
+                self.updates.restore(checkpoint, saved)
+                self.job.load_state_dict(checkpoint.state.get("balance", {}))
+                self.best = {"value": math.inf, "step": 0, "waited": 0} | checkpoint.state["best"]
+                positions = {k: int(v) for k, v in checkpoint.state.get("positions", {}).items()}
+            except (LookupError, TypeError, ValueError, AttributeError) as e:
+                raise RunError(f"{saved / 'state.json'}: not the state of this run: {e!r}") from e
         finished = (self.folder / "done.json").exists() and self.step >= self.recipe.training.steps
         if not finished:
             (self.folder / "done.json").unlink(missing_ok=True)

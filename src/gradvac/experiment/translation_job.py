@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradvac.experiment.balance import Balance
 from gradvac.experiment.build import build_model, device_of, parameter_count, uses_bf16
+from gradvac.experiment.checkpoint import list_checkpoints
 from gradvac.experiment.job import Job
 from gradvac.experiment.metrics import averages
 from gradvac.experiment.model_folder import fill, find_model, load_tensors, save_shape
@@ -37,7 +38,7 @@ class TranslationJob(Job[Batch]):
         }
         tags = {prepared.vocabulary.tag_id(Direction.parse(t).target) for t in prepared.tasks}
         model = build_model(self.recipe, len(prepared.vocabulary), sorted(tags))
-        if training.start_from:
+        if training.start_from and not list_checkpoints(self.folder / "checkpoints"):
             start = find_model(resolve(training.start_from)).parameters
             fill(model, load_tensors(start), start)
         self.model: Transformer = model.to(self.device)

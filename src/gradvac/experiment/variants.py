@@ -26,10 +26,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from gradvac.errors import RecipeError
+from gradvac.experiment.yaml_text import parse_yaml
 
 KEYS = ("extends", "sizes", "variants", "baseline", "front", "seeds", "tune")
 """What stands in a recipe file beside the sections of a recipe."""
@@ -178,15 +178,13 @@ def run_folder(root: Path, name: str, size: str | None, variant: str | None, see
 def read_yaml(path: Path) -> Tree:
     """Read a mapping from a YAML file; RecipeError names the file and the line."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise RecipeError(f"{path}: cannot read the recipe: {e.strerror}") from e
     except UnicodeDecodeError as e:
         raise RecipeError(f"{path}: not UTF-8 at byte {e.start}") from e
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise RecipeError(f"{path}{line}: not YAML: {getattr(e, 'problem', None) or e}") from e
+    except ValueError as e:
+        raise RecipeError(f"{path}{e}") from e
     if not isinstance(tree, dict):
         raise RecipeError(f"{path}: a recipe is a mapping of sections, found {type(tree).__name__}")
     return tree

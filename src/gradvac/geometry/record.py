@@ -111,7 +111,7 @@ class GramRecord:
                     return
                 try:
                     line = _parsed(text)
-                except (ValueError, KeyError, TypeError) as e:
+                except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as e:
                     raise RunError(f"{self._index}:{number}: not a line of a Gram record") from e
                 if line["offset"] + _bytes(line) > size:
                     return
@@ -167,11 +167,18 @@ def cosine(gram: np.ndarray) -> np.ndarray:
 
 
 def _parsed(text: str) -> dict:
-    """A line of the index; ValueError, KeyError or TypeError when it is none."""
+    """A line of the index; raises what a line can raise that is none."""
     line = json.loads(text)
     numbers = {"step": int(line["step"]), "offset": int(line["offset"])}
+    lists = {name: line[name] for name in _LISTS}
+    for name, values in lists.items():
+        kind = str if name in ("tasks", "groups") else int
+        if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):
+            raise TypeError(f"{name} is no list of {kind.__name__}")
+    if numbers["offset"] < 0:
+        raise ValueError("the offset is negative")
     targets = {"targets": True} if line.get("targets") else {}
-    return numbers | {name: list(line[name]) for name in _LISTS} | targets
+    return numbers | lists | targets
 
 
 def _bytes(line: dict) -> int:

@@ -1,0 +1,196 @@
+"""Disks that are full, slow to empty or read-only, and files that are not what was written."""
+
+import os
+import pickle
+import resource
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gradvac.experiment.checkpoint import list_checkpoints
+from gradvac.experiment.disk import DISK
+from tests.faults.bench import RUN, copy, everything, in_child, said, start, train, trainer
+
+
+def limit(size: int) -> None:
+    """Refuse files over ``size`` bytes: to a program a full disk, where nobody may mount one."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def on_small_disk(first: int, room: int, unsaved: int) -> int:
+    """Train; from step ``first`` on the disk is full, until ``unsaved`` checkpoints are refused."""
+    t = trainer()
+    step, again = t.train_step, False
+
+    def full() -> int:
+        nonlocal again
+        again = again or t.unsaved >= unsaved
+        if t.step >= first:
+            limit(resource.RLIM_INFINITY if again else room)
+        return step()
+
+    t.train_step = full
+    return t.train()
+
+
+@pytest.mark.parametrize("room", [1, 1000, 80_000])  # not even logs; no file of parameters; some
+def test_a_full_disk_costs_nothing_once_there_is_room(case, whole, room):
+    """The checkpoint of step 4 is refused; before that of step 8 there is room again."""
+    assert in_child(case, lambda: on_small_disk(3, room, 1)) == 0
+    assert "warning: no checkpoint of step 4: " in said(case)
+    assert "File too large; the last one: none" in said(case)
+    assert everything(case) == everything(whole)
+
+
+def test_a_disk_that_stays_full_ends_the_run_and_the_last_good_checkpoint_stays(case, whole):
+    more = copy(case, case.with_name("more"))
+
+    def full_for_good() -> int:
+        t = trainer()
+        t.recipe = t.recipe.model_copy(
+            update={"training": t.recipe.training.model_copy(update={"checkpoint_every": 2})}
+        )
+        step = t.train_step
+
+        def full() -> int:
+            if t.step == 4:
+                limit(80_000)
+            return step()
+
+        t.train_step = full
+        return t.train()
+
+    assert in_child(more, full_for_good) == DISK == 74
+    assert "stopped at step 10: the disk took none of the last 3 checkpoints" in said(more)
+    saved = list_checkpoints(more / RUN / "checkpoints")
+    assert saved[-1].name == "step-00000004"
+    assert not list((more / RUN / "checkpoints").glob(".*"))
+    assert in_child(more, train) == 0
+    assert everything(more) == everything(whole)
+
+
+def mounted(folder: Path, *options: str) -> None:
+    """Mount a file system of memory; skip the test where that is not allowed."""
+    folder.mkdir(exist_ok=True)
+    command = ["mount", "-t", "tmpfs", *options, "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+
+
+def test_a_full_file_system(case, whole, tmp_path):
+    disk = tmp_path / "disk"
+    mounted(disk, "-o", "size=1500k")
+    try:
+        folder = copy(case, disk / "case")
+        free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(free - 100_000))  # room for logs, not for a checkpoint
+
+        def until_refused() -> int:
+            t = trainer()
+            save = t._save
+
+            def saving() -> None:
+                if t.unsaved:
+                    ballast.unlink(missing_ok=True)
+                save()
+
+            t._save = saving
+            return t.train()
+
+        assert in_child(folder, until_refused) == 0
+        assert "checkpoint of step 4: " in said(folder)
+        assert "No space left on device" in said(folder)
+        assert everything(folder) == everything(whole)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_read_only_folder_is_named(stopped, tmp_path):
+    if os.geteuid():
+        (stopped / RUN).chmod(0o500)
+        assert in_child(stopped, train) == 2
+        assert f"error: {RUN}: cannot be written: Permission denied" in said(stopped)
+        (stopped / RUN).chmod(0o700)
+        return
+    disk = tmp_path / "disk"
+    mounted(disk)
+    try:
+        copy(stopped / RUN, disk / "run")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        (stopped / RUN).rename(stopped / "elsewhere")
+        (stopped / RUN).symlink_to(disk / "run")
+        assert in_child(stopped, train) == 2
+        assert f"error: {RUN}: cannot be written: Read-only file system" in said(stopped)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def truncated(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def flipped(data: bytes) -> bytes:
+    return data[:-9] + bytes([data[-9] ^ 4]) + data[-8:]
+
+
+def pickled(data: bytes) -> bytes:
+    return pickle.dumps({"w": 1})
+
+
+DAMAGES = [
+    ("model.safetensors", flipped),
+    ("model.safetensors", pickled),
+    ("optimizer.safetensors", truncated),
+    ("method.safetensors", flipped),
+    ("state.json", truncated),
+    ("state.json", flipped),
+    ("SHA256SUMS", truncated),
+    ("optimizer.safetensors", None),
+]
+
+
+@pytest.mark.parametrize(("name", "damage"), DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(stopped, whole, name, damage):
+    newest = list_checkpoints(stopped / RUN / "checkpoints")[-1]
+    if damage:
+        (newest / name).write_bytes(damage((newest / name).read_bytes()))
+    else:
+        (newest / name).unlink()
+    assert in_child(stopped, train) == 0
+    assert f"warning: {RUN / 'checkpoints' / newest.name}" in said(stopped)
+    assert "going on from step-00000008" in said(stopped)
+    assert everything(stopped) == everything(whole)
+    assert newest.with_name(f"{newest.name}.damaged").is_dir()
+
+
+def test_without_a_complete_checkpoint_nothing_begins_anew(stopped):
+    saved = list_checkpoints(stopped / RUN / "checkpoints")
+    for folder in saved:
+        (folder / "model.safetensors").write_bytes(b"")
+    assert in_child(stopped, train) == 2
+    assert "no complete checkpoint is left; move the folder away" in said(stopped)
+    assert list_checkpoints(stopped / RUN / "checkpoints") == saved
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "geometry/gram.bin", "geometry/frames.jsonl"])
+def test_a_log_that_lost_its_end_is_named_and_training_goes_on(stopped, whole, name):
+    file = stopped / RUN / name
+    file.write_bytes(truncated(file.read_bytes()))
+    assert in_child(stopped, train) == 0
+    assert f"warning: {RUN / name} has lost its end" in said(stopped)
+    ours, theirs = everything(stopped), everything(whole)
+    for part in ("model.safetensors", "optimizer.safetensors", "method.safetensors"):
+        assert ours[part] == theirs[part]
+
+
+def test_a_killed_run_moved_elsewhere_goes_on(case, whole, tmp_path):
+    child = start(case, lambda: on_small_disk(99, 1, 1))
+    assert os.waitpid(child, 0)[1] == 0
+    (case / RUN / "done.json").unlink()
+    moved = tmp_path / "another" / "place"
+    moved.parent.mkdir()
+    case.rename(moved)
+    assert in_child(moved, train) == 0
+    assert everything(moved) == everything(whole)
