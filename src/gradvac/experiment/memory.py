@@ -62,9 +62,7 @@ def too_large(recipe: BaseRecipe, step: int, batches: Sequence[TaskBatch]) -> Ru
         f"{name} {list(x.shape)}" for name, x in tensors_of(largest).items() if x.dim() > 1
     )
     section: Any = recipe.batches
-    unit = (
-        "tokens" if hasattr(section, "tokens") else "sentences"
-    )  # that batches hold
+    unit = "tokens" if hasattr(section, "tokens") else "sentences"  # that batches hold
     once = "and again with the batch in halves; the largest half is"
     if len(largest.task) == 1:
         once = "with one sentence at a time;"

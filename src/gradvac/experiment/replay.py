@@ -218,6 +218,8 @@ def _report_tasks(
     group_of = {id(p): group.name for group in groups for p in group.parameters}
     names = {id(p): name for name, p in job.model.named_parameters()}
     parameters = [p for p in job.model.parameters() if p.requires_grad]
+    # Through samples that are not finite the gradient of every task is not: then each alone.
+    apart = not bool(nll.isfinite().all())
     failed = False
     for index in batch.present:
         own = batch.task[rows] == index
@@ -227,9 +229,12 @@ def _report_tasks(
             if not bool(gradient.isfinite().all()):
                 found.append(f"{names[id(p)]}, parameter group {group_of[id(p)]!r}")
 
+        share = loss[own].sum()
+        if apart:
+            share = job.losses(batch.of_task(index))[0].sum() / batch.tokens
         handles = [p.register_hook(lambda g, p=p: note(g, p)) for p in parameters]
         try:
-            torch.autograd.backward(loss[own].sum(), retain_graph=True)
+            torch.autograd.backward(share, retain_graph=True)
         finally:
             for handle in handles:
                 handle.remove()

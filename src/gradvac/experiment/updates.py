@@ -99,6 +99,7 @@ class Updates:
         halves make the same step, but for other dropout masks and the budget of CLSR.
         """
         before = copy.deepcopy(self.window)
+        method = self.engine.state_dict() if self.engine else {}
         try:
             return self._try(batches, tokens)
         except (RuntimeError, MemoryError) as e:
@@ -111,6 +112,7 @@ class Updates:
         self.window = before
         if self.engine:
             self.engine.clear()
+            self.engine.load_state_dict(method)  # it may have combined before memory ran out
         self.optimizer.zero_grad(set_to_none=True)
         if self.job.device.type == "cuda":
             torch.cuda.empty_cache()
