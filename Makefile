@@ -27,7 +27,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 # Every variant of every recipe of the papers, for seconds each.
 recipes: $(VENV)/ready
-	for recipe in recipes/*/*.yaml; do $(BIN)/gradvac sweep $$recipe --size smoke --seed 1 || exit 1; done
+	for recipe in recipes/gradvac/*.yaml recipes/cats/*.yaml; do $(BIN)/gradvac sweep $$recipe --size smoke --seed 1 || exit 1; done
 
 clean:
 	rm -rf $(VENV) runs build

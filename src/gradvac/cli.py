@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gradvac import cli_corpus, cli_replay, cli_scores
+from gradvac import cli_corpus, cli_replay, cli_scores, cli_tagging
 from gradvac.cli_options import (
     Changes,
     CheckpointName,
@@ -128,6 +128,7 @@ def sweep(
 
 app.add_typer(cli_scores.app)
 app.add_typer(cli_replay.app)
+app.add_typer(cli_tagging.app)
 app.add_typer(cli_corpus.app, name="corpus")
 
 

@@ -12,6 +12,7 @@ from scipy.stats import t as student_t
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.compare_results import LOWER_IS_BETTER, METRICS, Metric, Result, collect
+from gradvac.experiment.tagging.compare import p_values_of_tags
 from gradvac.translation.scoring import SIDES, family_of, side
 from gradvac.translation.significance import Test, holm, majority, paired_test
 
@@ -120,8 +121,9 @@ def compare(
     _same_bleu(results)
     base = results[name]
     first = next(iter(base.values()))
-    directions = [d for d in first.scores["bleu"] if d not in first.zero_shot]
-    zero_shot = [d for d in first.scores["bleu"] if d in first.zero_shot]
+    scored = first.scores["bleu"] or first.scores["f1"]
+    directions = [d for d in scored if d not in first.zero_shot]
+    zero_shot = [d for d in scored if d in first.zero_shot]
     levels = {k: v for runs in results.values() for r in runs.values() for k, v in r.levels.items()}
     averages = _groups(directions, levels | first.levels)
     if zero_shot:
@@ -139,13 +141,12 @@ def compare(
     for row in rows:
         if own.seconds and own.tokens and row.tokens:
             row.cost = (row.seconds / row.tokens) / (own.seconds / own.tokens)
-    optional = ("comet", "off_target")
     return Comparison(
         rows=rows,
         directions=directions,
         zero_shot=zero_shot,
         averages=averages,
-        metrics=tuple(m for m in METRICS if m not in optional or any(r.cells[m] for r in rows)),
+        metrics=tuple(m for m in METRICS if m == "nll" or any(r.cells[m] for r in rows)),
         baseline=name,
         test=test,
         signatures=first.signatures,
@@ -247,11 +248,13 @@ def _test(
     test: Test,
     samples: int,
 ) -> None:
-    """Fill in p-values of BLEU and chrF++ per direction."""
-    raw: dict[Metric, dict[str, float]] = {"bleu": {}, "chrf": {}}
-    better: dict[Metric, dict[str, bool]] = {"bleu": {}, "chrf": {}}
+    """Fill in p-values of BLEU and chrF++ per direction, of F1 and accuracy per language."""
+    tested: tuple[Metric, ...] = ("f1", "accuracy") if row.first.tags else ("bleu", "chrf")
+    raw: dict[Metric, dict[str, float]] = {metric: {} for metric in tested}
+    better: dict[Metric, dict[str, bool]] = {metric: {} for metric in tested}
+    there = lambda r, d: d in r.outputs or d in r.tags
     for d in directions:
-        seeds = [s for s in runs if s in base and d in runs[s].outputs and d in base[s].outputs]
+        seeds = [s for s in runs if s in base and there(runs[s], d) and there(base[s], d)]
         if not seeds:
             continue
         found = [_p_values(base[s], runs[s], d, test, samples) for s in seeds]
@@ -273,6 +276,8 @@ def _test(
 def _p_values(
     base: Result, own: Result, direction: str, test: Test, samples: int
 ) -> dict[str, float]:
+    if direction in own.tags:
+        return p_values_of_tags(base, own, direction, samples)
     baseline, system = base.outputs[direction], own.outputs[direction]
     if baseline[1] != system[1]:
         raise RunError(f"{direction}: the runs were scored on different sentences")

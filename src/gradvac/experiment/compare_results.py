@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from safetensors import safe_open
 
 from gradvac.errors import RunError
-from gradvac.experiment.prepare import run_recipe
+from gradvac.experiment.kinds import any_recipe
 from gradvac.experiment.recipe import Recipe
 from gradvac.experiment.sweep import DESCRIPTION
 from gradvac.experiment.variants import row_of
 from gradvac.translation.languages import Direction
 from gradvac.translation.tokenizers import tokenizer
 
-Metric = Literal["bleu", "chrf", "comet", "nll", "off_target"]
-METRICS: tuple[Metric, ...] = ("bleu", "chrf", "comet", "nll", "off_target")
+Metric = Literal["bleu", "chrf", "comet", "f1", "accuracy", "nll", "off_target"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 LOWER_IS_BETTER: tuple[Metric, ...] = ("nll", "off_target")
 
 
@@ -31,7 +31,8 @@ class Result:
     ``scores[metric][direction]``; ``outputs[direction]`` is (hypotheses, references); ``tokenize``
     is how BLEU cut them into words, ``tokenizers`` the same as signatures have it. ``folders`` are
     its runs, ``recipe`` is that of the first; ``identifier_errors`` the off-target rates of
-    references.
+    references. Of sequence labelling ``tags[language]`` is (gold, predicted) instead, with
+    ``labels`` all that the run knows.
     """
 
     folders: list[Path]
@@ -47,6 +48,8 @@ class Result:
     tokenizers: dict[str, str]
     zero_shot: frozenset[str]
     identifier_errors: dict[str, float]
+    tags: dict[str, tuple[list[list[str]], list[list[str]]]] = field(default_factory=dict)
+    labels: list[str] = field(default_factory=list)
 
     def add(self, other: Result) -> None:
         """Take in another part of the same row."""
@@ -54,6 +57,7 @@ class Result:
             self.scores[metric] |= other.scores[metric]
         self.folders += other.folders
         self.outputs |= other.outputs
+        self.tags |= other.tags
         self.levels |= other.levels
         self.tokenize |= other.tokenize
         self.tokenizers |= other.tokenizers
@@ -97,14 +101,14 @@ def collect(
                 found = sorted((folder / variant).glob("seed-*"), key=_seed)
                 runs += [(row_of(variant), run) for run in found]
         else:
-            runs.append((row_of(run_recipe(folder).variant or folder.name), folder))
+            runs.append((row_of(any_recipe(folder).variant or folder.name), folder))
     results: dict[str, dict[int, Result]] = {}
     missing = []
     for name, run in runs:
         if not (run / "scores.json").exists():
             missing.append(run)
             continue
-        seed = run_recipe(run).seed
+        seed = any_recipe(run).seed
         result = read_run(run)
         result.scores["comet"] = dict((comet or {}).get(run.resolve(), {}))
         if seed in results.setdefault(name, {}):
@@ -125,7 +129,13 @@ def read_run(run: Path) -> Result:
         tree = json.loads((run / "scores.json").read_text(encoding="utf-8"))
         done = json.loads((run / "done.json").read_text(encoding="utf-8"))
         outputs: dict[str, tuple[list[str], list[str]]] = {}
-        for line in _lines(run / "translations.jsonl"):
+        tags: dict[str, tuple[list[list[str]], list[list[str]]]] = {}
+        tagging = "labels" in tree
+        for line in _lines(run / "tags.jsonl") if tagging else []:
+            gold, predicted = tags.setdefault(line["task"], ([], []))
+            gold.append(line["tags"])
+            predicted.append(line["predicted"])
+        for line in [] if tagging else _lines(run / "translations.jsonl"):
             hypotheses, references = outputs.setdefault(line["direction"], ([], []))
             hypotheses.append(line["hypothesis"])
             references.append(line["reference"])
@@ -138,9 +148,11 @@ def read_run(run: Path) -> Result:
         best = [line for line in best if line[done["metric"]] == done["best"]["value"]]
         zero_shot = frozenset(_each(tree, "zero_shot"))
         scores: dict[Metric, dict[str, float]] = {
-            "bleu": {k: v["bleu"] for k, v in tree["directions"].items()},
-            "chrf": {k: v["chrf"] for k, v in tree["directions"].items()},
+            "bleu": _each(tree, "bleu"),
+            "chrf": _each(tree, "chrf"),
             "comet": {},
+            "f1": _each(tree, "f1"),
+            "accuracy": _each(tree, "accuracy"),
             "nll": {
                 k: best[0][f"nll/{k}"] for k in tree["directions"] if best and k not in zero_shot
             },
@@ -148,7 +160,7 @@ def read_run(run: Path) -> Result:
         }
         return Result(
             folders=[run],
-            recipe=run_recipe(run),
+            recipe=cast(Recipe, any_recipe(run)),  # what is asked of it, all kinds have
             scores=scores,
             outputs=outputs,
             levels={k: v["level"] for k, v in tree["directions"].items() if v.get("level")},
@@ -158,7 +170,7 @@ def read_run(run: Path) -> Result:
             signatures=tree["signatures"],
             tokenize={
                 k: tree.get("bleu_tokenize") or tokenizer(Direction.parse(k).target)
-                for k in tree["directions"]
+                for k in outputs
             },
             tokenizers={
                 k: signature.partition("|tok:")[2].partition("|")[0]
@@ -166,6 +178,8 @@ def read_run(run: Path) -> Result:
             },
             zero_shot=zero_shot,
             identifier_errors=_each(tree, "off_target_of_references"),
+            tags=tags,
+            labels=tree.get("labels", []),
         )
     except (OSError, ValueError, KeyError) as e:
         raise RunError(f"{run}: not a finished and scored run: {type(e).__name__} {e}") from e

@@ -21,10 +21,12 @@ NAMES: dict[Metric, str] = {
     "bleu": "BLEU",
     "chrf": "chrF++",
     "comet": "COMET",
+    "f1": "F1",
+    "accuracy": "accuracy %",
     "nll": "validation NLL",
     "off_target": "off-target %",
 }
-DIGITS: dict[Metric, int] = {"bleu": 1, "chrf": 1, "comet": 4, "nll": 3, "off_target": 1}
+DIGITS: dict[Metric, int] = {**dict.fromkeys(NAMES, 1), "comet": 4, "nll": 3}
 MOST_DIRECTIONS = 8  # more than that, and a table shows averages alone; CSV and JSON show all
 
 
@@ -72,10 +74,14 @@ def notes(found: Comparison) -> list[str]:
             "interval of the mean (Student's t)."
         )
     if found.test:
+        tagging = "f1" in found.metrics
+        test = f"sacreBLEU's paired {found.test}"
         lines.append(
-            f"*: better than {found.baseline} at {LEVEL}: sacreBLEU's paired {found.test} on each "
+            f"*: better than {found.baseline} at {LEVEL}: "
+            f"{'approximate randomisation over sentences' if tagging else test} on each "
             "seed, on a majority of the seeds (Rueger), corrected for the directions (Holm). "
-            "BLEU and chrF++ of directions are tested, nothing else."
+            f"{'F1 and accuracy of languages' if tagging else 'BLEU and chrF++ of directions'} are "
+            "tested, nothing else."
         )
     lines.append("Bold: the best of one model for all directions.")
     lines.append("Cost: seconds of training per token, relative to the baseline's.")

@@ -57,11 +57,12 @@ def find_model(folder: Path, checkpoint: str = "best") -> FoundModel:
         raise RunError(f"{folder}: holds no model: {folder / 'model.json'}: {e}") from e
     parameters = folder / "model.safetensors"
     if not parameters.exists():
-        parameters = _of_run(folder, checkpoint)
+        parameters = parameters_of_run(folder, checkpoint)
     return FoundModel(config, Vocabulary.load(folder / "vocabulary.model"), parameters)
 
 
-def _of_run(folder: Path, checkpoint: str) -> Path:
+def parameters_of_run(folder: Path, checkpoint: str) -> Path:
+    """The file of a run's parameters, as `find_model` names checkpoints; RunError."""
     saved = list_checkpoints(folder / "checkpoints")
     best = folder / "best" / "model.safetensors"
     if checkpoint == "best" and best.exists():

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import importlib.resources
 import itertools
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
@@ -25,7 +26,7 @@ from pydantic import (
 from gradvac.errors import RecipeError
 from gradvac.experiment.method_options import OWN_KEYS, check_name, import_methods, make_method
 from gradvac.experiment.recipe_errors import explain
-from gradvac.experiment.variants import RecipeFile
+from gradvac.experiment.variants import RecipeFile, read_yaml
 from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.translation.cleaning import CleaningRules
 from gradvac.translation.languages import Direction
@@ -159,10 +160,9 @@ class MultiDDSSection(Section):
     learning_rate: Positive = 1e-4
 
 
-class BatchSection(Section):
-    """Batches of about ``tokens`` target tokens, and how often each direction is drawn."""
+class SamplingSection(Section):
+    """How often each task is drawn, whatever a batch is counted in."""
 
-    tokens: Count = 4096
     sampling: Literal["temperature", "unimax", "multidds_s"] = "temperature"
     temperature: float | list[tuple[int, float]] = 5.0
     max_epochs: Positive = 1.0
@@ -181,6 +181,12 @@ class BatchSection(Section):
     def _temperature_is_positive_and_steps_ascend(cls, found: Any) -> Any:
         forms = "a positive number, or [step, number] pairs such as [[0, 5], [40000, 1]]"
         return _schedule(found, (int, float), forms)
+
+
+class BatchSection(SamplingSection):
+    """Batches of about ``tokens`` target tokens, and how often each direction is drawn."""
+
+    tokens: Count = 4096
 
 
 def _schedule(found: Any, kinds: tuple[type, ...], forms: str) -> Any:
@@ -314,7 +320,7 @@ class BaseRecipe(Section):
     variant: Annotated[str, Field(pattern=f"^{_PLAIN}(/{_PLAIN})?$")] | None = None
     seed: Annotated[int, Field(ge=0)] = 1
     device: str = "auto"
-    batches: BatchSection = BatchSection()
+    batches: SamplingSection = SamplingSection()
     training: TrainingSection = TrainingSection()
     method: MethodSection = MethodSection()
 
@@ -326,6 +332,18 @@ class BaseRecipe(Section):
             raise ValueError(f"found {found}, this gradvac reads version {VERSION}: {later}")
         return found
 
+    def batch_in_words(self) -> str:
+        """How much text an update sees."""
+        return ""
+
+    def model_in_words(self) -> str:
+        """What the model is, of a run that has none yet."""
+        return ""
+
+    def placed(self, place: Callable[[str], str]) -> Self:
+        """The same with every relative file name given to ``place``."""
+        return self
+
 
 class Recipe(BaseRecipe):
     """A whole experiment of translation."""
@@ -333,7 +351,20 @@ class Recipe(BaseRecipe):
     data: DataSection
     vocabulary: VocabularySection = VocabularySection()
     model: ModelSection = ModelSection()
+    batches: BatchSection = BatchSection()  # pyright: ignore[reportIncompatibleVariableOverride]
     search: SearchSection = SearchSection()
+
+    def batch_in_words(self) -> str:
+        """How much text an update sees."""
+        return f"{self.batches.tokens * self.batches.accumulate:,} target tokens"
+
+    def model_in_words(self) -> str:
+        """What the model is, of a run that has none yet."""
+        return f"preset {self.model.preset}"
+
+    def placed(self, place: Callable[[str], str]) -> Recipe:
+        """The same with every relative file name given to ``place``."""
+        return _absolute(self, place)
 
     @model_validator(mode="after")
     def _routing_is_trained_jointly(self) -> Recipe:
@@ -345,9 +376,29 @@ class Recipe(BaseRecipe):
         return self
 
 
+def recipe_type(job: str | None) -> type[BaseRecipe]:
+    """What a recipe of a ``job`` is validated as; None is translation. Raises RecipeError."""
+    if job is None:
+        return Recipe
+    from gradvac.experiment.tagging import recipe as tagging  # which builds on this module
+
+    jobs: dict[str, type[BaseRecipe]] = {
+        "tagging": tagging.TaggingRecipe,
+        "encoder": tagging.EncoderRecipe,
+    }
+    if not isinstance(job, str) or job not in jobs:
+        raise RecipeError(f"job: found {job!r}, must be {', '.join(jobs)}, or not there")
+    return jobs[job]
+
+
 def read_recipe_file(path: Path) -> RecipeFile:
     """Read a recipe file with all its sizes and variants; RecipeError."""
-    return RecipeFile.read(resolve(str(path)), Recipe)
+    file = resolve(str(path))
+    tree = read_yaml(file)
+    base = tree.get("extends")
+    if "job" not in tree and isinstance(base, str) and (file.parent / base).is_file():
+        tree = read_yaml(file.parent / base)
+    return RecipeFile.read(file, recipe_type(tree.get("job")))
 
 
 def load_recipe(
@@ -358,7 +409,19 @@ def load_recipe(
     variant: str | None = None,
     seed: int | None = None,
 ) -> Recipe:
-    """Read a recipe; ``changes`` are ``section.key=value`` overrides with YAML values.
+    """Read a recipe of translation as `load_any` does; RecipeError for one of another job."""
+    return _translation(load_any(path, changes, size=size, variant=variant, seed=seed), str(path))
+
+
+def load_any(
+    path: Path | RecipeFile,
+    changes: list[str] | None = None,
+    *,
+    size: str | None = None,
+    variant: str | None = None,
+    seed: int | None = None,
+) -> BaseRecipe:
+    """Read a recipe of any job; ``changes`` are ``section.key=value`` overrides with YAML values.
 
     ``size`` and ``variant`` choose where the file holds several, see
     :mod:`gradvac.experiment.variants`. Relative file names are taken from the recipe's own folder.
@@ -372,19 +435,35 @@ def load_recipe(
         _apply(tree, change)
     chosen = [f"{key} {tree[key]}" for key in ("size", "variant") if tree.get(key)]
     where = f"{file.path} ({', '.join(chosen)})" if chosen else str(file.path)
-    return _absolute(parse_recipe(tree, where), file.path.parent)
+    folder = file.path.parent
+    place = lambda name: (
+        name if name.startswith(SHIPPED) else str((folder / Path(name).expanduser()).resolve())
+    )
+    return parse_any(tree, where).placed(place)
 
 
 def parse_recipe(tree: dict[str, Any], where: str, run_code: bool = True) -> Recipe:
+    """Validate a recipe of translation as `parse_any` does; RecipeError for another job."""
+    return _translation(parse_any(tree, where, run_code), where)
+
+
+def _translation(recipe: BaseRecipe, where: str) -> Recipe:
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"{where}: job: this is a recipe of another job than translation")
+    return recipe
+
+
+def parse_any(tree: dict[str, Any], where: str, run_code: bool = True) -> BaseRecipe:
     """Validate a tree of plain values; ``where`` names it in errors.
 
     ``run_code``: make the method, for which a package it comes from may be imported. A recipe that
     is only read, such as that of a stranger's run, must not: its method is then taken on trust.
     """
+    model = recipe_type(tree.get("job"))
     try:
-        return Recipe.model_validate(tree, context={"run_code": run_code})
+        return model.model_validate(tree, context={"run_code": run_code})
     except ValidationError as e:
-        lines = dict.fromkeys(explain(error, tree, Recipe) for error in e.errors())
+        lines = dict.fromkeys(explain(error, tree, model) for error in e.errors())
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from e
 
 
@@ -392,7 +471,7 @@ def _may_run_code(info: ValidationInfo) -> bool:
     return bool((info.context or {}).get("run_code"))
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: BaseRecipe) -> str:
     """The complete recipe as YAML, defaults written out."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
@@ -421,20 +500,16 @@ def _apply(tree: dict[str, Any], change: str) -> None:
         raise RecipeError(f"--set {change!r}: the value is not YAML") from e
 
 
-def _absolute(recipe: Recipe, folder: Path) -> Recipe:
+def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
     """Make every file name of the recipe independent of the working directory."""
-
-    def place(name: str | None) -> str | None:
-        if name is None or name.startswith(SHIPPED):
-            return name
-        return str((folder / Path(name).expanduser()).resolve())
+    place = lambda name: name if name is None else file(name)
 
     def move(sources: list[SourceSection]) -> list[SourceSection]:
         return [
             s.model_copy(
                 update={
                     "path": place(s.path),
-                    "paths": s.paths and {k: place(v) for k, v in s.paths.items()},
+                    "paths": s.paths and {k: file(v) for k, v in s.paths.items()},
                 }
             )
             for s in sources

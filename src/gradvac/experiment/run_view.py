@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.balance import sampling_in_words
 from gradvac.experiment.geometry_run import Measurement, measured_folder
-from gradvac.experiment.prepare import TaskInfo, run_recipe, task_infos
+from gradvac.experiment.kinds import any_recipe
+from gradvac.experiment.prepare import TaskInfo, task_infos
 from gradvac.experiment.recipe import Recipe, parse_recipe
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.similarity import EditCounts, edit_counts
@@ -110,8 +111,7 @@ class RunView:
             "Steps": f"{steps:,} of {r.training.steps:,}",
             "Starts from": Path(start).name if start else "random parameters",
             "Model": self._model_in_words(),
-            "Batches": f"{r.batches.tokens * r.batches.accumulate:,} target tokens, "
-            + sampling_in_words(r.batches),
+            "Batches": f"{r.batch_in_words()}, {sampling_in_words(r.batches)}",
             "Learning rate": f"{r.training.learning_rate:g} after {r.training.warmup:,} steps",
             "Directions": str(len(self.tasks)),
             "Training pairs": f"{sum(t.pairs for t in self.tasks.values()):,}",
@@ -137,7 +137,7 @@ class RunView:
     def _model_in_words(self) -> str:
         shape = _json(self.folder / "model.json")
         if shape is None:
-            return f"preset {self.recipe.model.preset}"
+            return self.recipe.model_in_words()
         try:
             return (
                 f"{shape['encoder_layers']}+{shape['decoder_layers']} layers, width "
@@ -198,7 +198,8 @@ def _described(folder: Path) -> tuple[Recipe, dict[str, TaskInfo]]:
         None if (folder / "recipe.yaml").exists() else Measurement.read(measured_folder(folder))
     )
     if measured is None:
-        return run_recipe(folder), task_infos(folder)
+        # What a view asks of a recipe, those of other jobs have too.
+        return cast(Recipe, any_recipe(folder)), task_infos(folder)
     parsed = [Direction.parse(task) for task in measured.tasks]
     kin = [family(d.target if d.source == "en" else d.source) for d in parsed]
     infos = [TaskInfo(0, "", name) for name in kin]

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gradvac.experiment.prepare import Prepared, open_prepared, prepare
 from gradvac.experiment.recipe import Recipe, dump_recipe
@@ -19,7 +20,11 @@ TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not 
 def text_key(recipe: Recipe) -> str:
     """A name for all that the text side of a run depends on."""
     tree = recipe.model_dump(mode="json")
-    parts = [tree["data"], tree["vocabulary"], tree["training"]["start_from"]]
+    return key_of([tree["data"], tree["vocabulary"], tree["training"]["start_from"]])
+
+
+def key_of(parts: list[Any]) -> str:
+    """A short name for something that JSON takes."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -37,10 +42,10 @@ def prepare_sharing(
     if not (text / "tasks.json").exists():
         prepare(recipe.model_copy(update={"seed": TEXT_SEED}), text, say)
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(text / "data", folder / "data", copy_function=_link, dirs_exist_ok=True)
-    _link(text / "vocabulary.model", folder / "vocabulary.model")
+    shutil.copytree(text / "data", folder / "data", copy_function=link, dirs_exist_ok=True)
+    link(text / "vocabulary.model", folder / "vocabulary.model")
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    _link(text / "tasks.json", folder / "tasks.json")  # last: its presence says that all is there
+    link(text / "tasks.json", folder / "tasks.json")  # last: its presence says that all is there
     return open_prepared(folder)
 
 
@@ -57,7 +62,8 @@ def prepare_in(
     return prepare_sharing(recipe, own, store, say) if recipe.variant else prepare(recipe, own, say)
 
 
-def _link(source: str | Path, target: str | Path) -> None:
+def link(source: str | Path, target: str | Path) -> None:
+    """Make ``target`` the same file as ``source``, or a copy of it."""
     Path(target).unlink(missing_ok=True)
     try:
         os.link(source, target)

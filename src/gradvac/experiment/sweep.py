@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from gradvac.experiment.kinds import has_test, job_of, prepare_run, score_run
 from gradvac.experiment.process import StopSignal
-from gradvac.experiment.recipe import Recipe, load_recipe, read_recipe_file
-from gradvac.experiment.shared_text import prepare_sharing
+from gradvac.experiment.recipe import BaseRecipe, load_any, read_recipe_file
 from gradvac.experiment.variants import RecipeFile, row_of
 
 DESCRIPTION = "sweep.json"
@@ -36,14 +36,14 @@ class Job:
     """One run of a sweep."""
 
     variant: str
-    recipe: Recipe
+    recipe: BaseRecipe
     folder: Path
     error: str = ""
 
     @property
     def done(self) -> bool:
         """Whether the run is trained, and scored if there is anything to score it on."""
-        scored = (self.folder / "scores.json").exists() or not self.recipe.data.test
+        scored = (self.folder / "scores.json").exists() or not has_test(self.recipe)
         return (self.folder / "done.json").exists() and scored
 
     def state(self) -> str:
@@ -86,7 +86,7 @@ def run_sweep(
     describe(file, root, size)
     for job in jobs:
         if not job.done:
-            prepare_sharing(job.recipe, job.folder, root, lambda line: console.print(line))
+            prepare_run(job.recipe, job.folder, root, lambda line: console.print(line))
     left = [job for job in jobs if not job.done]
     console.print(f"{root}: {len(jobs)} runs, {len(jobs) - len(left)} of them finished before")
     stop = StopSignal()
@@ -120,7 +120,7 @@ def plan(
     jobs = []
     for seed in seeds or file.seeds:
         for name in names or [None]:
-            loaded = load_recipe(file, changes, size=size, variant=name, seed=seed)
+            loaded = load_any(file, changes, size=size, variant=name, seed=seed)
             variant = name or loaded.method.name
             root = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.size)))
             jobs.append(Job(variant, loaded, root / variant / f"seed-{seed}"))
@@ -206,18 +206,15 @@ def last_line(log: Path, code: int) -> str:
 def work(folder: Path, *, score: bool = True) -> int:
     """Train and score one prepared run; returns the exit code."""
     from gradvac.experiment.display import Display
-    from gradvac.experiment.evaluate import evaluate_run
     from gradvac.experiment.method_options import import_methods
-    from gradvac.experiment.prepare import open_prepared
     from gradvac.experiment.train import Trainer
-    from gradvac.experiment.translation_job import TranslationJob
 
-    prepared = open_prepared(folder)
-    if module := prepared.recipe.method.module:  # the sweep validated and wrote this recipe
+    job = job_of(folder)
+    if module := job.recipe.method.module:  # the sweep validated and wrote this recipe
         import_methods(module)
-    code = Trainer(TranslationJob(prepared), Display(Console(highlight=False))).train()
-    if score and not code and prepared.recipe.data.test:
-        evaluate_run(folder)
+    code = Trainer(job, Display(Console(highlight=False))).train()
+    if score and not code and has_test(job.recipe):
+        score_run(folder)
     return code
 
 

@@ -286,7 +286,7 @@ def _cuts(lengths: np.ndarray, batches: int) -> np.ndarray:
     """Where to cut sorted sentences into ``batches`` of equal tokens, none empty."""
     total = np.cumsum(lengths)
     k = np.arange(1, batches)
-    cuts = np.maximum(np.searchsorted(total, total[-1] * k / batches), k)
+    cuts = np.maximum(np.searchsorted(total, total[-1] * k / batches, side="right"), k)
     for i in range(1, len(cuts)):
         cuts[i] = max(cuts[i], cuts[i - 1] + 1)
     return np.minimum(cuts, len(lengths) - batches + k)

@@ -194,7 +194,9 @@ class DirectionScores:
 
 
 def side(direction: str) -> Side:
-    """Return where English stands in ``fr-en``: here "any-en"."""
+    """Return where English stands in ``fr-en``: here "any-en"; "other" for a language alone."""
+    if "-" not in direction:
+        return "other"
     parsed = Direction.parse(direction)
     if _is_english(parsed.source):
         return "en-any"
@@ -203,6 +205,8 @@ def side(direction: str) -> Side:
 
 def family_of(direction: str) -> str:
     """Return the family of the language that is not English, of the target where none is."""
+    if "-" not in direction:
+        return family(direction)
     parsed = Direction.parse(direction)
     return family(parsed.source if _is_english(parsed.target) else parsed.target)
 

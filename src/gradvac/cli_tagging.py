@@ -1,0 +1,94 @@
+"""Verbs of sequence labelling: tag, pretrain-encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradvac.cli_options import Changes, RecipePath, Size, console, say
+from gradvac.errors import RecipeError
+
+app = typer.Typer()
+
+Run = Annotated[
+    Path | None,
+    typer.Option(help="The run's folder. Default: runs/NAME, or runs/NAME-SIZE/VARIANT/seed-N."),
+]
+Variant = Annotated[str | None, typer.Option(help="One of the recipe's variants.")]
+Seed = Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")]
+
+
+@app.command()
+def tag(
+    recipe: RecipePath,
+    run: Run = None,
+    size: Size = None,
+    variant: Variant = None,
+    seed: Seed = None,
+    set_: Changes = None,
+) -> None:
+    """Fine-tune a pretrained encoder to label words, each language a task; score the test set.
+
+    The same command again resumes. gradvac sweep runs all variants and seeds of such a recipe.
+
+    Example: gradvac tag recipes/tagging/table3-ner.yaml --size small --variant gradvac
+    --set data.folder=corpora/ner --set model.encoder=runs/encoder-small
+    """
+    from gradvac.experiment.kinds import any_recipe
+    from gradvac.experiment.tagging.evaluate import evaluate_tagging, score_table
+    from gradvac.experiment.tagging.recipe import TaggingRecipe
+
+    folder, code = _train(recipe, TaggingRecipe, run, size, variant, seed, set_)
+    if code:
+        raise typer.Exit(code)
+    kept = any_recipe(folder)
+    if isinstance(kept, TaggingRecipe) and kept.data.test:
+        console.print(score_table(str(folder), evaluate_tagging(folder)))
+
+
+@app.command()
+def pretrain_encoder(
+    recipe: RecipePath,
+    run: Run = None,
+    size: Size = None,
+    variant: Variant = None,
+    seed: Seed = None,
+    set_: Changes = None,
+) -> None:
+    """Train a small multilingual encoder on masked text; RUN/best is a Hugging Face folder.
+
+    The same command again resumes. Temperatures and gradient methods apply as in translation.
+
+    Example: gradvac pretrain-encoder recipes/tagging/encoder.yaml --size small
+    """
+    from gradvac.experiment.tagging.recipe import EncoderRecipe
+
+    folder, code = _train(recipe, EncoderRecipe, run, size, variant, seed, set_)
+    if code:
+        raise typer.Exit(code)
+    say(f"an encoder that transformers and gradvac tag open: {folder / 'best'}")
+
+
+def _train(
+    recipe: Path,
+    kind: type,
+    run: Path | None,
+    size: str | None,
+    variant: str | None,
+    seed: int | None,
+    changes: list[str] | None,
+) -> tuple[Path, int]:
+    """Prepare and train one run; its folder and the exit code."""
+    from gradvac.experiment.display import Display
+    from gradvac.experiment.kinds import job_of, prepare_below
+    from gradvac.experiment.recipe import load_any
+    from gradvac.experiment.train import Trainer
+
+    loaded = load_any(recipe, changes, size=size, variant=variant, seed=seed)
+    if not isinstance(loaded, kind):
+        raise RecipeError(f"{recipe}: job: this recipe is of another job; see gradvac --help")
+    folder = prepare_below(Path("runs"), loaded, run, say)
+    tensorboard = folder / "tensorboard" if loaded.training.tensorboard else None
+    return folder, Trainer(job_of(folder), Display(console, tensorboard)).train()

@@ -1,0 +1,102 @@
+"""What a run folder is a run of, where a verb is for all kinds: translation, tagging, encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from gradvac.errors import RunError
+from gradvac.experiment.job import Job
+from gradvac.experiment.recipe import BaseRecipe, Recipe, parse_any
+from gradvac.experiment.variants import run_folder
+
+Say = Callable[[str], None]
+
+
+def any_recipe(folder: Path) -> BaseRecipe:
+    """The recipe a run of any kind was made from; reading it runs no code."""
+    file = folder / "recipe.yaml"
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return parse_any(tree, str(file), run_code=False)
+    except OSError as e:
+        raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
+    except yaml.YAMLError as e:
+        raise RunError(f"{file}: not YAML") from e
+
+
+def prepare_run(recipe: BaseRecipe, folder: Path, store: Path | None, say: Say) -> None:
+    """Build the text side of a run, that of ``store`` where runs share it."""
+    from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
+
+    if isinstance(recipe, TaggingRecipe):
+        from gradvac.experiment.tagging.prepare import prepare_tagging
+
+        prepare_tagging(recipe, folder, store, say)
+    elif isinstance(recipe, EncoderRecipe):
+        from gradvac.experiment.tagging.prepare_encoder import prepare_encoder
+
+        prepare_encoder(recipe, folder, store, say)
+    elif isinstance(recipe, Recipe):
+        from gradvac.experiment.prepare import prepare
+        from gradvac.experiment.shared_text import prepare_sharing
+
+        if store is None:
+            prepare(recipe, folder, say)
+        else:
+            prepare_sharing(recipe, folder, store, say)
+
+
+def prepare_below(root: Path, recipe: BaseRecipe, folder: Path | None, say: Say) -> Path:
+    """Prepare a run in ``folder``, or where a sweep would below ``root``; returns its folder."""
+    store = None
+    if folder is None:
+        folder, above = (
+            run_folder(root, recipe.name, recipe.size, variant, recipe.seed)
+            for variant in (recipe.variant, None)
+        )
+        store = above if recipe.variant else None
+    prepare_run(recipe, folder, store, say)
+    return folder
+
+
+def job_of(folder: Path) -> Job:
+    """The job of a prepared run folder, ready for the trainer."""
+    from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
+
+    recipe = any_recipe(folder)
+    if isinstance(recipe, TaggingRecipe):
+        from gradvac.experiment.tagging.job import TaggingJob
+        from gradvac.experiment.tagging.prepare import open_tagging
+
+        return TaggingJob(open_tagging(folder))
+    if isinstance(recipe, EncoderRecipe):
+        from gradvac.experiment.tagging.encoder_job import EncoderJob
+        from gradvac.experiment.tagging.prepare_encoder import open_encoder
+
+        return EncoderJob(open_encoder(folder))
+    from gradvac.experiment.prepare import open_prepared
+    from gradvac.experiment.translation_job import TranslationJob
+
+    return TranslationJob(open_prepared(folder))
+
+
+def has_test(recipe: BaseRecipe) -> bool:
+    """Whether a run of the recipe has something to be scored on."""
+    return bool(getattr(recipe, "data").test)  # noqa: B009  every kind has it, the base none
+
+
+def score_run(folder: Path) -> None:
+    """Score a run on its test set."""
+    from gradvac.experiment.tagging.recipe import TaggingRecipe
+
+    if isinstance(any_recipe(folder), TaggingRecipe):
+        from gradvac.experiment.tagging.evaluate import evaluate_tagging
+
+        evaluate_tagging(folder)
+        return
+    from gradvac.experiment.evaluate import evaluate_run
+
+    evaluate_run(folder)

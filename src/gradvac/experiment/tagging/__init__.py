@@ -1,0 +1,1 @@
+"""Experiments of sequence labelling: recipes, run folders, jobs, scores."""

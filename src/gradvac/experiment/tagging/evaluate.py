@@ -1,0 +1,122 @@
+"""Tag a test set with the model of a run, and score it: the table of a tagging run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from gradvac.errors import RunError
+from gradvac.experiment.build import device_of
+from gradvac.experiment.checkpoint import load_tensors
+from gradvac.experiment.model_folder import fill, parameters_of_run
+from gradvac.experiment.tagging.prepare import SHAPE, open_tagging, test_sentences
+from gradvac.tagging.encoder import empty_tagger, open_tokenizer, predict
+from gradvac.tagging.encoding import counted_by_sentence, encode_tagged, token_batch
+from gradvac.tagging.readers import Tagged
+from gradvac.tagging.scores import TaggingScore, score
+from gradvac.translation.batches import in_order
+from gradvac.translation.languages import family_order
+
+TOKENS = 8192  # padded cells of a batch: a matter of speed alone
+NUMBERS = ("f1", "accuracy", "macro_f1", "weighted_f1")
+
+
+@dataclass(frozen=True)
+class TaggingScores:
+    """Scores by language; ``task`` is "ner" or "pos"."""
+
+    task: str
+    languages: Mapping[str, TaggingScore]
+
+    def average(self, name: str) -> float:
+        """The mean over languages of one of `NUMBERS`."""
+        return statistics.fmean(getattr(s, name) for s in self.languages.values())
+
+
+def evaluate_tagging(folder: Path, checkpoint: str = "best") -> TaggingScores:
+    """Score a run on its test set; writes ``scores.json`` and ``tags.jsonl``.
+
+    A word after the last subword that the model sees gets the first label, ``O`` of entities.
+    RunError without a test set or checkpoint.
+    """
+    prepared = open_tagging(folder)
+    tests = test_sentences(folder)
+    if not tests:
+        raise RunError(f"{folder}: the recipe names no test files to score on")
+    device = device_of(prepared.recipe.device)
+    model = empty_tagger(folder / SHAPE)
+    file = parameters_of_run(folder, checkpoint)
+    fill(model, load_tensors(file), file)
+    model.to(device).eval()
+    tokenizer = open_tokenizer(str(folder / SHAPE))
+    limit = prepared.recipe.data.max_tokens
+    found: dict[str, TaggingScore] = {}
+    lines = []
+    for task, sentences in tests.items():
+        gold = [tags for _, tags in sentences]
+        words = [w for w, _ in sentences]
+        guessed = tag_words(
+            model, tokenizer, prepared.labels, words, max_tokens=limit, device=device
+        )
+        found[task] = score(gold, guessed, prepared.labels)
+        lines += [
+            {"task": task, "words": w, "tags": t, "predicted": p}
+            for w, t, p in zip(words, gold, guessed, strict=True)
+        ]
+    scores = TaggingScores(prepared.recipe.data.task, found)
+    with (folder / "tags.jsonl").open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    tree: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "task": scores.task,
+        "labels": prepared.labels,
+        "directions": {
+            task: {**asdict(own), "level": prepared.levels[task]} for task, own in found.items()
+        },
+        "averages": {"all": {name: scores.average(name) for name in NUMBERS}},
+        "signatures": {"F1": "seqeval 1.2.2 micro, default mode; mean over languages"},
+    }
+    text = json.dumps(tree, indent=1, ensure_ascii=False)
+    (folder / "scores.json").write_text(text, encoding="utf-8")
+    return scores
+
+
+def tag_words(
+    model: Any,
+    tokenizer: Any,
+    labels: Sequence[str],
+    sentences: Sequence[Sequence[str]],
+    *,
+    max_tokens: int,
+    device: torch.device,
+) -> list[list[str]]:
+    """A label for each word of each sentence; words that were cut off get the first label."""
+    tagged = [Tagged(tuple(words), (labels[0],) * len(words), "") for words in sentences]
+    task = counted_by_sentence(encode_tagged(tagged, tokenizer, labels, max_tokens)[0])
+    guessed: list[list[str]] = [[labels[0]] * len(words) for words in sentences]
+    for drawn in in_order({"": task}, ("",), 0, TOKENS):
+        batch = token_batch(drawn, len(labels), tokenizer.pad_token_id or 0).to(device)
+        for place, row in zip(batch.sentence.tolist(), predict(model, batch), strict=True):
+            guessed[place][: len(row)] = [labels[i] for i in row]
+    return guessed
+
+
+def score_table(title: str, scores: TaggingScores) -> Table:
+    """One row per number, languages across and their average last, as in Wang et al. 2021."""
+    table = Table(title=title, title_justify="left")
+    codes = family_order(scores.languages)
+    table.add_column("")
+    for name in [*codes, "avg"]:
+        table.add_column(name, justify="right")
+    numbers = NUMBERS if scores.task == "pos" else NUMBERS[:2]
+    for name in numbers:
+        cells = [f"{getattr(scores.languages[code], name):.1f}" for code in codes]
+        table.add_row(name.replace("_", " "), *cells, f"{scores.average(name):.1f}")
+    return table

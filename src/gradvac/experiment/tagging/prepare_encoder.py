@@ -1,0 +1,150 @@
+"""From a recipe of an encoder to a run folder that needs nothing else.
+
+recipe.yaml  tasks.json  best/config.json  best/tokenizer.json (and what belongs to it)
+data/train/*.npy  data/valid/*.npy  data/account.json
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.kinds import any_recipe
+from gradvac.experiment.prepare import TaskInfo, sources_of, task_infos
+from gradvac.experiment.recipe import dump_recipe
+from gradvac.experiment.shared_text import TEXT_SEED, key_of, link
+from gradvac.experiment.tagging.prepare import SHAPE, read_language, same_recipe
+from gradvac.experiment.tagging.recipe import EncoderRecipe
+from gradvac.tagging.encoder import fingerprint, open_tokenizer
+from gradvac.tagging.encoding import encode_text
+from gradvac.tagging.pretraining import build_encoder, save_encoder_shape, train_tokenizer
+from gradvac.tagging.store import load_sentences, save_sentences
+from gradvac.translation.account import Account
+from gradvac.translation.cleaning import normalise
+from gradvac.translation.corpus import read_corpus
+from gradvac.translation.encoded import EncodedTask
+from gradvac.translation.languages import family, resource_levels
+
+Texts = dict[str, dict[str, None]]
+"""Language -> its sentences, each once, in order."""
+
+
+@dataclass(frozen=True)
+class PreparedEncoder:
+    """The text side of an encoder's run, ready to train on."""
+
+    folder: Path
+    recipe: EncoderRecipe
+    tokenizer: Any
+    fingerprint: str
+    tasks: dict[str, TaskInfo]
+    train: dict[str, EncodedTask]
+    valid: dict[str, EncodedTask]
+
+    @property
+    def levels(self) -> dict[str, str]:
+        """Task -> resource level."""
+        return {name: info.level for name, info in self.tasks.items()}
+
+
+def prepare_encoder(
+    recipe: EncoderRecipe, folder: Path, store: Path | None, say: Callable[[str], None]
+) -> PreparedEncoder:
+    """Build (or reopen) the text side of a run; with ``store``, share it with other runs."""
+    if (folder / "tasks.json").exists():
+        same_recipe(recipe, folder)
+        return open_encoder(folder)
+    text, seed = folder, recipe.seed
+    if store is not None:
+        parts = [recipe.data, recipe.vocabulary, recipe.model]
+        text = store / f"text-{key_of([p.model_dump(mode='json') for p in parts])}"
+        seed = TEXT_SEED
+    if not (text / "tasks.json").exists():
+        _write_text(recipe, text, seed, say)
+    if text != folder:
+        for part in ("data", SHAPE):
+            shutil.copytree(text / part, folder / part, copy_function=link, dirs_exist_ok=True)
+        (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+        link(text / "tasks.json", folder / "tasks.json")  # last: all is there
+    return open_encoder(folder)
+
+
+def open_encoder(folder: Path) -> PreparedEncoder:
+    """Reopen a prepared run folder; RunError says what is missing or does not fit."""
+    recipe = any_recipe(folder)
+    if not isinstance(recipe, EncoderRecipe):
+        raise RunError(f"{folder}: not a run of an encoder")
+    tokenizer = open_tokenizer(str(folder / SHAPE))
+    mark = fingerprint(tokenizer)
+    train, valid = (
+        {t: EncodedTask(s, s) for t, s in load_sentences(folder / "data" / p, mark).items()}
+        for p in ("train", "valid")
+    )
+    return PreparedEncoder(folder, recipe, tokenizer, mark, task_infos(folder), train, valid)
+
+
+def _write_text(recipe: EncoderRecipe, folder: Path, seed: int, say: Callable[[str], None]) -> None:
+    account = Account("drop")
+    texts = _texts(recipe, account)
+    say(str(account))
+    for code, held_out in texts["valid"].items():  # nothing is trained on and validated with
+        own = texts["train"].get(code, {})
+        texts["train"][code] = {t: None for t in own if t not in held_out}
+    train = {code: list(own) for code, own in sorted(texts["train"].items()) if own}
+    if not train:
+        raise RecipeError("data: no sentence to train on")
+    section = recipe.vocabulary
+    tokenizer = train_tokenizer(
+        train,
+        size=section.size,
+        temperature=section.temperature,
+        sample=section.sample,
+        seed=seed,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    model = build_encoder(len(tokenizer), recipe.model.of_bert(), recipe.seed)
+    save_encoder_shape(folder / SHAPE, model, tokenizer)
+    tokenizer = open_tokenizer(str(folder / SHAPE))
+    valid = {code: list(texts["valid"].get(code, {})) for code in train}
+    for part, found in (("train", train), ("valid", valid)):
+        encoded = {
+            code: encode_text(own, tokenizer, recipe.data.max_tokens)
+            for code, own in found.items()
+            if own
+        }
+        save_sentences(folder / "data" / part, encoded, fingerprint(tokenizer))
+    text = json.dumps(account.to_dict(), indent=1, ensure_ascii=False)
+    (folder / "data" / "account.json").write_text(text, encoding="utf-8")
+    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    sizes = {code: len(own) for code, own in train.items()}
+    levels = resource_levels(sizes)
+    tasks = {code: asdict(TaskInfo(n, levels[code], family(code))) for code, n in sizes.items()}
+    new = folder / "tasks.new"
+    new.write_text(json.dumps(tasks, indent=1, ensure_ascii=False), encoding="utf-8")
+    new.replace(folder / "tasks.json")  # last: its presence says that all is there
+
+
+def _texts(recipe: EncoderRecipe, account: Account) -> dict[str, Texts]:
+    """The sentences of each part and language, those of parallel corpora first."""
+    data = recipe.data
+    found: dict[str, Texts] = {"train": {}, "valid": {}}
+    for part, sources in (("train", data.parallel), ("valid", data.valid)):
+        for row in read_corpus(sources_of(sources), account):
+            for code, text in row.texts.items():
+                if data.languages is None or code in data.languages:
+                    found[part].setdefault(code, {})[normalise(text)] = None
+    for code, section in data.tagged.items():
+        tagged = read_language(section, account)
+        for part, texts in found.items():
+            for sentence in tagged[part]:
+                texts.setdefault(code, {})[" ".join(sentence.words)] = None
+    limits = {"train": data.max_sentences, "valid": data.max_held_out}
+    return {
+        part: {code: dict.fromkeys(list(own)[: limits[part]]) for code, own in texts.items()}
+        for part, texts in found.items()
+    }

@@ -1,0 +1,303 @@
+"""Recipes of sequence labelling and of encoders; what they share with translation is in `recipe`.
+
+A file says ``job: tagging`` or ``job: encoder``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gradvac.experiment.recipe import (
+    BaseRecipe,
+    BatchSection,
+    Count,
+    Positive,
+    SamplingSection,
+    Section,
+    Share,
+    SourceSection,
+    TrainingSection,
+)
+from gradvac.tagging.labels import UPOS, iob2
+from gradvac.tagging.readers import FORMATS
+
+Place = Callable[[str], str]
+
+
+class FileSection(Section):
+    """A file of tagged sentences, or a part of it: those of ``rows`` [first, after the last].
+
+    Written as a plain string it is a path. ``format`` is by default the language's; ``split`` is
+    for the format `datasets`.
+    """
+
+    path: str
+    format: str | None = None
+    rows: tuple[Annotated[int, Field(ge=0)], Count] | None = None
+    split: str = "train"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_string_is_a_path(cls, found: Any) -> Any:
+        return {"path": found} if isinstance(found, str) else found
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, name: str | None) -> str | None:
+        return name if name is None else _known_format(name)
+
+
+def _known_format(name: str) -> str:
+    if name not in FORMATS:
+        raise ValueError(f"found {name!r}, must be {', '.join(FORMATS)}")
+    return name
+
+
+class LanguageSection(Section):
+    """The files of one language, each part in order; ``map`` gives tags other names."""
+
+    format: str = "conllu"
+    map: dict[str, str] = Field(default={})
+    train: list[FileSection] = Field(min_length=1)
+    valid: list[FileSection] = Field(default=[])
+    test: list[FileSection] = Field(default=[])
+    max_sentences: Count | None = None
+
+    @field_validator("format")
+    @classmethod
+    def _format_is_known(cls, name: str) -> str:
+        return _known_format(name)
+
+
+class TaggingDataSection(Section):
+    """Tagged text by language; ``folder`` is where relative paths begin, by default the recipe's.
+
+    ``labels``: kinds of entities for ``ner``, tags for ``pos`` (by default UPOS); languages may
+    lack some, and must not have others. ``shared``: those that all languages use, which must be the
+    same. ``max_sentences`` limits the training text of each language to its first so many,
+    ``max_held_out`` what is validated on and what is tested on.
+    """
+
+    task: Literal["ner", "pos"]
+    labels: list[str] | Literal["shared"] | None = None
+    folder: str | None = None
+    languages: dict[str, LanguageSection] = Field(min_length=1)
+    max_sentences: Count | None = None
+    max_held_out: Count | None = None
+    max_tokens: Annotated[int, Field(ge=3)] = 128
+    on_problem: Literal["drop", "fail"] = "fail"
+    levels: tuple[Count, Count] | None = None
+
+    @property
+    def test(self) -> list[FileSection]:
+        """The test files of all languages."""
+        return [file for own in self.languages.values() for file in own.test]
+
+    def fixed_labels(self) -> list[str] | None:
+        """The labels in order; None if they are to be learned from the text."""
+        if self.labels == "shared":
+            return None
+        if self.task == "ner":
+            return iob2(self.labels or ["PER", "ORG", "LOC"])
+        return list(self.labels or UPOS)
+
+    def placed(self, place: Place) -> TaggingDataSection:
+        """The same with file names made absolute; names of data sets on a hub stay."""
+        folder = place(self.folder) if self.folder is not None else None
+
+        def move(file: FileSection, format: str) -> FileSection:
+            inner = Path(folder or ".", file.path)
+            absolute = str(inner) if folder and not Path(file.path).is_absolute() else file.path
+            absolute = place(absolute)
+            if format == "datasets" and not Path(absolute).exists():
+                absolute = file.path
+            return file.model_copy(update={"path": absolute})
+
+        return self.model_copy(
+            update={
+                "folder": folder,
+                "languages": {
+                    code: own.model_copy(
+                        update={
+                            part: [move(f, f.format or own.format) for f in getattr(own, part)]
+                            for part in ("train", "valid", "test")
+                        }
+                    )
+                    for code, own in self.languages.items()
+                },
+            }
+        )
+
+
+class EncoderSection(Section):
+    """The pretrained encoder: a folder (a run of `gradvac pretrain-encoder` too), or a hub name."""
+
+    encoder: str
+    dropout: Share | None = None
+
+    def placed(self, place: Place) -> EncoderSection:
+        """The same with a folder made absolute: a name that is no folder here is the hub's."""
+        folder = Path(place(self.encoder))
+        if (folder / "best" / "config.json").exists():
+            folder /= "best"
+        return self.model_copy(update={"encoder": str(folder) if folder.is_dir() else self.encoder})
+
+
+class SentenceBatchSection(SamplingSection):
+    """Batches of ``sentences`` sentences, and how often each language is drawn."""
+
+    sentences: Count = 32
+    temperature: float | list[tuple[int, float]] = 1.0
+
+
+class FineTuningSection(TrainingSection):
+    """Fine-tuning: ``epochs`` instead of steps, linear decay; validation after each epoch.
+
+    With ``epochs`` the steps, the warm-up (a share of the steps), validation and checkpoints that
+    the recipe does not give follow from the number of training sentences.
+    """
+
+    epochs: Positive | None = 10
+    steps: Count = 1000
+    learning_rate: Positive = 2e-5
+    warmup: Count = 100
+    warmup_share: Share | None = 0.1
+    schedule: Literal["inverse_sqrt", "linear"] = "linear"
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    label_smoothing: Share = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    keep: Count = 1
+    metric: str = "error"
+
+
+class TaggingRecipe(BaseRecipe):
+    """A whole experiment of sequence labelling: every language is a task."""
+
+    job: Literal["tagging"] = "tagging"
+    data: TaggingDataSection
+    model: EncoderSection
+    batches: SentenceBatchSection = SentenceBatchSection()  # pyright: ignore[reportIncompatibleVariableOverride]
+    training: FineTuningSection = FineTuningSection()  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def batch_in_words(self) -> str:
+        """How much text an update sees."""
+        return f"{self.batches.sentences * self.batches.accumulate:,} sentences"
+
+    def model_in_words(self) -> str:
+        """The name of the encoder."""
+        return self.model.encoder
+
+    def placed(self, place: Place) -> TaggingRecipe:
+        """The same with every relative file name given to ``place``."""
+        return self.model_copy(
+            update={"data": self.data.placed(place), "model": self.model.placed(place)}
+        )
+
+
+class EncoderDataSection(Section):
+    """Text of each language: that of parallel corpora and the words of tagged ones."""
+
+    parallel: list[SourceSection] = Field(default=[])
+    valid: list[SourceSection] = Field(default=[])
+    tagged: dict[str, LanguageSection] = Field(default={})
+    folder: str | None = None
+    languages: list[str] | None = None
+    max_sentences: Count | None = None
+    max_held_out: Count | None = None
+    max_tokens: Annotated[int, Field(ge=3)] = 128
+    test: list[str] = Field(default=[], max_length=0)  # nothing is scored: a sweep asks
+
+    @model_validator(mode="after")
+    def _some_text(self) -> EncoderDataSection:
+        if not self.parallel and not self.tagged:
+            raise ValueError("give parallel or tagged: there is no text to train on")
+        return self
+
+
+class WordPieceSection(Section):
+    """The vocabulary of an encoder: WordPiece, trained on text drawn by temperature."""
+
+    size: Annotated[int, Field(ge=100)] = 8000
+    temperature: Positive = 5.0
+    sample: Count = 200_000
+
+
+class ShapeSection(Section):
+    """The shape of a BERT; ``masked`` is the share of subwords to be guessed."""
+
+    hidden_size: Count = 128
+    num_hidden_layers: Count = 4
+    num_attention_heads: Count = 4
+    intermediate_size: Count = 512
+    max_position_embeddings: Count = 128
+    hidden_dropout_prob: Share = 0.1
+    attention_probs_dropout_prob: Share = 0.1
+    masked: Annotated[float, Field(gt=0, lt=1)] = 0.15
+
+    def of_bert(self) -> dict[str, Any]:
+        """The keys of BertConfig."""
+        return self.model_dump(exclude={"masked"})
+
+
+class PretrainingSection(TrainingSection):
+    """As Devlin et al. 2019: linear decay, AdamW with weight decay."""
+
+    learning_rate: Positive = 5e-4
+    warmup: Count = 200
+    schedule: Literal["inverse_sqrt", "linear"] = "linear"
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    label_smoothing: Share = 0.0
+    keep: Count = 1
+
+
+class EncoderRecipe(BaseRecipe):
+    """Masked-language-model training of an encoder: every language is a task."""
+
+    job: Literal["encoder"] = "encoder"
+    data: EncoderDataSection
+    vocabulary: WordPieceSection = WordPieceSection()
+    model: ShapeSection = ShapeSection()
+    batches: BatchSection = BatchSection()  # pyright: ignore[reportIncompatibleVariableOverride]
+    training: PretrainingSection = PretrainingSection()  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def batch_in_words(self) -> str:
+        """How much text an update sees."""
+        return f"{self.batches.tokens * self.batches.accumulate:,} subwords"
+
+    def model_in_words(self) -> str:
+        """The shape of the encoder."""
+        return f"BERT, {self.model.num_hidden_layers} layers, width {self.model.hidden_size}"
+
+    def placed(self, place: Place) -> EncoderRecipe:
+        """The same with every relative file name given to ``place``."""
+        data = self.data
+        if data.tagged:
+            inner = TaggingDataSection(task="pos", folder=data.folder, languages=data.tagged)
+            moved = inner.placed(place)
+            data = data.model_copy(update={"tagged": moved.languages, "folder": moved.folder})
+        parts = {name: _moved(getattr(data, name), place) for name in ("parallel", "valid")}
+        return self.model_copy(update={"data": data.model_copy(update=parts)})
+
+    @model_validator(mode="after")
+    def _positions_are_enough(self) -> EncoderRecipe:
+        if self.data.max_tokens > self.model.max_position_embeddings:
+            raise ValueError(
+                f"data.max_tokens: found {self.data.max_tokens}, must not exceed "
+                f"model.max_position_embeddings, {self.model.max_position_embeddings}"
+            )
+        return self
+
+
+def _moved(sources: list[SourceSection], place: Place) -> list[SourceSection]:
+    def each() -> Iterator[SourceSection]:
+        for s in sources:
+            path = place(s.path) if s.path else None
+            paths = {k: place(v) for k, v in s.paths.items()} if s.paths else None
+            yield s.model_copy(update={"path": path, "paths": paths})
+
+    return list(each())

@@ -1,0 +1,1 @@
+"""Sequence labelling on pretrained encoders."""

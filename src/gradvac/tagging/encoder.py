@@ -1,0 +1,127 @@
+"""Pretrained encoders of Hugging Face: opened from a folder or the hub, built again from a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradvac.errors import RecipeError, RunError
+from gradvac.tagging.encoding import IGNORED, TokenBatch
+
+
+def transformers() -> Any:
+    """The package; RecipeError without the extra."""
+    try:
+        import transformers as package
+    except ImportError as e:
+        raise RecipeError("model.encoder: needs: pip install 'gradvac[transformers]'") from e
+    return package
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the package from saying that a head is new, which is what fine-tuning means."""
+    logging = transformers().logging
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def open_tokenizer(name: str) -> Any:
+    """The tokenizer of an encoder; RecipeError if there is none, or it cannot tell words apart."""
+    try:
+        tokenizer = transformers().AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as e:
+        raise RecipeError(f"model.encoder: no tokenizer in {name!r}: {_first_line(e)}") from e
+    if not tokenizer.is_fast:
+        raise RecipeError(f"model.encoder: the tokenizer of {name!r} does not tell words apart")
+    return tokenizer
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """What two tokenizers have in common only if they encode alike."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
+
+
+def save_shape(name: str, folder: Path, labels: Sequence[str], dropout: float | None) -> None:
+    """Keep in a run what is needed to build the tagger again: configuration and tokenizer."""
+    config = _config(name)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: n for n, label in enumerate(labels)}
+    if dropout is not None:
+        config.classifier_dropout = dropout
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    open_tokenizer(name).save_pretrained(folder)
+
+
+def pretrained_tagger(name: str, shape: Path, seed: int) -> Any:
+    """An encoder with its pretrained parameters and a linear layer drawn from ``seed``."""
+    torch.manual_seed(seed)
+    auto = transformers().AutoModelForTokenClassification
+    try:
+        with _quiet():
+            return auto.from_pretrained(name, config=_config(str(shape)), dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError) as e:
+        raise RecipeError(f"model.encoder: cannot load {name!r}: {_first_line(e)}") from e
+
+
+def empty_tagger(shape: Path) -> Any:
+    """The same model without its parameters, from what a run keeps."""
+    return transformers().AutoModelForTokenClassification.from_config(_config(str(shape)))
+
+
+def _config(name: str) -> Any:
+    try:
+        return transformers().AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as e:
+        raise RecipeError(f"model.encoder: no encoder in {name!r}: {_first_line(e)}") from e
+
+
+def label_losses(
+    model: Any, batch: TokenBatch, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Training loss [N] and negative log-likelihood [N] of each label, and its sentence [N]."""
+    logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits
+    rows, places = (batch.labels != IGNORED).nonzero(as_tuple=True)
+    logits, labels = logits[rows, places].float(), batch.labels[rows, places]
+    nll = F.cross_entropy(logits, labels, reduction="none")
+    loss = nll
+    if smoothing:
+        loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+    return loss, nll.detach(), rows
+
+
+@torch.no_grad()
+def predict(model: Any, batch: TokenBatch) -> list[list[int]]:
+    """The likeliest label of every first subword, a list for each sentence."""
+    guesses = model(input_ids=batch.ids, attention_mask=batch.mask).logits.argmax(-1)
+    known = batch.labels != IGNORED
+    return [row[there].tolist() for row, there in zip(guesses, known, strict=True)]
+
+
+def labels_of(shape: Path) -> list[str]:
+    """The labels of the tagger of a run, in the order of its outputs; RunError if it has none."""
+    try:
+        tree = json.loads((shape / "config.json").read_text(encoding="utf-8"))["id2label"]
+        return [tree[str(n)] for n in range(len(tree))]
+    except (OSError, ValueError, KeyError) as e:
+        raise RunError(f"{shape / 'config.json'}: not the configuration of a tagger: {e}") from e
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,199 @@
+"""Tagged sentences as numbers, and batches of them.
+
+A subword of a sentence is stored as one number, 1 + id * (L + 1) + label, where label is 0 for a
+subword without one and 1 + n for label n of L: a sentence is one row of a matrix, and 0 is padding
+whatever the tokenizer's ids are. Only the first subword of a word has a label, as in Devlin et al.
+2019 and Wang et al. 2021, appendix G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradvac.tagging.readers import Tagged
+from gradvac.translation.batches import Batch
+from gradvac.translation.encoded import EncodedTask, Sentences
+
+IGNORED = -100  # as PyTorch and transformers mark positions without a label
+AT_ONCE = 1000  # sentences given to a tokenizer together
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sentences of several tasks, padded on the right.
+
+    ``ids`` [B, S], ``mask`` [B, S] (1 at subwords), ``labels`` [B, S] (`IGNORED` where there is no
+    loss), ``task`` [B] index into ``tasks``, ``sentence`` [B] index within the task's corpus.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+    task: Tensor
+    sentence: Tensor
+    tasks: tuple[str, ...]
+
+    @cached_property
+    def tokens(self) -> int:
+        """Positions with a label: what the loss is a mean of."""
+        return int((self.labels != IGNORED).sum())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Labels of each task that has a sentence here."""
+        of_sentence = (self.labels != IGNORED).sum(1)
+        return {self.tasks[k]: int(of_sentence[self.task == k].sum()) for k in self.present}
+
+    @property
+    def present(self) -> list[int]:
+        """Indices of the tasks that have a sentence here, ascending."""
+        return torch.unique(self.task).tolist()
+
+    @property
+    def padding(self) -> float:
+        """Share of the cells that hold padding."""
+        return 1 - int(self.mask.sum()) / self.mask.numel()
+
+    def of_task(self, index: int) -> TokenBatch:
+        """The sentences of one task, padding cut to what they need."""
+        rows = self.task == index
+        width = int(self.mask[rows].sum(1).max())
+        return TokenBatch(
+            self.ids[rows, :width],
+            self.mask[rows, :width],
+            self.labels[rows, :width],
+            self.task[rows],
+            self.sentence[rows],
+            self.tasks,
+        )
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same batch on ``device``."""
+        move = lambda x: x.to(device, non_blocking=True)
+        return TokenBatch(
+            move(self.ids),
+            move(self.mask),
+            move(self.labels),
+            move(self.task),
+            move(self.sentence),
+            self.tasks,
+        )
+
+
+def token_batch(drawn: Batch, labels: int, padding_id: int) -> TokenBatch:
+    """What a batch of stored numbers stands for; ``labels`` is L, 0 for text without labels."""
+    stored = drawn.source
+    mask = stored != 0
+    of_label = torch.where(mask, (stored - 1) % (labels + 1), 0)
+    return TokenBatch(
+        ids=torch.where(mask, (stored - 1) // (labels + 1), padding_id),
+        mask=mask.long(),
+        labels=torch.where(of_label > 0, of_label - 1, IGNORED),
+        task=drawn.task,
+        sentence=drawn.sentence,
+        tasks=drawn.tasks,
+    )
+
+
+def encode_tagged(
+    sentences: Sequence[Tagged], tokenizer: Any, labels: Sequence[str], max_tokens: int
+) -> tuple[Sentences, np.ndarray]:
+    """Encode sentences; also how many words of each have a label [N].
+
+    A sentence is cut after ``max_tokens`` subwords, special ones counted: words after that have no
+    label. A word of which the tokenizer makes nothing is its unknown one.
+    """
+    index = {label: n + 1 for n, label in enumerate(labels)}
+    stored, kept = [], []
+    for ids, firsts, sentence in _subwords(sentences, tokenizer, max_tokens):
+        numbers = np.array(ids, dtype=np.int64) * (len(labels) + 1) + 1
+        for place, word in firsts:
+            numbers[place] += index[sentence.tags[word]]
+        stored.append(numbers.tolist())
+        kept.append(len(firsts))
+    return Sentences.of(stored), np.array(kept, dtype=np.int64)
+
+
+def counted_by_sentence(side: Sentences) -> EncodedTask:
+    """A task for the sampler: it counts target tokens, so each sentence has one."""
+    n = len(side)
+    return EncodedTask(side, Sentences(np.ones(n, np.int32), np.arange(n + 1)))
+
+
+def _subwords(
+    sentences: Sequence[Tagged], tokenizer: Any, max_tokens: int
+) -> Iterator[tuple[list[int], list[tuple[int, int]], Tagged]]:
+    """Subword ids of each sentence, (place, word) of every first subword, and the sentence."""
+    begin, end = _special(tokenizer)
+    for start in range(0, len(sentences), AT_ONCE):
+        part = sentences[start : start + AT_ONCE]
+        found = tokenizer(
+            [list(s.words) for s in part], is_split_into_words=True, add_special_tokens=False
+        )
+        for n, sentence in enumerate(part):
+            ids, words = found["input_ids"][n], found.word_ids(n)
+            pieces: list[list[int]] = [[] for _ in sentence.words]
+            for token, word in zip(ids, words, strict=True):
+                pieces[word].append(token)
+            whole, firsts = list(begin), []
+            for word, piece in enumerate(pieces):
+                if len(whole) + len(piece or [0]) + len(end) > max_tokens:
+                    break
+                firsts.append((len(whole), word))
+                whole += piece or [tokenizer.unk_token_id]
+            yield whole + end, firsts, sentence
+
+
+def encode_text(texts: Sequence[str], tokenizer: Any, max_tokens: int) -> Sentences:
+    """Encode sentences without labels, each cut after ``max_tokens`` subwords."""
+    begin, end = _special(tokenizer)
+    room = max_tokens - len(begin) - len(end)
+    stored = []
+    for start in range(0, len(texts), AT_ONCE):
+        part = list(texts[start : start + AT_ONCE])
+        for ids in tokenizer(part, add_special_tokens=False)["input_ids"]:
+            stored.append([i + 1 for i in [*begin, *ids[:room], *end]])
+    return Sentences.of(stored)
+
+
+def _special(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """What a tokenizer puts before and after a sentence."""
+    begin = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
+    end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
+    return [begin] * (begin is not None), [end] * (end is not None)
+
+
+def masked(
+    batch: TokenBatch,
+    *,
+    probability: float,
+    mask_id: int,
+    special: Sequence[int],
+    vocabulary_size: int,
+    rng: np.random.Generator,
+) -> TokenBatch:
+    """Hide subwords to be guessed: Devlin et al. 2019, section 3.1.
+
+    Each that is not ``special`` is chosen with ``probability``; of those 80% become the mask, 10%
+    a random subword, 10% stay. A sentence of which nothing was chosen gives its first subword, so
+    that every task of the batch has a loss.
+    """
+    draw = rng.random((2, *batch.ids.shape))
+    usable = batch.mask.bool() & ~torch.isin(batch.ids, torch.tensor(list(special)))
+    chosen = usable & (torch.from_numpy(draw[0]) < probability)
+    none = ~chosen.any(1) & usable.any(1)
+    first = usable.long().argmax(1)
+    chosen[none, first[none]] = True
+    way = torch.from_numpy(draw[1])
+    random = torch.from_numpy(rng.integers(0, vocabulary_size, tuple(batch.ids.shape)))
+    ids = torch.where(chosen & (way < 0.8), mask_id, batch.ids)
+    ids = torch.where(chosen & (way >= 0.8) & (way < 0.9), random, ids)
+    labels = torch.where(chosen, batch.ids, IGNORED)
+    return TokenBatch(ids, batch.mask, labels, batch.task, batch.sentence, batch.tasks)

@@ -1,0 +1,117 @@
+"""A small multilingual encoder of one's own: vocabulary, architecture, masked language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gradvac.errors import RecipeError
+from gradvac.tagging.encoder import transformers
+from gradvac.tagging.encoding import IGNORED, TokenBatch
+from gradvac.translation.vocabulary import sampling_probabilities
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def train_tokenizer(
+    texts: Mapping[str, Sequence[str]], *, size: int, temperature: float, sample: int, seed: int
+) -> Any:
+    """A WordPiece tokenizer of ``size`` pieces, case kept, in the form that AutoTokenizer opens.
+
+    ``texts``: language to sentences; ``sample`` of them are drawn, languages by temperature (Wang
+    et al. 2021, appendix B), none twice.
+    """
+    import tokenizers as t
+
+    rng = np.random.default_rng([seed, 7])
+    shares = sampling_probabilities(np.array([len(x) for x in texts.values()]), temperature)
+    drawn = []
+    for sentences, share in zip(texts.values(), shares, strict=True):
+        count = min(len(sentences), round(sample * share))
+        rows = rng.choice(len(sentences), count, replace=False)
+        drawn += [sentences[i] for i in sorted(rows)]
+    inner = t.Tokenizer(t.models.WordPiece(unk_token="[UNK]"))
+    inner.normalizer = t.normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    inner.pre_tokenizer = t.pre_tokenizers.BertPreTokenizer()
+    inner.decoder = t.decoders.WordPiece()
+    # limit_alphabet: rare characters become [UNK]; a third of the pieces, chosen here, is the most
+    # that single characters may take, and each counts twice: within a word and at its beginning.
+    trainer = t.trainers.WordPieceTrainer(
+        vocab_size=size,
+        special_tokens=list(SPECIAL),
+        limit_alphabet=size // 6,
+        show_progress=False,
+    )
+    inner.train_from_iterator(drawn, trainer)
+    begin, end = (inner.token_to_id(x) for x in ("[CLS]", "[SEP]"))
+    inner.post_processor = t.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", begin), ("[SEP]", end)],
+    )
+    names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    special: dict[str, Any] = dict(zip(names, SPECIAL, strict=True))
+    return transformers().PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
+def build_encoder(vocabulary_size: int, shape: Mapping[str, Any], seed: int) -> Any:
+    """A BERT of ``shape``, keys of BertConfig, for masked text; drawn from ``seed``."""
+    package = transformers()
+    try:
+        config = package.BertConfig(vocab_size=vocabulary_size, pad_token_id=0, **shape)
+        torch.manual_seed(seed)
+        return _without_ties(package.BertForMaskedLM(config))
+    except ValueError as e:
+        raise RecipeError(f"model: {e}") from e
+
+
+def _without_ties(model: Any) -> Any:
+    """Let each parameter stand in the state once: a file of tensors holds none that share memory.
+
+    The softmax is the embedding (Press and Wolf 2017), which loading ties again.
+    """
+    tied = [
+        name
+        for name, p in model.named_parameters(remove_duplicate=False)
+        if name not in dict(model.named_parameters())
+    ]
+
+    def drop(module: Any, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+        for name in tied:
+            state.pop(prefix + name, None)
+
+    def tie(module: Any, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        own = dict(module.named_parameters(remove_duplicate=False))
+        names = {id(p): name for name, p in module.named_parameters()}
+        for name in tied:
+            state[prefix + name] = state[prefix + names[id(own[name])]]
+
+    model.register_state_dict_post_hook(drop)
+    model.register_load_state_dict_pre_hook(tie)
+    return model
+
+
+def masked_losses(model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss [N] and negative log-likelihood [N] of each hidden subword, and its sentence [N].
+
+    The softmax is computed where something is hidden, a seventh of what there is.
+    """
+    states = model.bert(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+    rows, places = (batch.labels != IGNORED).nonzero(as_tuple=True)
+    logits = model.cls(states[rows, places]).float()
+    nll = F.cross_entropy(logits, batch.labels[rows, places], reduction="none")
+    return nll, nll.detach(), rows
+
+
+def save_encoder_shape(folder: Path, model: Any, tokenizer: Any) -> None:
+    """Write configuration and tokenizer: with parameters beside them, a Hugging Face model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

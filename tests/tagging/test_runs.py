@@ -1,0 +1,230 @@
+"""Whole runs: training, resuming, scoring, comparing, reporting, and an encoder of one's own."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from gradvac.errors import CorpusError, RecipeError, RunError
+from gradvac.experiment.compare import compare
+from gradvac.experiment.compare_tables import markdown
+from gradvac.experiment.display import Display
+from gradvac.experiment.kinds import any_recipe, job_of, prepare_below
+from gradvac.experiment.recipe import load_any, load_recipe
+from gradvac.experiment.report import write_report
+from gradvac.experiment.tagging.evaluate import evaluate_tagging, score_table
+from gradvac.experiment.train import Trainer
+from tests.tagging.helpers import make_encoder, make_toy, tagged_rows, write_recipe
+
+transformers = pytest.importorskip("transformers")
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def train(folder: Path, tree: dict, run: str, changes: list[str] | None = None) -> Path:
+    recipe = load_any(write_recipe(folder, tree), changes)
+    out = prepare_below(folder, recipe, folder / run, quiet)
+    assert Trainer(job_of(out), Display(Console(quiet=True))).train() == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A joint run and one with GradVac, scored, of two toy languages."""
+    folder = tmp_path_factory.mktemp("tagging")
+    tree = make_toy(folder)
+    for name in ("joint", "gradvac"):
+        train(folder, tree | {"method": {"name": name}, "name": name}, name)
+        evaluate_tagging(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["joint", "gradvac"])
+def test_a_run_learns_and_is_scored(runs, name):
+    """The tag of a toy word follows from the word: two epochs are enough to see it."""
+    scores = json.loads((runs / name / "scores.json").read_text())
+    assert set(scores["directions"]) == {"de", "fr"}
+    assert scores["averages"]["all"]["accuracy"] > 60  # the commonest of four tags: 30
+    lines = [json.loads(t) for t in (runs / name / "tags.jsonl").read_text().splitlines()]
+    assert len(lines) == 18
+    right = [a == b for x in lines if x["task"] == "fr" for a, b in zip(x["tags"], x["predicted"])]  # noqa: B905
+    assert scores["directions"]["fr"]["accuracy"] == pytest.approx(100 * sum(right) / len(right))
+
+
+def test_epochs_become_steps(runs):
+    """24 + 12 sentences, 4 a step, 2 epochs; a tenth of the steps is warm-up."""
+    training = any_recipe(runs / "joint").training
+    assert (training.steps, training.warmup, training.validate_every) == (18, 2, 9)
+    lines = [json.loads(t) for t in (runs / "joint" / "metrics.jsonl").read_text().splitlines()]
+    valid = [line for line in lines if line["kind"] == "valid"]
+    assert [line["step"] for line in valid] == [9, 18]
+    assert valid[1]["error"] == (valid[1]["error/de"] + valid[1]["error/fr"]) / 2
+    words = sum(line["tokens"] for line in lines if line["kind"] == "train")
+    sizes = {"de": 24, "fr": 12}  # temperature 1: both are seen twice in expectation
+    once = sum(len(r) for code, n in sizes.items() for r in tagged_rows("", n))
+    assert abs(words - 2 * once) < 30
+
+
+def test_both_runs_begin_alike(runs):
+    """The same parameters and batches whatever the method: the first loss is the same."""
+    first = [
+        json.loads((runs / name / "metrics.jsonl").read_text().splitlines()[1])["task_nll"]
+        for name in ("joint", "gradvac")
+    ]
+    assert first[0].keys() == first[1].keys()
+    jobs = [job_of(prepared(runs, name)) for name in ("joint", "gradvac")]
+    a, b = (job.batch(3) for job in jobs)
+    assert torch.equal(a.ids, b.ids) and torch.equal(a.labels, b.labels)
+    assert a.ids.shape[0] == 4
+    for p, q in zip(jobs[0].model.parameters(), jobs[1].model.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def prepared(runs: Path, name: str) -> Path:
+    """A run folder of that method in which nothing is trained yet."""
+    recipe = load_any(runs / name / "recipe.yaml")
+    return prepare_below(runs, recipe, runs / f"fresh-{name}", quiet)
+
+
+def test_the_best_parameters_open_in_hugging_face(runs):
+    model = transformers.AutoModelForTokenClassification.from_pretrained(runs / "joint" / "best")
+    assert list(model.config.id2label.values()) == ["DET", "NOUN", "PUNCT", "VERB"]
+    kept = load_file(runs / "joint" / "best" / "model.safetensors")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, kept[name])
+    assert transformers.AutoTokenizer.from_pretrained(runs / "joint" / "best").is_fast
+
+
+def test_comparison_table_and_report(runs, tmp_path):
+    found = compare([runs / "joint", runs / "gradvac"], baseline="joint", test="randomization")
+    assert set(found.metrics) == {"f1", "accuracy", "nll"}
+    row = found.rows[1]
+    assert 0 < row.cells["f1"]["de"].p <= 1
+    scores = json.loads((runs / "gradvac" / "scores.json").read_text())
+    assert row.cells["f1"]["avg"].mean == pytest.approx(scores["averages"]["all"]["f1"])
+    assert "approximate randomisation over sentences" in markdown(found, True)
+    page = write_report(
+        tmp_path / "r.html", [runs / "joint", runs / "gradvac"], title="t", start=None, notes=[]
+    )
+    assert "4 sentences" in page.read_text(encoding="utf-8")
+
+
+def test_a_stopped_run_resumes_to_the_same_parameters(runs, tmp_path, monkeypatch):
+    """After the first epoch, and with the encoder gone."""
+    tree = make_toy(tmp_path) | {"method": {"name": "gradvac"}, "name": "gradvac"}
+    shutil.copytree(runs / "encoder", tmp_path / "encoder", dirs_exist_ok=True)
+    recipe = load_any(write_recipe(tmp_path, tree))
+    out = prepare_below(tmp_path, recipe, tmp_path / "run", quiet)
+    trainer = Trainer(job_of(out), Display(Console(quiet=True)))
+    step = trainer.train_step
+
+    def stop_at_10() -> int:
+        if trainer.step == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step()
+
+    monkeypatch.setattr(trainer, "train_step", stop_at_10)
+    assert trainer.train() == 128 + signal.SIGTERM
+    (tmp_path / "encoder" / "model.safetensors").unlink()
+    assert Trainer(job_of(out), Display(Console(quiet=True))).train() == 0
+    for part in ("metrics.jsonl", "best/model.safetensors"):
+        assert (out / part).read_bytes() == (runs / "gradvac" / part).read_bytes()
+
+
+def test_another_recipe_is_refused(runs):
+    recipe = load_any(runs / "joint" / "recipe.yaml", ["training.learning_rate=0.5"])
+    with pytest.raises(RunError, match=r"these keys differ: training\.learning_rate"):
+        prepare_below(runs, recipe, runs / "joint", quiet)
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "modernbert"])
+def test_other_encoders(kind, tmp_path):
+    tree = make_toy(tmp_path, n=8)
+    make_encoder(tmp_path / "other", kind)
+    changes = ["model.encoder=other", "training.epochs=1", "method.name=pcgrad"]
+    run = train(tmp_path, tree, "run", changes)
+    assert set(evaluate_tagging(run).languages) == {"de", "fr"}
+
+
+def test_per_task_and_learned_shares(tmp_path):
+    """The other engine, and MultiDDS-S, which takes gradients of validation text."""
+    tree = make_toy(tmp_path, n=8)
+    changes = ["method.name=gradvac", "method.engine=per_task", "batches.sampling=multidds_s"]
+    changes += ["batches.multidds_s.every=3", "training.epochs=2"]
+    run = train(tmp_path, tree, "run", changes)
+    lines = [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]
+    shares = [line["task_share"] for line in lines if line["kind"] == "sampling"]
+    assert len(shares) == 2 and shares[0] != shares[1]
+
+
+def test_entities(tmp_path):
+    """Validation and test measure entity F1 where the task is ner."""
+    tree = make_toy(tmp_path, n=8)
+    names = {"VERB": "O", "DET": "O", "PUNCT": "O", "NOUN": "B-LOC"}
+    tree["data"] |= {"task": "ner", "labels": ["LOC"]}
+    for own in tree["data"]["languages"].values():
+        own["map"] = names
+    run = train(tmp_path, tree, "run")
+    scores = evaluate_tagging(run)
+    assert scores.task == "ner"
+    table = Console(width=80, record=True, quiet=True)
+    table.print(score_table("t", scores))
+    lines = [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]
+    assert all(0 <= line["error"] <= 100 for line in lines if line["kind"] == "valid")
+
+
+ENCODER = {
+    "job": "encoder",
+    "name": "encoder",
+    "device": "cpu",
+    "vocabulary": {"size": 110},
+    "model": {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 24, "max_position_embeddings": 32,
+    },
+    "batches": {"tokens": 60, "pool": 3},
+    "training": {
+        "steps": 12, "warmup": 2, "learning_rate": 0.01, "validate_every": 4,
+        "checkpoint_every": 4, "log_every": 4, "precision": "fp32",
+    },
+    "method": {"name": "gradvac"},
+}  # fmt: skip
+
+
+def test_an_encoder_of_ones_own_is_trained_and_fine_tuned(tmp_path):
+    """Masked text of both languages with GradVac, then tags; transformers opens the encoder."""
+    tree = make_toy(tmp_path, n=8)
+    data = {"tagged": tree["data"]["languages"], "max_tokens": 32}
+    run = train(tmp_path, ENCODER | {"data": data}, "encoder-run")
+    lines = [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]
+    nll = [line["nll"] for line in lines if line["kind"] == "valid"]
+    assert nll[-1] < nll[0]
+    model = transformers.AutoModelForMaskedLM.from_pretrained(run / "best")
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    kept = load_file(run / "best" / "model.safetensors")
+    assert all(torch.equal(p, kept[n]) for n, p in model.named_parameters())
+    tagger = train(tmp_path, tree, "tagger", ["model.encoder=encoder-run", "training.epochs=1"])
+    assert set(evaluate_tagging(tagger).languages) == {"de", "fr"}
+
+
+def test_errors_name_key_or_line(tmp_path):
+    tree = make_toy(tmp_path, n=4)
+    path = write_recipe(tmp_path, tree)
+    with pytest.raises(RecipeError, match=r"data\.languages\.de\.format: .*must be conllu"):
+        load_any(path, ["data.languages.de.format=conll"])
+    with pytest.raises(RecipeError, match="job: this is a recipe of another job"):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match="job: found 'tag', must be tagging, encoder"):
+        load_any(write_recipe(tmp_path, tree | {"job": "tag"}))
+    with pytest.raises(RecipeError, match=r"model\.encoder: no encoder in"):
+        train(tmp_path, tree, "a", [f"model.encoder={tmp_path}/nothing"])
+    with pytest.raises(CorpusError, match=rf"{tmp_path}/de.train:1: word 3 .* has tag 'NOUN'"):
+        train(tmp_path, tree, "b", ["data.labels=[DET, NOUNS, PUNCT, VERB]"])
