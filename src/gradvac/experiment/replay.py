@@ -126,7 +126,7 @@ class Replay:
         try:
             state = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
             step, count, seed = (int(state[key]) for key in ("step", "batches", "seed"))
-            dict(state["learned"]), str(state["message"])
+            state |= {"learned": dict(state["learned"]), "message": str(state["message"])}
         except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as e:
             raise RunError(f"{file.with_suffix('.json')}: not a kept step: {e}") from e
         return cls(
