@@ -110,7 +110,7 @@ def compare(
     from gradvac.experiment.comet import read_comet
     from gradvac.experiment.compare import chosen_test
     from gradvac.experiment.compare import compare as compare_runs
-    from gradvac.experiment.compare_tables import costs, notes, terminal, write
+    from gradvac.experiment.compare_tables import costs, differences, notes, terminal, write
 
     model, scores = read_comet(comet) if comet else ("", {})
     found = compare_runs(
@@ -120,6 +120,8 @@ def compare(
         found.signatures["COMET"] = model
     for metric in found.metrics:
         console.print(terminal(found, metric, directions, console.width))
+    if len(found.rows) > 1:
+        console.print(differences(found))
     console.print(costs(found))
     for line in notes(found):
         say(line)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from gradvac.cli import app
 from gradvac.errors import RunError
-from gradvac.experiment.compare import compare, half_width
+from gradvac.experiment.compare import _groups, compare, half_width
 from gradvac.experiment.compare_tables import as_csv, as_json, latex, markdown
 
 
@@ -65,6 +65,23 @@ def test_means_over_seeds_and_averages_over_directions(found):
     assert row(found, "better").cells["nll"]["ne-en"].values == (5.0, 6.0)
     assert row(found, "better").cells["nll"]["avg"].mean == 4.5
     assert set(found.averages) == {"avg", "high", "low", "Indo-Iranian", "Western European"}
+
+
+def test_differences_are_of_the_same_seeds(found):
+    """NLL of "better" at seed s is 2 + s, of the baseline 3: differences 0 and 1."""
+    cell = found.difference(row(found, "better"), "nll", "fr-en")
+    assert cell is not None and cell.values == (0.0, 1.0) and cell.seeds == (1, 2)
+    # Standard deviation 1 / sqrt(2), two values, t(0.975, 1) = 12.706205
+    assert cell.half == pytest.approx(12.706205 / 2, rel=1e-6)
+    assert found.difference(row(found, "joint"), "nll", "fr-en") is None
+    assert "| better |" in markdown(found).split("minus joint")[1]
+    assert "+0.500 ±6.353 |" in markdown(found)  # of NLL, and no exclamation mark
+
+
+def test_a_family_of_one_direction_each_is_no_average():
+    low = dict.fromkeys(("fr-en", "tr-en"), "low")
+    assert set(_groups(["fr-en", "tr-en"], low)) == {"avg", "low"}
+    assert "Western European" in _groups(["fr-en", "de-en"], {})
 
 
 def sacrebleu_p(d: str, seed: int) -> float:

@@ -92,6 +92,24 @@ class Comparison:
         ]
         return (min if metric in LOWER_IS_BETTER else max)(means, default=math.nan)
 
+    def difference(self, row: Row, metric: Metric, column: str) -> Cell | None:
+        """Row minus baseline on the seeds both have; their runs share parameters and batches.
+
+        So its interval is far narrower than those of the two means. None without a shared seed.
+        """
+        base = next(r for r in self.rows if r.name == self.baseline)
+        own, other = (r.cells[metric].get(column) for r in (row, base))
+        if own is None or other is None or row is base:
+            return None
+        before = dict(zip(other.seeds, other.values, strict=True))
+        gaps = {
+            seed: value - before[seed]
+            for seed, value in zip(own.seeds, own.values, strict=True)
+            if seed in before
+        }
+        values = tuple(gaps.values())
+        return Cell(values, half_width(values), seeds=tuple(gaps)) if gaps else None
+
 
 def compare(
     folders: Sequence[Path],
@@ -208,7 +226,8 @@ def _groups(directions: Sequence[str], levels: dict[str, str]) -> dict[str, list
         for level in ("high", "medium", "low"):
             if members := [d for d in own if levels.get(d) == level]:
                 groups[label + level] = members
-        for family in sorted({family_of(d) for d in own}):
+        families = sorted({family_of(d) for d in own})
+        for family in families if len(families) < len(own) else ():  # else each is one direction
             groups[label + family] = [d for d in own if family_of(d) == family]
     return groups
 

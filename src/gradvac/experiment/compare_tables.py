@@ -73,6 +73,11 @@ def notes(found: Comparison) -> list[str]:
             f"Means over {' or '.join(map(str, seeds))} seeds, with half the width of the 95% "
             "interval of the mean (Student's t)."
         )
+        lines.append(
+            f"Minus {found.baseline}: runs of one seed begin with the same parameters and see the "
+            "same batches, so differences vary less than means. !: the 95% interval of that "
+            "difference alone leaves out zero."
+        )
     if found.test:
         tagging = "f1" in found.metrics
         test = f"sacreBLEU's paired {found.test}"
@@ -120,6 +125,40 @@ def costs(found: Comparison) -> Table:
     return table
 
 
+def differences(found: Comparison) -> Table:
+    """Each row minus the baseline, seed by seed, for the terminal."""
+    table = Table(title=f"minus {found.baseline}, on the same seeds", title_justify="left")
+    heads, rows = _differences(found)
+    for name in heads:
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _differences(found: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows; a difference whose interval leaves out zero has an exclamation mark."""
+    columns = [c for c in ("avg", "high", "medium", "low") if c in found.averages]
+    kinds: list[tuple[Metric, str]] = [(m, c) for m in found.metrics for c in columns]
+    cells = {
+        row.name: [found.difference(row, metric, column) for metric, column in kinds]
+        for row in found.rows
+    }
+    shown = [n for n in range(len(kinds)) if any(own[n] for own in cells.values())]
+    heads = ["", *(f"{NAMES[kinds[n][0]]} {kinds[n][1]}" for n in shown)]
+
+    def text(cell: Cell | None, metric: Metric) -> str:
+        if cell is None:
+            return ""
+        return _number(cell, metric, "+") + ("!" if abs(cell.mean) > cell.half else "")
+
+    return heads, [
+        [name, *(text(own[n], kinds[n][0]) for n in shown)]
+        for name, own in cells.items()
+        if any(own)
+    ]
+
+
 def markdown(found: Comparison, every_direction: bool = False) -> str:
     """Every metric as a Markdown table, then the notes."""
     parts = []
@@ -134,6 +173,10 @@ def markdown(found: Comparison, every_direction: bool = False) -> str:
             ]
             lines.append(_bars([row.name, *cells, *_costs(row)]))
         parts.append("\n".join(lines))
+    heads, rows = _differences(found)
+    if rows:
+        lines = [_bars(heads), "|---" + "|---:" * (len(heads) - 1) + "|", *map(_bars, rows)]
+        parts.append("\n".join([f"minus {found.baseline}, on the same seeds", "", *lines]))
     return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(found))]) + "\n"
 
 
@@ -261,10 +304,10 @@ def _texts(
     return texts
 
 
-def _number(cell: Cell, metric: Metric) -> str:
+def _number(cell: Cell, metric: Metric, sign: str = "") -> str:
     digits = DIGITS[metric]
     spread = "" if math.isnan(cell.half) else f" ±{cell.half:.{digits}f}"
-    return f"{cell.mean:.{digits}f}{spread}"
+    return f"{cell.mean:{sign}.{digits}f}{spread}"
 
 
 def _costs(row: Row) -> list[str]:
