@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from gradvac.cli import app
 from gradvac.errors import RecipeError
+from gradvac.experiment.report import write_report
 from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.translation.readers import Row
 
@@ -72,6 +73,13 @@ def test_it_is_scored_marked_and_averaged_apart(run):
     assert "Indo-Iranian" in scores["averages"] and "zero-shot" in output
 
 
+def test_the_report_averages_it_apart(run, tmp_path):
+    evaluated(run)
+    page = write_report(tmp_path / "report.html", [run], title="zero-shot").read_text()
+    assert page.count(">zero-shot</th>") == 2  # of chrF++ and BLEU
+    assert "other directions" not in page and "<td>zero-shot</td>" in page
+
+
 def test_every_direction_has_an_off_target_rate_beside_the_identifiers_error(run):
     scores, output = evaluated(run)
     for name, found in scores["directions"].items():
@@ -79,7 +87,7 @@ def test_every_direction_has_an_off_target_rate_beside_the_identifiers_error(run
         assert 0 <= found["off_target_of_references"] <= 100, name
     # The toy's Nepali is in Latin letters: the identifier takes it for another language.
     assert scores["directions"]["en-ne"]["off_target_of_references"] > 50
-    assert "off-target" in output
+    assert "off %" in output and "refs %" in output
 
 
 def test_the_command_asks_for_others_and_the_recipe_is_refused_early(run, tmp_path):

@@ -90,10 +90,13 @@ def score_table(title: str, scores: DirectionScores) -> Table:
         "n",
         "BLEU",
         "chrF++",
-        *(["off-target %", "of references"] * bool(scores.off_target)),
+        *(["off %", "refs %"] * bool(scores.off_target)),
     ]
     for name in ("direction", "level", "family", *numbers):
-        table.add_column(name, justify="right" if name in numbers else "left")
+        number = name in numbers
+        table.add_column(name, justify="right" if number else "left", no_wrap=number)
+    if scores.off_target:
+        table.caption = "off: translations identified as another language; refs: references so"
     for row in table_rows(scores):
         cells = [str(row["count"]), f"{row['bleu']:.1f}", f"{row['chrf']:.1f}"]
         if found := scores.off_target.get(row["name"]):

@@ -21,6 +21,7 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.recipe import Recipe, SourceSection, dump_recipe, parse_recipe, resolve
 from gradvac.experiment.yaml_text import parse_yaml
+from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.translation.cleaning import Account, CleaningRules, normalise
 from gradvac.translation.corpus import (
     Bitext,
@@ -103,6 +104,7 @@ def _prepare_text(
     vocabulary, samples = _given_vocabulary(recipe), dict[str, TextSample]()
     spool = _read_training(recipe, account, held, folder / "spool", samples, not vocabulary)
     directions = _directions(recipe, spool)
+    zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
     valid = [bitext(held["valid"], d, CleaningRules(), account, part="valid") for d in directions]
     pairs = _pairs(recipe, spool, directions, account)
     say(str(account))

@@ -47,7 +47,9 @@ def averages_section(
     sides: dict[str, list[str]] = {}
     families: dict[str, list[str]] = {}
     for t in tasks:
-        if t.name in every:
+        if is_zero_shot(scored, t.name):
+            sides.setdefault("zero-shot", []).append(t.name)
+        elif t.name in every:
             sides.setdefault(t.side or "other directions", []).append(t.name)
             families.setdefault(t.family, []).append(t.name)
             levels.setdefault(t.level, []).append(t.name)
@@ -61,6 +63,11 @@ def averages_section(
     inner = _average_table(scored, families, caption)
     markup += element("details", element("summary", "Averages by language family") + inner)
     return markup + unsaid
+
+
+def is_zero_shot(scored: _Scored, name: str) -> bool:
+    """Whether a direction was scored without having been trained."""
+    return any(each.get(name, {}).get("zero_shot") for *_, each in scored)
 
 
 def _coverage(scored: _Scored, every: Set[str]) -> str:
@@ -149,7 +156,8 @@ def _direction(t: TaskView, scored: _Scored) -> str:
         row += "".join(number(_score(each, t, metric), digits) for *_, each in scored)
     pairs = "\N{EN DASH}" if t.pairs is None else f"{t.pairs:,}"
     row += element("td", pairs, class_="number edge")
-    return row + element("td", escape(t.level)) + element("td", escape(t.family))
+    level = "zero-shot" if is_zero_shot(scored, t.name) else t.level
+    return row + element("td", escape(level)) + element("td", escape(t.family))
 
 
 def _score(each: Mapping[str, Any], t: TaskView, metric: str, default: Any = None) -> Any:
