@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from gradvac.cli import app
+from gradvac.methods.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,7 +34,12 @@ def blocks(kind: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "code"), blocks("python"))
 def test_python_blocks_run(page, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(code, page, "exec"), {"__name__": "__main__"})
+    known = dict(METHODS)
+    try:
+        exec(compile(code, page, "exec"), {"__name__": "__main__"})
+    finally:  # what a page registers is not there for other tests
+        METHODS.clear()
+        METHODS.update(known)
 
 
 def commands() -> list[tuple[str, str]]:

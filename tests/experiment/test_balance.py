@@ -151,7 +151,7 @@ def test_unimax_gives_equal_tokens_but_nobody_more_than_the_cap(toy, tmp_path):
     assert np.all(np.abs(drawn - pairs) < 5 * np.sqrt(pairs))
     rows = [row.split() for row in t.job.balance.table().splitlines()[2:]]
     assert rows[1][-1] == "2.00"
-    long = trainer(toy, tmp_path / "long", [*sets, "batches.max_epochs=0.1"]).balance.table()
+    long = trainer(toy, tmp_path / "long", [*sets, "batches.max_epochs=0.1"]).job.balance.table()
     assert "all directions are seen equally often" in long
     epochs = [row.split()[-1] for row in long.splitlines()[2:]]
     assert epochs[0] == epochs[1] == f"{3000 / sum(text.values()):,.2f}"

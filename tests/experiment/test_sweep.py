@@ -53,9 +53,7 @@ def test_a_sweep_shares_what_it_can_isolates_failures_and_goes_on(many, monkeypa
     assert CliRunner().invoke(app, train, catch_exceptions=False).exit_code == 0
     alone = root / "static" / "seed-9"
     assert (alone / "done.json").exists()
-    ids = {
-        (run / "data/train/fr-en.source.ids.npy").stat().st_ino for run in (*runs.values(), alone)
-    }
+    ids = {(run / "data/train/fr-en/00000000.ids").stat().st_ino for run in (*runs.values(), alone)}
     assert len(ids) == 1
     assert valid(runs["static"]) == pytest.approx(valid(runs["joint"]), rel=1e-4)
 

@@ -34,7 +34,7 @@ def on_small_disk(first: int, room: int, unsaved: int) -> int:
     return t.train()
 
 
-@pytest.mark.parametrize("room", [1, 1000, 80_000])  # not even logs; no file of parameters; some
+@pytest.mark.parametrize("room", [1, 1000, 50_000])  # not even logs; no file of parameters; some
 def test_a_full_disk_costs_nothing_once_there_is_room(case, whole, room):
     """The checkpoint of step 4 is refused; before that of step 8 there is room again."""
     assert in_child(case, lambda: on_small_disk(3, room, 1)) == 0
@@ -55,7 +55,7 @@ def test_a_disk_that_stays_full_ends_the_run_and_the_last_good_checkpoint_stays(
 
         def full() -> int:
             if t.step == 4:
-                limit(80_000)
+                limit(50_000)
             return step()
 
         t.train_step = full
