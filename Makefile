@@ -9,7 +9,7 @@ demo: $(VENV)/ready
 	$(BIN)/gradvac demo --out runs/demo
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
