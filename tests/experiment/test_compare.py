@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import pytest
+import scored_runs
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.significance import PairedTest
 from scored_runs import LEVELS, REFERENCES, outputs, write_run
@@ -155,3 +156,43 @@ def test_refusals(sweep, tmp_path):
     (other / "translations.jsonl").write_text("\n".join(lines[1:]) + "\n")
     with pytest.raises(RunError, match="fr-en: the runs were scored on different sentences"):
         compare([run, other], baseline=None, test="bootstrap")
+
+
+def test_sides_levels_cost_and_bold_by_hand(tmp_path, monkeypatch):
+    bleu = {"fr-en": (30, 32), "ne-en": (10, 9), "en-fr": (20, 20), "en-ne": (4, 7)}
+    levels = {d: "low" if "ne" in d else "high" for d in bleu}
+    monkeypatch.setattr(scored_runs, "LEVELS", levels)
+    texts = {d: ["a b c d e"] for d in bleu}
+    monkeypatch.setattr(scored_runs, "REFERENCES", texts)
+    for n, name in enumerate(("joint", "slow")):
+        run = write_run(tmp_path / name, texts, 1, 2.0)
+        scores = json.loads((run / "scores.json").read_text())
+        for d, values in bleu.items():
+            scores["directions"][d]["bleu"] = values[n]
+        (run / "scores.json").write_text(json.dumps(scores))
+    # 29 s for 4,000 tokens; the other one takes 58 s for 2,000: four times the seconds per token.
+    scored_runs.write_lines(tmp_path / "slow" / "speed.jsonl", [{"seconds": 58.0}])
+    metrics = (tmp_path / "slow" / "metrics.jsonl").read_text()
+    metrics = metrics.replace('"tokens": 3000', '"tokens": 1500').replace("1000", "500")
+    (tmp_path / "slow" / "metrics.jsonl").write_text(metrics)
+    found = compare([tmp_path / "joint", tmp_path / "slow"], baseline="joint", test=None)
+    means = {c: cell.mean for c, cell in row(found, "slow").cells["bleu"].items()}
+    expected = {
+        "avg": 17,
+        "Any->En": 20.5,
+        "Any->En high": 32,
+        "Any->En low": 9,
+        "En->Any": 13.5,
+        "En->Any high": 20,
+        "En->Any low": 7,
+    }
+    assert {c: means[c] for c in found.averages} == expected
+    assert (row(found, "joint").cost, row(found, "slow").cost) == (1, 4)
+    bold = {
+        name: [
+            "**" in cell
+            for cell in next(x for x in markdown(found).splitlines() if name in x).split(" | ")[1:5]
+        ]
+        for name in ("| joint", "| slow")
+    }  # of fr-en, ne-en, en-fr, en-ne; equal ones are both the best
+    assert bold == {"| joint": [False, True, True, False], "| slow": [True, False, True, True]}
