@@ -36,7 +36,7 @@ def tag(
     Example: gradvac tag recipes/tagging/table3-ner.yaml --size small --variant gradvac
     --set data.folder=corpora/ner --set model.encoder=runs/encoder-small
     """
-    from gradvac.experiment.kinds import any_recipe
+    from gradvac.experiment.recipe import any_recipe
     from gradvac.experiment.tagging.evaluate import evaluate_tagging, score_table
     from gradvac.experiment.tagging.recipe import TaggingRecipe
 

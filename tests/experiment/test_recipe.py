@@ -8,12 +8,7 @@ import yaml
 
 from gradvac.errors import GradientError, RecipeError
 from gradvac.experiment.build import build_method
-from gradvac.experiment.recipe import (
-    dump_recipe,
-    load_recipe,
-    parse_recipe,
-    read_recipe_file,
-)
+from gradvac.experiment.recipe import dump_recipe, load_recipe, parse_recipe, read_recipe_file
 from gradvac.methods import (
     CATS,
     FAMO,

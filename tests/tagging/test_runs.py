@@ -15,8 +15,8 @@ from gradvac.errors import CorpusError, RecipeError, RunError
 from gradvac.experiment.compare import compare
 from gradvac.experiment.compare_tables import markdown
 from gradvac.experiment.display import Display
-from gradvac.experiment.kinds import any_recipe, job_of, prepare_below
-from gradvac.experiment.recipe import load_any, load_recipe
+from gradvac.experiment.kinds import job_of, prepare_below
+from gradvac.experiment.recipe import any_recipe, load_any, load_recipe
 from gradvac.experiment.report import write_report
 from gradvac.experiment.tagging.evaluate import evaluate_tagging, score_table
 from gradvac.experiment.train import Trainer

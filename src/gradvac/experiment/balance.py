@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradvac.engine.gram import cross_cosine
 from gradvac.errors import GradientError, RecipeError
 from gradvac.experiment.prepare import Prepared
-from gradvac.experiment.recipe import BatchSection
+from gradvac.experiment.sections import BatchSection
 from gradvac.translation.batches import Batch, BatchPlan, random_batch
 from gradvac.translation.encoded import EncodedTask
 from gradvac.translation.sampling import MultiDDS, unimax

@@ -9,7 +9,8 @@ import torch
 
 from gradvac.errors import RecipeError
 from gradvac.experiment.method_options import make_method
-from gradvac.experiment.recipe import MethodSection, Recipe
+from gradvac.experiment.recipe import Recipe
+from gradvac.experiment.sections import MethodSection
 from gradvac.methods import GradVac, Method, PCGrad, StaticWeights
 from gradvac.translation.clsr import OF_LANGUAGES, make_transformer
 from gradvac.translation.transformer import PRESETS, Transformer, TransformerConfig

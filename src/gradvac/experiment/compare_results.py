@@ -12,8 +12,7 @@ from typing import Any, Literal, cast, get_args
 from safetensors import safe_open
 
 from gradvac.errors import RunError
-from gradvac.experiment.kinds import any_recipe
-from gradvac.experiment.recipe import Recipe
+from gradvac.experiment.recipe import Recipe, any_recipe
 from gradvac.experiment.sweep import DESCRIPTION
 from gradvac.experiment.variants import row_of
 from gradvac.translation.languages import Direction

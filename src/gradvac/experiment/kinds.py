@@ -5,32 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
-from gradvac.errors import RunError
 from gradvac.experiment.job import Job
-from gradvac.experiment.recipe import BaseRecipe, Recipe, parse_any
+from gradvac.experiment.recipe import Recipe, any_recipe
+from gradvac.experiment.sections import BaseRecipe
+from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.experiment.variants import run_folder
 
 Say = Callable[[str], None]
 
 
-def any_recipe(folder: Path) -> BaseRecipe:
-    """The recipe a run of any kind was made from; reading it runs no code."""
-    file = folder / "recipe.yaml"
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return parse_any(tree, str(file), run_code=False)
-    except OSError as e:
-        raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
-    except yaml.YAMLError as e:
-        raise RunError(f"{file}: not YAML") from e
-
-
 def prepare_run(recipe: BaseRecipe, folder: Path, store: Path | None, say: Say) -> None:
     """Build the text side of a run, that of ``store`` where runs share it."""
-    from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
-
     if isinstance(recipe, TaggingRecipe):
         from gradvac.experiment.tagging.prepare import prepare_tagging
 
@@ -64,8 +49,6 @@ def prepare_below(root: Path, recipe: BaseRecipe, folder: Path | None, say: Say)
 
 def job_of(folder: Path) -> Job:
     """The job of a prepared run folder, ready for the trainer."""
-    from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
-
     recipe = any_recipe(folder)
     if isinstance(recipe, TaggingRecipe):
         from gradvac.experiment.tagging.job import TaggingJob
@@ -90,8 +73,6 @@ def has_test(recipe: BaseRecipe) -> bool:
 
 def score_run(folder: Path) -> None:
     """Score a run on its test set."""
-    from gradvac.experiment.tagging.recipe import TaggingRecipe
-
     if isinstance(any_recipe(folder), TaggingRecipe):
         from gradvac.experiment.tagging.evaluate import evaluate_tagging
 

@@ -19,7 +19,8 @@ from typing import Any
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.recipe import Recipe, SourceSection, dump_recipe, parse_recipe, resolve
+from gradvac.experiment.recipe import Recipe, dump_recipe, parse_recipe, resolve
+from gradvac.experiment.sections import SourceSection
 from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.translation.cleaning import Account, CleaningRules, normalise

@@ -7,342 +7,30 @@ value found, what is allowed, and the nearest spelling or the section where the 
 from __future__ import annotations
 
 import importlib.resources
-import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidationError, model_validator
 
-from gradvac.errors import RecipeError
-from gradvac.experiment.method_options import OWN_KEYS, check_name, import_methods, make_method
+from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe_errors import explain
+from gradvac.experiment.sections import (
+    BaseRecipe,
+    BatchSection,
+    DataSection,
+    ModelSection,
+    SearchSection,
+    SourceSection,
+    VocabularySection,
+)
+from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.experiment.variants import RecipeFile, read_yaml
 from gradvac.experiment.yaml_text import parse_yaml
-from gradvac.translation.cleaning import CleaningRules
-from gradvac.translation.languages import Direction
-from gradvac.translation.tokenizers import FILE, VOCABULARY, check_tokenizer
+from gradvac.translation.tokenizers import FILE, VOCABULARY
 
 SHIPPED = "shipped:"
-VERSION = 1
-"""Of the form of recipes; it rises when a key is renamed or means something else."""
-_PLAIN = r"[\w.-]*[\w-][\w.-]*"  # also the name of a folder, so not .. nor /
-FolderName = Annotated[str, Field(pattern=f"^{_PLAIN}$")]
-Granularity = Literal["whole_model", "enc_dec", "all_layer", "all_matrix"]
-Level = Literal["high", "medium", "low"]
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A section of a recipe: unknown keys are errors, values are never coerced silently."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SourceSection(Section):
-    """Where parallel text comes from: one table, or one file per language."""
-
-    format: Literal["tsv", "text", "jsonl", "mo", "po"] | None = None
-    path: str | None = None
-    paths: dict[str, str] | None = None
-    languages: list[str] | None = None
-    msgid: str = "en"
-
-    @model_validator(mode="after")
-    def _one_place(self) -> SourceSection:
-        if (self.path is None) == (self.paths is None):
-            raise ValueError("give either path (one file) or paths (language: file)")
-        return self
-
-
-class CleaningSection(Section):
-    """When a pair is left out of training; the defaults and their reasons are `CleaningRules`."""
-
-    min_characters: int = CleaningRules().min_characters
-    max_characters: int = CleaningRules().max_characters
-    min_words: int = CleaningRules().min_words
-    max_words: int = CleaningRules().max_words
-    max_ratio: float = CleaningRules().max_ratio
-    ratio_smoothing: float = CleaningRules().ratio_smoothing
-    drop_copies: bool = CleaningRules().drop_copies
-    drop_duplicates: bool = CleaningRules().drop_duplicates
-
-    def rules(self) -> CleaningRules:
-        """The same, as the cleaner takes it."""
-        return CleaningRules(**self.model_dump())
-
-    @model_validator(mode="after")
-    def _in_range(self) -> CleaningSection:
-        try:
-            self.rules()
-        except RecipeError as e:
-            raise ValueError(str(e)) from e
-        return self
-
-
-class DataSection(Section):
-    """Corpora and the directions to learn."""
-
-    train: list[SourceSection] = Field(min_length=1)
-    valid: list[SourceSection] = []
-    test: list[SourceSection] = []
-    directions: Literal["to_en", "from_en", "both"] | list[str] = "both"
-    languages: list[str] | None = None
-    cleaning: CleaningSection = CleaningSection()
-    on_problem: Literal["drop", "fail"] = "drop"
-    max_tokens: Count = 256
-    max_pairs: Count | dict[str, Count] | None = None
-    levels: tuple[Count, Count] | None = None
-
-    @field_validator("directions", "max_pairs")
-    @classmethod
-    def _directions_parse(cls, found: Any) -> Any:
-        try:
-            for name in found if isinstance(found, list | dict) else []:
-                Direction.parse(name)
-        except RecipeError as e:
-            raise ValueError(str(e)) from e
-        return found
-
-
-class VocabularySection(Section):
-    """The shared SentencePiece vocabulary; ``path`` reuses one instead of training it."""
-
-    size: Annotated[int, Field(ge=300)] = 64_000
-    temperature: Positive = 5.0
-    sample: Count = 1_000_000
-    byte_fallback: bool = True
-    character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995
-    symbols: list[str] = []
-    path: str | None = None
-
-
-class CLSRSection(Section):
-    """Routing by language (Zhang et al. 2021): share of language-specific tokens, gates' width."""
-
-    budget: Annotated[float, Field(ge=0, le=1)] = 0.3
-    hidden: Count = 128
-
-
-class ModelSection(Section):
-    """A preset of the Transformer and what differs from it."""
-
-    preset: Literal["tiny", "small", "base", "big"] = "base"
-    d_model: Count | None = None
-    d_ffn: Count | None = None
-    heads: Count | None = None
-    encoder_layers: Count | None = None
-    decoder_layers: Count | None = None
-    dropout: Share | None = None
-    attention_dropout: Share | None = None
-    activation_dropout: Share | None = None
-    norm: Literal["pre", "post"] | None = None
-    activation: Literal["relu", "gelu"] | None = None
-    clsr: CLSRSection | None = None
-
-
-class MultiDDSSection(Section):
-    """Learning the shares of directions; the defaults are those of Wang et al. 2020."""
-
-    every: Count = 1000
-    steps: Count = 200
-    learning_rate: Positive = 1e-4
-
-
-class SamplingSection(Section):
-    """How often each task is drawn, whatever a batch is counted in."""
-
-    sampling: Literal["temperature", "unimax", "multidds_s"] = "temperature"
-    temperature: float | list[tuple[int, float]] = 5.0
-    max_epochs: Positive = 1.0
-    multidds_s: MultiDDSSection = MultiDDSSection()
-    pool: Count = 64
-    accumulate: Count = 1
-
-    @property
-    def schedule(self) -> list[tuple[int, float]]:
-        """From which step on which temperature."""
-        t = self.temperature
-        return t if isinstance(t, list) else [(0, t)]
-
-    @field_validator("temperature", mode="before")
-    @classmethod
-    def _temperature_is_positive_and_steps_ascend(cls, found: Any) -> Any:
-        forms = "a positive number, or [step, number] pairs such as [[0, 5], [40000, 1]]"
-        return _schedule(found, (int, float), forms)
-
-
-class BatchSection(SamplingSection):
-    """Batches of about ``tokens`` target tokens, and how often each direction is drawn."""
-
-    tokens: Count = 4096
-
-
-def _schedule(found: Any, kinds: tuple[type, ...], forms: str) -> Any:
-    """What was found, a positive number or [step, number] pairs from step 0 on; else ValueError."""
-    number = lambda x, kinds: isinstance(x, kinds) and not isinstance(x, bool)
-    pairs = [[0, found]] if number(found, kinds) else found
-    if not isinstance(pairs, list) or not all(
-        isinstance(p, list | tuple) and len(p) == 2 and number(p[0], int) and number(p[1], kinds)
-        for p in pairs
-    ):
-        raise ValueError(f"found {found!r}, must be {forms}")
-    steps = [step for step, _ in pairs]
-    if steps[:1] != [0] or any(a >= b for a, b in itertools.pairwise(steps)):
-        raise ValueError(f"found steps {steps}; they begin at 0 and ascend")
-    if bad := [n for _, n in pairs if not n > 0]:
-        raise ValueError(f"found {bad[0]!r}, must be greater than 0")
-    return found
-
-
-class TrainingSection(Section):
-    """Optimisation, validation and what is kept."""
-
-    steps: Count = 100_000
-    learning_rate: Positive = 1e-3
-    warmup: Count = 4000
-    schedule: Literal["inverse_sqrt", "linear"] = "inverse_sqrt"
-    betas: tuple[Share, Share] = (0.9, 0.98)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Positive | None = 1.0
-    label_smoothing: Share = 0.1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    nonfinite: Literal["raise", "skip"] = "raise"
-    deterministic: bool = False
-    validate_every: Count = 1000
-    checkpoint_every: Count = 1000
-    keep: Count = 5
-    keep_every: Count | None = None
-    metric: str = "nll"
-    patience: Count | None = None
-    average: Annotated[int, Field(ge=0)] = 0
-    log_every: Count = 50
-    start_from: str | None = None
-    tensorboard: bool = False
-
-
-class MethodSection(Section):
-    """How task gradients become one update."""
-
-    module: str | None = None
-    name: str = "joint"
-    engine: Literal["single_pass", "per_task"] = "single_pass"
-    granularity: Granularity = "all_layer"
-    tasks: Literal["all"] | Level | list[str] = "all"
-    beta: Annotated[float, Field(ge=0, le=1)] = 1e-2
-    target: Literal["adaptive"] | Annotated[float, Field(gt=-1, lt=1)] = "adaptive"
-    max_target: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    rescale: bool = False
-    weights: dict[str, float] = {}
-    options: Annotated[dict[str, Any], Field(validate_default=True)] = {}
-    record_every: int | list[tuple[int, int]] = 10
-
-    @field_validator("record_every", mode="before")
-    @classmethod
-    def _intervals_are_positive_and_steps_ascend(cls, found: Any) -> Any:
-        forms = "a number of steps, or [step, number] pairs such as [[0, 1], [100, 10]]"
-        return _schedule(found, (int,), forms)
-
-    def records(self, step: int) -> bool:
-        """Whether the Gram matrices of a step are recorded; a function of the step alone."""
-        given = self.record_every
-        pairs = given if isinstance(given, list) else [(0, given)]
-        every = [n for start, n in pairs if start <= step][-1]
-        return step % every == 0
-
-    @field_validator("module")
-    @classmethod
-    def _module_is_there(cls, module: str | None, info: ValidationInfo) -> str | None:
-        if module and _may_run_code(info):
-            import_methods(module)
-        return module
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_registered(cls, name: str, info: ValidationInfo) -> str:
-        broken = "module" not in info.data  # refused: its methods are not known
-        return check_name(name) if _may_run_code(info) and not broken else name
-
-    @field_validator("options")
-    @classmethod
-    def _options_fit_the_method(cls, options: dict[str, Any], info: ValidationInfo) -> Any:
-        name = info.data.get("name")  # missing if it was refused
-        if name in OWN_KEYS and options:
-            raise ValueError(f"{name} has none; its keys stand in the method section itself")
-        if name and name not in OWN_KEYS and "module" in info.data and _may_run_code(info):
-            make_method(name, options)
-        return options
-
-
-class SearchSection(Section):
-    """Beam search when scoring."""
-
-    beam: Count = 5
-    length_penalty: Annotated[float, Field(ge=0)] = 1.0
-    batch_tokens: Count = 8192
-    sentences: Count | None = None
-    bleu_tokenize: str | None = None
-    zero_shot: Literal["all"] | list[str] = []
-
-    @field_validator("bleu_tokenize")
-    @classmethod
-    def _tokenizer_is_known(cls, name: str | None) -> str | None:
-        return name if name is None else check_tokenizer(name)
-
-    @field_validator("zero_shot")
-    @classmethod
-    def _directions_parse(cls, found: Any) -> Any:
-        try:
-            for name in found if isinstance(found, list) else []:
-                Direction.parse(name)
-        except RecipeError as e:
-            raise ValueError(str(e)) from e
-        return found
-
-
-class BaseRecipe(Section):
-    """What every experiment has, whatever its tasks are made of."""
-
-    version: int = VERSION
-    name: FolderName = "run"
-    size: FolderName | None = None
-    variant: Annotated[str, Field(pattern=f"^{_PLAIN}(/{_PLAIN})?$")] | None = None
-    seed: Annotated[int, Field(ge=0)] = 1
-    device: str = "auto"
-    batches: SamplingSection = SamplingSection()
-    training: TrainingSection = TrainingSection()
-    method: MethodSection = MethodSection()
-
-    @field_validator("version")
-    @classmethod
-    def _version_is_this_one(cls, found: int) -> int:
-        if found != VERSION:
-            later = "a later gradvac wrote it" if found > VERSION else "there is no such version"
-            raise ValueError(f"found {found}, this gradvac reads version {VERSION}: {later}")
-        return found
-
-    def batch_in_words(self) -> str:
-        """How much text an update sees."""
-        return ""
-
-    def model_in_words(self) -> str:
-        """What the model is, of a run that has none yet."""
-        return ""
-
-    def placed(self, place: Callable[[str], str]) -> Self:
-        """The same with every relative file name given to ``place``."""
-        return self
 
 
 class Recipe(BaseRecipe):
@@ -380,12 +68,7 @@ def recipe_type(job: str | None) -> type[BaseRecipe]:
     """What a recipe of a ``job`` is validated as; None is translation. Raises RecipeError."""
     if job is None:
         return Recipe
-    from gradvac.experiment.tagging import recipe as tagging  # which builds on this module
-
-    jobs: dict[str, type[BaseRecipe]] = {
-        "tagging": tagging.TaggingRecipe,
-        "encoder": tagging.EncoderRecipe,
-    }
+    jobs: dict[str, type[BaseRecipe]] = {"tagging": TaggingRecipe, "encoder": EncoderRecipe}
     if not isinstance(job, str) or job not in jobs:
         raise RecipeError(f"job: found {job!r}, must be {', '.join(jobs)}, or not there")
     return jobs[job]
@@ -467,8 +150,16 @@ def parse_any(tree: dict[str, Any], where: str, run_code: bool = True) -> BaseRe
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from e
 
 
-def _may_run_code(info: ValidationInfo) -> bool:
-    return bool((info.context or {}).get("run_code"))
+def any_recipe(folder: Path) -> BaseRecipe:
+    """The recipe a run of any kind was made from; reading it runs no code."""
+    file = folder / "recipe.yaml"
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        return parse_any(tree, str(file), run_code=False)
+    except OSError as e:
+        raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
+    except yaml.YAMLError as e:
+        raise RunError(f"{file}: not YAML") from e
 
 
 def dump_recipe(recipe: BaseRecipe) -> str:

@@ -12,9 +12,8 @@ from typing import Any, cast
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.balance import sampling_in_words
 from gradvac.experiment.geometry_run import Measurement, measured_folder
-from gradvac.experiment.kinds import any_recipe
 from gradvac.experiment.prepare import TaskInfo, task_infos
-from gradvac.experiment.recipe import Recipe, parse_recipe
+from gradvac.experiment.recipe import Recipe, any_recipe, parse_recipe
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.similarity import EditCounts, edit_counts
 from gradvac.translation.languages import Direction, family, family_order, language

@@ -24,7 +24,8 @@ from rich.table import Table
 
 from gradvac.experiment.kinds import has_test, job_of, prepare_run, score_run
 from gradvac.experiment.process import StopSignal
-from gradvac.experiment.recipe import BaseRecipe, load_any, read_recipe_file
+from gradvac.experiment.recipe import load_any, read_recipe_file
+from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.variants import RecipeFile, row_of
 
 DESCRIPTION = "sweep.json"

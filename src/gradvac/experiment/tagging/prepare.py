@@ -16,7 +16,8 @@ from typing import Any
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.prepare import TaskInfo, task_infos
-from gradvac.experiment.recipe import BaseRecipe, dump_recipe
+from gradvac.experiment.recipe import any_recipe, dump_recipe
+from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.shared_text import link
 from gradvac.experiment.tagging.recipe import LanguageSection, TaggingRecipe
 from gradvac.tagging.encoder import fingerprint, labels_of, open_tokenizer, save_shape
@@ -77,8 +78,6 @@ def prepare_tagging(
 
 def open_tagging(folder: Path) -> PreparedTagging:
     """Reopen a prepared run folder; RunError says what is missing or does not fit."""
-    from gradvac.experiment.kinds import any_recipe
-
     recipe = any_recipe(folder)
     if not isinstance(recipe, TaggingRecipe):
         raise RunError(f"{folder}: not a run of sequence labelling")
@@ -120,8 +119,6 @@ def scheduled(recipe: TaggingRecipe, tasks: Mapping[str, TaskInfo]) -> TaggingRe
 
 def same_recipe(recipe: BaseRecipe, folder: Path) -> None:
     """Refuse to continue a run under another recipe; name and device may differ."""
-    from gradvac.experiment.kinds import any_recipe
-
     old, new = (r.model_dump(mode="json") for r in (any_recipe(folder), recipe))
     differ = [
         f"{section}.{key}"

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.kinds import any_recipe
 from gradvac.experiment.prepare import TaskInfo, sources_of, task_infos
-from gradvac.experiment.recipe import dump_recipe
+from gradvac.experiment.recipe import any_recipe, dump_recipe
 from gradvac.experiment.shared_text import TEXT_SEED, key_of, link
 from gradvac.experiment.tagging.prepare import SHAPE, read_language, same_recipe
 from gradvac.experiment.tagging.recipe import EncoderRecipe

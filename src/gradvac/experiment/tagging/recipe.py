@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gradvac.experiment.recipe import (
+from gradvac.experiment.sections import (
     BaseRecipe,
     BatchSection,
     Count,
