@@ -17,13 +17,25 @@ PAPERS = sorted(ROOT.glob("*/*.yaml"))
 NAMES = [str(path.relative_to(ROOT)) for path in PAPERS]
 
 
+@pytest.fixture
+def corpus(tmp_path):
+    """Where `gradvac corpus debian` would have put training text."""
+    (tmp_path / "train").mkdir()
+    for code in "fr es de cs ru lt fi hi kk id gu".split():
+        (tmp_path / "train" / f"en-{code}.tsv").touch()
+    return tmp_path
+
+
 @pytest.mark.parametrize("path", PAPERS, ids=NAMES)
-def test_every_size_and_variant_is_valid(path):
+def test_every_size_and_variant_is_valid(path, corpus):
     file = read_recipe_file(path)
-    assert list(file.sizes) == ["smoke", "small", "paper"]
+    evidence = path.parent.name == "evidence"
+    assert list(file.sizes) == ["smoke", "small", "gpu" if evidence else "paper"]
     for size in file.sizes:
+        built = evidence and size != "smoke"
         for variant in file.variants or [None]:
-            recipe = load_any(file, size=size, variant=variant)
+            changes = [f"data.corpus={corpus}"] if built else []
+            recipe = load_any(file, changes, size=size, variant=variant)
             assert (recipe.size, recipe.variant) == (size, variant)
             rule = recipe.method.options.get("warmup_steps")
             assert rule is None or rule == recipe.training.warmup  # CATS begins after Adam's

@@ -106,7 +106,11 @@ def _prepare_text(
     spool = _read_training(recipe, account, held, folder / "spool", samples, not vocabulary)
     directions = _directions(recipe, spool)
     zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
-    valid = [bitext(held["valid"], d, CleaningRules(), account, part="valid") for d in directions]
+    most = recipe.data.max_valid
+    valid = [
+        bitext(held["valid"], d, CleaningRules(), account, part="valid").first(most)
+        for d in directions
+    ]
     pairs = _pairs(recipe, spool, directions, account)
     say(str(account))
     vocabulary = vocabulary or _train_vocabulary(recipe, samples)

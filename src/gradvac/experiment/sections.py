@@ -96,6 +96,7 @@ class DataSection(Section):
     on_problem: Literal["drop", "fail"] = "drop"
     max_tokens: Count = 256
     max_pairs: Count | dict[str, Count] | None = None
+    max_valid: Count | None = None
     levels: tuple[Count, Count] | None = None
 
     @model_validator(mode="after")
