@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from evidence_claims import FAILS, HOLDS, UNKNOWN, Absent, Claim, Evidence, claims
+from evidence_cost import LANGUAGES, table
 from matplotlib.figure import Figure
 
 from gradvac.geometry.heatmaps import Matrix, heatmaps
@@ -28,8 +30,9 @@ from gradvac.geometry.plots import INK, MUTED, RULE, Line, axes, colour, legend,
 def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
     """The page, as Markdown: the template with its directives followed.
 
-    A directive is a line ``{{summary}}``, ``{{claims: STUDY ...}}``, ``{{picture: NAME}}`` or
-    ``{{table: NAME}}``. Pictures are written into ``pictures``, and linked below ``relative``.
+    A directive is a line ``{{summary}}``, ``{{claims: STUDY ...}}``, ``{{picture: NAME}}``,
+    ``{{table: NAME}}`` or ``{{cost: SIZE}}``. Pictures are written into
+    ``pictures``, and linked below ``relative``.
     """
     found = list(claims(e))
 
@@ -37,6 +40,8 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
         what, names = match[1], (match[2] or "").split()
         if what == "summary":
             return _summary(found)
+        if what == "cost":
+            return _cost(names[0])
         if what == "claims":
             return _claims([claim for claim in found if claim.study in names])
         try:
@@ -83,6 +88,15 @@ def _row(claim: Claim) -> list[str]:
     except Absent as missing:
         return [claim.text, claim.source, f"no {missing}", "", "not run"]
     return [claim.text, claim.source, figure.words, str(figure.n), f"**{figure.verdict}**"]
+
+
+def _cost(size: str) -> str:
+    """What has not been run would cost; an empty corpus stands for the text, which is not read."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "train").mkdir()
+        for code in LANGUAGES:
+            (Path(folder) / "train" / f"en-{code}.tsv").touch()
+        return table(Path(__file__).parents[1] / "recipes", size, Path(folder))
 
 
 def _bars(cells: Sequence[str]) -> str:
