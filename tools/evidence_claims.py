@@ -26,6 +26,7 @@ from gradvac.translation.significance import majority
 LEVEL = 0.05
 HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell at this size"
 GRADVAC, CATS = "GradVac", "CATS"
+_HALVES = ("encoder", "decoder")
 
 
 class Absent(Exception):
@@ -252,7 +253,9 @@ def _geometry(e: Evidence) -> Iterator[Claim]:
     def rise(s: str) -> Callable[[dict[str, Any]], float]:
         def of(run: dict[str, Any]) -> float:
             layers = run["sides"][s]["layers"]
-            return layers[max(n for n in layers if n.startswith("decoder"))] - layers["encoder.0"]
+            ends = (sorted(n for n in layers if n.startswith(half)) for half in _HALVES)
+            (bottom, *_), (*_, top) = ends
+            return layers[top] - layers[bottom]
 
         return of
 
