@@ -32,12 +32,14 @@ SHAPES = {
 }
 
 
-def measure(run: Path, tasks: tuple[str, ...], steps: tuple[int, ...] = (20, 10, 30)) -> None:
+def measure(
+    run: Path, tasks: tuple[str, ...], steps: tuple[int, ...] = (20, 10, 30), seed: int = 0
+) -> None:
     """A measurement of invented gradients; the steps are not in order."""
     folder = run / "geometry" / "measured"
     record = GramRecord(folder)
     for step in steps:
-        random = np.random.default_rng(step)
+        random = np.random.default_rng([seed, step])
         grams = []
         for shape in SHAPES.values():
             common = random.normal(size=int(np.prod(shape)))
@@ -52,7 +54,13 @@ def measure(run: Path, tasks: tuple[str, ...], steps: tuple[int, ...] = (20, 10,
     )
     write_json(folder / "measured.json", dataclasses.asdict(said))
     lines = [
-        {"step": step, "group": group, "value": step * 0.1 * n, "residual": 0.0, "products": 9}
+        {
+            "step": step,
+            "group": group,
+            "value": step * 0.1 * n + seed,
+            "residual": 0.0,
+            "products": 9,
+        }
         for step in steps
         for n, group in enumerate(("high", "low", "sum"), 1)
     ]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from gradvac.experiment.figures import several, similarity, training
 from gradvac.experiment.figures.base import Drawer, Picture, each
 from gradvac.experiment.geometry_view import Missing, Subject, subjects_of
 from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, load_runs
+from gradvac.experiment.seeds import of_seed, over_seeds
 from gradvac.geometry.plots import save
 
 _ENCODER = similarity.clustered("gradvac-fig-01-encoder-any-en", "encoder", TO_ENGLISH)
@@ -45,15 +48,46 @@ FORMATS = ("svg", "pdf", "png")
 
 
 def draw_all(subjects: Sequence[Subject]) -> tuple[dict[str, list[Picture]], dict[str, str]]:
-    """Pictures by figure of a paper, and for the other figures what is missing."""
+    """Pictures by figure of a paper, and for the other figures what is missing.
+
+    Runs that differ in their seed alone are drawn as their mean, with each seed's numbers beside
+    it.
+    """
     drawn: dict[str, list[Picture]] = {}
     missing: dict[str, str] = {}
+    subjects = over_seeds(subjects)
+    seeds = sorted({s.run.recipe.seed for subject in subjects for s in subject.seeds})
     for figure, draw in CATALOGUE.items():
         try:
-            drawn[figure] = draw(subjects)
+            pictures = draw(subjects)
         except Missing as e:
             missing[figure] = str(e)
+            continue
+        for seed in seeds:
+            with suppress(Missing):
+                own = [s for subject in subjects if (s := of_seed(subject, seed)) is not None]
+                beside = {p.name: p for p in draw(own)}
+                pictures = [with_seed(p, beside.get(p.name), seed) for p in pictures]
+        drawn[figure] = pictures
     return drawn, missing
+
+
+def with_seed(picture: Picture, own: Picture | None, seed: int) -> Picture:
+    """The picture with the numbers of one seed as columns beside its own, where it has them.
+
+    Rows are matched by all that is no measured number.
+    """
+    columns = [n for n, v in enumerate(picture.rows[0]) if isinstance(v, float)]
+    columns = [n for n in columns if "_seed_" not in picture.header[n]]
+    width = next((n for n, h in enumerate(picture.header) if "_seed_" in h), len(picture.header))
+    key = lambda row: tuple(v for n, v in enumerate(row[:width]) if n not in columns)
+    found = {key(row): row for row in own.rows} if own else {}
+    more = [[found[key(r)][n] if key(r) in found else "" for n in columns] for r in picture.rows]
+    if not any(cell != "" for cells in more for cell in cells):
+        return picture
+    header = (*picture.header, *(f"{picture.header[n]}_seed_{seed}" for n in columns))
+    rows = [(*row, *cells) for row, cells in zip(picture.rows, more, strict=True)]
+    return replace(picture, header=header, rows=rows)
 
 
 def write_figures(
