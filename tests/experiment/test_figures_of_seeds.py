@@ -9,11 +9,16 @@ import pytest
 from synthetic import make_run
 from test_figures import BOTH, check_pairs, gram, mean_cosine, measure
 
-from gradvac.experiment.figures.write import draw_all, write_figures
+from gradvac.experiment import geometry_numbers
+from gradvac.experiment.figures import write
+from gradvac.experiment.figures.write import draw_all, write_picture
+from gradvac.experiment.geometry_numbers import findings, in_words
 from gradvac.experiment.geometry_view import subjects_of
+from gradvac.experiment.report import write_report
 from gradvac.experiment.run_view import load_runs
 from gradvac.experiment.seeds import over_seeds
 from gradvac.geometry.record import GramRecord
+from gradvac.geometry.statistics import mantel, same
 
 SEEDS = (1, 2, 5)
 INTO = tuple(t for t in BOTH if t.endswith("-en"))
@@ -46,7 +51,8 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 
 @pytest.fixture(scope="module")
 def drawn(sweep: dict[str, list[Path]]):
-    return draw_all(subjects_of(load_runs(run for runs in sweep.values() for run in runs)))
+    views = load_runs(run for runs in sweep.values() for run in runs)
+    return draw_all(over_seeds(subjects_of(views)))
 
 
 def bleu(run: Path, task: str) -> float:
@@ -128,10 +134,8 @@ def test_quality_and_similarity_have_a_point_per_model(sweep, drawn) -> None:
         assert row[2] == pytest.approx(np.mean([bleu(run, "fr-en") for run in runs]))
 
 
-def test_curvature_is_the_mean_over_seeds(sweep) -> None:
-    runs = sweep["all"]
-    pictures, _ = draw_all(subjects_of(load_runs(runs)))
-    (picture,) = pictures["CATS Figure 5"]
+def test_curvature_is_the_mean_over_seeds(drawn) -> None:
+    (picture,) = drawn[0]["CATS Figure 5"]
     expected = {step: np.mean([step * 0.1 + seed for seed in SEEDS]) for step in (40, 80)}
     found = {row[2]: row[3] for row in picture.rows if row[1] == "high resource"}
     assert found == pytest.approx(expected)
@@ -169,10 +173,43 @@ def test_seeds_measured_and_not_are_not_mixed(tmp_path) -> None:
     assert np.allclose(found, np.mean([mean_cosine(gram(r, "")) for r in runs[1:]], axis=0))
 
 
-def test_the_files_have_the_numbers_of_the_seeds(sweep, tmp_path) -> None:
-    files = write_figures(sweep["all"], tmp_path, lambda line: None)
-    seeds = {f"cosine_seed_{seed}" for seed in SEEDS}
-    (file,) = [f for f in files if f.name.startswith("gradvac-fig-10")]
-    with file.with_name(f"{file.name}.csv").open(newline="") as lines:
-        (first, *_) = csv.DictReader(lines)
-    assert seeds <= first.keys() and all(first[name] for name in seeds)
+def test_the_file_has_the_numbers_of_the_seeds(drawn, tmp_path) -> None:
+    file = write_picture(drawn[0]["GradVac Figure 10"][0], tmp_path)
+    with file.with_suffix(".csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert all(float(row[f"cosine_seed_{seed}"]) <= 1 for row in rows for seed in SEEDS)
+
+
+@pytest.fixture
+def quick_numbers(monkeypatch) -> None:
+    """What takes seconds has tests of its own."""
+    monkeypatch.setattr(geometry_numbers, "typological_distances", lambda codes: "no typology here")
+    monkeypatch.setattr(geometry_numbers, "cophenetic_test", lambda values: (0.5, 0.5))
+
+
+def test_the_tests_ask_the_mean_and_show_each_seed(sweep, quick_numbers) -> None:
+    subjects = subjects_of(load_runs(sweep["all"]))
+    (joined,) = over_seeds(subjects)
+    found, _ = findings(joined)
+    kin = same([t.family for t in joined.tasks if t.name in INTO])
+    order = [BOTH.index(t.name) for t in joined.tasks if t.name in INTO]
+    each = [mean_cosine(gram(run, "encoder"))[np.ix_(order, order)] for run in sweep["all"]]
+    (f,) = [f for f in found if f.side.startswith("Any") and f.part == "encoder"][:1]
+    assert f.question == "same family" and f.r == pytest.approx(mantel(np.mean(each, 0), kin).r)
+    assert f.seeds == pytest.approx([mantel(values, kin).r for values in each])
+    assert f"{min(f.seeds):.2f} to".replace("-", "\N{MINUS SIGN}") in in_words(f)
+
+
+def test_the_report_tests_seeds_once_and_figures_keep_the_tests(
+    sweep, tmp_path, quick_numbers, monkeypatch
+) -> None:
+    file = write_report(tmp_path / "report.html", sweep["all"], title="Seeds")
+    page = file.read_text(encoding="utf-8")
+    assert page.count("What the similarity is about") == 1
+    assert "What the similarity is about (mean of 3 seeds of all)" in page
+    monkeypatch.setattr(write, "draw_all", lambda subjects: ({}, {}))
+    write.write_figures(sweep["all"], tmp_path / "out", lambda line: None)
+    with (tmp_path / "out" / "numbers.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert {row["run"] for row in rows} == {"all"}
+    assert all(len(row["r_of_seeds"].split()) == 3 for row in rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gradvac.experiment.figures import several, similarity, training
 from gradvac.experiment.figures.base import Drawer, Picture, each
+from gradvac.experiment.geometry_numbers import HEADER, findings, row
 from gradvac.experiment.geometry_view import Missing, Subject, subjects_of
 from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, load_runs
 from gradvac.experiment.seeds import of_seed, over_seeds
@@ -50,12 +51,10 @@ FORMATS = ("svg", "pdf", "png")
 def draw_all(subjects: Sequence[Subject]) -> tuple[dict[str, list[Picture]], dict[str, str]]:
     """Pictures by figure of a paper, and for the other figures what is missing.
 
-    Runs that differ in their seed alone are drawn as their mean, with each seed's numbers beside
-    it.
+    Those joined by `over_seeds` have each seed's numbers beside their mean.
     """
     drawn: dict[str, list[Picture]] = {}
     missing: dict[str, str] = {}
-    subjects = over_seeds(subjects)
     seeds = sorted({s.run.recipe.seed for subject in subjects for s in subject.seeds})
     for figure, draw in CATALOGUE.items():
         try:
@@ -101,7 +100,8 @@ def write_figures(
     ``say`` gets a line for each figure, drawn or missing. ``measured`` is where the measurement
     of the only run lies, if not in its folder. Returns the files without suffix.
     """
-    drawn, missing = draw_all(subjects_of(load_runs(runs), measured))
+    subjects = over_seeds(subjects_of(load_runs(runs), measured))
+    drawn, missing = draw_all(subjects)
     out.mkdir(parents=True, exist_ok=True)
     files, captions = [], []
     for figure in CATALOGUE:
@@ -113,7 +113,18 @@ def write_figures(
         if figure in missing:
             say(f"{figure}: not drawn; it needs {missing[figure]}")
     (out / "captions.txt").write_text("\n".join(captions), encoding="utf-8")
+    _write_numbers(subjects, out)
     return files
+
+
+def _write_numbers(subjects: Sequence[Subject], out: Path) -> None:
+    """``numbers.csv``: what the similarity of gradients is about, in every run of enough tasks."""
+    asked = [(s, f) for s in subjects if s.geometry is not None for f in findings(s)[0]]
+    if asked:
+        with (out / "numbers.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(
+                [("run", *HEADER), *((s.run.name, *row(f)) for s, f in asked)]
+            )
 
 
 def write_picture(picture: Picture, out: Path) -> Path:
