@@ -17,6 +17,7 @@ from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, RunView, TaskV
 from gradvac.experiment.seeds import of_seed, recorded
 from gradvac.geometry.heatmaps import heatmaps
 from gradvac.geometry.panels import line_panels, scatter, strips
+from gradvac.geometry.similarity import cluster
 from gradvac.geometry.statistics import correlation
 
 
@@ -161,22 +162,25 @@ def _smaller(
     """
     runs = sorted(_sizes(subjects, size)[0], key=lambda item: item[1])
     ends = [_alike(s, [s for s, _ in runs]) for s, _ in (runs[0], runs[-1])]
-    matrices, rows, means = [], [], []
+    matrices, rows, means, trees = [], [], [], []
     for subject, (_, number) in zip(ends, (runs[0], runs[-1]), strict=True):
         tasks = subject.of_side(side)
         values = subject.mean_of(*part, tasks)
         matrices.append(as_matrix(values, tasks, f"{subject.run.name}: {number:,} {size.unit}"))
         rows += pair_rows(values, tasks, subject.run.name, number)
+        trees.append(cluster(values))
         off = values[~np.eye(len(values), dtype=bool)]
         means.append(f"{np.nanmean(off):.3f} with {number:,}")
     where = "the whole model" if part[1] == "whole_model" else f"the {part[1]}"
     words = dict.fromkeys(s.at(part[0]).words for s in ends)
     caption = (
         f"Cosines of gradients of {where} between directions {side}, mean {'; '.join(words)}, in "
-        f"runs that differ in {size.unit}, on one scale. Mean over pairs: {', '.join(means)}."
+        f"runs that differ in {size.unit}, on one scale. Mean over pairs: {', '.join(means)}. "
+        "Below: average-linkage clustering, cophenetic correlation "
+        f"{', '.join(f'{tree.cophenetic:.2f}' for tree in trees)}."
     )
     header = ("run", size.unit.replace(" ", "_"), *PAIRS)
-    return [Picture(name, caption, heatmaps(matrices), header, rows)]
+    return [Picture(name, caption, heatmaps(matrices, trees=trees), header, rows)]
 
 
 def _alike(subject: Subject, others: Sequence[Subject]) -> Subject:
