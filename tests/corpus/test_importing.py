@@ -2,12 +2,16 @@
 
 import gzip
 import json
+import re
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gradvac.corpus.importing.build import Options, import_corpus
 from gradvac.errors import CorpusError, RecipeError
@@ -180,6 +184,39 @@ def test_pairs_without_english_and_compressed_files(tmp_path):
     manifest, _ = run(tmp_path / "out", *tmp_path.glob("*.gz"))
     assert manifest["pairs"]["train"] == {"fr-ru": 8}
     assert (tmp_path / "out" / "train" / "fr-ru.tsv").read_text().startswith("fr\tru\n")
+
+
+FEW = st.lists(st.sampled_from("the old cat sat on a new red mat".split()), min_size=1, max_size=6)
+TEXT = st.tuples(FEW.map(" ".join), st.sampled_from(["", "!", " 1"])).map("".join)
+PAIRS = st.lists(st.tuples(TEXT, TEXT.map(str.upper).map("un ".__add__)), min_size=1, max_size=12)
+
+
+@given(PAIRS, PAIRS, PAIRS)
+@settings(max_examples=25, deadline=None)
+def test_whatever_the_text_nothing_leaks_between_splits(tmp_path_factory, train, valid, test):
+    """Compared with every held-out row, by letters and by words, as the manual says it."""
+    folder = tmp_path_factory.mktemp("leak")
+    for name, rows in {"train": train, "dev": valid, "test": test}.items():
+        write(folder / f"{name}.tsv", "en\tfr\n" + "".join(f"{e}\t{f}\n" for e, f in rows))
+    out = folder / "out"
+    run(out, *(folder / f"{name}.tsv" for name in ("train", "dev", "test")))
+    parts = {"train": "train/en-fr.tsv", "valid": "valid.tsv", "test": "test.tsv"}
+    found = {
+        part: pairs(out / name) if (out / name).exists() else set() for part, name in parts.items()
+    }
+    letters = lambda text: "".join(c for c in text.casefold() if c.isalpha())
+    keys = {
+        part: [{letters(pair[n]) for pair in found[part]} - {""} for n in (0, 1)] for part in parts
+    }
+    for n in (0, 1):
+        assert not keys["train"][n] & (keys["valid"][n] | keys["test"][n])
+        assert not keys["valid"][n] & keys["test"][n]
+    words = lambda text: set(re.findall(r"[a-z]+", text.casefold()))
+    for english, _ in found["train"]:
+        for held, _ in found["valid"] | found["test"]:
+            one, other = words(english), words(held)
+            assert len(one & other) < 0.8 * len(one | other), (english, held)
+    shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])

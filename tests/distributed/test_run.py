@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,21 +51,46 @@ def ranks_of(launcher: int) -> list[int]:
     return [int(child) for child in children.read_text().split()]
 
 
-@pytest.mark.parametrize("method", ["gradvac", "joint"])
-def test_two_ranks_train_the_model_of_one_and_go_on_after_one_was_killed(tmp_path, method):
-    toy = make_toy(tmp_path)
-    settings = [*SETTINGS, f"method.name={method}"]
+def two_ranks(toy: Path, settings: list[str], at_first: Callable[[int], None] | None = None) -> str:
+    """What two ranks say; ``at_first``, given the launcher, acts after the first checkpoint."""
     with on_two_ranks(toy, *settings) as run:
         try:
-            if method == "gradvac":
-                while not list(toy.glob("two/checkpoints/step-*")) and run.poll() is None:
-                    time.sleep(0.05)
-                os.kill(ranks_of(run.pid)[1], signal.SIGKILL)
+            while at_first and run.poll() is None:
+                if list(toy.glob("two/checkpoints/step-*")):
+                    at_first(run.pid)
+                    break
+                time.sleep(0.05)
             said, _ = run.communicate(timeout=300)
         finally:
             run.terminate()
-    assert run.returncode == 0, said
-    assert method == "joint" or "resuming at step" in said
+    if at_first is not stop_all:
+        assert run.returncode == 0, said
+    return said
+
+
+def kill_one(launcher: int) -> None:
+    os.kill(ranks_of(launcher)[1], signal.SIGKILL)
+
+
+def stop_all(launcher: int) -> None:
+    """As a scheduler does: to all processes, of which the launcher hands it on once more."""
+    for process in (*ranks_of(launcher), launcher):
+        os.kill(process, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("method", ["gradvac", "joint"])
+def test_two_ranks_train_the_model_of_one_and_go_on_after_one_was_killed(tmp_path, method):
+    """Or after all of them were asked to stop, which saves the step they are in."""
+    toy = make_toy(tmp_path)
+    settings = [*SETTINGS, f"method.name={method}"]
+    if method == "gradvac":
+        assert "resuming at step" in two_ranks(toy, settings, kill_one)
+    else:
+        said = two_ranks(toy, settings, stop_all)
+        (stopped,) = re.findall(r"stopped at step (\d+); the same command resumes", said)
+        saved = sorted(folder.name for folder in toy.glob("two/checkpoints/step-*"))
+        assert saved[-1] == f"step-{int(stopped):08}" and int(stopped) < 12
+        assert f"resuming at step {stopped} of 12" in two_ranks(toy, settings)
 
     recipe = load_recipe(toy / "recipe.yaml", settings)
     before = torch.get_num_threads()

@@ -11,6 +11,7 @@ import torch
 
 from gradvac.errors import RunError
 from gradvac.experiment import checkpoint as module
+from gradvac.experiment import tensor_file
 from gradvac.experiment.checkpoint import (
     Checkpoint,
     average,
@@ -55,7 +56,7 @@ def test_a_half_written_checkpoint_does_not_exist(tmp_path, monkeypatch):
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(tensor_file, "save_file", full)
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(tmp_path, make(2))
     assert [p.name for p in list_checkpoints(tmp_path)] == ["step-00000001"]

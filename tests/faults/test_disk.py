@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import list_checkpoints
 from gradvac.experiment.disk import DISK
+from gradvac.experiment.model_folder import find_model
+from gradvac.experiment.prepare import test_rows as rows_of_the_test_set
 from tests.faults.bench import RUN, copy, everything, in_child, said, start, train, trainer
 
 
@@ -163,6 +166,47 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(stopped, whole
     assert "going on from step-00000008" in said(stopped)
     assert everything(stopped) == everything(whole)
     assert newest.with_name(f"{newest.name}.damaged").is_dir()
+
+
+def one_bit(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["best/model.safetensors", "history/step-00000004.safetensors"])
+def test_a_bit_that_flips_in_kept_parameters_is_named(case, name):
+    def keeping_all() -> int:
+        t = trainer()
+        training = t.recipe.training.model_copy(update={"keep_every": 4, "keep": 1, "average": 1})
+        t.recipe = t.recipe.model_copy(update={"training": training})
+        return t.train()
+
+    assert in_child(case, keeping_all) == 0
+    file = case / RUN / name
+    which = "best" if name.startswith("best") else "4"
+    find_model(case / RUN, which).load()
+    one_bit(file)
+    with pytest.raises(RunError, match=rf"{name}: damaged: the SHA-256 of its tensors begins"):
+        find_model(case / RUN, which).load()
+
+
+TEXT = ["train/ne-en/00000000.ids", "train/ne-en/00000000.offsets", "train/index.json",
+        "valid/fr-en/00000000.ids"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_a_bit_that_flips_in_the_encoded_text_is_named(case, name):
+    one_bit(case / RUN / "data" / name)
+    assert in_child(case, train) == 2
+    assert f"error: {RUN / 'data' / name}: damaged: its SHA-256 begins" in said(case)
+
+
+def test_a_bit_that_flips_in_the_test_set_is_named(case):
+    assert len(rows_of_the_test_set(case / RUN)) > 3
+    one_bit(case / RUN / "data" / "test.jsonl")
+    with pytest.raises(RunError, match=r"data/test\.jsonl: damaged"):
+        rows_of_the_test_set(case / RUN)
 
 
 def test_without_a_complete_checkpoint_nothing_begins_anew(stopped):

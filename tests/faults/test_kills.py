@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from gradvac.errors import RunError
+from gradvac.experiment import process
 from gradvac.experiment.checkpoint import list_checkpoints, load_checkpoint
 from gradvac.experiment.process import StopSignal, alone
 from tests.faults.bench import RUN, copy, everything, in_child, said, start, train, trainer
@@ -128,6 +129,24 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
             return 0
 
     assert in_child(tmp_path, twice) == -signal.SIGINT
+
+
+def test_a_signal_handed_on_by_a_launcher_is_no_second_one(tmp_path):
+    """To a rank the same signal is the first one for a while; another, or a later one, ends it."""
+
+    def thrice(last: int, wait: float) -> int:
+        process.GRACE = 0.2
+        stop = StopSignal(shared=True)
+        with stop.listening():
+            for _ in range(2):
+                os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.heard == signal.SIGTERM and stop.number is None
+            time.sleep(wait)
+            os.kill(os.getpid(), last)
+            return 0
+
+    assert in_child(tmp_path, lambda: thrice(signal.SIGINT, 0)) == -signal.SIGINT
+    assert in_child(tmp_path, lambda: thrice(signal.SIGTERM, 0.3)) == -signal.SIGTERM
 
 
 def test_a_second_process_on_the_folder_is_refused(case, whole):

@@ -59,6 +59,15 @@ def test_a_batch_depends_on_seed_and_step_alone():
     assert not equal(seen[3], plan_of(data, tokens=400, seed=8, pool=4)(3))
 
 
+@given(st.integers(0, 2**32), st.integers(1, 9), st.lists(st.integers(0, 40), max_size=5))
+@settings(max_examples=30, deadline=None)
+def test_a_batch_is_the_same_whatever_was_asked_for_before_it(seed, pool, before):
+    plan = plan_of(SMALL, tokens=120, seed=seed, pool=pool)
+    for step in before:
+        plan(step)
+    assert equal(plan(17), plan_of(SMALL, tokens=120, seed=seed, pool=pool)(17))
+
+
 @pytest.mark.parametrize("temperature", [1.0, 5.0, 100.0, float("inf")])
 def test_directions_are_drawn_with_the_probabilities_of_the_paper(temperature):
     sizes = np.array(list(SIZES.values()), dtype=float)

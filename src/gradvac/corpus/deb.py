@@ -5,14 +5,13 @@ Members are handed on as bytes, so no path of a package ever names a file of our
 
 from __future__ import annotations
 
-import lzma
 import re
 import tarfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from gradvac.corpus.importing.unpack import DAMAGED
 from gradvac.errors import CorpusError
 
 # The largest member that holds text is an archive of Firefox, 60 MB.
@@ -43,7 +42,7 @@ def read_deb(deb: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, by
                             raise EOFError(f"{path} ends too soon")
                         yield path, found
             data.finish()
-    except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+    except DAMAGED as error:
         raise CorpusError(f"{deb}: truncated or damaged: {error}") from error
 
 

@@ -204,7 +204,10 @@ def read_messages(data: bytes) -> dict[str, str]:
     Raises:
         ValueError: not such a file.
     """
-    found = json.loads(data.decode("utf-8"))
+    try:
+        found = json.loads(data.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError(f"not an object of messages: {error}") from error
     if not isinstance(found, dict):
         raise ValueError("not an object of messages")
     return {

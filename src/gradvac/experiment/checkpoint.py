@@ -7,9 +7,7 @@ once; ``SHA256SUMS`` tells whether it still is, to us and to ``sha256sum -c``.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -18,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.experiment.disk import to_disk
+from gradvac.experiment.sums import SUMS, check_sums, write_sums
+from gradvac.experiment.tensor_file import load_tensors, save_tensors
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -43,7 +41,6 @@ class Checkpoint:
 
 
 _PARTS = ("model", "optimizer", "method")
-_SUMS = "SHA256SUMS"
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -78,9 +75,8 @@ def _write(new: Path, checkpoint: Checkpoint) -> None:
     text = json.dumps({"step": checkpoint.step, **checkpoint.state})
     (new / "state.json").write_text(text, encoding="utf-8")
     files = sorted(new.iterdir())
-    sums = "".join(f"{_digest(file)}  {file.name}\n" for file in files)
-    (new / _SUMS).write_text(sums, encoding="utf-8")
-    for file in [*files, new / _SUMS, new]:
+    write_sums(new, [file.name for file in files])
+    for file in [*files, new / SUMS, new]:
         to_disk(file)
 
 
@@ -127,7 +123,7 @@ def set_aside(damaged: Path) -> Path:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read one checkpoint folder; RunError names the file that is damaged or does not fit."""
     _check_sums(folder)
-    parts = {part: load_tensors(folder / f"{part}.safetensors") for part in _PARTS}
+    parts = {part: load_tensors(folder / f"{part}.safetensors", checked=False) for part in _PARTS}
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         step = int(state.pop("step"))
@@ -146,27 +142,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 def _check_sums(folder: Path) -> None:
     """RunError names the first file that is not what was written."""
+    names = [*(f"{part}.safetensors" for part in _PARTS), "state.json"]
     try:
-        lines = (folder / _SUMS).read_text(encoding="utf-8").splitlines()
+        check_sums(folder, names)
     except FileNotFoundError:
         # Runs made before there were sums do not say either what they were made with.
-        if '"made_with"' not in _text(folder / "state.json"):
-            return
-        raise RunError(f"{folder / _SUMS}: missing; the checkpoint is not complete") from None
-    except (OSError, ValueError) as e:
-        raise RunError(f"{folder / _SUMS}: not readable: {e}") from e
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    names = [*(f"{part}.safetensors" for part in _PARTS), "state.json"]
-    for name in names:
-        try:
-            found = _digest(folder / name)
-        except OSError as e:
-            raise RunError(f"{folder / name}: not readable: {e.strerror}") from e
-        if sums.get(name) != found:
-            raise RunError(
-                f"{folder / name}: damaged: its SHA-256 begins {found[:12]}, and {_SUMS} says "
-                f"{sums.get(name, 'nothing')[:12]}"
-            )
+        if '"made_with"' in _text(folder / "state.json"):
+            raise RunError(f"{folder / SUMS}: missing; the checkpoint is not complete") from None
 
 
 def _text(file: Path) -> str:
@@ -174,31 +156,6 @@ def _text(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
-
-
-def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write a safetensors file; OSError when the disk is full or refuses."""
-    try:
-        save_file(dict(tensors), file)
-    except SafetensorError as e:  # which hides the error of the system in its text
-        number = re.search(r"os error (\d+)", str(e))
-        if number is None:
-            raise
-        code = int(number[1])
-        raise OSError(code, os.strerror(code), str(file)) from e
-
-
-def load_tensors(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; RunError names a file that is damaged or something else."""
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as e:
-        raise RunError(f"{file}: not a readable safetensors file: {e}") from e
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

@@ -17,12 +17,8 @@ import torch
 from torch import Tensor
 
 from gradvac.errors import RunError
-from gradvac.experiment.checkpoint import (
-    list_checkpoints,
-    load_tensors,
-    save_tensors,
-    saved_models,
-)
+from gradvac.experiment.checkpoint import list_checkpoints, saved_models
+from gradvac.experiment.tensor_file import load_tensors, save_tensors
 from gradvac.translation.clsr import make_transformer
 from gradvac.translation.languages import Direction
 from gradvac.translation.transformer import Transformer, TransformerConfig

@@ -13,6 +13,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.recipe import Recipe, dump_recipe, parse_recipe, resolve
 from gradvac.experiment.sections import SourceSection
+from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.translation.blocks import Block
@@ -39,6 +41,7 @@ from gradvac.translation.spool import ENGLISH, Spool, directions
 from gradvac.translation.store import Writer, open_encoded
 from gradvac.translation.vocabulary import TextSample, Vocabulary, train_vocabulary
 
+_SUMMED = ("train/index.json", "valid/index.json", "valid.jsonl", "test.jsonl")
 _CHUNK = 10_000  # pairs encoded at a time: enough to keep all cores busy
 
 
@@ -129,13 +132,16 @@ def _prepare_text(
         with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row.texts, ensure_ascii=False) + "\n" for row in rows)
     _write_json(folder / "account.json", account.to_dict())
+    write_sums(folder, _SUMMED)
     return vocabulary, pairs
 
 
 def open_prepared(folder: Path) -> Prepared:
-    """Reopen a prepared run folder; RunError says what is missing or does not fit."""
+    """Reopen a prepared run folder; RunError says what is missing, damaged or does not fit."""
     recipe = run_recipe(folder)
     vocabulary = Vocabulary.load(folder / "vocabulary.model")
+    with suppress(FileNotFoundError):  # a run of an earlier version has no sums
+        check_sums(folder / "data", _SUMMED)
     parts = {
         part: open_encoded(folder / "data" / part, vocabulary.fingerprint)
         for part in ("train", "valid")
@@ -173,6 +179,8 @@ def test_rows(folder: Path, part: str = "test") -> list[Row]:
     file = folder / "data" / f"{part}.jsonl"
     if part == "valid" and not file.exists():
         return []
+    with suppress(FileNotFoundError):
+        check_sums(folder / "data", [file.name])
     try:
         with file.open(encoding="utf-8", newline="\n") as lines:  # a text may hold U+2028
             return [Row(json.loads(t), f"{file}:{n}") for n, t in enumerate(lines, 1)]

@@ -6,6 +6,7 @@ import fcntl
 import os
 import platform
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -16,27 +17,42 @@ import torch
 
 from gradvac.errors import RunError
 
+# Seconds in which a rank takes the same signal for the first one. Chosen here: longer than a
+# launcher takes to hand it on, shorter than somebody waits who sends it again.
+GRACE = 5.0
+
 
 class StopSignal:
     """The signal that asked the run to end, or None. Entered, it listens.
 
     The first SIGINT or SIGTERM is noted and ends the run at the next step; a second one, of either
     kind, ends the process at once.
+
+    ``shared``: the process is a rank among others. What it has ``heard`` becomes the ``number``
+    that the run goes by when all ranks know of it. For `GRACE` seconds the same signal is still the
+    first one: it comes twice where a launcher hands on what a scheduler sent to all processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shared: bool = False) -> None:
         self.number: int | None = None
+        self.heard: int | None = None
+        self.shared, self._since = shared, 0.0
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.heard is None:
+            self.heard, self._since = number, time.monotonic()
+            if not self.shared:
+                self.number = number
+                for each in (signal.SIGINT, signal.SIGTERM):
+                    signal.signal(each, signal.SIG_DFL)
+        elif number != self.heard or time.monotonic() - self._since > GRACE:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Listen inside; afterwards signals do what they did before."""
-
-        def note(number: int, frame: object) -> None:
-            self.number = number
-            for each in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(each, signal.SIG_DFL)
-
-        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:

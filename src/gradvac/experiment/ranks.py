@@ -31,6 +31,7 @@ from gradvac.experiment.disk import Outbox
 from gradvac.experiment.display import Display
 from gradvac.experiment.job import Job, TaskBatch
 from gradvac.experiment.prepare import Prepared, open_prepared
+from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe import Recipe, dump_recipe
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
@@ -260,17 +261,20 @@ class RankTrainer(Trainer):
         if ranks.rank:
             self.outbox = _Nowhere()
         self.updates = RankUpdates(job, self.outbox, ranks)
+        self.stop = StopSignal(shared=True)
 
     def train_step(self) -> int:
         """One update; afterwards all ranks know whether one of them was asked to stop."""
         tokens = super().train_step()
-        stops = [message["stop"] for message in self.ranks.messages({"stop": self.stop.number})]
+        stops = [message["stop"] for message in self.ranks.messages({"stop": self.stop.heard})]
         self.stop.number = next((stop for stop in stops if stop), None)
         return tokens
 
     def _save(self) -> None:
         if not self.ranks.rank:
             super()._save()
+        if self.stop.number:  # where one rank has ended, a launcher ends those that still write
+            self.ranks.messages({"saved": self.step})
 
     def _finish(self) -> int:
         return 0 if self.ranks.rank else super()._finish()

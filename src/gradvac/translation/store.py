@@ -6,11 +6,14 @@
 ``ids`` holds source 0, target 0, source 1, ... end to end, in 16 bits where the vocabulary allows;
 ``offsets`` (64 bits) the 2n + 1 boundaries between them. All is little-endian and memory-mapped, so
 processes share one copy. Every shard but the last holds the same number of pairs: where pair i is,
-is arithmetic, and opening a corpus reads `index.json` alone, whatever its size.
+is arithmetic, and opening a corpus reads `index.json` alone, whatever its size. The index has the
+SHA-256 of both files of every shard. They are compared when a shard is first opened, in corpora of
+up to a gigabyte; in larger ones, where that would delay the first batches by minutes, sizes are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +32,8 @@ FORMAT = 2
 SHARD_PAIRS = 2**20
 # Two open files each; systems allow a thousand or more.
 _OPEN_SHARDS = 128
+# Bytes of a corpus whose sums are compared: one or two seconds in all.
+_CHECKED = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,7 @@ class Writer:
                 }
                 for name, w in self._tasks.items()
             },
+            "sums": {name: w.sums for name, w in self._tasks.items()},
         }
         (self.folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
@@ -99,6 +105,7 @@ class _TaskWriter:
         self._ids: list[int] = []
         self._lengths: list[int] = []
         self._boundary = 0
+        self._digests: list[tuple[hashlib._Hash, hashlib._Hash]] = []  # of ids and offsets
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, source: Sequence[int], target: Sequence[int]) -> None:
@@ -114,18 +121,24 @@ class _TaskWriter:
         """Append what was added to the files of its shard."""
         if not self._lengths:
             return
-        name = self.folder / f"{(self.pairs - 1) // self.shard_pairs:08}"
+        number = (self.pairs - 1) // self.shard_pairs
+        name = self.folder / f"{number:08}"
         ends = self._boundary + np.cumsum(self._lengths, dtype="<i8")
-        with (
-            name.with_suffix(".ids").open("ab") as ids,
-            name.with_suffix(".offsets").open("ab") as offsets,
-        ):
-            if offsets.tell() == 0:
-                np.zeros(1, "<i8").tofile(offsets)
-            ends.tofile(offsets)
-            np.array(self._ids, self.dtype).tofile(ids)
+        if number == len(self._digests):
+            self._digests.append((hashlib.sha256(), hashlib.sha256()))
+            ends = np.concatenate([np.zeros(1, "<i8"), ends])
+        parts = {".ids": np.array(self._ids, self.dtype), ".offsets": ends}
+        for (suffix, part), digest in zip(parts.items(), self._digests[-1], strict=True):
+            digest.update(part)
+            with name.with_suffix(suffix).open("ab") as file:
+                part.tofile(file)
         self._boundary = 0 if self.pairs % self.shard_pairs == 0 else int(ends[-1])
         self._ids, self._lengths = [], []
+
+    @property
+    def sums(self) -> list[list[str]]:
+        """The SHA-256 of ids and offsets of each shard."""
+        return [[digest.hexdigest() for digest in pair] for pair in self._digests]
 
 
 class Stored(Side):
@@ -201,9 +214,20 @@ class Store:
             self.folder, self.dtype = folder, np.dtype(index["dtype"])
             self.shard_pairs = int(index["shard_pairs"])
             self.tasks = {name: TaskIndex(**counts) for name, counts in index["tasks"].items()}
+            self._unchecked = self._sums(index) if self._bytes() <= _CHECKED else {}
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             raise RunError(f"{folder / 'index.json'}: not an index of encoded text: {e}") from e
         self.shard = lru_cache(maxsize=_OPEN_SHARDS)(self._map)
+
+    def _bytes(self) -> int:
+        tokens = sum(t.source_tokens + t.target_tokens for t in self.tasks.values())
+        return tokens * self.dtype.itemsize + 16 * sum(t.pairs for t in self.tasks.values())
+
+    @staticmethod
+    def _sums(index: dict[str, Any]) -> dict[tuple[str, int], list[str]]:
+        """The sums of every shard; none in a corpus of an earlier version."""
+        found = index.get("sums", {})
+        return {(task, n): pair for task, own in found.items() for n, pair in enumerate(own)}
 
     def encoded(self) -> dict[str, EncodedTask]:
         """Every direction, nothing of it read yet."""
@@ -222,6 +246,13 @@ class Store:
                 f"{name}: {len(ids):,} ids and {len(offsets):,} offsets, but the index says "
                 f"{pairs:,} pairs: a file was cut off; remove {self.folder} and prepare again"
             )
+        sums = self._unchecked.pop((task, number), ())
+        for suffix, part, wanted in zip((".ids", ".offsets"), (ids, offsets), sums, strict=False):
+            if (found := hashlib.sha256(part.data).hexdigest()) != wanted:
+                raise RunError(
+                    f"{name}{suffix}: damaged: its SHA-256 begins {found[:12]}, and index.json "
+                    f"says {str(wanted)[:12]}; remove {self.folder} and prepare again"
+                )
         return np.asarray(ids), np.asarray(offsets)
 
 

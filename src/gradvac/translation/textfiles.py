@@ -22,7 +22,9 @@ LINE_LIMIT = 100_000
 
 _PIECE = 2**18  # bytes
 
-_BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
+BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a file raises that cannot be read, or not decompressed."""
+
 _OPEN = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _MAGIC = {
     ".gz": re.compile(rb"\x1f\x8b\x08"),
@@ -76,7 +78,7 @@ def raw_lines(path: Path, limit: int = LINE_LIMIT) -> Iterator[bytes | None]:
                 for line in lines:
                     number += 1
                     yield line
-    except _BROKEN as error:
+    except BROKEN as error:
         raise CorpusError(f"{path}:{number + 1}: cannot be read further: {error}") from error
     if number == 0:
         raise CorpusError(f"{path}:1: the file is empty")
@@ -114,7 +116,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
     try:
         with open_bytes(path) as file:
             data = file.read(limit + 1)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise CorpusError(f"{path}: cannot be read: {error}") from error
     if not data:
         raise CorpusError(f"{path}: the file is empty")

@@ -201,7 +201,7 @@ def _items(source: Source) -> Iterator[Row | Fault]:
 def _json_keys(file: Path) -> list[str]:
     try:
         found = json.loads(decode(next(raw_lines(file)), f"{file}:1"))
-    except (Fault, ValueError):
+    except (Fault, ValueError, RecursionError):
         raise CorpusError(f"{file}:1: not a line of JSON") from None
     inner = found.get("translation", found) if isinstance(found, dict) else {}
     return list(inner) if isinstance(inner, dict) else []

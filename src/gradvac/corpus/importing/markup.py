@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import html
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from xml.parsers import expat
 
 from gradvac.errors import CorpusError
 from gradvac.translation.blocks import Row, row_of
-from gradvac.translation.textfiles import Fault, check_text, decode, open_bytes, raw_lines
+from gradvac.translation.textfiles import (
+    BROKEN,
+    LINE_LIMIT,
+    Fault,
+    check_text,
+    decode,
+    open_bytes,
+    raw_lines,
+)
 
 _CHUNK = 1 << 16
 # What these hold is formatting of the original document, not text (TMX 1.4b, "Content markup").
@@ -28,14 +35,14 @@ def _stream(path: Path, text_of: str, end: Handler) -> Iterator[Row | Fault]:
     open_: list[tuple[str, dict[str, str]]] = []
     text: list[str] = []
     found: list[Row | Fault] = []
-    collecting, skipping = 0, 0
+    collecting, skipping, held = 0, 0, 0
     parser = expat.ParserCreate()
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        nonlocal collecting, skipping
+        nonlocal collecting, skipping, held
         open_.append((tag, attributes))
         if tag == text_of:
-            collecting += 1
+            collecting, held = collecting + 1, 0
             text.clear()
         skipping += tag in _CODES
         if tag != text_of and not collecting:
@@ -51,6 +58,12 @@ def _stream(path: Path, text_of: str, end: Handler) -> Iterator[Row | Fault]:
             if item is not None:
                 found.append(item)
 
+    def characters(data: str) -> None:
+        nonlocal held
+        if collecting > skipping and held <= LINE_LIMIT:
+            text.append(data)
+            held += len(data)
+
     def entity(name: str, *_: object) -> None:
         raise CorpusError(
             f"{path}:{parser.CurrentLineNumber}: declares the entity {name!r}: entities of "
@@ -58,7 +71,7 @@ def _stream(path: Path, text_of: str, end: Handler) -> Iterator[Row | Fault]:
         )
 
     parser.StartElementHandler, parser.EndElementHandler = start, stop
-    parser.CharacterDataHandler = lambda data: text.append(data) if collecting > skipping else None
+    parser.CharacterDataHandler = characters
     parser.EntityDeclHandler = entity
     try:
         with open_bytes(path) as file:
@@ -69,7 +82,7 @@ def _stream(path: Path, text_of: str, end: Handler) -> Iterator[Row | Fault]:
         parser.Parse(b"", True)
     except expat.ExpatError as error:
         raise CorpusError(f"{path}:{error.lineno}: not XML, or cut off: {error}") from error
-    except (OSError, EOFError, zlib.error) as error:
+    except (*BROKEN, LookupError, ValueError) as error:  # the latter two of encodings it declares
         raise CorpusError(f"{path}:{parser.CurrentLineNumber}: cannot be read: {error}") from error
     yield from found
 
@@ -123,6 +136,8 @@ def wmt_xml(path: Path) -> Iterator[Row | Fault]:
 
 
 def _checked(texts: dict[str, str], where: str) -> Row | Fault:
+    if any(len(text) > LINE_LIMIT for text in texts.values()):
+        return Fault("line too long", where)
     try:
         return row_of({code: check_text(text, where) for code, text in texts.items()}, where)
     except Fault as fault:

@@ -1,0 +1,48 @@
+"""Sums of files that are written once: what changed since is named, by us and `sha256sum -c`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from gradvac.errors import RunError
+
+SUMS = "SHA256SUMS"
+
+
+def write_sums(folder: Path, names: Iterable[str]) -> None:
+    """Write the sums of files of a folder."""
+    lines = [f"{_digest(folder / name)}  {name}\n" for name in names]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def check_sums(folder: Path, names: Iterable[str]) -> None:
+    """Compare files of a folder with their sums.
+
+    Raises:
+        FileNotFoundError: there are no sums.
+        RunError: they cannot be read, or a file is missing, has no sum or another one; it is named.
+    """
+    try:
+        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as e:
+        raise RunError(f"{folder / SUMS}: not readable: {e}") from e
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in names:
+        try:
+            found = _digest(folder / name)
+        except OSError as e:
+            raise RunError(f"{folder / name}: not readable: {e.strerror}") from e
+        if sums.get(name) != found:
+            raise RunError(
+                f"{folder / name}: damaged: its SHA-256 begins {found[:12]}, and {SUMS} says "
+                f"{sums.get(name, 'nothing')[:12]}"
+            )
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -1,0 +1,59 @@
+"""Tensors in safetensors files, which say themselves whether they are still what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gradvac.errors import RunError
+
+_KEY = "sha256"  # in the metadata, which readers of safetensors leave alone
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write a safetensors file; OSError when the disk is full or refuses."""
+    try:
+        save_file(dict(tensors), file, {_KEY: _digest(tensors)})
+    except SafetensorError as e:  # which hides the error of the system in its text
+        number = re.search(r"os error (\d+)", str(e))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(file)) from e
+
+
+def load_tensors(file: Path, checked: bool = True) -> dict[str, Tensor]:
+    """Tensors of a safetensors file; RunError names a file that is damaged or something else.
+
+    ``checked`` False: the caller has compared the file with a sum of its own.
+    """
+    try:
+        tensors = load_file(file)
+        with safe_open(file, "pt") as opened:
+            wanted = (opened.metadata() or {}).get(_KEY)
+    except (OSError, SafetensorError) as e:
+        raise RunError(f"{file}: not a readable safetensors file: {e}") from e
+    if checked and wanted is not None and (found := _digest(tensors)) != wanted:
+        raise RunError(
+            f"{file}: damaged: the SHA-256 of its tensors begins {found[:12]}, and it says "
+            f"{wanted[:12]} itself"
+        )
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

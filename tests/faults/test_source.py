@@ -1,0 +1,44 @@
+"""Nothing that reads files can run what is in them: seen in the source itself."""
+
+import ast
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[2] / "src" / "gradvac"
+PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+
+
+def dangers(tree: ast.AST) -> list[str]:
+    """Imports and calls that can run what a file says."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found += [name for name in names if name.split(".")[0] in PICKLES]
+        if not isinstance(node, ast.Call):
+            continue
+        call, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
+        found += [call] * (call in {"eval", "exec", "compile", "yaml.load", "yaml.unsafe_load"})
+        found += [call] * (call == "torch.load" and given.get("weights_only") != "True")
+        found += [call] * ("allow_pickle" in given and given["allow_pickle"] != "False")
+    return found
+
+
+def test_no_pickle_and_no_eval():
+    sources = sorted(SOURCE.rglob("*.py"))
+    assert len(sources) > 100
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in sources}
+    assert {file.name: d for file, tree in trees.items() if (d := dangers(tree))} == {}
+
+
+def test_it_would_be_seen():
+    for line in (
+        "import pickle",
+        "from joblib import load",
+        "eval(x)",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "np.load(f, allow_pickle=True)",
+        "yaml.load(x, Loader)",
+    ):
+        assert dangers(ast.parse(line)), line
+    assert not dangers(ast.parse("torch.load(f, weights_only=True)\nmodel.eval()\nnp.load(f)"))
