@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format recipes clean
+.PHONY: demo test lint format recipes evidence clean
 
 demo: $(VENV)/ready
 	$(BIN)/gradvac demo --out runs/demo
@@ -28,6 +28,10 @@ $(VENV)/ready: pyproject.toml constraints.txt
 # Every variant of every recipe of the papers, for seconds each.
 recipes: $(VENV)/ready
 	for recipe in recipes/gradvac/*.yaml recipes/cats/*.yaml; do $(BIN)/gradvac sweep $$recipe --size smoke --seed 1 || exit 1; done
+
+# docs/evidence.md and its pictures, from the files in evidence/.
+evidence: $(VENV)/ready
+	$(BIN)/python tools/evidence.py
 
 clean:
 	rm -rf $(VENV) runs build

@@ -1,12 +1,15 @@
 """What goes wrong on rank 1 of two, and what each of them says; one step after the other."""
 
+import time
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Shard
 
 from gradvac.engine import Engine, PerTaskEngine, agreement, ranks
 from gradvac.errors import GradvacError
@@ -115,7 +118,17 @@ FAILURES: dict[str, Callable[[int], object]] = {
     ),
     "passes": lambda rank: message(lambda: Engine(build(), Joint(), "whole_model", passes=2)),
     "budget": lambda rank: message(lambda: Engine(build(), Joint(), budget=0)),
-    "sharded": lambda rank: message(lambda: Engine(sharded(), Joint())),
+    "other_dimension": lambda rank: message(lambda: Engine(sharded(dim=1), Joint())),
+    "replicas": lambda rank: message(lambda: Engine(sharded(replicas=True), Joint())),
+    "other_ranks": lambda rank: message(
+        lambda: Engine(sharded(), Joint(), process_group=own_group(rank))
+    ),
+    "no_samples": lambda rank: message(Engine(sharded(), Joint()).combine),
+    "no_task": lambda rank: message(PerTaskEngine(sharded(), Joint()).combine),
+    "sharded_skipped": lambda rank: sharded_goes_on(rank, "skip"),
+    "sharded_raised": lambda rank: sharded_goes_on(rank, "raise"),
+    "streams": lambda rank: streams(rank),
+    "alone": lambda rank: alone_with_shards(rank),
     "nobody": per_task_of_one_rank,
     "one": lambda rank: message(
         lambda: step(Engine(build(), Joint(), process_group=own_group(rank)))
@@ -123,16 +136,96 @@ FAILURES: dict[str, Callable[[int], object]] = {
 }
 
 
-def sharded() -> nn.Module:
+def sharded(dim: int = 0, replicas: bool = False, each: bool = False) -> nn.Module:
     model = build()
-    fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
-    return model
+    if dim:
+        model = nn.Sequential(nn.Linear(4, 4, bias=False)).double()
+    size = dist.get_world_size()
+    shape, names = ((size, 1), ("replicas", "shards")) if replicas else ((size,), ("shards",))
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    for layer in model if each else []:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh, shard_placement_fn=lambda p: Shard(dim))
+
+
+def gradients(model: nn.Module) -> list[torch.Tensor]:
+    return [p.grad.full_tensor() for p in model.parameters()]  # type: ignore[union-attr]
+
+
+def sharded_goes_on(rank: int, policy: Literal["raise", "skip"]) -> list[object]:
+    """A step that is not finite on rank 1 between two good ones, amid a backward pass."""
+    model = sharded(each=True)
+    group = ranks.Ranks(dist.group.WORLD, bucket=3)  # type: ignore[arg-type]
+    engine = Engine(model, GradVac(), "all_matrix", nonfinite=policy, process_group=group)
+    step(engine)
+    first, bad = gradients(model), float("nan") if rank else 1.0
+    said = message(lambda: step(engine, lambda loss: loss * bad))
+    left = [p.grad is None for p in model.parameters()]
+    report = step(engine)
+    return [said, left, report.step, first, gradients(model)]
+
+
+def streams(rank: int) -> list[object]:
+    """What of a sharded model is launched before its backward pass ends, with tasks as given."""
+    found: list[object] = []
+    for tasks in (TASKS, ["a"] * 4 if rank else TASKS):
+        model = sharded(each=True)
+        group = ranks.Ranks(dist.group.WORLD, bucket=3)  # type: ignore[arg-type]
+        engine = Engine(model, GradVac(), "all_matrix", process_group=group)
+        launched: list[int] = []
+        inputs = X.clone().requires_grad_()  # its gradient is the last to come
+        with engine.tasks(tasks):
+            loss = model(inputs).squeeze(1).square()
+        now = lambda _, e=engine, seen=launched: seen.append(e._collector._exchange.launched)
+        inputs.register_hook(now)
+        engine._checks_left = 0
+        engine._run = reaching(engine._run, inputs)  # type: ignore[method-assign]
+        engine.backward(loss)
+        found.append([launched, {type(p.grad).__name__ for p in model.parameters()}])
+    return found
+
+
+def reaching(run: Callable, inputs: torch.Tensor) -> Callable:
+    """A backward pass that goes on to the inputs."""
+    return lambda loss, gradient, parameters, *rest: run(
+        loss, gradient, [*parameters, inputs], *rest
+    )[:-1]
+
+
+def alone_with_shards(rank: int) -> list[object]:
+    """A model that one rank of a group of its own shards all to itself."""
+    group = own_group(rank)
+    mesh = DeviceMesh.from_group(group, "cpu")  # type: ignore[arg-type]
+    model, plain = fully_shard(build(), mesh=mesh), build()
+    step(Engine(model, GradVac(), process_group=group))
+    step(Engine(plain, GradVac(), process_group=group))
+    return [gradients(model), [p.grad for p in plain.parameters()]]
 
 
 def own_group(rank: int) -> dist.ProcessGroup | None:
     """A group of one rank each, which is training on one process."""
     groups = [dist.new_group([r]) for r in range(dist.get_world_size())]
     return groups[rank]  # type: ignore[return-value]
+
+
+def until_failed(rank: int) -> tuple[str, float]:
+    """Rank 1 fails in its third forward pass, while rank 0 gathers parameters.
+
+    Returns what they say, in that step and the next, and the seconds it took.
+    """
+    engine = Engine(sharded(each=True), GradVac())
+
+    def fail(module: nn.Module, args: object) -> None:
+        if rank and engine.step == 2:
+            raise ValueError("sentence 7 has no end")
+
+    engine.model[1].register_forward_pre_hook(fail)  # type: ignore[index, union-attr]
+    started = time.monotonic()
+    try:
+        said = [message(lambda: step(engine)) for _ in range(3)][2]
+    except ValueError as e:
+        said = f"ValueError: {e}"
+    return f"{said} / {message(lambda: step(engine))}", time.monotonic() - started
 
 
 def until_killed(rank: int, kill: Callable[[], None]) -> str:

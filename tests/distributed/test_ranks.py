@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed.cases import STEPS, Translator, cases_of, train
+from tests.distributed.cases import Translator, cases_of, train
 from tests.distributed.failures import X, build
 
 ROOT = Path(__file__).parents[2]
 EXACT = 1e-10
+SAYS = {"skip": "skipped", "raise": "raised"}
 
 
 def launch(folder: Path, size: int, what: str) -> list[Any]:
@@ -62,9 +63,9 @@ def test_ranks_train_as_one_process_does_and_agree_bitwise(trained):
         found, one = [rank[case.name] for rank in trained], alone(case)
         moved = one["parameters"] - begin
         assert relative(found[0]["parameters"] - begin, moved) <= EXACT, case.name
-        assert len(one["gram"]) == STEPS
+        assert len(one["gram"]) == case.steps
         for key in ("gram", "weights", "losses"):
-            for step in range(STEPS):
+            for step in range(case.steps):
                 assert relative(found[0][key][step], one[key][step]) <= EXACT, (case.name, key)
         for other in found[1:]:
             assert torch.equal(other["parameters"], found[0]["parameters"]), case.name
@@ -114,7 +115,14 @@ def test_a_failing_rank_stops_the_step_of_all_with_its_reason(failed):
         ("shares", "some ranks give shares and others do not"),
         ("passes", "passes=2 with 2 ranks: .*make the engine with passes=1"),
         ("budget", "budget is 0"),
-        ("sharded", "the model is sharded by fully_shard.*not supported"),
+        ("other_dimension", r"a parameter 'weight' \[4, 4\] is placed as \(Shard\(dim=1\),\)"),
+        ("replicas", r"a parameter 'weight' .* on a mesh of 2 dimensions; the engine takes models"),
+        (
+            "other_ranks",
+            r"parameters are sharded over ranks \[0, 1\], and the engine trains with ranks \[\d\]",
+        ),
+        ("no_samples", "this rank has made no backward pass .*any samples of the step, with mask"),
+        ("no_task", "this rank has made no backward pass"),
     ],
 )
 def test_ranks_that_do_not_fit_together_are_refused(failed, change, says):
@@ -134,6 +142,42 @@ def test_a_rank_may_have_nothing_but_not_all_of_them(failed):
 
 def test_a_group_of_one_rank_trains_alone(failed):
     assert [rank["one"] for rank in failed] == ["", ""]
+
+
+@pytest.mark.parametrize("policy", ["skip", "raise"])
+def test_shards_survive_a_step_that_is_not_finite_on_one_rank(failed, policy):
+    said, left, number, first, third = failed[0]["sharded_" + SAYS[policy]]
+    if policy == "skip":
+        assert said == "" and left == [True] * 4 and number == 2
+    else:
+        assert "NotFiniteError: the gradient of task 'a'" in said and "(rank 1)" in said
+        assert left == [False] * 4 and number == 1
+    for before, after, others in zip(
+        first, third, failed[1]["sharded_" + SAYS[policy]][4], strict=True
+    ):
+        assert torch.equal(before, after) and torch.equal(after, others)
+
+
+def test_shards_of_gradients_travel_during_a_pass_that_is_alike_on_all_ranks(failed):
+    for rank in failed:
+        (split, kinds), (uneven, _) = rank["streams"]
+        assert kinds == {"DTensor"}
+        assert split == [3] and uneven == [3]  # all three buckets, whatever tasks a rank has
+
+
+def test_shards_that_one_rank_keeps_to_itself(failed):
+    for sharded, plain in (rank["alone"] for rank in failed):
+        for a, b in zip(sharded, plain, strict=True):
+            torch.testing.assert_close(a, b, rtol=EXACT, atol=1e-15)
+
+
+def test_a_rank_that_fails_amid_gathering_says_why(failed):
+    (survivor, seconds), (failing, _) = failed[0]["amid"], failed[1]["amid"]
+    first, second = survivor.split(" / ")
+    assert first.startswith("RankError: rank 1 failed: ValueError: sentence 7 has no end: ")
+    assert "last checkpoint" in first and "can exchange nothing more" in second
+    assert failing.startswith("ValueError: sentence 7 has no end / RankError: ")
+    assert seconds < 60
 
 
 def test_a_killed_rank_is_named_in_time(tmp_path):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from tests.distributed.cases import cases_of, train
-from tests.distributed.failures import FAILURES, until_killed
+from tests.distributed.failures import FAILURES, until_failed, until_killed
 
 
 def main() -> None:
@@ -26,10 +26,11 @@ def main() -> None:
         found = {case.name: train(case, rank, size) for case in cases_of(size)}
     elif what == "failures":
         found = {name: failure(rank) for name, failure in FAILURES.items()}
+        found["amid"] = until_failed(rank)  # the last one: nothing works after it
     else:
         found = {"message": until_killed(rank, lambda: os.kill(os.getpid(), signal.SIGKILL))}
     torch.save(found, folder / f"{rank}.pt")
-    if what != "gone":
+    if what == "train":
         dist.destroy_process_group()
 
 

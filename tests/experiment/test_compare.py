@@ -196,3 +196,29 @@ def test_sides_levels_cost_and_bold_by_hand(tmp_path, monkeypatch):
         for name in ("| joint", "| slow")
     }  # of fr-en, ne-en, en-fr, en-ne; equal ones are both the best
     assert bold == {"| joint": [False, True, True, False], "| slow": [True, False, True, True]}
+
+
+def test_cost_is_cpu_time_where_every_row_has_it(tmp_path):
+    """Resumed at step 10, then at 12: 6 + 4 + 8 CPU seconds; the other run took 9 in one go."""
+    runs = [write_run(tmp_path / name, outputs(0.1, 1), 1, 2.0) for name in ("joint", "other")]
+    line = {"seconds": 0.0, "began": 0, "device": "cpu", "processes": 1}
+    three = [(0, 3.0), (0, 6.0), (10, 4.0), (12, 7.0), (12, 8.0)]
+    own = [{**line, "seconds": 9.0, "began": b, "cpu_seconds": c} for b, c in three]
+    write_lines = scored_runs.write_lines
+    write_lines(runs[0] / "speed.jsonl", own)
+    write_lines(runs[1] / "speed.jsonl", [{**line, "seconds": 99.0, "cpu_seconds": 9.0}])
+    found = compare(runs, baseline="joint", test=None)
+    assert [row.cpu_seconds for row in found.rows] == [18, 9]
+    assert [row.seconds for row in found.rows] == [27, 99]  # 9 three times: a clock each
+    assert [row.cost for row in found.rows] == [1, 0.5] and found.cost_of == "cpu_seconds"
+    assert "Cost: CPU seconds of training" in markdown(found)
+    assert json.loads(as_json(found))["costs"]["other"]["cpu_seconds"] == 9
+    last = {**line, "seconds": 54.0, "cpu_seconds": 9.0}
+    earlier_version = {"seconds": 54.0}
+    for wall_alone in ({**last, "device": "cuda"}, {**last, "processes": 2}, earlier_version):
+        write_lines(runs[1] / "speed.jsonl", [wall_alone])
+        found = compare(runs, baseline="joint", test=None)
+        assert [row.cost for row in found.rows] == [1, 2] and found.cost_of == "seconds"
+        assert "Cost: wall-clock seconds" in markdown(found)
+        tree = json.loads(as_json(found))
+        assert tree["costs"]["other"]["cpu_seconds"] is None and tree["cost_of"] == "seconds"

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from scipy.cluster.hierarchy import average
+from scipy.spatial.distance import squareform
 from synthetic import PAIRS, make_run, side, write_json, write_lines
 from typer.testing import CliRunner
 
@@ -32,12 +34,14 @@ SHAPES = {
 }
 
 
-def measure(run: Path, tasks: tuple[str, ...], steps: tuple[int, ...] = (20, 10, 30)) -> None:
+def measure(
+    run: Path, tasks: tuple[str, ...], steps: tuple[int, ...] = (20, 10, 30), seed: int = 0
+) -> None:
     """A measurement of invented gradients; the steps are not in order."""
     folder = run / "geometry" / "measured"
     record = GramRecord(folder)
     for step in steps:
-        random = np.random.default_rng(step)
+        random = np.random.default_rng([seed, step])
         grams = []
         for shape in SHAPES.values():
             common = random.normal(size=int(np.prod(shape)))
@@ -52,7 +56,13 @@ def measure(run: Path, tasks: tuple[str, ...], steps: tuple[int, ...] = (20, 10,
     )
     write_json(folder / "measured.json", dataclasses.asdict(said))
     lines = [
-        {"step": step, "group": group, "value": step * 0.1 * n, "residual": 0.0, "products": 9}
+        {
+            "step": step,
+            "group": group,
+            "value": step * 0.1 * n + seed,
+            "residual": 0.0,
+            "products": 9,
+        }
         for step in steps
         for n, group in enumerate(("high", "low", "sum"), 1)
     ]
@@ -330,11 +340,17 @@ def test_runs_of_different_size_are_compared_where_nothing_else_differs(tmp_path
     measure(runs["narrow"], BOTH, (5, 6))
 
     ninth = draw("GradVac Figure 9", *runs.values())  # both were measured
-    assert "with 16, " in ninth.caption and ninth.caption.endswith(" with 32.")
+    assert "with 16, " in ninth.caption and " with 32. Below: " in ninth.caption
     into = tuple(t for t in BOTH if side(t) == "any-en")
     for name, size in (("narrow", 16), ("base", 32)):
         found = {r[2:4]: r[-1] for r in ninth.rows if r[:2] == (name, size)}
         check_pairs(found, mean_cosine(gram(runs[name], "")), into)
+    order = [str(t.get_text()) for t in ninth.figure.axes[2].get_yticklabels()]  # of its tree
+    values = mean_cosine(gram(runs["narrow"], ""))[np.ix_(*[[BOTH.index(t) for t in into]] * 2)]
+    heights = average(squareform(1 - values, checks=False))[:, 2]
+    forks = {round(float(line.get_xdata()[1]), 9) for line in ninth.figure.axes[2].lines}
+    assert set(order) == {t.removesuffix("-en") for t in into}
+    assert forks == {round(float(h), 9) for h in heights}
 
     eleventh = draw("GradVac Figure 11", *runs.values())  # one of the two has only its record
     frames = {n: list(GramRecord(runs[n] / "geometry")) for n in ("short", "base")}

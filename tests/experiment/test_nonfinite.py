@@ -117,8 +117,8 @@ def test_ten_in_a_row_are_enough_also_across_a_resumption(toy, tmp_path):
         t = trainer(toy, tmp_path / "run", changes, range(3, 40), None)
         display = t.display.advance
 
-        def advance(tokens, seconds, t=t, stop=stop, display=display):
-            display(tokens, seconds)
+        def advance(tokens, seconds, cpu_seconds, t=t, stop=stop, display=display):
+            display(tokens, seconds, cpu_seconds)
             if t.step == stop:
                 t.stop.number = 2  # SIGINT
 

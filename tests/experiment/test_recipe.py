@@ -73,10 +73,10 @@ def test_defaults_are_the_papers():
         ({"batches": {"every": 2}}, "unknown key; it belongs to section 'batches.multidds_s"),
         ({"batches": {"multidds_s": {"evry": 2}}}, "batches.multidds_s.evry: unknown key; did you"),
         ({"batches": {"multidds_s": {"steps": 0}}}, "batches.multidds_s.steps: found 0, must be"),
-        ({"data": {"train": []}}, "data.train: found []"),
+        ({"data": {"train": []}}, "data: give train (sources of text) or corpus (a folder"),
         ({"data": {"train": [{"path": "a", "paths": {}}]}}, "data.train.0: give either path"),
         ({"data": {"train": [{"pth": "a"}]}}, "data.train.0.pth: unknown key; did you mean 'path'"),
-        ({"data": {}}, "data.train: required"),
+        ({"data": {}}, "data: give train (sources of text) or corpus (a folder"),
         ({"data": {"train": [{"path": "a.tsv"}], "cleaning": {"max_ratio": 0.5}}}, "max_ratio"),
         ({"data": {"train": [{"path": "a.tsv"}], "directions": ["fr"]}}, "fr"),
         ({"training": {"steps": "many"}}, "training.steps: found 'many'"),
@@ -119,6 +119,25 @@ def test_set_changes_a_key(tmp_path):
 def test_files_are_relative_to_the_recipe(tmp_path):
     recipe = load_recipe(write(tmp_path, GOOD))
     assert recipe.data.train[0].path == str(tmp_path / "a.tsv")
+
+
+def test_a_corpus_folder_stands_for_its_texts(tmp_path):
+    (tmp_path / "corpus" / "train").mkdir(parents=True)
+    files = [tmp_path / "corpus" / name for name in ("train/en-fr.tsv", "train/en-hi.tsv")]
+    for file in (*files, tmp_path / "corpus" / "valid.tsv"):
+        file.touch()
+    paths = lambda sources: [source.path for source in sources]
+    data = load_recipe(write(tmp_path, {"data": {"corpus": "corpus"}})).data
+    assert data.corpus == str(tmp_path / "corpus") and paths(data.train) == [str(f) for f in files]
+    assert paths(data.valid) == [str(tmp_path / "corpus" / "valid.tsv")] and data.test == []
+    given = {"corpus": "corpus", "languages": ["hi"], "valid": [{"path": "mine.tsv"}]}
+    data = load_recipe(write(tmp_path, {"data": given})).data
+    assert paths(data.train) == [str(files[1])]
+    assert paths(data.valid) == [str(tmp_path / "mine.tsv")]
+    with pytest.raises(
+        RecipeError, match=r"data\.corpus: .*no train/\*\.tsv.* there is en-fr, en-hi"
+    ):
+        load_recipe(write(tmp_path, {"data": {**given, "languages": ["sw"]}}))
 
 
 def test_dump_and_parse_round_trip(tmp_path):

@@ -1,5 +1,6 @@
 """Training runs: resumed runs equal uninterrupted ones bit for bit; GradVac's seam is exact."""
 
+import itertools
 import json
 import os
 import signal
@@ -368,6 +369,27 @@ def test_a_run_folder_describes_itself(toy, tmp_path):
     assert tasks["fr-en"]["level"] == "high" and tasks["ne-en"]["level"] == "low"
     for name in ("vocabulary.model", "model.json", "data/account.json", "speed.jsonl"):
         assert (run / name).exists(), name
+
+
+def test_the_time_of_steps_is_kept_by_interval_and_process(toy, tmp_path, monkeypatch):
+    """Clocks that tick once at each look: a step takes one second, half of it on the processor."""
+    ticks = itertools.count()
+    monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
+    halves = itertools.count()
+    monkeypatch.setattr("time.process_time", lambda: next(halves) / 2)
+    run, few = tmp_path / "run", ["training.log_every=2", "training.checkpoint_every=3"]
+    t = trainer(toy, run, few)
+    train_step = t.train_step
+    t.train_step = lambda: (train_step(), setattr(t.stop, "number", 2 if t.step == 5 else None))[0]
+    assert t.train() == 130
+    trainer(toy, run, few).train()
+    lines = [json.loads(x) for x in (run / "speed.jsonl").read_text().splitlines()]
+    steps = yaml.safe_load((run / "recipe.yaml").read_text())["training"]["steps"]
+    expected = [(n, 0 if n < 5 else 5) for n in range(2, steps + 1, 2)]
+    assert [(x["step"], x["began"]) for x in lines] == expected
+    assert [x["cpu_seconds"] for x in lines] == [(n - began) / 2 for n, began in expected]
+    assert [x["seconds"] for x in lines] == [n - began for n, began in expected]
+    assert {(x["device"], x["processes"]) for x in lines} == {("cpu", 1)}
 
 
 def test_tensorboard_is_an_extra_and_says_so(monkeypatch, tmp_path):

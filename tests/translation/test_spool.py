@@ -5,11 +5,12 @@ import random
 import numpy as np
 import pytest
 
-from gradvac.translation import spool as spool_module
+from gradvac.translation import repeats as repeats_module
 from gradvac.translation.cleaning import Account, CleaningRules, clean, text_key
 from gradvac.translation.languages import Direction
 from gradvac.translation.readers import Row
-from gradvac.translation.spool import Repeats, Spool, directions
+from gradvac.translation.repeats import Repeats
+from gradvac.translation.spool import Spool, directions
 from gradvac.translation.vocabulary import TextSample
 
 WORDS = "open close file page table image sheet the a of not".split()
@@ -57,14 +58,14 @@ def test_it_leaves_what_cleaning_in_memory_leaves(tmp_path, languages):
 
 @pytest.mark.parametrize("buffer", [2**20, 50])
 def test_repeats_are_all_but_the_first_of_a_key_in_its_group(tmp_path, monkeypatch, buffer):
-    monkeypatch.setattr(spool_module, "_BUFFER", buffer)  # 50: through buckets on disk
+    monkeypatch.setattr(repeats_module, "_BUFFER", buffer)  # 50: through buckets on disk
     rng = random.Random(1)
     keys = [[rng.randrange(80) for _ in range(n)] for n in (300, 0, 120)]
     repeats = Repeats(tmp_path)
     for place in range(300):
         for group, own in enumerate(keys):
             if place < len(own):
-                repeats.add(b"%d" % own[place], group, place)
+                repeats.add([b"%d" % own[place]], group, place)
     flags = repeats.flags([len(own) for own in keys])
     for own, found in zip(keys, flags, strict=True):
         assert found.tolist() == [key in own[:place] for place, key in enumerate(own)]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.ranks import Ranks
+from gradvac.engine.sharded import is_sharded
 from gradvac.errors import GradientError, RankError
 from gradvac.methods import Method
 
@@ -143,11 +144,15 @@ def sameness(
 
     Parameters are hashed by their names, and by all bits of their values.
     """
-    parts = [(g.name, g.names, [list(p.shape) for p in g.parameters]) for g in (*groups, *heads)]
+    parts = [
+        (g.name, g.names, [(list(p.shape), is_sharded(p)) for p in g.parameters])
+        for g in (*groups, *heads)
+    ]
     dtypes = [str(p.dtype) for g in (*groups, *heads) for p in g.parameters]
     chosen = {name: value for name, value in vars(method).items() if name[0] != "_"}
     chosen["seed"] = method.seed  # of the class until it is set
-    values = [_bits(p) for g in (*groups, *heads) for p in g.parameters]
+    found = [p for g in (*groups, *heads) for p in g.parameters]
+    values = [_bits(p) for p in found if not is_sharded(p)]  # shards differ by what they are
     return {
         "code": _code(),
         "torch": f"torch {torch.__version__}, Python {platform.python_version()}",

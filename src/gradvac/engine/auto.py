@@ -107,7 +107,7 @@ class Engine(SinglePassEngine):
             process_group,
         )
         self._separate = PerTaskEngine(
-            model, method, granularity, nonfinite, heads, task_names, self._ranks
+            model, method, granularity, nonfinite, heads, task_names, self._ranks, self._shards
         )
         self.refused = ""
         self._engine = engine

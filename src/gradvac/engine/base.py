@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from gradvac.engine.agreement import Agreement, agree, sameness, tell_failure
@@ -16,6 +17,7 @@ from gradvac.engine.guards import Guard, refuse_wrapped
 from gradvac.engine.heads import HeadGradients
 from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or_raise
 from gradvac.engine.ranks import Ranks
+from gradvac.engine.sharded import Shards, failure_of_a_collective, shards_of
 from gradvac.engine.step import Step
 from gradvac.errors import NotFiniteError, RankError
 from gradvac.methods import Method
@@ -51,6 +53,7 @@ class TaskEngine:
         heads: Heads | None,
         task_names: Collection[str] | None,
         process_group: ProcessGroup | Ranks | None,
+        shards: Shards | None = None,
     ) -> None:
         if isinstance(model, nn.Module):
             refuse_wrapped(model)
@@ -58,14 +61,18 @@ class TaskEngine:
         self.model = model
         self.method = method
         self.nonfinite: NonFinite = nonfinite
-        self._heads = HeadGradients(task_heads(model, heads))
+        self._shards = shards_of(model) if shards is None else shards
+        self._heads = HeadGradients(task_heads(model, heads), self._shards)
         self.groups = parameter_groups(model, granularity, self._heads.heads)
         self.step = 0
         shared = [p for group in self.groups for p in group.parameters]
         self._parameters = [*shared, *self._heads.parameters]
-        self._guard = Guard(model, self._parameters, task_names)
+        self._leaves = [self._shards.whole(p) if self._shards else p for p in self._parameters]
+        self._guard = Guard(model, [*self._parameters, *self._leaves], task_names)
         self._step = Step()
-        self._ranks = Ranks.of(process_group)
+        self._ranks = Ranks.of(process_group, alone=self._shards is not None)
+        if self._shards is not None and self._ranks is not None:
+            self._shards.check_ranks(dist.get_process_group_ranks(self._ranks.group))
 
     def _agree(self) -> Agreement | None:
         """Hear of the tasks that other ranks bring to the step; None without other ranks.
@@ -91,8 +98,14 @@ class TaskEngine:
             return
         ranks.known = error
         if now.failed_alike or isinstance(error, NotFiniteError):
+            if self._shards is not None:
+                self._shards.reset()
             return
-        if now.agreed is not None:  # they wait for gradients that will not come
+        if self._shards is not None:  # they may be gathering parameters, and hear nothing
+            if failure_of_a_collective(error):
+                raise ranks.lost(error) from error
+            ranks.leave(f"{type(error).__name__}: {error}")
+        elif now.agreed is not None:  # they wait for gradients that will not come
             ranks.broken = ranks.broken or f"its step {now.number} failed: {error}"
         elif isinstance(error, Exception):
             with suppress(RankError):

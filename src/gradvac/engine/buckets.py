@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.held import Held
+from gradvac.engine.sharded import is_sharded
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,11 @@ class Bucket:
         return self.segments[-1].stop
 
     @property
+    def sharded(self) -> bool:
+        """Whether each rank keeps its own rows of the parameters."""
+        return is_sharded(self.pieces[0].parameters[0])
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.pieces[0].parameters[0].device
@@ -69,6 +75,9 @@ def _cut(groups: Sequence[ParameterGroup], size: int) -> list[ParameterGroup]:
         names: list[str] = []
         parameters: list[nn.Parameter] = []
         for name, p in zip(group.names, group.parameters, strict=True):
+            if parameters and is_sharded(parameters[-1]) != is_sharded(p):
+                pieces.append(ParameterGroup(group.name, tuple(names), tuple(parameters)))
+                names, parameters = [], []
             names.append(name)
             parameters.append(p)
             if sum(p.numel() for p in parameters) >= size or p is group.parameters[-1]:
@@ -80,7 +89,7 @@ def _cut(groups: Sequence[ParameterGroup], size: int) -> list[ParameterGroup]:
 def buckets_of(groups: Sequence[ParameterGroup], size: int) -> list[Bucket]:
     """Put groups, or pieces of them, into buckets of at least ``size`` numbers.
 
-    A bucket is of one dtype and device.
+    A bucket is of one dtype and device, and its parameters are all sharded or none.
     """
     position = {group.name: n for n, group in enumerate(groups)}
     buckets: list[Bucket] = []
@@ -90,9 +99,10 @@ def buckets_of(groups: Sequence[ParameterGroup], size: int) -> list[Bucket]:
         widest = max((p.dtype for p in piece.parameters), key=lambda dtype: dtype.itemsize)
         dtype = torch.promote_types(torch.float32, widest)
         numel = sum(p.numel() for p in piece.parameters)
-        if filled >= size or kind != (dtype, piece.parameters[0].device):
+        first = piece.parameters[0]
+        if filled >= size or kind != (dtype, first.device, is_sharded(first)):
             buckets.append(Bucket([], [], dtype))
-            filled, kind = 0, (dtype, piece.parameters[0].device)
+            filled, kind = 0, (dtype, first.device, is_sharded(first))
         buckets[-1].pieces.append(piece)
         buckets[-1].segments.append(Segment(position[piece.name], filled, filled + numel))
         filled += numel

@@ -12,6 +12,7 @@ from gradvac.engine.combine import combine, decide
 from gradvac.engine.gram import gram
 from gradvac.engine.groups import ParameterGroup, parameter_groups
 from gradvac.engine.held import Held, Rows
+from gradvac.engine.sharded import Shards
 from gradvac.engine.slots import GroupStore, Pool
 from gradvac.engine.step import Step
 from gradvac.errors import GradientError
@@ -68,8 +69,15 @@ class Collector:
         self.pool = Pool()
         self.ready: list[GroupStore] = []
         self.stores = [GroupStore(group, self.pool, self.ready, budget) for group in pieces]
-        self.slots = {id(slot.parameter): slot for store in self.stores for slot in store.slots}
+        self._name_slots(None)
         self.device = self.stores[0].device
+
+    def _name_slots(self, shards: Shards | None) -> None:
+        """Find slots by what a forward pass uses."""
+        slots = [slot for store in self.stores for slot in store.slots]
+        for slot in slots:
+            slot.leaf = shards.whole(slot.parameter) if shards else slot.parameter
+        self.slots = {id(slot.leaf): slot for slot in slots}
 
     def stream(self, streams: bool) -> None:
         """Say whether the backward pass to come is the only one of the step."""

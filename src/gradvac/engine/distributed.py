@@ -36,6 +36,7 @@ from gradvac.engine.collect import Collector
 from gradvac.engine.exchange import Exchange
 from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.ranks import BUCKET, Ranks, Wait
+from gradvac.engine.sharded import Shards
 from gradvac.engine.step import Step
 from gradvac.errors import GradientError
 from gradvac.methods import Method
@@ -51,12 +52,19 @@ class RankCollector(Collector):
         ranks: who trains.
         groups: parameters that get the same weights.
         passes: must be 1.
+        shards: the whole parameters of those that are sharded.
 
     Raises:
         GradientError: if ``passes`` is 2 or the budget of the ranks is not positive.
     """
 
-    def __init__(self, ranks: Ranks, groups: Sequence[ParameterGroup], passes: int) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        groups: Sequence[ParameterGroup],
+        passes: int,
+        shards: Shards | None = None,
+    ) -> None:
         if passes != 1:
             raise GradientError(
                 f"passes={passes} with {ranks.size} ranks: the gradients of the whole model are "
@@ -67,6 +75,7 @@ class RankCollector(Collector):
         self.ranks, self.groups, self.passes = ranks, groups, passes
         self.buckets = buckets_of(groups, ranks.bucket)
         self._collect([piece for bucket in self.buckets for piece in bucket.pieces], ranks.budget)
+        self._name_slots(shards)
         stores = iter(self.stores)
         self._stores_of = [[next(stores) for _ in b.pieces] for b in self.buckets]
         self._exchange: Exchange | None = None

@@ -5,7 +5,8 @@ every other its slice of the gradients of the tasks that it has. The receiver ad
 to the same task in the order of the ranks, so that it holds the gradients of all tasks of the
 step in its slice, and measures their inner products there. Summed over the ranks these are the
 exact Gram matrix, from which all ranks decide alike. Each combines its slice, and the slices are
-gathered.
+gathered. Parameters sharded by ``fully_shard`` are cut by the rows that each rank keeps, and the
+combined slices stay there.
 
 A rank with k of the tasks sends k + 1 slices' worth of gradients: as a reduce-scatter of stacked
 gradients does where every rank has all tasks, and what plain data parallel training sends where
@@ -25,9 +26,10 @@ from torch import Tensor
 
 from gradvac.engine.buckets import Bucket, Segment, Source
 from gradvac.engine.combine import combine, decide
+from gradvac.engine.cuts import Cut
+from gradvac.engine.cuts import cut as cut_of
 from gradvac.engine.gram import doubtful, full_precision, inner
 from gradvac.engine.groups import ParameterGroup
-from gradvac.engine.held import Held
 from gradvac.engine.ranks import Ranks, Wait
 from gradvac.engine.step import Step
 from gradvac.errors import NotFiniteError
@@ -36,7 +38,7 @@ from gradvac.methods import Method
 
 @dataclass
 class _Round:
-    """Some columns of a bucket, of which every rank gets a slice ``width`` wide."""
+    """A range of places of a bucket, of which every rank gets a slice ``width`` wide."""
 
     start: int
     stop: int
@@ -51,6 +53,7 @@ class _UnderWay:
     """A bucket between two stages."""
 
     bucket: Bucket
+    cut: Cut
     rounds: list[_Round]
     used: Tensor  # by parameter: how many ranks used it, once summed
     numbers: Tensor | None = None  # what is summed over the ranks
@@ -106,13 +109,14 @@ class Exchange:
         self.launched += 1
         n_tasks = len(self.agreed.tasks)
         at_once = max(self.ranks.size, self.ranks.budget // (n_tasks * bucket.dtype.itemsize))
+        cut = cut_of(bucket, self.ranks.rank, self.ranks.size)
         rounds = []
-        for start in range(0, bucket.size, at_once):
+        for start, stop in cut.rounds(at_once):
             if rounds:  # what is over the budget together is not held together
                 self._reduce(rounds[-1])
-            rounds.append(self._send(bucket, sources, start, min(start + at_once, bucket.size)))
+            rounds.append(self._send(cut, sources, start, stop))
         here = torch.tensor(used, dtype=torch.float64, device=bucket.device)
-        self._under_way.append(_UnderWay(bucket, rounds, here))
+        self._under_way.append(_UnderWay(bucket, cut, rounds, here))
         if self.launched > 1:
             self._measure()
         if self.launched > 2:
@@ -128,12 +132,10 @@ class Exchange:
         for way in self._under_way:
             for part in way.rounds:
                 part.wait()
-            found = [part.rows[: part.stop - part.start] for part in way.rounds]
-            whole = found[0] if len(found) == 1 else torch.cat(found)
+            found = way.cut.gradients([part.rows[: part.stop - part.start] for part in way.rounds])
             parameters = way.bucket.parameters
-            parts = whole.split([p.numel() for p in parameters])
-            for p, piece, n in zip(parameters, parts, way.used.tolist(), strict=True):
-                gradients[id(p)] = piece.view(p.shape).to(p.dtype) if n else None
+            for p, gradient, n in zip(parameters, found, way.used.tolist(), strict=True):
+                gradients[id(p)] = gradient.to(p.dtype) if n else None
         return gradients
 
     def drain(self) -> None:
@@ -146,26 +148,11 @@ class Exchange:
 
     # -- the stages of a bucket -----------------------------------------------------------------
 
-    def _send(self, bucket: Bucket, sources: Sequence[Source], start: int, stop: int) -> _Round:
-        """Send this rank's gradients of some columns, and begin to receive a slice of them."""
-        own, size = len(self.agreed.rows[self.ranks.rank]), self.ranks.size
-        width = -(-(stop - start) // size)
-        zeros = lambda n: torch.zeros(own, n, dtype=bucket.dtype, device=bucket.device)
-        parts, first = [], 0
-        for source in sources:
-            a, b = max(start, first) - first, min(stop, first + source.size) - first
-            first += source.size
-            if a >= b:
-                continue
-            held = source.rows
-            if held is None:
-                parts.append(zeros(b - a))
-            else:
-                parts.append(held.columns(a, b) if isinstance(held, Held) else held[:, a:b])
-        if size * width > stop - start:
-            parts.append(zeros(size * width - (stop - start)))
-        rows = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        rows = rows.reshape(own, size, width).transpose(0, 1).contiguous()
+    def _send(self, cut: Cut, sources: Sequence[Source], start: int, stop: int) -> _Round:
+        """Send this rank's gradients of some places, and begin to receive a slice of them."""
+        own = len(self.agreed.rows[self.ranks.rank])
+        rows = cut.rows(sources, own, start, stop)
+        width = rows.shape[2]
         counts = [len(positions) for positions in self.agreed.rows]
         return _Round(start, stop, width, *self.ranks.exchange(rows, counts, width))
 
@@ -281,20 +268,16 @@ class Exchange:
         for part in way.rounds:
             combined = part.rows.new_zeros(part.width)
             for segment in way.bucket.segments:
-                own = self._own(part, segment)
+                own = way.cut.columns(segment, part.start, part.stop)
                 combined[own] = combine(self._weights[segment.group], part.rows[:, own])
-            part.rows, part.wait = self.ranks.gather(combined)
-
-    def _own(self, part: _Round, segment: Segment) -> slice:
-        """The columns of this rank's slice that belong to a segment."""
-        begin = part.start + self.ranks.rank * part.width
-        end = min(begin + part.width, part.stop)
-        a, b = max(begin, segment.start), min(end, segment.stop)
-        return slice(a - begin, b - begin) if a < b else slice(0, 0)
+            part.rows = combined
+            if way.cut.gathers:
+                part.rows, part.wait = self.ranks.gather(combined)
 
     def _rows(self, way: _UnderWay, segment: Segment) -> list[Tensor]:
         """Return this rank's slices of the task gradients of a segment."""
-        return [part.rows[:, self._own(part, segment)] for part in way.rounds]
+        columns = lambda part: way.cut.columns(segment, part.start, part.stop)
+        return [part.rows[:, columns(part)] for part in way.rounds]
 
     def _inner(self, rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         with full_precision(rows[0].device.type):

@@ -32,13 +32,8 @@ def refuse_wrapped(model: nn.Module) -> None:
                     f"the model is wrapped in {kind.__name__}, which averages gradients over "
                     "ranks only in backward(), once for all tasks; per-task gradients would stay "
                     "local and the ranks would drift apart without an error. Pass the bare module "
-                    "(model.module): the engine adds gradients up over the ranks itself"
-                )
-            if kind.__name__ == "FSDPModule":
-                raise GradientError(
-                    "the model is sharded by fully_shard, which reduces one gradient for all "
-                    "tasks; that is not supported. Pass the model whole: the engine keeps the "
-                    "gradients of the tasks in shards, one part on each rank"
+                    "(model.module): the engine adds gradients up over the ranks itself. To shard "
+                    "parameters use fully_shard"
                 )
 
 

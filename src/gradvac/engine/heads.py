@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.ranks import Ranks
+from gradvac.engine.sharded import Shards, shard_of
 from gradvac.errors import GradientError, NotFiniteError
 
 
@@ -21,12 +22,15 @@ class HeadGradients:
     Attributes:
         heads: the parameters, one group per task, named by the task.
         parameters: all of them.
+        leaves: what a forward pass uses in their place: whole parameters of sharded ones.
     """
 
-    def __init__(self, heads: Sequence[ParameterGroup]) -> None:
+    def __init__(self, heads: Sequence[ParameterGroup], shards: Shards | None = None) -> None:
         self.heads = heads
         self.parameters: list[nn.Parameter] = list(chain(*(head.parameters for head in heads)))
+        self.leaves = [shards.whole(p) if shards else p for p in self.parameters]
         self._gradients: dict[int, Tensor] = {}
+        self._rank = 0
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
         """Add gradients, one per parameter, None for a parameter that was not used."""
@@ -65,12 +69,15 @@ class HeadGradients:
         ranks.sum(used)()
         waits = []
         for n in used.nonzero().flatten().tolist():
-            p = self.parameters[n]
-            zero = torch.zeros_like(p, dtype=torch.promote_types(torch.float32, p.dtype))
-            self._gradients[n] = self._gradients.get(n, zero).contiguous()
+            if n not in self._gradients:
+                p = self.parameters[n]
+                dtype = torch.promote_types(torch.float32, p.dtype)
+                self._gradients[n] = torch.zeros(p.shape, dtype=dtype, device=p.device)
+            self._gradients[n] = self._gradients[n].contiguous()
             waits.append(ranks.sum(self._gradients[n]))
         for wait in waits:
             wait()
+        self._rank = ranks.rank
 
     def finished(self, loss_scale: float) -> list[Tensor | None]:
         """Return the gradients of the parameters with the loss scale divided out.
@@ -89,7 +96,7 @@ class HeadGradients:
                         "not finite; nothing was updated",
                         task,
                     )
-                gradient = (gradient / loss_scale).to(p.dtype)
+                gradient = shard_of((gradient / loss_scale).to(p.dtype), p, self._rank)
             result.append(gradient)
         return result
 

@@ -35,6 +35,7 @@ class Watch:
         owner: position of the task to which all of the gradient that is flowing belongs, whatever
             rows it flows through; None if it is to be split by rows.
         joint: whether the gradient that is flowing is not to be split at all.
+        idle: whether nothing flows: the pass is made because other ranks make one.
         done: called whenever a use has handed its gradients over.
     """
 
@@ -42,7 +43,7 @@ class Watch:
         self.checking: int | None = None
         self.leaks: list[Meeting] = []
         self.owner: int | None = None
-        self.joint = False
+        self.joint = self.idle = False
         self.done = done
 
 
@@ -75,6 +76,8 @@ class Meeting:
     def collects(self, dy: Tensor) -> bool:
         """Whether gradients are to be collected; if not, check the rows of ``dy``."""
         task = self.watch.checking
+        if self.watch.idle:
+            return False
         if task is None:
             return True
         rows, dim = self.place

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from gradvac.engine.alike import NO_SAMPLES, agree_on_passes
 from gradvac.engine.base import TaskEngine
 from gradvac.engine.buckets import Source, buckets_of
 from gradvac.engine.calls import explained, leaves
@@ -35,6 +36,7 @@ from gradvac.engine.gram import gram
 from gradvac.engine.groups import Grouping, Heads, ParameterGroup
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.ranks import Ranks
+from gradvac.engine.sharded import Shards
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 
@@ -59,6 +61,7 @@ class PerTaskEngine(TaskEngine):
         task_names: the tasks there are: a task of another name is then an error, not a new task.
         process_group: the ranks to train with; by default all of ``torch.distributed``, if that is
             initialised.
+        shards: of a model sharded by fully_shard, if they have been found already.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train.
@@ -73,9 +76,12 @@ class PerTaskEngine(TaskEngine):
         heads: Heads | None = None,
         task_names: Collection[str] | None = None,
         process_group: ProcessGroup | Ranks | None = None,
+        shards: Shards | None = None,
     ) -> None:
         given = model if isinstance(model, nn.Module) else list(model)
-        super().__init__(given, method, granularity, nonfinite, heads, task_names, process_group)
+        super().__init__(
+            given, method, granularity, nonfinite, heads, task_names, process_group, shards
+        )
         self._named = given if isinstance(given, nn.Module) else nn.Module()  # names in errors
         self._checks_heads = True  # in this process's first step
         self._buffers = [_GroupBuffer(group) for group in self.groups]
@@ -103,7 +109,7 @@ class PerTaskEngine(TaskEngine):
             )
         with explained(loss, self._named):
             gradients = torch.autograd.grad(
-                loss.reshape(()), self._parameters, retain_graph=retain_graph, allow_unused=True
+                loss.reshape(()), self._leaves, retain_graph=retain_graph, allow_unused=True
             )
         if all(gradient is None for gradient in gradients):
             raise GradientError(
@@ -147,6 +153,8 @@ class PerTaskEngine(TaskEngine):
         """
         if not self.accumulated and self._ranks is None:
             raise GradientError("combine() needs at least one accumulate() since the last step")
+        if not self.accumulated and self._shards is not None:
+            raise GradientError(NO_SAMPLES)
         with self._ending(loss_scale, step, shares) as end:
             end.report = self._finish()
         self._checks_heads = False
@@ -207,8 +215,17 @@ class PerTaskEngine(TaskEngine):
 
     def accumulate_all(self, losses: Mapping[str, Tensor]) -> None:
         """Add the gradients of several losses, which may share a graph."""
+        count = len(losses)
+        if self._shards is not None and self._ranks is not None:
+            count = agree_on_passes(self._ranks, count).number
         for n, (task, loss) in enumerate(losses.items(), start=1):
-            self.accumulate(task, loss, retain_graph=n < len(losses))
+            self.accumulate(task, loss, retain_graph=n < count)
+        for n in range(len(losses) + 1, count + 1):  # passes that other ranks make
+            loss = list(losses.values())[-1].reshape(())
+            nothing = torch.zeros_like(loss)
+            torch.autograd.grad(
+                loss, self._leaves, nothing, retain_graph=n < count, allow_unused=True
+            )
 
     @property
     def accumulated(self) -> bool:

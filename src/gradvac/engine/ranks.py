@@ -6,7 +6,7 @@ import ctypes
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -58,13 +58,16 @@ class Ranks:
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else None
 
     @classmethod
-    def of(cls, group: dist.ProcessGroup | Ranks | None) -> Ranks | None:
-        """Return the ranks of a group, of the default group for None; None if there is but one."""
+    def of(cls, group: dist.ProcessGroup | Ranks | None, alone: bool = False) -> Ranks | None:
+        """Return the ranks of a group, of the default group for None.
+
+        None if there is but one rank, unless that is to be dealt with ``alone`` too.
+        """
         if isinstance(group, Ranks):
             return group
         if group is None and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
-        if group is None or dist.get_world_size(group) == 1:
+        if group is None or (dist.get_world_size(group) == 1 and not alone):
             return None
         return cls(group)
 
@@ -130,30 +133,47 @@ class Ranks:
 
     # -- what goes wrong ------------------------------------------------------------------------
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Turn the failure of a collective into an error that names the ranks that are gone."""
+    def check(self) -> None:
+        """Raise RankError if nothing more can be exchanged."""
         if self.broken:
             raise RankError(
                 f"rank {self.rank} can exchange nothing more with the others: {self.broken}; "
                 "start all ranks again from the last checkpoint"
             )
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Turn the failure of a collective into an error that names the ranks that are gone."""
+        self.check()
         try:
             yield
         except RuntimeError as e:  # what gloo and NCCL raise for a closed connection or a timeout
-            reason = str(e).splitlines()[0]
-            self.broken = f"{self._missing()}: {reason}"
-            raise RankError(
-                f"{self.broken} (seen by rank {self.rank}); start all ranks again from the last "
-                "checkpoint"
-            ) from e
+            raise self.lost(e) from e
+
+    def lost(self, error: BaseException) -> RankError:
+        """Return the error that names who is to blame for the failure of a collective."""
+        self.broken = f"{self._missing()}: {str(error).splitlines()[0]}"
+        return RankError(
+            f"{self.broken} (seen by rank {self.rank}); start all ranks again from the last "
+            "checkpoint"
+        )
+
+    def leave(self, reason: str) -> None:
+        """Say in the store why this rank gives up, where the others look once it is gone."""
+        self.broken = reason
+        own = dist.get_process_group_ranks(self.group)[self.rank]
+        with suppress(RuntimeError):
+            dist.distributed_c10d._get_default_store().set(f"gradvac/failed/{own}", reason)
 
     def _missing(self) -> str:
-        """Say which ranks show no sign of life in the store that all of them can reach."""
+        """Say which ranks failed, or show no sign of life in the store that all can reach."""
         everyone = dist.get_process_group_ranks(self.group)
         missing, left = [], ROLL_CALL
         try:
             store = dist.distributed_c10d._get_default_store()
+            for other in everyone:
+                if store.check([key := f"gradvac/failed/{other}"]):
+                    return f"rank {other} failed: {store.get(key).decode()}"
             store.set(f"gradvac/alive/{everyone[self.rank]}", "1")
             for other in everyone:
                 try:

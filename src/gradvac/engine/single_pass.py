@@ -24,12 +24,13 @@ divided by; they are added up.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from gradvac.engine.alike import NO_SAMPLES, agree_on_passes
 from gradvac.engine.base import TaskEngine
 from gradvac.engine.calls import as_written, explained, leaves, tensors_within
 from gradvac.engine.collect import BUDGET, Collector
@@ -40,6 +41,8 @@ from gradvac.engine.meets import Watch
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.ranks import Ranks
 from gradvac.engine.rows import RowMap
+from gradvac.engine.sharded import Shards
+from gradvac.engine.slots import ParameterSlot
 from gradvac.engine.step import Batch
 from gradvac.engine.tags import Refusal
 from gradvac.engine.tracing import Trace
@@ -101,7 +104,7 @@ class SinglePassEngine(TaskEngine):
             self._collector = Collector(model, self.groups, self._heads.heads, passes, budget)
         else:
             self._ranks.budget = budget
-            self._collector = RankCollector(self._ranks, self.groups, passes)
+            self._collector = RankCollector(self._ranks, self.groups, passes, self._shards)
         self._slots = self._collector.slots
         self._checks_left = verify_steps  # from this process's first step, resumed or not
         self._batch: Batch | None = None
@@ -130,16 +133,20 @@ class SinglePassEngine(TaskEngine):
         names, index = _names_and_index(tasks)
         self._guard.check_tasks(names)
         self._guard.check_parameters()
+        if self._shards is not None and self._ranks is not None:
+            self._ranks.check()  # a forward pass gathers
         positions = torch.tensor([self._step.position(name) for name in names], dtype=torch.int64)
         rows = RowMap(positions[index], len(self._step.names))
         watch = Watch(lambda: self._collector.release(self._step, self.method))
         device = self._collector.device
         remember = self._checks_left > 0
-        heads = frozenset(id(p) for p in self._heads.parameters)
+        heads = frozenset(id(p) for p in self._heads.leaves)
         splits, give_up = self._splits, self._give_up
         trace = Trace(self._slots, self.model, device, remember, watch, heads, splits, give_up)
         only = self._step.position(names[0]) if len(names) == 1 else None
         batch = self._batch = Batch(trace, rows, only, batch_dim)
+        # Ranks that gather parameters together follow one task too, to do what the others do.
+        follows = only is None or self._shards is not None
         for x in inputs or ():
             batch.declare(x, batch_dim)
 
@@ -150,17 +157,20 @@ class SinglePassEngine(TaskEngine):
                 batch.seen.append(list(x.shape))
 
         hook = None
-        if inputs is None and only is None:
-            hook = self.model.register_forward_pre_hook(declare, with_kwargs=True)
+        if inputs is None and follows:
+            hook = self.model.register_forward_pre_hook(declare, prepend=True, with_kwargs=True)
         try:
-            if only is None:
-                with trace, as_written(self.model):
+            if follows:
+                carrying = self._shards.carrying(trace) if self._shards else nullcontext()
+                with trace, as_written(self.model), carrying:
                     yield self
             else:
                 yield self
         except BaseException as e:
-            self._tell(e)
-            self.clear()
+            try:
+                self._tell(e)
+            finally:
+                self.clear()
             raise
         finally:
             trace.end()
@@ -236,6 +246,8 @@ class SinglePassEngine(TaskEngine):
         """
         if not self._step.accumulated and self._ranks is None:
             raise GradientError("combine() needs at least one accumulate() since the last step")
+        if not self._step.accumulated and self._shards is not None:
+            raise GradientError(NO_SAMPLES)
         with self._ending(loss_scale, step, shares) as end:
             self._agree()
             self._collector.begin(self._step, self.method)
@@ -265,11 +277,12 @@ class SinglePassEngine(TaskEngine):
             self._step.add_losses(total)
         if self._guard.fresh:
             self._guard.check_leaves(leaves(loss))
+        if self._shards is not None:
+            self._backward_alike(self._shards, loss, owners, ends)
+            self._batch = None
+            return
         if batch.only is None and batch.trace.splits and self._checks_left > 0:
-            try:
-                self.verify(loss, owners)
-            except Refusal as refusal:
-                batch.trace.stop(refusal)
+            self._verify(loss, owners)
         if ends:
             self._agree()
             self._collector.begin(self._step, self.method)
@@ -281,15 +294,62 @@ class SinglePassEngine(TaskEngine):
         elif self._collector.passes == 2:
             self._in_two_passes(loss, owners)
         else:
-            self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.parameters))
+            self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.leaves))
             batch.carry_on(owners.n_tasks)
         self._batch = None
+
+    def _backward_alike(self, shards: Shards, loss: Tensor, owners: RowMap, ends: bool) -> None:
+        """Make the backward passes of a sharded model, as many as any rank needs."""
+        assert self._batch is not None and self._ranks is not None
+        trace, ranks, n_tasks = self._batch.trace, self._ranks, owners.n_tasks
+        if self._checks_left > 0:
+            count = agree_on_passes(ranks, n_tasks if trace.splits else 0).number
+            if trace.splits:
+                self._verify(loss, owners, count)
+            else:
+                self._idle(loss, count, retain_graph=True)
+        own = 1 if trace.splits else len(owners.index.unique())
+        uses = [store.expected for store in self._collector.stores] if trace.splits else ()
+        sources = [slot for chain in trace.chains for slot in chain.sources]
+        units = shards.units_of(s.leaf for s in sources if isinstance(s, ParameterSlot))
+        passes = agree_on_passes(ranks, own, uses, frozenset(units))
+        self._step.streams = self._step.streams and passes.streams
+        self._collector.stream(self._step.streams)
+        if ends:
+            self._agree()
+            self._collector.begin(self._step, self.method)
+        if trace.splits:
+            more = passes.number > 1
+            self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.leaves, more))
+        else:
+            self._one_by_one(loss, owners, passes.number)
+        self._idle(loss, passes.number - own)
+        with shards.gathered(passes.units):
+            self._batch.carry_on(n_tasks)
+
+    def _idle(self, loss: Tensor, count: int, retain_graph: bool = False) -> None:
+        """Run backward passes that other ranks need and this one does not."""
+        assert self._batch is not None
+        watch = self._batch.trace.watch
+        watch.idle = True
+        for n in range(count):
+            keep = retain_graph or n + 1 < count
+            self._run(loss, torch.zeros_like(loss), self._leaves, keep)
+        watch.idle = False
+
+    def _verify(self, loss: Tensor, owners: RowMap, passes: int = 0) -> None:
+        """Check the batch; go on without splitting gradients if they cannot be split."""
+        assert self._batch is not None
+        try:
+            self.verify(loss, owners, passes)
+        except Refusal as refusal:
+            self._batch.trace.stop(refusal)
 
     def _in_two_passes(self, loss: Tensor, owners: RowMap) -> None:
         """Measure in a first backward pass; run a second of the losses times their weights."""
         assert self._batch is not None
         batch, collector, step = self._batch, self._collector, self._step
-        self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.parameters, True))
+        self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.leaves, True))
         batch.carry_on(owners.n_tasks)
         weights = collector.weights(step, self.method)
         batch.trace.watch.joint = True
@@ -297,10 +357,11 @@ class SinglePassEngine(TaskEngine):
         batch.carry_on(1)
         collector.joint(step)
 
-    def _one_by_one(self, loss: Tensor, owners: RowMap) -> None:
+    def _one_by_one(self, loss: Tensor, owners: RowMap, passes: int = 0) -> None:
         """Run one backward pass per task, which is right whatever the model does with samples.
 
-        Where gradients were to be split before that was given up, all of a pass goes to its task.
+        The graph is kept if there are to be more ``passes`` than that. Where gradients were to be
+        split before that was given up, all of a pass goes to its task.
         """
         assert self._batch is not None
         trace = self._batch.trace
@@ -310,18 +371,18 @@ class SinglePassEngine(TaskEngine):
         for n, task in enumerate(present):
             trace.watch.owner = task
             own = (owners.index == task).to(loss.device, loss.dtype)
-            retain_graph = n + 1 < len(present) or bool(trace.chains)
-            self._add(self._run(loss, own, self._parameters, retain_graph), task, owners.n_tasks)
+            retain_graph = n + 1 < max(passes, len(present)) or bool(trace.chains)
+            self._add(self._run(loss, own, self._leaves, retain_graph), task, owners.n_tasks)
         trace.watch.owner = None
 
     def _plain_backward(self, loss: Tensor, task: int, n_tasks: int) -> None:
         """Run the backward pass of a batch of one task, in which there is nothing to split."""
-        self._add(self._run(loss, torch.ones_like(loss), self._parameters), task, n_tasks)
+        self._add(self._run(loss, torch.ones_like(loss), self._leaves), task, n_tasks)
 
     def _add(self, gradients: Sequence[Tensor | None], task: int, n_tasks: int) -> None:
-        """Add a task's gradients of :attr:`_parameters`."""
+        """Add a task's gradients of :attr:`_leaves`."""
         with torch._C.DisableTorchFunction():
-            for p, gradient in zip(self._parameters, gradients, strict=True):
+            for p, gradient in zip(self._leaves, gradients, strict=True):
                 if gradient is not None and id(p) in self._slots:
                     dense = gradient.to_dense() if gradient.is_sparse else gradient
                     self._slots[id(p)].zero(n_tasks)[task].add_(dense)
@@ -346,44 +407,52 @@ class SinglePassEngine(TaskEngine):
                 loss, inputs, gradient, retain_graph=retain_graph, allow_unused=True
             )[1:]
 
-    def verify(self, loss: Tensor, owners: RowMap) -> None:
+    def verify(self, loss: Tensor, owners: RowMap, passes: int = 0) -> None:
         """Check that the gradient of each task's loss flows through its own rows alone.
 
-        Costs one backward pass per task.
+        Costs one backward pass per task. If ``passes`` is given, so many are made, whatever is
+        found.
 
         Raises:
             GradientError: if it does not, or if a parameter is used out of sight.
         """
         assert self._batch is not None
         trace = self._batch.trace
-        for leaf in leaves(loss):
-            if id(leaf) in self._slots:
-                where = trace.loose[-1] if trace.loose else "a custom autograd function?"
-                raise Refusal(
-                    f"parameter {self._name(leaf)!r} is used by an operation that the engine "
-                    f"cannot see ({where})"
-                )
+        found = [
+            Refusal(
+                f"parameter {self._name(leaf)!r} is used by an operation that the engine cannot "
+                f"see ({trace.loose[-1] if trace.loose else 'a custom autograd function?'})"
+            )
+            for leaf in leaves(loss)
+            if id(leaf) in self._slots
+        ][:1]
         try:
-            for task in range(owners.n_tasks):
+            for task in range(max(passes, owners.n_tasks)):
+                if found and not passes:
+                    break
                 trace.watch.checking = task
                 own = (owners.index == task).to(loss.device, loss.dtype)
-                heads = self._run(loss, own, self._heads.parameters, retain_graph=True)
-                if trace.watch.leaks:
-                    raise Refusal(
+                heads = self._run(loss, own, self._heads.leaves, retain_graph=True)
+                if trace.watch.leaks and not found:
+                    refusal = Refusal(
                         f"the loss of task {self._step.names[task]!r} has a gradient at samples of "
                         f"other tasks, seen at {trace.watch.leaks[0].what}: what follows it mixes "
                         "samples"
                     )
-                self._heads.check(self._step.names[task], heads)
+                    found.append(refusal)
+                elif task < owners.n_tasks:
+                    self._heads.check(self._step.names[task], heads)
         finally:
             trace.watch.checking = None
+        if found:
+            raise found[0]
 
     def _name(self, parameter: Tensor) -> str:
         return next(
             name
             for group in self.groups
             for name, p in zip(group.names, group.parameters, strict=True)
-            if p is parameter
+            if p is parameter or (self._shards and self._shards.whole(p) is parameter)
         )
 
     def _finish(self) -> StepReport:

@@ -223,10 +223,11 @@ class ParameterSlot(Slot):
 
     Attributes:
         apart: whether the gradients are above the budget.
+        leaf: what a forward pass uses: the parameter, or the whole one of a sharded parameter.
     """
 
     def __init__(self, store: GroupStore, parameter: nn.Parameter) -> None:
-        self.store, self.parameter = store, parameter
+        self.store, self.parameter, self.leaf = store, parameter, parameter
         self.forget()
 
     def forget(self) -> None:

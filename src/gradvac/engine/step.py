@@ -161,7 +161,7 @@ class Batch:
         chains = [chain for chain in self.trace.chains if chain.buffer is not None]
         sources = {id(slot): slot for chain in chains for slot in chain.sources}
         slots: list[Any] = list(sources.values())
-        parameters = [slot.parameter for slot in slots]
+        parameters = [slot.leaf for slot in slots]
         found: list[list[Tensor]] = [[] for _ in slots]
         for task in range(n_tasks if chains else 0):
             tensors = [chain.tensor for chain in chains]

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from scipy.stats import t as student_t
 
@@ -17,6 +18,7 @@ from gradvac.translation.scoring import SIDES, family_of, side
 from gradvac.translation.significance import Test, holm, majority, paired_test
 
 LEVEL = 0.05  # of significance
+Clock = Literal["cpu_seconds", "seconds"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Row:
     seeds: tuple[int, ...]
     tokens: float
     seconds: float
+    cpu_seconds: float
     parameters: int
     several_models: bool
     cost: float = math.nan
@@ -68,13 +71,15 @@ class Comparison:
     """The table: rows, columns (average -> its directions), and what it rests on.
 
     ``directions`` are trained ones; ``zero_shot`` were never trained and have an average of their
-    own. ``front`` names the rows that a sweep's recipe calls its front.
+    own. ``cost_of`` is CPU time where every row has it: wall time is what a machine with other work
+    to do makes of it. ``front`` names the rows that a sweep's recipe calls its front.
     """
 
     rows: list[Row]
     directions: list[str]
     zero_shot: list[str]
     averages: dict[str, list[str]]
+    cost_of: Clock
     metrics: tuple[Metric, ...]
     baseline: str
     test: Test | None
@@ -156,14 +161,17 @@ def compare(
                 _test(row, runs, base, family, test, samples)
         rows.append(row)
     own = next(row for row in rows if row.name == name)
+    cost_of: Clock = "cpu_seconds" if all(row.cpu_seconds > 0 for row in rows) else "seconds"
     for row in rows:
-        if own.seconds and own.tokens and row.tokens:
-            row.cost = (row.seconds / row.tokens) / (own.seconds / own.tokens)
+        spent, base_spent = getattr(row, cost_of), getattr(own, cost_of)
+        if base_spent and own.tokens and row.tokens:
+            row.cost = (spent / row.tokens) / (base_spent / own.tokens)
     return Comparison(
         rows=rows,
         directions=directions,
         zero_shot=zero_shot,
         averages=averages,
+        cost_of=cost_of,
         metrics=tuple(m for m in METRICS if m == "nll" or any(r.cells[m] for r in rows)),
         baseline=name,
         test=test,
@@ -182,6 +190,7 @@ def _row(name: str, runs: Mapping[int, Result], several: bool) -> Row:
         tuple(runs),
         tokens=statistics.fmean(r.tokens for r in parts),
         seconds=statistics.fmean(r.seconds for r in parts),
+        cpu_seconds=statistics.fmean(r.cpu_seconds for r in parts),
         parameters=max(r.parameters for r in parts),
         several_models=several,
     )

@@ -30,7 +30,8 @@ class Result:
     ``scores[metric][direction]``; ``outputs[direction]`` is (hypotheses, references); ``tokenize``
     is how BLEU cut them into words, ``tokenizers`` the same as signatures have it. ``folders`` are
     its runs, ``recipe`` is that of the first; ``identifier_errors`` the off-target rates of
-    references. Of sequence labelling ``tags[language]`` is (gold, predicted) instead, with
+    references. ``cpu_seconds`` is NaN where training did not run on the CPU, in one process, or did
+    not write it down. Of sequence labelling ``tags[language]`` is (gold, predicted) instead, with
     ``labels`` all that the run knows.
     """
 
@@ -41,6 +42,7 @@ class Result:
     levels: dict[str, str]
     tokens: int
     seconds: float
+    cpu_seconds: float
     parameters: int
     signatures: dict[str, str]
     tokenize: dict[str, str]
@@ -64,6 +66,7 @@ class Result:
         self.identifier_errors |= other.identifier_errors
         self.tokens += other.tokens
         self.seconds += other.seconds
+        self.cpu_seconds += other.cpu_seconds
         self.parameters += other.parameters
 
 
@@ -145,6 +148,7 @@ def read_run(run: Path) -> Result:
             if line["kind"] in ("valid", "average") and line["step"] == done["best"]["step"]
         ]
         best = [line for line in best if line[done["metric"]] == done["best"]["value"]]
+        seconds, cpu_seconds = _times(run / "speed.jsonl")
         zero_shot = frozenset(_each(tree, "zero_shot"))
         scores: dict[Metric, dict[str, float]] = {
             "bleu": _each(tree, "bleu"),
@@ -164,7 +168,8 @@ def read_run(run: Path) -> Result:
             outputs=outputs,
             levels={k: v["level"] for k, v in tree["directions"].items() if v.get("level")},
             tokens=sum(line["tokens"] for line in metrics if line["kind"] == "train"),
-            seconds=_seconds(run / "speed.jsonl"),
+            seconds=seconds,
+            cpu_seconds=cpu_seconds,
             parameters=count_parameters(run / "best" / "model.safetensors"),
             signatures=tree["signatures"],
             tokenize={
@@ -200,10 +205,20 @@ def count_parameters(file: Path) -> int:
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
 
 
-def _seconds(file: Path) -> float:
-    """Training time; the clock of ``speed.jsonl`` begins anew when a run is resumed."""
-    total, last = 0.0, 0.0
-    for line in _lines(file) if file.exists() else []:
-        total += line["seconds"] - (last if line["seconds"] >= last else 0.0)
-        last = line["seconds"]
-    return total
+def _times(file: Path) -> tuple[float, float]:
+    """Seconds of training, and CPU seconds or NaN.
+
+    The clocks of ``speed.jsonl`` begin anew when a run is resumed, which its lines tell by another
+    step at which they ``began``, and those of older runs by a smaller number.
+    """
+    lines = _lines(file) if file.exists() else []
+    last = [
+        line
+        for line, after in zip(lines, [*lines[1:], None], strict=True)
+        if after is None
+        or after.get("began") != line.get("began")
+        or after["seconds"] < line["seconds"]
+    ]
+    counted = lambda line: line.get("device") == "cpu" and line.get("processes") == 1
+    cpu = sum(line["cpu_seconds"] if counted(line) else math.nan for line in last)
+    return sum(line["seconds"] for line in last), cpu if last else math.nan

@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.compare import LEVEL, Cell, Comparison, Row
+from gradvac.experiment.compare import LEVEL, Cell, Clock, Comparison, Row
 from gradvac.experiment.compare_results import Metric
 from gradvac.translation.scoring import family_of
 
@@ -27,6 +27,10 @@ NAMES: dict[Metric, str] = {
     "off_target": "off-target %",
 }
 DIGITS: dict[Metric, int] = {**dict.fromkeys(NAMES, 1), "comet": 4, "nll": 3}
+CLOCKS: dict[Clock, str] = {
+    "cpu_seconds": "CPU seconds",
+    "seconds": "wall-clock seconds, which say little where a machine had other work,",
+}
 MOST_DIRECTIONS = 8  # more than that, and a table shows averages alone; CSV and JSON show all
 
 
@@ -89,7 +93,10 @@ def notes(found: Comparison) -> list[str]:
             "tested, nothing else."
         )
     lines.append("Bold: the best of one model for all directions.")
-    lines.append("Cost: seconds of training per token, relative to the baseline's.")
+    lines.append(
+        f"Cost: {CLOCKS[found.cost_of]} of training per token, relative to the baseline's. "
+        "Time: wall-clock."
+    )
     lines += [f"{name}: {text}" for name, text in found.signatures.items()]
     if found.identifier_errors:
         errors = ", ".join(f"{d} {x:.1f}" for d, x in found.identifier_errors.items())
@@ -230,9 +237,12 @@ def as_csv(found: Comparison) -> str:
     out = io.StringIO()
     lines = [{**r, "values": " ".join(map(repr, r["values"]))} for r in records(found)]
     for row in found.rows:
-        for name in ("parameters", "tokens", "seconds", "cost"):
-            value = _known(getattr(row, name))
-            lines.append({"row": row.name, "metric": name, "mean": value, "seeds": len(row.seeds)})
+        for name in ("parameters", "tokens", "seconds", "cpu_seconds", "cost"):
+            value, of = _known(getattr(row, name)), found.cost_of if name == "cost" else ""
+            lines.append(
+                {"row": row.name, "metric": name, "column": of, "mean": value}
+                | {"seeds": len(row.seeds)}
+            )
     names = ["row", "metric", "column", "kind", "mean", "half_width", "seeds", "p", "better"]
     writer = csv.DictWriter(out, [*names, "values"], lineterminator="\n")
     writer.writeheader()
@@ -250,11 +260,13 @@ def as_json(found: Comparison) -> str:
         "off_target_of_references": found.identifier_errors,
         "missing": [str(folder) for folder in found.missing],
         "averages": found.averages,
+        "cost_of": found.cost_of,
         "costs": {
             row.name: {
                 "parameters": row.parameters,
                 "tokens": row.tokens,
                 "seconds": row.seconds,
+                "cpu_seconds": _known(row.cpu_seconds),
                 "cost": _known(row.cost),
                 "seeds": list(row.seeds),
             }

@@ -12,17 +12,22 @@ from gradvac.experiment.disk import REFUSALS
 
 
 class Display:
-    """Progress of one run. ``tensorboard`` is a folder for event files, or None."""
+    """Progress of one run. ``tensorboard`` is a folder for event files, or None.
+
+    ``seconds`` and ``cpu_seconds`` (all threads of this process) went into the steps since step
+    ``began``.
+    """
 
     def __init__(self, console: Console | None = None, tensorboard: Path | None = None) -> None:
         self.console = console or Console(highlight=False)
-        self.seconds, self.tokens_per_s, self._recent = 0.0, 0.0, (0, 0.0)
+        self.seconds, self.cpu_seconds, self.began = 0.0, 0.0, 0
+        self.tokens_per_s, self._recent = 0.0, (0, 0.0)
         self._bar: Progress | None = None
         self._writer = tensorboard and _writer(tensorboard)
 
     def start(self, steps: int, done: int) -> None:
         """Begin at step ``done`` of ``steps``."""
-        self._steps, self._here = steps, 0
+        self._steps, self._here, self.began = steps, 0, done
         if done:
             self.line(f"resuming at step {done} of {steps}")
         if self.console.is_terminal:
@@ -36,9 +41,10 @@ class Display:
             self._task = self._bar.add_task("", total=steps, completed=done)
             self._bar.start()
 
-    def advance(self, tokens: int, seconds: float) -> None:
+    def advance(self, tokens: int, seconds: float, cpu_seconds: float) -> None:
         """One more step done."""
         self.seconds += seconds
+        self.cpu_seconds += cpu_seconds
         self._here += 1
         self._recent = (self._recent[0] + tokens, self._recent[1] + seconds)
         if self._bar:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +39,7 @@ class Finding:
 
     ``r`` is a correlation, ``low`` and ``high`` its 95 % interval (NaN where there is none), ``p``
     the chance of as much where nothing is there, ``n`` the pairs or directions it rests on.
+    ``seeds`` are the correlations in each of several seeds, of whose mean this is.
     """
 
     side: str
@@ -49,6 +50,7 @@ class Finding:
     n: int
     low: float = math.nan
     high: float = math.nan
+    seeds: tuple[float, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -58,16 +60,20 @@ class Finding:
         return "evidence" if self.p <= LEVEL else "not told from chance"
 
 
-HEADER = ("side", "part", "question", "r", "low", "high", "p", "n", "verdict")
+HEADER = ("side", "part", "question", "r", "low", "high", "p", "n", "verdict", "r_of_seeds")
 
 
 def row(f: Finding) -> tuple[object, ...]:
     """A finding as a row under `HEADER`."""
-    return (f.side, f.part, f.question, f.r, f.low, f.high, f.p, f.n, f.verdict)
+    seeds = " ".join(map(repr, f.seeds))
+    return (f.side, f.part, f.question, f.r, f.low, f.high, f.p, f.n, f.verdict, seeds)
 
 
 def findings(subject: Subject) -> tuple[list[Finding], list[str]]:
-    """Everything that can be asked of a run's geometry, and why the rest cannot."""
+    """Everything that can be asked of a run's geometry, and why the rest cannot.
+
+    Of several seeds the mean is asked, with each seed's correlation beside it.
+    """
     found: list[Finding] = []
     notes: list[str] = []
     for side in SIDES:
@@ -90,7 +96,15 @@ def findings(subject: Subject) -> tuple[list[Finding], list[str]]:
                 continue
             found += _of_matrix(side, part, values, known)
             found += _of_quality(subject, side, part, values, tasks)
-    return found, notes
+    return _beside_seeds(found, subject), notes
+
+
+def _beside_seeds(found: list[Finding], subject: Subject) -> list[Finding]:
+    each = [findings(s)[0] for s in subject.seeds if s.geometry is not None]
+    of = lambda f: (f.side, f.part, f.question)
+    correlations = [{of(f): f.r for f in own} for own in each]
+    seeds = [tuple(own.get(of(f), math.nan) for own in correlations) for f in found]
+    return [replace(f, seeds=own) for f, own in zip(found, seeds, strict=True)]
 
 
 def _proximities(
@@ -186,7 +200,9 @@ def numbers_table(title: str, found: Sequence[Finding]) -> Table:
 def in_words(f: Finding) -> str:
     """The correlation, with its interval if it has one."""
     interval = "" if math.isnan(f.low) else f" [{_number(f.low)}, {_number(f.high)}]"
-    return _number(f.r) + interval
+    own = [r for r in f.seeds if not math.isnan(r)]
+    seeds = f" (seeds {_number(min(own))} to {_number(max(own))})" if own else ""
+    return _number(f.r) + interval + seeds
 
 
 def chance(f: Finding) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -46,12 +48,14 @@ class Geometry:
         measured: what was measured; None for what the run recorded of its own batches.
         granularities: granularity -> {recorded group: group}, finest first.
         steps: of the frames, ascending.
+        seeds: what this is the mean of, see `gradvac.experiment.seeds`; empty for one run.
     """
 
     record: GramRecord
     measured: Measurement | None
     granularities: Mapping[str, Mapping[str, str]]
     steps: tuple[int, ...]
+    seeds: tuple[Geometry, ...] = ()
 
     @classmethod
     def measured_of(cls, folder: Path) -> Geometry | None:
@@ -85,6 +89,7 @@ class Geometry:
         """Where the numbers come from, for a caption."""
         steps = f"{len(self.steps):,} " + ("step" if len(self.steps) == 1 else "steps")
         span = f"{steps} ({self.steps[0]:,} to {self.steps[-1]:,})"
+        span += f" of {len(self.seeds)} seeds" if self.seeds else ""
         if self.measured is None:
             return f"on the training batches of {span}, dropout on"
         same = "the same" if self.measured.multiway else "each direction's own"
@@ -96,7 +101,8 @@ class Geometry:
         A group of a later frame that the first did not have is left as it is.
         """
         mapping = self.granularities[granularity]
-        for frame in self.record.in_order():
+        runs = [g.record.in_order() for g in self.seeds or (self,)]
+        for frame in heapq.merge(*runs, key=lambda f: f.step):
             known = {g: mapping.get(g, g) for g in frame.groups}
             yield from regrouped([frame], known)
 
@@ -122,10 +128,20 @@ class Geometry:
 
 @dataclass(frozen=True)
 class Subject:
-    """A run and its geometry."""
+    """A run and its geometry, or the mean of runs of several ``seeds``."""
 
     run: RunView
     geometry: Geometry | None
+    seeds: tuple[Subject, ...] = ()
+
+    def spread(self, number: Callable[[Subject], float | None]) -> tuple[float, float] | None:
+        """The lowest and the highest ``number`` of the seeds; None for one run or without any."""
+        values = []
+        for seed in self.seeds:
+            with suppress(Missing):
+                values.append(number(seed))
+        values = [v for v in values if v is not None]
+        return (min(values), max(values)) if values else None
 
     @cached_property
     def tasks(self) -> list[TaskView]:

@@ -23,6 +23,7 @@ from gradvac.experiment.recipe import Recipe, dump_recipe, parse_recipe, resolve
 from gradvac.experiment.sections import SourceSection
 from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.experiment.zero_shot import zero_shot_directions
+from gradvac.translation.blocks import Block
 from gradvac.translation.cleaning import Account, CleaningRules, normalise
 from gradvac.translation.corpus import (
     Bitext,
@@ -32,7 +33,7 @@ from gradvac.translation.corpus import (
 )
 from gradvac.translation.encoded import EncodedTask
 from gradvac.translation.languages import Direction, resource_levels
-from gradvac.translation.readers import Row, Source, read_rows
+from gradvac.translation.readers import Row, Source, read_blocks
 from gradvac.translation.scoring import family_of
 from gradvac.translation.spool import ENGLISH, Spool, directions
 from gradvac.translation.store import Writer, open_encoded
@@ -106,7 +107,11 @@ def _prepare_text(
     spool = _read_training(recipe, account, held, folder / "spool", samples, not vocabulary)
     directions = _directions(recipe, spool)
     zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
-    valid = [bitext(held["valid"], d, CleaningRules(), account, part="valid") for d in directions]
+    most = recipe.data.max_valid
+    valid = [
+        bitext(held["valid"], d, CleaningRules(), account, part="valid").first(most)
+        for d in directions
+    ]
     pairs = _pairs(recipe, spool, directions, account)
     say(str(account))
     vocabulary = vocabulary or _train_vocabulary(recipe, samples)
@@ -205,15 +210,23 @@ def _read_training(
     # Of the languages named, not of the directions: a bilingual variant shares the vocabulary.
     wanted = data.languages and {*data.languages, ENGLISH}
 
-    def rows() -> Iterator[Row]:
+    def sample(code: str, text: str) -> None:
+        if text and (not wanted or code in wanted):
+            if code not in samples:
+                samples[code] = TextSample(recipe.vocabulary.sample)
+            samples[code].add(text)
+
+    def rows() -> Iterator[Row | Block]:
         for source in sources_of(data.train):
-            for row in read_rows(source, account):
-                for code, text in row.texts.items() if sampling else ():
-                    if not wanted or code in wanted:
-                        if code not in samples:
-                            samples[code] = TextSample(recipe.vocabulary.sample)
-                        samples[code].add(normalise(text))
-                yield row
+            for item in read_blocks(source, account):
+                if sampling and isinstance(item, Block):
+                    for row in item.cells:
+                        for code, text in zip(item.languages, row, strict=True):
+                            sample(code, text)
+                elif sampling and isinstance(item, Row):
+                    for code, text in item.texts.items():
+                        sample(code, normalise(text))
+                yield item
 
     spool.fill(rows())
     return spool

@@ -256,7 +256,7 @@ class RankTrainer(Trainer):
 
     def __init__(self, job: Job, display: Display, ranks: Ranks, folder: Path) -> None:
         super().__init__(job, display)
-        self.ranks, self.run = ranks, folder
+        self.ranks, self.run, self.processes = ranks, folder, ranks.size
         if ranks.rank:
             self.outbox = _Nowhere()
         self.updates = RankUpdates(job, self.outbox, ranks)

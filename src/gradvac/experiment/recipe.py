@@ -29,6 +29,7 @@ from gradvac.experiment.sections import (
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.experiment.variants import RecipeFile, read_yaml
 from gradvac.experiment.yaml_text import parse_yaml
+from gradvac.translation.spool import ENGLISH
 from gradvac.translation.tokenizers import FILE, VOCABULARY
 
 SHIPPED = "shipped:"
@@ -216,11 +217,15 @@ def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
     if tokenize and tokenize.startswith(FILE) and tokenize != VOCABULARY:
         tokenize = f"{FILE}{place(tokenize.removeprefix(FILE))}"
     data = recipe.data
+    texts = {part: move(getattr(data, part)) for part in ("train", "valid", "test")}
+    if data.corpus is not None:
+        corpus = place(data.corpus)
+        for part, found in _of_corpus(resolve(corpus), data.languages).items():
+            texts[part] = texts[part] or found
+        texts["corpus"] = corpus
     return recipe.model_copy(
         update={
-            "data": data.model_copy(
-                update={part: move(getattr(data, part)) for part in ("train", "valid", "test")}
-            ),
+            "data": data.model_copy(update=texts),
             "vocabulary": recipe.vocabulary.model_copy(
                 update={"path": place(recipe.vocabulary.path)}
             ),
@@ -230,3 +235,24 @@ def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
             "search": recipe.search.model_copy(update={"bleu_tokenize": tokenize}),
         }
     )
+
+
+def _of_corpus(folder: Path, languages: list[str] | None) -> dict[str, list[SourceSection]]:
+    """The text of a folder of `gradvac corpus`; training files of other languages are not read."""
+    wanted = languages and {*languages, ENGLISH}
+    train = [
+        file
+        for file in sorted((folder / "train").glob("*.tsv"))
+        if not wanted or wanted.issuperset(file.stem.split("-"))
+    ]
+    if not train:
+        have = ", ".join(f.stem for f in sorted((folder / "train").glob("*.tsv"))) or "no file"
+        raise RecipeError(
+            f"data.corpus: {folder}: no train/*.tsv to read; there is {have}. Make one with "
+            "gradvac corpus debian or gradvac corpus import"
+        )
+    files = {"train": train, **{part: [folder / f"{part}.tsv"] for part in ("valid", "test")}}
+    return {
+        part: [SourceSection(path=str(file)) for file in own if file.exists()]
+        for part, own in files.items()
+    }

@@ -80,9 +80,14 @@ class CleaningSection(Section):
 
 
 class DataSection(Section):
-    """Corpora and the directions to learn."""
+    """Corpora and the directions to learn.
 
-    train: list[SourceSection] = Field(min_length=1)
+    ``corpus`` is a folder that `gradvac corpus` made: it stands for train, valid and test where
+    these are not given.
+    """
+
+    corpus: str | None = None
+    train: list[SourceSection] = []
     valid: list[SourceSection] = []
     test: list[SourceSection] = []
     directions: Literal["to_en", "from_en", "both"] | list[str] = "both"
@@ -91,7 +96,14 @@ class DataSection(Section):
     on_problem: Literal["drop", "fail"] = "drop"
     max_tokens: Count = 256
     max_pairs: Count | dict[str, Count] | None = None
+    max_valid: Count | None = None
     levels: tuple[Count, Count] | None = None
+
+    @model_validator(mode="after")
+    def _there_is_text(self) -> DataSection:
+        if not self.train and self.corpus is None:
+            raise ValueError("give train (sources of text) or corpus (a folder of gradvac corpus)")
+        return self
 
     @field_validator("directions", "max_pairs")
     @classmethod

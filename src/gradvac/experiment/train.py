@@ -47,6 +47,8 @@ MOST_UNSAVED = 3
 class Trainer:
     """One run: begins or resumes it, trains to the last step, leaves a folder that tells all."""
 
+    processes = 1  # that share the steps
+
     def __init__(self, job: Job, display: Display) -> None:
         bound_kernel_caches()
         self.job, self.display = job, display
@@ -80,9 +82,10 @@ class Trainer:
                 self.display.line(line)
             self.display.start(training.steps, self.step)
             while self.step < training.steps and not self._patience_spent():
-                started = time.perf_counter()
+                started, worked = time.perf_counter(), time.process_time()
                 tokens = self.train_step()
-                self.display.advance(tokens, time.perf_counter() - started)
+                worked = time.process_time() - worked
+                self.display.advance(tokens, time.perf_counter() - started, worked)
                 if self.step % training.log_every == 0:
                     self._log()
                 if self.step % training.validate_every == 0:
@@ -160,8 +163,10 @@ class Trainer:
         line = {"kind": kind, "step": self.step, **values}
         self.outbox.put(lambda: append(self.folder / "metrics.jsonl", line))
         if kind == "train":
-            speed = {"step": self.step, "seconds": self.display.seconds, "time": time.time()}
-            speed["tokens_per_s"] = self.display.tokens_per_s
+            speed = {"step": self.step, "time": time.time(), "device": self.job.device.type}
+            shown = ("seconds", "cpu_seconds", "began", "tokens_per_s")
+            speed |= {name: getattr(self.display, name) for name in shown}
+            speed["processes"] = self.processes
             self.outbox.put(lambda: append(self.folder / "speed.jsonl", speed))
         self.display.scalars(kind, self.step, values)
 

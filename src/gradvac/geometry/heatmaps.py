@@ -117,17 +117,30 @@ def heatmap_and_tree(matrix: Matrix, clustering: Clustering, scale: Scale | None
 
 
 def heatmaps(
-    matrices: Sequence[Matrix], label: str = "cosine", scale: Scale | None = None
+    matrices: Sequence[Matrix],
+    label: str = "cosine",
+    scale: Scale | None = None,
+    trees: Sequence[Clustering] = (),
 ) -> Figure:
-    """Several heat maps side by side, on one scale."""
+    """Several heat maps side by side, on one scale; ``trees``, if given, below each its own."""
     values = [m.values for m in matrices]
     scale = scale or Scale.over(np.concatenate([v[~np.eye(len(v), dtype=bool)] for v in values]))
     side = _side(max(len(m.labels) for m in matrices))
     with styled():
-        figure = Figure(figsize=((side + 1.4) * len(matrices), side))
-        row = figure.subplots(1, len(matrices), squeeze=False, gridspec_kw={"wspace": 0.55})[0]
+        below = [_tree_height(max(len(m.labels) for m in matrices)) + 1.0] if trees else []
+        figure = Figure(figsize=((side + 1.4) * len(matrices), side + sum(below)))
+        row, *under = figure.subplots(
+            1 + len(below),
+            len(matrices),
+            squeeze=False,
+            height_ratios=[side, *below],
+            gridspec_kw={"wspace": 0.55, "hspace": 1.2 / side},
+        )
         for ax, matrix in zip(row, matrices, strict=True):
             draw_heatmap(ax, matrix, scale)
+        for axes_below in under:
+            for ax, clustering, matrix in zip(axes_below, trees, matrices, strict=True):
+                draw_tree(ax, clustering, matrix.labels)
         _colour_bar(figure, list(row), scale, values, label)
     return figure
 
@@ -135,7 +148,7 @@ def heatmaps(
 def tree(clustering: Clustering, labels: Sequence[str]) -> Figure:
     """The clusters of K tasks as a tree; the height of a fork is 1 - cosine."""
     with styled():
-        figure, ax = axes(3.6, max(1.6, 0.24 * len(labels)))
+        figure, ax = axes(3.6, _tree_height(len(labels)))
         draw_tree(ax, clustering, labels)
     return figure
 
@@ -287,3 +300,8 @@ def draw_tree(ax: Axes, clustering: Clustering, labels: Sequence[str]) -> None:
 def _side(k: int) -> float:
     """Inches of a heat map of K tasks."""
     return max(2.2, 0.34 * k if k <= ANNOTATED else 0.2 * k)
+
+
+def _tree_height(k: int) -> float:
+    """Inches of a tree of K tasks."""
+    return max(1.6, 0.24 * k)

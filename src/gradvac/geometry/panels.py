@@ -27,6 +27,8 @@ from gradvac.geometry.plots import (
     styled,
 )
 
+Span = tuple[float, float]
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -77,11 +79,19 @@ def scatter(
     xlabel: str,
     ylabel: str,
     title: str = "",
+    spread: tuple[Sequence[Span | None], Sequence[Span | None]] | None = None,
 ) -> Figure:
-    """Named points, with the least-squares line where there are three or more."""
+    """Named points, with the least-squares line where there are three or more.
+
+    ``spread`` has the ends of a bar through each point, horizontal ones and vertical ones.
+    """
     with styled():
         figure, ax = axes(4.2, 3.2)
         ax.plot(x, y, "o", color=colour(0), markersize=5, zorder=3)
+        for a, b, across, up in zip(x, y, *spread, strict=True) if spread else ():
+            for ends in (across and (across, (b, b)), up and ((a, a), up)):
+                if ends:
+                    ax.plot(*ends, color=colour(0), linewidth=1, alpha=0.5)
         if len(set(x)) > 2:
             slope, start = np.polyfit(x, y, 1)
             ends = np.array([min(x), max(x)])
@@ -143,9 +153,11 @@ def strips(
     ylabel: str,
     *,
     joined: bool = True,
+    spread: Sequence[Sequence[Span | None]] = (),
 ) -> Figure:
     """A line per row (name, number of its colour, values [columns]) over a few columns.
 
+    ``spread``, a list per row, has the ends of a bar through each point.
     Columns without an order of their own are not ``joined``: points alone.
     """
     with styled():
@@ -164,6 +176,10 @@ def strips(
                 linewidth=1.1,
                 linestyle=("-" if n < len(PALETTE) else (0, (3, 2))) if joined else "none",
             )
+        for (_, number, _), ends in zip(rows, spread, strict=False):
+            for n, both in enumerate(ends):
+                if both:
+                    ax.plot((n, n), both, color=colour(number), linewidth=3, alpha=0.35)
         ax.set_xticks(range(len(columns)), columns, rotation=0 if few else 90)
         ax.set_xlim(-0.3, len(columns) - 0.7)
         ax.set_ylabel(ylabel)

@@ -105,13 +105,18 @@ def axes(width: float, height: float) -> tuple[Figure, Axes]:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its name in the legend, points, number of its colour, and whether dashed."""
+    """One curve: its name in the legend, points, number of its colour, and whether dashed.
+
+    ``low`` and ``high``, if given, bound a band about it, such as that of several seeds.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     colour: int
     dashed: bool = False
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 def curves(lines: Sequence[Line], ylabel: str, *, zero: bool = False) -> Figure:
@@ -144,6 +149,9 @@ def draw_lines(ax: Axes, lines: Sequence[Line]) -> list[Line2D]:
             marker=MARKERS[line.colour % len(MARKERS)] if len(x) <= 12 else None,
             markersize=3.2,
         )
+        if line.low:
+            ends = _thinned(line.low), _thinned(line.high)
+            ax.fill_between(x, *ends, color=colour(line.colour), alpha=0.18, linewidth=0)
     ax.grid(axis="y", color=RULE, linewidth=0.6)
     ax.set_axisbelow(True)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=ROUND))

@@ -25,6 +25,10 @@ class Bitext:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def first(self, most: int | None) -> Bitext:
+        """The first ``most`` pairs, or all."""
+        return Bitext(self.direction, self.sources[:most], self.targets[:most])
+
 
 def read_corpus(sources: Sequence[Source], account: Account) -> list[Row]:
     """All rows of several sources, problems counted in ``account``."""

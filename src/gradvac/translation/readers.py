@@ -23,8 +23,10 @@ from typing import Any
 
 from gradvac.errors import CorpusError, RecipeError
 from gradvac.translation.account import Account
+from gradvac.translation.blocks import Block, Row, row_of
 from gradvac.translation.catalogues import Message, mo_messages, po_messages
 from gradvac.translation.languages import is_code, is_known, nearest_code
+from gradvac.translation.tables import aligned_files, table, tables
 from gradvac.translation.textfiles import (
     COMPRESSED,
     LINE_LIMIT,
@@ -35,14 +37,6 @@ from gradvac.translation.textfiles import (
 )
 
 FORMATS = ("tsv", "text", "jsonl", "mo", "po")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """The same sentence in at least two languages, and the `file:line` it came from."""
-
-    texts: dict[str, str]
-    where: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +95,23 @@ def read_rows(source: Source, account: Account) -> Iterator[Row]:
         CorpusError: whatever the policy, a file that is missing, empty, truncated or not in its
             format at all; under "fail", the first problem.
     """
-    yield from counted(source.name, _READERS[source.format or ""](source), account)
+    yield from counted(source.name, _one_by_one(_READERS[source.format or ""](source)), account)
+
+
+def read_blocks(source: Source, account: Account) -> Iterator[Row | Block]:
+    """What `read_rows` gives, some thousand rows at a time where the format allows.
+
+    Raises:
+        CorpusError: as `read_rows`.
+    """
+    for item in _READERS[source.format or ""](source):
+        if isinstance(item, Block):
+            for _, fault in item.faults:
+                _count_fault(source.name, fault, account)
+            account.keep(source.name, len(item))
+            yield item
+        else:
+            yield from counted(source.name, [item], account)
 
 
 def counted(name: str, items: Iterable[Row | Fault], account: Account) -> Iterator[Row]:
@@ -111,10 +121,23 @@ def counted(name: str, items: Iterable[Row | Fault], account: Account) -> Iterat
         if isinstance(item, Row):
             account.keep(name)
             yield item
-        elif item.skip:
-            account.drop(name, item.reason, item.where, item.count)
         else:
-            account.problem(name, item.reason, item.where, item.detail, item.count)
+            _count_fault(name, item, account)
+
+
+def _count_fault(name: str, fault: Fault, account: Account) -> None:
+    if fault.skip:
+        account.drop(name, fault.reason, fault.where, fault.count)
+    else:
+        account.problem(name, fault.reason, fault.where, fault.detail, fault.count)
+
+
+def _one_by_one(items: Iterable[Row | Fault | Block]) -> Iterator[Row | Fault]:
+    for item in items:
+        if isinstance(item, Block):
+            yield from item.items()
+        else:
+            yield item
 
 
 def _infer_format(source: Source) -> str:
@@ -168,42 +191,17 @@ def _check(source: Source) -> None:
         )
 
 
-def row_of(texts: Mapping[str, str], where: str) -> Row:
-    """A row without its empty texts; Fault when fewer than two remain."""
-    kept = {code: text for code, text in texts.items() if text and not text.isspace()}
-    if len(kept) < 2:
-        raise Fault("fewer than two texts" if kept else "empty line", where)
-    return Row(kept, where)
-
-
-def _tsv(source: Source) -> Iterator[Row | Fault]:
+def _tsv(source: Source) -> Iterator[Row | Fault | Block]:
     (path,) = source.files
     lines = raw_lines(path, source.line_limit)
-    columns: dict[str, int] = {}
-    width = 0
-
-    def parse(line: bytes | None, where: str) -> Row:
-        cells = decode(line, where).split("\t")
-        if len(cells) != width:
-            if cells == [""]:
-                raise Fault("empty line", where)
-            raise Fault("wrong number of columns", where, f"{len(cells)} instead of {width}")
-        return row_of({code: cells[column] for code, column in columns.items()}, where)
-
-    for number, line in enumerate(lines, 1):
-        where = f"{path}:{number}"
-        try:
-            if number > 1:
-                yield parse(line, where)
-            else:
-                header = _header(source, line, where)
-                names = header if header is not None else source.languages or ()
-                width = len(names)
-                columns = {c: names.index(c) for c in source.languages or names}
-                if header is None:
-                    yield parse(line, where)
-        except Fault as fault:
-            yield fault
+    where = f"{path}:1"
+    for first in islice(lines, 1):  # one there is: an empty file was refused
+        header = _header(source, first, where)
+        names = header if header is not None else source.languages or ()
+        columns = {c: names.index(c) for c in source.languages or names}
+        if header is None:
+            yield from table(path, [first], columns, len(names), 1).items()
+        yield from tables(path, lines, columns, len(names), 2)
 
 
 def _header(source: Source, line: bytes | None, where: str) -> tuple[str, ...] | None:
@@ -243,27 +241,8 @@ def _header(source: Source, line: bytes | None, where: str) -> tuple[str, ...] |
     return cells
 
 
-def _text(source: Source) -> Iterator[Row | Fault]:
-    paths = dict(source.paths or {})
-    lines = {code: raw_lines(path, source.line_limit) for code, path in paths.items()}
-    number = 0
-    while True:
-        number += 1
-        line_of = {code: line for code, rest in lines.items() for line in islice(rest, 1)}
-        if len(line_of) < len(paths):
-            break
-        try:
-            texts = {c: decode(line, f"{paths[c]}:{number}") for c, line in line_of.items()}
-            yield row_of(texts, f"{next(iter(paths.values()))}:{number}")
-        except Fault as fault:
-            yield fault
-    if line_of:
-        counts = {c: number - (c not in line_of) + sum(1 for _ in lines[c]) for c in paths}
-        longest = max(paths, key=lambda code: counts[code])
-        told = ", ".join(f"{paths[code]} has {total}" for code, total in counts.items())
-        where = f"{paths[longest]}:{number}"
-        extra = counts[longest] - number + 1
-        yield Fault("unequal numbers of lines", where, told, count=extra)
+def _text(source: Source) -> Iterator[Row | Fault | Block]:
+    return aligned_files(dict(source.paths or {}), source.line_limit)
 
 
 def _jsonl(source: Source) -> Iterator[Row | Fault]:
@@ -327,7 +306,7 @@ def _catalogues(source: Source) -> Iterator[Row | Fault]:
                 yield fault
 
 
-_READERS: Mapping[str, Callable[[Source], Iterator[Row | Fault]]] = {
+_READERS: Mapping[str, Callable[[Source], Iterator[Row | Fault | Block]]] = {
     "tsv": _tsv,
     "text": _text,
     "jsonl": _jsonl,

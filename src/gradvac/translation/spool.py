@@ -1,101 +1,72 @@
-"""Clean training pairs of every direction, on disk: one pass over the sources, bounded memory.
-
-Repeated pairs are found by hashes of 8 bytes that go to buckets on disk, each of which fits in
-memory; so the number of pairs does not matter.
-"""
+"""Clean training pairs of every direction, on disk: one pass over the sources, bounded memory."""
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable, Iterator, Sequence
-from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Literal
 
 import numpy as np
 
 from gradvac.translation.account import EXAMPLES, Account
-from gradvac.translation.cleaning import CleaningRules, judge
+from gradvac.translation.blocks import Block, Row
+from gradvac.translation.cleaning import REASONS, BlockJudge, CleaningRules, judge
 from gradvac.translation.languages import Direction
-from gradvac.translation.readers import Row
+from gradvac.translation.repeats import Repeats
 
 ENGLISH = "en"
 Wanted = Literal["to_en", "from_en", "both"] | Sequence[str]
 
-# A billion pairs make buckets of 80 MB.
-_BUCKETS = 256
-_BUFFER = 2**20
-_RECORD = np.dtype([("hash", "<u8"), ("place", "<u8"), ("group", "<u4")])
-_PACK = struct.Struct("<QQI").pack
-
-
-class Repeats:
-    """Marks every occurrence of a key but the first, among any number of them.
-
-    Two keys are told apart by 8 bytes of hash: among 100 million the chance that any two are taken
-    for the same is 3 in 10,000.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self._buffer, self._spilled = folder, bytearray(), False
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def add(self, key: bytes, group: int, place: int) -> None:
-        """The key at ``place`` of ``group``; equal keys of different groups are different keys."""
-        digest = blake2b(key, digest_size=8, salt=group.to_bytes(4, "little")).digest()
-        self._buffer += _PACK(int.from_bytes(digest, "little"), place, group)
-        if len(self._buffer) >= _BUFFER * _RECORD.itemsize:
-            self._spill()
-
-    def flags(self, counts: Sequence[int]) -> list[np.ndarray]:
-        """For each group a boolean array [places] on disk: whether the key was met before."""
-        files = [self.folder / f"{group}.repeats" for group in range(len(counts))]
-        flags = [
-            np.memmap(f, bool, "w+", shape=(max(n, 1),)) for f, n in zip(files, counts, strict=True)
-        ]
-        for records in self._buckets():
-            # In a bucket records are in the order they came: a stable sort keeps the first first.
-            records = records[np.argsort(records["hash"], kind="stable")]
-            repeated = records[1:][records["hash"][1:] == records["hash"][:-1]]
-            for group in np.unique(repeated["group"]).tolist():
-                flags[group][repeated["place"][repeated["group"] == group]] = True
-        return [f[:n] for f, n in zip(flags, counts, strict=True)]
-
-    def _buckets(self) -> Iterator[np.ndarray]:
-        if not self._spilled:
-            yield np.frombuffer(bytes(self._buffer), _RECORD)
-            return
-        self._spill()
-        for file in sorted(self.folder.glob("*.hashes")):
-            yield np.fromfile(file, _RECORD)
-            file.unlink()
-
-    def _spill(self) -> None:
-        records = np.frombuffer(bytes(self._buffer), _RECORD)
-        bucket = records["hash"] % np.uint64(_BUCKETS)
-        order = np.argsort(bucket, kind="stable")
-        ends = np.searchsorted(bucket[order], np.arange(_BUCKETS + 1))
-        for number in range(_BUCKETS):
-            with (self.folder / f"{number:03}.hashes").open("ab") as out:
-                records[order[ends[number] : ends[number + 1]]].tofile(out)
-        self._buffer, self._spilled = bytearray(), True
+_NONE = -1
 
 
 class _Lane:
-    """The pairs of one direction."""
+    """The pairs of one direction on disk, and where each came from.
+
+    A line of ``pairs`` is a pair, in the order of the languages' codes. ``numbers`` has 8 bytes a
+    pair: the line of the file that the last line of ``places`` up to there names; `_NONE` where
+    that is the whole place.
+    """
 
     def __init__(self, direction: Direction, number: int, folder: Path) -> None:
-        self.direction, self.number, self.file = (
-            direction,
-            number,
-            folder / f"{direction.name}.pairs",
-        )
+        self.direction, self.number = direction, number
         self.name = f"train {direction.name}"
+        self.swapped = direction.source > direction.target
         self.met, self.count = 0, 0  # rows in both languages, pairs kept of them
         self.missing: list[str] = []  # where the first few rows are that are not in both
-        self.out: TextIO = self.file.open("w", encoding="utf-8", newline="\n")
+        name = f"{direction.name}."
+        self.pairs, self.numbers, self.places = (
+            (folder / f"{name}{kind}").open("wb") for kind in ("pairs", "numbers", "places")
+        )
         self.flags = np.zeros(0, bool)
+
+    def keep(self, lines: list[bytes], place: str, numbers: np.ndarray) -> None:
+        """Add pairs, from lines of ``place`` or from ``place`` itself where numbers are `_NONE`."""
+        self.places.write(f"{self.count}\t{place}\n".encode("utf-8", "surrogateescape"))
+        self.numbers.write(numbers.astype("<i8").tobytes())
+        self.pairs.write(b"\n".join([*lines, b""]))
+        self.count += len(lines)
+
+    def close(self) -> None:
+        """Write what is still to be written."""
+        for file in (self.pairs, self.numbers, self.places):
+            file.close()
+
+    def where(self, wanted: Sequence[int]) -> list[str]:
+        """The `file:line` of some pairs, which ascend."""
+        numbers = np.memmap(self.numbers.name, "<i8", "r") if wanted else np.zeros(0, int)
+        found: list[str] = []
+        with open(self.places.name, "rb") as lines:
+            place, rest = "", (line[:-1].decode("utf-8", "surrogateescape") for line in lines)
+            after, _, next_place = next(rest, "").partition("\t")
+            for pair in wanted:
+                while after and int(after) <= pair:
+                    place = next_place
+                    after, _, next_place = next(rest, "").partition("\t")
+                number = int(numbers[pair])
+                found.append(place if number == _NONE else f"{place}{number}")
+        return found
 
 
 class Spool:
@@ -127,16 +98,19 @@ class Spool:
             for direction in directions(wanted, languages or ()):
                 self._open(direction)
 
-    def fill(self, rows: Iterable[Row]) -> None:
+    def fill(self, rows: Iterable[Row | Block]) -> None:
         """Clean all rows there are, keep what is left, and complete the account."""
         try:
-            for row in rows:
-                if not row.texts.keys() <= self.found:
-                    self._meet(row.texts.keys() - self.found)
-                self._put(row)
+            for item in rows:
+                if isinstance(item, Block):
+                    self._put_block(item)
+                    continue
+                if not item.texts.keys() <= self.found:
+                    self._meet(item.texts.keys() - self.found)
+                self._put(item)
         finally:
             for lane in self._lanes.values():
-                lane.out.close()
+                lane.close()
         lanes = list(self._lanes.values())
         flags = self._repeats.flags([lane.count for lane in lanes])
         for lane, own in zip(lanes, flags, strict=True):
@@ -144,7 +118,7 @@ class Spool:
             self._drop(lane, "not in both languages", lane.missing, self.rows - lane.met)
             repeated = int(own.sum())
             self.account.keep(lane.name, lane.count - repeated)
-            self._drop(lane, "duplicate", self._places(lane, own) if repeated else [], repeated)
+            self._drop(lane, "duplicate", lane.where(_first(own)), repeated)
 
     @property
     def names(self) -> list[str]:
@@ -161,12 +135,13 @@ class Spool:
     ) -> Iterator[tuple[list[str], list[str]]]:
         """The first ``most`` clean pairs of a direction, about ``size`` at a time."""
         lane = self._lanes[direction.name]
-        with lane.file.open(encoding="utf-8", newline="\n") as lines:
+        with open(lane.pairs.name, encoding="utf-8", newline="\n") as lines:
             unique = (line for line, flag in zip(lines, lane.flags, strict=True) if not flag)
             unique = islice(unique, most)
             while chunk := list(islice(unique, size)):
-                cells = [line.split("\t", 2) for line in chunk]
-                yield [source for source, _, _ in cells], [target for _, target, _ in cells]
+                cells = [line[:-1].split("\t") for line in chunk]
+                one, other = [first for first, _ in cells], [second for _, second in cells]
+                yield (other, one) if lane.swapped else (one, other)
 
     def _meet(self, languages: Iterable[str]) -> None:
         new = set(languages)
@@ -212,17 +187,63 @@ class Spool:
         if isinstance(found, str):
             self.account.drop(lane.name, found, row.where)
             return
-        text = f"{found.source}\t{found.target}"
-        lane.out.write(f"{text}\t{row.where}\n")
-        if self.rules.drop_duplicates:
-            self._repeats.add(text.encode("utf-8"), lane.number, lane.count)
-        lane.count += 1
+        cells = (found.target, found.source) if lane.swapped else (found.source, found.target)
+        self._keep(lane, ["\t".join(cells).encode()], row.where, np.array([_NONE]))
 
-    def _places(self, lane: _Lane, flags: np.ndarray) -> list[str]:
-        """Where the first few repeated pairs came from."""
-        with lane.file.open(encoding="utf-8", newline="\n") as lines:
-            repeated = (line for line, flag in zip(lines, flags, strict=False) if flag)
-            return [line[:-1].split("\t", 2)[2] for line in islice(repeated, EXAMPLES)]
+    def _keep(self, lane: _Lane, lines: list[bytes], place: str, numbers: np.ndarray) -> None:
+        if self.rules.drop_duplicates:
+            self._repeats.add(lines, lane.number, lane.count)
+        lane.keep(lines, place, numbers)
+
+    def _put_block(self, block: Block) -> None:
+        """What `_put` does with each row of a block, one direction after the other."""
+        present = block.characters > 0
+        columns = {c: n for n, c in enumerate(block.languages) if present[:, n].any()}
+        if not columns.keys() <= self.found:
+            self._meet(columns.keys() - self.found)
+        self.rows += len(block)
+        self._first += map(block.where, range(min(EXAMPLES - len(self._first), len(block))))
+        judge = BlockJudge(block, self.rules, self.held_out)
+        for lane in self._lanes.values():
+            source = columns.get(lane.direction.source)
+            target = columns.get(lane.direction.target)
+            both = np.zeros(len(block), bool)
+            if source is not None and target is not None:
+                both = present[:, source] & present[:, target]
+                self._clean_block(lane, judge, source, target, np.flatnonzero(both))
+            missing = np.flatnonzero(~both)[: EXAMPLES - len(lane.missing)]
+            lane.missing += map(block.where, missing.tolist())
+        self._curious = [lane for lane in self._curious if len(lane.missing) < EXAMPLES]
+
+    def _clean_block(
+        self, lane: _Lane, judge: BlockJudge, source: int, target: int, rows: np.ndarray
+    ) -> None:
+        """Clean the ``rows`` of a block that have both sides of a direction."""
+        lane.met += len(rows)
+        block, reasons = judge.block, judge(source, target, rows)
+        for row in np.flatnonzero(reasons).tolist():
+            self.account.drop(lane.name, REASONS[reasons[row]], block.where(rows[row]))
+        rows = rows[reasons == 0]
+        columns = [target, source] if lane.swapped else [source, target]
+        if columns == [0, 1] and len(block.languages) == 2:
+            every = len(rows) == len(block)
+            lines = block.lines if every else [block.lines[row] for row in rows.tolist()]
+        else:
+            one, other = columns
+            cells = [block.cells[row] for row in rows.tolist()]
+            lines = [f"{own[one]}\t{own[other]}".encode() for own in cells]
+        if lines:
+            self._keep(lane, lines, block.place, block.numbers[rows])
+
+
+def _first(flags: np.ndarray) -> list[int]:
+    """Where the first few of ``flags`` are that are set; reads no more than it needs."""
+    found: list[int] = []
+    for start in range(0, len(flags), 2**20):
+        found += (start + np.flatnonzero(flags[start : start + 2**20])).tolist()
+        if len(found) >= EXAMPLES:
+            break
+    return found[:EXAMPLES]
 
 
 def directions(wanted: Wanted, languages: Sequence[str]) -> list[Direction]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from xml.parsers import expat
 
 from gradvac.errors import CorpusError
-from gradvac.translation.readers import Row, row_of
+from gradvac.translation.blocks import Row, row_of
 from gradvac.translation.textfiles import Fault, check_text, decode, open_bytes, raw_lines
 
 _CHUNK = 1 << 16

@@ -8,7 +8,7 @@ from typing import Any
 
 from gradvac.corpus.importing.tags import language_code
 from gradvac.errors import CorpusError, RunError
-from gradvac.translation.readers import Row, row_of
+from gradvac.translation.blocks import Row, row_of
 from gradvac.translation.textfiles import Fault, check_text, decode, raw_lines
 
 # The multi-way table of TED talks (Qi et al. 2018) has it for "not translated".

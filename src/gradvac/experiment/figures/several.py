@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from gradvac.experiment.figures.base import LINES, PAIRS, Picture, line_rows, pair_rows
 from gradvac.experiment.figures.similarity import as_matrix
-from gradvac.experiment.figures.training import losses
-from gradvac.experiment.geometry_view import Geometry, Missing, Subject
+from gradvac.experiment.figures.training import losses, seeds_in_words
+from gradvac.experiment.geometry_view import Missing, Subject
 from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, RunView, TaskView
+from gradvac.experiment.seeds import of_seed, recorded
 from gradvac.geometry.heatmaps import heatmaps
 from gradvac.geometry.panels import line_panels, scatter, strips
+from gradvac.geometry.similarity import cluster
 from gradvac.geometry.statistics import correlation
 
 
@@ -39,10 +42,15 @@ def quality_and_similarity(subjects: Sequence[Subject]) -> list[Picture]:
     title = f"r = {found.r:.2f}, 95 % of resamples {found.low:.2f} to {found.high:.2f}".replace(
         "-", "\N{MINUS SIGN}"
     )
-    figure = scatter(partners, x, y, f"cosine of {name} and its partner", f"BLEU, {name}", title)
+    cosine_of = lambda s: float(s.mean_of("whole_model", "whole_model", s.tasks)[0, 1])
+    across = [s.spread(cosine_of) for s in scored]
+    up = [s.spread(lambda seed: _bleu(seed.run, name)) for s in scored]
+    words = f"cosine of {name} and its partner", f"BLEU, {name}"
+    figure = scatter(partners, x, y, *words, title, (across, up))
     caption = (
         f"BLEU of {name} in models trained on it and one other direction, against the mean cosine "
         f"of the two gradients. {found.n} models: {title}, permutation p = {found.p:.3f}."
+        + seeds_in_words(scored)
     )
     rows = list(zip(partners, x, y, strict=True))
     header = ("partner", "cosine", "bleu")
@@ -70,8 +78,10 @@ def over_bilingual(subjects: Sequence[Subject]) -> list[Picture]:
         )
     bilingual = {name: _bleu(alone[name].run, name) or 0.0 for name in tasks}
     order = sorted(tasks, key=lambda n: -(tasks[n].pairs or 0))
-    lines, rows = [], []
+    lines, rows, spread = [], [], []
     for number, subject in enumerate(several):
+        gain = lambda seed, n: _gain(seed, alone[n], n)
+        spread.append([subject.spread(partial(gain, n=n)) for n in order])
         found = [_bleu(subject.run, n) for n in order]
         gains = [
             f - bilingual[n] if f is not None else np.nan for n, f in zip(order, found, strict=True)
@@ -82,13 +92,14 @@ def over_bilingual(subjects: Sequence[Subject]) -> list[Picture]:
             for n, f, g in zip(order, found, gains, strict=True)
         ]
     names = [f"{tasks[n].short}\n{tasks[n].pairs or 0:,}" for n in order]
-    figure = strips(names, lines, "BLEU over the bilingual model", joined=False)
+    figure = strips(names, lines, "BLEU over the bilingual model", joined=False, spread=spread)
     starts = {alone[n].run.recipe.training.start_from for n in order}
     begun = ", ".join(str(start) for start in starts if start)
     caption = (
         "BLEU of each multilingual model less that of the bilingual model of the direction, with "
         "its training pairs; the most on the left."
         + (f" All, the bilingual ones too, go on from {begun}." if begun else "")
+        + seeds_in_words(several)
     )
     header = ("run", "direction", "pairs", "bleu", "bilingual_bleu", "difference")
     return [Picture("gradvac-fig-06-over-bilingual", caption, figure, header, rows)]
@@ -104,6 +115,13 @@ def _with_bilingual(subject: Subject, alone: Mapping[str, Subject]) -> list[Task
         and t.name in alone
         and same(subject.run.recipe, alone[t.name].run.recipe)
     ]
+
+
+def _gain(seed: Subject, alone: Subject, task: str) -> float | None:
+    """BLEU of one seed of a multilingual model less that of the same seed of the bilingual one."""
+    beside = of_seed(alone, seed.run.recipe.seed)
+    own, other = (_bleu(s.run, task) if s else None for s in (seed, beside))
+    return None if own is None or other is None else own - other
 
 
 def _bleu(run: RunView, task: str) -> float | None:
@@ -144,30 +162,32 @@ def _smaller(
     """
     runs = sorted(_sizes(subjects, size)[0], key=lambda item: item[1])
     ends = [_alike(s, [s for s, _ in runs]) for s, _ in (runs[0], runs[-1])]
-    matrices, rows, means = [], [], []
+    matrices, rows, means, trees = [], [], [], []
     for subject, (_, number) in zip(ends, (runs[0], runs[-1]), strict=True):
         tasks = subject.of_side(side)
         values = subject.mean_of(*part, tasks)
         matrices.append(as_matrix(values, tasks, f"{subject.run.name}: {number:,} {size.unit}"))
         rows += pair_rows(values, tasks, subject.run.name, number)
+        trees.append(cluster(values))
         off = values[~np.eye(len(values), dtype=bool)]
         means.append(f"{np.nanmean(off):.3f} with {number:,}")
     where = "the whole model" if part[1] == "whole_model" else f"the {part[1]}"
     words = dict.fromkeys(s.at(part[0]).words for s in ends)
     caption = (
         f"Cosines of gradients of {where} between directions {side}, mean {'; '.join(words)}, in "
-        f"runs that differ in {size.unit}, on one scale. Mean over pairs: {', '.join(means)}."
+        f"runs that differ in {size.unit}, on one scale. Mean over pairs: {', '.join(means)}. "
+        "Below: average-linkage clustering, cophenetic correlation "
+        f"{', '.join(f'{tree.cophenetic:.2f}' for tree in trees)}."
     )
     header = ("run", size.unit.replace(" ", "_"), *PAIRS)
-    return [Picture(name, caption, heatmaps(matrices), header, rows)]
+    return [Picture(name, caption, heatmaps(matrices, trees=trees), header, rows)]
 
 
 def _alike(subject: Subject, others: Sequence[Subject]) -> Subject:
     """The subject as it is, or with its record if not all of ``others`` were measured."""
     if all(s.geometry is None or s.geometry.measured is not None for s in others):
         return subject
-    recorded = Geometry.recorded_of(subject.run.folder, subject.run.recipe)
-    return Subject(subject.run, recorded or subject.geometry)
+    return recorded(subject)
 
 
 def _sizes(subjects: Sequence[Subject], size: _Size) -> list[list[tuple[Subject, int]]]:
@@ -210,5 +230,6 @@ def _by_size(subjects: Sequence[Subject], size: _Size, name: str) -> list[Pictur
     caption = (
         "Train (dashed) and validation NLL per target token, mean over the directions of a "
         f"resource level. {size.unit[0].upper()}{size.unit[1:]}: {said}."
+        + seeds_in_words([s for s, _ in runs])
     )
     return [Picture(name, caption, line_panels(panels, x), LINES, line_rows(panels))]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from gradvac.experiment.figures.base import LINES, PAIRS, Picture, line_rows, pair_rows
+from gradvac.experiment.figures.training import seeds_in_words
 from gradvac.experiment.geometry_view import SIDES, Geometry, Missing, Subject, among
 from gradvac.experiment.run_view import FROM_ENGLISH, LANGUAGES, TO_ENGLISH, TaskView
 from gradvac.geometry.heatmaps import Matrix, Scale, heatmap_and_tree, heatmaps, tables
@@ -104,21 +105,26 @@ def encoder_minus_decoder(subject: Subject) -> list[Picture]:
 def through_layers(subject: Subject) -> list[Picture]:
     """GradVac figure 4b."""
     found = subject.at("all_layer").mean("all_layer")
-    lines, rows = [], []
+    lines, rows, spread = [], [], []
     for number, side in enumerate(SIDES):
         tasks = [t for t in subject.tasks if t.side == side and t.name in found.tasks]
         if len(tasks) < 2:
             continue
         values = among(found, tasks).by_group().tolist()
         lines.append((side, number, values))
+        seeds = [
+            among(s.at("all_layer").mean("all_layer"), tasks) for s in subject.seeds if s.geometry
+        ]
+        each = np.array([s.by_group() for s in seeds if s.groups == found.groups])
+        spread.append(list(zip(each.min(0), each.max(0), strict=True)) if len(each) else [])
         rows += [(side, g, v) for g, v in zip(found.groups, values, strict=True)]
     if not lines:
         raise Missing("a run with two or more directions on one side of English")
     names = [layer_name(g) for g in found.groups]
-    figure = strips(names, lines, "mean cosine of two directions")
+    figure = strips(names, lines, "mean cosine of two directions", spread=spread)
     caption = (
         "Mean cosine over pairs of directions in each group of parameters, from bottom to top, "
-        f"{subject.at('all_layer').words}."
+        f"{subject.at('all_layer').words}." + seeds_in_words([subject])
     )
     header = ("side", "layer", "mean_cosine")
     return [Picture("gradvac-fig-04b-layers", caption, figure, header, rows)]

@@ -85,12 +85,20 @@ def losses(
                     continue
                 x = [place.get(step, step) if tokens else step for step, _ in points]
                 name = subject.run.name + (", train" if dashed else "")
-                lines.append(Line(name, x, [y for _, y in points], number, dashed))
+                band = ([], []) if dashed else _band(subject, [step for step, _ in points], level)
+                lines.append(Line(name, x, [y for _, y in points], number, dashed, *band))
         if lines:
             panels.append(Panel(lines, "NLL per target token", title))
     if not panels:
         raise Missing("a training log with low- or high-resource directions")
     return panels, "target tokens seen" if tokens else "step"
+
+
+def _band(subject: Subject, steps: Sequence[int], level: str) -> tuple[list[float], list[float]]:
+    """Lowest and highest validation NLL of the seeds at each step; empty for one run."""
+    logs = [dict(_nll(s.run.valid, "valid", level, ())) for s in subject.seeds]
+    each = [[log[step] for log in logs] for step in steps] if logs else []
+    return [min(values) for values in each], [max(values) for values in each]
 
 
 def _nll(
@@ -121,12 +129,24 @@ def _tokens_seen(subject: Subject) -> dict[int, int]:
     return {**seen, **dict(zip(at, (int(n) for n in found), strict=True))}
 
 
+def seeds_in_words(subjects: Sequence[Subject]) -> str:
+    """What bands and bars are, if any subject is the mean of several seeds."""
+    counts = sorted({len(s.seeds) for s in subjects if s.seeds})
+    if not counts:
+        return ""
+    return (
+        f" Means of {' or '.join(map(str, counts))} seeds, bands and bars from lowest to highest."
+    )
+
+
 def train_and_validation(subjects: Sequence[Subject]) -> list[Picture]:
     """CATS figure 1: both losses of low- and high-resource directions; over- and underfitting."""
     panels, x = losses(_alike(subjects))
     caption = (
         "Train (dashed; with dropout, each direction as often as it is drawn) and validation NLL "
-        "per target token, mean over the directions of a resource level." + _coincident(panels)
+        "per target token, mean over the directions of a resource level."
+        + seeds_in_words(_alike(subjects))
+        + _coincident(panels)
     )
     figure = line_panels(panels, x)
     return [Picture("cats-fig-01-train-validation", caption, figure, LINES, line_rows(panels))]
@@ -173,7 +193,7 @@ def sample_efficiency(subjects: Sequence[Subject]) -> list[Picture]:
         raise Missing("a second run to compare with, of the same directions and sizes")
     panels, x = losses(_alike(subjects), train=False, tokens=True)
     caption = "Validation NLL per target token against target tokens seen in training."
-    caption += _coincident(panels)
+    caption += seeds_in_words(_alike(subjects)) + _coincident(panels)
     figure = line_panels(panels, x)
     return [Picture("cats-fig-07-sample-efficiency", caption, figure, LINES, line_rows(panels))]
 
@@ -185,30 +205,40 @@ def curvature_and_similarity(subject: Subject) -> list[Picture]:
     groups = [[t for t, level in levels.items() if level == wanted] for wanted in ("high", "low")]
     if not all(groups):
         raise Missing("high- and low-resource directions in one run")
-    found = curvature_lines(geometry.record.folder)
+    found: dict[str, dict[int, list[float]]] = {}
+    for each in geometry.seeds or (geometry,):
+        for line in curvature_lines(each.record.folder):
+            own = found.setdefault(line["group"], {})
+            own.setdefault(line["step"], []).append(line["value"])
     if not found:
         raise Missing("curvature: gradvac geometry RUN --curvature 4 measures it")
-    names = sorted({line["group"] for line in found}, key=list(COLOURS).index)
-    top = []
-    for name in names:
-        own = sorted((n["step"], n["value"]) for n in found if n["group"] == name)
-        words = name if name == TOTAL else f"{name} resource"
-        top.append(Line(words, [s for s, _ in own], [v for _, v in own], COLOURS[name]))
-    steps, cosines = [], []
+    top = [
+        _over_steps(name if name == TOTAL else f"{name} resource", COLOURS[name], found[name])
+        for name in sorted(found, key=list(COLOURS).index)
+    ]
+    cosines: dict[int, list[float]] = {}
     for frame in geometry.frames("whole_model"):
         gram = between(frame.gram.sum(0), frame.tasks, groups)
         if gram is not None:
-            steps.append(frame.step)
-            cosines.append(float(cosine(gram)[0, 1]))
+            cosines.setdefault(frame.step, []).append(float(cosine(gram)[0, 1]))
     panels = [
         Panel(top, "top eigenvalue"),
-        Panel([Line("cosine of high and low", steps, cosines, 4)], "cosine"),
+        Panel([_over_steps("cosine of high and low", 4, cosines)], "cosine"),
     ]
     few = geometry.measured.curvature if geometry.measured else "a few"
     caption = (
         "Top: largest eigenvalue of the Hessian of the mean loss of each resource level, and of "
         f"their sum, on {few} sentences of each direction. Bottom: cosine of the gradients of the "
-        f"high- and the low-resource directions, {geometry.words}."
+        f"high- and the low-resource directions, {geometry.words}." + seeds_in_words([subject])
     )
     figure = line_panels(panels, stacked=True, same_y=False)
     return [Picture("cats-fig-05-curvature", caption, figure, LINES, line_rows(panels))]
+
+
+def _over_steps(name: str, number: int, values: Mapping[int, Sequence[float]]) -> Line:
+    """Means by step, with the band of the seeds where there are several values of a step."""
+    steps = sorted(values)
+    mean = [sum(values[s]) / len(values[s]) for s in steps]
+    several = any(len(values[s]) > 1 for s in steps)
+    band = [[end(values[s]) for s in steps] for end in (min, max)] if several else ([], [])
+    return Line(name, steps, mean, number, False, *band)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from gradvac.experiment.figures import several, similarity, training
 from gradvac.experiment.figures.base import Drawer, Picture, each
+from gradvac.experiment.geometry_numbers import HEADER, findings, row
 from gradvac.experiment.geometry_view import Missing, Subject, subjects_of
 from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, load_runs
+from gradvac.experiment.seeds import of_seed, over_seeds
 from gradvac.geometry.plots import save
 
 _ENCODER = similarity.clustered("gradvac-fig-01-encoder-any-en", "encoder", TO_ENGLISH)
@@ -45,15 +49,44 @@ FORMATS = ("svg", "pdf", "png")
 
 
 def draw_all(subjects: Sequence[Subject]) -> tuple[dict[str, list[Picture]], dict[str, str]]:
-    """Pictures by figure of a paper, and for the other figures what is missing."""
+    """Pictures by figure of a paper, and for the other figures what is missing.
+
+    Those joined by `over_seeds` have each seed's numbers beside their mean.
+    """
     drawn: dict[str, list[Picture]] = {}
     missing: dict[str, str] = {}
+    seeds = sorted({s.run.recipe.seed for subject in subjects for s in subject.seeds})
     for figure, draw in CATALOGUE.items():
         try:
-            drawn[figure] = draw(subjects)
+            pictures = draw(subjects)
         except Missing as e:
             missing[figure] = str(e)
+            continue
+        for seed in seeds:
+            with suppress(Missing):
+                own = [s for subject in subjects if (s := of_seed(subject, seed)) is not None]
+                beside = {p.name: p for p in draw(own)}
+                pictures = [with_seed(p, beside.get(p.name), seed) for p in pictures]
+        drawn[figure] = pictures
     return drawn, missing
+
+
+def with_seed(picture: Picture, own: Picture | None, seed: int) -> Picture:
+    """The picture with the numbers of one seed as columns beside its own, where it has them.
+
+    Rows are matched by all that is no measured number.
+    """
+    columns = [n for n, v in enumerate(picture.rows[0]) if isinstance(v, float)]
+    columns = [n for n in columns if "_seed_" not in picture.header[n]]
+    width = next((n for n, h in enumerate(picture.header) if "_seed_" in h), len(picture.header))
+    key = lambda row: tuple(v for n, v in enumerate(row[:width]) if n not in columns)
+    found = {key(row): row for row in own.rows} if own else {}
+    more = [[found[key(r)][n] if key(r) in found else "" for n in columns] for r in picture.rows]
+    if not any(cell != "" for cells in more for cell in cells):
+        return picture
+    header = (*picture.header, *(f"{picture.header[n]}_seed_{seed}" for n in columns))
+    rows = [(*row, *cells) for row, cells in zip(picture.rows, more, strict=True)]
+    return replace(picture, header=header, rows=rows)
 
 
 def write_figures(
@@ -67,7 +100,8 @@ def write_figures(
     ``say`` gets a line for each figure, drawn or missing. ``measured`` is where the measurement
     of the only run lies, if not in its folder. Returns the files without suffix.
     """
-    drawn, missing = draw_all(subjects_of(load_runs(runs), measured))
+    subjects = over_seeds(subjects_of(load_runs(runs), measured))
+    drawn, missing = draw_all(subjects)
     out.mkdir(parents=True, exist_ok=True)
     files, captions = [], []
     for figure in CATALOGUE:
@@ -79,7 +113,18 @@ def write_figures(
         if figure in missing:
             say(f"{figure}: not drawn; it needs {missing[figure]}")
     (out / "captions.txt").write_text("\n".join(captions), encoding="utf-8")
+    _write_numbers(subjects, out)
     return files
+
+
+def _write_numbers(subjects: Sequence[Subject], out: Path) -> None:
+    """``numbers.csv``: what the similarity of gradients is about, in every run of enough tasks."""
+    asked = [(s, f) for s in subjects if s.geometry is not None for f in findings(s)[0]]
+    if asked:
+        with (out / "numbers.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows(
+                [("run", *HEADER), *((s.run.name, *row(f)) for s, f in asked)]
+            )
 
 
 def write_picture(picture: Picture, out: Path) -> Path:

@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 from gradvac.experiment.geometry_numbers import chance, findings, in_words, words
-from gradvac.experiment.geometry_view import Geometry, Subject
+from gradvac.experiment.geometry_view import Geometry, Subject, subjects_of
 from gradvac.experiment.report.explorer import explorer
 from gradvac.experiment.report.markup import (
     Pictures,
@@ -21,6 +21,7 @@ from gradvac.experiment.report.markup import (
     table,
 )
 from gradvac.experiment.run_view import RunView, TaskView
+from gradvac.experiment.seeds import over_seeds
 from gradvac.geometry.heatmaps import tree
 from gradvac.geometry.plots import Line, curves, dots
 from gradvac.geometry.similarity import cluster, conflict_counts, contrast
@@ -38,6 +39,7 @@ def similarity_section(
     """
     markup, unsaid, profiles = "", "", {}
     groups: tuple[str, ...] = ()
+    whole = over_seeds(subjects_of(views))
     for n, view in enumerate(views):
         sources = _sources(view)
         if not sources:
@@ -54,7 +56,7 @@ def similarity_section(
         seen = {t for g in sources.values() for t in g.mean("whole_model").tasks}
         shown = [t for t in tasks if t.name in seen]
         markup += _one_run(sources, first, shown, n, pictures)
-        markup += _numbers(Subject(view, first)) if tests else ""
+        markup += _numbers(view, whole) if tests else ""
         layers = first.mean("all_layer" if "all_layer" in first.granularities else _finest(first))
         groups = groups or layers.groups
         if layers.groups == groups:
@@ -119,8 +121,15 @@ def _signed(value: float) -> str:
     return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _numbers(subject: Subject) -> str:
-    """What the similarity is about: tests with their null results, and why others are missing."""
+def _numbers(view: RunView, subjects: Sequence[Subject]) -> str:
+    """What the similarity is about: tests with their null results, and why others are missing.
+
+    Of several seeds it is asked once, of their mean, after the last of them.
+    """
+    folders = lambda s: [own.run.folder for own in s.seeds or (s,) if own.geometry is not None]
+    subject = next((s for s in subjects if view.folder in folders(s)), None)
+    if subject is None or folders(subject)[-1] != view.folder:
+        return ""
     found, notes = findings(subject)
     unsaid = "".join(missing(note) for note in notes)
     if not found:
@@ -140,7 +149,9 @@ def _numbers(subject: Subject) -> str:
         + element("td", escape(f.verdict))
         for f in found
     ]
-    summary = element("summary", "What the similarity is about: tests, with their null results")
+    of = f" (mean of {len(subject.seeds)} seeds of {subject.run.name})" if subject.seeds else ""
+    summary = f"What the similarity is about{of}: tests, with their null results"
+    summary = element("summary", escape(summary))
     return element("details", summary + table([head], body, words(found)) + unsaid)
 
 

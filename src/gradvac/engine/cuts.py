@@ -1,0 +1,202 @@
+"""How the columns of a bucket of parameters are cut into slices, one for each rank.
+
+Evenly, where the combined gradient is gathered afterwards; by rows, as ``fully_shard`` cuts the
+parameters, where it stays on the rank that keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from gradvac.engine.buckets import Bucket, Segment, Source
+from gradvac.engine.held import Held
+from gradvac.engine.sharded import as_shard, local_rows, rows_of_a_rank
+
+
+class Cut(Protocol):
+    """The slices of a bucket; what goes round at once is a range of places.
+
+    Attributes:
+        gathers: whether the slices of all ranks are to be brought together in the end.
+    """
+
+    gathers: bool
+
+    def rounds(self, at_once: int) -> list[tuple[int, int]]:
+        """Return ranges of places that hold at most ``at_once`` columns for all ranks."""
+        ...
+
+    def rows(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
+        """Return ``own`` gradients in a range of places, a slice for each rank, ``[R, own, w]``."""
+        ...
+
+    def columns(self, segment: Segment, start: int, stop: int) -> slice:
+        """Return which columns of this rank's slice of a range of places belong to a segment."""
+        ...
+
+    def gradients(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Return a gradient for each parameter, from what all rounds brought."""
+        ...
+
+
+class Evenly:
+    """Slices of equal width, whatever parameters they belong to; places are columns.
+
+    Args:
+        bucket: what is cut.
+        rank: which slice is this rank's.
+        size: number of ranks R.
+    """
+
+    gathers = True
+
+    def __init__(self, bucket: Bucket, rank: int, size: int) -> None:
+        self.bucket, self.rank, self.size = bucket, rank, size
+
+    def rounds(self, at_once: int) -> list[tuple[int, int]]:
+        """Return ranges of columns."""
+        end = self.bucket.size
+        return [(start, min(start + at_once, end)) for start in range(0, end, at_once)]
+
+    def rows(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
+        """Return the gradients of a range of columns, filled up with zeros."""
+        parts = _columns(sources, own, start, stop, self.bucket)
+        width = -(-(stop - start) // self.size)
+        if self.size * width > stop - start:
+            parts.append(_zeros(own, self.size * width - (stop - start), self.bucket))
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return rows.reshape(own, self.size, width).transpose(0, 1).contiguous()
+
+    def columns(self, segment: Segment, start: int, stop: int) -> slice:
+        """Return the columns of a segment in this rank's slice."""
+        width = -(-(stop - start) // self.size)
+        begin = start + self.rank * width
+        end = min(begin + width, stop)
+        a, b = max(begin, segment.start), min(end, segment.stop)
+        return slice(a - begin, b - begin) if a < b else slice(0, 0)
+
+    def gradients(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Return whole gradients from what was gathered."""
+        whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+        parameters = self.bucket.parameters
+        pieces = whole[: self.bucket.size].split([p.numel() for p in parameters])
+        return [piece.view(p.shape) for p, piece in zip(parameters, pieces, strict=True)]
+
+
+class ByRows:
+    """The rows of every parameter that a rank keeps, one parameter after the other.
+
+    A rank that keeps fewer rows of a parameter than the first one has zeros in their place: places
+    are those of the first rank's slice.
+
+    Args:
+        bucket: what is cut: sharded parameters alone.
+        size: number of ranks R.
+    """
+
+    gathers = False
+
+    def __init__(self, bucket: Bucket, size: int) -> None:
+        self.bucket, self.size = bucket, size
+        self._widths = [
+            rows_of_a_rank(p.shape[0], size) * prod(p.shape[1:]) for p in bucket.parameters
+        ]
+        ends = torch.tensor([0, *self._widths]).cumsum(0).tolist()
+        self._place = dict(zip(_starts(bucket.parameters), ends, strict=True))  # by column
+
+    def rounds(self, at_once: int) -> list[tuple[int, int]]:
+        """Return ranges of places in a slice."""
+        end, step = sum(self._widths), max(1, at_once // self.size)
+        return [(start, min(start + step, end)) for start in range(0, end, step)]
+
+    def rows(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
+        """Return the rows of each rank in a range of places."""
+        parts: list[Tensor] = []
+        place = column = 0
+        for p, width in zip(self.bucket.parameters, self._widths, strict=True):
+            a, b = max(start - place, 0), min(stop - place, width)
+            if a < b:
+                parts.append(self._of_all(sources, own, column, p.numel(), width, a, b))
+            place, column = place + width, column + p.numel()
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        return rows.transpose(0, 1).contiguous()
+
+    def _of_all(
+        self,
+        sources: Sequence[Source],
+        own: int,
+        first: int,
+        numel: int,
+        width: int,
+        a: int,
+        b: int,
+    ) -> Tensor:
+        """Return columns ``a`` to ``b`` of the slices of a parameter, ``[own, R, b - a]``."""
+        if b - a == width:
+            found = _columns(sources, own, first, first + numel, self.bucket)
+            whole = found[0] if len(found) == 1 else torch.cat(found, 1)
+            return pad(whole, (0, self.size * width - numel)).view(own, self.size, width)
+        slices = []
+        for r in range(self.size):
+            begin, end = min(r * width + a, numel), min(r * width + b, numel)
+            found = _columns(sources, own, first + begin, first + end, self.bucket)
+            slices.append(
+                pad(torch.cat(found, 1), (0, b - a - (end - begin)))
+                if found
+                else _zeros(own, b - a, self.bucket)
+            )
+        return torch.stack(slices, 1)
+
+    def columns(self, segment: Segment, start: int, stop: int) -> slice:
+        """Return the columns of a segment, the same in the slices of all ranks."""
+        a = max(self._place[segment.start], start)
+        b = min(self._place[segment.stop], stop)
+        return slice(a - start, b - start) if a < b else slice(0, 0)
+
+    def gradients(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Return the rows that this rank keeps, as DTensors."""
+        whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
+        parameters = self.bucket.parameters
+        found = []
+        for p, piece in zip(parameters, whole.split(self._widths), strict=True):
+            local = local_rows(p)
+            found.append(as_shard(piece[: local.numel()].view(local.shape), p))
+        return found
+
+
+def cut(bucket: Bucket, rank: int, size: int) -> Cut:
+    """Return the cut that suits the parameters of a bucket."""
+    return ByRows(bucket, size) if bucket.sharded else Evenly(bucket, rank, size)
+
+
+def _starts(parameters: Sequence[nn.Parameter]) -> list[int]:
+    """First columns of parameters, and the end of the last."""
+    return torch.tensor([0, *(p.numel() for p in parameters)]).cumsum(0).tolist()
+
+
+def _zeros(own: int, columns: int, bucket: Bucket) -> Tensor:
+    return torch.zeros(own, columns, dtype=bucket.dtype, device=bucket.device)
+
+
+def _columns(
+    sources: Sequence[Source], own: int, start: int, stop: int, bucket: Bucket
+) -> list[Tensor]:
+    """Return the gradients of a range of columns, in neighbouring pieces ``[own, n]``."""
+    parts, first = [], 0
+    for source in sources:
+        a, b = max(start, first) - first, min(stop, first + source.size) - first
+        first += source.size
+        if a >= b:
+            continue
+        held = source.rows
+        if held is None:
+            parts.append(_zeros(own, b - a, bucket))
+        else:
+            parts.append(held.columns(a, b) if isinstance(held, Held) else held[:, a:b])
+    return parts

@@ -1,0 +1,212 @@
+"""Models sharded by ``fully_shard``: which parameters a forward pass uses in place of the shards.
+
+Between passes a module holds this rank's rows of each parameter, as a DTensor. Around its forward
+and backward pass ``fully_shard`` gathers them and puts a whole parameter in their place, the same
+object every time. The gradients of tasks are those of the whole one. Nothing of it is left in
+``p.grad``, so that ``fully_shard`` finds nothing to reduce; the engine adds the gradients up over
+the ranks, combines this rank's rows and leaves them in ``p.grad`` of the shard.
+
+Gathering is a collective: all ranks have to make the same forward and backward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gradvac.engine.calls import tensors_within
+from gradvac.engine.tags import Known, Tags
+from gradvac.errors import GradientError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Whether a parameter is a DTensor, of which this rank holds a part."""
+    return hasattr(parameter, "device_mesh")
+
+
+class Shards:
+    """The whole parameters of a sharded model, by their shards.
+
+    Args:
+        model: a model of which at least one module was given to ``fully_shard``.
+
+    Raises:
+        GradientError: if parameters are not cut by rows over all ranks.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._units = _units(model)
+        self._whole: dict[int, nn.Parameter] = {}
+        self._unit_of: dict[int, int] = {}
+        for unit in self._units:
+            unit.reshard()  # a forward pass without a backward pass leaves the root whole
+        for n, unit in enumerate(self._units):
+            before = _parameters(model)
+            unit.unshard()
+            for place, p in _parameters(model).items():
+                if p is not before[place]:
+                    _check(place[1], before[place])
+                    self._whole[id(before[place])] = p
+                    self._unit_of[id(p)] = n
+            unit.reshard()
+
+    def whole(self, parameter: nn.Parameter) -> nn.Parameter:
+        """Return what a forward pass uses in place of a parameter; itself if it is not sharded."""
+        return self._whole.get(id(parameter), parameter)
+
+    def check_ranks(self, ranks: Sequence[int]) -> None:
+        """Check that parameters are cut over the ranks that add gradients up, in their order.
+
+        Raises:
+            GradientError: if they are not.
+        """
+        for p in self.model.parameters():
+            mesh = getattr(p, "device_mesh", None)
+            if mesh is not None and mesh.mesh.flatten().tolist() != list(ranks):
+                raise GradientError(
+                    f"parameters are sharded over ranks {mesh.mesh.flatten().tolist()}, and the "
+                    f"engine trains with ranks {list(ranks)}; both must be the same ranks in the "
+                    "same order"
+                )
+
+    def units_of(self, parameters: Iterable[nn.Parameter]) -> set[int]:
+        """Return the numbers of the modules that whole parameters belong to."""
+        return {self._unit_of[id(p)] for p in parameters if id(p) in self._unit_of}
+
+    @contextmanager
+    def gathered(self, units: Iterable[int]) -> Iterator[None]:
+        """Hold some modules whole inside; all ranks alike."""
+        chosen = [self._units[n] for n in sorted(units)]
+        for unit in chosen:
+            unit.unshard()
+        try:
+            yield
+        finally:
+            for unit in chosen:
+                unit.reshard()
+
+    def reset(self) -> None:
+        """Bring the shards back after a forward or backward pass that failed on all ranks alike."""
+        for unit in self._units:
+            reset = getattr(unit, "reset_iter_state", unit.reshard)  # since torch 2.13
+            with suppress(RuntimeError):  # of the root alone, which is the first one as a rule
+                reset()
+
+    @contextmanager
+    def carrying(self, tags: Tags) -> Iterator[None]:
+        """Hand on, inside, what is known of the inputs of sharded modules.
+
+        ``fully_shard`` puts a function of its own before each module, whose outputs nobody knows.
+        """
+        given: list[list[Tensor]] = []
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given.append(list(tensors_within((args, kwargs))))
+
+        def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            with torch._C.DisableTorchFunction():
+                for old, new in zip(given.pop(), tensors_within((args, kwargs)), strict=False):
+                    if new is not old and tags.known(new) is None:
+                        _hand_on(tags, old, new)
+
+        hooks = []
+        for unit in self._units:
+            hooks.append(unit.register_forward_pre_hook(before, prepend=True, with_kwargs=True))
+            hooks.append(unit.register_forward_pre_hook(after, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def shards_of(model: object) -> Shards | None:
+    """Return the shards of a model; None if no module was given to ``fully_shard``."""
+    return Shards(model) if isinstance(model, nn.Module) and _units(model) else None
+
+
+def local_rows(parameter: Tensor) -> Tensor:
+    """Return this rank's rows of a sharded parameter."""
+    local = parameter.to_local() if is_sharded(parameter) else parameter  # type: ignore[attr-defined]
+    return local.detach()
+
+
+def as_shard(local: Tensor, parameter: Tensor) -> Tensor:
+    """Return this rank's rows of a gradient as a DTensor cut like the parameter."""
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(parameter, DTensor)
+    return DTensor.from_local(
+        local,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def shard_of(whole: Tensor, parameter: Tensor, rank: int) -> Tensor:
+    """Cut this rank's rows out of a whole gradient, if the parameter is sharded."""
+    if not is_sharded(parameter):
+        return whole
+    own = local_rows(parameter).shape[0]
+    height = rows_of_a_rank(parameter.shape[0], parameter.device_mesh.size())  # type: ignore[attr-defined]
+    first = min(rank * height, parameter.shape[0])
+    return as_shard(whole[first : first + own].clone(), parameter)
+
+
+def rows_of_a_rank(rows: int, ranks: int) -> int:
+    """Return how many rows a rank keeps, the last ones perhaps fewer: as ``torch.chunk`` cuts."""
+    return -(-rows // ranks)
+
+
+def _units(model: nn.Module) -> list[Any]:
+    """Return what was given to fully_shard, FSDPModules."""
+    named = lambda module: any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
+    return [module for module in model.modules() if named(module)]
+
+
+def _parameters(model: nn.Module) -> dict[tuple[int, str], nn.Parameter]:
+    return {
+        (id(module), name): p
+        for module in model.modules()
+        for name, p in module._parameters.items()
+        if p is not None
+    }
+
+
+def _check(name: str, parameter: Tensor) -> None:
+    """Refuse what is not cut by rows over one dimension of ranks."""
+    from torch.distributed.tensor import Shard
+
+    shard: DTensor = parameter  # type: ignore[assignment]
+    if shard.device_mesh.ndim != 1 or tuple(shard.placements) != (Shard(0),):
+        raise GradientError(
+            f"a parameter {name!r} {list(shard.shape)} is placed as {tuple(shard.placements)} on a "
+            f"mesh of {shard.device_mesh.ndim} dimensions; the engine takes models that "
+            "fully_shard cuts by rows, Shard(0), over one dimension that holds all ranks: "
+            'fully_shard(module, mesh=init_device_mesh("cuda", (world_size,)))'
+        )
+
+
+def _hand_on(tags: Tags, old: Tensor, new: Tensor) -> None:
+    known = tags.known(old)
+    if known is not None:
+        Known(tags, new, known.place, why=known.why, aside=known.aside)
+
+
+def failure_of_a_collective(error: BaseException) -> bool:
+    """Whether an error says that another rank could not be reached."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error))
+    )

@@ -1,0 +1,223 @@
+"""Rows of parallel text, one by one or some thousand lines at a time.
+
+Most lines of a corpus need no mending. Which they are, and how many characters and words their
+columns have, follows from the bytes of a whole block at once; every other line (a control
+character, a doubled or odd space, text that is not in NFC, a wrong number of columns, bytes that
+are not UTF-8) is read by itself, and becomes a row or a fault. So nothing is checked less.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import compress
+from typing import cast
+
+import numpy as np
+
+from gradvac.translation.textfiles import Fault
+
+LINES = 4096
+"""Lines of a block. Chosen here: about a megabyte, which stays in a processor's cache."""
+
+_TAB, _NEWLINE, _SPACE, _DELETE = 9, 10, 32, 127
+# Characters of three bytes that `str.split` takes for white space.
+_SPACES = np.array([0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000])
+# First byte of U+0300, before which every character is its own normal form.
+_FIRST_MARK = 0xCC
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The same sentence in at least two languages, and the `file:line` it came from."""
+
+    texts: dict[str, str]
+    where: str
+
+
+def row_of(texts: Mapping[str, str], where: str) -> Row:
+    """A row without its empty texts; Fault when fewer than two remain."""
+    kept = {code: text for code, text in texts.items() if text and not text.isspace()}
+    if len(kept) < 2:
+        raise Fault("fewer than two texts" if kept else "empty line", where)
+    return Row(kept, where)
+
+
+def normalise(text: str) -> str:
+    """`text` in Unicode NFC, each run of white space one space, none at the ends."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of consecutive lines of one file, n of them in w languages.
+
+    ``texts[i]`` are the texts of row i as `normalise` leaves them, in the order of ``languages``,
+    tabs between them, nothing where there is none; ``lines`` are the same in UTF-8.
+    ``characters``, ``words`` and ``first`` (the first byte) are [n, w]. ``numbers`` [n] are lines
+    of the file; ``place`` comes before them in a `file:line`. ``mended`` has the rows whose texts
+    were not in normal form, as they stand in the file; ``faults`` the lines that are no rows, each
+    with the number of rows before it.
+    """
+
+    place: str
+    languages: tuple[str, ...]
+    numbers: np.ndarray
+    texts: list[str]
+    lines: list[bytes]
+    characters: np.ndarray
+    words: np.ndarray
+    first: np.ndarray
+    mended: dict[int, Row]
+    faults: list[tuple[int, Fault]]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def cells(self) -> list[list[str]]:
+        """The texts of each row by language."""
+        return [text.split("\t") for text in self.texts]
+
+    def where(self, row: int) -> str:
+        """The `file:line` of a row."""
+        return f"{self.place}{self.numbers[row]}"
+
+    def items(self) -> Iterator[Row | Fault]:
+        """Rows and faults one by one, in the order of the file."""
+        at = 0
+        for i, cells in enumerate(self.cells):
+            while at < len(self.faults) and self.faults[at][0] <= i:
+                yield self.faults[at][1]
+                at += 1
+            found = self.mended.get(i)
+            if found is None:
+                texts = {c: t for c, t in zip(self.languages, cells, strict=True) if t}
+                found = Row(texts, self.where(i))
+            yield found
+        for _, fault in self.faults[at:]:
+            yield fault
+
+
+def block_of(
+    lines: Sequence[bytes],
+    columns: dict[str, int],
+    width: int,
+    place: str,
+    first: int,
+    parse: Callable[[int], Row],
+) -> Block:
+    """The rows of `lines`, whose `width` cells have tabs between them; `first` is their number.
+
+    `columns` says which cell has which language. `parse` reads line i by itself, or raises Fault.
+    """
+    joined = b"\n".join([*lines, b""])
+    data, ascii_ = np.frombuffer(joined, np.uint8), joined.isascii()
+    texts = _decoded(joined, lines)
+    plain, *measures = _measured(data, ascii_, width)
+    picked = list(columns.values())
+    characters, words, first_bytes = (measure[:, picked] for measure in measures)
+    plain &= (characters > 0).sum(1) > 1
+    if not ascii_:
+        _find_unnormalised(texts, data, plain)
+    every = picked == list(range(width))
+    kept, own = np.ones(len(lines), bool), list(lines)
+    mended, faults = dict[int, Row](), list[tuple[int, Fault]]()
+    for i in range(len(lines)) if not every else np.flatnonzero(~plain).tolist():
+        if plain[i]:
+            cells = cast(str, texts[i]).split("\t")
+            cells = [cells[column] for column in picked]
+        else:
+            try:
+                row = parse(i)
+            except Fault as fault:
+                faults.append((i - len(faults), fault))
+                kept[i] = False
+                continue
+            mended[i - len(faults)] = row
+            cells = [normalise(row.texts.get(code, "")) for code in columns]
+            characters[i] = [len(cell) for cell in cells]
+            words[i] = [cell.count(" ") + 1 for cell in cells]
+            first_bytes[i] = [(cell[:1].encode() or b"\0")[0] for cell in cells]
+        texts[i] = text = "\t".join(cells)
+        own[i] = text.encode("utf-8")
+    if faults:
+        texts, own = list(compress(texts, kept)), list(compress(own, kept))
+    return Block(
+        place, tuple(columns), first + np.flatnonzero(kept), cast(list[str], texts), own,
+        characters[kept], words[kept], first_bytes[kept], mended, faults,
+    )  # fmt: skip
+
+
+def _decoded(data: bytes, lines: Sequence[bytes]) -> list[str | None]:
+    """The text of each line, None where it is not UTF-8."""
+    try:
+        return [*data.decode("utf-8").split("\n")[:-1]]
+    except UnicodeDecodeError:
+        return [_decoded_line(line) for line in lines]
+
+
+def _decoded_line(line: bytes) -> str | None:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _measured(data: np.ndarray, ascii_: bool, width: int) -> tuple[np.ndarray, ...]:
+    """Of each line: whether it has `width` tidy cells [n]; their measures [n, width].
+
+    Measures are characters, words and first bytes. Each line of `data` [bytes] ends in a newline.
+    Of lines that are not tidy the numbers say nothing.
+    """
+    blanks = np.flatnonzero(data <= _SPACE)
+    kinds = data[blanks]
+    breaks = np.flatnonzero(kinds != _SPACE)  # places in `blanks`
+    ends = blanks[breaks]
+    last = np.flatnonzero(kinds[breaks] == _NEWLINE)  # places in `breaks`
+    tidy = np.diff(last, prepend=-1) == width
+    for odd in _odd(data, blanks, kinds, ascii_):
+        tidy[np.searchsorted(ends[last], odd)] = False
+    words = np.diff(breaks, prepend=-1)
+    characters = np.diff(ends, prepend=-1) - 1
+    first = data[ends - characters]
+    if not ascii_:
+        inside = np.flatnonzero(data & 0xC0 == 0x80)  # bytes after a character's first
+        characters -= np.diff(np.searchsorted(inside, ends), prepend=0)
+    cells = np.maximum(last[:, None] + np.arange(1 - width, 1), 0)
+    return tidy, characters[cells], words[cells], first[cells]
+
+
+def _odd(
+    data: np.ndarray, blanks: np.ndarray, kinds: np.ndarray, ascii_: bool
+) -> Iterator[np.ndarray]:
+    """Where something is, or begins, that a tidy line has not."""
+    yield blanks[(kinds < _SPACE) & (kinds != _TAB) & (kinds != _NEWLINE)]
+    space = kinds == _SPACE
+    touch = np.flatnonzero((np.diff(blanks) == 1) & (space[1:] | space[:-1]))
+    yield blanks[touch + space[touch + 1]]  # the space, which is on the line
+    if len(blanks) and blanks[0] == 0 and space[0]:
+        yield blanks[:1]
+    yield np.flatnonzero(data == _DELETE)
+    if ascii_:
+        return
+    # U+0080 to U+009F are control characters, U+00A0 is a space
+    yield np.flatnonzero((data[:-1] == 0xC2) & (data[1:] <= 0xA0))
+    lead = np.flatnonzero((data[:-2] >= 0xE1) & (data[:-2] <= 0xE3))
+    code = (data[lead].astype(np.int32) & 15) << 12
+    code |= (data[lead + 1].astype(np.int32) & 63) << 6 | data[lead + 2] & 63
+    yield lead[np.isin(code, _SPACES)]
+
+
+def _find_unnormalised(texts: Sequence[str | None], data: np.ndarray, plain: np.ndarray) -> None:
+    """Take lines that are not UTF-8, or not in NFC, out of those that are `plain`."""
+    line = np.zeros(len(texts), bool)
+    marked = np.flatnonzero(data >= _FIRST_MARK)
+    line[np.searchsorted(np.flatnonzero(data == _NEWLINE), marked)] = True
+    for i in np.flatnonzero(line & plain).tolist():
+        text = texts[i]
+        plain[i] = text is not None and unicodedata.is_normalized("NFC", text)
+    if None in texts:
+        plain &= np.array([text is not None for text in texts])

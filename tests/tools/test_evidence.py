@@ -1,0 +1,121 @@
+"""What the page of evidence says is what the files in evidence/ hold, and follows from them."""
+
+import json
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+from evidence import page
+from evidence_claims import FAILS, HOLDS, UNKNOWN, Absent, Evidence, Figure, claims, seeds
+
+ROOT = Path(__file__).parents[2]
+
+
+def kept(folder, name, tree):
+    (folder / f"{name}-small.json").write_text(json.dumps(tree), encoding="utf-8")
+    return Evidence(folder, "small")
+
+
+def comparison(**values):
+    """A comparison of rows whose NLL of three seeds is given."""
+    return {
+        "averages": {"avg": ["en-fr"]},
+        "costs": {row: {"seeds": [1, 2, 3], "cost": 1.0} for row in values},
+        "records": [
+            {"row": row, "metric": "nll", "column": "avg", "values": list(v)}
+            for row, v in values.items()
+        ],
+    }
+
+
+def test_an_interval_over_seeds_is_students():
+    figure = seeds([1.0, 2.0, 4.0], "x")
+    half = 4.302653 * statistics.stdev([1, 2, 4]) / math.sqrt(3)  # t of two degrees, from a table
+    assert figure.value == pytest.approx(7 / 3)
+    assert (figure.low, figure.high) == pytest.approx((7 / 3 - half, 7 / 3 + half), abs=1e-5)
+    with pytest.raises(Absent):
+        seeds([1.0], "x")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "verdict"),
+    [
+        (0.1, 0.3, math.nan, HOLDS),
+        (-0.3, -0.1, math.nan, FAILS),
+        (-0.1, 0.5, math.nan, UNKNOWN),
+        (math.nan, math.nan, 0.05, HOLDS),
+        (math.nan, math.nan, 0.06, UNKNOWN),
+    ],
+)
+def test_verdicts(low, high, p, verdict):
+    assert Figure(0.2, low, high, 3, "x", p=p).verdict == verdict
+
+
+def test_a_negative_correlation_is_no_support_however_unlikely():
+    assert Figure(-0.2, math.nan, math.nan, 3, "r", p=0.01).verdict == UNKNOWN
+
+
+def test_a_gain_is_taken_seed_by_seed_and_lower_nll_is_better(tmp_path):
+    e = kept(tmp_path, "x", comparison(own=[3.0, 4.0, 5.0], base=[3.1, 4.2, 5.3]))
+    figure = e.gain("x", "own", "base")
+    assert figure.value == pytest.approx(0.2) and figure.n == 3
+    assert figure.high - figure.low == pytest.approx(2 * 4.302653 * 0.1 / math.sqrt(3), abs=1e-5)
+    assert e.gain("x", "base", "own").value == pytest.approx(-0.2)
+    with pytest.raises(Absent, match="none"):
+        e.gain("x", "none", "base")
+
+
+def test_a_test_on_each_seed_is_combined_by_majority(tmp_path):
+    test = {"side": "any-en", "part": "encoder", "question": "same family"}
+    runs = [
+        {"variant": "any-en", "seed": n, "tests": [{**test, "r": r, "p": p}]}
+        for n, (r, p) in enumerate([(0.3, 0.001), (0.2, 0.02), (0.1, 0.5)])
+    ]
+    figure = kept(tmp_path, "geometry", {"runs": runs}).mantel(
+        "any-en", "any-en", "encoder", "same family"
+    )
+    assert figure.value == pytest.approx(0.2)
+    assert figure.p == pytest.approx(0.02 * 3 / 2)  # the second smallest of three, times K / r
+
+
+def test_partners_are_correlated_over_languages_not_over_runs(tmp_path):
+    runs = [
+        {
+            "partner": code,
+            "similarity": {"whole_model": x + noise},
+            "scores": {"nll": 5 - x - noise, "bleu": 3.0},
+        }
+        for code, x in (("es", 0.5), ("de", 0.3), ("hi", 0.1), ("kk", 0.0))
+        for noise in (-0.01, 0.01)
+    ]
+    figure = kept(tmp_path, "partners", {"runs": runs}).partners("whole_model")
+    assert figure.value == pytest.approx(1.0) and figure.n == 4
+
+
+def test_the_front_is_that_of_nll(tmp_path):
+    place = {
+        "row": "cats",
+        "seeds": {"1": 0, "2": 0},
+        "distance": {"value": 0.1, "half_width": 0.2},
+    }
+    tree = {"fronts": [{"metric": "bleu", "rows": []}, {"metric": "nll", "rows": [place]}]}
+    figure = kept(tmp_path, "imbalance", tree).front("cats")
+    assert (figure.value, figure.low, figure.high, figure.n) == pytest.approx((0.1, -0.1, 0.3, 2))
+
+
+def test_what_is_not_there_is_said_to_be_not_run(tmp_path):
+    text = page(
+        "{{summary}}\n{{claims: cats}}\n{{table: cats}}", Evidence(tmp_path, "small"), tmp_path, "."
+    )
+    number = len(list(claims(Evidence(tmp_path, "small"))))
+    assert f"Of {number} claims looked at, 0 hold" in text and f"{number} were not run" in text
+    assert "Not there yet: cats-small.json." in text
+
+
+def test_the_page_is_what_the_files_say(tmp_path):
+    template = (ROOT / "tools" / "evidence_page.md").read_text(encoding="utf-8")
+    text = page(template, Evidence(ROOT / "evidence", "small"), tmp_path, "images")
+    assert text == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8"), "run make evidence"
+    for picture in tmp_path.glob("*.png"):
+        assert (ROOT / "docs" / "images" / picture.name).exists()

@@ -1,0 +1,320 @@
+"""Write docs/evidence.md and its pictures from the files in evidence/, and from nothing else.
+
+    python tools/evidence.py [--size small] [--evidence evidence] [--out docs/evidence.md]
+
+No figure on the page is typed: claims and their figures are those of evidence_claims.py, tables
+those of `gradvac compare`. The words around them are in evidence_page.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import statistics
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from evidence_claims import FAILS, HOLDS, UNKNOWN, Absent, Claim, Evidence, claims
+from evidence_cost import LANGUAGES, table
+from matplotlib.figure import Figure
+
+from gradvac.geometry.heatmaps import Matrix, heatmaps
+from gradvac.geometry.panels import Panel, line_panels, scatter
+from gradvac.geometry.plots import INK, MUTED, RULE, Line, axes, colour, legend, save, styled
+
+
+def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
+    """The page, as Markdown: the template with its directives followed.
+
+    A directive is a line ``{{summary}}``, ``{{claims: STUDY ...}}``, ``{{picture: NAME}}``,
+    ``{{table: NAME}}`` or ``{{cost: SIZE}}``. Pictures are written into
+    ``pictures``, and linked below ``relative``.
+    """
+    found = list(claims(e))
+
+    def follow(match: re.Match[str]) -> str:
+        what, names = match[1], (match[2] or "").split()
+        if what == "summary":
+            return _summary(found)
+        if what == "cost":
+            return _cost(names[0])
+        if what == "claims":
+            return _claims([claim for claim in found if claim.study in names])
+        try:
+            return (
+                _picture(e, names[0], pictures, relative)
+                if what == "picture"
+                else _table(e, names[0])
+            )
+        except Absent as missing:
+            return f"Not there yet: {missing}."
+
+    return re.sub(r"^\{\{(\w+)(?:: ([\w -]+))?\}\}$", follow, template, flags=re.MULTILINE)
+
+
+def _verdict(claim: Claim) -> str:
+    try:
+        return claim.figure().verdict
+    except Absent:
+        return "not run"
+
+
+def _summary(found: Sequence[Claim]) -> str:
+    counts = Counter(map(_verdict, found))
+    words = {HOLDS: "hold", FAILS: "do not hold", UNKNOWN: "cannot be told at this size"}
+    said = [f"{counts[verdict]} {text}" for verdict, text in words.items()]
+    return f"Of {len(found)} claims looked at, {', '.join(said)}; {counts['not run']} were not run."
+
+
+def _claims(own: Sequence[Claim]) -> str:
+    heads = ["claim", "source", "here", "n", "verdict"]
+    return "\n".join([_bars(heads), "|---|---|---|---|---|", *(_bars(_row(c)) for c in own)])
+
+
+def _picture(e: Evidence, name: str, pictures: Path, relative: str) -> str:
+    figure, words = PICTURES[name](e)
+    file = pictures / f"evidence-{name}.png"
+    save(figure, file)
+    return f"![{words}]({relative}/{file.name})\n\n*{words}.*"
+
+
+def _row(claim: Claim) -> list[str]:
+    try:
+        figure = claim.figure()
+    except Absent as missing:
+        return [claim.text, claim.source, f"no {missing}", "", "not run"]
+    return [claim.text, claim.source, figure.words, str(figure.n), f"**{figure.verdict}**"]
+
+
+def _cost(size: str) -> str:
+    """What has not been run would cost; an empty corpus stands for the text, which is not read."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "train").mkdir()
+        for code in LANGUAGES:
+            (Path(folder) / "train" / f"en-{code}.tsv").touch()
+        return table(Path(__file__).parents[1] / "recipes", size, Path(folder))
+
+
+def _bars(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _table(e: Evidence, name: str) -> str:
+    """Averages of every row of a comparison, as `gradvac compare` found them."""
+    tree = e.read(name)
+    metrics = [("bleu", "BLEU", 1), ("f1", "F1", 1), ("accuracy", "accuracy", 1), ("nll", "NLL", 3)]
+    groups = [g for g in ("avg", "high", "medium", "low") if g in tree["averages"]]
+    cells = {(r["row"], r["metric"], r["column"]): r for r in tree["records"]}
+    rows = list(tree["costs"])
+    columns = [
+        (metric, group, f"{label} {group}", digits)
+        for metric, label, digits in metrics
+        for group in groups
+        if any((row, metric, group) in cells for row in rows)
+    ]
+    lines = [
+        _bars(["", *(head for *_, head, _ in columns), "seeds", "cost"]),
+        "|---" + "|---:" * (len(columns) + 2) + "|",
+    ]
+    for row in rows:
+        own = [_cell(cells.get((row, metric, group)), n) for metric, group, _, n in columns]
+        cost = tree["costs"][row]
+        price = "" if cost["cost"] is None else f"{cost['cost']:.2f}"
+        lines.append(_bars([row, *own, str(len(cost["seeds"])), price]))
+    return "\n".join(lines)
+
+
+def _cell(record: dict[str, Any] | None, digits: int) -> str:
+    if record is None:
+        return ""
+    half = record["half_width"]
+    return f"{record['mean']:.{digits}f}" + ("" if half is None else f" ±{half:.{digits}f}")
+
+
+# Pictures: each returns a figure and its caption, or raises Absent.
+
+
+def heat_maps(e: Evidence) -> tuple[Figure, str]:
+    """Mean cosines over steps and seeds: encoder into English, decoder out of English."""
+    found = []
+    for side, part, words in (
+        ("any-en", "encoder", "encoder, into English"),
+        ("en-any", "decoder", "decoder, out of English"),
+    ):
+        runs = [run["sides"][side] for run in e.runs("geometry", side)]
+        values = np.mean([run["matrices"][part] for run in runs], 0)
+        labels = [task.replace("en-", "").replace("-en", "") for task in runs[0]["tasks"]]
+        found.append(Matrix(values, labels, runs[0]["families"], f"{words}, {len(runs)} seeds"))
+    return heatmaps(found), "Mean cosines of gradients on the same sentences, by family"
+
+
+def layers(e: Evidence) -> tuple[Figure, str]:
+    """Mean cosine by layer, one line a seed."""
+    panels = []
+    for side in ("any-en", "en-any"):
+        lines, names = [], []
+        for run in e.runs("geometry", side):
+            own = run["sides"][side]["layers"]
+            names = [n for n in own if n.startswith(("encoder", "decoder"))]
+            line = Line(
+                f"seed {run['seed']}", range(len(names)), [own[n] for n in names], len(lines)
+            )
+            lines.append(line)
+        panels.append(Panel(lines, "mean cosine", f"{side}: {', '.join(names)}"))
+    return line_panels(panels, "layer"), "Similarity of gradients from the first layer to the last"
+
+
+def partners(e: Evidence) -> tuple[Figure, str]:
+    """Figure 2b: similarity with the partner against NLL of en-fr, means over seeds."""
+    runs = e.read("partners")["runs"]
+    names = sorted({run["partner"] for run in runs})
+    mean = lambda name, of: statistics.fmean(of(r) for r in runs if r["partner"] == name)
+    x = [mean(name, lambda r: r["similarity"]["whole_model"]) for name in names]
+    y = [mean(name, lambda r: r["scores"]["nll"]) for name in names]
+    figure = scatter(
+        names, x, y, "cosine of en-fr and its partner", "NLL of en-fr (lower is better)"
+    )
+    return figure, "Does en-fr get better beside a partner whose gradients are more similar?"
+
+
+def differences(name: str, baseline: str, words: str) -> Callable[[Evidence], tuple[Figure, str]]:
+    """NLL of every row less the baseline's, with 95 % intervals over seeds."""
+
+    def draw(e: Evidence) -> tuple[Figure, str]:
+        tree = e.read(name)
+        rows = [row for row in tree["costs"] if row != baseline]
+        groups = [g for g in ("avg", "high", "low") if g in tree["averages"]]
+        metric = "f1" if "f1" in {r["metric"] for r in tree["records"]} else "nll"
+        with styled():
+            figure, ax = axes(5.2, 0.9 + 0.34 * len(rows))
+            handles = []
+            for n, group in enumerate(groups):
+                own = [e.gain(name, row, baseline, group, metric) for row in rows]
+                places = np.arange(len(rows)) + 0.2 * (n - (len(groups) - 1) / 2)
+                handles.append(
+                    ax.errorbar(
+                        [f.value for f in own],
+                        places,
+                        xerr=[f.value - f.low for f in own],
+                        fmt="osD"[n],
+                        color=colour(n),
+                        markersize=4,
+                        linewidth=1.2,
+                    )
+                )
+            ax.axvline(0, color=MUTED, linewidth=0.8)
+            ax.set_yticks(range(len(rows)), rows, fontsize=8, color=INK)
+            ax.set_ylim(len(rows) - 0.4, -0.6)
+            unit = "F1 above" if metric == "f1" else "NLL below"
+            ax.set_xlabel(f"{unit} {baseline} (right is better)")
+            ax.grid(axis="x", color=RULE, linewidth=0.6)
+            ax.set_axisbelow(True)
+            legend(ax, handles, groups)
+        return figure, words
+
+    return draw
+
+
+def front(e: Evidence) -> tuple[Figure, str]:
+    """High- against low-resource NLL, the swept front and the methods."""
+    fronts = [f for f in e.read("imbalance").get("fronts", []) if f["metric"] == "nll"]
+    if not fronts:
+        raise Absent("imbalance: front")
+    found = fronts[0]
+    with styled():
+        figure, ax = axes(4.9, 3.7)
+        (line,) = ax.plot(*zip(*found["front"], strict=True), color=MUTED, linewidth=1.2)
+        marks = {}
+        for place in found["rows"]:
+            swept = place["swept"]
+            tint, marker = (MUTED, "o") if swept else (colour(1), "D")
+            for point in place["seeds"].values():
+                ax.plot(*point, marker, color=tint, markersize=2.2, alpha=0.4)
+            (marks[swept],) = ax.plot(*place["mean"], marker, color=tint, markersize=5)
+            ax.annotate(place["row"], place["mean"], (5, 4), textcoords="offset points", fontsize=8)
+        ax.invert_xaxis()
+        ax.invert_yaxis()
+        ax.margins(0.12)
+        ax.set_xlabel(f"NLL, {found['axes'][0]} (reversed: right is better)")
+        ax.set_ylabel(f"NLL, {found['axes'][1]} (reversed: up is better)")
+        ax.grid(color=RULE, linewidth=0.6)
+        ax.set_axisbelow(True)
+        legend(ax, [line, marks[False]], ["swept front", "methods"])
+    return figure, "High- against low-resource directions; small marks are single seeds"
+
+
+def curvature(e: Evidence) -> tuple[Figure, str]:
+    """Top eigenvalue of the summed loss, and cosine of high- and low-resource gradients."""
+    lines: tuple[list[Line], list[Line]] = [], []
+    for n, variant in enumerate(("t1", "t5", "cats")):
+        runs = e.runs("curvature", variant)
+        steps = sorted({v["step"] for run in runs for v in run["eigenvalues"]})
+        top = [
+            statistics.fmean(
+                v["value"]
+                for run in runs
+                for v in run["eigenvalues"]
+                if (v["step"], v["group"]) == (step, "sum")
+            )
+            for step in steps
+        ]
+        cosines = [
+            statistics.fmean(run["high_low_cosine"][str(step)] for run in runs) for step in steps
+        ]
+        lines[0].append(Line(variant, steps, top, n))
+        lines[1].append(Line(variant, steps, cosines, n))
+    panels = [Panel(lines[0], "top eigenvalue"), Panel(lines[1], "cosine, high and low")]
+    words = (
+        "Curvature of the summed loss, and agreement of high- and low-resource gradients, by step"
+    )
+    return line_panels(panels, same_y=False), words
+
+
+def edits(e: Evidence) -> tuple[Figure, str]:
+    """Share of pairs that GradVac edited and PCGrad would have."""
+    runs = e.runs("edits", "gradvac-all-layer")
+    lines = [
+        Line(name, runs[0]["steps"], np.mean([run[key] for run in runs], 0).tolist(), n)
+        for n, (key, name) in enumerate((("gradvac", "GradVac"), ("pcgrad", "PCGrad would")))
+    ]
+    panel = Panel(lines, "share of pairs edited", zero=True)
+    return line_panels([panel]), "Pairs edited while training, mean over seeds"
+
+
+PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
+    "geometry": heat_maps,
+    "layers": layers,
+    "partners": partners,
+    "table1-to-en": differences("table1-to-en", "multilingual", "Table 1 into English"),
+    "table1-from-en": differences("table1-from-en", "multilingual", "Table 1 out of English"),
+    "edits": edits,
+    "ablations": differences("ablations", "gradvac-all-layer", "Tables 6 to 8"),
+    "front": front,
+    "curvature": curvature,
+    "cats": differences("cats", "t1", "High- and low-resource directions, each row less T=1"),
+    "table3-ner": differences("table3-ner", "joint", "Named entities"),
+    "table9-pos": differences("table9-pos", "joint", "Parts of speech"),
+}
+
+
+def main() -> None:
+    """Parse the command line and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--evidence", type=Path, default=Path("evidence"))
+    parser.add_argument("--out", type=Path, default=Path("docs/evidence.md"))
+    args = parser.parse_args()
+    pictures = args.out.parent / "images"
+    pictures.mkdir(parents=True, exist_ok=True)
+    template = Path(__file__).with_name("evidence_page.md").read_text(encoding="utf-8")
+    text = page(template, Evidence(args.evidence, args.size), pictures, "images")
+    args.out.write_text(text, encoding="utf-8")
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()
