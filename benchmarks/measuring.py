@@ -1,6 +1,6 @@
 """What the benchmarks of a training step share: the model, the batch, clocks and memory.
 
-Every path gets the same Transformer, the same batch of tokens split over K tasks and the same loss.
+Every path gets the same model, the same batch of tokens split over K tasks and the same loss.
 Rounds alternate between the paths, so that a busy machine slows all of them; ratios are medians
 over rounds of (path / plain of the same round).
 """
@@ -11,13 +11,15 @@ import ctypes
 import gc
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradvac.engine import Engine, SinglePassEngine
 from gradvac.methods import Method
@@ -30,15 +32,32 @@ Step = Callable[[], object]
 
 
 @dataclass
-class Setting:
-    """A model and a batch; ``task`` [B] is in no order unless asked for."""
+class Workload(ABC):
+    """A model and a batch of samples; ``task`` [B] is in no order unless asked for."""
+
+    model: nn.Module
+    task: Tensor
+    names: list[str]
+
+    @abstractmethod
+    def losses(self, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Losses [N] of the samples ``own`` [B], all by default, and the sample of each."""
+
+    def task_losses(self) -> list[Tensor]:
+        """Loss of each task, from one joint forward pass."""
+        loss, rows = self.losses()
+        owner = self.task.to(rows.device)[rows]
+        return [loss[owner == k].sum() for k in range(len(self.names))]
+
+
+@dataclass
+class Setting(Workload):
+    """The Transformer of this package and a batch of sentence pairs."""
 
     model: Transformer
     source: Tensor
     target_in: Tensor
     target_out: Tensor
-    task: Tensor
-    names: list[str]
 
     def losses(self, own: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Losses [N], divided by the tokens of the step, and the sentence of each."""
@@ -48,12 +67,6 @@ class Setting:
         with torch.autocast(self.source.device.type, torch.bfloat16, enabled=on_gpu):
             loss, _, rows = self.model.token_losses(*tensors, LABEL_SMOOTHING)
         return loss / self.target_out.numel(), rows
-
-    def task_losses(self) -> list[Tensor]:
-        """Loss of each task, from one joint forward pass."""
-        loss, rows = self.losses()
-        owner = self.task.to(rows.device)[rows]
-        return [loss[owner == k].sum() for k in range(len(self.names))]
 
 
 def transformer(size: str) -> TransformerConfig:
@@ -75,13 +88,18 @@ def setting(
     config = transformer(size)
     n = tokens // SENTENCE
     words = torch.randint(4, config.vocabulary_size, (3, n, SENTENCE)).to(device)
-    task = torch.arange(n_tasks).repeat(-(-n // n_tasks))[:n][torch.randperm(n)]
+    task, names = spread(n, n_tasks)
     task = task.sort().values if in_order else task
-    names = [f"t{k}" for k in range(n_tasks)]
-    return Setting(Transformer(config).to(device), *words.unbind(0), task, names)
+    return Setting(Transformer(config).to(device), task, names, *words.unbind(0))
 
 
-def plain(s: Setting) -> Step:
+def spread(samples: int, n_tasks: int) -> tuple[Tensor, list[str]]:
+    """The task of each sample, as even as it goes and in no order, and the names of the tasks."""
+    task = torch.arange(n_tasks).repeat(-(-samples // n_tasks))[:samples]
+    return task[torch.randperm(samples)], [f"t{k}" for k in range(n_tasks)]
+
+
+def plain(s: Workload) -> Step:
     """Joint training."""
 
     def step() -> None:
@@ -93,10 +111,10 @@ def plain(s: Setting) -> Step:
 
 def single_pass(
     method: Callable[[], Method], granularity: str, **options: int
-) -> Callable[[Setting], Step]:
+) -> Callable[[Workload], Step]:
     """Training with task gradients from one backward pass."""
 
-    def build(s: Setting) -> Step:
+    def build(s: Workload) -> Step:
         engine: SinglePassEngine = Engine(
             s.model, method(), granularity, engine="single_pass", verify_steps=0, **options
         )
@@ -174,13 +192,16 @@ def timed(step: Step, device: str) -> tuple[float, float]:
 def measure(
     n_tasks: int,
     tokens: int,
-    paths: Mapping[str, Callable[[Setting], Step]],
+    paths: Mapping[str, Callable[[Any], Step]],
     rounds: int,
     size: str,
     in_order: bool = False,
     device: str = "cpu",
+    make: Callable[[int, int, str, bool, str], Workload] = setting,
 ) -> list[dict]:
     """Rows of the table for one number of tasks and tokens; ``paths`` holds "plain".
+
+    ``make`` builds the model and the batch anew for every path.
 
     Memory is the peak of the second step above that of the built model: gradients and kept buffers
     count. A path that cannot run is left out with a line that says why.
@@ -188,7 +209,7 @@ def measure(
     memory: dict[str, float] = {}
     steps: dict[str, Step] = {}
     for path, build in paths.items():
-        s = setting(n_tasks, tokens, size, in_order, device)
+        s = make(n_tasks, tokens, size, in_order, device)
         watch = Memory(device)
         try:
             step = build(s)

@@ -35,6 +35,7 @@ from measuring import (
     LABEL_SMOOTHING,
     Setting,
     Step,
+    Workload,
     keep_freed_memory,
     line,
     measure,
@@ -50,7 +51,7 @@ from gradvac.engine import PerTaskEngine
 # -- the paths -----------------------------------------------------------------------------------
 
 
-def per_task(s: Setting) -> Step:
+def per_task(s: Workload) -> Step:
     engine = PerTaskEngine(s.model, GradVac(), "all_layer")
 
     def step() -> None:
@@ -61,7 +62,7 @@ def per_task(s: Setting) -> Step:
     return step
 
 
-def torchjd_autojac(s: Setting) -> Step:
+def torchjd_autojac(s: Workload) -> Step:
     from torchjd.aggregation import GradVac as TheirGradVac
     from torchjd.autojac import backward, jac_to_grad
 
@@ -103,7 +104,7 @@ def torchjd_autogram(s: Setting) -> Step:
     return step
 
 
-def libmtl_way(s: Setting) -> Step:
+def libmtl_way(s: Workload) -> Step:
     """LibMTL 1.1: one backward per task through the joint graph, then projections of vectors.
 
     Written here from the description of its code: gradients go one by one into a K x P matrix;

@@ -218,6 +218,7 @@ def geometry(
     """Measure the gradients of every direction on the same sentences, at saved checkpoints.
 
     What was measured before is not measured again, so the same command goes on after a stop.
+    A run of tagging is measured on each language's validation text.
     RUN may also be the folder of a Hugging Face seq2seq model, or of a Trainer's checkpoint-N.
 
     Example: gradvac geometry runs/gradvac --every 1000 --curvature 8
@@ -225,7 +226,8 @@ def geometry(
     """
     from gradvac.experiment.geometry_huggingface import is_huggingface, measure_huggingface
     from gradvac.experiment.geometry_numbers import print_numbers
-    from gradvac.experiment.geometry_run import measure_run, measured_folder
+    from gradvac.experiment.geometry_run import measured_folder
+    from gradvac.experiment.kinds import measure_geometry
 
     hold = int(memory * 2**28)  # of float32
     if is_huggingface(run):
@@ -245,13 +247,13 @@ def geometry(
         )
         print_numbers(folder, measured_folder(folder), console)
         return
-    folder = measure_run(
+    folder = measure_geometry(
         run,
         out,
+        rows,
         every=every,
         granularity=granularity,
         strings=strings,
-        rows=rows,
         curvature_strings=curvature,
         device=device,
         hold=hold,

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gradvac.experiment.tagging.evaluate import tag_words
 from gradvac.tagging.encoder import label_losses
 from gradvac.tagging.encoding import (
     IGNORED,
@@ -29,18 +30,18 @@ def sentences(n=5, suffix="u"):
 
 
 def batch_of(tokenizer, found, max_tokens=24):
-    side, kept = encode_tagged(found, tokenizer, LABELS, max_tokens)
-    task, every = counted_by_sentence(side), np.arange(len(found))
-    drawn = collate({"fr": task}, ("fr",), np.zeros(len(found), np.int64), every)
-    return token_batch(drawn, len(LABELS), tokenizer.pad_token_id), kept
+    side, owner = encode_tagged(found, tokenizer, LABELS, max_tokens)
+    task, every = counted_by_sentence(side), np.arange(len(side))
+    drawn = collate({"fr": task}, ("fr",), np.zeros(len(side), np.int64), every)
+    return token_batch(drawn, len(LABELS), tokenizer.pad_token_id), owner
 
 
 @pytest.mark.parametrize("bert", [True, False], ids=["bert", "xlm-roberta"])
 def test_the_first_subword_of_each_word_has_its_label(bert):
     tokenizer = make_tokenizer(bert)
     found = sentences()
-    batch, kept = batch_of(tokenizer, found)
-    assert kept.tolist() == [len(s.words) for s in found]
+    batch, owner = batch_of(tokenizer, found)
+    assert owner.tolist() == list(range(len(found)))
     for row, s in enumerate(found):
         ids, labels = [tokenizer.cls_token_id], [IGNORED]
         for word, tag in zip(s.words, s.tags, strict=True):  # word by word, the slow way
@@ -57,13 +58,53 @@ def test_the_first_subword_of_each_word_has_its_label(bert):
     assert batch.counts == {"fr": sum(map(len, (s.words for s in found)))} == {"fr": batch.tokens}
 
 
-def test_long_sentences_are_cut_between_words_and_odd_words_are_unknown():
+@pytest.mark.parametrize("limit", [3, 4, 5, 7])
+def test_long_sentences_are_cut_between_words_and_every_word_has_its_label(limit):
+    tokenizer = make_tokenizer()
+    found = sentences(6)
+    batch, owner = batch_of(tokenizer, found, limit)
+    assert (batch.mask.sum(1) <= limit).all() and len(owner) > len(found)
+    labels = [[] for _ in found]
+    for n, row in zip(owner, batch.labels, strict=True):
+        labels[n] += [LABELS[i] for i in row.tolist() if i != IGNORED]
+    assert labels == [list(s.tags) for s in found]
+    if limit == 7:  # no word was longer than that: the pieces hold all subwords
+        for n, s in enumerate(found):
+            rows = [batch.ids[i][batch.mask[i] == 1][1:-1] for i in np.flatnonzero(owner == n)]
+            whole = tokenizer(list(s.words), is_split_into_words=True, add_special_tokens=False)
+            assert torch.cat(rows).tolist() == whole["input_ids"]
+
+
+def test_a_word_of_nothing_is_unknown():
     tokenizer = make_tokenizer()
     odd = Tagged(("\u200d", "file"), ("NOUN", "VERB"), "")  # BERT's normaliser leaves nothing
-    batch, kept = batch_of(tokenizer, [odd, sentences(1)[0]], 5)
+    batch, _ = batch_of(tokenizer, [odd], 9)
     assert batch.ids[0, 1] == tokenizer.unk_token_id
-    assert (batch.mask.sum(1) <= 5).all()
-    assert kept[1] < 4
+    assert batch.tokens == 2
+
+
+@pytest.mark.parametrize("limit", [3, 5, 24])
+def test_every_word_of_a_long_sentence_is_tagged(limit):
+    """Each piece by itself through the model, the slow way."""
+    tokenizer = make_tokenizer()
+    torch.manual_seed(1)
+    config = transformers.BertConfig(vocab_size=len(tokenizer), num_labels=len(LABELS), **SHAPE)
+    model = transformers.BertForTokenClassification(config).eval()
+    found = sentences(7)
+    words = [list(s.words) for s in found]
+    guessed = tag_words(
+        model, tokenizer, LABELS, words, max_tokens=limit, device=torch.device("cpu")
+    )
+    assert [len(g) for g in guessed] == [len(w) for w in words]
+    side, owner = encode_tagged(found, tokenizer, LABELS, limit)
+    slow = [[] for _ in found]
+    for n, i in zip(owner, range(len(side)), strict=True):
+        stored = torch.tensor(side[i].astype(np.int64)) - 1
+        ids, labels = stored // (len(LABELS) + 1), stored % (len(LABELS) + 1)
+        with torch.no_grad():
+            best = model(input_ids=ids[None]).logits[0].argmax(-1)
+        slow[n] += [LABELS[k] for k in best[labels > 0].tolist()]
+    assert guessed == slow
 
 
 def test_a_part_of_a_batch_is_what_its_task_alone_would_be():
@@ -103,11 +144,16 @@ def test_masking_hides_a_share_of_what_may_be_hidden():
     assert 0.74 < masks < 0.86
 
 
+FIVE = ["a", "b", "c", "a", "c"]
+TWELVE = "ar bg de en es fr hi hu mr ta te vi de en vi fr".split()  # 16 sentences
+
+
+@pytest.mark.parametrize("tasks", [FIVE, TWELVE], ids=["3 tasks", "12 tasks"])
 @pytest.mark.parametrize("kind", ["bert", "xlm-roberta"])
-def test_the_single_pass_is_exact_on_a_token_classifier(kind):
+def test_the_single_pass_is_exact_on_a_token_classifier(kind, tasks):
     """Task gradients of one backward pass against one backward pass per task, in float64."""
     tokenizer = make_tokenizer(kind == "bert")
-    batch, _ = batch_of(tokenizer, sentences(5))
+    batch, _ = batch_of(tokenizer, sentences(len(tasks)))
     common = dict(
         vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, num_labels=len(LABELS),
         **SHAPE,
@@ -129,7 +175,7 @@ def test_the_single_pass_is_exact_on_a_token_classifier(kind):
         labels = batch.labels[rows, places]
         return F.cross_entropy(logits[rows, places], labels, reduction="none"), rows
 
-    assert largest_error(model, losses, ["a", "b", "c", "a", "c"]) < 1e-10
+    assert largest_error(model, losses, tasks) < 1e-10
     model.eval()
     with torch.no_grad():
         (exact, rows), ours = losses(), label_losses(model, batch)  # which ends in float32

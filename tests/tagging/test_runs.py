@@ -215,6 +215,24 @@ def test_an_encoder_of_ones_own_is_trained_and_fine_tuned(tmp_path):
     assert set(evaluate_tagging(tagger).languages) == {"de", "fr"}
 
 
+def test_paths_of_a_command_line_begin_where_it_is_typed(tmp_path, monkeypatch):
+    """Not beside the recipe, where nothing of that name is; what is there comes first."""
+    tree = make_toy(tmp_path, n=4)
+    recipes, below = tmp_path / "recipes", tmp_path / "recipes" / "data"
+    below.mkdir(parents=True)
+    path = write_recipe(recipes, tree)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "best").mkdir(parents=True)
+    (tmp_path / "run" / "best" / "config.json").write_text("{}")
+    recipe = load_any(path, ["data.folder=.", "model.encoder=run"])
+    assert recipe.data.folder == str(recipes)  # it exists beside the recipe
+    assert recipe.model.encoder == str(tmp_path / "run" / "best")
+    (tmp_path / "corpora").mkdir()
+    assert load_any(path, ["data.folder=corpora"]).data.folder == str(tmp_path / "corpora")
+    assert load_any(path, ["data.folder=data"]).data.folder == str(below)
+    assert load_any(path, ["data.folder=none"]).data.folder == str(recipes / "none")
+
+
 def test_errors_name_key_or_line(tmp_path):
     tree = make_toy(tmp_path, n=4)
     path = write_recipe(tmp_path, tree)

@@ -21,12 +21,15 @@ from gradvac.experiment.geometry_text import script
 from gradvac.experiment.geometry_view import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.prepare import test_rows
 from gradvac.experiment.proximity import families, typological_distances
-from gradvac.experiment.run_view import TaskView, load_runs
+from gradvac.experiment.run_view import LANGUAGES, TaskView, load_runs
+from gradvac.experiment.tagging.prepare import test_sentences
+from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.geometry.statistics import cophenetic_test, correlation, mantel, residual, same
 
 LEVEL = 0.05
 """p-values up to this are called evidence; the usual convention."""
 FAMILY, SCRIPT, SIZE = "same family", "same script", "similar data size"
+QUALITY = {"bleu": "BLEU", "chrf": "chrF++", "f1": "F1", "accuracy": "accuracy"}
 PARTS = (("whole_model", "whole_model"), ("enc_dec", "encoder"), ("enc_dec", "decoder"))
 
 
@@ -79,7 +82,8 @@ def findings(subject: Subject) -> tuple[list[Finding], list[str]]:
         except Missing:
             continue
         if len(tasks) < 4:
-            notes.append(f"{side}: {len(tasks)} directions are too few to test anything")
+            of = "" if side == LANGUAGES else "directions "
+            notes.append(f"{side}: {len(tasks)} {of}are too few to test anything")
             continue
         known, said = _proximities(subject, tasks)
         notes += [note for note in said if note not in notes]
@@ -128,6 +132,9 @@ def _scripts(subject: Subject, codes: Sequence[str]) -> dict[str, str]:
     folder = subject.run.folder
     if not (folder / "data" / "test.jsonl").exists():
         return {}
+    if isinstance(subject.run.recipe, TaggingRecipe):
+        tagged = test_sentences(folder)
+        return {c: script([" ".join(words) for words, _ in tagged.get(c, [])]) for c in codes}
     rows = test_rows(folder, "valid") or test_rows(folder)
     return {c: script([r.texts[c] for r in rows[:200] if c in r.texts]) for c in codes}
 
@@ -157,12 +164,13 @@ def _of_quality(
     with np.errstate(invalid="ignore"):
         mean = np.where(known, values, 0.0).sum(1) / known.sum(1)
     found = []
-    for key, name in (("bleu", "BLEU"), ("chrf", "chrF++")):
+    what = "language" if side == LANGUAGES else "direction"
+    for key, name in QUALITY.items():
         y = [scores.get(t.name, {}).get(key, math.nan) for t in tasks]
         if all(map(math.isnan, y)):
             continue
         c = correlation(mean, np.array(y, dtype=float))
-        found.append(Finding(side, part, f"{name} of the direction", c.r, c.p, c.n, c.low, c.high))
+        found.append(Finding(side, part, f"{name} of the {what}", c.r, c.p, c.n, c.low, c.high))
     return found
 
 

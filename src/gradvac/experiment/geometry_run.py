@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradvac.errors import RunError
 from gradvac.experiment.build import device_of
@@ -36,6 +36,8 @@ from gradvac.translation.encoded import EncodedTask, Sentences, Side
 from gradvac.translation.transformer import Transformer
 
 TOKENS = 4096  # padded cells of a batch: a matter of speed and memory alone
+Shares = Sequence[tuple[EncodedTask, float]]
+"""Sentences of tasks, and what the mean loss of each is multiplied with."""
 TOTAL = "sum"
 """Name of the loss that is the sum of those of all resource levels."""
 
@@ -111,10 +113,7 @@ def measure_run(
     console = console or Console(highlight=False)
     say = partial(console.print, markup=False, soft_wrap=True)
     recipe, infos = run_recipe(run), task_infos(run)
-    steps = [step for step in saved_models(run) if not every or step % every == 0]
-    if not steps:
-        there = ", ".join(map(str, saved_models(run))) or "none yet"
-        raise RunError(f"{run}: no checkpoint to measure; steps with one: {there}")
+    steps = steps_of(run, every)
     found = find_model(run, str(steps[-1]))
     limit = recipe.data.max_tokens
     text = aligned_set(
@@ -128,15 +127,62 @@ def measure_run(
     )
     model = found.load(device_of(device or recipe.device))
     smoothing = recipe.training.label_smoothing
+    return measure_text(
+        run,
+        out or measured_folder(run),
+        steps,
+        model,
+        text,
+        infos,
+        lambda shares: _losses(model, shares, smoothing),
+        granularity=granularity,
+        smoothing=smoothing,
+        curvature_strings=curvature_strings,
+        hold=hold,
+        console=console,
+    )
+
+
+def steps_of(run: Path, every: int | None) -> list[int]:
+    """Steps with saved parameters, those that are a multiple of ``every``; RunError if none."""
+    steps = [step for step in saved_models(run) if not every or step % every == 0]
+    if not steps:
+        there = ", ".join(map(str, saved_models(run))) or "none yet"
+        raise RunError(f"{run}: no checkpoint to measure; steps with one: {there}")
+    return steps
+
+
+def measure_text(
+    run: Path,
+    out: Path,
+    steps: list[int],
+    model: nn.Module,
+    text: AlignedSet,
+    infos: Mapping[str, TaskInfo],
+    losses_of: Callable[[Shares], Losses],
+    *,
+    granularity: str,
+    smoothing: float,
+    curvature_strings: int,
+    hold: int,
+    console: Console,
+) -> Path:
+    """Measure checkpoints of a run of any kind on ``text``; returns ``out``.
+
+    ``model`` is filled with the parameters of each of ``steps``; ``losses_of`` gives the parts of
+    the mean loss of tasks, each times its share, added up. The rest is as in `measure_run`.
+    """
     wanted = _description(text, model, granularity, smoothing, curvature_strings)
-    out = out or measured_folder(run)
     prepare_folder(out, wanted)
-    losses = {task: _losses(model, [(own, 1.0)], smoothing) for task, own in text.tasks.items()}
+    tasks = "directions" if isinstance(model, Transformer) else "languages"
+    losses = {task: losses_of([(own, 1.0)]) for task, own in text.tasks.items()}
     shares = _levels(text, infos, curvature_strings)
-    levels = {level: _losses(model, own, smoothing) for level, own in shares.items()}
-    say(
-        f"{len(steps)} checkpoints, {len(losses)} directions, {wanted.strings} sentences each "
-        f"({text.origin}); {out}"
+    levels = {level: losses_of(own) for level, own in shares.items()}
+    console.print(
+        f"{len(steps)} checkpoints, {len(losses)} {tasks}, {wanted.strings} sentences each "
+        f"({text.origin}); {out}",
+        markup=False,
+        soft_wrap=True,
     )
     with alone(out, "measuring into this folder"):
         truncate(out / "curvature.jsonl", 2**62)  # drops nothing but a line that was cut short
@@ -145,7 +191,7 @@ def measure_run(
 
 
 def _description(
-    text: AlignedSet, model: Transformer, granularity: str, smoothing: float, curvature: int
+    text: AlignedSet, model: nn.Module, granularity: str, smoothing: float, curvature: int
 ) -> Measurement:
     """What is to be measured; GradientError for a granularity there is not."""
     shapes = {name: list(p.shape) for name, p in model.named_parameters()}
@@ -200,15 +246,13 @@ def prepare_folder(out: Path, wanted: Measurement) -> None:
     new_file.replace(out / "measured.json")
 
 
-def _losses(
-    model: Transformer, shares: Sequence[tuple[EncodedTask, float]], smoothing: float
-) -> Losses:
+def _losses(model: Transformer, shares: Shares, smoothing: float) -> Losses:
     """The training loss per target token of each direction, times its share, added up.
 
     Directions share batches: a dozen of a few sentences each are as fast as one.
     """
     data = EncodedTask(
-        _joined([task.source for task, _ in shares]), _joined([task.target for task, _ in shares])
+        joined([task.source for task, _ in shares]), joined([task.target for task, _ in shares])
     )
     scale = torch.cat(
         [torch.full((len(task),), share / task.target.tokens) for task, share in shares]
@@ -224,7 +268,7 @@ def _losses(
     return parts
 
 
-def _joined(parts: Sequence[Side]) -> Sentences:
+def joined(parts: Sequence[Side]) -> Sentences:
     """The sentences of all parts, one after the other."""
     return Sentences.of([s[n].tolist() for s in parts for n in range(len(s))])
 
@@ -238,7 +282,7 @@ def _levels(
     """
     members: dict[str, list[EncodedTask]] = {}
     for task, data in text.tasks.items() if count else ():
-        few = EncodedTask(_cut(data.source, count), _cut(data.target, count))
+        few = EncodedTask(first_of(data.source, count), first_of(data.target, count))
         members.setdefault(infos[task].level, []).append(few)
     found = {level: [(d, 1 / len(own)) for d in own] for level, own in members.items()}
     if len(found) > 1:
@@ -246,7 +290,8 @@ def _levels(
     return found
 
 
-def _cut(side: Side, count: int) -> Sentences:
+def first_of(side: Side, count: int) -> Sentences:
+    """The first ``count`` sentences."""
     return Sentences.of([side[n].tolist() for n in range(min(count, len(side)))])
 
 
@@ -254,7 +299,7 @@ def _measure_steps(
     run: Path,
     out: Path,
     steps: list[int],
-    model: Transformer,
+    model: nn.Module,
     granularity: str,
     losses: Mapping[str, Losses],
     levels: Mapping[str, Losses],

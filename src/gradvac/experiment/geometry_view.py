@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -17,13 +18,21 @@ from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import saved_models
 from gradvac.experiment.geometry_run import Measurement, measured_folder
 from gradvac.experiment.recipe import Recipe
-from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, RunView, TaskView, by_family
+from gradvac.experiment.run_view import (
+    FROM_ENGLISH,
+    LANGUAGES,
+    TO_ENGLISH,
+    RunView,
+    TaskView,
+    by_family,
+)
+from gradvac.experiment.tagging.recipe import SentenceBatchSection
 from gradvac.geometry.kinds import coarser
 from gradvac.geometry.record import Frame, GramRecord, cosine
 from gradvac.geometry.similarity import Similarity, mean_similarity, regrouped, windows
 
 Measure = Callable[[np.ndarray], np.ndarray]
-SIDES = {TO_ENGLISH: "any-en", FROM_ENGLISH: "en-any"}
+SIDES = {TO_ENGLISH: "any-en", FROM_ENGLISH: "en-any", LANGUAGES: "languages"}
 
 
 class Missing(Exception):
@@ -140,10 +149,11 @@ class Subject:
         return by_family(TaskView.of(name, info) for name, info in self.run.tasks.items())
 
     def of_side(self, side: str) -> list[TaskView]:
-        """The directions of one side of English, at least two; Missing otherwise."""
+        """The tasks of one of `SIDES`, at least two; Missing otherwise."""
         found = [t for t in self.tasks if t.side == side]
         if len(found) < 2:
-            raise Missing(f"a run with two or more directions {side}")
+            of = "languages as tasks" if side == LANGUAGES else f"directions {side}"
+            raise Missing(f"a run with two or more {of}")
         return found
 
     def at(self, granularity: str) -> Geometry:
@@ -175,8 +185,10 @@ class Subject:
 
     @property
     def batch(self) -> int:
-        """Target tokens of an update."""
-        return self.run.recipe.batches.tokens * self.run.recipe.batches.accumulate
+        """Target tokens of an update; sentences of a run of tagging."""
+        batches: Any = self.run.recipe.batches
+        of_tagging = isinstance(batches, SentenceBatchSection)
+        return (batches.sentences if of_tagging else batches.tokens) * batches.accumulate
 
 
 def among(similarity: Similarity, tasks: Sequence[TaskView]) -> Similarity:

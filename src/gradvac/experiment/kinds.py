@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from gradvac.errors import RunError
 from gradvac.experiment.job import Job
 from gradvac.experiment.recipe import Recipe, any_recipe
 from gradvac.experiment.sections import BaseRecipe
@@ -64,6 +66,22 @@ def job_of(folder: Path) -> Job:
     from gradvac.experiment.translation_job import TranslationJob
 
     return TranslationJob(open_prepared(folder))
+
+
+def measure_geometry(run: Path, out: Path | None, rows: Path | None, **options: Any) -> Path:
+    """Measure gradients at the checkpoints of a run, as `measure_run` takes ``options``."""
+    if not isinstance(any_recipe(run), TaggingRecipe):
+        from gradvac.experiment.geometry_run import measure_run
+
+        return measure_run(run, out, rows=rows, **options)
+    from gradvac.experiment.tagging.geometry import measure_tagging
+
+    if rows is not None:
+        raise RunError(
+            f"--rows: found {rows}, which has no tags; a run of tagging is measured on its own "
+            "validation text"
+        )
+    return measure_tagging(run, out, **options)
 
 
 def has_test(recipe: BaseRecipe) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,8 @@ def load_any(
     """Read a recipe of any job; ``changes`` are ``section.key=value`` overrides with YAML values.
 
     ``size`` and ``variant`` choose where the file holds several, see
-    :mod:`gradvac.experiment.variants`. Relative file names are taken from the recipe's own folder.
+    :mod:`gradvac.experiment.variants`. Relative file names are taken from the recipe's own folder,
+    and those of files that are not there from the working directory, as on a command line.
     Raises RecipeError.
     """
     file = path if isinstance(path, RecipeFile) else read_recipe_file(path)
@@ -119,11 +121,15 @@ def load_any(
         _apply(tree, change)
     chosen = [f"{key} {tree[key]}" for key in ("size", "variant") if tree.get(key)]
     where = f"{file.path} ({', '.join(chosen)})" if chosen else str(file.path)
-    folder = file.path.parent
-    place = lambda name: (
-        name if name.startswith(SHIPPED) else str((folder / Path(name).expanduser()).resolve())
-    )
-    return parse_any(tree, where).placed(place)
+    return parse_any(tree, where).placed(partial(_placed, file.path.parent))
+
+
+def _placed(folder: Path, name: str) -> str:
+    """A file name made absolute: below ``folder``, or if it is only there, where one works."""
+    if name.startswith(SHIPPED):
+        return name
+    below, here = folder / Path(name).expanduser(), Path(name).expanduser()
+    return str((here if here.exists() and not below.exists() else below).resolve())
 
 
 def parse_recipe(tree: dict[str, Any], where: str, run_code: bool = True) -> Recipe:
@@ -157,7 +163,7 @@ def any_recipe(folder: Path) -> BaseRecipe:
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
         return parse_any(tree, str(file), run_code=False)
-    except OSError as e:
+    except (OSError, UnicodeDecodeError) as e:
         raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
     except yaml.YAMLError as e:
         raise RunError(f"{file}: not YAML") from e

@@ -19,6 +19,8 @@ from gradvac.geometry.similarity import EditCounts, edit_counts
 from gradvac.translation.languages import Direction, family, family_order, language
 
 TO_ENGLISH, FROM_ENGLISH = "Any\N{RIGHTWARDS ARROW}En", "En\N{RIGHTWARDS ARROW}Any"
+LANGUAGES = "languages"
+"""The side of tasks that are no directions, such as the languages of tagging."""
 METHODS = {
     "joint": "joint training",
     "static": "static weights",
@@ -34,7 +36,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class TaskView:
-    """A task in the words of a report; ``side`` is empty when no side is English."""
+    """A task in the words of a report; ``side`` is empty for directions without English."""
 
     name: str
     label: str
@@ -52,7 +54,8 @@ class TaskView:
         try:
             d = Direction.parse(name)
         except RecipeError:  # a task of another kind than a direction is its own label
-            view = cls(name, name, name, "", "", "", info.family if info else "other")
+            kin = info.family if info else "other"
+            view = cls(name, name, name, "", "", LANGUAGES, kin)
         else:
             arrow = "\N{RIGHTWARDS ARROW}"
             label = f"{language(d.source).name} {arrow} {language(d.target).name}"
@@ -74,7 +77,7 @@ def by_family(tasks: Iterable[TaskView]) -> list[TaskView]:
     """Into English first, then from English; within a side family by family as in the paper."""
     views = list(tasks)
     rank = {code: n for n, code in enumerate(family_order({v.partner for v in views}))}
-    sides = [TO_ENGLISH, FROM_ENGLISH, ""]
+    sides = [TO_ENGLISH, FROM_ENGLISH, LANGUAGES, ""]
     return sorted(views, key=lambda v: (sides.index(v.side), rank[v.partner], v.name))
 
 

@@ -105,20 +105,21 @@ def token_batch(drawn: Batch, labels: int, padding_id: int) -> TokenBatch:
 def encode_tagged(
     sentences: Sequence[Tagged], tokenizer: Any, labels: Sequence[str], max_tokens: int
 ) -> tuple[Sentences, np.ndarray]:
-    """Encode sentences; also how many words of each have a label [N].
+    """Encode sentences; also which of them each encoded one is of [N], ascending.
 
-    A sentence is cut after ``max_tokens`` subwords, special ones counted: words after that have no
-    label. A word of which the tokenizer makes nothing is its unknown one.
+    A sentence of more than ``max_tokens`` subwords, special ones counted, is cut between words into
+    several, as XTREME cuts them: every word has its label. A word of which the tokenizer makes
+    nothing is its unknown one; of one longer than ``max_tokens`` the end is dropped.
     """
     index = {label: n + 1 for n, label in enumerate(labels)}
-    stored, kept = [], []
-    for ids, firsts, sentence in _subwords(sentences, tokenizer, max_tokens):
+    stored, owner = [], []
+    for ids, firsts, n in _subwords(sentences, tokenizer, max_tokens):
         numbers = np.array(ids, dtype=np.int64) * (len(labels) + 1) + 1
         for place, word in firsts:
-            numbers[place] += index[sentence.tags[word]]
+            numbers[place] += index[sentences[n].tags[word]]
         stored.append(numbers.tolist())
-        kept.append(len(firsts))
-    return Sentences.of(stored), np.array(kept, dtype=np.int64)
+        owner.append(n)
+    return Sentences.of(stored), np.array(owner, dtype=np.int64)
 
 
 def counted_by_sentence(side: Sentences) -> EncodedTask:
@@ -129,9 +130,10 @@ def counted_by_sentence(side: Sentences) -> EncodedTask:
 
 def _subwords(
     sentences: Sequence[Tagged], tokenizer: Any, max_tokens: int
-) -> Iterator[tuple[list[int], list[tuple[int, int]], Tagged]]:
-    """Subword ids of each sentence, (place, word) of every first subword, and the sentence."""
+) -> Iterator[tuple[list[int], list[tuple[int, int]], int]]:
+    """Subword ids, (place, word) of every first subword, and the sentence, piece by piece."""
     begin, end = _special(tokenizer)
+    room = max_tokens - len(begin) - len(end)
     for start in range(0, len(sentences), AT_ONCE):
         part = sentences[start : start + AT_ONCE]
         found = tokenizer(
@@ -142,13 +144,15 @@ def _subwords(
             pieces: list[list[int]] = [[] for _ in sentence.words]
             for token, word in zip(ids, words, strict=True):
                 pieces[word].append(token)
-            whole, firsts = list(begin), []
+            inner, firsts = [], []
             for word, piece in enumerate(pieces):
-                if len(whole) + len(piece or [0]) + len(end) > max_tokens:
-                    break
-                firsts.append((len(whole), word))
-                whole += piece or [tokenizer.unk_token_id]
-            yield whole + end, firsts, sentence
+                piece = piece[:room] or [tokenizer.unk_token_id]
+                if len(inner) + len(piece) > room:
+                    yield begin + inner + end, firsts, start + n
+                    inner, firsts = [], []
+                firsts.append((len(begin) + len(inner), word))
+                inner += piece
+            yield begin + inner + end, firsts, start + n
 
 
 def encode_text(texts: Sequence[str], tokenizer: Any, max_tokens: int) -> Sentences:

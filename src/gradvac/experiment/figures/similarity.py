@@ -9,7 +9,7 @@ import numpy as np
 from gradvac.experiment.figures.base import LINES, PAIRS, Picture, line_rows, pair_rows
 from gradvac.experiment.figures.training import seeds_in_words
 from gradvac.experiment.geometry_view import SIDES, Geometry, Missing, Subject, among
-from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, TaskView
+from gradvac.experiment.run_view import FROM_ENGLISH, LANGUAGES, TO_ENGLISH, TaskView
 from gradvac.geometry.heatmaps import Matrix, Scale, heatmap_and_tree, heatmaps, tables
 from gradvac.geometry.panels import Panel, line_panels, strips
 from gradvac.geometry.plots import Line
@@ -17,6 +17,7 @@ from gradvac.geometry.record import cosine
 from gradvac.geometry.similarity import alignment, cluster, mean_similarity, norm_similarity
 
 WHOLE = "whole_model"
+ENGLISH = (TO_ENGLISH, FROM_ENGLISH)
 
 
 def as_matrix(values: np.ndarray, tasks: Sequence[TaskView], title: str = "") -> Matrix:
@@ -59,15 +60,15 @@ def whole_model(subject: Subject) -> list[Picture]:
 
 def both_sides(subject: Subject) -> list[Picture]:
     """GradVac figure 2a: Any to English and English to any in one model, on one scale."""
-    sides = {side: subject.of_side(side) for side in SIDES}
+    sides = {side: subject.of_side(side) for side in ENGLISH}
     values = {side: subject.mean_of(WHOLE, WHOLE, tasks) for side, tasks in sides.items()}
-    figure = heatmaps([as_matrix(values[side], sides[side], side) for side in SIDES])
-    means = [f"{side} {_mean(values[side]):.3f}" for side in SIDES]
+    figure = heatmaps([as_matrix(values[side], sides[side], side) for side in ENGLISH])
+    means = [f"{side} {_mean(values[side]):.3f}" for side in ENGLISH]
     caption = (
         "Cosines of gradients of the whole model, both sides of one model on one scale, mean "
         f"{subject.at(WHOLE).words}. Mean over pairs: {', '.join(means)}."
     )
-    rows = [row for side in SIDES for row in pair_rows(values[side], sides[side], side)]
+    rows = [row for side in ENGLISH for row in pair_rows(values[side], sides[side], side)]
     return [Picture("gradvac-fig-02a-both-sides", caption, figure, ("side", *PAIRS), rows)]
 
 
@@ -75,7 +76,7 @@ def encoder_minus_decoder(subject: Subject) -> list[Picture]:
     """GradVac figure 4a."""
     matrices, rows, means = [], [], []
     reasons = []
-    for side in SIDES:
+    for side in ENGLISH:
         try:
             tasks = subject.of_side(side)
         except Missing as e:
@@ -190,11 +191,11 @@ def _chosen_pairs(mean: np.ndarray, tasks: Sequence[TaskView]) -> list[tuple[str
     return [(tasks[rows[n]].name, tasks[columns[n]].name) for n in ends]
 
 
-SETTINGS = {TO_ENGLISH: "M2O", FROM_ENGLISH: "O2M"}
+SETTINGS = {TO_ENGLISH: "M2O", FROM_ENGLISH: "O2M", LANGUAGES: "languages"}
 
 
 def _settings(subject: Subject) -> dict[str, list[TaskView]]:
-    """Task settings a run can show: many to one, one to many, and both in one model."""
+    """Task settings a run can show: many to one, one to many, both in one model; languages."""
     found = {s: [t for t in subject.tasks if t.side == side] for side, s in SETTINGS.items()}
     found = {s: tasks for s, tasks in found.items() if len(tasks) > 1}
     return {**found, "M2M": subject.tasks} if len(found) > 1 else found

@@ -43,7 +43,6 @@ class TaggingScores:
 def evaluate_tagging(folder: Path, checkpoint: str = "best") -> TaggingScores:
     """Score a run on its test set; writes ``scores.json`` and ``tags.jsonl``.
 
-    A word after the last subword that the model sees gets the first label, ``O`` of entities.
     RunError without a test set or checkpoint.
     """
     prepared = open_tagging(folder)
@@ -97,14 +96,18 @@ def tag_words(
     max_tokens: int,
     device: torch.device,
 ) -> list[list[str]]:
-    """A label for each word of each sentence; words that were cut off get the first label."""
+    """A label for each word of each sentence, of which the model sees ``max_tokens`` at a time."""
     tagged = [Tagged(tuple(words), (labels[0],) * len(words), "") for words in sentences]
-    task = counted_by_sentence(encode_tagged(tagged, tokenizer, labels, max_tokens)[0])
-    guessed: list[list[str]] = [[labels[0]] * len(words) for words in sentences]
+    side, owner = encode_tagged(tagged, tokenizer, labels, max_tokens)
+    task = counted_by_sentence(side)
+    pieces: list[list[int]] = [[] for _ in owner]
     for drawn in in_order({"": task}, ("",), 0, TOKENS):
         batch = token_batch(drawn, len(labels), tokenizer.pad_token_id or 0).to(device)
         for place, row in zip(batch.sentence.tolist(), predict(model, batch), strict=True):
-            guessed[place][: len(row)] = [labels[i] for i in row]
+            pieces[place] = row
+    guessed: list[list[str]] = [[] for _ in sentences]
+    for n, piece in zip(owner.tolist(), pieces, strict=True):
+        guessed[n] += [labels[i] for i in piece]
     return guessed
 
 

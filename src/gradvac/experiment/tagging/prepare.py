@@ -194,15 +194,20 @@ def _write_text(recipe: TaggingRecipe, folder: Path, say: Callable[[str], None])
     folder.mkdir(parents=True, exist_ok=True)
     save_shape(recipe.model.encoder, folder / SHAPE, labels, recipe.model.dropout)
     tokenizer = open_tokenizer(str(folder / SHAPE))
+    sizes: dict[str, int] = {}
     for part in ("train", "valid"):
         encoded = {}
         for code, own in texts.items():
             if not own[part]:
                 continue
-            encoded[code], kept = encode_tagged(own[part], tokenizer, labels, data.max_tokens)
-            lost = sum(len(s.words) for s in own[part]) - int(kept.sum())
-            if lost:
-                say(f"{part} {code}: {lost} words after {data.max_tokens} subwords have no label")
+            encoded[code], _ = encode_tagged(own[part], tokenizer, labels, data.max_tokens)
+            pieces, whole = len(encoded[code]), len(own[part])
+            if pieces > whole:
+                say(
+                    f"{part} {code}: {whole:,} sentences became {pieces:,} of at most "
+                    f"{data.max_tokens} subwords"
+                )
+        sizes = sizes or {code: len(side) for code, side in encoded.items()}  # of train
         save_sentences(folder / "data" / part, encoded, fingerprint(tokenizer))
     with (folder / "data" / "test.jsonl").open("w", encoding="utf-8") as out:
         for code, own in texts.items():
@@ -211,7 +216,6 @@ def _write_text(recipe: TaggingRecipe, folder: Path, say: Callable[[str], None])
                 out.write(json.dumps(line, ensure_ascii=False) + "\n")
     text = json.dumps(account.to_dict(), indent=1, ensure_ascii=False)
     (folder / "data" / "account.json").write_text(text, encoding="utf-8")
-    sizes = {code: len(own["train"]) for code, own in texts.items()}
     levels = resource_levels(sizes, data.levels)
     tasks = {code: asdict(TaskInfo(n, levels[code], family(code))) for code, n in sizes.items()}
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")

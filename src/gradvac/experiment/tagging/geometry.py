@@ -1,0 +1,121 @@
+"""`gradvac geometry` on a run of sequence labelling: the gradient of every language.
+
+Each language has its own validation sentences: unlike parallel text, tagged text is the same in
+all languages only where somebody tagged translations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from gradvac.errors import RunError
+from gradvac.experiment.build import device_of
+from gradvac.experiment.geometry_run import (
+    TOKENS,
+    Shares,
+    first_of,
+    joined,
+    measure_text,
+    measured_folder,
+    steps_of,
+)
+from gradvac.experiment.geometry_text import AlignedSet, script
+from gradvac.experiment.tagging.prepare import SHAPE, PreparedTagging, open_tagging
+from gradvac.geometry.measure import HOLD, Losses
+from gradvac.tagging.encoder import empty_tagger, label_losses, open_tokenizer
+from gradvac.tagging.encoding import counted_by_sentence, token_batch
+from gradvac.translation.batches import in_order
+from gradvac.translation.encoded import Side
+
+
+def measure_tagging(
+    run: Path,
+    out: Path | None = None,
+    *,
+    every: int | None = None,
+    granularity: str = "parameter",
+    strings: int | None = None,
+    curvature_strings: int = 0,
+    device: str | None = None,
+    hold: int = HOLD,
+    console: Console | None = None,
+) -> Path:
+    """Measure the saved checkpoints of a run on its validation text; returns the folder.
+
+    The loss of a language is the training loss per word. Arguments and files are those of
+    `gradvac.experiment.geometry_run.measure_run`. RunError without checkpoints or validation text,
+    or if the folder holds a measurement of something else.
+    """
+    prepared, steps = open_tagging(run), steps_of(run, every)
+    text = _text(prepared, strings)
+    model = empty_tagger(run / SHAPE).to(device_of(device or prepared.recipe.device))
+    smoothing = prepared.recipe.training.label_smoothing
+    return measure_text(
+        run,
+        out or measured_folder(run),
+        steps,
+        model,
+        text,
+        prepared.tasks,
+        lambda shares: _losses(model, shares, prepared, smoothing),
+        granularity=granularity,
+        smoothing=smoothing,
+        curvature_strings=curvature_strings,
+        hold=hold,
+        console=console or Console(highlight=False),
+    )
+
+
+def _text(prepared: PreparedTagging, strings: int | None) -> AlignedSet:
+    """The first ``strings`` validation sentences of each language; RunError where one has none."""
+    if absent := [task for task in prepared.tasks if task not in prepared.valid]:
+        raise RunError(
+            f"{prepared.folder}: no validation text to measure on for {', '.join(absent)}; "
+            "data.languages.LANG.valid names it"
+        )
+    count = len if strings is None else lambda _: strings
+    sides = {task: prepared.valid[task].source for task in prepared.tasks}
+    cut = {task: first_of(side, count(side)) for task, side in sides.items()}
+    digest = hashlib.sha256(b"".join(side.ids.tobytes() for side in cut.values()))
+    tokenizer = open_tokenizer(str(prepared.folder / SHAPE))
+    words = lambda side: tokenizer.decode(
+        (side.ids - 1) // (len(prepared.labels) + 1), skip_special_tokens=True
+    )
+    return AlignedSet(
+        {task: counted_by_sentence(side) for task, side in cut.items()},
+        "validation text",
+        False,
+        digest.hexdigest()[:16],
+        {task: script([words(side)]) for task, side in cut.items()},
+    )
+
+
+def _losses(model: Any, shares: Shares, prepared: PreparedTagging, smoothing: float) -> Losses:
+    """The training loss per word of each language, times its share, added up."""
+    labels = len(prepared.labels)
+    data = counted_by_sentence(joined([task.source for task, _ in shares]))
+    scale = torch.cat(
+        [torch.full((len(task),), share / _words(task.source, labels)) for task, share in shares]
+    )
+
+    def parts() -> Iterator[Tensor]:
+        device = next(model.parameters()).device
+        for drawn in in_order({"": data}, ("",), 0, TOKENS):
+            batch = token_batch(drawn, labels, prepared.padding_id).to(device)
+            loss, _, rows = label_losses(model, batch, smoothing)
+            yield (loss * scale.to(device)[batch.sentence[rows]]).sum()
+
+    return parts
+
+
+def _words(side: Side, labels: int) -> int:
+    """Subwords with a label, as `gradvac.tagging.encoding` stores them."""
+    return int(((side.gather(np.arange(len(side))) - 1) % (labels + 1) > 0).sum())
