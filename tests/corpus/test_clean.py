@@ -125,6 +125,15 @@ def test_a_file_that_is_there_twice(tmp_path: Path) -> None:
         run(folder, tmp_path / "out")
 
 
+def test_files_without_a_row_are_no_twins(tmp_path: Path) -> None:
+    folder = corpus(tmp_path / "in", GOOD)
+    for code in ("fr", "nl"):
+        (folder / "train" / f"en-{code}.tsv").write_text(f"en\t{code}\n")
+    assert run(folder, tmp_path / "out")["kept"] == len(GOOD)
+    problems = json.loads((tmp_path / "out" / "report.json").read_text())["problems"]
+    assert [p.split("/")[-1] for p in problems] == [f"en-{c}.tsv: has no row" for c in ("fr", "nl")]
+
+
 def test_no_corpus_folder_and_an_output_in_use(tmp_path: Path) -> None:
     with pytest.raises(CorpusError, match="allowed is a corpus folder"):
         run(tmp_path, tmp_path / "out")

@@ -64,6 +64,7 @@ def apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         locale("fr", "broken"): b"\xde\x12\x04\x95 cut short",
         locale("hi", "broken"): mo({"Open the file now please": "Open the file now please"}),
     }
+    packages["short"] = {locale("zu", "short"): mo({"Open": "Vula"})}
     packages["firefox-esr"] = {
         "usr/lib/firefox-esr/omni.ja": xpi(
             {"localization/en-US/a.ftl": "hello = Welcome to your new { $name } browser\n"}
@@ -181,6 +182,18 @@ def test_a_download_that_differs_from_the_index_is_refused(tmp_path: Path, apt: 
     with pytest.raises(CorpusError, match="prog3: what apt downloaded has not the SHA-256"):
         build(tmp_path)
     assert not (tmp_path / "out").exists()
+
+
+def test_languages_without_text_are_named(tmp_path: Path, apt: Path) -> None:
+    plan = Plan(("fr", "zu"), "full", Split(rows=200, share=0.3))
+    build_debian(tmp_path / "out", plan, tmp_path / "cache", 1, False, lambda *_: None)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "zu: no training pair" in report["problems"]
+    for code, message in (("zu", "no pair in zu came out of 2 sources"), ("mr", "no package that")):
+        nothing = Plan((code,), "full", Split(rows=200, share=0.3))
+        with pytest.raises(CorpusError, match=message):
+            build_debian(tmp_path / "none", nothing, tmp_path / "cache", 1, False, lambda *_: None)
+    assert not (tmp_path / "none").exists()
 
 
 def test_without_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -194,6 +194,7 @@ def test_a_block_is_judged_as_its_rows_are(pairs, rules, held):
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\n\r"), max_size=12), max_size=9))
+@settings(deadline=None)
 def test_keys_of_many_texts_are_those_of_each(texts):
     assert text_keys(texts) == [text_key(text) for text in texts]
 
@@ -204,7 +205,7 @@ def test_keys_of_many_texts_are_those_of_each(texts):
     ),
     st.integers(1, 9),
 )
-@settings(max_examples=200)
+@settings(max_examples=100, deadline=None)
 def test_lines_are_those_of_the_file_whatever_is_read_at_once(tmp_path_factory, parts, piece):
     data = b"".join(parts)
     file = tmp_path_factory.getbasetemp() / "lines"

@@ -161,9 +161,12 @@ def _check_files(codes: dict[Path, tuple[str, str]]) -> list[str]:
     for file, pair in codes.items():
         digest = hashlib.sha256()
         with file.open("rb") as lines:
-            lines.readline()
+            empty = len(lines.readline()) == file.stat().st_size
             while block := lines.read(1 << 20):
                 digest.update(block)
+        if empty:
+            notes.append(f"{file}: has no row")
+            continue
         twin = by_content.setdefault(digest.hexdigest(), file)
         if twin != file:
             raise CorpusError(f"{file}: holds the same text as {twin}: remove one of them")

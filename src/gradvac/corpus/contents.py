@@ -100,15 +100,16 @@ def choose(
         for name, holding in holdings.items()
         if name in candidates and any(code in wanted for _, code in holding.texts)
     }
-    # English sides: the browsers themselves, LibreOffice's help in English.
+    # English sides of what there is to be had: the browsers themselves, LibreOffice's help.
+    translated = {
+        kind for holding in held.values() for kind, code in holding.texts if code in wanted
+    }
+    sides = {"mozilla-english": "mozilla", "libreoffice-help": "libreoffice-help"}
     english = {
         name
         for name, holding in holdings.items()
         if name in candidates
-        and any(
-            code == ENGLISH and kind in ("mozilla-english", "libreoffice-help")
-            for kind, code in holding.texts
-        )
+        and any(code == ENGLISH and sides.get(k) in translated for k, code in holding.texts)
     }
     kinds = {"tiny": _TINY_KINDS, "core": _CORE_KINDS}.get(profile)
     if kinds is None:

@@ -113,7 +113,14 @@ def build_debian(
     with new_folder(out) as folder:
         files = [reading.pairs for reading in readings]
         assembled = assemble(files, plan.languages, folder, plan.split, jobs, tick)
+        train = assembled.pairs["train"]
+        if not any(train.values()):
+            raise CorpusError(
+                f"no pair in {' '.join(plan.languages)} came out of {len(readings)} sources of the "
+                f"profile {plan.profile!r}: another --profile or language may have some"
+            )
         sources, report = _account(readings, assembled, folder)
+        report["problems"] += [f"{c}: no training pair" for c in plan.languages if not train[c]]
         report["build"] = {
             "seconds": round(time.monotonic() - start, 1),
             "downloaded_bytes": sum(package.size for package in packages),

@@ -21,6 +21,24 @@ Wanted = Literal["to_en", "from_en", "both"] | Sequence[str]
 _NONE = -1
 
 
+class _Grown:
+    """A file that grows and is only open while it does: hundreds of directions have three each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._waiting = path, bytearray()
+        path.write_bytes(b"")
+
+    def write(self, data: bytes) -> None:
+        self._waiting += data
+        if len(self._waiting) > 2**16:
+            self.flush()
+
+    def flush(self) -> None:
+        with self.path.open("ab") as file:
+            file.write(self._waiting)
+        self._waiting.clear()
+
+
 class _Lane:
     """The pairs of one direction on disk, and where each came from.
 
@@ -37,7 +55,7 @@ class _Lane:
         self.missing: list[str] = []  # where the first few rows are that are not in both
         name = f"{direction.name}."
         self.pairs, self.numbers, self.places = (
-            (folder / f"{name}{kind}").open("wb") for kind in ("pairs", "numbers", "places")
+            _Grown(folder / f"{name}{kind}") for kind in ("pairs", "numbers", "places")
         )
         self.flags = np.zeros(0, bool)
 
@@ -51,13 +69,13 @@ class _Lane:
     def close(self) -> None:
         """Write what is still to be written."""
         for file in (self.pairs, self.numbers, self.places):
-            file.close()
+            file.flush()
 
     def where(self, wanted: Sequence[int]) -> list[str]:
         """The `file:line` of some pairs, which ascend."""
-        numbers = np.memmap(self.numbers.name, "<i8", "r") if wanted else np.zeros(0, int)
+        numbers = np.memmap(self.numbers.path, "<i8", "r") if wanted else np.zeros(0, int)
         found: list[str] = []
-        with open(self.places.name, "rb") as lines:
+        with self.places.path.open("rb") as lines:
             place, rest = "", (line[:-1].decode("utf-8", "surrogateescape") for line in lines)
             after, _, next_place = next(rest, "").partition("\t")
             for pair in wanted:
@@ -135,7 +153,7 @@ class Spool:
     ) -> Iterator[tuple[list[str], list[str]]]:
         """The first ``most`` clean pairs of a direction, about ``size`` at a time."""
         lane = self._lanes[direction.name]
-        with open(lane.pairs.name, encoding="utf-8", newline="\n") as lines:
+        with lane.pairs.path.open(encoding="utf-8", newline="\n") as lines:
             unique = (line for line, flag in zip(lines, lane.flags, strict=True) if not flag)
             unique = islice(unique, most)
             while chunk := list(islice(unique, size)):
