@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.experiment.disk import to_disk
+from gradvac.experiment.shards import FOLDER, whole_tensors
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -32,7 +33,8 @@ _NAME = re.compile(r"step-(\d{8})")
 class Checkpoint:
     """What a run needs to go on as if it had never stopped.
 
-    ``model``, ``optimizer`` and ``method`` map names to tensors; ``state`` is plain JSON.
+    ``model``, ``optimizer`` and ``method`` map names to tensors; ``state`` is plain JSON. Read from
+    the checkpoint of a sharded model, the first two are empty and ``shards`` is where they lie.
     """
 
     step: int
@@ -40,22 +42,26 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     method: dict[str, Tensor]
     state: dict[str, Any]
+    shards: Path | None = None
 
 
 _PARTS = ("model", "optimizer", "method")
 _SUMS = "SHA256SUMS"
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, shards: Callable[[Path], None] | None = None
+) -> Path:
     """Write ``folder/step-XXXXXXXX``, all or nothing. Returns the new folder.
 
+    ``shards`` writes model and optimizer into a folder of their own, if the ranks do that together.
     Raises OSError when the disk is full or refuses; what was written so far is then gone.
     """
     final = folder / f"step-{checkpoint.step:08d}"
     new, old = folder / f".{final.name}.new", folder / f".{final.name}.old"
     shutil.rmtree(new, ignore_errors=True)
     try:
-        _write(new, checkpoint)
+        _write(new, checkpoint, shards)
         if final.exists():  # never without either, whenever this ends: see `recover`
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
@@ -69,18 +75,21 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     return final
 
 
-def _write(new: Path, checkpoint: Checkpoint) -> None:
+def _write(new: Path, checkpoint: Checkpoint, shards: Callable[[Path], None] | None) -> None:
     """Fill a new folder and see it onto the disk."""
     new.mkdir(parents=True)
-    for part in _PARTS:
+    if shards:
+        (new / FOLDER).mkdir()
+        shards(new / FOLDER)
+    for part in _PARTS[2:] if shards else _PARTS:
         tensors = {k: v.detach().contiguous() for k, v in getattr(checkpoint, part).items()}
         save_tensors(tensors, new / f"{part}.safetensors")
     text = json.dumps({"step": checkpoint.step, **checkpoint.state})
     (new / "state.json").write_text(text, encoding="utf-8")
-    files = sorted(new.iterdir())
-    sums = "".join(f"{_digest(file)}  {file.name}\n" for file in files)
+    files = sorted(file for file in new.rglob("*") if file.is_file())
+    sums = "".join(f"{_digest(file)}  {file.relative_to(new).as_posix()}\n" for file in files)
     (new / _SUMS).write_text(sums, encoding="utf-8")
-    for file in [*files, new / _SUMS, new]:
+    for file in [*files, new / _SUMS, *([new / FOLDER] if shards else []), new]:
         to_disk(file)
 
 
@@ -127,7 +136,10 @@ def set_aside(damaged: Path) -> Path:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read one checkpoint folder; RunError names the file that is damaged or does not fit."""
     _check_sums(folder)
-    parts = {part: load_tensors(folder / f"{part}.safetensors") for part in _PARTS}
+    shards = folder / FOLDER if (folder / FOLDER).is_dir() else None
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+    for part in _PARTS[2:] if shards else _PARTS:
+        parts[part] = load_tensors(folder / f"{part}.safetensors")
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         step = int(state.pop("step"))
@@ -141,7 +153,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         RecursionError,
     ) as e:
         raise RunError(f"{folder / 'state.json'}: not the state of a checkpoint: {e}") from e
-    return Checkpoint(step=step, state=state, **parts)
+    return Checkpoint(step=step, state=state, shards=shards, **parts)
 
 
 def _check_sums(folder: Path) -> None:
@@ -156,7 +168,9 @@ def _check_sums(folder: Path) -> None:
     except (OSError, ValueError) as e:
         raise RunError(f"{folder / _SUMS}: not readable: {e}") from e
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    names = [*(f"{part}.safetensors" for part in _PARTS), "state.json"]
+    sharded = [name for name in sums if name.startswith(f"{FOLDER}/")]
+    parts = _PARTS[2:] if sharded else _PARTS
+    names = [*(f"{part}.safetensors" for part in parts), "state.json", *sharded]
     for name in names:
         try:
             found = _digest(folder / name)
@@ -194,7 +208,12 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def load_tensors(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; RunError names a file that is damaged or something else."""
+    """Tensors of a safetensors file; RunError names a file that is damaged or something else.
+
+    Those of a model whose checkpoint is in shards are put together from these.
+    """
+    if not file.exists() and file.name == "model.safetensors" and (file.parent / FOLDER).is_dir():
+        return whole_tensors(file.parent / FOLDER, "model")
     try:
         return load_file(file)
     except (OSError, SafetensorError) as e:
@@ -221,10 +240,15 @@ def keep_newest(folder: Path, count: int, every: int | None = None, regular: int
             shutil.rmtree(extra)
     for old in list_checkpoints(folder)[:-count]:
         parameters = old / "model.safetensors"
-        if every and _step(old) % every == 0 and parameters.exists():  # gone if killed below
+        if every and _step(old) % every == 0:
             history = folder.with_name("history")
             history.mkdir(exist_ok=True)
-            parameters.replace(history / f"{old.name}.safetensors")
+            kept = history / f"{old.name}.safetensors"
+            if (old / FOLDER).is_dir() and not kept.exists():
+                save_tensors(load_tensors(parameters), kept.with_suffix(".new"))
+                kept.with_suffix(".new").replace(kept)
+            elif parameters.exists():  # gone if killed below
+                parameters.replace(kept)
         shutil.rmtree(old)
 
 
