@@ -188,6 +188,8 @@ def losses_of(model: nn.Module, case: Case, step: int, own: Tensor) -> Tensor:
     """Loss of each token of some samples, [B, T]."""
     source, target, label, tasks = batch(step)
     logits = model(source[own], target[own])
+    if case.kind == "made":  # a parameter outside the forward pass, whose value its gradient needs
+        logits = logits * (1 + model.bias + model.embedding.weight.mean(1))
     if "heads" in case.options:
         logits = logits + model.bias * torch.tensor([[[tasks[n] == "en-tr"]] for n in own])
     return cross_entropy(logits.mT, label[own], reduction="none") / label.numel()

@@ -161,7 +161,8 @@ class Cost:
 
     Attributes:
         exchanged: slices of its tasks' gradients, to the ranks that add them up.
-        gathered: its slice of the combined gradient, to all the others.
+        gathered: its slice of the combined gradient, to all the others; of a sharded model, its
+            rows of the parameters, before the forward and the backward pass.
         small: Gram matrices and what the ranks tell each other before a step, about.
         plain: what plain data parallel training sends, for comparison.
         held: the slices of the gradients of all tasks that it keeps until they can be combined,
@@ -188,12 +189,15 @@ def cost(
     groups: int,
     largest_group: int | None = None,
     itemsize: int = 4,
+    sharded: bool = False,
 ) -> Cost:
     """Return what one rank sends in a step and holds for it.
 
     A rank with k of the K tasks sends (k + 1) P (R - 1) / R numbers, P being the parameters and R
     the ranks: the gradients of its tasks, and its slice of the combined one to everybody. Where
-    each rank has one task that is 2 P, as in plain training; where all have all, (K + 1) P.
+    each rank has one task that is 2 P, as in plain training; where all have all, (K + 1) P. Of a
+    sharded model the combined gradient stays where it is, and parameters travel twice: (k + 2) P,
+    3 P in plain training.
 
     Args:
         parameters: P.
@@ -203,9 +207,11 @@ def cost(
         groups: parameter groups.
         largest_group: parameters of the largest; that of one of equal size by default.
         itemsize: bytes of a number; gradients of tasks are float32 at least.
+        sharded: whether parameters are, by ``fully_shard``; they are taken to travel as wide.
     """
     slice_ = parameters * (ranks - 1) / ranks * itemsize
     largest = largest_group or parameters / groups
     small = 2 * (ranks - 1) / ranks * groups * tasks * (tasks + 1) * 8 + (ranks - 1) * 1024
     held = (tasks * largest / ranks + tasks_per_rank * (largest + 2 * BUCKET)) * itemsize
-    return Cost(tasks_per_rank * slice_, slice_, small, 2 * slice_, held)
+    gathered = 2 * slice_ if sharded else slice_
+    return Cost(tasks_per_rank * slice_, gathered, small, gathered + slice_, held)

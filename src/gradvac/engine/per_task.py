@@ -107,6 +107,8 @@ class PerTaskEngine(TaskEngine):
                 f"the loss of task {task!r} is {list(loss.shape)} with requires_grad="
                 f"{loss.requires_grad}; it must be a scalar computed from the model's parameters"
             )
+        if self._shards is not None:
+            self._shards.stand()
         with explained(loss, self._named):
             gradients = torch.autograd.grad(
                 loss.reshape(()), self._leaves, retain_graph=retain_graph, allow_unused=True
@@ -223,6 +225,8 @@ class PerTaskEngine(TaskEngine):
         for n in range(len(losses) + 1, count + 1):  # passes that other ranks make
             loss = list(losses.values())[-1].reshape(())
             nothing = torch.zeros_like(loss)
+            assert self._shards is not None
+            self._shards.stand()
             torch.autograd.grad(
                 loss, self._leaves, nothing, retain_graph=n < count, allow_unused=True
             )

@@ -47,6 +47,9 @@ class Shards:
         self._units = _units(model)
         self._whole: dict[int, nn.Parameter] = {}
         self._unit_of: dict[int, int] = {}
+        self._places: dict[int, tuple[nn.Module, str]] = {}  # of a parameter of each unit
+        self._standing: set[int] = set()
+        modules = {id(module): module for module in model.modules()}
         for unit in self._units:
             unit.reshard()  # a forward pass without a backward pass leaves the root whole
         for n, unit in enumerate(self._units):
@@ -57,6 +60,7 @@ class Shards:
                     _check(place[1], before[place])
                     self._whole[id(before[place])] = p
                     self._unit_of[id(p)] = n
+                    self._places[n] = modules[place[0]], place[1]
             unit.reshard()
 
     def whole(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -93,6 +97,18 @@ class Shards:
         finally:
             for unit in chosen:
                 unit.reshard()
+
+    def stand(self) -> None:
+        """Hold whole, before a backward pass, what forward passes leave whole; all ranks alike.
+
+        That is the model as a whole, whose parameters may be used outside its forward, as a softmax
+        in the loss. Gathered by the first pass through a graph, they are gone in the second.
+        """
+        for n, (module, name) in self._places.items():
+            if not is_sharded(module._parameters[name]):  # type: ignore[arg-type]
+                self._standing.add(n)
+        for n in sorted(self._standing):
+            self._units[n].unshard()
 
     def reset(self) -> None:
         """Bring the shards back after a forward or backward pass that failed on all ranks alike."""

@@ -402,6 +402,8 @@ class SinglePassEngine(TaskEngine):
         assert self._batch is not None
         trace = self._batch.trace
         inputs = [trace.anchor, *parameters]
+        if self._shards is not None:
+            self._shards.stand()
         with trace.repeats(), explained(loss, self.model):
             return torch.autograd.grad(
                 loss, inputs, gradient, retain_graph=retain_graph, allow_unused=True

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.experiment.disk import to_disk
+from gradvac.experiment.shards import FOLDER
 from gradvac.experiment.sums import SUMS, check_sums, write_sums
 from gradvac.experiment.tensor_file import load_tensors, save_tensors
 
@@ -30,7 +31,8 @@ _NAME = re.compile(r"step-(\d{8})")
 class Checkpoint:
     """What a run needs to go on as if it had never stopped.
 
-    ``model``, ``optimizer`` and ``method`` map names to tensors; ``state`` is plain JSON.
+    ``model``, ``optimizer`` and ``method`` map names to tensors; ``state`` is plain JSON. Read from
+    the checkpoint of a sharded model, the first two are empty and ``shards`` is where they lie.
     """
 
     step: int
@@ -38,21 +40,25 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     method: dict[str, Tensor]
     state: dict[str, Any]
+    shards: Path | None = None
 
 
 _PARTS = ("model", "optimizer", "method")
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, shards: Callable[[Path], None] | None = None
+) -> Path:
     """Write ``folder/step-XXXXXXXX``, all or nothing. Returns the new folder.
 
+    ``shards`` writes model and optimizer into a folder of their own, if the ranks do that together.
     Raises OSError when the disk is full or refuses; what was written so far is then gone.
     """
     final = folder / f"step-{checkpoint.step:08d}"
     new, old = folder / f".{final.name}.new", folder / f".{final.name}.old"
     shutil.rmtree(new, ignore_errors=True)
     try:
-        _write(new, checkpoint)
+        _write(new, checkpoint, shards)
         if final.exists():  # never without either, whenever this ends: see `recover`
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
@@ -66,17 +72,20 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     return final
 
 
-def _write(new: Path, checkpoint: Checkpoint) -> None:
+def _write(new: Path, checkpoint: Checkpoint, shards: Callable[[Path], None] | None) -> None:
     """Fill a new folder and see it onto the disk."""
     new.mkdir(parents=True)
-    for part in _PARTS:
+    if shards:
+        (new / FOLDER).mkdir()
+        shards(new / FOLDER)
+    for part in _PARTS[2:] if shards else _PARTS:
         tensors = {k: v.detach().contiguous() for k, v in getattr(checkpoint, part).items()}
         save_tensors(tensors, new / f"{part}.safetensors")
     text = json.dumps({"step": checkpoint.step, **checkpoint.state})
     (new / "state.json").write_text(text, encoding="utf-8")
-    files = sorted(new.iterdir())
-    write_sums(new, [file.name for file in files])
-    for file in [*files, new / SUMS, new]:
+    files = sorted(file for file in new.rglob("*") if file.is_file())
+    write_sums(new, [file.relative_to(new).as_posix() for file in files])
+    for file in [*files, new / SUMS, *([new / FOLDER] if shards else []), new]:
         to_disk(file)
 
 
@@ -123,7 +132,10 @@ def set_aside(damaged: Path) -> Path:
 def load_checkpoint(folder: Path) -> Checkpoint:
     """Read one checkpoint folder; RunError names the file that is damaged or does not fit."""
     _check_sums(folder)
-    parts = {part: load_tensors(folder / f"{part}.safetensors", checked=False) for part in _PARTS}
+    shards = folder / FOLDER if (folder / FOLDER).is_dir() else None
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+    for part in _PARTS[2:] if shards else _PARTS:
+        parts[part] = load_tensors(folder / f"{part}.safetensors", checked=False)
     try:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         step = int(state.pop("step"))
@@ -137,14 +149,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         RecursionError,
     ) as e:
         raise RunError(f"{folder / 'state.json'}: not the state of a checkpoint: {e}") from e
-    return Checkpoint(step=step, state=state, **parts)
+    return Checkpoint(step=step, state=state, shards=shards, **parts)
 
 
 def _check_sums(folder: Path) -> None:
     """RunError names the first file that is not what was written."""
-    names = [*(f"{part}.safetensors" for part in _PARTS), "state.json"]
+    parts = _PARTS[2:] if (folder / FOLDER).is_dir() else _PARTS
+    names = [*(f"{part}.safetensors" for part in parts), "state.json"]
     try:
-        check_sums(folder, names)
+        check_sums(folder, names, others=True)
     except FileNotFoundError:
         # Runs made before there were sums do not say either what they were made with.
         if '"made_with"' in _text(folder / "state.json"):
@@ -178,10 +191,15 @@ def keep_newest(folder: Path, count: int, every: int | None = None, regular: int
             shutil.rmtree(extra)
     for old in list_checkpoints(folder)[:-count]:
         parameters = old / "model.safetensors"
-        if every and _step(old) % every == 0 and parameters.exists():  # gone if killed below
+        if every and _step(old) % every == 0:
             history = folder.with_name("history")
             history.mkdir(exist_ok=True)
-            parameters.replace(history / f"{old.name}.safetensors")
+            kept = history / f"{old.name}.safetensors"
+            if (old / FOLDER).is_dir() and not kept.exists():
+                save_tensors(load_tensors(parameters), kept.with_suffix(".new"))
+                kept.with_suffix(".new").replace(kept)
+            elif parameters.exists():  # gone if killed below
+                parameters.replace(kept)
         shutil.rmtree(old)
 
 

@@ -1,8 +1,8 @@
 """A run on several ranks: ``torchrun --nproc-per-node 2 -m gradvac train recipe.yaml``.
 
-Every rank trains on its part of the same batches and takes the same steps. Rank 0 writes the run's
-folder; the others keep theirs in a temporary one that is thrown away. All of them validate all of
-the text, alike.
+Every rank trains on its part of the same batches, validates on its part of the text and takes the
+same steps. Rank 0 writes the run's folder; the others keep theirs in a temporary one that is thrown
+away. With ``training.shard`` each holds its rows of all parameters, and writes them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,20 +19,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from rich.console import Console
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from gradvac.engine import Engine
+from gradvac.engine import Engine, StepReport
 from gradvac.engine.distributed import add_gradients, cost
 from gradvac.engine.ranks import Ranks
-from gradvac.errors import NotFiniteError, RankError
+from gradvac.errors import NotFiniteError, RankError, RecipeError
 from gradvac.experiment import replay
-from gradvac.experiment.checkpoint import newest_complete
+from gradvac.experiment.checkpoint import Checkpoint, newest_complete, save_checkpoint
 from gradvac.experiment.disk import Outbox
 from gradvac.experiment.display import Display
-from gradvac.experiment.job import Job, TaskBatch
+from gradvac.experiment.job import TaskBatch
 from gradvac.experiment.prepare import Prepared, open_prepared
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe import Recipe, dump_recipe
+from gradvac.experiment.shards import shard_model, whole, write_shards
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.experiment.updates import Updates
@@ -126,11 +128,36 @@ class SharedJob(TranslationJob):
 
     def __init__(self, prepared: Prepared, ranks: Ranks) -> None:
         super().__init__(prepared)
-        self.ranks = ranks
+        self.ranks, self.sharded = ranks, self.recipe.training.shard
+        if self.sharded:
+            _check_shard(self.recipe)
+            layers = [*self.model.encoder.layers, *self.model.decoder.layers]
+            shard_model(self.model, layers, self.device)
 
     def batch(self, number: int) -> Batch:
         """Return this rank's sentence pairs, perhaps none."""
         return self.balance.plan(number, self.ranks.rank, self.ranks.size, together=True)
+
+    def stand_in(self, number: int) -> Batch:
+        """Return a sentence pair of a batch, for a rank that has none and gathers with the rest."""
+        return self.balance.plan(number).first(1)
+
+    def validation_batches(self, tasks: tuple[str, ...]) -> Iterator[tuple[int, Batch, bool]]:
+        """Every R-th batch; ranks that gather parameters together make equally many passes."""
+        batches = list(super().validation_batches(tasks))
+        for start in range(0, len(batches), self.ranks.size):
+            n = start + self.ranks.rank
+            if n < len(batches):
+                yield batches[n]
+            elif self.sharded:
+                index, batch, _ = batches[start]
+                yield index, batch, False
+
+    def added_up(self, sums: Tensor) -> Tensor:
+        """Sums over the ranks."""
+        total = sums.to(self.ranks.device or sums.device)
+        self.ranks.sum(total)()
+        return total.to(sums.device)
 
     def describe(self) -> list[str]:
         """Add what the ranks send each other in a step."""
@@ -141,22 +168,37 @@ class SharedJob(TranslationJob):
         all_tasks = len(self.balance.plan(0).present)
         count = sum(p.numel() for p in self.model.parameters())
         per_rank = sum(first) / len(first)
-        model = cost(count, self.ranks.size, all_tasks, per_rank, 1)
+        model = cost(count, self.ranks.size, all_tasks, per_rank, 1, sharded=self.sharded)
         sent = model.sent if self.recipe.method.name != "joint" else model.plain
         line = (
             f"{self.ranks.size} ranks, {per_rank:.1f} of {all_tasks} directions on each in the "
             f"first batch: a rank sends {sent / 1e6:,.1f} MB in a step, plain training "
             f"{model.plain / 1e6:,.1f} MB"
+            + (f"; parameters in {self.ranks.size} shards" if self.sharded else "")
         )
         return [*super().describe(), line]
+
+
+def _check_shard(recipe: Recipe) -> None:
+    """Refuse what has a rank make passes of its own: all ranks gather parameters together."""
+    if recipe.method.engine == "per_task" and recipe.method.name != "joint":
+        raise RecipeError(
+            "training.shard: true with method.engine: per_task, where a rank makes a forward pass "
+            "for each of its directions and another rank has others; use method.engine: single_pass"
+        )
+    if recipe.batches.sampling == "multidds_s":
+        raise RecipeError(
+            "training.shard: true with batches.sampling: multidds_s, which takes gradients of the "
+            "whole model on every rank; use temperature or unimax, or training.shard: false"
+        )
 
 
 class RankUpdates(Updates):
     """Updates that every rank makes alike, each from its part of the batch."""
 
-    def __init__(self, job: Job, outbox: Outbox, ranks: Ranks) -> None:
+    def __init__(self, job: SharedJob, outbox: Outbox, ranks: Ranks) -> None:
         super().__init__(job, outbox)
-        self.ranks = ranks
+        self.shared, self.ranks = job, ranks
         self._tokens, self._loss = 0, 0.0
 
     def make(self, learned: Any) -> tuple[int, str]:
@@ -193,7 +235,15 @@ class RankUpdates(Updates):
 
     def _backward_jointly(self, batch: TaskBatch, tokens: int) -> float:
         self._seed()
-        return super()._backward_jointly(batch, tokens) if len(batch.task) else 0.0
+        if len(batch.task):
+            return super()._backward_jointly(batch, tokens)
+        if self.shared.sharded:
+            (self.job.losses(self._stand_in(0))[0].sum() * 0).backward()
+        return 0.0
+
+    def _stand_in(self, micro: int) -> Batch:
+        number = self.step * self.recipe.batches.accumulate + micro
+        return self.shared.stand_in(number).to(self.job.device)
 
     def _combine_tasks(self, engine: Engine, batches: list[TaskBatch], tokens: int) -> float:
         self._seed()
@@ -204,7 +254,9 @@ class RankUpdates(Updates):
             for task, own in batch.counts.items():
                 counts[task] = counts.get(task, 0) + own
         shares = {task: count / tokens for task, count in counts.items()}
-        for batch in present:
+        if self.shared.sharded:
+            report = self._combine_shards(engine, batches, tokens, shares)
+        for batch in present if not self.shared.sharded else ():
             if self.recipe.method.engine == "per_task":
                 for index in batch.present:
                     loss, nll, _ = self.job.losses(batch.of_task(index))
@@ -223,10 +275,33 @@ class RankUpdates(Updates):
         self._report = report
         return float(report.losses.sum())
 
+    def _combine_shards(
+        self, engine: Engine, batches: list[TaskBatch], tokens: int, shares: dict[str, float]
+    ) -> StepReport:
+        """Make a pass for every batch, on a sentence that does not count where there is none."""
+        for n, batch in enumerate(batches):
+            counts = bool(len(batch.task))
+            own: TaskBatch = batch if counts else self._stand_in(n)
+            for index in own.present:
+                shares.setdefault(own.tasks[index], 0.0)
+            with engine.tasks((own.task, own.tasks)):
+                loss, nll, rows = self.job.losses(own)
+                loss = loss / tokens
+                mask = torch.full_like(loss, float(counts))
+                if len(batches) > 1:
+                    engine.accumulate(loss, rows, mask)
+                else:
+                    report = engine.backward(loss, rows, mask, step=self.step, shares=shares)
+            if counts:
+                self._count(batch, nll, rows)
+        return report if len(batches) == 1 else engine.combine(step=self.step, shares=shares)
+
     def _clip(self) -> float:
-        if self.engine is None:
+        if self.engine is None and not self.shared.sharded:
             add_gradients(self.ranks, list(self.model.parameters()))
-        return super()._clip()
+        limit = self.recipe.training.clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        return float(whole(norm))
 
     def _check_finite(self, loss: float, norm: float) -> None:
         """Check the losses of all ranks, so that all of them skip a step or none."""
@@ -255,9 +330,9 @@ class RankTrainer(Trainer):
     ``folder`` is the run's, where rank 0 writes and from which all of them resume.
     """
 
-    def __init__(self, job: Job, display: Display, ranks: Ranks, folder: Path) -> None:
+    def __init__(self, job: SharedJob, display: Display, ranks: Ranks, folder: Path) -> None:
         super().__init__(job, display)
-        self.ranks, self.run, self.processes = ranks, folder, ranks.size
+        self.shared, self.ranks, self.run, self.processes = job, ranks, folder, ranks.size
         if ranks.rank:
             self.outbox = _Nowhere()
         self.updates = RankUpdates(job, self.outbox, ranks)
@@ -271,13 +346,46 @@ class RankTrainer(Trainer):
         return tokens
 
     def _save(self) -> None:
+        """Save on rank 0, or the shards of all; afterwards all know whether the disk took it."""
+        self._told = False
         if not self.ranks.rank:
             super()._save()
-        if self.stop.number:  # where one rank has ended, a launcher ends those that still write
-            self.ranks.messages({"saved": self.step})
+            if not self._told:
+                self._write_shards("")  # it came to nothing, and the others wait
+        else:
+            with suppress(OSError):  # of whatever rank: rank 0 tells
+                self._write_shards("")
+        unsaved = self.ranks.messages({"unsaved": self.unsaved})
+        self.unsaved = unsaved[0]["unsaved"]
+
+    def _write_checkpoint(self, folder: Path, checkpoint: Checkpoint) -> None:
+        together = lambda new: self._write_shards(str(new.resolve()))
+        save_checkpoint(folder, checkpoint, together if self.shared.sharded else None)
+
+    def _write_shards(self, folder: str) -> None:
+        """Write this rank's rows where rank 0 says, if it says so."""
+        self._told = True
+        if not self.shared.sharded:
+            return
+        where = self.ranks.messages({"shards": folder})[0]["shards"]
+        if where:
+            own = self.updates.checkpoint({})
+            tensors = {f"model/{name}": value for name, value in own.model.items()}
+            tensors |= {f"optimizer/{name}": value for name, value in own.optimizer.items()}
+            write_shards(Path(where), tensors)
+
+    def _parameters(self) -> dict[str, Tensor]:
+        found = {}
+        for name, value in self.job.model.state_dict().items():
+            gathered = whole(value)
+            if not self.ranks.rank:  # a parameter after the other: no rank holds all of them
+                found[name] = gathered.cpu().clone()
+        return found
 
     def _finish(self) -> int:
-        return 0 if self.ranks.rank else super()._finish()
+        """End on all ranks alike, if rank 0 finds that there is something to do."""
+        done = self.ranks.messages({"done": (self.folder / "done.json").exists()})[0]["done"]
+        return 0 if self.ranks.rank and done else super()._finish()
 
     def _resume(self) -> None:
         """Resume on rank 0, which may repair the folder, and then on the others."""

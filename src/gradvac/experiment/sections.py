@@ -220,6 +220,7 @@ class TrainingSection(Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     nonfinite: Literal["raise", "skip"] = "raise"
     deterministic: bool = False
+    shard: bool = False
     validate_every: Count = 1000
     checkpoint_every: Count = 1000
     keep: Count = 5

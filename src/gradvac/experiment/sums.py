@@ -17,8 +17,8 @@ def write_sums(folder: Path, names: Iterable[str]) -> None:
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def check_sums(folder: Path, names: Iterable[str]) -> None:
-    """Compare files of a folder with their sums.
+def check_sums(folder: Path, names: Iterable[str], *, others: bool = False) -> None:
+    """Compare files of a folder with their sums; ``others`` too that have one.
 
     Raises:
         FileNotFoundError: there are no sums.
@@ -31,7 +31,7 @@ def check_sums(folder: Path, names: Iterable[str]) -> None:
     except (OSError, ValueError) as e:
         raise RunError(f"{folder / SUMS}: not readable: {e}") from e
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    for name in names:
+    for name in dict.fromkeys([*names, *(sums if others else ())]):
         try:
             found = _digest(folder / name)
         except OSError as e:

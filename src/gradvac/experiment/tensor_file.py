@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gradvac.errors import RunError
+from gradvac.experiment.shards import FOLDER, whole_tensors
 
 _KEY = "sha256"  # in the metadata, which readers of safetensors leave alone
 
@@ -33,8 +34,11 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 def load_tensors(file: Path, checked: bool = True) -> dict[str, Tensor]:
     """Tensors of a safetensors file; RunError names a file that is damaged or something else.
 
-    ``checked`` False: the caller has compared the file with a sum of its own.
+    ``checked`` False: the caller has compared the file with a sum of its own. Those of a model
+    whose checkpoint is in shards are put together from these.
     """
+    if not file.exists() and file.name == "model.safetensors" and (file.parent / FOLDER).is_dir():
+        return whole_tensors(file.parent / FOLDER, "model")
     try:
         tensors = load_file(file)
         with safe_open(file, "pt") as opened:

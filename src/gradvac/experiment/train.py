@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.checkpoint import (
     Checkpoint,
@@ -28,7 +30,7 @@ from gradvac.experiment.disk import DISK, REFUSALS, Outbox, explain, to_disk
 from gradvac.experiment.display import Display
 from gradvac.experiment.job import Job
 from gradvac.experiment.metrics import Window, append, truncate
-from gradvac.experiment.model_folder import fill, save_parameters
+from gradvac.experiment.model_folder import save_parameters
 from gradvac.experiment.process import (
     StopSignal,
     alone,
@@ -53,6 +55,7 @@ class Trainer:
         bound_kernel_caches()
         self.job, self.display = job, display
         self.recipe, self.folder = job.recipe, job.folder
+        self.run = job.folder  # where checkpoints are read; on several ranks not all write there
         self.outbox, self.unsaved = Outbox(), 0
         self.updates = Updates(job, self.outbox)
         self.best: dict[str, Any] = {"value": math.inf, "step": 0, "waited": 0}
@@ -135,8 +138,11 @@ class Trainer:
 
     def _keep_parameters(self) -> None:
         file = self.folder / "best" / "model.safetensors"
-        kept = {k: v.detach().cpu().clone() for k, v in self.job.model.state_dict().items()}
+        kept = self._parameters()
         self.outbox.put(lambda: save_parameters(file, kept))
+
+    def _parameters(self) -> dict[str, Tensor]:
+        return {k: v.detach().cpu().clone() for k, v in self.job.model.state_dict().items()}
 
     def _check_metric(self) -> None:
         names, metric = self.job.metrics(), self.recipe.training.metric
@@ -185,7 +191,7 @@ class Trainer:
                 "positions": positions,
                 "made_with": made_with(self.job.device),
             }
-            save_checkpoint(folder, self.updates.checkpoint(state))
+            self._write_checkpoint(folder, self.updates.checkpoint(state))
             keep = max(training.keep, training.average)
             keep_newest(folder, keep, training.keep_every, training.checkpoint_every)
             self.unsaved = 0
@@ -198,6 +204,9 @@ class Trainer:
             self.display.line(
                 f"warning: no checkpoint of step {self.step}: {explain(e)}; the last one: {last}"
             )
+
+    def _write_checkpoint(self, folder: Path, checkpoint: Checkpoint) -> None:
+        save_checkpoint(folder, checkpoint)
 
     def _stop_unsaved(self) -> int:
         """End a run whose disk takes no checkpoint."""
@@ -220,8 +229,8 @@ class Trainer:
         if self.unsaved:
             return self._stop_unsaved()
         if self.recipe.training.average > 1:
-            folders = list_checkpoints(self.folder / "checkpoints")
-            fill(self.job.model, average(folders[-self.recipe.training.average :]), self.folder)
+            folders = list_checkpoints(self.run / "checkpoints")
+            self.updates.fill(average(folders[-self.recipe.training.average :]), self.folder)
             self._validate("average")
         if not self.job.metrics():
             self._keep_parameters()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -77,16 +77,25 @@ class TranslationJob(Job[Batch]):
     def validation_nll(self) -> dict[str, float]:
         """Mean negative log-likelihood per target token of every direction."""
         self.model.eval()
-        result = {}
         tasks = tuple(self.prepared.valid)
-        for index, task in enumerate(tasks):
-            nll, tokens = 0.0, 0
+        sums = torch.zeros(len(tasks), 2, dtype=torch.float64)
+        for index, batch, counts in self.validation_batches(tasks):
+            values = self.losses(batch.to(self.device))[1]
+            if counts:
+                own = [float(values.sum(dtype=torch.float64)), values.numel()]
+                sums[index] += torch.tensor(own, dtype=torch.float64)
+        sums = self.added_up(sums)
+        return dict(zip(tasks, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
+
+    def validation_batches(self, tasks: tuple[str, ...]) -> Iterator[tuple[int, Batch, bool]]:
+        """The validation text: position of the task, sentences, whether they are to be counted."""
+        for index in range(len(tasks)):
             for batch in in_order(self.prepared.valid, tasks, index, VALIDATION_TOKENS):
-                values = self.losses(batch.to(self.device))[1]
-                nll += float(values.sum(dtype=torch.float64))
-                tokens += values.numel()
-            result[task] = nll / tokens
-        return result
+                yield index, batch, True
+
+    def added_up(self, sums: Tensor) -> Tensor:
+        """Sums over all that validate: this process alone."""
+        return sums
 
     def validate(self) -> dict[str, float]:
         """NLL and perplexity, by resource level and by direction."""

@@ -27,6 +27,7 @@ from gradvac.experiment.job import Job, TaskBatch
 from gradvac.experiment.memory import halves, is_out_of_memory, too_large
 from gradvac.experiment.metrics import Window
 from gradvac.experiment.model_folder import fill
+from gradvac.experiment.shards import empty_like, read_shards, rows_of, shapes
 from gradvac.geometry.record import Frame, GramRecord
 
 # Steps skipped in a row before a run gives up. Chosen here: bad batches come singly, and parameters
@@ -228,6 +229,31 @@ class Updates:
 
     # -- to and from a checkpoint ---------------------------------------------------------------
 
+    def fill(self, tensors: dict[str, Tensor], where: Path) -> None:
+        """Load parameters by name, whole ones or the rows of this rank; RunError as `fill`."""
+        own = self.model.state_dict()
+        fill(
+            self.model,
+            {k: rows_of(v, own[k]) if k in own else v for k, v in tensors.items()},
+            where,
+        )
+
+    def _from_shards(
+        self, folder: Path, parameters: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Read model and optimizer, of a sharded model the rows of this rank."""
+        own = {f"model/{name}": value for name, value in self.model.state_dict().items()}
+        into: dict[str, Tensor] = {}
+        for name, (shape, dtype) in shapes(folder).items():
+            like = own.get(name, parameters.get(name.split("/", 2)[-1]))
+            fits = like is not None and like.shape == shape
+            into[name] = empty_like(like) if fits else torch.empty(shape, dtype=dtype)
+        read_shards(folder, into)
+        of = lambda part: {
+            name.removeprefix(part): v for name, v in into.items() if name.startswith(part)
+        }
+        return of("model/"), of("optimizer/")
+
     def checkpoint(self, state: dict[str, Any]) -> Checkpoint:
         """All that the next update depends on, with ``state`` of others."""
         tensors, method = split_state(self.engine.state_dict() if self.engine else {})
@@ -242,9 +268,18 @@ class Updates:
 
     def restore(self, checkpoint: Checkpoint, where: Path) -> None:
         """Go on from a checkpoint; RunError names ``where`` if it is of another model."""
-        fill(self.model, checkpoint.model, where)
         parameters = {name: p for p, name in self.names.items()}
-        load_optimizer_tensors(self.optimizer, checkpoint.optimizer, parameters)
+        model, optimizer = checkpoint.model, checkpoint.optimizer
+        if checkpoint.shards:
+            model, optimizer = self._from_shards(checkpoint.shards, parameters)
+        self.fill(model, where)
+        optimizer = {
+            key: rows_of(value, parameters[name])
+            if (name := key.partition("/")[2]) in parameters and value.ndim
+            else value
+            for key, value in optimizer.items()
+        }
+        load_optimizer_tensors(self.optimizer, optimizer, parameters)
         if self.engine:
             self.engine.load_state_dict(join_state(checkpoint.method, checkpoint.state["method"]))
         self.step = checkpoint.step

@@ -78,6 +78,17 @@ class Batch:
             self.tasks,
         )
 
+    def first(self, count: int) -> Batch:
+        """The first sentences, with the padding they have here."""
+        return Batch(
+            self.source[:count],
+            self.target_in[:count],
+            self.target_out[:count],
+            self.task[:count],
+            self.sentence[:count],
+            self.tasks,
+        )
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on ``device``."""
         move = lambda x: x.to(device, non_blocking=True)

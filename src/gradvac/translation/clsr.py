@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from gradvac.translation.transformer import (
     Attention,
     DecoderLayer,
+    Encoded,
     EncoderLayer,
     FeedForward,
     LayerMemory,
@@ -170,23 +171,20 @@ class CLSRTransformer(Transformer):
         self.routing.token_BT = source_BS != self.config.pad
         return super().encode(source_BS)
 
-    def memory(self, source_BS: Tensor) -> Iterator[LayerMemory]:
-        """Return the memory of one decoder layer after the other, with the languages in it."""
-        language = self.language(source_BS)
-        for memory in super().memory(source_BS):
-            memory.language = language
-            yield memory
+    def encoded(self, source_BS: Tensor) -> Encoded:
+        """Encode; the languages go with it."""
+        return super().encoded(source_BS)._replace(language=self.language(source_BS))
 
     def decode(
         self,
         target_in_BT: Tensor,
-        memory: Iterable[LayerMemory],
+        memory: Iterable[LayerMemory | Encoded],
         past: list[LayerPast] | None = None,
         position: int = 0,
     ) -> Tensor:
         """Return the decoder's output ``[B, T, d]``."""
 
-        def entering() -> Iterator[LayerMemory]:
+        def entering() -> Iterator[LayerMemory | Encoded]:
             for of_layer in memory:  # the encoder has run by then
                 assert of_layer.language is not None
                 self.routing.language_B = of_layer.language

@@ -7,9 +7,9 @@ hypotheses in a search), ``d`` model width, ``H`` heads, ``V`` vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor, nn
@@ -206,8 +206,17 @@ class DecoderLayer(Layer):
         self.feed_forward = FeedForward(config)
         self.feed_forward_norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, x_BTd: Tensor, memory: LayerMemory, past: LayerPast | None) -> Tensor:
+    def remember(self, encoded: Encoded) -> LayerMemory:
+        """Project what is to be looked up in the source."""
+        keys, values = self.cross_attention.keys_values(encoded.source_BSd)
+        return LayerMemory(keys, values, encoded.mask, encoded.language)
+
+    def forward(
+        self, x_BTd: Tensor, memory: LayerMemory | Encoded, past: LayerPast | None
+    ) -> Tensor:
         """Return ``[B, T, d]``; with a ``past`` the one new position sees all of it."""
+        if isinstance(memory, Encoded):
+            memory = self.remember(memory)
         y = self.enter(x_BTd, self.self_attention_norm)
         keys, values = self.self_attention.keys_values(y)
         if past is None:
@@ -224,6 +233,19 @@ class DecoderLayer(Layer):
 
         y = self.feed_forward(self.enter(x_BTd, self.feed_forward_norm))
         return self.leave(x_BTd, y, self.feed_forward_norm)
+
+
+class Encoded(NamedTuple):
+    """The encoder's output ``[B, S, d]``, of which each decoder layer makes a memory of its own.
+
+    That happens inside the layer: the backward of training is then done with a layer before it
+    begins with the one below, and a layer that is sharded is whole by then. The mask is
+    ``[B, 1, 1, S]``; ``language`` ``[B]`` is there in models that route by language.
+    """
+
+    source_BSd: Tensor
+    mask: Tensor
+    language: Tensor | None = None
 
 
 @dataclass
@@ -341,27 +363,18 @@ class Transformer(nn.Module):
 
     def forward(self, source_BS: Tensor, target_in_BT: Tensor) -> Tensor:
         """Return the decoder's output ``[B, T, d]`` for known targets."""
-        return self.decode(target_in_BT, self.memory(source_BS))
+        encoded = self.encoded(source_BS)
+        return self.decode(target_in_BT, [encoded] * len(self.decoder.layers))
 
-    def memory(self, source_BS: Tensor) -> Iterator[LayerMemory]:
-        """Encode; return the source keys and values of one decoder layer after the other.
-
-        They are projected when the layer asks for them: the backward of training is then done with
-        a layer before it begins with the one below.
-        """
-        mask, encoded_BSd = self.mask(source_BS), self.encode(source_BS)
-
-        def of_each_layer() -> Iterator[LayerMemory]:
-            for layer in self.decoder.layers:
-                assert isinstance(layer, DecoderLayer)
-                yield LayerMemory(*layer.cross_attention.keys_values(encoded_BSd), mask)
-
-        return of_each_layer()
+    def encoded(self, source_BS: Tensor) -> Encoded:
+        """Encode, for the decoder's layers."""
+        mask = self.mask(source_BS)
+        return Encoded(self.encode(source_BS), mask)
 
     def decode(
         self,
         target_in_BT: Tensor,
-        memory: Iterable[LayerMemory],
+        memory: Iterable[LayerMemory | Encoded],
         past: list[LayerPast] | None = None,
         position: int = 0,
     ) -> Tensor:
@@ -405,7 +418,8 @@ class Transformer(nn.Module):
 
     def start(self, source_BS: Tensor) -> Cache:
         """Encode, and project the source keys and values of every decoder layer once."""
-        memory = list(self.memory(source_BS))
+        encoded = self.encoded(source_BS)
+        memory = [cast(DecoderLayer, layer).remember(encoded) for layer in self.decoder.layers]
         return Cache(memory, [LayerPast() for _ in memory])
 
     def step(self, tokens_N: Tensor, cache: Cache) -> Tensor:

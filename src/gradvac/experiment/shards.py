@@ -1,0 +1,141 @@
+"""Checkpoints of sharded models: every rank writes its rows, any number of ranks reads them.
+
+Through ``torch.distributed.checkpoint``, in its safetensors form: a file for each rank, in whose
+header stands where each piece belongs. Nothing in it can run code.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gradvac.engine.sharded import as_shard, is_sharded, local_rows, shard_of
+from gradvac.errors import RunError
+
+FOLDER = "shards"
+"""Where the rows of all ranks lie in a checkpoint."""
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors, each rank the rows that it holds; all ranks call it.
+
+    Raises OSError, on all ranks, when the disk of one of them is full or refuses.
+    """
+    from torch.distributed.checkpoint import CheckpointException, save
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        with _quiet():
+            save(dict(tensors), storage_writer=writer)
+    except CheckpointException as e:
+        for error, _ in e.failures.values():
+            if isinstance(error, OSError):
+                raise error from e
+        raise
+
+
+def read_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
+    """Fill tensors by name, a sharded one with the rows of this rank, whoever wrote them.
+
+    RunError names a folder that is damaged or lacks a tensor.
+    """
+    from torch.distributed.checkpoint import CheckpointException, load
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+
+    try:
+        with _quiet():  # no_dist: each rank finds what it needs by itself
+            load(dict(into), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, AssertionError) as e:
+        raise RunError(f"{folder}: shards that cannot be read: {_reason(e)}") from e
+
+
+def shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Shape and dtype of every tensor in a folder of shards, by name; RunError when damaged."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    try:
+        with _quiet():
+            found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    except Exception as e:  # whatever a damaged header makes of the reader
+        raise RunError(f"{folder}: shards that cannot be read: {_reason(e)}") from e
+    return {
+        name: (each.size, each.properties.dtype)
+        for name, each in found.items()
+        if isinstance(each, TensorStorageMetadata)
+    }
+
+
+def whole_tensors(folder: Path, part: str) -> dict[str, Tensor]:
+    """Read the tensors of a part, ``part/NAME`` in the shards, whole and in one process."""
+    wanted = {
+        name: torch.empty(shape, dtype=dtype)
+        for name, (shape, dtype) in shapes(folder).items()
+        if name.startswith(f"{part}/")
+    }
+    read_shards(folder, wanted)
+    return {name.removeprefix(f"{part}/"): value for name, value in wanted.items()}
+
+
+def rows_of(value: Tensor, like: Tensor) -> Tensor:
+    """Return this rank's rows of a whole tensor, if what it is for is sharded."""
+    if not is_sharded(like):
+        return value
+    rank = like.device_mesh.get_local_rank()  # type: ignore[attr-defined]
+    return shard_of(value.to(local_rows(like).device, copy=True), like, rank)
+
+
+def empty_like(value: Tensor) -> Tensor:
+    """Return memory for a tensor of the shape of a parameter, sharded as that is."""
+    if is_sharded(value):
+        return as_shard(torch.zeros_like(local_rows(value)), value)
+    return torch.zeros_like(value)
+
+
+def whole(value: Tensor) -> Tensor:
+    """Gather a tensor, if it is sharded; all ranks call it."""
+    found: Tensor = value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
+    return found.detach()
+
+
+def shard_model(model: nn.Module, layers: list[nn.Module], device: torch.device) -> None:
+    """Give every layer, and then the model, to ``fully_shard``, over all ranks."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    # What plain training reduces is a sum over ranks, as the engine's gradients are.
+    fully_shard(model, mesh=mesh).set_gradient_divide_factor(1.0)
+    for layer in layers:
+        layer.set_gradient_divide_factor(1.0)  # type: ignore[operator]
+
+
+def _reason(error: BaseException) -> str:
+    failures: Mapping[Any, tuple[BaseException, Any]] = getattr(error, "failures", {})
+    first = next(iter(failures.values()), (error, None))[0]
+    return (str(first).splitlines() or [type(first).__name__])[0]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says about its own future."""
+    log = logging.getLogger("torch.distributed.checkpoint")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
