@@ -206,7 +206,10 @@ def test_the_report_tests_seeds_once_and_figures_keep_the_tests(
     file = write_report(tmp_path / "report.html", sweep["all"], title="Seeds")
     page = file.read_text(encoding="utf-8")
     assert page.count("What the similarity is about") == 1
-    assert "What the similarity is about (mean of 3 seeds of all)" in page
+    assert (
+        "What the similarity is about (mean of 3 seeds of all, measured on the same sentences)"
+        in page
+    )
     monkeypatch.setattr(write, "draw_all", lambda subjects: ({}, {}))
     write.write_figures(sweep["all"], tmp_path / "out", lambda line: None)
     with (tmp_path / "out" / "numbers.csv").open(newline="") as lines:

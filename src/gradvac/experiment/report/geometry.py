@@ -142,15 +142,19 @@ def _numbers(view: RunView, subjects: Sequence[Subject]) -> str:
     )
     body = [
         element("th", escape(f"{f.side} {f.part.replace('_', ' ')}"), scope="row")
-        + element("td", escape(f.question))
+        + element("td", escape(f.question), class_="words")
         + element("td", escape(in_words(f)), class_="number")
         + element("td", escape(chance(f)), class_="number")
         + number(f.n, 0)
         + element("td", escape(f.verdict))
         for f in found
     ]
-    of = f" (mean of {len(subject.seeds)} seeds of {subject.run.name})" if subject.seeds else ""
-    summary = f"What the similarity is about{of}: tests, with their null results"
+    summary = "What the similarity is about"
+    if subject.seeds and subject.geometry:
+        seeds = len(subject.geometry.seeds) or 1
+        source = MEASURED if subject.geometry.measured else RECORDED
+        summary += f" (mean of {seeds} seeds of {subject.run.name}, {source})"
+    summary += ": tests, with their null results"
     summary = element("summary", escape(summary))
     return element("details", summary + table([head], body, words(found)) + unsaid)
 
