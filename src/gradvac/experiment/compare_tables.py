@@ -68,6 +68,18 @@ def fitting(found: Comparison, metric: Metric, every_direction: bool, width: int
     return [n for n in ("avg",) if n in names]
 
 
+def test_in_words(found: Comparison) -> str | None:
+    """The test of single directions, or languages of tagging, for which there is but one."""
+    if found.test is None:
+        return None
+    tagging = "f1" in found.metrics
+    return (
+        "approximate randomisation over sentences"
+        if tagging
+        else f"sacreBLEU's paired {found.test}"
+    )
+
+
 def notes(found: Comparison) -> list[str]:
     """What a reader of the table has to know."""
     seeds = sorted({len(row.seeds) for row in found.rows})
@@ -84,10 +96,8 @@ def notes(found: Comparison) -> list[str]:
         )
     if found.test:
         tagging = "f1" in found.metrics
-        test = f"sacreBLEU's paired {found.test}"
         lines.append(
-            f"*: better than {found.baseline} at {LEVEL}: "
-            f"{'approximate randomisation over sentences' if tagging else test} on each "
+            f"*: better than {found.baseline} at {LEVEL}: {test_in_words(found)} on each "
             "seed, on a majority of the seeds (Rueger), corrected for the directions (Holm). "
             f"{'F1 and accuracy of languages' if tagging else 'BLEU and chrF++ of directions'} are "
             "tested, nothing else."
@@ -254,7 +264,7 @@ def as_json(found: Comparison) -> str:
     """Everything, as JSON."""
     tree = {
         "baseline": found.baseline,
-        "test": found.test,
+        "test": test_in_words(found) if "f1" in found.metrics else found.test,
         "level": LEVEL,
         "signatures": found.signatures,
         "off_target_of_references": found.identifier_errors,
