@@ -18,7 +18,7 @@ from gradvac.cli_options import (
     console,
     say,
 )
-from gradvac.errors import GradvacError
+from gradvac.errors import GradvacError, RunError
 
 app = typer.Typer(
     help="Train one model on many languages, and manage the tension between them.",
@@ -66,9 +66,10 @@ def train(
     Example: torchrun --nproc-per-node 2 -m gradvac train recipes/starting-model.yaml
     """
     from gradvac.experiment.display import Display
-    from gradvac.experiment.ranks import started_by_torchrun, train_on_ranks
+    from gradvac.experiment.ranks import train_on_ranks
     from gradvac.experiment.recipe import load_recipe
     from gradvac.experiment.shared_text import prepare_in
+    from gradvac.experiment.together import started_by_torchrun
     from gradvac.experiment.train import Trainer
     from gradvac.experiment.translation_job import TranslationJob
 
@@ -218,7 +219,8 @@ def geometry(
     """Measure the gradients of every direction on the same sentences, at saved checkpoints.
 
     What was measured before is not measured again, so the same command goes on after a stop.
-    A run of tagging is measured on each language's validation text.
+    A run of tagging is measured on each language's validation text. Under torchrun every rank
+    measures some of the directions.
     RUN may also be the folder of a Hugging Face seq2seq model, or of a Trainer's checkpoint-N.
 
     Example: gradvac geometry runs/gradvac --every 1000 --curvature 8
@@ -228,9 +230,15 @@ def geometry(
     from gradvac.experiment.geometry_numbers import print_numbers
     from gradvac.experiment.geometry_run import measured_folder
     from gradvac.experiment.kinds import measure_geometry
+    from gradvac.experiment.recipe import any_recipe
+    from gradvac.experiment.together import shared, started_by_torchrun
 
     hold = int(memory * 2**28)  # of float32
     if is_huggingface(run):
+        if started_by_torchrun():
+            raise RunError(
+                f"{run}: a Hugging Face model is measured by one process; leave torchrun"
+            )
         folder = measure_huggingface(
             run,
             rows,
@@ -247,19 +255,22 @@ def geometry(
         )
         print_numbers(folder, measured_folder(folder), console)
         return
-    folder = measure_geometry(
-        run,
-        out,
-        rows,
-        every=every,
-        granularity=granularity,
-        strings=strings,
-        curvature_strings=curvature,
-        device=device,
-        hold=hold,
-        console=console,
-    )
-    print_numbers(run, folder, console)
+    with shared(device or any_recipe(run).device, console) as ranks:
+        folder = measure_geometry(
+            run,
+            out,
+            rows,
+            every=every,
+            granularity=granularity,
+            strings=strings,
+            curvature_strings=curvature,
+            device=device,
+            hold=hold,
+            console=console,
+            ranks=ranks,
+        )
+        if ranks is None or not ranks.rank:
+            print_numbers(run, folder, console)
 
 
 @app.command()

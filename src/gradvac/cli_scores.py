@@ -39,23 +39,29 @@ def evaluate(
 ) -> None:
     """Translate and score the test set of each run, in every direction.
 
+    Under torchrun every rank translates a part; the result is that of one process.
+
     Example: gradvac evaluate runs/joint runs/gradvac --zero-shot fr-de --bleu-tokenize flores200
     """
     from gradvac.experiment.evaluate import evaluate_run, score_table, tokenizer_option
+    from gradvac.experiment.prepare import run_recipe
+    from gradvac.experiment.together import shared
 
-    for run in runs:
-        scores = evaluate_run(
-            run,
-            checkpoint=checkpoint,
-            beam=beam,
-            sentences=sentences,
-            bleu_tokenize=tokenizer_option(bleu_tokenize),
-            zero_shot=zero_shot,
-            say=say,
-        )
-        console.print(score_table(str(run), scores))
-        for signature in scores.signatures.values():
-            say(signature)
+    with shared(run_recipe(runs[0]).device, console) as ranks:
+        for run in runs:
+            scores = evaluate_run(
+                run,
+                checkpoint=checkpoint,
+                beam=beam,
+                sentences=sentences,
+                bleu_tokenize=tokenizer_option(bleu_tokenize),
+                zero_shot=zero_shot,
+                say=say,
+                ranks=ranks,
+            )
+            console.print(score_table(str(run), scores))
+            for signature in scores.signatures.values():
+                say(signature)
 
 
 @app.command()

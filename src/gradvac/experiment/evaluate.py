@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from gradvac.engine.ranks import Ranks
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.build import device_of
 from gradvac.experiment.model_folder import FoundModel, find_model
 from gradvac.experiment.prepare import run_recipe, task_infos, test_rows
+from gradvac.experiment.together import gathered
 from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.translation.cleaning import Account, CleaningRules
 from gradvac.translation.corpus import Bitext, bitext
@@ -40,9 +42,11 @@ def evaluate_run(
     bleu_tokenize: str | None = None,
     zero_shot: Sequence[str] | None = None,
     say: Callable[[str], None] = print,
+    ranks: Ranks | None = None,
 ) -> DirectionScores:
     """Score a run on its own test set; writes ``scores.json`` and ``translations.jsonl``.
 
+    With ``ranks``, each translates some of the batches, all score alike and rank 0 writes.
     ``sentences`` limits each direction to its first so many; what is None is the recipe's. Raises
     RunError when the run has no test set or no checkpoint.
     """
@@ -68,6 +72,7 @@ def evaluate_run(
         say=say,
         zero_shot=zero_shot,
         bleu_tokenize=bleu_tokenize or recipe.search.bleu_tokenize,
+        ranks=ranks,
     )
 
 
@@ -137,11 +142,12 @@ def evaluate_model(
     say: Callable[[str], None],
     zero_shot: Sequence[str] = (),
     bleu_tokenize: str | None = None,
+    ranks: Ranks | None = None,
 ) -> DirectionScores:
     """Translate and score ``tests``; all directions share the search's batches.
 
     ``bleu_tokenize`` None is each target language's own, "spm:vocabulary" the vocabulary of the
-    model.
+    model. With ``ranks`` as `evaluate_run`: the batches are those of one process.
     """
     if bleu_tokenize == VOCABULARY:
         bleu_tokenize = f"{FILE}{out / 'vocabulary.model'}"
@@ -152,11 +158,15 @@ def evaluate_model(
         beam=beam,
         length_penalty=length_penalty,
         batch_tokens=batch_tokens,
+        every=ranks.size if ranks else 1,
+        first=ranks.rank if ranks else 0,
     )
     sources = [s for b in tests for s in b.sources]
     targets = [b.direction.target for b in tests for _ in b.sources]
     say(f"translating {len(sources):,} sentences in {len(tests)} directions, beam {beam}")
-    hypotheses = iter(translator.translate(sources, targets))
+    own = dict(enumerate(translator.translate(sources, targets)))
+    texts = gathered(ranks, {n: text for n, text in own.items() if text})
+    hypotheses = (texts.get(n, "") for n in own)
     translated = {b.direction.name: [next(hypotheses) for _ in b.sources] for b in tests}
     scores = score_directions(
         translated,
@@ -167,6 +177,8 @@ def evaluate_model(
     )
     if zero_shot:
         scores = replace(scores, off_target=_identify(tests, translated, say))
+    if ranks and ranks.rank:
+        return scores
     lines = [
         {"direction": b.direction.name, "source": s, "reference": r, "hypothesis": h}
         for b in tests

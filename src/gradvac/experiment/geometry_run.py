@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from gradvac.engine.ranks import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.build import device_of
 from gradvac.experiment.checkpoint import load_tensors, saved_models
@@ -90,6 +92,7 @@ def measure_run(
     device: str | None = None,
     hold: int = HOLD,
     console: Console | None = None,
+    ranks: Ranks | None = None,
 ) -> Path:
     """Measure the saved checkpoints of a run; returns the folder of the measurement.
 
@@ -105,6 +108,7 @@ def measure_run(
         device: as in a recipe, whose device is the default.
         hold: numbers of gradients held at a time, see `gradvac.geometry.measure.measure`.
         console: receives a progress bar on a terminal, lines elsewhere.
+        ranks: measure with others, who call this alike: each some directions; rank 0 writes.
 
     Raises:
         RunError: without checkpoints or text, or if the folder holds a measurement of something
@@ -140,6 +144,7 @@ def measure_run(
         curvature_strings=curvature_strings,
         hold=hold,
         console=console,
+        ranks=ranks,
     )
 
 
@@ -166,6 +171,7 @@ def measure_text(
     curvature_strings: int,
     hold: int,
     console: Console,
+    ranks: Ranks | None,
 ) -> Path:
     """Measure checkpoints of a run of any kind on ``text``; returns ``out``.
 
@@ -173,7 +179,9 @@ def measure_text(
     the mean loss of tasks, each times its share, added up. The rest is as in `measure_run`.
     """
     wanted = _description(text, model, granularity, smoothing, curvature_strings)
-    prepare_folder(out, wanted)
+    writes = ranks is None or not ranks.rank
+    if writes:
+        prepare_folder(out, wanted)
     tasks = "directions" if isinstance(model, Transformer) else "languages"
     losses = {task: losses_of([(own, 1.0)]) for task, own in text.tasks.items()}
     shares = _levels(text, infos, curvature_strings)
@@ -184,9 +192,10 @@ def measure_text(
         markup=False,
         soft_wrap=True,
     )
-    with alone(out, "measuring into this folder"):
-        truncate(out / "curvature.jsonl", 2**62)  # drops nothing but a line that was cut short
-        _measure_steps(run, out, steps, model, granularity, losses, levels, hold, console)
+    with alone(out, "measuring into this folder") if writes else nullcontext():
+        if writes:
+            truncate(out / "curvature.jsonl", 2**62)  # drops nothing but a line that was cut short
+        _measure_steps(run, out, steps, model, granularity, losses, levels, hold, console, ranks)
     return out
 
 
@@ -305,11 +314,19 @@ def _measure_steps(
     levels: Mapping[str, Losses],
     hold: int,
     console: Console,
+    ranks: Ranks | None,
 ) -> None:
     """Measure what is not there yet, one checkpoint after the other."""
+    writes = ranks is None or not ranks.rank
     record = GramRecord(out)
-    done = set(record.steps())
-    curved = {(line["step"], line["group"]) for line in curvature_lines(out)}
+    there = {
+        "done": list(record.steps()) if writes else [],
+        "curved": [[c["step"], c["group"]] for c in curvature_lines(out)] if writes else [],
+    }
+    if ranks:
+        there = ranks.messages(there)[0]
+    done = set(there["done"])
+    curved = {(step, group) for step, group in there["curved"]}
     open_ = [s for s in steps if s not in done or any((s, g) not in curved for g in levels)]
     passes = len(blocks(model, len(losses), hold))
     columns = TextColumn("step {task.description}"), BarColumn(), MofNCompleteColumn()
@@ -321,18 +338,27 @@ def _measure_steps(
         for step in open_:
             bar.update(shown, description=str(step))
             file = saved_models(run).get(step)
+            if ranks and not all(m["found"] for m in ranks.messages({"found": bool(file)})):
+                file = None
             if file is None:
                 console.print(f"step {step}: gone; the run keeps newer ones")
                 continue
             fill(model, load_tensors(file), file)
+            lines: dict[str, Any] = {}
             if step not in done:
                 told = {task: _telling(parts, tick) for task, parts in losses.items()}
-                record.append(measure(model, told, granularity, step, hold))
-            for group, parts in levels.items():
-                if (step, group) not in curved:
-                    found = curvature(model, {group: parts})[group]
-                    line = {"step": step, "group": group, **asdict(found)}
-                    append(out / "curvature.jsonl", line)
+                frame = measure(model, told, granularity, step, hold, ranks)
+                if writes:
+                    record.append(frame)
+            missing = [group for group in levels if (step, group) not in curved]
+            for group in missing[ranks.rank :: ranks.size] if ranks else missing:
+                found = curvature(model, {group: levels[group]})[group]
+                lines[group] = {"step": step, "group": group, **asdict(found)}
+            if ranks:
+                lines = {g: v for m in ranks.messages(lines) for g, v in m.items()}
+            for group in missing if writes else ():
+                append(out / "curvature.jsonl", lines[group])
+            for _ in levels:
                 tick()
             if not console.is_terminal:
                 console.print(f"step {step} measured")

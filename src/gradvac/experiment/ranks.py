@@ -8,19 +8,15 @@ away. With ``training.shard`` each holds its rows of all parameters, and writes 
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor
-from torch.distributed.rendezvous import rendezvous
 
 from gradvac.engine import Engine, StepReport
 from gradvac.engine.distributed import add_gradients, cost
@@ -35,19 +31,11 @@ from gradvac.experiment.prepare import Prepared, open_prepared
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe import Recipe, dump_recipe
 from gradvac.experiment.shards import shard_model, whole, write_shards
+from gradvac.experiment.together import joined
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.experiment.updates import Updates
 from gradvac.translation.batches import Batch
-
-# Until a rank that says nothing is given up. Chosen here: longer than a validation or a checkpoint
-# of the others takes.
-TIMEOUT = timedelta(minutes=30)
-
-
-def started_by_torchrun() -> bool:
-    """Whether this process is one of several ranks."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def train_on_ranks(
@@ -62,32 +50,16 @@ def train_on_ranks(
     Raises:
         RankError: if another rank failed or is gone; it names the rank and its reason.
     """
-    on_gpu = recipe.device.startswith("cuda") or (
-        recipe.device == "auto" and torch.cuda.is_available()
-    )
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
-    # torchrun keeps one store for all its restarts: without a prefix of their own, ranks find the
-    # addresses of those before them there, and wait for the dead.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.distributed_c10d.PrefixStore(f"gradvac-attempt-{attempt}", store)
-    backend = "nccl" if on_gpu else "gloo"
-    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
-    try:
-        ranks = Ranks(dist.distributed_c10d._get_default_group())
-        with ExitStack() as stack:
-            prepared = _prepared(ranks, recipe, prepare)
-            job = SharedJob(prepared, ranks)
-            quiet = Console(quiet=True)
-            if ranks.rank:
-                scratch = stack.enter_context(tempfile.TemporaryDirectory())
-                job.folder = Path(scratch)
-            tensorboard = job.folder / "tensorboard" if recipe.training.tensorboard else None
-            display = Display(quiet if ranks.rank else console, tensorboard)
-            return RankTrainer(job, display, ranks, prepared.folder).train()
-    finally:
-        dist.destroy_process_group()
+    with joined(recipe.device) as ranks, ExitStack() as stack:
+        prepared = _prepared(ranks, recipe, prepare)
+        job = SharedJob(prepared, ranks)
+        quiet = Console(quiet=True)
+        if ranks.rank:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory())
+            job.folder = Path(scratch)
+        tensorboard = job.folder / "tensorboard" if recipe.training.tensorboard else None
+        display = Display(quiet if ranks.rank else console, tensorboard)
+        return RankTrainer(job, display, ranks, prepared.folder).train()
 
 
 def _prepared(ranks: Ranks, recipe: Recipe, prepare: Callable[[], Prepared]) -> Prepared:

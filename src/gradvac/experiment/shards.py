@@ -29,8 +29,9 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
     Raises OSError, on all ranks, when the disk of one of them is full or refuses.
     """
-    from torch.distributed.checkpoint import CheckpointException, save
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
@@ -48,8 +49,9 @@ def read_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
 
     RunError names a folder that is damaged or lacks a tensor.
     """
-    from torch.distributed.checkpoint import CheckpointException, load
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
         with _quiet():  # no_dist: each rank finds what it needs by itself

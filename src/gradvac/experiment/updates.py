@@ -246,8 +246,10 @@ class Updates:
         into: dict[str, Tensor] = {}
         for name, (shape, dtype) in shapes(folder).items():
             like = own.get(name, parameters.get(name.split("/", 2)[-1]))
-            fits = like is not None and like.shape == shape
-            into[name] = empty_like(like) if fits else torch.empty(shape, dtype=dtype)
+            if like is not None and like.shape == shape:
+                into[name] = empty_like(like)
+            else:
+                into[name] = torch.empty(shape, dtype=dtype)
         read_shards(folder, into)
         of = lambda part: {
             name.removeprefix(part): v for name, v in into.items() if name.startswith(part)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from gradvac.engine import PerTaskEngine, parameter_groups
 from gradvac.engine.groups import Grouping
 from gradvac.engine.guards import refuse_wrapped
+from gradvac.engine.ranks import Ranks
 from gradvac.errors import GradientError
 from gradvac.geometry.kinds import grouping, summed
 from gradvac.geometry.record import Frame
@@ -35,6 +36,7 @@ def measure(
     granularity: Grouping = "parameter",
     step: int = 0,
     hold: int = HOLD,
+    ranks: Ranks | None = None,
 ) -> Frame:
     """Take the gradient of every task's loss and return their Gram matrices.
 
@@ -49,6 +51,7 @@ def measure(
         hold: numbers of gradients held at a time. K tasks and P parameters beyond it, K P > hold,
             are measured in several passes over the losses, some parameters in each; one parameter
             is never split.
+        ranks: share the tasks with other ranks, who call this alike; all get the same frame.
 
     Raises:
         GradientError: if a task has no loss or, in a pass, no gradient; or one is not finite.
@@ -56,10 +59,12 @@ def measure(
     refuse_wrapped(model)
     own = {n: g.name for g in parameter_groups(model, grouping(granularity)) for n in g.names}
     found = []
+    own_tasks = list(losses)[ranks.rank :: ranks.size] if ranks else list(losses)
     with undisturbed(model):
         for block in blocks(model, len(losses), hold):
-            engine = PerTaskEngine(block, Joint(), lambda name: name)
-            for task, parts in losses.items():
+            engine = PerTaskEngine(block, Joint(), lambda name: name, process_group=ranks)
+            for task in own_tasks:
+                parts = losses[task]
                 seen = 0
                 for part in parts():
                     engine.accumulate(task, part)
@@ -69,7 +74,11 @@ def measure(
             found.append(engine.combine(step=step))
     names = [name for report in found for name in report.groups]
     # Gram matrices add up: those of single parameters are those of any group.
-    groups, gram = summed(np.concatenate([r.gram.numpy() for r in found]), names, own)
+    order = [
+        found[0].tasks.index(task) for task in losses
+    ]  # ranks bring theirs one after the other
+    matrices = [r.gram.numpy()[:, order][:, :, order] for r in found]
+    groups, gram = summed(np.concatenate(matrices), names, own)
     none = (0,) * len(groups)
     return Frame(step, tuple(losses), groups, gram, np.ones(gram.shape[:2]), none, none, none)
 

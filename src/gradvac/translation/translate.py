@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -43,6 +44,8 @@ class Translator:
         batch_tokens: most source tokens in a batch, padding counted.
         max_source: longest source in tokens, tag and eos counted; what is longer is cut, with a
             warning. Chosen far above a sentence: memory grows with its square.
+        every: translate only each so many-th batch, for others who translate the rest.
+        first: the first batch to translate, below ``every``.
     """
 
     model: Transformer | Searcher
@@ -51,11 +54,13 @@ class Translator:
     length_penalty: float = 0.6
     batch_tokens: int = 2048
     max_source: int = 512
+    every: int = 1
+    first: int = 0
 
     def translate(self, sentences: Sequence[str], targets: Sequence[str]) -> list[str]:
         """Translate each sentence into the language code beside it; order is kept.
 
-        An empty sentence stays empty.
+        An empty sentence stays empty, and so does one of a batch that is left to others.
 
         Raises:
             ValueError: there are not as many languages as sentences.
@@ -67,7 +72,7 @@ class Translator:
             if sentence.strip()
         }
         translations = [""] * len(sentences)
-        for batch in self.batches(sources):
+        for batch in islice(self.batches(sources), self.first, None, self.every):
             found = self._search([sources[i] for i in batch])
             for i, tokens in zip(batch, found, strict=True):
                 translations[i] = self.vocabulary.decode(tokens)

@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from gradvac.engine.ranks import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.build import device_of
 from gradvac.experiment.geometry_run import (
@@ -47,6 +48,7 @@ def measure_tagging(
     device: str | None = None,
     hold: int = HOLD,
     console: Console | None = None,
+    ranks: Ranks | None = None,
 ) -> Path:
     """Measure the saved checkpoints of a run on its validation text; returns the folder.
 
@@ -71,6 +73,7 @@ def measure_tagging(
         curvature_strings=curvature_strings,
         hold=hold,
         console=console or Console(highlight=False),
+        ranks=ranks,
     )
 
 

@@ -1,0 +1,77 @@
+"""Ranks that torchrun started, as one piece of work: who they are, and how it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from torch.distributed.rendezvous import rendezvous
+
+from gradvac.engine.ranks import Ranks
+from gradvac.errors import RankError
+
+# Until a rank that says nothing is given up. Chosen here: longer than a checkpoint of the others
+# takes, or the search of one for translations that the others are done with.
+TIMEOUT = timedelta(minutes=30)
+
+
+def started_by_torchrun() -> bool:
+    """Whether this process is one of several ranks."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Be one of the ranks that torchrun started, on the ``device`` of a recipe.
+
+    What fails here is told to the others, who wait for this rank and then see that it is gone.
+    """
+    on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if on_gpu:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+    # torchrun keeps one store for all its restarts: without a prefix of their own, ranks find the
+    # addresses of those before them there, and wait for the dead.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.distributed_c10d.PrefixStore(f"gradvac-attempt-{attempt}", store)
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
+    ranks = Ranks(dist.distributed_c10d._get_default_group())
+    try:
+        yield ranks
+    except Exception as e:
+        if not isinstance(e, RankError):
+            ranks.leave(f"{type(e).__name__}: {e}")
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def shared(device: str, console: Console) -> Iterator[Ranks | None]:
+    """Share the work inside with the other ranks, if there are any: None if not.
+
+    The console of all but rank 0 is silent meanwhile.
+    """
+    if not started_by_torchrun():
+        yield None
+        return
+    with joined(device) as ranks:
+        before, console.quiet = console.quiet, console.quiet or ranks.rank > 0
+        try:
+            yield ranks
+        finally:
+            console.quiet = before
+
+
+def gathered(ranks: Ranks | None, found: Mapping[int, str]) -> dict[int, str]:
+    """Join what the ranks found, by number."""
+    if ranks is None:
+        return dict(found)
+    said = ranks.messages({"found": {str(n): text for n, text in found.items()}})
+    return {int(n): text for message in said for n, text in message["found"].items()}
