@@ -122,6 +122,12 @@ def test_the_verb_figures_and_report_show_languages(run, tmp_path):
     text = page.read_text(encoding="utf-8")
     assert re.search(r"Mean cosine of two tasks, whole model\. languages: [−0-9]", text)
     assert "F1 of the language" in text
+    assert "its encoder" in text and "random parameters" not in text
+    assert "F1 of every direction." in text and "chrF++" not in text
+    scores = json.loads((run / "scores.json").read_text())["directions"]
+    for code in CODES:
+        row = text.split(f'<th scope="row">{code}</th>')[1].split("</tr>")[0]
+        assert f">{scores[code]['f1']:.1f}<" in row and f">{scores[code]['accuracy']:.1f}<" in row
 
 
 def test_a_recorded_run_knows_scripts_from_its_words(run, tmp_path):

@@ -87,7 +87,7 @@ def findings(subject: Subject) -> tuple[list[Finding], list[str]]:
             continue
         known, said = _proximities(subject, tasks)
         notes += [note for note in said if note not in notes]
-        for granularity, part in PARTS:
+        for granularity, part in PARTS[:2] if side == LANGUAGES else PARTS:  # no decoder there
             try:
                 values = subject.mean_of(granularity, part, tasks)
             except Missing as e:

@@ -14,6 +14,7 @@ from gradvac.experiment.balance import sampling_in_words
 from gradvac.experiment.geometry_run import Measurement, measured_folder
 from gradvac.experiment.prepare import TaskInfo, task_infos
 from gradvac.experiment.recipe import Recipe, any_recipe, parse_recipe
+from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.similarity import EditCounts, edit_counts
 from gradvac.translation.languages import Direction, family, family_order, language
@@ -107,11 +108,12 @@ class RunView:
         r = self.recipe
         steps = max((line["step"] for line in [*self.train, *self.valid]), default=0)
         start = r.training.start_from
+        begin = "its encoder" if isinstance(r, TaggingRecipe) else "random parameters"
         facts = {
             "Method": self._method_in_words(),
             "Seed": str(r.seed),
             "Steps": f"{steps:,} of {r.training.steps:,}",
-            "Starts from": Path(start).name if start else "random parameters",
+            "Starts from": Path(start).name if start else begin,
             "Model": self._model_in_words(),
             "Batches": f"{r.batch_in_words()}, {sampling_in_words(r.batches)}",
             "Learning rate": f"{r.training.learning_rate:g} after {r.training.warmup:,} steps",

@@ -21,7 +21,9 @@ from gradvac.experiment.report.markup import (
 from gradvac.experiment.run_view import RunView, TaskView
 from gradvac.geometry.plots import dots
 
-METRICS = (("chrf", "chrF++", 1), ("bleu", "BLEU", 1), ("nll", "NLL per token", 3))
+TRANSLATION = (("chrf", "chrF++", 1), ("bleu", "BLEU", 1))
+TAGGING = (("f1", "F1", 1), ("accuracy", "accuracy, %", 1))
+METRICS = (*TRANSLATION, *TAGGING, ("nll", "NLL per token", 3))
 LEVELS = ("high", "medium", "low")
 Row = tuple[str, int | None, Mapping[str, Any] | None]
 """A row of scores: name, number of its colour (None: the starting model), scores."""
@@ -118,27 +120,36 @@ def _average(
 
 
 def directions_section(rows: Sequence[Row], tasks: Sequence[TaskView], pictures: Pictures) -> str:
-    """Scores of every direction in a table, chrF++ in a picture."""
+    """Scores of every direction in a table, chrF++ (or the F1 of tagging) in a picture."""
     scored = [(name, n, scores["directions"]) for name, n, scores in rows if scores]
+    metrics = metrics_of(scored)
+    main, title, _ = metrics[0]
     sizes = [d["sentences"] for *_, each in scored for d in each.values() if "sentences" in d]
     caption = "Directions, ordered by side and family. Pairs: sentence pairs of training text."
     if sizes:
         caption += f" Scored on {_between(sizes)} sentences each."
-    markup = table(_direction_head(scored), [_direction(t, scored) for t in tasks], caption)
+    body = [_direction(t, scored, metrics) for t in tasks]
+    markup = table(_direction_head(scored, metrics), body, caption)
     if scored:
         points = {
-            name: (-1 if n is None else n, [_score(each, t, "chrf", np.nan) for t in tasks])
+            name: (-1 if n is None else n, [_score(each, t, main, np.nan) for t in tasks])
             for name, n, each in scored
         }
-        figure = dots([t.short for t in tasks], points, "chrF++")
-        markup += pictures(figure, "chrF++ of every direction.")
+        figure = dots([t.short for t in tasks], points, title)
+        markup += pictures(figure, f"{title} of every direction.")
     return markup
 
 
-def _direction_head(scored: _Scored) -> list[str]:
+def metrics_of(scored: _Scored) -> tuple[tuple[str, str, int], ...]:
+    """What directions are scored by: key, name and digits, the main one first."""
+    tagged = any("f1" in own for *_, each in scored for own in each.values())
+    return TAGGING if tagged else TRANSLATION
+
+
+def _direction_head(scored: _Scored, metrics: tuple[tuple[str, str, int], ...]) -> list[str]:
     """One row of headings, or two where scores are grouped by metric."""
     deep = 2 if scored else None
-    metrics = METRICS[:2] if scored else ()
+    metrics = metrics if scored else ()
     top = element("th", "Direction", rowspan=deep, scope="col")
     for _, name, _ in metrics:
         top += element("th", name, colspan=len(scored), scope="colgroup", class_="edge")
@@ -148,11 +159,11 @@ def _direction_head(scored: _Scored) -> list[str]:
     return [top, "".join(below) * len(metrics)] if scored else [top]
 
 
-def _direction(t: TaskView, scored: _Scored) -> str:
+def _direction(t: TaskView, scored: _Scored, metrics: tuple[tuple[str, str, int], ...]) -> str:
     """One row of the table."""
     code = f" {element('code', escape(t.name))}" if t.label != t.name else ""
     row = element("th", escape(t.label) + code, scope="row")
-    for metric, _, digits in METRICS[:2]:
+    for metric, _, digits in metrics:
         row += "".join(number(_score(each, t, metric), digits) for *_, each in scored)
     pairs = "\N{EN DASH}" if t.pairs is None else f"{t.pairs:,}"
     row += element("td", pairs, class_="number edge")
