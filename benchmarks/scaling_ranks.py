@@ -3,12 +3,15 @@
     python benchmarks/scaling_ranks.py [--quick] [--json FILE] [--picture FILE] [--steps 8]
 
 Two processes of one thread each train the same model on this machine, over gloo: plain training
-under DistributedDataParallel, then GradVac with the samples of all tasks on both ranks (spread)
-and with each task on one rank (placed). Steps alternate between the three. Bytes are counted by
-the engine and, where the kernel tells, at the network interface, and compared with the cost model
-of gradvac.engine.distributed. The rest is arithmetic: the time of a step and of a byte as measured
-here, carried to 8 to 1,024 ranks that send the bytes of the model one after the other with the
-work, so an upper bound of what overlap leaves.
+under DistributedDataParallel; GradVac with the samples of all tasks on both ranks (spread) and with
+each task on one rank (placed); and the last once more with parameters in shards, one for each layer
+(sharded). Steps alternate between them. Bytes are counted by the engine and, where the kernel
+tells, at the network interface, and compared with the cost model of gradvac.engine.distributed.
+
+The rest is arithmetic with three constants of the same run: the time of a plain step and of a step
+with task gradients on a rank that exchanges nothing, and of a byte in an exchange. From them comes
+the time of a step on 8 to 1,024 ranks, if bytes travel while the backward pass computes (the longer
+of the two counts) and if they do not (the sum). --rate does it for another network.
 """
 
 from __future__ import annotations
@@ -21,12 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from measuring import setting
+from measuring import Setting, setting
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from gradvac import GradVac
 from gradvac.engine import Engine
@@ -35,6 +40,8 @@ from gradvac.engine.ranks import Ranks
 
 RANKS = 2
 SIMULATED = [8, 16, 32, 64, 128, 256, 512, 1024]
+PATHS = ("plain", "spread", "placed", "sharded")
+PROBE = 2**22  # numbers exchanged to learn the time of a byte
 
 
 def interface_bytes() -> int | None:
@@ -46,104 +53,163 @@ def interface_bytes() -> int | None:
     return sum(int(line.split(":")[1].split()[8]) for line in lines)
 
 
+class Losses(nn.Module):
+    """DistributedDataParallel sees a forward pass only through the module that it wraps."""
+
+    def __init__(self, of: Setting) -> None:
+        super().__init__()
+        self.model, self.of = of.model, of
+
+    def forward(self, own: torch.Tensor) -> torch.Tensor:
+        return self.of.losses(own)[0].sum()
+
+
 def worker(rank: int, folder: Path, size: str, tokens: int, n_tasks: int, steps: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=RANKS)
-    whole = setting(n_tasks, tokens, size, in_order=True)
+    alone = [dist.new_group([r]) for r in range(RANKS)][rank]
+    whole, shards = (setting(n_tasks, tokens, size, in_order=True) for _ in range(2))
+    for layer in [*shards.model.encoder.layers, *shards.model.decoder.layers]:
+        fully_shard(layer)
+    fully_shard(shards.model)
     n = len(whole.task)
-    parts = {"spread": torch.arange(rank, n, RANKS), "placed": torch.arange(n).chunk(RANKS)[rank]}
-
-    class Losses(nn.Module):
-        """DistributedDataParallel sees a forward pass only through the module that it wraps."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = whole.model
-
-        def forward(self, own: torch.Tensor) -> torch.Tensor:
-            return whole.losses(own)[0].sum()
-
-    parallel = nn.parallel.DistributedDataParallel(Losses())
+    spread, placed = torch.arange(rank, n, RANKS), torch.arange(n).chunk(RANKS)[rank]
+    parallel = nn.parallel.DistributedDataParallel(Losses(whole))
     ranks = Ranks(dist.distributed_c10d._get_default_group())
-    engine = Engine(whole.model, GradVac(), "all_layer", verify_steps=0, process_group=ranks)
+    options = {"granularity": "all_layer", "verify_steps": 0}
+    engine = Engine(whole.model, GradVac(), **options, process_group=ranks)
+    by_itself = Engine(whole.model, GradVac(), **options, process_group=alone)
+    of_shards = Engine(shards.model, GradVac(), **options, process_group=ranks)
 
-    def plain() -> None:
+    def plain(forward: Callable[[], torch.Tensor]) -> None:
         whole.model.zero_grad()
-        parallel(parts["spread"]).backward()
+        forward().backward()
 
-    def gradvac(part: torch.Tensor) -> None:
-        whole.model.zero_grad()
-        with engine.tasks((whole.task[part], whole.names)):
-            engine.backward(*whole.losses(part))
+    def gradvac(engine: Engine, s: Setting, part: torch.Tensor) -> None:
+        s.model.zero_grad()
+        with engine.tasks((s.task[part], s.names)):
+            engine.backward(*s.losses(part))
 
-    paths = {
-        "plain": plain,
-        "spread": lambda: gradvac(parts["spread"]),
-        "placed": lambda: gradvac(parts["placed"]),
+    runs: dict[str, Callable[[], object]] = {
+        "plain": lambda: plain(lambda: parallel(spread)),
+        "spread": lambda: gradvac(engine, whole, spread),
+        "placed": lambda: gradvac(engine, whole, placed),
+        "sharded": lambda: gradvac(of_shards, shards, placed),
+        "plain, nothing sent": lambda: plain(lambda: whole.losses(spread)[0].sum()),
+        "spread, nothing sent": lambda: gradvac(by_itself, whole, spread),
+        "placed, nothing sent": lambda: gradvac(by_itself, whole, placed),
+        "exchange": lambda: ranks.exchange(torch.ones(RANKS, 1, PROBE), [1] * RANKS, PROBE)[1](),
     }
-    times: dict[str, list[float]] = {path: [] for path in paths}
+    times: dict[str, list[float]] = {path: [] for path in runs}
     sent: dict[str, int] = {}
     wire: dict[str, int | None] = {}
     for step in range(steps + 2):
-        for path, run in paths.items():
+        for path, run in runs.items():
             dist.barrier()
-            before, at = dict(ranks.sent), interface_bytes()
+            before, at = sum(ranks.sent.values()), interface_bytes()
             started = time.perf_counter()
             run()
             dist.barrier()
             if step >= 2:  # the first ones ask for memory
                 times[path].append(time.perf_counter() - started)
-            sent[path] = sum(ranks.sent.values()) - sum(before.values())
-            after = interface_bytes()
+            sent[path], after = sum(ranks.sent.values()) - before, interface_bytes()
             wire[path] = None if at is None or after is None else (after - at) // RANKS
     result = {
         "parameters": sum(p.numel() for p in whole.model.parameters()),
         "groups": len(engine.groups),
-        "tasks_per_rank": {k: len(whole.task[part].unique()) for k, part in parts.items()},
+        "tasks_per_rank": {
+            "plain": 1,
+            "spread": len(whole.task[spread].unique()),
+            "placed": len(whole.task[placed].unique()),
+            "sharded": len(whole.task[placed].unique()),
+        },
         "seconds": {path: statistics.median(own) for path, own in times.items()},
-        "sent": sent,
-        "wire": wire,
+        "sent": {path: sent[path] for path in PATHS},
+        "wire": {path: wire[path] for path in PATHS},
     }
     (folder / f"{rank}.json").write_text(json.dumps(result))
+    dist.barrier()
     dist.destroy_process_group()
 
 
-def simulate(result: dict, n_tasks: int) -> list[dict]:
-    """Time of a step over ranks, plain, spread and placed, relative to that without sending."""
+def model_bytes(result: dict, n_tasks: int, path: str) -> tuple[float, float]:
+    """What a rank sends by the cost model: all of it, and what the engine counts of it."""
+    k, p = result["tasks_per_rank"][path], result["parameters"]
+    found = cost(p, RANKS, n_tasks, k, result["groups"], sharded=path == "sharded")
+    if path == "plain":
+        return found.plain, 0.0
+    return found.sent, found.sent - (found.gathered if path == "sharded" else 0)
+
+
+def simulate(result: dict, n_tasks: int, rate: float) -> list[dict]:
+    """Time of a step on more ranks, each with as many samples as here, relative to plain.
+
+    Spread, all tasks are on each rank; placed, 1 + K / R of them, never more than here.
+    """
     p, groups, seconds = result["parameters"], result["groups"], result["seconds"]
-    here = {
-        path: cost(p, RANKS, n_tasks, k, groups).sent
-        for path, k in result["tasks_per_rank"].items()
-    } | {"plain": cost(p, RANKS, n_tasks, 1, groups).plain}
-    # Two equations, work + bytes x rate: that of plain and that of spread, as the work of a step
-    # is the same but for what task gradients cost, which the rate then holds too.
-    rate = max(0.0, (seconds["spread"] - seconds["plain"]) / (here["spread"] - here["plain"]))
-    work = max(0.0, seconds["plain"] - rate * here["plain"])
+    base = seconds["plain, nothing sent"]
+    extra = {path: max(0.0, seconds[f"{path}, nothing sent"] - base) for path in PATHS[1:3]}
     rows = []
     for size in SIMULATED:
-        row = {"ranks": size, "bytes_per_second": 1 / rate if rate else None}
-        for path, k in (("spread", n_tasks), ("placed", max(1.0, n_tasks / size))):
-            row[path] = work + rate * cost(p, size, n_tasks, k, groups).sent
-        row["plain"] = work + rate * cost(p, size, n_tasks, 1, groups).plain
-        rows.append(row)
+        on_each = {"spread": n_tasks, "placed": min(n_tasks, 1 + n_tasks / size)}
+        times: dict[str, tuple[float, float]] = {}
+        for path in ("plain", *on_each):
+            found = cost(p, size, n_tasks, on_each.get(path, 1), groups)
+            travel = (found.plain if path == "plain" else found.sent) / rate
+            work = base
+            if path != "plain":  # what task gradients cost goes with their number
+                work += extra[path] * on_each[path] / result["tasks_per_rank"][path]
+            times[path] = (max(work, travel), work + travel)
+        ratios = {
+            f"{path}, {how}": times[path][n] / times["plain"][n]
+            for path in on_each
+            for n, how in enumerate(("hidden", "in turn"))
+        }
+        rows.append({"ranks": size, "bytes_per_second": rate, **ratios})
     return rows
 
 
-def draw(rows: list[dict], file: Path) -> None:
+def draw(rows: list[dict], title: str, file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
-    for path, marker in (("spread", "o"), ("placed", "s")):
-        ratios = [row[path] / row["plain"] for row in rows]
-        axes.plot([row["ranks"] for row in rows], ratios, marker=marker, label=path)
+    for (path, marker), color in zip((("spread", "o"), ("placed", "s")), ("C3", "C0"), strict=True):
+        for how, line in (("in turn", "-"), ("hidden", "--")):
+            ratios = [row[f"{path}, {how}"] for row in rows]
+            label = f"{path}, bytes {'after the work' if how == 'in turn' else 'behind the work'}"
+            axes.plot([row["ranks"] for row in rows], ratios, line, marker=marker, color=color,
+                      label=label)  # fmt: skip
     axes.set_xscale("log", base=2)
+    axes.set_xticks(SIMULATED, [f"{n:,}" for n in SIMULATED])
     axes.set_xlabel("ranks")
     axes.set_ylabel("time of a step / plain data parallel")
-    axes.legend()
-    figure.savefig(file, bbox_inches="tight")
+    axes.set_ylim(0)
+    axes.axhline(1, color="0.7", zorder=0)
+    axes.set_title(title, fontsize="medium")
+    axes.legend(fontsize="small")
+    figure.savefig(file, bbox_inches="tight", dpi=120)
+
+
+def show(result: dict, n_tasks: int) -> None:
+    print(
+        f"{'':8}{'s/step':>8}{'ratio':>7}{'counted MB':>12}{'model MB':>10}{'wire MB':>9}", end=""
+    )
+    print(f"{'model MB':>10}")
+    for path in PATHS:
+        total, of_engine = model_bytes(result, n_tasks, path)
+        seconds, wire = result["seconds"][path], result["wire"][path]
+        counted = "" if path == "plain" else f"{result['sent'][path] / 1e6:.2f}"
+        expected = "" if path == "plain" else f"{of_engine / 1e6:.2f}"
+        print(
+            f"{path:8}{seconds:8.3f}{seconds / result['seconds']['plain']:7.2f}{counted:>12}"
+            f"{expected:>10}{'' if wire is None else f'{wire / 1e6:.2f}':>9}{total / 1e6:10.2f}"
+        )
+    for path in ("plain", "spread", "placed"):
+        seconds = result["seconds"][f"{path}, nothing sent"]
+        print(f"{path}, nothing sent: {seconds:.3f} s/step")
 
 
 def main() -> None:
@@ -155,6 +221,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="also draw the simulation to this file")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--rate", type=float, help="GB/s a rank sends, in place of that measured")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -169,30 +236,25 @@ def main() -> None:
         ranks = [subprocess.Popen([*command, str(r)], env=environment) for r in range(RANKS)]
         if any([rank.wait() for rank in ranks]):
             raise SystemExit("a rank failed; see above")
-        found = [json.loads((Path(folder) / f"{r}.json").read_text()) for r in range(RANKS)]
-    result, n_tasks = found[0], args.tasks
-    p, groups = result["parameters"], result["groups"]
-    print(f"{p:,} parameters, {n_tasks} tasks, {RANKS} ranks, {tokens} tokens a batch")
-    print(f"{'':8}{'s/step':>8}{'ratio':>7}{'counted MB':>12}{'model MB':>10}{'wire MB':>9}")
-    for path in ("plain", "spread", "placed"):
-        k = result["tasks_per_rank"].get(path, 1)
-        model = cost(p, RANKS, n_tasks, k, groups)
-        expected = model.plain if path == "plain" else model.sent
-        seconds, wire = result["seconds"][path], result["wire"][path]
-        counted = "" if path == "plain" else f"{result['sent'][path] / 1e6:.2f}"
-        print(
-            f"{path:8}{seconds:8.3f}{seconds / result['seconds']['plain']:7.2f}{counted:>12}"
-            f"{expected / 1e6:10.2f}" + ("" if wire is None else f"{wire / 1e6:9.2f}")
-        )
-    rows = simulate(result, n_tasks)
-    print(f"\nsimulated from these: {'ranks':>6}{'spread / plain':>16}{'placed / plain':>16}")
+        result = json.loads((Path(folder) / "0.json").read_text())
+    p = result["parameters"]
+    print(f"{p:,} parameters, {args.tasks} tasks, {RANKS} ranks, {tokens} tokens a batch")
+    show(result, args.tasks)
+    measured = PROBE * 4 * (RANKS - 1) / result["seconds"]["exchange"]
+    rate = args.rate * 1e9 if args.rate else measured
+    print(f"an exchange sends {measured / 1e9:.2f} GB/s here", end="")
+    print(f"; taken for it: {rate / 1e9:.2f} GB/s" if args.rate else "")
+    rows = simulate(result, args.tasks, rate)
+    heads = [key for key in rows[0] if ", " in key]
+    print("\ntime of a step / plain, simulated from these")
+    print(f"{'ranks':>7}" + "".join(f"{head:>18}" for head in heads))
     for row in rows:
-        ratios = [row[path] / row["plain"] for path in ("spread", "placed")]
-        print(f"{'':21}{row['ranks']:7}{ratios[0]:16.2f}{ratios[1]:16.2f}")
+        print(f"{row['ranks']:7,}" + "".join(f"{row[head]:18.2f}" for head in heads))
     if args.json:
         args.json.write_text(json.dumps({"measured": result, "simulated": rows}, indent=1) + "\n")
     if args.picture:
-        draw(rows, args.picture)
+        title = f"{p / 1e6:.0f}M parameters, {args.tasks} tasks, {rate / 1e9:.2f} GB/s"
+        draw(rows, title, args.picture)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """What goes wrong on rank 1 of two, and what each of them says; one step after the other."""
 
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -13,6 +15,7 @@ from torch.distributed.tensor import Shard
 
 from gradvac.engine import Engine, PerTaskEngine, agreement, ranks
 from gradvac.errors import GradvacError
+from gradvac.experiment.shards import empty_like, read_shards, shapes, write_shards
 from gradvac.methods import GradVac, Joint
 
 X = torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3)
@@ -129,6 +132,7 @@ FAILURES: dict[str, Callable[[int], object]] = {
     "sharded_raised": lambda rank: sharded_goes_on(rank, "raise"),
     "streams": lambda rank: streams(rank),
     "alone": lambda rank: alone_with_shards(rank),
+    "checkpoint": lambda rank: checkpoint_of_others(rank),
     "nobody": per_task_of_one_rank,
     "one": lambda rank: message(
         lambda: step(Engine(build(), Joint(), process_group=own_group(rank)))
@@ -200,6 +204,22 @@ def alone_with_shards(rank: int) -> list[object]:
     step(Engine(model, GradVac(), process_group=group))
     step(Engine(plain, GradVac(), process_group=group))
     return [gradients(model), [p.grad for p in plain.parameters()]]
+
+
+def checkpoint_of_others(rank: int) -> list[object]:
+    """What two ranks wrote, read by one that keeps all rows."""
+    folder = Path(sys.argv[3]) / "shards"
+    model = sharded(each=True)
+    tensors = dict(model.state_dict()) | {"step": torch.tensor(3.0)}
+    write_shards(folder, tensors)
+    dist.barrier()
+    mesh = DeviceMesh.from_group(own_group(rank), "cpu")  # type: ignore[arg-type]
+    other = fully_shard(build(seed=1), mesh=mesh)
+    into = {name: empty_like(value) for name, value in other.state_dict().items()}
+    read_shards(folder, into)
+    other.load_state_dict(into)
+    read = [p.full_tensor() for p in other.parameters()]  # type: ignore[attr-defined]
+    return [read, list(build().parameters()), sorted(shapes(folder))]
 
 
 def own_group(rank: int) -> dist.ProcessGroup | None:

@@ -171,6 +171,12 @@ def test_shards_that_one_rank_keeps_to_itself(failed):
             torch.testing.assert_close(a, b, rtol=EXACT, atol=1e-15)
 
 
+def test_what_two_ranks_wrote_is_read_by_one_that_keeps_all_rows(failed):
+    for read, written, names in (rank["checkpoint"] for rank in failed):
+        assert names == ["0.bias", "0.weight", "2.bias", "2.weight", "step"]
+        assert all(torch.equal(a, b) for a, b in zip(read, written, strict=True))
+
+
 def test_a_rank_that_fails_amid_gathering_says_why(failed):
     (survivor, seconds), (failing, _) = failed[0]["amid"], failed[1]["amid"]
     first, second = survivor.split(" / ")

@@ -10,15 +10,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.checkpoint import list_checkpoints, load_checkpoint, load_tensors
 from gradvac.experiment.display import Display
+from gradvac.experiment.evaluate import evaluate_run
+from gradvac.experiment.geometry_run import curvature_lines, measure_run
 from gradvac.experiment.prepare import prepare
+from gradvac.experiment.ranks import check_shard
 from gradvac.experiment.recipe import load_recipe
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
+from gradvac.geometry.record import GramRecord
+from tests.distributed.verbs import JOINT, METHOD, SHARD, STOP
 from tests.experiment.toy import make_toy
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +127,92 @@ def test_two_ranks_train_the_model_of_one_and_go_on_after_one_was_killed(tmp_pat
     assert sorted(f.name for f in (toy / "two").iterdir()) == sorted(
         f.name for f in (toy / "one").iterdir()
     )
+
+
+def alone(folder: Path, name: str, settings: list[str]) -> Path:
+    """The run of one process, on one thread."""
+    recipe = load_recipe(folder / "recipe.yaml", [*settings, SHARD])
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    assert Trainer(TranslationJob(prepare(recipe, folder / name, print)), Display()).train() == 0
+    torch.set_num_threads(before)
+    return folder / name / "best" / "model.safetensors"
+
+
+def same_model(one: Path, other: Path) -> None:
+    mine, theirs = load_tensors(one), load_tensors(other)
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        if "bias" not in name:  # as above
+            assert float((theirs[name] - value).norm() / value.norm()) < 1e-4, name
+
+
+@pytest.fixture(scope="module")
+def in_shards(tmp_path_factory):
+    folder = make_toy(tmp_path_factory.mktemp("shards"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command += ["-m", "tests.distributed.verbs", str(folder)]
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return folder
+
+
+def test_joint_training_in_shards_is_that_of_one_process_to_the_averaged_end(in_shards):
+    one = alone(in_shards, "one-joint", JOINT)
+    same_model(one, in_shards / "joint" / "best" / "model.safetensors")
+    lines = [(in_shards / n / "metrics.jsonl").read_text() for n in ("one-joint", "joint")]
+    for mine, theirs in zip(*(map(json.loads, text.splitlines()) for text in lines), strict=True):
+        assert (mine["kind"], mine["step"]) == (theirs["kind"], theirs["step"])
+        for key in {"loss", "nll", "gradient_norm"} & mine.keys():
+            assert theirs[key] == pytest.approx(mine[key], rel=1e-4), key
+
+
+def test_two_ranks_score_and_measure_what_one_does(in_shards):
+    run = in_shards / "method"
+    found = {name: (run / name).read_bytes() for name in ("scores.json", "translations.jsonl")}
+    evaluate_run(run, checkpoint="last", say=print)
+    assert {name: (run / name).read_bytes() for name in found} == found
+    measure_run(run, in_shards / "alone", curvature_strings=2)
+    ours, theirs = (list(GramRecord(in_shards / n)) for n in ("alone", "measured"))
+    assert [f.step for f in ours] == [f.step for f in theirs] != []
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine.tasks, mine.groups) == (other.tasks, other.groups)
+        scale = np.abs(mine.gram).max()
+        np.testing.assert_allclose(other.gram, mine.gram, rtol=1e-5, atol=1e-7 * scale)
+    curves = [curvature_lines(in_shards / n) for n in ("alone", "measured")]
+    assert len(curves[0]) > 1
+    for mine, other in zip(*curves, strict=True):
+        assert (mine["step"], mine["group"]) == (other["step"], other["group"])
+        assert other["value"] == pytest.approx(mine["value"], rel=1e-4)
+
+
+def test_one_process_goes_on_where_two_stopped_in_shards(in_shards):
+    saved = list_checkpoints(in_shards / "method" / "checkpoints")[-1]
+    assert saved.name == f"step-{STOP:08d}" and (saved / "shards").is_dir()
+    assert not (saved / "model.safetensors").exists()
+    same_model(alone(in_shards, "one-method", METHOD), alone(in_shards, "method", METHOD))
+    damaged = next((saved / "shards").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
+    with pytest.raises(RunError, match=rf"{damaged.name}: damaged: its SHA-256"):
+        load_checkpoint(saved)
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        (
+            "method.engine=per_task",
+            "training.shard: true with method.engine: per_task.*single_pass",
+        ),
+        ("batches.sampling=multidds_s", "training.shard: true with batches.sampling: multidds_s"),
+    ],
+)
+def test_what_shards_cannot_be_is_refused(tmp_path, setting, says):
+    settings = ["method.name=gradvac", SHARD, setting]
+    with pytest.raises(RecipeError, match=says):
+        check_shard(load_recipe(make_toy(tmp_path) / "recipe.yaml", settings))
 
 
 def test_stretches_of_a_batch_hold_all_of_it_and_few_tasks(tmp_path):

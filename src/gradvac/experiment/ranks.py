@@ -102,7 +102,7 @@ class SharedJob(TranslationJob):
         super().__init__(prepared)
         self.ranks, self.sharded = ranks, self.recipe.training.shard
         if self.sharded:
-            _check_shard(self.recipe)
+            check_shard(prepared.recipe)
             layers = [*self.model.encoder.layers, *self.model.decoder.layers]
             shard_model(self.model, layers, self.device)
 
@@ -151,7 +151,7 @@ class SharedJob(TranslationJob):
         return [*super().describe(), line]
 
 
-def _check_shard(recipe: Recipe) -> None:
+def check_shard(recipe: Recipe) -> None:
     """Refuse what has a rank make passes of its own: all ranks gather parameters together."""
     if recipe.method.engine == "per_task" and recipe.method.name != "joint":
         raise RecipeError(
@@ -251,6 +251,7 @@ class RankUpdates(Updates):
         self, engine: Engine, batches: list[TaskBatch], tokens: int, shares: dict[str, float]
     ) -> StepReport:
         """Make a pass for every batch, on a sentence that does not count where there is none."""
+        report: StepReport | None = None
         for n, batch in enumerate(batches):
             counts = bool(len(batch.task))
             own: TaskBatch = batch if counts else self._stand_in(n)
@@ -266,7 +267,7 @@ class RankUpdates(Updates):
                     report = engine.backward(loss, rows, mask, step=self.step, shares=shares)
             if counts:
                 self._count(batch, nll, rows)
-        return report if len(batches) == 1 else engine.combine(step=self.step, shares=shares)
+        return report or engine.combine(step=self.step, shares=shares)
 
     def _clip(self) -> float:
         if self.engine is None and not self.shared.sharded:

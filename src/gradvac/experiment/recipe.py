@@ -200,7 +200,9 @@ def _apply(tree: dict[str, Any], change: str) -> None:
 
 def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
     """Make every file name of the recipe independent of the working directory."""
-    place = lambda name: name if name is None else file(name)
+
+    def place(name: str | None) -> str | None:
+        return name if name is None else file(name)
 
     def move(sources: list[SourceSection]) -> list[SourceSection]:
         return [
@@ -218,14 +220,13 @@ def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
         tokenize = f"{FILE}{place(tokenize.removeprefix(FILE))}"
     data = recipe.data
     texts = {part: move(getattr(data, part)) for part in ("train", "valid", "test")}
-    if data.corpus is not None:
-        corpus = place(data.corpus)
+    corpus = place(data.corpus)
+    if corpus is not None:
         for part, found in _of_corpus(resolve(corpus), data.languages).items():
             texts[part] = texts[part] or found
-        texts["corpus"] = corpus
     return recipe.model_copy(
         update={
-            "data": data.model_copy(update=texts),
+            "data": data.model_copy(update={**texts, "corpus": corpus}),
             "vocabulary": recipe.vocabulary.model_copy(
                 update={"path": place(recipe.vocabulary.path)}
             ),
@@ -239,11 +240,11 @@ def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
 
 def _of_corpus(folder: Path, languages: list[str] | None) -> dict[str, list[SourceSection]]:
     """The text of a folder of `gradvac corpus`; training files of other languages are not read."""
-    wanted = languages and {*languages, ENGLISH}
+    wanted = {*languages, ENGLISH} if languages else None
     train = [
         file
         for file in sorted((folder / "train").glob("*.tsv"))
-        if not wanted or wanted.issuperset(file.stem.split("-"))
+        if wanted is None or wanted.issuperset(file.stem.split("-"))
     ]
     if not train:
         have = ", ".join(f.stem for f in sorted((folder / "train").glob("*.tsv"))) or "no file"

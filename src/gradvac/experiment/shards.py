@@ -115,12 +115,11 @@ def shard_model(model: nn.Module, layers: list[nn.Module], device: torch.device)
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for layer in layers:
-        fully_shard(layer, mesh=mesh)
-    # What plain training reduces is a sum over ranks, as the engine's gradients are.
-    fully_shard(model, mesh=mesh).set_gradient_divide_factor(1.0)
-    for layer in layers:
-        layer.set_gradient_divide_factor(1.0)  # type: ignore[operator]
+    for module in [*layers, model]:
+        # What plain training reduces is to be a sum over ranks, as the engine's gradients are.
+        unit = fully_shard(module, mesh=mesh)
+        unit.set_gradient_divide_factor(1.0)
+        unit.set_force_sum_reduction_for_comms(True)  # a factor of 1 is a product to NCCL
 
 
 def _reason(error: BaseException) -> str:

@@ -61,7 +61,7 @@ class Batch:
     def padding(self) -> float:
         """Share of the cells of source and target that hold padding."""
         cells = self.source.numel() + self.target_out.numel()
-        return 1 - (int((self.source != PAD).sum()) + self.tokens) / cells
+        return 1 - (int((self.source != PAD).sum()) + self.tokens) / cells if cells else 0.0
 
     def of_task(self, index: int) -> Batch:
         """The sentences of one task, padding cut to what they need."""

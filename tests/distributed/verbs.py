@@ -1,0 +1,61 @@
+"""What torchrun starts in tests: trains in shards, scores and measures, one after the other.
+
+torchrun ... -m tests.distributed.verbs FOLDER, with a toy recipe in FOLDER
+"""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from gradvac.experiment.evaluate import evaluate_run
+from gradvac.experiment.geometry_run import measure_run
+from gradvac.experiment.prepare import prepare
+from gradvac.experiment.ranks import RankTrainer, train_on_ranks
+from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.together import joined
+
+QUIET = Console(quiet=True)
+COMMON = ["model.dropout=0", "batches.tokens=120", "training.log_every=2"]
+JOINT = [*COMMON, "training.steps=4", "training.average=2", "training.checkpoint_every=2"]
+# So few tokens that a rank is without a sentence now and then.
+METHOD = [*COMMON, "training.steps=12", "batches.tokens=14", "method.name=gradvac"]
+SHARD = "training.shard=true"
+STOP = 6
+
+
+def train(folder: Path, name: str, settings: list[str]) -> int:
+    recipe = load_recipe(folder / "recipe.yaml", [*settings, SHARD])
+    return train_on_ranks(recipe, lambda: prepare(recipe, folder / name, lambda line: None), QUIET)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    os.chdir(folder)
+    attempt = lambda n: os.environ.__setitem__("TORCHELASTIC_RESTART_COUNT", str(n))
+    attempt(0)
+    assert train(folder, "joint", JOINT) == 0
+    attempt(1)
+    step = RankTrainer.train_step
+
+    def stopping(self: RankTrainer) -> int:
+        if self.step == STOP - 1 and self.ranks.rank == 1:
+            self.stop.number = signal.SIGTERM  # one rank is told, and all stop
+        return step(self)
+
+    RankTrainer.train_step = stopping
+    assert train(folder, "method", METHOD) == 128 + signal.SIGTERM
+    attempt(2)
+    with joined("cpu") as ranks:
+        run = folder / "method"
+        evaluate_run(run, checkpoint="last", say=lambda line: None, ranks=ranks)
+        out = folder / "measured"
+        measure_run(run, out, curvature_strings=2, console=QUIET, ranks=ranks)
+
+
+if __name__ == "__main__":
+    main()
