@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -192,11 +193,15 @@ def test_one_process_goes_on_where_two_stopped_in_shards(in_shards):
     saved = list_checkpoints(in_shards / "method" / "checkpoints")[-1]
     assert saved.name == f"step-{STOP:08d}" and (saved / "shards").is_dir()
     assert not (saved / "model.safetensors").exists()
+    copy = shutil.copytree(saved, in_shards / "copy" / saved.name)
     same_model(alone(in_shards, "one-method", METHOD), alone(in_shards, "method", METHOD))
-    damaged = next((saved / "shards").iterdir())
+    damaged = next((copy / "shards").iterdir())
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     with pytest.raises(RunError, match=rf"{damaged.name}: damaged: its SHA-256"):
-        load_checkpoint(saved)
+        load_checkpoint(copy)
+    damaged.unlink()
+    with pytest.raises(RunError, match=rf"{damaged.name}: not readable"):
+        load_checkpoint(copy)
 
 
 @pytest.mark.parametrize(
