@@ -4,6 +4,7 @@
     python tools/collect_evidence.py partners runs/partners-small --out evidence/partners-small.json
     python tools/collect_evidence.py curvature runs/cats-small --out evidence/curvature-small.json
     python tools/collect_evidence.py edits runs/table1-from-en-small --out evidence/edits-small.json
+    python tools/collect_evidence.py validation runs/table3-ner-rates-small --out evidence/x.json
 
 Scores are kept by `gradvac compare SWEEP --out evidence/NAME.json`. tools/evidence.py makes the
 page and its pictures of all these files.
@@ -153,6 +154,16 @@ def edits(run: Path) -> Tree | None:
     }
 
 
+def validation(run: Path) -> Tree:
+    """The best of what a run was validated by, and its step."""
+    done = json.loads((run / "done.json").read_text(encoding="utf-8"))
+    return {
+        "metric": done["metric"],
+        "best": _plain(done["best"]["value"]),
+        "step": done["best"]["step"],
+    }
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 5)
@@ -164,6 +175,7 @@ STUDIES: dict[str, Callable[[Path], Tree | None]] = {
     "partners": partners,
     "curvature": curvature,
     "edits": edits,
+    "validation": validation,
 }
 
 
@@ -195,7 +207,12 @@ def main() -> None:
 def _short(recipe: Any) -> Tree:
     """A recipe without the places of its texts."""
     tree = recipe.model_dump(
-        mode="json", exclude={"data": {"train", "valid", "test", "corpus"}, "vocabulary": {"path"}}
+        mode="json",
+        exclude={
+            "data": {"train", "valid", "test", "corpus", "languages", "folder"},
+            "vocabulary": {"path"},
+            "model": {"encoder"},
+        },
     )
     return {key: tree[key] for key in ("seed", "data", "model", "batches", "training", "method")}
 

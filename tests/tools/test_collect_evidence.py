@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiment"))
-from collect_evidence import curvature, edits, geometry, main, partners
+from collect_evidence import curvature, edits, geometry, main, partners, validation
 from synthetic import make_run, write_json, write_lines
 
 from gradvac.experiment.geometry_run import Measurement
@@ -87,6 +87,12 @@ def test_edits_are_shares_of_comparisons(run):
     last = frames_[-4:]  # 40 frames in ten stretches
     share = sum(sum(f.edits) for f in last) / sum(sum(f.comparisons) for f in last)
     assert len(found["steps"]) == 10 and found["gradvac"][-1] == pytest.approx(share)
+
+
+def test_validation_has_the_best_that_a_run_says_it_had(run):
+    done = {"metric": "error", "best": {"value": 32.9154738, "step": 420}}
+    write_json(run / "done.json", done)
+    assert validation(run) == {"metric": "error", "best": 32.91547, "step": 420}
 
 
 def test_partners_have_the_other_language_and_the_scores_of_the_first(tmp_path):
