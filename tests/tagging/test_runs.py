@@ -1,5 +1,6 @@
 """Whole runs: training, resuming, scoring, comparing, reporting, and an encoder of one's own."""
 
+import io
 import json
 import os
 import shutil
@@ -18,8 +19,9 @@ from gradvac.experiment.display import Display
 from gradvac.experiment.kinds import job_of, prepare_below
 from gradvac.experiment.recipe import any_recipe, load_any, load_recipe
 from gradvac.experiment.report import write_report
-from gradvac.experiment.tagging.evaluate import evaluate_tagging, score_table
+from gradvac.experiment.tagging.evaluate import TaggingScores, evaluate_tagging, score_table
 from gradvac.experiment.train import Trainer
+from gradvac.tagging.scores import TaggingScore
 from tests.tagging.helpers import make_encoder, make_toy, tagged_rows, write_recipe
 
 transformers = pytest.importorskip("transformers")
@@ -175,10 +177,28 @@ def test_entities(tmp_path):
     run = train(tmp_path, tree, "run")
     scores = evaluate_tagging(run)
     assert scores.task == "ner"
-    table = Console(width=80, record=True, quiet=True)
-    table.print(score_table("t", scores))
     lines = [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= line["error"] <= 100 for line in lines if line["kind"] == "valid")
+
+
+@pytest.mark.parametrize("count", [2, 12, 13, 30])
+@pytest.mark.parametrize("task", ["ner", "pos"])
+def test_every_number_of_the_table_is_legible_in_80_columns(task, count):
+    codes = (
+        "fr es de en bg hu hi mr ar ta te vi pt ru kk sw xh yo zu cs pl uk fi et tr id sk da sv nl"
+    )
+    own = {
+        code: TaggingScore(100.0, 10.5 + n, 20.5 + n, 30.5 + n, 9, 99)
+        for n, code in enumerate(codes.split()[:count])
+    }
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(score_table("t", TaggingScores(task, own)))
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    cells = text.split()
+    assert cells.count("100") == count + 1 and set(own) <= set(cells)
+    wanted = [f"{10.5 + n:.1f}" for n in range(count)]
+    assert all(number in cells for number in wanted)
 
 
 ENCODER = {

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from gradvac.errors import RunError
@@ -25,6 +26,7 @@ from gradvac.translation.batches import in_order
 from gradvac.translation.languages import family_order
 
 TOKENS = 8192  # padded cells of a batch: a matter of speed alone
+ACROSS = 12  # languages of a table that are columns
 NUMBERS = ("f1", "accuracy", "macro_f1", "weighted_f1")
 
 
@@ -112,14 +114,21 @@ def tag_words(
 
 
 def score_table(title: str, scores: TaggingScores) -> Table:
-    """One row per number, languages across and their average last, as in Wang et al. 2021."""
-    table = Table(title=title, title_justify="left")
+    """One row per number, languages across and their average last, as in Wang et al. 2021.
+
+    It fits 80 columns: more than `ACROSS` languages have a row each instead.
+    """
     codes = family_order(scores.languages)
-    table.add_column("")
-    for name in [*codes, "avg"]:
-        table.add_column(name, justify="right")
-    numbers = NUMBERS if scores.task == "pos" else NUMBERS[:2]
-    for name in numbers:
-        cells = [f"{getattr(scores.languages[code], name):.1f}" for code in codes]
-        table.add_row(name.replace("_", " "), *cells, f"{scores.average(name):.1f}")
+    names = NUMBERS if scores.task == "pos" else NUMBERS[:2]
+    cells = {code: [getattr(scores.languages[code], n) for n in names] for code in codes}
+    cells["avg"] = [scores.average(name) for name in names]
+    heads, rows = [n.replace("_f1", "") for n in names], [*cells.values()]
+    if len(codes) <= ACROSS:
+        heads, cells = [*cells], dict(zip(heads, zip(*rows, strict=True), strict=True))
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("", no_wrap=True)
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True, min_width=4)
+    for name, row in cells.items():
+        table.add_row(name, *(f"{value:.1f}"[:4].removesuffix(".") for value in row))
     return table
