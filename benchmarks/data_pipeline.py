@@ -1,6 +1,7 @@
 """What preparing text costs, beside Hugging Face `datasets` + `tokenizers` doing the same work.
 
     python benchmarks/data_pipeline.py [--quick] [--json FILE]
+    python benchmarks/data_pipeline.py --text corpora/core/train/en-ru.tsv    # cleaning alone
 
 Both read the same two-column text, clean it (normalise, limits of length and ratio, copies,
 repeated pairs), tokenise it with a unigram vocabulary of the same size, keep it on disk, and
@@ -341,10 +342,31 @@ def measure(name: str, folder: Path) -> dict[str, float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def cleaning(folder: Path) -> dict[str, float]:
+    """Seconds of cleaning, medians of rounds in which each has its turn."""
+    names = ("ours_clean", "theirs_clean", "theirs_account")
+    rounds = [{name: measure(name, folder)["seconds"] for name in names} for _ in range(ROUNDS)]
+    return {name: median(found[name] for found in rounds) for name in names}
+
+
+def clean_only(file: Path) -> None:
+    """Clean a table of two languages, whatever they are, as English and French."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        lines = file.read_bytes().partition(b"\n")[2]
+        (folder / "text.tsv").write_bytes(b"en\tfr\n" + lines)
+        found, pairs = cleaning(folder), lines.count(b"\n")
+    for name, words in (("theirs_clean", "clean"), ("theirs_account", "clean, with account")):
+        speed = [pairs / found[n] for n in ("ours_clean", name)]
+        ratio = speed[0] / speed[1]
+        print(f"| {file.name} | {words} | {speed[0]:,.0f} | {speed[1]:,.0f} | {ratio:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the text")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
+    parser.add_argument("--text", type=Path, help="a table of two languages to clean, no more")
     parser.add_argument("--only", choices=MEASUREMENTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -353,6 +375,9 @@ def main() -> None:
         found["peak_mb"] = status_mb("VmHWM")
         found["anonymous_mb"] = status_mb("RssAnon")
         print(json.dumps(found))
+        return
+    if args.text:
+        clean_only(args.text)
         return
     sizes = (2000, 20_000) if args.quick else (20_000, 200_000)
     results: dict[str, Any] = {"sizes": sizes, "cores": os.cpu_count()}
@@ -365,13 +390,8 @@ def main() -> None:
             megabytes = (folder / "text.tsv").stat().st_size / 1e6
             found = {"megabytes": megabytes}
             found |= {name: measure(name, folder) for name in MEASUREMENTS if name != "step_share"}
-            cleaning = ("ours_clean", "theirs_clean", "theirs_account")
-            rounds = [
-                found,
-                *({n: measure(n, folder) for n in cleaning} for _ in range(ROUNDS - 1)),
-            ]
-            for name in cleaning:
-                found[name]["seconds"] = median(part[name]["seconds"] for part in rounds)
+            for name, seconds in cleaning(folder).items() if size == sizes[1] else ():
+                found[name]["seconds"] = seconds
             results[str(size)] = found
         results["step"] = measure("step_share", folder)
     show(results)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gradvac.errors import CorpusError
 from gradvac.translation import readers, tables, textfiles
 from gradvac.translation.account import Account
-from gradvac.translation.blocks import Block, Row, block_of, normalise, row_of
+from gradvac.translation.blocks import _DOUBTFUL, Block, Row, block_of, normalise, row_of
 from gradvac.translation.cleaning import (
     REASONS,
     BlockJudge,
@@ -152,6 +152,20 @@ def test_every_character_is_tidy_or_it_is_not():
         tidy = normalise(f"a{c}b") == f"a{c}b" and normalise(f"{c}c") == f"{c}c"
         control = unicodedata.category(c) in ("Cc", "Cs")
         assert (i in taken) == (tidy and not control), hex(ord(c))
+
+
+def test_text_that_is_in_nfc_whatever_its_characters_stand_beside():
+    """First bytes that need no look have no mark, and no second part of a composition."""
+    splits = [unicodedata.decomposition(chr(n)) for n in range(sys.maxunicode + 1)]
+    seconds = {text.split()[1] for text in splits if " " in text and not text.startswith("<")}
+    assert "0301" in seconds
+    certain = [n for n in range(2**16) if not 0xD800 <= n < 0xE000]
+    certain = [chr(n) for n in certain if n >= 128 and not _DOUBTFUL[chr(n).encode()[0]]]
+    assert len(certain) > 24_000
+    for c in certain:
+        assert unicodedata.combining(c) == 0 and unicodedata.is_normalized("NFC", c), hex(ord(c))
+        assert f"{ord(c):04X}" not in seconds, hex(ord(c))
+    assert _DOUBTFUL[0xCC] and _DOUBTFUL[0xE0] and not _DOUBTFUL[ord("a")]
 
 
 def test_what_copies_are_told_by():

@@ -25,8 +25,11 @@ LINES = 4096
 _TAB, _NEWLINE, _SPACE, _DELETE = 9, 10, 32, 127
 # Characters of three bytes that `str.split` takes for white space.
 _SPACES = np.array([0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000])
-# First byte of U+0300, before which every character is its own normal form.
-_FIRST_MARK = 0xCC
+# By the first byte of a character: whether text of such characters may not be in NFC. It is up to
+# U+02FF, in the Cyrillic of U+0400 to U+047F, and in the ideographs of U+4000 to U+9FFF.
+_DOUBTFUL = np.zeros(256, bool)
+_DOUBTFUL[0xCC:] = True
+_DOUBTFUL[[0xD0, 0xD1, *range(0xE4, 0xEA)]] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +216,8 @@ def _odd(
 
 def _find_unnormalised(texts: Sequence[str | None], data: np.ndarray, plain: np.ndarray) -> None:
     """Take lines that are not UTF-8, or not in NFC, out of those that are `plain`."""
-    line = np.zeros(len(texts), bool)
-    marked = np.flatnonzero(data >= _FIRST_MARK)
-    line[np.searchsorted(np.flatnonzero(data == _NEWLINE), marked)] = True
+    starts = np.flatnonzero(data == _NEWLINE) + 1
+    line = np.logical_or.reduceat(_DOUBTFUL[data], np.concatenate([[0], starts[:-1]]))
     for i in np.flatnonzero(line & plain).tolist():
         text = texts[i]
         plain[i] = text is not None and unicodedata.is_normalized("NFC", text)
