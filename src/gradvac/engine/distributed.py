@@ -17,8 +17,8 @@ task may be on one rank, on several or on all. Every rank makes every step: one 
 calls ``engine.combine()`` instead of ``engine.backward``.
 
 How the gradients travel is told in :mod:`gradvac.engine.exchange`. A wrapper for data parallelism
-is neither needed nor allowed. A model sharded by ``fully_shard`` is trained in the same way, but for
-what follows from gathering parameters together: :mod:`gradvac.engine.sharded` and
+is neither needed nor allowed. A model sharded by ``fully_shard`` is trained in the same way, but
+for what follows from gathering parameters together: :mod:`gradvac.engine.sharded` and
 :mod:`gradvac.engine.alike`. What is not finite on one rank makes all ranks skip the step or
 raise, alike. At the first step ranks check that they run the same code on the same parameters; a
 rank that fails tells the others why, and one that is gone is named.
