@@ -8,10 +8,11 @@ each task on one rank (placed); and the last once more with parameters in shards
 (sharded). Steps alternate between them. Bytes are counted by the engine and, where the kernel
 tells, at the network interface, and compared with the cost model of gradvac.engine.distributed.
 
-The rest is arithmetic with three constants of the same run: the time of a plain step and of a step
-with task gradients on a rank that exchanges nothing, and of a byte in an exchange. From them comes
-the time of a step on 8 to 1,024 ranks, if bytes travel while the backward pass computes (the longer
-of the two counts) and if they do not (the sum). --rate does it for another network.
+The rest is arithmetic with three constants of the same run: the CPU time of a plain step and of a
+step with task gradients on a rank that exchanges nothing, which other work on the machine does not
+change, and the time of a byte in the fastest of the exchanges. From them comes the time of a step
+on 8 to 1,024 ranks, if bytes travel while the backward pass computes (the longer of the two counts)
+and if they do not (the sum). --rate does it for another network.
 """
 
 from __future__ import annotations
@@ -101,17 +102,20 @@ def worker(rank: int, folder: Path, size: str, tokens: int, n_tasks: int, steps:
         "exchange": lambda: ranks.exchange(torch.ones(RANKS, 1, PROBE), [1] * RANKS, PROBE)[1](),
     }
     times: dict[str, list[float]] = {path: [] for path in runs}
+    cpu: dict[str, list[float]] = {path: [] for path in runs}
     sent: dict[str, int] = {}
     wire: dict[str, int | None] = {}
     for step in range(steps + 2):
         for path, run in runs.items():
             dist.barrier()
             before, at = sum(ranks.sent.values()), interface_bytes()
-            started = time.perf_counter()
+            started, worked = time.perf_counter(), time.process_time()
             run()
+            worked = time.process_time() - worked
             dist.barrier()
             if step >= 2:  # the first ones ask for memory
                 times[path].append(time.perf_counter() - started)
+                cpu[path].append(worked)
             sent[path], after = sum(ranks.sent.values()) - before, interface_bytes()
             wire[path] = None if at is None or after is None else (after - at) // RANKS
     result = {
@@ -124,6 +128,8 @@ def worker(rank: int, folder: Path, size: str, tokens: int, n_tasks: int, steps:
             "sharded": len(whole.task[placed].unique()),
         },
         "seconds": {path: statistics.median(own) for path, own in times.items()},
+        "cpu": {path: statistics.median(own) for path, own in cpu.items()},
+        "rate": PROBE * 4 * (RANKS - 1) / min(times["exchange"]),
         "sent": {path: sent[path] for path in PATHS},
         "wire": {path: wire[path] for path in PATHS},
     }
@@ -146,7 +152,7 @@ def simulate(result: dict, n_tasks: int, rate: float) -> list[dict]:
 
     Spread, all tasks are on each rank; placed, 1 + K / R of them, never more than here.
     """
-    p, groups, seconds = result["parameters"], result["groups"], result["seconds"]
+    p, groups, seconds = result["parameters"], result["groups"], result["cpu"]
     base = seconds["plain, nothing sent"]
     extra = {path: max(0.0, seconds[f"{path}, nothing sent"] - base) for path in PATHS[1:3]}
     rows = []
@@ -194,22 +200,21 @@ def draw(rows: list[dict], title: str, file: Path) -> None:
 
 
 def show(result: dict, n_tasks: int) -> None:
-    print(
-        f"{'':8}{'s/step':>8}{'ratio':>7}{'counted MB':>12}{'model MB':>10}{'wire MB':>9}", end=""
-    )
-    print(f"{'model MB':>10}")
+    print(f"{'':8}{'s/step':>8}{'ratio':>7}{'CPU s':>7}{'ratio':>7}", end="")
+    print(f"{'counted MB':>12}{'model MB':>10}{'wire MB':>9}{'model MB':>10}")
     for path in PATHS:
         total, of_engine = model_bytes(result, n_tasks, path)
-        seconds, wire = result["seconds"][path], result["wire"][path]
+        seconds, cpu, wire = (result[key][path] for key in ("seconds", "cpu", "wire"))
         counted = "" if path == "plain" else f"{result['sent'][path] / 1e6:.2f}"
         expected = "" if path == "plain" else f"{of_engine / 1e6:.2f}"
         print(
-            f"{path:8}{seconds:8.3f}{seconds / result['seconds']['plain']:7.2f}{counted:>12}"
+            f"{path:8}{seconds:8.3f}{seconds / result['seconds']['plain']:7.2f}"
+            f"{cpu:7.3f}{cpu / result['cpu']['plain']:7.2f}{counted:>12}"
             f"{expected:>10}{'' if wire is None else f'{wire / 1e6:.2f}':>9}{total / 1e6:10.2f}"
         )
     for path in ("plain", "spread", "placed"):
-        seconds = result["seconds"][f"{path}, nothing sent"]
-        print(f"{path}, nothing sent: {seconds:.3f} s/step")
+        found = [result[key][f"{path}, nothing sent"] for key in ("seconds", "cpu")]
+        print(f"{path}, nothing sent: {found[0]:.3f} s/step, {found[1]:.3f} CPU s")
 
 
 def main() -> None:
@@ -240,7 +245,7 @@ def main() -> None:
     p = result["parameters"]
     print(f"{p:,} parameters, {args.tasks} tasks, {RANKS} ranks, {tokens} tokens a batch")
     show(result, args.tasks)
-    measured = PROBE * 4 * (RANKS - 1) / result["seconds"]["exchange"]
+    measured = result["rate"]
     rate = args.rate * 1e9 if args.rate else measured
     print(f"an exchange sends {measured / 1e9:.2f} GB/s here", end="")
     print(f"; taken for it: {rate / 1e9:.2f} GB/s" if args.rate else "")

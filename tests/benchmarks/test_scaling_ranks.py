@@ -13,7 +13,7 @@ RESULT = {
     "parameters": P,
     "groups": GROUPS,
     "tasks_per_rank": {"plain": 1, "spread": 8, "placed": 4, "sharded": 4},
-    "seconds": {
+    "cpu": {
         "plain, nothing sent": 2.0,
         "spread, nothing sent": 3.0,
         "placed, nothing sent": 2.5,

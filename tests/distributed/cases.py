@@ -156,7 +156,7 @@ def train(case: Case, rank: int = 0, size: int = 1) -> dict[str, Any]:
     ranks = Ranks(dist.group.WORLD, bucket=300) if size > 1 or shards else None  # several buckets
     options = {"process_group": ranks, **case.options}
     engine = Engine(model, METHODS[case.method](), case.granularity, **options)
-    found: dict[str, Any] = {"gram": [], "weights": [], "losses": []}
+    found: dict[str, Any] = {"gram": [], "weights": [], "losses": [], "parameters": []}
     for step in range(case.steps):
         report = one_step(engine, model, case, step, rank, size)
         order = sorted(range(len(report.tasks)), key=lambda k: report.tasks[k])
@@ -167,7 +167,7 @@ def train(case: Case, rank: int = 0, size: int = 1) -> dict[str, Any]:
             for p in model.parameters():
                 assert p.grad is None or isinstance(p.grad, DTensor) == isinstance(p, DTensor)
                 p -= 0 if p.grad is None else 0.1 * p.grad
-    found["parameters"] = whole(model.parameters())
+        found["parameters"].append(whole(model.parameters()))
     return found
 
 

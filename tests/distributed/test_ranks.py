@@ -5,18 +5,19 @@ import re
 import subprocess
 import sys
 import time
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.distributed.cases import Translator, cases_of, train
+from tests.distributed.cases import STEPS, Translator, cases_of, train
 from tests.distributed.failures import X, build
 
 ROOT = Path(__file__).parents[2]
 EXACT = 1e-10
+ALONE: dict[tuple[str, ...], dict[str, Any]] = {}
 SAYS = {"skip": "skipped", "raise": "raised"}
 
 
@@ -47,9 +48,12 @@ def trained(request, tmp_path_factory):
     return launch(tmp_path_factory.mktemp("ranks"), request.param, "train")
 
 
-@cache
 def alone(case):
-    return train(case)
+    """What one process does, to whom it is all the same who has which samples and shards."""
+    key = (case.method, case.granularity, case.kind, str(case.options))
+    if key not in ALONE:
+        ALONE[key] = train(replace(case, split="spread", shard="", steps=STEPS))
+    return ALONE[key]
 
 
 def relative(a, b):
@@ -61,15 +65,14 @@ def test_ranks_train_as_one_process_does_and_agree_bitwise(trained):
     begin = torch.nn.utils.parameters_to_vector(Translator().double().parameters()).detach()
     for case in cases_of(len(trained)):
         found, one = [rank[case.name] for rank in trained], alone(case)
-        moved = one["parameters"] - begin
-        assert relative(found[0]["parameters"] - begin, moved) <= EXACT, case.name
-        assert len(one["gram"]) == case.steps
+        moved = one["parameters"][case.steps - 1] - begin
+        assert relative(found[0]["parameters"][-1] - begin, moved) <= EXACT, case.name
+        assert len(found[0]["gram"]) == case.steps
         for key in ("gram", "weights", "losses"):
             for step in range(case.steps):
                 assert relative(found[0][key][step], one[key][step]) <= EXACT, (case.name, key)
         for other in found[1:]:
-            assert torch.equal(other["parameters"], found[0]["parameters"]), case.name
-            for key in ("gram", "weights", "losses"):
+            for key in ("gram", "weights", "losses", "parameters"):
                 pairs = zip(other[key], found[0][key], strict=True)
                 assert all(torch.equal(a, b) for a, b in pairs), case.name
 
