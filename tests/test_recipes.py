@@ -53,7 +53,7 @@ def test_every_variant_runs_at_size_smoke(path, store):
     last one is scored too."""
     file = read_recipe_file(path)
     changes = ["device=cpu", "data.valid=[]"]  # validation takes longer than all the rest
-    trained: list[object] = []
+    trained: list[tuple] = []
     for variant in file.variants or [None]:
         recipe = load_recipe(file, changes, size="smoke", variant=variant)
         how = (recipe.model, recipe.batches, recipe.method)
@@ -65,4 +65,5 @@ def test_every_variant_runs_at_size_smoke(path, store):
         assert Trainer(TranslationJob(prepared), Display(Console(quiet=True))).train() == 0
     scores = evaluate_run(run, say=lambda text: None)
     assert set(scores.directions) == set(prepared.tasks)
-    assert "low" in prepared.levels.values()  # so that method.tasks: low has something to edit
+    if any(method.tasks == "low" for _, _, method in trained):
+        assert "low" in prepared.levels.values()  # so that there is something to edit

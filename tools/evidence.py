@@ -164,8 +164,10 @@ def layers(e: Evidence) -> tuple[Figure, str]:
                 f"seed {run['seed']}", range(len(names)), [own[n] for n in names], len(lines)
             )
             lines.append(line)
-        panels.append(Panel(lines, "mean cosine", f"{side}: {', '.join(names)}"))
-    return line_panels(panels, "layer"), "Similarity of gradients from the first layer to the last"
+        panels.append(Panel(lines, "mean cosine", side))
+    return line_panels(
+        panels, "layer, encoder then decoder"
+    ), "Similarity of gradients from the first layer to the last"
 
 
 def partners(e: Evidence) -> tuple[Figure, str]:

@@ -44,7 +44,7 @@ def main() -> None:
 
     def stopping(self: RankTrainer) -> int:
         if self.step == STOP - 1 and self.ranks.rank == 1:
-            self.stop.number = signal.SIGTERM  # one rank is told, and all stop
+            self.stop.heard = signal.SIGTERM  # one rank is told, and all stop
         return step(self)
 
     RankTrainer.train_step = stopping

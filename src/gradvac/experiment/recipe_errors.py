@@ -26,7 +26,10 @@ def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) 
     at: Any = tree
     # pydantic adds the branch of a union it tried to the path; a recipe has no such key
     for part in error["loc"]:
-        known = part in at if isinstance(at, dict) else isinstance(at, list) and type(part) is int
+        if isinstance(at, dict):
+            known = part in at
+        else:  # a list may be shorter than it should be
+            known = isinstance(at, list) and type(part) is int and part < len(at)
         if known:
             at = cast(Any, at)[part]
             steps.append(str(part))
