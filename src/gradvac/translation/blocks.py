@@ -25,11 +25,6 @@ LINES = 4096
 _TAB, _NEWLINE, _SPACE, _DELETE = 9, 10, 32, 127
 # Characters of three bytes that `str.split` takes for white space.
 _SPACES = np.array([0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000])
-# By the first byte of a character: whether text of such characters may not be in NFC. It is up to
-# U+02FF, in the Cyrillic of U+0400 to U+047F, and in the ideographs of U+4000 to U+9FFF.
-_DOUBTFUL = np.zeros(256, bool)
-_DOUBTFUL[0xCC:] = True
-_DOUBTFUL[[0xD0, 0xD1, *range(0xE4, 0xEA)]] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +182,7 @@ def _measured(data: np.ndarray, ascii_: bool, width: int) -> tuple[np.ndarray, .
     characters = np.diff(ends, prepend=-1) - 1
     first = data[ends - characters]
     if not ascii_:
-        inside = np.flatnonzero(data & 0xC0 == 0x80)  # bytes after a character's first
+        inside = np.flatnonzero(data.view(np.int8) < -64)  # 0x80 to 0xBF: not the first byte
         characters -= np.diff(np.searchsorted(inside, ends), prepend=0)
     cells = np.maximum(last[:, None] + np.arange(1 - width, 1), 0)
     return tidy, characters[cells], words[cells], first[cells]
@@ -207,17 +202,32 @@ def _odd(
     if ascii_:
         return
     # U+0080 to U+009F are control characters, U+00A0 is a space
-    yield np.flatnonzero((data[:-1] == 0xC2) & (data[1:] <= 0xA0))
-    lead = np.flatnonzero((data[:-2] >= 0xE1) & (data[:-2] <= 0xE3))
+    lead = np.flatnonzero(data[:-1] == 0xC2)
+    yield lead[data[lead + 1] <= 0xA0]
+    lead = np.flatnonzero(data[:-2] - np.uint8(0xE1) < 3)  # 0xE1 to 0xE3, since it wraps around
     code = (data[lead].astype(np.int32) & 15) << 12
     code |= (data[lead + 1].astype(np.int32) & 63) << 6 | data[lead + 2] & 63
     yield lead[np.isin(code, _SPACES)]
 
 
+def doubtful(data: np.ndarray) -> np.ndarray:
+    """Which bytes [n] begin a character such that text of its like may not be in NFC.
+
+    Those up to U+02FF, in the Cyrillic of U+0400 to U+047F, and in the ideographs of U+4000 to
+    U+9FFF do not.
+    """
+    marked = data >= 0xCC
+    if marked.any():
+        marked &= ((data != 0xD0) & (data != 0xD1)) & ((data < 0xE4) | (data > 0xE9))
+    return marked
+
+
 def _find_unnormalised(texts: Sequence[str | None], data: np.ndarray, plain: np.ndarray) -> None:
     """Take lines that are not UTF-8, or not in NFC, out of those that are `plain`."""
-    starts = np.flatnonzero(data == _NEWLINE) + 1
-    line = np.logical_or.reduceat(_DOUBTFUL[data], np.concatenate([[0], starts[:-1]]))
+    line = np.zeros(len(texts), bool)
+    if (marked := doubtful(data)).any():
+        starts = np.flatnonzero(data == _NEWLINE) + 1
+        line = np.logical_or.reduceat(marked, np.concatenate([[0], starts[:-1]]))
     for i in np.flatnonzero(line & plain).tolist():
         text = texts[i]
         plain[i] = text is not None and unicodedata.is_normalized("NFC", text)
