@@ -189,7 +189,9 @@ def differences(name: str, baseline: str, words: str) -> Callable[[Evidence], tu
     def draw(e: Evidence) -> tuple[Figure, str]:
         tree = e.read(name)
         rows = [row for row in tree["costs"] if row != baseline]
-        groups = [g for g in ("avg", "high", "low") if g in tree["averages"]]
+        averages = tree["averages"]
+        levels = [g for g in ("high", "low") if averages.get(g, averages["avg"]) != averages["avg"]]
+        groups = ["avg", *levels]
         metric = "f1" if "f1" in {r["metric"] for r in tree["records"]} else "nll"
         with styled():
             figure, ax = axes(5.2, 0.9 + 0.34 * len(rows))
