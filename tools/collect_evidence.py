@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gradvac.experiment.geometry_numbers import HEADER, findings, row
+from gradvac.experiment.compare_results import runs_of
+from gradvac.experiment.geometry_numbers import HEADER, PARTS, findings, row
 from gradvac.experiment.geometry_run import curvature_lines, measured_folder
 from gradvac.experiment.geometry_view import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.recipe import any_recipe
@@ -29,17 +30,7 @@ from gradvac.experiment.run_view import TaskView, load_runs
 from gradvac.geometry.record import cosine
 from gradvac.geometry.similarity import between
 
-PARTS = (("whole_model", "whole_model"), ("enc_dec", "encoder"), ("enc_dec", "decoder"))
 Tree = dict[str, Any]
-
-
-def runs_of(sweep: Path) -> Iterator[tuple[str, int, Path]]:
-    """Variant, seed and folder of every finished run of a sweep."""
-    variants = json.loads((sweep / "sweep.json").read_text(encoding="utf-8"))["variants"]
-    for variant in variants:
-        for run in sorted((sweep / variant).glob("seed-*")):
-            if (run / "done.json").exists():
-                yield variant, any_recipe(run).seed, run
 
 
 def geometry(run: Path) -> Tree | None:
@@ -79,7 +70,7 @@ def _of_side(subject: Subject, tasks: list[TaskView]) -> Tree:
         "families": [task.family for task in tasks],
         "pairs": [task.pairs for task in tasks],
         "parts": {part: _off_diagonal(matrix) for part, matrix in matrices.items()},
-        "layers": dict(zip(layers.groups, map(_off_diagonal, layers.cosine), strict=True)),
+        "layers": dict(zip(layers.groups, layers.by_group().tolist(), strict=True)),
         "steps": steps,
         "first": first,
         "last": last,
@@ -189,11 +180,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     runs, recipes = [], {}
-    for variant, seed, run in runs_of(args.sweep):
+    finished = [pair for pair in runs_of(args.sweep) if (pair[1] / "done.json").exists()]
+    for variant, run in finished:
         found = STUDIES[args.study](run)
         if found is not None:
-            runs.append({"variant": variant, "seed": seed, **found})
-            recipes.setdefault(variant, any_recipe(run))
+            recipe = any_recipe(run)
+            runs.append({"variant": variant, "seed": recipe.seed, **found})
+            recipes.setdefault(variant, recipe)
             print(f"{run}: taken", flush=True)
     tree = {
         "study": args.study,

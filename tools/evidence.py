@@ -19,9 +19,12 @@ from typing import Any
 
 import numpy as np
 from evidence_claims import FAILS, HOLDS, UNKNOWN, Absent, Claim, Evidence, claims
+from evidence_claims import Figure as Finding
 from evidence_cost import LANGUAGES, table
 from matplotlib.figure import Figure
 
+from gradvac.experiment.compare_results import Metric
+from gradvac.experiment.compare_tables import DIGITS, NAMES
 from gradvac.geometry.heatmaps import Matrix, heatmaps
 from gradvac.geometry.panels import Panel, line_panels, scatter
 from gradvac.geometry.plots import INK, MUTED, RULE, Line, axes, colour, legend, save, styled
@@ -34,45 +37,44 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
     ``{{table: NAME}}`` or ``{{cost: SIZE}}``. Pictures are written into
     ``pictures``, and linked below ``relative``.
     """
-    found = list(claims(e))
+    found = [(claim, _figure(claim)) for claim in claims(e)]
 
     def follow(match: re.Match[str]) -> str:
         what, names = match[1], (match[2] or "").split()
         if what == "summary":
-            return _summary(found)
+            return _summary([figure for _, figure in found])
         if what == "cost":
             return _cost(names[0])
         if what == "claims":
-            return _claims([claim for claim in found if claim.study in names])
+            return _claims([pair for pair in found if pair[0].study in names])
         try:
-            return (
-                _picture(e, names[0], pictures, relative)
-                if what == "picture"
-                else _table(e, names[0])
-            )
+            if what == "picture":
+                return _picture(e, names[0], pictures, relative)
+            return _table(e, names[0])
         except Absent as missing:
             return f"Not there yet: {missing}."
 
     return re.sub(r"^\{\{(\w+)(?:: ([\w -]+))?\}\}$", follow, template, flags=re.MULTILINE)
 
 
-def _verdict(claim: Claim) -> str:
+def _figure(claim: Claim) -> Finding | Absent:
+    """What decides a claim, or what of it is not there."""
     try:
-        return claim.figure().verdict
-    except Absent:
-        return "not run"
+        return claim.figure()
+    except Absent as missing:
+        return missing
 
 
-def _summary(found: Sequence[Claim]) -> str:
-    counts = Counter(map(_verdict, found))
+def _summary(found: Sequence[Finding | Absent]) -> str:
+    counts = Counter("not run" if isinstance(f, Absent) else f.verdict for f in found)
     words = {HOLDS: "hold", FAILS: "do not hold", UNKNOWN: "cannot be told at this size"}
     said = [f"{counts[verdict]} {text}" for verdict, text in words.items()]
     return f"Of {len(found)} claims looked at, {', '.join(said)}; {counts['not run']} were not run."
 
 
-def _claims(own: Sequence[Claim]) -> str:
+def _claims(own: Sequence[tuple[Claim, Finding | Absent]]) -> str:
     heads = ["claim", "source", "here", "n", "verdict"]
-    return "\n".join([_bars(heads), "|---|---|---|---|---|", *(_bars(_row(c)) for c in own)])
+    return "\n".join([_bars(heads), "|---|---|---|---|---|", *(_bars(_row(*pair)) for pair in own)])
 
 
 def _picture(e: Evidence, name: str, pictures: Path, relative: str) -> str:
@@ -82,11 +84,9 @@ def _picture(e: Evidence, name: str, pictures: Path, relative: str) -> str:
     return f"![{words}]({relative}/{file.name})\n\n*{words}.*"
 
 
-def _row(claim: Claim) -> list[str]:
-    try:
-        figure = claim.figure()
-    except Absent as missing:
-        return [claim.text, claim.source, f"no {missing}", "", "not run"]
+def _row(claim: Claim, figure: Finding | Absent) -> list[str]:
+    if isinstance(figure, Absent):
+        return [claim.text, claim.source, f"no {figure}", "", "not run"]
     return [claim.text, claim.source, figure.words, str(figure.n), f"**{figure.verdict}**"]
 
 
@@ -106,13 +106,13 @@ def _bars(cells: Sequence[str]) -> str:
 def _table(e: Evidence, name: str) -> str:
     """Averages of every row of a comparison, as `gradvac compare` found them."""
     tree = e.read(name)
-    metrics = [("bleu", "BLEU", 1), ("f1", "F1", 1), ("accuracy", "accuracy", 1), ("nll", "NLL", 3)]
+    metrics: tuple[Metric, ...] = ("bleu", "f1", "accuracy", "nll")
     groups = [g for g in ("avg", "high", "medium", "low") if g in tree["averages"]]
     cells = {(r["row"], r["metric"], r["column"]): r for r in tree["records"]}
     rows = list(tree["costs"])
     columns = [
-        (metric, group, f"{label} {group}", digits)
-        for metric, label, digits in metrics
+        (metric, group, f"{NAMES[metric]} {group}", DIGITS[metric])
+        for metric in metrics
         for group in groups
         if any((row, metric, group) in cells for row in rows)
     ]
@@ -172,14 +172,9 @@ def layers(e: Evidence) -> tuple[Figure, str]:
 
 def partners(e: Evidence) -> tuple[Figure, str]:
     """Figure 2b: similarity with the partner against NLL of en-fr, means over seeds."""
-    runs = e.read("partners")["runs"]
-    names = sorted({run["partner"] for run in runs})
-    mean = lambda name, of: statistics.fmean(of(r) for r in runs if r["partner"] == name)
-    x = [mean(name, lambda r: r["similarity"]["whole_model"]) for name in names]
-    y = [mean(name, lambda r: r["scores"]["nll"]) for name in names]
-    figure = scatter(
-        names, x, y, "cosine of en-fr and its partner", "NLL of en-fr (lower is better)"
-    )
+    names, means = e.partner_means("whole_model")
+    labels = ("cosine of en-fr and its partner", "NLL of en-fr (lower is better)")
+    figure = scatter(names, means["cosine"].tolist(), means["nll"].tolist(), *labels)
     return figure, "Does en-fr get better beside a partner whose gradients are more similar?"
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student_t
 
+from gradvac.experiment.compare import half_width
 from gradvac.geometry.statistics import correlation
 from gradvac.translation.significance import majority
 
@@ -79,9 +79,8 @@ def seeds(values: Sequence[float], unit: str, also: str = "") -> Figure:
     """The mean over seeds with Student's t interval; two seeds at least."""
     if len(values) < 2:
         raise Absent(f"{unit}: {len(values)} seeds")
-    mean, n = statistics.fmean(values), len(values)
-    half = float(student_t.ppf(0.975, n - 1)) * statistics.stdev(values) / math.sqrt(n)
-    return Figure(mean, mean - half, mean + half, n, unit, also=also)
+    mean, half = statistics.fmean(values), half_width(values)
+    return Figure(mean, mean - half, mean + half, len(values), unit, also=also)
 
 
 @dataclass(frozen=True)
@@ -159,18 +158,27 @@ class Evidence:
         p = majority([test["p"] for test in known])
         return Figure(statistics.fmean(r), math.nan, math.nan, len(r), "Mantel r", p=p)
 
-    def partners(self, part: str) -> Figure:
-        """Over partner languages: similarity of gradients against the BLEU of en-fr."""
+    def partner_means(self, part: str) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Partner languages, and over their seeds the mean cosine and the scores of en-fr."""
         runs = self.read("partners")["runs"]
         names = sorted({run["partner"] for run in runs})
-        mean = lambda name, of: statistics.fmean(of(r) for r in runs if r["partner"] == name)
-        x = np.array([mean(name, lambda r: r["similarity"][part]) for name in names])
-        y = {
-            key: np.array([mean(name, lambda r, key=key: r["scores"][key]) for name in names])
-            for key in ("bleu", "nll")
+        of: dict[str, Callable[[dict[str, Any]], float]] = {
+            "cosine": lambda run: run["similarity"][part],
+            "bleu": lambda run: run["scores"]["bleu"],
+            "nll": lambda run: run["scores"]["nll"],
         }
-        found = correlation(x, -y["nll"])
-        bleu = correlation(x, y["bleu"])
+        return names, {
+            key: np.array(
+                [statistics.fmean(read(r) for r in runs if r["partner"] == name) for name in names]
+            )
+            for key, read in of.items()
+        }
+
+    def partners(self, part: str) -> Figure:
+        """Over partner languages: similarity of gradients against the NLL of en-fr."""
+        names, means = self.partner_means(part)
+        found = correlation(means["cosine"], -means["nll"])
+        bleu = correlation(means["cosine"], means["bleu"])
         also = f"with BLEU {bleu.r:+.2f} [{bleu.low:+.2f}, {bleu.high:+.2f}]"
         return Figure(found.r, found.low, found.high, len(names), "r with -NLL", also=also)
 
@@ -253,9 +261,8 @@ def _geometry(e: Evidence) -> Iterator[Claim]:
     def rise(s: str) -> Callable[[dict[str, Any]], float]:
         def of(run: dict[str, Any]) -> float:
             layers = run["sides"][s]["layers"]
-            ends = (sorted(n for n in layers if n.startswith(half)) for half in _HALVES)
-            (bottom, *_), (*_, top) = ends
-            return layers[top] - layers[bottom]
+            encoder, decoder = ([n for n in layers if n.startswith(half)] for half in _HALVES)
+            return layers[decoder[-1]] - layers[encoder[0]]
 
         return of
 

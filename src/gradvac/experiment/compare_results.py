@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -98,10 +98,9 @@ def collect(
             tree = json.loads(description.read_text(encoding="utf-8"))
             baseline = baseline or tree["baseline"]
             front = front or tree.get("front") or []
-            for variant in tree["variants"]:
+            for variant, run in runs_of(folder):
                 several |= {row_of(variant)} - {variant}
-                found = sorted((folder / variant).glob("seed-*"), key=_seed)
-                runs += [(row_of(variant), run) for run in found]
+                runs.append((row_of(variant), run))
         else:
             runs.append((row_of(any_recipe(folder).variant or folder.name), folder))
     results: dict[str, dict[int, Result]] = {}
@@ -118,6 +117,14 @@ def collect(
         else:
             results[name][seed] = result
     return Collected(results, several, baseline, front, missing)
+
+
+def runs_of(sweep: Path) -> Iterator[tuple[str, Path]]:
+    """Variant and folder of every run of a sweep that has begun, in the order of the recipe."""
+    tree = json.loads((sweep / DESCRIPTION).read_text(encoding="utf-8"))
+    for variant in tree["variants"]:
+        for run in sorted((sweep / variant).glob("seed-*"), key=_seed):
+            yield variant, run
 
 
 def _seed(run: Path) -> int:

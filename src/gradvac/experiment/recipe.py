@@ -240,14 +240,11 @@ def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
 
 def _of_corpus(folder: Path, languages: list[str] | None) -> dict[str, list[SourceSection]]:
     """The text of a folder of `gradvac corpus`; training files of other languages are not read."""
+    there = sorted((folder / "train").glob("*.tsv"))
     wanted = {*languages, ENGLISH} if languages else None
-    train = [
-        file
-        for file in sorted((folder / "train").glob("*.tsv"))
-        if wanted is None or wanted.issuperset(file.stem.split("-"))
-    ]
+    train = [f for f in there if wanted is None or wanted.issuperset(f.stem.split("-"))]
     if not train:
-        have = ", ".join(f.stem for f in sorted((folder / "train").glob("*.tsv"))) or "no file"
+        have = ", ".join(f.stem for f in there) or "no file"
         raise RecipeError(
             f"data.corpus: {folder}: no train/*.tsv to read; there is {have}. Make one with "
             "gradvac corpus debian or gradvac corpus import"
