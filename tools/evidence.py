@@ -175,7 +175,10 @@ def partners(e: Evidence) -> tuple[Figure, str]:
     names, means = e.partner_means("whole_model")
     labels = ("cosine of en-fr and its partner", "NLL of en-fr (lower is better)")
     figure = scatter(names, means["cosine"].tolist(), means["nll"].tolist(), *labels)
-    return figure, "Does en-fr get better beside a partner whose gradients are more similar?"
+    return (
+        figure,
+        "NLL of en-fr beside partners whose gradients are more or less similar to its own",
+    )
 
 
 def differences(name: str, baseline: str, words: str) -> Callable[[Evidence], tuple[Figure, str]]:
