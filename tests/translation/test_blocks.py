@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gradvac.errors import CorpusError
@@ -95,6 +95,7 @@ def test_a_table_is_what_its_lines_are(tmp_path_factory, lines, size, wide):
 
 
 @given(st.lists(st.tuples(BYTES, BYTES), min_size=1, max_size=12), st.integers(0, 2), st.booleans())
+@example([(b"a", b"\xef\xbb\xbf"), (b"\xef\xbb\xbfa", b"b")], 0, False)
 @settings(max_examples=100, deadline=None)
 def test_aligned_files_are_what_their_lines_are(tmp_path_factory, pairs, extra, first):
     folder = tmp_path_factory.getbasetemp()
@@ -106,8 +107,12 @@ def test_aligned_files_are_what_their_lines_are(tmp_path_factory, pairs, extra, 
     expected: list[Row | Fault] = []
     for number in range(1, len(pairs) + 1):
         try:
+            mark = b"\xef\xbb\xbf" if number == 1 else b""  # with which a file may begin
             texts = {
-                code: decode(own[number - 1].removesuffix(b"\r"), f"{paths[code]}:{number}")
+                code: decode(
+                    own[number - 1].removeprefix(mark).removesuffix(b"\r"),
+                    f"{paths[code]}:{number}",
+                )
                 for code, own in sides.items()
             }
             expected.append(row_of(texts, f"{paths['en']}:{number}"))
