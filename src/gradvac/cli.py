@@ -208,7 +208,8 @@ def geometry(
         Path | None, typer.Option(help="Folder to write. Default: RUN/geometry/measured.")
     ] = None,
     directions: Annotated[
-        str | None, typer.Option(help="Of a Hugging Face model: fr-en,hi-en,en-fr.")
+        str | None,
+        typer.Option(help="Only these, fr-en,hi-en,en-fr; a Hugging Face model must be told."),
     ] = None,
     code: Annotated[
         list[str] | None,
@@ -260,6 +261,7 @@ def geometry(
             run,
             out,
             rows,
+            directions.split(",") if directions else None,
             every=every,
             granularity=granularity,
             strings=strings,

@@ -206,6 +206,26 @@ def test_other_text_can_be_measured_on(run: Path, tmp_path: Path) -> None:
     assert (said.strings, said.origin) == (3, str(file))
 
 
+def test_directions_whose_languages_share_sentences_can_be_measured_alone(
+    run: Path, measured: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.tsv"
+    write_tsv(file, [{"en": "open the page", "fr": "egap nepoa"}] * 3)  # none is in Nepali
+    ask = {"every": 12, "rows": file, "console": QUIET}
+    out = measure_run(run, tmp_path / "m", directions=["en-fr", "fr-en"], **ask)
+    said = Measurement.read(out)
+    assert said is not None
+    assert (said.tasks, said.strings, said.multiway) == (["en-fr", "fr-en"], 3, True)
+    with pytest.raises(RunError, match=r"no direction en-xx; it has fr-en, ne-en, en-fr, en-ne"):
+        measure_run(run, tmp_path / "n", directions=["en-fr", "en-xx"], **ask)
+    few = measure_run(
+        run, tmp_path / "few", every=12, strings=4, directions=TASKS[1:3], console=QUIET
+    )
+    own, whole = next(iter(GramRecord(few))), list(GramRecord(measured))[-1]
+    assert own.tasks == TASKS[1:3]
+    assert own.gram == pytest.approx(whole.gram[:, 1:3, 1:3], rel=1e-4, abs=1e-7)
+
+
 def test_without_a_row_in_all_languages_each_direction_has_its_own(
     run: Path, tmp_path: Path
 ) -> None:

@@ -149,6 +149,8 @@ def test_a_recorded_run_knows_scripts_from_its_words(run, tmp_path):
 def test_parallel_text_and_missing_text_are_refused(run, tmp_path):
     with pytest.raises(RunError, match=r"--rows: found .*which has no tags"):
         measure_geometry(run, tmp_path, Path("rows.tsv"), console=QUIET)
+    with pytest.raises(RunError, match=r"--directions: found fr-en; this run has languages"):
+        measure_geometry(run, tmp_path, None, ["fr-en"], console=QUIET)
     tree = make_toy(tmp_path, n=4)
     del tree["data"]["languages"]["fr"]["valid"]
     tree["training"] |= {"epochs": 1, "metric": "nll"}

@@ -88,6 +88,7 @@ def measure_run(
     granularity: str = "parameter",
     strings: int | None = None,
     rows: Path | None = None,
+    directions: Sequence[str] | None = None,
     curvature_strings: int = 0,
     device: str | None = None,
     hold: int = HOLD,
@@ -103,6 +104,7 @@ def measure_run(
         granularity: what to keep Gram matrices of; all coarser ones follow from it.
         strings: only the first so many sentences.
         rows: a file of parallel text (TSV or JSONL with language codes) to measure on.
+        directions: only these of the run, such as those whose languages share sentences.
         curvature_strings: also the top Hessian eigenvalue per resource level, on so many
             sentences of each direction; 0 leaves it out.
         device: as in a recipe, whose device is the default.
@@ -111,18 +113,20 @@ def measure_run(
         ranks: measure with others, who call this alike: each some directions; rank 0 writes.
 
     Raises:
-        RunError: without checkpoints or text, or if the folder holds a measurement of something
-            else.
+        RunError: without checkpoints or text, for a direction the run has not, or if the folder
+            holds a measurement of something else.
     """
     console = console or Console(highlight=False)
     say = partial(console.print, markup=False, soft_wrap=True)
     recipe, infos = run_recipe(run), task_infos(run)
+    if strange := [d for d in directions or () if d not in infos]:
+        raise RunError(f"{run}: no direction {', '.join(strange)}; it has {', '.join(infos)}")
     steps = steps_of(run, every)
     found = find_model(run, str(steps[-1]))
     limit = recipe.data.max_tokens
     text = aligned_set(
         run,
-        list(infos),
+        list(directions or infos),
         found.vocabulary,
         max_tokens=limit,
         strings=strings,

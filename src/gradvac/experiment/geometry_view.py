@@ -149,8 +149,10 @@ class Subject:
         return by_family(TaskView.of(name, info) for name, info in self.run.tasks.items())
 
     def of_side(self, side: str) -> list[TaskView]:
-        """The tasks of one of `SIDES`, at least two; Missing otherwise."""
-        found = [t for t in self.tasks if t.side == side]
+        """The tasks of one of `SIDES` with gradients, at least two; Missing otherwise."""
+        said = self.geometry.measured if self.geometry else None
+        seen = [t for t in self.tasks if said is None or t.name in said.tasks]
+        found = [t for t in seen if t.side == side]
         if len(found) < 2:
             of = "languages as tasks" if side == LANGUAGES else f"directions {side}"
             raise Missing(f"a run with two or more {of}")

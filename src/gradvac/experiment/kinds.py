@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,18 @@ def job_of(folder: Path) -> Job:
     return TranslationJob(open_prepared(folder))
 
 
-def measure_geometry(run: Path, out: Path | None, rows: Path | None, **options: Any) -> Path:
+def measure_geometry(
+    run: Path,
+    out: Path | None,
+    rows: Path | None,
+    directions: Sequence[str] | None = None,
+    **options: Any,
+) -> Path:
     """Measure gradients at the checkpoints of a run, as `measure_run` takes ``options``."""
     if not isinstance(any_recipe(run), TaggingRecipe):
         from gradvac.experiment.geometry_run import measure_run
 
-        return measure_run(run, out, rows=rows, **options)
+        return measure_run(run, out, rows=rows, directions=directions, **options)
     from gradvac.experiment.tagging.geometry import measure_tagging
 
     if rows is not None:
@@ -81,6 +87,8 @@ def measure_geometry(run: Path, out: Path | None, rows: Path | None, **options: 
             f"--rows: found {rows}, which has no tags; a run of tagging is measured on its own "
             "validation text"
         )
+    if directions:
+        raise RunError(f"--directions: found {','.join(directions)}; this run has languages")
     return measure_tagging(run, out, **options)
 
 
