@@ -4,10 +4,10 @@
     python tools/collect_evidence.py partners runs/partners-small --out evidence/partners-small.json
     python tools/collect_evidence.py curvature runs/cats-small --out evidence/curvature-small.json
     python tools/collect_evidence.py edits runs/table1-from-en-small --out evidence/edits-small.json
-    python tools/collect_evidence.py validation runs/table3-ner-rates-small --out evidence/x.json
+    python tools/collect_evidence.py validation runs/rate-2e-3 runs/rate-4e-3 --out evidence/x.json
 
-Scores are kept by `gradvac compare SWEEP --out evidence/NAME.json`. tools/evidence.py makes the
-page and its pictures of all these files.
+Several sweeps become one file. Scores are kept by `gradvac compare SWEEP --out
+evidence/NAME.json`. tools/evidence.py makes the page and its pictures of all these files.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,15 @@ from gradvac.geometry.similarity import between
 Tree = dict[str, Any]
 
 
-def geometry(run: Path) -> Tree | None:
-    """Mean cosines by side: of parts, layers and steps; matrices; tests. None if not measured."""
-    if not (measured_folder(run) / "measured.json").exists():
+def geometry(run: Path, measured: Path | None = None) -> Tree | None:
+    """Mean cosines by side: of parts, layers and steps; matrices; tests. None if not measured.
+
+    ``measured`` is the folder of the measurement, below that of the run.
+    """
+    folder = run / measured if measured else measured_folder(run)
+    if not (folder / "measured.json").exists():
         return None
-    (subject,) = subjects_of(load_runs([run]))
+    (subject,) = subjects_of(load_runs([run]), folder)
     assert subject.geometry is not None
     sides = {}
     for side, name in SIDES.items():
@@ -152,6 +157,7 @@ def validation(run: Path) -> Tree:
         "metric": done["metric"],
         "best": _plain(done["best"]["value"]),
         "step": done["best"]["step"],
+        "learning_rate": any_recipe(run).training.learning_rate,
     }
 
 
@@ -176,13 +182,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("sweep", type=Path, help="a folder of gradvac sweep")
+    parser.add_argument("sweeps", type=Path, nargs="+", help="folders of gradvac sweep")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--measured", type=Path, help="where below a run; default: geometry/measured"
+    )
     args = parser.parse_args()
-    runs, recipes = [], {}
-    finished = [pair for pair in runs_of(args.sweep) if (pair[1] / "done.json").exists()]
-    for variant, run in finished:
-        found = STUDIES[args.study](run)
+    if args.measured and args.study != "geometry":
+        parser.error("--measured is for geometry")
+    runs: list[Tree] = []
+    recipes: dict[str, Any] = {}
+    take = partial(geometry, measured=args.measured) if args.measured else STUDIES[args.study]
+    pairs = [pair for sweep in args.sweeps for pair in runs_of(sweep)]
+    for variant, run in [pair for pair in pairs if (pair[1] / "done.json").exists()]:
+        found = take(run)
         if found is not None:
             recipe = any_recipe(run)
             runs.append({"variant": variant, "seed": recipe.seed, **found})

@@ -34,7 +34,7 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
     """The page, as Markdown: the template with its directives followed.
 
     A directive is a line ``{{summary}}``, ``{{claims: STUDY ...}}``, ``{{picture: NAME}}``,
-    ``{{table: NAME}}`` or ``{{cost: SIZE}}``. Pictures are written into
+    ``{{table: NAME}}``, ``{{rates: NAME}}`` or ``{{cost: SIZE}}``. Pictures are written into
     ``pictures``, and linked below ``relative``.
     """
     found = [(claim, _figure(claim)) for claim in claims(e)]
@@ -50,7 +50,7 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
         try:
             if what == "picture":
                 return _picture(e, names[0], pictures, relative)
-            return _table(e, names[0])
+            return _rates(e, names[0]) if what == "rates" else _table(e, names[0])
         except Absent as missing:
             return f"Not there yet: {missing}."
 
@@ -128,6 +128,19 @@ def _table(e: Evidence, name: str) -> str:
     return "\n".join(lines)
 
 
+def _rates(e: Evidence, name: str) -> str:
+    """Validation NLL by learning rate, the best of each row in bold."""
+    rows = e.rates(name)
+    rates = sorted({rate for own in rows.values() for rate in own})
+    lines = [_bars(["", *(f"{rate:g}" for rate in rates)]), "|---" + "|---:" * len(rates) + "|"]
+    for row, own in rows.items():
+        best = min(own.values())
+        cells = [own.get(rate) for rate in rates]
+        bold = lambda x, best=best: f"**{x:.3f}**" if x == best else f"{x:.3f}"
+        lines.append(_bars([row, *("" if x is None else bold(x) for x in cells)]))
+    return "\n".join(lines)
+
+
 def _cell(record: dict[str, Any] | None, digits: int) -> str:
     if record is None:
         return ""
@@ -168,6 +181,22 @@ def layers(e: Evidence) -> tuple[Figure, str]:
     return line_panels(
         panels, "layer, encoder then decoder"
     ), "Similarity of gradients from the first layer to the last"
+
+
+def steps(e: Evidence) -> tuple[Figure, str]:
+    """Mean cosine by checkpoint of encoder and decoder layers, means over layers and seeds."""
+    panels = []
+    for side in ("any-en", "en-any"):
+        runs = [run["sides"][side]["steps"] for run in e.runs("geometry", side)]
+        lines = []
+        for n, half in enumerate(("encoder", "decoder")):
+            of = lambda step, half=half: [
+                value for name, value in step["layers"].items() if name.startswith(half)
+            ]
+            values = np.mean([[statistics.fmean(of(step)) for step in run] for run in runs], 0)
+            lines.append(Line(half, [step["step"] for step in runs[0]], values.tolist(), n))
+        panels.append(Panel(lines, "mean cosine", side))
+    return line_panels(panels), "Similarity of gradients from the first checkpoint to the last"
 
 
 def partners(e: Evidence) -> tuple[Figure, str]:
@@ -290,6 +319,7 @@ def edits(e: Evidence) -> tuple[Figure, str]:
 PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
     "geometry": heat_maps,
     "layers": layers,
+    "steps": steps,
     "partners": partners,
     "table1-to-en": differences("table1-to-en", "multilingual", "Table 1 into English"),
     "table1-from-en": differences("table1-from-en", "multilingual", "Table 1 out of English"),

@@ -143,17 +143,19 @@ class Evidence:
         ]
         return seeds(values, unit)
 
-    def mantel(self, variant: str, side: str, part: str, question: str) -> Figure:
+    def mantel(
+        self, variant: str, side: str, part: str, question: str, name: str = "geometry"
+    ) -> Figure:
         """Mean r of a test over seeds; p that a majority of the seeds supports."""
         tests = [
             test
-            for run in self.runs("geometry", variant)
+            for run in self.runs(name, variant)
             for test in run["tests"]
             if (test["side"], test["part"]) == (side, part) and test["question"] == question
         ]
         known = [test for test in tests if test["r"] is not None]
         if not known:
-            raise Absent(f"geometry: {question}")
+            raise Absent(f"{name}: {question}")
         r = [test["r"] for test in known]
         p = majority([test["p"] for test in known])
         return Figure(statistics.fmean(r), math.nan, math.nan, len(r), "Mantel r", p=p)
@@ -181,6 +183,17 @@ class Evidence:
         bleu = correlation(means["cosine"], means["bleu"])
         also = f"with BLEU {bleu.r:+.2f} [{bleu.low:+.2f}, {bleu.high:+.2f}]"
         return Figure(found.r, found.low, found.high, len(names), "r with -NLL", also=also)
+
+    def rates(self, name: str) -> dict[str, dict[float, float]]:
+        """By row and learning rate, ascending: what it reached in validation, of a seed apart."""
+        found: dict[str, dict[float, list[float]]] = {}
+        for run in sorted(self.read(f"{name}-rates")["runs"], key=lambda r: r["learning_rate"]):
+            row = found.setdefault(run["variant"].partition("/")[0], {})
+            row.setdefault(run["learning_rate"], []).append(run["best"])
+        return {
+            row: {rate: statistics.fmean(own) for rate, own in rates.items()}
+            for row, rates in found.items()
+        }
 
     def front(self, row: str) -> Figure:
         """How far outside the swept front of NLL a row lies."""
@@ -237,6 +250,12 @@ def _geometry(e: Evidence) -> Iterator[Claim]:
             "(ours)",
             lambda where=where: e.mantel(*where, given),
         )
+        for question, more in ((family, ""), (given, ", given script and data size")):
+            yield add(
+                f"... on text of the corpus, 22 languages{more} ({words})",
+                "(ours)",
+                lambda where=where, q=question: e.mantel(*where, q, "geometry-in-domain"),
+            )
     part = lambda side, name: lambda run: run["sides"][side]["parts"][name]
     side = lambda s: part(s, "whole_model")
     yield add(

@@ -13,6 +13,7 @@ from collect_evidence import curvature, edits, geometry, main, partners, validat
 from synthetic import make_run, write_json, write_lines
 
 from gradvac.experiment.geometry_run import Measurement
+from gradvac.experiment.run_view import load_runs
 from gradvac.geometry.record import Frame, GramRecord, cosine
 
 TASKS = ("en-fr", "en-es", "en-hi", "en-sw")
@@ -92,7 +93,10 @@ def test_edits_are_shares_of_comparisons(run):
 def test_validation_has_the_best_that_a_run_says_it_had(run):
     done = {"metric": "error", "best": {"value": 32.9154738, "step": 420}}
     write_json(run / "done.json", done)
-    assert validation(run) == {"metric": "error", "best": 32.91547, "step": 420}
+    found = validation(run)
+    rate = found.pop("learning_rate")
+    assert found == {"metric": "error", "best": 32.91547, "step": 420}
+    assert rate == load_runs([run])[0].recipe.training.learning_rate
 
 
 def test_partners_have_the_other_language_and_the_scores_of_the_first(tmp_path):
@@ -109,3 +113,20 @@ def test_partners_have_the_other_language_and_the_scores_of_the_first(tmp_path):
     assert found["scores"]["bleu"] == scores["directions"]["en-fr"]["bleu"]
     cosines = [cosine(f.gram.sum(0))[0, 1] for f in GramRecord(folder / "geometry")]
     assert found["similarity"]["whole_model"] == pytest.approx(np.mean(cosines))
+
+
+def test_a_measurement_of_another_folder_and_several_sweeps_become_one_file(
+    run, tmp_path, monkeypatch, capsys
+):
+    (run / "geometry" / "measured").rename(run / "geometry" / "in-domain")
+    sweep, out = str(tmp_path / "geometry-small"), tmp_path / "geometry.json"
+    flags = ["--measured", "geometry/in-domain", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["x", "geometry", sweep, sweep, *flags])
+    main()
+    tree = json.loads(out.read_text(encoding="utf-8"))
+    assert [(r["variant"], r["seed"]) for r in tree["runs"]] == [("en-any", 1)] * 2
+    assert tree["runs"][0]["sides"]["en-any"]["tasks"]
+    monkeypatch.setattr(sys, "argv", ["x", "edits", sweep, *flags])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--measured is for geometry" in capsys.readouterr().err

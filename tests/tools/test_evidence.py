@@ -104,6 +104,18 @@ def test_the_front_is_that_of_nll(tmp_path):
     assert (figure.value, figure.low, figure.high, figure.n) == pytest.approx((0.1, -0.1, 0.3, 2))
 
 
+def test_rates_are_by_row_and_a_row_of_several_models_has_their_mean(tmp_path):
+    runs = [
+        {"variant": variant, "learning_rate": rate, "best": best}
+        for rate, *of in ((0.004, 3.0, 2.0, 4.0), (0.002, 3.5, 1.0, 4.0))
+        for variant, best in zip(("joint", "two/a", "two/b"), of, strict=True)
+    ]
+    e = kept(tmp_path, "x-rates", {"runs": runs})
+    assert e.rates("x") == {"joint": {0.002: 3.5, 0.004: 3.0}, "two": {0.002: 2.5, 0.004: 3.0}}
+    text = page("{{rates: x}}", e, tmp_path, ".")
+    assert "| joint | 3.500 | **3.000** |" in text and "| two | **2.500** | 3.000 |" in text
+
+
 def test_what_is_not_there_is_said_to_be_not_run(tmp_path):
     text = page(
         "{{summary}}\n{{claims: cats}}\n{{table: cats}}", Evidence(tmp_path, "small"), tmp_path, "."
