@@ -2,8 +2,9 @@
 
     python tools/evidence.py [--size small] [--evidence evidence] [--out docs/evidence.md]
 
-No figure on the page is typed: claims and their figures are those of evidence_claims.py, tables
-those of `gradvac compare`. The words around them are in evidence_page.md.
+No figure on the page is typed: claims are those of evidence_claims.py, their figures those of
+evidence_files.py, tables those of `gradvac compare`. The words around them are in
+evidence_page.md.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evidence_claims import FAILS, HOLDS, UNKNOWN, Absent, Claim, Evidence, claims
-from evidence_claims import Figure as Finding
+from evidence_claims import Claim, claims
 from evidence_cost import LANGUAGES, table
+from evidence_files import FAILS, HOLDS, UNKNOWN, Absent, Evidence
+from evidence_files import Figure as Finding
 from matplotlib.figure import Figure
 
 from gradvac.experiment.compare_results import Metric

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from evidence import page
-from evidence_claims import FAILS, HOLDS, UNKNOWN, Absent, Evidence, Figure, claims, seeds
+from evidence_claims import claims
+from evidence_files import FAILS, HOLDS, UNKNOWN, Absent, Evidence, Figure, seeds
 
 ROOT = Path(__file__).parents[2]
 

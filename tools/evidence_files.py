@@ -1,0 +1,216 @@
+"""What the files in evidence/ say: scores, similarities and tests of the runs, as figures.
+
+A figure is written so that a positive one is what a paper claims. The claim holds where its 95 %
+interval lies above zero, does not hold where it lies below, and cannot be told at this size
+otherwise. Of each claim that rests on a test there is a p-value instead, and a null result of a
+test is "cannot tell", not "does not hold".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradvac.experiment.compare import half_width
+from gradvac.geometry.statistics import correlation
+from gradvac.translation.significance import majority
+
+LEVEL = 0.05
+HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell at this size"
+
+
+class Absent(Exception):
+    """A file or a row that is not in the evidence (yet)."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number with its 95 % interval; ``p`` decides instead where it is not NaN.
+
+    ``also`` are other readings of the same runs, shown beside it.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str
+    p: float = math.nan
+    also: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """What it allows to say of the claim."""
+        if not math.isnan(self.p):
+            return HOLDS if self.p <= LEVEL and self.value > 0 else UNKNOWN
+        return HOLDS if self.low > 0 else FAILS if self.high < 0 else UNKNOWN
+
+    @property
+    def words(self) -> str:
+        """The figure as the table shows it."""
+        if math.isnan(self.p):
+            text = f"{self.unit} {_signed(self.value)} [{_signed(self.low)}, {_signed(self.high)}]"
+        else:
+            text = f"{self.unit} {_signed(self.value)}, p {_chance(self.p)}"
+        return text + (f"; {self.also}" if self.also else "")
+
+
+def seeds(values: Sequence[float], unit: str, also: str = "") -> Figure:
+    """The mean over seeds with Student's t interval; two seeds at least."""
+    if len(values) < 2:
+        raise Absent(f"{unit}: {len(values)} seeds")
+    mean, half = statistics.fmean(values), half_width(values)
+    return Figure(mean, mean - half, mean + half, len(values), unit, also=also)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The files of one size."""
+
+    folder: Path
+    size: str
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A file of evidence/, ``name`` without its size; Absent if it is not there."""
+        file = self.folder / f"{name}-{self.size}.json"
+        if not file.exists():
+            raise Absent(file.name)
+        return _json(file)
+
+    def runs(self, name: str, variant: str) -> list[dict[str, Any]]:
+        """Collected runs of a variant, by seed."""
+        found = [run for run in self.read(name)["runs"] if run["variant"] == variant]
+        if not found:
+            raise Absent(f"{name}: {variant}")
+        return sorted(found, key=lambda run: run["seed"])
+
+    def scores(self, name: str, row: str, metric: str, column: str) -> dict[int, float]:
+        """Scores of a row by seed, from a comparison."""
+        tree = self.read(name)
+        for r in tree["records"]:
+            if (r["row"], r["metric"], r["column"]) == (row, metric, column):
+                return dict(zip(tree["costs"][row]["seeds"], r["values"], strict=True))
+        raise Absent(f"{name}: {row} {metric} {column}")
+
+    def gain(self, name: str, a: str, b: str, column: str = "avg", metric: str = "nll") -> Figure:
+        """By how much row ``a`` is better than ``b``, seed by seed, and the other metrics'."""
+        other = {"nll": "bleu", "f1": "accuracy"}.get(metric)
+        figure = seeds(self._gains(name, a, b, column, metric), _UNITS[metric])
+        try:
+            beside = seeds(
+                self._gains(name, a, b, column, other or ""), _UNITS.get(other or "", "")
+            )
+        except Absent:
+            return figure
+        half = (beside.high - beside.low) / 2
+        also = f"{beside.unit} {beside.value:+.1f} ± {half:.1f}"
+        return Figure(figure.value, figure.low, figure.high, figure.n, figure.unit, also=also)
+
+    def _gains(self, name: str, a: str, b: str, column: str, metric: str) -> list[float]:
+        left, right = (self.scores(name, row, metric, column) for row in (a, b))
+        sign = -1.0 if metric == "nll" else 1.0
+        return [sign * (left[seed] - right[seed]) for seed in left if seed in right]
+
+    def per_seed(
+        self, name: str, a: str, b: str | None, of: Callable[[dict[str, Any]], float], unit: str
+    ) -> Figure:
+        """``of`` a run of variant ``a``, less that of variant ``b`` of the same seed."""
+        right = {run["seed"]: of(run) for run in self.runs(name, b)} if b else {}
+        values = [
+            of(run) - (right[run["seed"]] if b else 0.0)
+            for run in self.runs(name, a)
+            if not b or run["seed"] in right
+        ]
+        return seeds(values, unit)
+
+    def mantel(
+        self, variant: str, side: str, part: str, question: str, name: str = "geometry"
+    ) -> Figure:
+        """Mean r of a test over seeds; p that a majority of the seeds supports."""
+        tests = [
+            test
+            for run in self.runs(name, variant)
+            for test in run["tests"]
+            if (test["side"], test["part"]) == (side, part) and test["question"] == question
+        ]
+        known = [test for test in tests if test["r"] is not None]
+        if not known:
+            raise Absent(f"{name}: {question}")
+        r = [test["r"] for test in known]
+        p = majority([test["p"] for test in known])
+        return Figure(statistics.fmean(r), math.nan, math.nan, len(r), "Mantel r", p=p)
+
+    def partner_means(self, part: str) -> tuple[list[str], dict[str, np.ndarray]]:
+        """Partner languages, and over their seeds the mean cosine and the scores of en-fr."""
+        runs = self.read("partners")["runs"]
+        names = sorted({run["partner"] for run in runs})
+        of: dict[str, Callable[[dict[str, Any]], float]] = {
+            "cosine": lambda run: run["similarity"][part],
+            "bleu": lambda run: run["scores"]["bleu"],
+            "nll": lambda run: run["scores"]["nll"],
+        }
+        return names, {
+            key: np.array(
+                [statistics.fmean(read(r) for r in runs if r["partner"] == name) for name in names]
+            )
+            for key, read in of.items()
+        }
+
+    def partners(self, part: str) -> Figure:
+        """Over partner languages: similarity of gradients against the NLL of en-fr."""
+        names, means = self.partner_means(part)
+        found = correlation(means["cosine"], -means["nll"])
+        bleu = correlation(means["cosine"], means["bleu"])
+        also = f"with BLEU {bleu.r:+.2f} [{bleu.low:+.2f}, {bleu.high:+.2f}]"
+        return Figure(found.r, found.low, found.high, len(names), "r with -NLL", also=also)
+
+    def rates(self, name: str) -> dict[str, dict[float, float]]:
+        """By row and learning rate, ascending: what it reached in validation, of a seed apart."""
+        found: dict[str, dict[float, list[float]]] = {}
+        for run in sorted(self.read(f"{name}-rates")["runs"], key=lambda r: r["learning_rate"]):
+            row = found.setdefault(run["variant"].partition("/")[0], {})
+            row.setdefault(run["learning_rate"], []).append(run["best"])
+        return {
+            row: {rate: statistics.fmean(own) for rate, own in rates.items()}
+            for row, rates in found.items()
+        }
+
+    def front(self, row: str) -> Figure:
+        """How far outside the swept front of NLL a row lies."""
+        fronts = self.read("imbalance").get("fronts", [])
+        for place in (p for f in fronts if f["metric"] == "nll" for p in f["rows"]):
+            if place["row"] == row and place["distance"]["half_width"] is not None:
+                value, half = (place["distance"][key] for key in ("value", "half_width"))
+                n = len(place["seeds"])
+                return Figure(value, value - half, value + half, n, "NLL, outside by")
+        raise Absent(f"imbalance: front, {row}")
+
+
+@cache
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+_UNITS = {
+    "nll": "NLL lower by",
+    "bleu": "BLEU",
+    "chrf": "chrF++",
+    "f1": "F1 higher by",
+    "accuracy": "accuracy",
+}
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _chance(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}"
