@@ -102,16 +102,18 @@ def _off_diagonal(matrix: np.ndarray) -> float:
 
 
 def partners(run: Path) -> Tree:
-    """The mean cosine of the two directions while they trained, and the scores of the first."""
+    """The mean cosine of the two directions while they trained; scores and tokens of en-fr."""
     (subject,) = subjects_of(load_runs([run]))
     tasks = subject.tasks
     similar = {part: subject.mean_of(kind, part, tasks)[0, 1] for kind, part in PARTS}
     scores = subject.run.scores or {}
     own = scores["directions"]["en-fr"]
+    seen = [line["task_tokens"] for line in subject.run.train]
     best = min(subject.run.valid, key=lambda line: line["nll"])
     return {
         "partner": next(t.partner for t in tasks if t.name != "en-fr"),
         "similarity": {part: float(value) for part, value in similar.items()},
+        "tokens": sum(tokens["en-fr"] for tokens in seen),
         "scores": {"bleu": own["bleu"], "chrf": own["chrf"], "nll": best["nll/en-fr"]},
     }
 

@@ -156,6 +156,7 @@ class Evidence:
             "cosine": lambda run: run["similarity"][part],
             "bleu": lambda run: run["scores"]["bleu"],
             "nll": lambda run: run["scores"]["nll"],
+            "tokens": lambda run: run["tokens"],
         }
         return names, {
             key: np.array(
@@ -164,9 +165,14 @@ class Evidence:
             for key, read in of.items()
         }
 
-    def partners(self, part: str) -> Figure:
-        """Over partner languages: similarity of gradients against the NLL of en-fr."""
+    def partners(self, part: str, same_tokens: bool = False) -> Figure:
+        """Over partner languages: similarity of gradients against the NLL of en-fr.
+
+        ``same_tokens`` correlates what a straight line through en-fr's tokens leaves of each.
+        """
         names, means = self.partner_means(part)
+        if same_tokens:
+            means = {key: _beyond(values, means["tokens"]) for key, values in means.items()}
         found = correlation(means["cosine"], -means["nll"])
         bleu = correlation(means["cosine"], means["bleu"])
         also = f"with BLEU {bleu.r:+.2f} [{bleu.low:+.2f}, {bleu.high:+.2f}]"
@@ -192,6 +198,13 @@ class Evidence:
                 n = len(place["seeds"])
                 return Figure(value, value - half, value + half, n, "NLL, outside by")
         raise Absent(f"imbalance: front, {row}")
+
+
+def _beyond(values: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """What least squares on ``of`` leaves of ``values``, ``[n]`` each."""
+    centred = of - of.mean()
+    rest = values - values.mean()
+    return rest - centred * (rest @ centred) / (centred @ centred)
 
 
 @cache

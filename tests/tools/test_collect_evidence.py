@@ -105,9 +105,12 @@ def test_partners_have_the_other_language_and_the_scores_of_the_first(tmp_path):
     lines = [
         {"kind": "valid", "step": n, "nll": a, "nll/en-fr": b} for n, (a, b) in enumerate(valid)
     ]
+    shown = dict.fromkeys(("loss", "nll", "gradient_norm", "tokens", "learning_rate"), 1.0)
+    tokens = {"task_nll": {}, "task_tokens": {"en-fr": 300, "en-hi": 9}}
+    lines += [{"kind": "train", "step": n, **shown, **tokens} for n in (1, 2)]
     write_lines(folder / "metrics.jsonl", lines)
     found = partners(folder)
-    assert found["scores"]["nll"] == 1.5
+    assert found["scores"]["nll"] == 1.5 and found["tokens"] == 2 * 300
     scores = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
     assert found["partner"] == "hi"
     assert found["scores"]["bleu"] == scores["directions"]["en-fr"]["bleu"]

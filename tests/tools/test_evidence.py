@@ -5,6 +5,7 @@ import math
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 from evidence import page
 from evidence_claims import claims
@@ -86,12 +87,33 @@ def test_partners_are_correlated_over_languages_not_over_runs(tmp_path):
             "partner": code,
             "similarity": {"whole_model": x + noise},
             "scores": {"nll": 5 - x - noise, "bleu": 3.0},
+            "tokens": 9,
         }
         for code, x in (("es", 0.5), ("de", 0.3), ("hi", 0.1), ("kk", 0.0))
         for noise in (-0.01, 0.01)
     ]
     figure = kept(tmp_path, "partners", {"runs": runs}).partners("whole_model")
     assert figure.value == pytest.approx(1.0) and figure.n == 4
+
+
+def test_partners_given_the_tokens_is_the_partial_correlation(tmp_path):
+    random = np.random.default_rng(1)
+    tokens, cosine, nll = random.normal(size=(3, 8)) + random.normal(size=8)
+    runs = [
+        {
+            "partner": str(n),
+            "similarity": {"whole_model": cosine[n]},
+            "scores": {"nll": nll[n], "bleu": n},
+            "tokens": tokens[n],
+        }
+        for n in range(8)
+    ]
+    figure = kept(tmp_path, "partners", {"runs": runs}).partners("whole_model", same_tokens=True)
+    xy, xt, yt = (
+        np.corrcoef(a, b)[0, 1] for a, b in ((cosine, -nll), (cosine, tokens), (-nll, tokens))
+    )
+    assert figure.value == pytest.approx((xy - xt * yt) / math.sqrt((1 - xt**2) * (1 - yt**2)))
+    assert figure.low < figure.value < figure.high
 
 
 def test_the_front_is_that_of_nll(tmp_path):
