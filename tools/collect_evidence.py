@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from gradvac.experiment.compare_results import runs_of
+from gradvac.experiment.compare_results import runs_of, times
 from gradvac.experiment.geometry_numbers import HEADER, PARTS, findings, row
 from gradvac.experiment.geometry_run import curvature_lines, measured_folder
 from gradvac.experiment.geometry_view import SIDES, Missing, Subject, subjects_of
@@ -153,13 +153,16 @@ def edits(run: Path) -> Tree | None:
 
 
 def validation(run: Path) -> Tree:
-    """The best of what a run was validated by, and its step."""
+    """The best of what a run was validated by, and its step; its learning rate and cost."""
+    (view,) = load_runs([run])
     done = json.loads((run / "done.json").read_text(encoding="utf-8"))
     return {
         "metric": done["metric"],
         "best": _plain(done["best"]["value"]),
         "step": done["best"]["step"],
-        "learning_rate": any_recipe(run).training.learning_rate,
+        "learning_rate": view.recipe.training.learning_rate,
+        "tokens": sum(line["tokens"] for line in view.train),
+        "cpu_seconds": _plain(times(run / "speed.jsonl")[1]),
     }
 
 

@@ -111,7 +111,7 @@ def _table(e: Evidence, name: str) -> str:
     metrics: tuple[Metric, ...] = ("bleu", "f1", "accuracy", "nll")
     groups = [g for g in ("avg", "high", "medium", "low") if g in tree["averages"]]
     cells = {(r["row"], r["metric"], r["column"]): r for r in tree["records"]}
-    rows = list(tree["costs"])
+    rows, costs = list(tree["costs"]), e.costs(name)
     columns = [
         (metric, group, f"{NAMES[metric]} {group}", DIGITS[metric])
         for metric in metrics
@@ -124,9 +124,8 @@ def _table(e: Evidence, name: str) -> str:
     ]
     for row in rows:
         own = [_cell(cells.get((row, metric, group)), n) for metric, group, _, n in columns]
-        cost = tree["costs"][row]
-        price = "" if cost["cost"] is None else f"{cost['cost']:.2f}"
-        lines.append(_bars([row, *own, str(len(cost["seeds"])), price]))
+        price = "" if costs[row] is None else f"{costs[row]:.2f}"
+        lines.append(_bars([row, *own, str(len(tree["costs"][row]["seeds"])), price]))
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -188,6 +189,30 @@ class Evidence:
             row: {rate: statistics.fmean(own) for rate, own in rates.items()}
             for row, rates in found.items()
         }
+
+    def costs(self, name: str) -> dict[str, float | None]:
+        """CPU time of a token by row, beside the baseline's.
+
+        Of the runs that chose the learning rates, where there are any, since they were made one
+        after the other; of the compared ones otherwise.
+        """
+        tree = self.read(name)
+        per_token = self._of_tokens(name)
+        if not tree["costs"].keys() <= per_token.keys():
+            return {row: cost["cost"] for row, cost in tree["costs"].items()}
+        return {row: per_token[row] / per_token[tree["baseline"]] for row in tree["costs"]}
+
+    def _of_tokens(self, name: str) -> dict[str, float]:
+        """CPU seconds a token by row, over the runs that chose the learning rates."""
+        with suppress(Absent):
+            found: dict[str, list[tuple[float, int]]] = {}
+            for run in self.read(f"{name}-rates")["runs"]:
+                own = found.setdefault(run["variant"].partition("/")[0], [])
+                own.append((run["cpu_seconds"] or math.nan, run["tokens"]))
+            return {
+                row: sum(s for s, _ in own) / sum(n for _, n in own) for row, own in found.items()
+            }
+        return {}
 
     def front(self, row: str) -> Figure:
         """How far outside the swept front of NLL a row lies."""

@@ -94,9 +94,11 @@ def test_validation_has_the_best_that_a_run_says_it_had(run):
     done = {"metric": "error", "best": {"value": 32.9154738, "step": 420}}
     write_json(run / "done.json", done)
     found = validation(run)
-    rate = found.pop("learning_rate")
+    recipe = load_runs([run])[0].recipe
+    of_run = {key: found.pop(key) for key in ("learning_rate", "tokens", "cpu_seconds")}
     assert found == {"metric": "error", "best": 32.91547, "step": 420}
-    assert rate == load_runs([run])[0].recipe.training.learning_rate
+    assert of_run["learning_rate"] == recipe.training.learning_rate
+    assert of_run["tokens"] > 0 and of_run["cpu_seconds"] is None  # a synthetic run has no clock
 
 
 def test_partners_have_the_other_language_and_the_scores_of_the_first(tmp_path):

@@ -139,6 +139,22 @@ def test_rates_are_by_row_and_a_row_of_several_models_has_their_mean(tmp_path):
     assert "| joint | 3.500 | **3.000** |" in text and "| two | **2.500** | 3.000 |" in text
 
 
+def test_costs_are_those_of_the_runs_that_chose_the_rates_where_all_rows_have_some(tmp_path):
+    tree = {"baseline": "joint", **comparison(joint=[3.0], two=[2.0])}
+    for record in tree["records"]:
+        record |= {"mean": 3.0, "half_width": None}
+    assert kept(tmp_path, "x", tree).costs("x") == {"joint": 1.0, "two": 1.0}
+    runs = [
+        {"variant": variant, "learning_rate": rate, "cpu_seconds": seconds, "tokens": tokens}
+        for rate in (0.1, 0.2)
+        for variant, seconds, tokens in (("joint", 10.0, 100), ("two/a", 9, 50), ("two/b", 3, 50))
+    ]
+    e = kept(tmp_path, "x-rates", {"runs": runs})
+    assert e.costs("x") == pytest.approx({"joint": 1.0, "two": 1.2})
+    table = page("{{table: x}}", e, tmp_path, ".").splitlines()
+    assert [line.split(" | ")[-1] for line in table[2:]] == ["1.00 |", "1.20 |"]
+
+
 def test_what_is_not_there_is_said_to_be_not_run(tmp_path):
     text = page(
         "{{summary}}\n{{claims: cats}}\n{{table: cats}}", Evidence(tmp_path, "small"), tmp_path, "."

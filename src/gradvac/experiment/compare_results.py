@@ -155,7 +155,7 @@ def read_run(run: Path) -> Result:
             if line["kind"] in ("valid", "average") and line["step"] == done["best"]["step"]
         ]
         best = [line for line in best if line[done["metric"]] == done["best"]["value"]]
-        seconds, cpu_seconds = _times(run / "speed.jsonl")
+        seconds, cpu_seconds = times(run / "speed.jsonl")
         zero_shot = frozenset(_each(tree, "zero_shot"))
         scores: dict[Metric, dict[str, float]] = {
             "bleu": _each(tree, "bleu"),
@@ -212,7 +212,7 @@ def count_parameters(file: Path) -> int:
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
 
 
-def _times(file: Path) -> tuple[float, float]:
+def times(file: Path) -> tuple[float, float]:
     """Seconds of training, and CPU seconds or NaN.
 
     The clocks of ``speed.jsonl`` begin anew when a run is resumed, which its lines tell by another
@@ -221,7 +221,7 @@ def _times(file: Path) -> tuple[float, float]:
     lines = _lines(file) if file.exists() else []
     last = [
         line
-        for line, after in zip(lines, [*lines[1:], None], strict=True)
+        for line, after in zip(lines, [*lines, None][1:], strict=True)
         if after is None
         or after.get("began") != line.get("began")
         or after["seconds"] < line["seconds"]
