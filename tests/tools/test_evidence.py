@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from evidence import page
 from evidence_claims import claims
+from evidence_cost import LANGUAGES
 from evidence_files import FAILS, HOLDS, UNKNOWN, Absent, Evidence, Figure, seeds
+
+from gradvac.experiment.recipe import load_any
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,3 +173,31 @@ def test_the_page_is_what_the_files_say(tmp_path):
     assert text == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8"), "run make evidence"
     for picture in tmp_path.glob("*.png"):
         assert (ROOT / "docs" / "images" / picture.name).exists()
+
+
+RATES = {
+    "table1-from-en": "gradvac/table1-from-en.yaml",
+    "imbalance": "evidence/imbalance.yaml",
+    "cats": "evidence/cats.yaml",
+}
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_every_row_had_the_same_rates_to_choose_from_and_has_the_best(name, tmp_path):
+    (tmp_path / "train").mkdir()
+    for code in LANGUAGES:
+        (tmp_path / "train" / f"en-{code}.tsv").touch()
+    changes = [f"data.corpus={tmp_path}"] if name != "table1-from-en" else []
+    runs = json.loads((ROOT / "evidence" / f"{name}-rates-small.json").read_text("utf-8"))["runs"]
+    rows = {}
+    for run in runs:
+        own = rows.setdefault(run["variant"].partition("/")[0], {})
+        own.setdefault(run["learning_rate"], []).append(run["best"])
+    assert len({tuple(sorted(own)) for own in rows.values()}) == 1
+    for variant in {run["variant"] for run in runs}:
+        own = rows[variant.partition("/")[0]]
+        file = ROOT / "recipes" / RATES[name]
+        recipe = load_any(file, changes, size="small", variant=variant)
+        chosen = min(own, key=lambda rate: statistics.fmean(own[rate]))
+        assert recipe.training.learning_rate == chosen, variant
+        assert not {1, 2, 3} & {run["seed"] for run in runs}
