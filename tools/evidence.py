@@ -211,12 +211,14 @@ def partners(e: Evidence) -> tuple[Figure, str]:
     )
 
 
-def differences(name: str, baseline: str, words: str) -> Callable[[Evidence], tuple[Figure, str]]:
-    """NLL of every row less the baseline's, with 95 % intervals over seeds."""
+def differences(
+    name: str, baseline: str, words: str, only: Sequence[str] = ()
+) -> Callable[[Evidence], tuple[Figure, str]]:
+    """NLL of every row, or of ``only`` these, less the baseline's: 95 % intervals over seeds."""
 
     def draw(e: Evidence) -> tuple[Figure, str]:
         tree = e.read(name)
-        rows = [row for row in tree["costs"] if row != baseline]
+        rows = [row for row in only or tree["costs"] if row != baseline]
         averages = tree["averages"]
         levels = [g for g in ("high", "low") if averages.get(g, averages["avg"]) != averages["avg"]]
         groups = ["avg", *levels]
@@ -267,7 +269,8 @@ def front(e: Evidence) -> tuple[Figure, str]:
             for point in place["seeds"].values():
                 ax.plot(*point, marker, color=tint, markersize=2.2, alpha=0.4)
             (marks[swept],) = ax.plot(*place["mean"], marker, color=tint, markersize=5)
-            ax.annotate(place["row"], place["mean"], (5, 4), textcoords="offset points", fontsize=8)
+            beside = (5, 4) if swept else (5, -11)  # methods often lie on what was swept
+            ax.annotate(place["row"], place["mean"], beside, textcoords="offset points", fontsize=8)
         ax.invert_xaxis()
         ax.invert_yaxis()
         ax.margins(0.12)
@@ -317,6 +320,12 @@ def edits(e: Evidence) -> tuple[Figure, str]:
     return line_panels([panel]), "Pairs edited while training, mean over seeds"
 
 
+OWN_CHOICES = (
+    *("hrl-only", "all-task"),
+    *("gradvac-whole-model", "enc-dec", "all-matrix"),
+    *("beta-1e-1", "beta-1e-3"),
+)
+
 PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
     "geometry": heat_maps,
     "layers": layers,
@@ -325,7 +334,7 @@ PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
     "table1-to-en": differences("table1-to-en", "multilingual", "Table 1 into English"),
     "table1-from-en": differences("table1-from-en", "multilingual", "Table 1 out of English"),
     "edits": edits,
-    "ablations": differences("ablations", "gradvac-all-layer", "Tables 6 to 8"),
+    "ablations": differences("ablations", "gradvac-all-layer", "Tables 6 to 8", OWN_CHOICES),
     "front": front,
     "curvature": curvature,
     "cats": differences("cats", "t1", "High- and low-resource directions, each row less T=1"),

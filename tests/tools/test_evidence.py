@@ -201,3 +201,9 @@ def test_every_row_had_the_same_rates_to_choose_from_and_has_the_best(name, tmp_
         chosen = min(own, key=lambda rate: statistics.fmean(own[rate]))
         assert recipe.training.learning_rate == chosen, variant
         assert not {1, 2, 3} & {run["seed"] for run in runs}
+
+
+def test_the_front_page_has_the_count_of_the_page():
+    text = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    (count,) = [line for line in text.splitlines() if " claims looked at, " in line]
+    assert count.lower() in (ROOT / "README.md").read_text(encoding="utf-8")
