@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from evidence_claims import Claim, claims
-from evidence_cost import LANGUAGES, table
+from evidence_cost import empty_corpus, table
 from evidence_files import FAILS, HOLDS, UNKNOWN, Absent, Evidence
 from evidence_files import Figure as Finding
 from matplotlib.figure import Figure
@@ -93,12 +93,9 @@ def _row(claim: Claim, figure: Finding | Absent) -> list[str]:
 
 
 def _cost(size: str) -> str:
-    """What has not been run would cost; an empty corpus stands for the text, which is not read."""
+    """What has not been run would cost."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "train").mkdir()
-        for code in LANGUAGES:
-            (Path(folder) / "train" / f"en-{code}.tsv").touch()
-        return table(Path(__file__).parents[1] / "recipes", size, Path(folder))
+        return table(Path(__file__).parents[1] / "recipes", size, empty_corpus(Path(folder)))
 
 
 def _bars(cells: Sequence[str]) -> str:

@@ -26,6 +26,14 @@ RECIPES = (
 LANGUAGES = "fr es de pl cs mk bg uk be ru lv lt et fi hi mr gu ne kk ky sw zu xh id ms tr".split()
 
 
+def empty_corpus(folder: Path) -> Path:
+    """Make ``folder`` what recipes take for a corpus of all languages; its text is not read."""
+    (folder / "train").mkdir()
+    for code in LANGUAGES:
+        (folder / "train" / f"en-{code}.tsv").touch()
+    return folder
+
+
 def flops(recipe: Recipe) -> float:
     """Of training a run: 6 per parameter and target token (Kaplan et al. 2020, section 2.1).
 

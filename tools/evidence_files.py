@@ -12,8 +12,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from gradvac.experiment.compare import half_width
+from gradvac.experiment.variants import row_of
 from gradvac.geometry.statistics import correlation
 from gradvac.translation.significance import majority
 
@@ -64,12 +64,12 @@ class Figure:
         return text + (f"; {self.also}" if self.also else "")
 
 
-def seeds(values: Sequence[float], unit: str, also: str = "") -> Figure:
+def seeds(values: Sequence[float], unit: str) -> Figure:
     """The mean over seeds with Student's t interval; two seeds at least."""
     if len(values) < 2:
         raise Absent(f"{unit}: {len(values)} seeds")
     mean, half = statistics.fmean(values), half_width(values)
-    return Figure(mean, mean - half, mean + half, len(values), unit, also=also)
+    return Figure(mean, mean - half, mean + half, len(values), unit)
 
 
 @dataclass(frozen=True)
@@ -102,18 +102,15 @@ class Evidence:
         raise Absent(f"{name}: {row} {metric} {column}")
 
     def gain(self, name: str, a: str, b: str, column: str = "avg", metric: str = "nll") -> Figure:
-        """By how much row ``a`` is better than ``b``, seed by seed, and the other metrics'."""
-        other = {"nll": "bleu", "f1": "accuracy"}.get(metric)
+        """By how much row ``a`` is better than ``b``, seed by seed, and in another metric."""
         figure = seeds(self._gains(name, a, b, column, metric), _UNITS[metric])
+        other = _BESIDE[metric]
         try:
-            beside = seeds(
-                self._gains(name, a, b, column, other or ""), _UNITS.get(other or "", "")
-            )
+            beside = seeds(self._gains(name, a, b, column, other), _UNITS[other])
         except Absent:
             return figure
         half = (beside.high - beside.low) / 2
-        also = f"{beside.unit} {beside.value:+.1f} ± {half:.1f}"
-        return Figure(figure.value, figure.low, figure.high, figure.n, figure.unit, also=also)
+        return replace(figure, also=f"{beside.unit} {beside.value:+.1f} ± {half:.1f}")
 
     def _gains(self, name: str, a: str, b: str, column: str, metric: str) -> list[float]:
         left, right = (self.scores(name, row, metric, column) for row in (a, b))
@@ -182,9 +179,9 @@ class Evidence:
     def rates(self, name: str) -> dict[str, dict[float, float]]:
         """By row and learning rate, ascending: what it reached in validation, of a seed apart."""
         found: dict[str, dict[float, list[float]]] = {}
-        for run in sorted(self.read(f"{name}-rates")["runs"], key=lambda r: r["learning_rate"]):
-            row = found.setdefault(run["variant"].partition("/")[0], {})
-            row.setdefault(run["learning_rate"], []).append(run["best"])
+        for row, runs in self._rate_runs(name).items():
+            for run in sorted(runs, key=lambda run: run["learning_rate"]):
+                found.setdefault(row, {}).setdefault(run["learning_rate"], []).append(run["best"])
         return {
             row: {rate: statistics.fmean(own) for rate, own in rates.items()}
             for row, rates in found.items()
@@ -193,26 +190,23 @@ class Evidence:
     def costs(self, name: str) -> dict[str, float | None]:
         """CPU time of a token by row, beside the baseline's.
 
-        Of the runs that chose the learning rates, where there are any, since they were made one
-        after the other; of the compared ones otherwise.
+        Of the runs that chose the learning rates, where all rows have some, since they were made
+        one after the other; of the compared ones otherwise.
         """
         tree = self.read(name)
-        per_token = self._of_tokens(name)
-        if not tree["costs"].keys() <= per_token.keys():
+        try:
+            runs = self._rate_runs(name)
+            per_token = {row: _seconds_a_token(runs[row]) for row in tree["costs"]}
+        except (Absent, KeyError):
             return {row: cost["cost"] for row, cost in tree["costs"].items()}
-        return {row: per_token[row] / per_token[tree["baseline"]] for row in tree["costs"]}
+        return {row: seconds / per_token[tree["baseline"]] for row, seconds in per_token.items()}
 
-    def _of_tokens(self, name: str) -> dict[str, float]:
-        """CPU seconds a token by row, over the runs that chose the learning rates."""
-        with suppress(Absent):
-            found: dict[str, list[tuple[float, int]]] = {}
-            for run in self.read(f"{name}-rates")["runs"]:
-                own = found.setdefault(run["variant"].partition("/")[0], [])
-                own.append((run["cpu_seconds"] or math.nan, run["tokens"]))
-            return {
-                row: sum(s for s, _ in own) / sum(n for _, n in own) for row, own in found.items()
-            }
-        return {}
+    def _rate_runs(self, name: str) -> dict[str, list[dict[str, Any]]]:
+        """By row, the runs that chose its learning rate."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for run in self.read(f"{name}-rates")["runs"]:
+            found.setdefault(row_of(run["variant"]), []).append(run)
+        return found
 
     def front(self, row: str) -> Figure:
         """How far outside the swept front of NLL a row lies."""
@@ -223,6 +217,10 @@ class Evidence:
                 n = len(place["seeds"])
                 return Figure(value, value - half, value + half, n, "NLL, outside by")
         raise Absent(f"imbalance: front, {row}")
+
+
+def _seconds_a_token(runs: Sequence[dict[str, Any]]) -> float:
+    return sum(r["cpu_seconds"] or math.nan for r in runs) / sum(r["tokens"] for r in runs)
 
 
 def _beyond(values: np.ndarray, of: np.ndarray) -> np.ndarray:
@@ -240,10 +238,10 @@ def _json(file: Path) -> dict[str, Any]:
 _UNITS = {
     "nll": "NLL lower by",
     "bleu": "BLEU",
-    "chrf": "chrF++",
     "f1": "F1 higher by",
     "accuracy": "accuracy",
 }
+_BESIDE = {"nll": "bleu", "f1": "accuracy"}
 
 
 def _signed(value: float) -> str:
