@@ -235,6 +235,7 @@ def geometry(
     from gradvac.experiment.together import shared, started_by_torchrun
 
     hold = int(memory * 2**28)  # of float32
+    names = directions.split(",") if directions else None
     if is_huggingface(run):
         if started_by_torchrun():
             raise RunError(
@@ -243,7 +244,7 @@ def geometry(
         folder = measure_huggingface(
             run,
             rows,
-            directions,
+            names,
             out,
             codes=code or (),
             curvature=curvature,
@@ -261,7 +262,7 @@ def geometry(
             run,
             out,
             rows,
-            directions.split(",") if directions else None,
+            names,
             every=every,
             granularity=granularity,
             strings=strings,

@@ -67,7 +67,7 @@ def test_an_exported_model_has_the_geometry_of_its_run(
     measure_run(run, tmp_path / "own", every=3, rows=text, strings=5, console=QUIET)
     (own,) = GramRecord(tmp_path / "own")
     home = measure_huggingface(
-        models, text, TASKS, tmp_path / "out", every=3, strings=5, console=QUIET
+        models, text, TASKS.split(","), tmp_path / "out", every=3, strings=5, console=QUIET
     )
     (other,) = GramRecord(measured_folder(home))
     order = [own.tasks.index(task) for task in TASKS.split(",")]
@@ -139,7 +139,7 @@ def test_an_m2m_model_is_told_its_languages_by_its_own_codes(tmp_path: Path) -> 
         folder = m2m(tmp_path)
     rows = tmp_path / "rows.tsv"
     rows.write_text("en\tfr\nthe cat sleeps\tle chat dort\na dog\tun chien\n")
-    measure_huggingface(folder, rows, "fr-en,en-fr", console=QUIET)
+    measure_huggingface(folder, rows, ["fr-en", "en-fr"], console=QUIET)
     (frame,) = GramRecord(measured_folder(folder))
 
     model = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
@@ -165,4 +165,4 @@ def test_an_m2m_model_is_told_its_languages_by_its_own_codes(tmp_path: Path) -> 
     with pytest.raises(RunError, match=r"no code for the language 'eu'.*--code eu=\.\.\."):
         other = tmp_path / "other.tsv"
         other.write_text("en\teu\na dog\ttxakur bat\n")
-        measure_huggingface(folder, other, "eu-en", tmp_path / "o", console=QUIET)
+        measure_huggingface(folder, other, ["eu-en"], tmp_path / "o", console=QUIET)

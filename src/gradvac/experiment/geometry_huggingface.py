@@ -53,7 +53,7 @@ def checkpoints(folder: Path) -> dict[int, Path]:
 def measure_huggingface(
     folder: Path,
     rows: Path | None,
-    directions: str | None,
+    directions: Sequence[str] | None,
     out: Path | None = None,
     *,
     every: int | None = None,
@@ -73,7 +73,7 @@ def measure_huggingface(
     Args:
         folder: of one checkpoint, or of several.
         rows: parallel text to measure on.
-        directions: ``fr-en,en-hi``.
+        directions: such as ``fr-en`` and ``en-hi``.
         out: where to write, for models that are not to be written to.
         codes: what the tokenizer calls a language where it cannot be told: ``fr=fra_Latn``.
         curvature: of runs alone; anything but 0 is refused.
@@ -108,7 +108,7 @@ def measure_huggingface(
             "gradvac.geometry.curvature measures it"
         )
     found, origin = file_rows(rows)
-    parsed = [Direction.parse(name) for name in directions.split(",")]
+    parsed = [Direction.parse(name) for name in directions]
     texts, multiway = aligned_text(found, parsed, origin, say)
     texts = [Bitext(t.direction, t.sources[:strings], t.targets[:strings]) for t in texts]
     if empty := [t.direction.name for t in texts if not len(t)]:
