@@ -20,7 +20,8 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.checkpoint import list_checkpoints, load_checkpoint, load_tensors
 from gradvac.experiment.display import Display
 from gradvac.experiment.evaluate import evaluate_run
-from gradvac.experiment.geometry_run import curvature_lines, measure_run
+from gradvac.experiment.geometry_run import curvature_lines
+from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.ranks import check_shard
 from gradvac.experiment.recipe import load_recipe

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from gradvac.experiment.evaluate import evaluate_run
-from gradvac.experiment.geometry_run import measure_run
+from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.ranks import RankTrainer, train_on_ranks
 from gradvac.experiment.recipe import load_recipe

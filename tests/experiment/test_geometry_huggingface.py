@@ -19,7 +19,8 @@ from gradvac.experiment.display import Display
 from gradvac.experiment.export import export_run
 from gradvac.experiment.figures import CATALOGUE
 from gradvac.experiment.geometry_huggingface import measure_huggingface
-from gradvac.experiment.geometry_run import measure_run, measured_folder
+from gradvac.experiment.geometry_run import measured_folder
+from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.geometry_view import subjects_of
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe import load_recipe

@@ -17,8 +17,9 @@ from gradvac.cli import app
 from gradvac.errors import GradientError, RunError
 from gradvac.experiment import geometry_run
 from gradvac.experiment.display import Display
-from gradvac.experiment.geometry_run import Measurement, curvature_lines, measure_run
+from gradvac.experiment.geometry_run import Measurement, curvature_lines
 from gradvac.experiment.geometry_text import aligned_set, script
+from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import open_prepared, prepare
 from gradvac.experiment.prepare import test_rows as kept_rows

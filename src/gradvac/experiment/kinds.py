@@ -77,7 +77,7 @@ def measure_geometry(
 ) -> Path:
     """Measure gradients at the checkpoints of a run, as `measure_run` takes ``options``."""
     if not isinstance(any_recipe(run), TaggingRecipe):
-        from gradvac.experiment.geometry_run import measure_run
+        from gradvac.experiment.geometry_translation import measure_run
 
         return measure_run(run, out, rows=rows, directions=directions, **options)
     from gradvac.experiment.tagging.geometry import measure_tagging

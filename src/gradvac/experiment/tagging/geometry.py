@@ -53,8 +53,8 @@ def measure_tagging(
     """Measure the saved checkpoints of a run on its validation text; returns the folder.
 
     The loss of a language is the training loss per word. Arguments and files are those of
-    `gradvac.experiment.geometry_run.measure_run`. RunError without checkpoints or validation text,
-    or if the folder holds a measurement of something else.
+    `gradvac.experiment.geometry_translation.measure_run`. RunError without checkpoints or
+    validation text, or if the folder holds a measurement of something else.
     """
     prepared, steps = open_tagging(run), steps_of(run, every)
     text = _text(prepared, strings)

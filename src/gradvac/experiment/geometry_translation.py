@@ -1,0 +1,124 @@
+"""`gradvac geometry` on a run of translation: the gradient of every direction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from gradvac.engine.ranks import Ranks
+from gradvac.errors import RunError
+from gradvac.experiment.build import device_of
+from gradvac.experiment.geometry_run import (
+    TOKENS,
+    Shares,
+    joined,
+    measure_text,
+    measured_folder,
+    steps_of,
+)
+from gradvac.experiment.geometry_text import aligned_set
+from gradvac.experiment.model_folder import find_model
+from gradvac.experiment.prepare import run_recipe, task_infos
+from gradvac.geometry.measure import HOLD, Losses
+from gradvac.translation.batches import in_order
+from gradvac.translation.encoded import EncodedTask
+from gradvac.translation.transformer import Transformer
+
+
+def measure_run(
+    run: Path,
+    out: Path | None = None,
+    *,
+    every: int | None = None,
+    granularity: str = "parameter",
+    strings: int | None = None,
+    rows: Path | None = None,
+    directions: Sequence[str] | None = None,
+    curvature_strings: int = 0,
+    device: str | None = None,
+    hold: int = HOLD,
+    console: Console | None = None,
+    ranks: Ranks | None = None,
+) -> Path:
+    """Measure the saved checkpoints of a run; returns the folder of the measurement.
+
+    Args:
+        run: the run's folder; it may be training meanwhile.
+        out: where to write.
+        every: only checkpoints whose step is a multiple of it.
+        granularity: what to keep Gram matrices of; all coarser ones follow from it.
+        strings: only the first so many sentences.
+        rows: a file of parallel text (TSV or JSONL with language codes) to measure on.
+        directions: only these of the run, such as those whose languages share sentences.
+        curvature_strings: also the top Hessian eigenvalue per resource level, on so many
+            sentences of each direction; 0 leaves it out.
+        device: as in a recipe, whose device is the default.
+        hold: numbers of gradients held at a time, see `gradvac.geometry.measure.measure`.
+        console: receives a progress bar on a terminal, lines elsewhere.
+        ranks: measure with others, who call this alike: each some directions; rank 0 writes.
+
+    Raises:
+        RunError: without checkpoints or text, for a direction the run has not, or if the folder
+            holds a measurement of something else.
+    """
+    console = console or Console(highlight=False)
+    say = partial(console.print, markup=False, soft_wrap=True)
+    recipe, infos = run_recipe(run), task_infos(run)
+    if strange := [d for d in directions or () if d not in infos]:
+        raise RunError(f"{run}: no direction {', '.join(strange)}; it has {', '.join(infos)}")
+    steps = steps_of(run, every)
+    found = find_model(run, str(steps[-1]))
+    limit = recipe.data.max_tokens
+    text = aligned_set(
+        run,
+        list(directions or infos),
+        found.vocabulary,
+        max_tokens=limit,
+        strings=strings,
+        file=rows,
+        say=say,
+    )
+    model = found.load(device_of(device or recipe.device))
+    smoothing = recipe.training.label_smoothing
+    return measure_text(
+        run,
+        out or measured_folder(run),
+        steps,
+        model,
+        text,
+        infos,
+        lambda shares: _losses(model, shares, smoothing),
+        granularity=granularity,
+        smoothing=smoothing,
+        curvature_strings=curvature_strings,
+        hold=hold,
+        console=console,
+        ranks=ranks,
+    )
+
+
+def _losses(model: Transformer, shares: Shares, smoothing: float) -> Losses:
+    """The training loss per target token of each direction, times its share, added up.
+
+    Directions share batches: a dozen of a few sentences each are as fast as one.
+    """
+    data = EncodedTask(
+        joined([task.source for task, _ in shares]), joined([task.target for task, _ in shares])
+    )
+    scale = torch.cat(
+        [torch.full((len(task),), share / task.target.tokens) for task, share in shares]
+    )
+
+    def parts() -> Iterator[Tensor]:
+        device = model.embedding.weight.device
+        for batch in in_order({"": data}, ("",), 0, TOKENS):
+            b = batch.to(device)
+            loss, _, rows = model.token_losses(b.source, b.target_in, b.target_out, smoothing)
+            yield (loss * scale[batch.sentence].to(device)[rows]).sum()
+
+    return parts
