@@ -154,8 +154,9 @@ def test_refusals(sweep, tmp_path):
     other = write_run(tmp_path / "two", outputs(0.1, 1), 1, 2.0)
     lines = (other / "translations.jsonl").read_text().splitlines()
     (other / "translations.jsonl").write_text("\n".join(lines[1:]) + "\n")
-    with pytest.raises(RunError, match="fr-en: the runs were scored on different sentences"):
-        compare([run, other], baseline=None, test="bootstrap")
+    words = "fr-en: the runs were scored on different sentences: 40 in .*one, 39 in .*two; "
+    with pytest.raises(RunError, match=words):  # whatever the test: their means do not compare
+        compare([run, other], baseline=None, test=None)
 
 
 def test_sides_levels_cost_and_bold_by_hand(tmp_path, monkeypatch):

@@ -262,7 +262,8 @@ def test_errors_name_key_or_line(tmp_path):
         load_recipe(path)
     with pytest.raises(RecipeError, match="job: found 'tag', must be tagging, encoder"):
         load_any(write_recipe(tmp_path, tree | {"job": "tag"}))
-    with pytest.raises(RecipeError, match=r"model\.encoder: no encoder in"):
-        train(tmp_path, tree, "a", [f"model.encoder={tmp_path}/nothing"])
+    # The encoder before the text, which takes minutes to read: of two mistakes this is the first.
+    with pytest.raises(RecipeError, match=r"model\.encoder: no encoder in .*: no such folder, and"):
+        train(tmp_path, tree, "a", [f"model.encoder={tmp_path}/nothing", "data.labels=[X]"])
     with pytest.raises(CorpusError, match=rf"{tmp_path}/de.train:1: word 3 .* has tag 'NOUN'"):
         train(tmp_path, tree, "b", ["data.labels=[DET, NOUNS, PUNCT, VERB]"])

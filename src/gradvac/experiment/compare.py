@@ -130,8 +130,8 @@ def compare(
     paired tests; a seed on which the difference has the other sign than the mean counts as
     p = 1; seeds are combined by :func:`majority`, and :func:`holm` corrects for the directions of a
     row, trained and zero-shot ones apart. ``comet`` has COMET scores by run folder and direction.
-    Raises RunError if there is nothing to compare, no such baseline, or BLEU was computed in
-    different ways.
+    Raises RunError if there is nothing to compare, no such baseline, or runs were scored on
+    different sentences or with BLEU of different tokenizers.
     """
     found = collect(folders, comet)
     results = found.results
@@ -142,6 +142,7 @@ def compare(
         there = ", ".join(results)
         raise RunError(f"baseline: {name!r} has no scored run; rows: {there}")
     _same_bleu(results)
+    _same_sentences(results)
     base = results[name]
     first = next(iter(base.values()))
     scored = first.scores["bleu"] or first.scores["f1"]
@@ -209,6 +210,22 @@ def _same_bleu(results: Mapping[str, Mapping[int, Result]]) -> None:
                         f"{result.folders[0]} {tokenize!r}; score both again with gradvac evaluate "
                         "--bleu-tokenize"
                     )
+
+
+def _same_sentences(results: Mapping[str, Mapping[int, Result]]) -> None:
+    """Refuse scores of different test sentences, before minutes of tests."""
+    seen: dict[str, tuple[Sequence[object], Path]] = {}
+    for result in (r for runs in results.values() for r in runs.values()):
+        expected: dict[str, Sequence[object]] = {d: o[1] for d, o in result.outputs.items()}
+        expected |= {language: tags[0] for language, tags in result.tags.items()}
+        for task, own in expected.items():
+            other, folder = seen.setdefault(task, (own, result.folders[0]))
+            if own != other:
+                raise RunError(
+                    f"{task}: the runs were scored on different sentences: {len(other):,} in "
+                    f"{folder}, {len(own):,} in {result.folders[0]}; score both again with "
+                    "gradvac evaluate"
+                )
 
 
 def chosen_test(name: str) -> Test | None:
@@ -307,8 +324,6 @@ def _p_values(
     if direction in own.tags:
         return p_values_of_tags(base, own, direction, samples)
     baseline, system = base.outputs[direction], own.outputs[direction]
-    if baseline[1] != system[1]:
-        raise RunError(f"{direction}: the runs were scored on different sentences")
     tokenize = own.tokenize[direction]
     return paired_test(
         baseline[0], system[0], system[1], test=test, samples=samples, tokenize=tokenize

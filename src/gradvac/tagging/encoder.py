@@ -46,10 +46,16 @@ def open_tokenizer(name: str) -> Any:
     try:
         tokenizer = transformers().AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as e:
-        raise RecipeError(f"model.encoder: no tokenizer in {name!r}: {_first_line(e)}") from e
+        raise RecipeError(f"model.encoder: no tokenizer in {_absent(name, e)}") from e
     if not tokenizer.is_fast:
         raise RecipeError(f"model.encoder: the tokenizer of {name!r} does not tell words apart")
     return tokenizer
+
+
+def check_encoder(name: str) -> None:
+    """Raise RecipeError if there is no encoder of that name, or none with a fit tokenizer."""
+    _config(name)
+    open_tokenizer(name)
 
 
 def fingerprint(tokenizer: Any) -> str:
@@ -89,7 +95,7 @@ def _config(name: str) -> Any:
     try:
         return transformers().AutoConfig.from_pretrained(name)
     except (OSError, ValueError, KeyError) as e:
-        raise RecipeError(f"model.encoder: no encoder in {name!r}: {_first_line(e)}") from e
+        raise RecipeError(f"model.encoder: no encoder in {_absent(name, e)}") from e
 
 
 def label_losses(
@@ -121,6 +127,12 @@ def labels_of(shape: Path) -> list[str]:
         return [tree[str(n)] for n in range(len(tree))]
     except (OSError, ValueError, KeyError) as e:
         raise RunError(f"{shape / 'config.json'}: not the configuration of a tagger: {e}") from e
+
+
+def _absent(name: str, error: Exception) -> str:
+    """What was looked for, and where; a folder that is not there is taken for a name on the hub."""
+    where = "" if Path(name).is_dir() else "no such folder, and on the hub: "
+    return f"{name!r}: {where}{_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

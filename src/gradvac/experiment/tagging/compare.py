@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from gradvac.errors import RunError
 from gradvac.experiment.compare_results import Result
 from gradvac.tagging.scores import accuracy, entity_counts, entity_f1, word_counts
 from gradvac.tagging.significance import TRIALS, randomisation_test
@@ -11,11 +10,9 @@ from gradvac.tagging.significance import TRIALS, randomisation_test
 def p_values_of_tags(base: Result, own: Result, language: str, samples: int) -> dict[str, float]:
     """Two-sided p-values of F1 and accuracy by approximate randomisation over sentences.
 
-    ``samples`` trials, 0 for `TRIALS`. Raises RunError for other test sentences.
+    ``samples`` trials, 0 for `TRIALS`.
     """
-    (gold, before), (same, after) = base.tags[language], own.tags[language]
-    if gold != same:
-        raise RunError(f"{language}: the runs were scored on different sentences")
+    (gold, before), (_, after) = base.tags[language], own.tags[language]
     words = lambda tags: word_counts(gold, tags, own.labels)
     spans = lambda tags: entity_counts(gold, tags)
     trials = samples or TRIALS

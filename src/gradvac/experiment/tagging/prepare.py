@@ -20,7 +20,13 @@ from gradvac.experiment.recipe import any_recipe, dump_recipe
 from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.shared_text import link
 from gradvac.experiment.tagging.recipe import LanguageSection, TaggingRecipe
-from gradvac.tagging.encoder import fingerprint, labels_of, open_tokenizer, save_shape
+from gradvac.tagging.encoder import (
+    check_encoder,
+    fingerprint,
+    labels_of,
+    open_tokenizer,
+    save_shape,
+)
 from gradvac.tagging.encoding import counted_by_sentence, encode_tagged
 from gradvac.tagging.labels import check_labels, common_labels, renamed
 from gradvac.tagging.readers import Tagged, read_tagged
@@ -177,6 +183,7 @@ def _key(recipe: TaggingRecipe) -> str:
 
 def _write_text(recipe: TaggingRecipe, folder: Path, say: Callable[[str], None]) -> None:
     """Read, check and encode all that a recipe names."""
+    check_encoder(recipe.model.encoder)  # before all is read
     data, account = recipe.data, Account(recipe.data.on_problem)
     texts = {
         code: read_language(own, account, data.max_sentences, data.max_held_out)
