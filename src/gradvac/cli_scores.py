@@ -179,8 +179,9 @@ def tune(
     ] = None,
     set_: Changes = None,
 ) -> None:
-    """Search hyper-parameters on validation perplexity, every variant with as many trials.
+    """Search hyper-parameters on validation text, every variant with as many trials.
 
+    By perplexity, or of sequence labelling by error.
     The recipe's section tune says what; the best recipe of each variant is written as best.yaml.
     The same command resumes; a trial that fails stops no other.
 

@@ -97,6 +97,15 @@ def has_test(recipe: BaseRecipe) -> bool:
     return bool(getattr(recipe, "data").test)  # noqa: B009  every kind has it, the base none
 
 
+def has_validation(recipe: BaseRecipe) -> bool:
+    """Whether a run of the recipe has text to be validated on."""
+    if isinstance(recipe, TaggingRecipe):
+        return any(own.valid for own in recipe.data.languages.values())
+    if isinstance(recipe, EncoderRecipe):
+        return bool(recipe.data.valid) or any(own.valid for own in recipe.data.tagged.values())
+    return isinstance(recipe, Recipe) and bool(recipe.data.valid)
+
+
 def score_run(folder: Path) -> None:
     """Score a run on its test set."""
     if isinstance(any_recipe(folder), TaggingRecipe):

@@ -1,6 +1,7 @@
-"""`gradvac tune`: search hyper-parameters on validation perplexity, every variant alike.
+"""`gradvac tune`: search hyper-parameters on validation text, every variant alike.
 
-Wang et al. 2021, appendix F, choose by validation perplexity. The search is Optuna's (Akiba et al.
+Wang et al. 2021 choose by validation perplexity (appendix F), of sequence labelling by validation
+error (appendix G): `measure_of`. The search is Optuna's (Akiba et al.
 2019), by its tree-structured Parzen estimator; trial 0 is the recipe as it stands, if that is in
 the space. A trial is a run folder like any other, not scored on the test set. The journal of a
 search lies beside its trials: the same command resumes, a trial that was stopped goes on from its
@@ -23,10 +24,12 @@ from rich.console import Console
 from rich.table import Table
 
 from gradvac.errors import GradvacError, RecipeError, RunError
+from gradvac.experiment.kinds import has_validation, prepare_run
 from gradvac.experiment.process import StopSignal
-from gradvac.experiment.recipe import Recipe, dump_recipe, load_recipe, read_recipe_file
-from gradvac.experiment.shared_text import prepare_sharing
+from gradvac.experiment.recipe import dump_recipe, load_any, read_recipe_file
+from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.sweep import LOG, last_line, start
+from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.tune_space import Parameter, as_yaml, read_space
 from gradvac.experiment.variants import RecipeFile
 
@@ -49,7 +52,7 @@ class Search:
 
     file: RecipeFile
     variant: str | None
-    base: Recipe
+    base: BaseRecipe
     changes: list[str]
     parameters: tuple[Parameter, ...]
     root: Path
@@ -57,11 +60,11 @@ class Search:
     study: Study
     own: dict[str, Any] | None
 
-    def recipe(self, trial: FrozenTrial) -> Recipe:
+    def recipe(self, trial: FrozenTrial) -> BaseRecipe:
         """The recipe of a trial."""
         values = {p.key: trial.params[p.key] for p in self.parameters}
         told = [f"{k}={v if isinstance(v, str) else as_yaml(v)}" for k, v in values.items()]
-        return load_recipe(
+        return load_any(
             self.file,
             [*self.changes, *told],
             size=self.base.size,
@@ -72,6 +75,11 @@ class Search:
     def run_folder(self, trial: FrozenTrial) -> Path:
         """Where a trial is trained."""
         return self.folder / f"trial-{trial.number:03d}"
+
+    @property
+    def measure(self) -> str:
+        """What is minimised."""
+        return measure_of(self.base)
 
     def finished(self) -> list[FrozenTrial]:
         """Trials that are complete or failed."""
@@ -102,7 +110,7 @@ def run_tune(
         file.choose(size, min(unknown))  # raises, with the nearest name
     searches = []
     for variant in names or [None]:
-        base = load_recipe(file, changes, size=size, variant=variant, seed=seed)
+        base = load_any(file, changes, size=size, variant=variant, seed=seed)
         name = "-".join(filter(None, (base.name, base.size, "tuned")))
         root = out or Path("runs") / name
         searches.append(_plan(file, variant, base, changes or [], space.of(variant), root))
@@ -122,7 +130,7 @@ def run_tune(
 def _plan(
     file: RecipeFile,
     variant: str | None,
-    base: Recipe,
+    base: BaseRecipe,
     changes: list[str],
     parameters: tuple[Parameter, ...],
     root: Path,
@@ -142,7 +150,7 @@ def _plan(
 def table(search: Search) -> Table:
     """The trials of a search; the best in bold."""
     shown = Table(title=str(search.folder), title_justify="left")
-    for name in ("trial", *(p.key for p in search.parameters), "perplexity"):
+    for name in ("trial", *(p.key for p in search.parameters), search.measure):
         shown.add_column(name, justify="right")
     best = _best(search)
     for trial in search.study.trials:
@@ -154,7 +162,8 @@ def table(search: Search) -> Table:
 def summary(searches: Sequence[Search]) -> Table:
     """The best trial of every variant; each had the same number of trials."""
     shown = Table(title="best of each", title_justify="left")
-    for name in ("", "trials", "failed", "perplexity", "as it stood", "recipe"):
+    measure = searches[0].measure
+    for name in ("", "trials", "failed", measure, "as it stood", "recipe"):
         shown.add_column(name, justify="left" if name in ("", "recipe") else "right")
     for search in searches:
         done, best = search.finished(), _best(search)
@@ -165,33 +174,41 @@ def summary(searches: Sequence[Search]) -> Table:
     return shown
 
 
-def perplexity(run: Path) -> float:
-    """The lowest validation perplexity that a run reached; RunError without any."""
+def measure_of(recipe: BaseRecipe) -> str:
+    """The number of a validation line that a search minimises."""
+    return recipe.training.metric if isinstance(recipe, TaggingRecipe) else "perplexity"
+
+
+def lowest(run: Path, measure: str) -> float:
+    """The lowest value of a validation number that a run reached; RunError without any."""
     with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
-        found = [json.loads(line).get("perplexity") for line in lines]
+        found = [json.loads(line).get(measure) for line in lines]
     known = [value for value in found if value is not None and math.isfinite(value)]
     if not known:
-        raise RunError(f"{run}: no validation perplexity that is finite")
+        raise RunError(f"{run}: no validation {measure} that is finite")
     return min(known)
 
 
 def _check(
     file: RecipeFile,
-    base: Recipe,
+    base: BaseRecipe,
     parameters: Sequence[Parameter],
     changes: list[str],
     variant: str | None,
 ) -> None:
     """Refuse what is no key or no value of the recipe, and a recipe that is not validated."""
-    if not base.data.valid:
-        raise RecipeError(f"{file.path}: data.valid: empty; the search minimises its perplexity")
+    if not has_validation(base):
+        where = "data.languages" if isinstance(base, TaggingRecipe) else "data"
+        raise RecipeError(
+            f"{file.path}: {where}: valid: empty; the search minimises its {measure_of(base)}"
+        )
     for parameter in parameters:
         for value in parameter.samples:
             told = [*changes, f"{parameter.key}={value}"]
-            load_recipe(file, told, size=base.size, variant=variant, seed=base.seed)
+            load_any(file, told, size=base.size, variant=variant, seed=base.seed)
 
 
-def _open(folder: Path, parameters: Sequence[Parameter], base: Recipe) -> Study:
+def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> Study:
     """Begin or reopen a study; RunError if the folder holds another one."""
     try:
         import optuna
@@ -234,13 +251,15 @@ def _search(search: Search, trials: int, console: Console, stop: StopSignal) -> 
             continue
         if value is not None:
             study.tell(trial.number, value)
-            console.print(f"{search.run_folder(trial)}: perplexity {value:.3f}", soft_wrap=True)
+            console.print(
+                f"{search.run_folder(trial)}: {search.measure} {value:.3f}", soft_wrap=True
+            )
 
 
 def _train(search: Search, trial: FrozenTrial, console: Console, stop: StopSignal) -> float | None:
-    """The perplexity of a trial, None if it was stopped; RunError if it failed."""
+    """What a trial reached, None if it was stopped; RunError if it failed."""
     folder = search.run_folder(trial)
-    prepare_sharing(search.recipe(trial), folder, search.root, lambda line: console.print(line))
+    prepare_run(search.recipe(trial), folder, search.root, lambda line: console.print(line))
     process = start(folder, score=False)
     while process.poll() is None:
         time.sleep(0.1)
@@ -251,7 +270,7 @@ def _train(search: Search, trial: FrozenTrial, console: Console, stop: StopSigna
         return None
     if process.returncode:
         raise RunError(last_line(folder / LOG, process.returncode))
-    return perplexity(folder)
+    return lowest(folder, search.measure)
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:
@@ -265,7 +284,7 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
     return distributions.FloatDistribution(low, high, log=parameter.log)
 
 
-def _value_of(recipe: Recipe, key: str) -> Any:
+def _value_of(recipe: BaseRecipe, key: str) -> Any:
     value: Any = recipe.model_dump(mode="json")
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -293,10 +312,10 @@ def _write(search: Search) -> None:
     keys = [p.key for p in search.parameters]
     with (search.folder / TRIALS).open("w", encoding="utf-8", newline="") as out:
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["trial", *keys, "state", "perplexity"])
+        writer.writerow(["trial", *keys, "state", search.measure])
         for t in search.study.trials:
             writer.writerow([t.number, *(t.params.get(k) for k in keys), t.state.name, t.value])
     if best := _best(search):
-        head = f"# Trial {best.number}: validation perplexity {best.value:.4f}.\n"
+        head = f"# Trial {best.number}: validation {search.measure} {best.value:.4f}.\n"
         text = head + dump_recipe(search.recipe(best))
         (search.folder / BEST).write_text(text, encoding="utf-8")
