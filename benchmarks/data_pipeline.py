@@ -294,7 +294,8 @@ def step_share(folder: Path) -> dict[str, float]:
 
     from gradvac.experiment.prepare import open_prepared
     from gradvac.translation.batches import BatchPlan
-    from gradvac.translation.transformer import PRESETS, Transformer, TransformerConfig
+    from gradvac.translation.shapes import PRESETS, TransformerConfig
+    from gradvac.translation.transformer import Transformer
 
     torch.set_num_threads(1)
     prepared = open_prepared(folder / "run")

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from gradvac.engine import Engine, SinglePassEngine
 from gradvac.methods import Method
-from gradvac.translation.transformer import PRESETS, Transformer, TransformerConfig
+from gradvac.translation.shapes import PRESETS, TransformerConfig
+from gradvac.translation.transformer import Transformer
 
 SENTENCE = 32  # tokens of a sentence, on both sides
 LABEL_SMOOTHING = 0.1

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MarianConfig, MarianMTModel
 
-from gradvac.translation.transformer import PRESETS, Transformer, TransformerConfig
+from gradvac.translation.shapes import PRESETS, TransformerConfig
+from gradvac.translation.transformer import Transformer
 
 LABEL_SMOOTHING = 0.1
 PAD, BOS, EOS, FIRST_WORD = 0, 2, 3, 4

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 from gradvac.engine import GRANULARITIES, PerTaskEngine, SinglePassEngine
 from gradvac.errors import NotFiniteError
 from gradvac.methods import GradVac, Joint, PCGrad
-from gradvac.translation.transformer import Transformer, TransformerConfig
+from gradvac.translation.shapes import TransformerConfig
+from gradvac.translation.transformer import Transformer
 from tests.engine.partition import largest_error
 
 TASKS = ["fr-en", "de-en", "hi-en", "fr-en", "hi-en", "hi-en", "fr-en"]

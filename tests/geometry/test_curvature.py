@@ -10,7 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradvac.errors import GradientError
 from gradvac.geometry.curvature import curvature, hessian_product, top_eigenvalue
-from gradvac.translation.transformer import Transformer, TransformerConfig
+from gradvac.translation.shapes import TransformerConfig
+from gradvac.translation.transformer import Transformer
 
 
 def dense(model: nn.Module, loss: torch.Tensor) -> np.ndarray:

@@ -8,7 +8,8 @@ from torch import nn
 from gradvac.engine import GRANULARITIES, parameter_groups
 from gradvac.errors import GradientError
 from gradvac.geometry.kinds import MEASURED, coarser, group_of, parameter_kind, summed
-from gradvac.translation.transformer import Transformer, TransformerConfig
+from gradvac.translation.shapes import TransformerConfig
+from gradvac.translation.transformer import Transformer
 
 CONFIG = TransformerConfig(20, d_model=8, d_ffn=12, heads=2, encoder_layers=2, decoder_layers=2)
 

@@ -13,7 +13,8 @@ from gradvac.errors import GradientError
 from gradvac.geometry.measure import blocks, measure, measure_seq2seq
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.similarity import mean_similarity
-from gradvac.translation.transformer import Transformer, TransformerConfig
+from gradvac.translation.shapes import TransformerConfig
+from gradvac.translation.transformer import Transformer
 
 CONFIG = TransformerConfig(
     30, d_model=8, d_ffn=12, heads=2, encoder_layers=1, decoder_layers=1, dropout=0.5

@@ -9,7 +9,8 @@ import torch
 from gradvac.experiment.model_folder import FoundModel, find_model
 from gradvac.experiment.recipe import resolve
 from gradvac.translation.search import beam_search
-from gradvac.translation.transformer import Transformer, TransformerConfig
+from gradvac.translation.shapes import TransformerConfig
+from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary, train_vocabulary
 
 KINDS = [(norm, activation) for norm in ("pre", "post") for activation in ("relu", "gelu")]

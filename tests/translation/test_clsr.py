@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from gradvac.translation.clsr import CLSRTransformer, Route, Routing, make_transformer
-from gradvac.translation.transformer import Transformer, TransformerConfig
+from gradvac.translation.shapes import TransformerConfig
+from gradvac.translation.transformer import Transformer
 
 D, HIDDEN, TAGS = 8, 3, (4, 5, 6)
 SIZES = dict(d_model=D, d_ffn=12, heads=2, encoder_layers=2, decoder_layers=1, dropout=0.0)

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from gradvac.errors import RunError
+from gradvac.translation.layers import Cache
 from gradvac.translation.search import Hypothesis, beam_search
-from gradvac.translation.transformer import Cache, Transformer, TransformerConfig
+from gradvac.translation.shapes import TransformerConfig
+from gradvac.translation.transformer import Transformer
 
 PAD, BOS, EOS = 0, 2, 3
 VOCABULARY = 8

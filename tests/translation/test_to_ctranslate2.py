@@ -9,8 +9,9 @@ from exported import KINDS, ours, padded, shipped, shipped_sources, toy, toy_voc
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import load_tensors
 from gradvac.translation.search import MAX_LENGTH_OFFSET, MAX_LENGTH_RATIO, divisor
+from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.to_ctranslate2 import ExportedModel, write_ctranslate2
-from gradvac.translation.transformer import Transformer, TransformerConfig
+from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary
 
 SOURCES = [[5, 40, 50, 60, 3], [4, 70, 3], [5, 200, 3]]

@@ -10,8 +10,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import load_tensors
+from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.to_huggingface import write_huggingface
-from gradvac.translation.transformer import Transformer, TransformerConfig
+from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import train_vocabulary
 
 HARD = [

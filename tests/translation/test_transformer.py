@@ -6,12 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradvac.translation.transformer import (
-    PRESETS,
-    Transformer,
-    TransformerConfig,
-    sinusoids,
-)
+from gradvac.translation.shapes import PRESETS, TransformerConfig
+from gradvac.translation.transformer import Transformer, sinusoids
 
 
 def toy(**changes: Any) -> Transformer:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.translation.search import Hypothesis, beam_search
-from gradvac.translation.transformer import Transformer, TransformerConfig
+from gradvac.translation.shapes import TransformerConfig
+from gradvac.translation.transformer import Transformer
 from gradvac.translation.translate import Translator
 from gradvac.translation.vocabulary import Vocabulary, train_vocabulary
 

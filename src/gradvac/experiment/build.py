@@ -13,7 +13,8 @@ from gradvac.experiment.recipe import Recipe
 from gradvac.experiment.sections import MethodSection
 from gradvac.methods import GradVac, Method, PCGrad, StaticWeights
 from gradvac.translation.clsr import OF_LANGUAGES, make_transformer
-from gradvac.translation.transformer import PRESETS, Transformer, TransformerConfig
+from gradvac.translation.shapes import PRESETS, TransformerConfig
+from gradvac.translation.transformer import Transformer
 
 
 def device_of(name: str) -> torch.device:

@@ -21,7 +21,8 @@ from gradvac.experiment.checkpoint import list_checkpoints, saved_models
 from gradvac.experiment.tensor_file import load_tensors, save_tensors
 from gradvac.translation.clsr import make_transformer
 from gradvac.translation.languages import Direction
-from gradvac.translation.transformer import Transformer, TransformerConfig
+from gradvac.translation.shapes import TransformerConfig
+from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary
 
 

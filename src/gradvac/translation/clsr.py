@@ -23,7 +23,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gradvac.translation.transformer import (
+from gradvac.translation.layers import (
     Attention,
     DecoderLayer,
     Encoded,
@@ -31,9 +31,9 @@ from gradvac.translation.transformer import (
     FeedForward,
     LayerMemory,
     LayerPast,
-    Transformer,
-    TransformerConfig,
 )
+from gradvac.translation.shapes import TransformerConfig
+from gradvac.translation.transformer import Transformer
 
 LARGEST_NOISE = 5.0  # alpha at the end of training
 OF_LANGUAGES = "languages."  # how the names of parameters of single languages begin

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from gradvac.errors import RunError
-from gradvac.translation.transformer import Cache, Transformer
+from gradvac.translation.layers import Cache
+from gradvac.translation.transformer import Transformer
 
 # No translation has more tokens than ratio x source tokens + offset. Wide, since a word of a rare
 # script may take many byte pieces.

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.translation.search import MAX_LENGTH_OFFSET, MAX_LENGTH_RATIO, divisor
+from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.to_huggingface import POSITIONS, refuse_routing
-from gradvac.translation.transformer import TransformerConfig, sinusoids
+from gradvac.translation.transformer import sinusoids
 from gradvac.translation.vocabulary import Vocabulary
 
 QUANTIZATIONS = (
