@@ -116,7 +116,8 @@ def compare(
     from gradvac.experiment.comet import read_comet
     from gradvac.experiment.compare import chosen_test
     from gradvac.experiment.compare import compare as compare_runs
-    from gradvac.experiment.compare_tables import costs, differences, notes, terminal, write
+    from gradvac.experiment.compare_files import write
+    from gradvac.experiment.compare_tables import costs, differences, notes, terminal
 
     model, scores = read_comet(comet) if comet else ("", {})
     found = compare_runs(

@@ -1,18 +1,12 @@
-"""A comparison as a table for the terminal, Markdown, LaTeX, CSV or JSON."""
+"""A comparison as tables to read: in the terminal, in Markdown, in LaTeX."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
-from gradvac.errors import RecipeError
 from gradvac.experiment.compare import LEVEL, Cell, Clock, Comparison, Row
 from gradvac.experiment.compare_results import Metric
 from gradvac.translation.scoring import family_of
@@ -219,88 +213,6 @@ def latex(found: Comparison, every_direction: bool = False) -> str:
     return "\n\n".join([*parts, text]) + "\n"
 
 
-def records(found: Comparison) -> list[dict[str, Any]]:
-    """Every number of the comparison, one record each; NaN is None."""
-    kinds = dict.fromkeys(found.directions, "direction") | dict.fromkeys(found.averages, "average")
-    kinds |= dict.fromkeys(found.zero_shot, "zero-shot")
-    return [
-        {
-            "row": row.name,
-            "metric": metric,
-            "column": column,
-            "kind": kinds[column],
-            "mean": cell.mean,
-            "half_width": _known(cell.half),
-            "seeds": len(cell.values),
-            "p": _known(cell.p),
-            "better": cell.star,
-            "values": list(cell.values),
-        }
-        for row in found.rows
-        for metric in found.metrics
-        for column, cell in row.cells[metric].items()
-    ]
-
-
-def as_csv(found: Comparison) -> str:
-    """The records, and a row per method with what it cost."""
-    out = io.StringIO()
-    lines = [{**r, "values": " ".join(map(repr, r["values"]))} for r in records(found)]
-    for row in found.rows:
-        for name in ("parameters", "tokens", "seconds", "cpu_seconds", "cost"):
-            value, of = _known(getattr(row, name)), found.cost_of if name == "cost" else ""
-            lines.append(
-                {"row": row.name, "metric": name, "column": of, "mean": value}
-                | {"seeds": len(row.seeds)}
-            )
-    names = ["row", "metric", "column", "kind", "mean", "half_width", "seeds", "p", "better"]
-    writer = csv.DictWriter(out, [*names, "values"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
-
-
-def as_json(found: Comparison) -> str:
-    """Everything, as JSON."""
-    tree = {
-        "baseline": found.baseline,
-        "test": test_in_words(found) if "f1" in found.metrics else found.test,
-        "level": LEVEL,
-        "signatures": found.signatures,
-        "off_target_of_references": found.identifier_errors,
-        "missing": [str(folder) for folder in found.missing],
-        "averages": found.averages,
-        "cost_of": found.cost_of,
-        "costs": {
-            row.name: {
-                "parameters": row.parameters,
-                "tokens": row.tokens,
-                "seconds": row.seconds,
-                "cpu_seconds": _known(row.cpu_seconds),
-                "cost": _known(row.cost),
-                "seeds": list(row.seeds),
-            }
-            for row in found.rows
-        },
-        "records": records(found),
-    }
-    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
-
-
-def write(found: Comparison, file: Path, every_direction: bool = False) -> None:
-    """Write the comparison in the format that the file's ending names; RecipeError otherwise."""
-    makers: dict[str, Callable[[], str]] = {
-        ".md": lambda: markdown(found, every_direction),
-        ".tex": lambda: latex(found, every_direction),
-        ".csv": lambda: as_csv(found),
-        ".json": lambda: as_json(found),
-    }
-    if file.suffix not in makers:
-        raise RecipeError(f"--out {file}: must end in {', '.join(makers)}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(makers[file.suffix](), encoding="utf-8")
-
-
 def _texts(
     found: Comparison,
     row: Row,
@@ -342,10 +254,6 @@ def _costs(row: Row) -> list[str]:
         clock,
         "" if math.isnan(row.cost) else f"{row.cost:.2f}",
     ]
-
-
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def _bars(cells: list[str]) -> str:
