@@ -13,8 +13,8 @@ from gradvac.engine.gram import gram
 from gradvac.engine.groups import ParameterGroup, parameter_groups
 from gradvac.engine.held import Held, Rows
 from gradvac.engine.sharded import Shards
-from gradvac.engine.slots import GroupStore, Pool
 from gradvac.engine.step import Step
+from gradvac.engine.stores import GroupStore, Pool
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 
