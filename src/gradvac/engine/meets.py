@@ -22,7 +22,8 @@ from torch.autograd import Function
 from gradvac.engine.flow import Place
 from gradvac.engine.held import Lookup, Product, add_product
 from gradvac.engine.rows import RowMap
-from gradvac.engine.slots import ParameterSlot, Slot
+from gradvac.engine.slots import Slot
+from gradvac.engine.stores import ParameterSlot
 
 
 class Watch:

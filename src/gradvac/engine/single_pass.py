@@ -42,8 +42,8 @@ from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.ranks import Ranks
 from gradvac.engine.rows import RowMap
 from gradvac.engine.sharded import Shards
-from gradvac.engine.slots import ParameterSlot
 from gradvac.engine.step import Batch
+from gradvac.engine.stores import ParameterSlot
 from gradvac.engine.tags import Refusal
 from gradvac.engine.tracing import Trace
 from gradvac.errors import GradientError

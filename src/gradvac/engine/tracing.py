@@ -29,8 +29,9 @@ from gradvac.engine.flow import Call, Mixed, Place
 from gradvac.engine.meets import Meeting, Watch
 from gradvac.engine.rules import IGNORED, KNOWN, Entry
 from gradvac.engine.rules import Meeting as Kind
-from gradvac.engine.slots import ChainSlot, ParameterSlot, Slot, ViewSlot
+from gradvac.engine.slots import ChainSlot, Slot, ViewSlot
 from gradvac.engine.special import COMPOSED, SPECIAL
+from gradvac.engine.stores import ParameterSlot
 from gradvac.engine.tags import Known, Refusal, Tags, refuse
 from gradvac.errors import GradientError
 
