@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,13 @@ def test_refusals(sweep, tmp_path):
     words = "fr-en: the runs were scored on different sentences: 40 in .*one, 39 in .*two; "
     with pytest.raises(RunError, match=words):  # whatever the test: their means do not compare
         compare([run, other], baseline=None, test=None)
+
+
+def test_two_runs_of_one_row_and_seed_are_refused(sweep, tmp_path):
+    again = tmp_path / "again"
+    shutil.copytree(sweep, again)
+    with pytest.raises(RunError, match=r"seed 1: two runs of .*; a row is one method"):
+        compare([sweep, again], baseline=None, test=None)
 
 
 def test_sides_levels_cost_and_bold_by_hand(tmp_path, monkeypatch):

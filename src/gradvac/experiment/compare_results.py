@@ -88,7 +88,10 @@ class Collected:
 def collect(
     folders: Sequence[Path], comet: Mapping[Path, Mapping[str, float]] | None = None
 ) -> Collected:
-    """Read runs, or the runs of sweep folders; ``comet`` has COMET scores by run and direction."""
+    """Read runs, or the runs of sweep folders; ``comet`` has COMET scores by run and direction.
+
+    Raises RunError for a broken run, and for two of one row, seed and direction.
+    """
     runs: list[tuple[str, Path]] = []
     several: set[str] = set()
     baseline, front = None, []
@@ -112,10 +115,14 @@ def collect(
         seed = any_recipe(run).seed
         result = read_run(run)
         result.scores["comet"] = dict((comet or {}).get(run.resolve(), {}))
-        if seed in results.setdefault(name, {}):
-            results[name][seed].add(result)
-        else:
-            results[name][seed] = result
+        before = results.setdefault(name, {}).setdefault(seed, result)
+        if before is not result:
+            if twice := {*before.outputs, *before.tags} & {*result.outputs, *result.tags}:
+                raise RunError(
+                    f"{name}, seed {seed}: two runs of {min(twice)}, in {before.folders[0]} and "
+                    f"{run}; a row is one method, give them to compare apart"
+                )
+            before.add(result)
     return Collected(results, several, baseline, front, missing)
 
 
