@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from evidence_files import Absent, Evidence
@@ -74,13 +74,17 @@ def partners(e: Evidence) -> tuple[Figure, str]:
 
 
 def differences(
-    name: str, baseline: str, words: str, only: Sequence[str] = ()
+    name: str, baseline: str, words: str, against: Mapping[str, str] | None = None
 ) -> Callable[[Evidence], tuple[Figure, str]]:
-    """NLL of every row, or of ``only`` these, less the baseline's: 95 % intervals over seeds."""
+    """NLL of every row less the baseline's: 95 % intervals over seeds.
+
+    ``against`` has the rows to show, each with its own baseline.
+    """
 
     def draw(e: Evidence) -> tuple[Figure, str]:
         tree = e.read(name)
-        rows = [row for row in only or tree["costs"] if row != baseline]
+        pairs = against or {row: baseline for row in tree["costs"] if row != baseline}
+        rows = list(pairs)
         averages = tree["averages"]
         levels = [g for g in ("high", "low") if averages.get(g, averages["avg"]) != averages["avg"]]
         groups = ["avg", *levels]
@@ -89,7 +93,7 @@ def differences(
             figure, ax = axes(5.2, 0.9 + 0.34 * len(rows))
             handles = []
             for n, group in enumerate(groups):
-                own = [e.gain(name, row, baseline, group, metric) for row in rows]
+                own = [e.gain(name, row, pairs[row], group, metric) for row in rows]
                 places = np.arange(len(rows)) + 0.2 * (n - (len(groups) - 1) / 2)
                 handles.append(
                     ax.errorbar(
@@ -144,31 +148,34 @@ def front(e: Evidence) -> tuple[Figure, str]:
     return figure, "High- against low-resource directions; small marks are single seeds"
 
 
-def curvature(e: Evidence) -> tuple[Figure, str]:
+def curvature(setting: str) -> Callable[[Evidence], tuple[Figure, str]]:
     """Top eigenvalue of the summed loss, and cosine of high- and low-resource gradients."""
-    lines: tuple[list[Line], list[Line]] = [], []
-    for n, variant in enumerate(("t1", "t5", "cats")):
-        runs = e.runs("curvature", variant)
-        steps = sorted({v["step"] for run in runs for v in run["eigenvalues"]})
-        top = [
-            statistics.fmean(
-                v["value"]
-                for run in runs
-                for v in run["eigenvalues"]
-                if (v["step"], v["group"]) == (step, "sum")
-            )
-            for step in steps
-        ]
-        cosines = [
-            statistics.fmean(run["high_low_cosine"][str(step)] for run in runs) for step in steps
-        ]
-        lines[0].append(Line(variant, steps, top, n))
-        lines[1].append(Line(variant, steps, cosines, n))
-    panels = [Panel(lines[0], "top eigenvalue"), Panel(lines[1], "cosine, high and low")]
-    words = (
-        "Curvature of the summed loss, and agreement of high- and low-resource gradients, by step"
-    )
-    return line_panels(panels, same_y=False), words
+
+    def draw(e: Evidence) -> tuple[Figure, str]:
+        lines: tuple[list[Line], list[Line]] = [], []
+        for n, variant in enumerate(("t1", "t5", "cats")):
+            runs = e.runs("curvature", variant + setting)
+            steps = sorted({v["step"] for run in runs for v in run["eigenvalues"]})
+            top = [
+                statistics.fmean(
+                    v["value"]
+                    for run in runs
+                    for v in run["eigenvalues"]
+                    if (v["step"], v["group"]) == (step, "sum")
+                )
+                for step in steps
+            ]
+            cosines = [
+                statistics.fmean(run["high_low_cosine"][str(step)] for run in runs)
+                for step in steps
+            ]
+            lines[0].append(Line(variant + setting, steps, top, n))
+            lines[1].append(Line(variant + setting, steps, cosines, n))
+        panels = [Panel(lines[0], "top eigenvalue"), Panel(lines[1], "cosine, high and low")]
+        words = "Curvature of the summed loss, and agreement of high- and low-resource gradients"
+        return line_panels(panels, same_y=False), f"{words}, by step"
+
+    return draw
 
 
 def edits(e: Evidence) -> tuple[Figure, str]:
@@ -187,6 +194,7 @@ OWN_CHOICES = (
     *("gradvac-whole-model", "enc-dec", "all-matrix"),
     *("beta-1e-1", "beta-1e-3"),
 )
+SETTINGS = ("", "-large-batch", "-large-model")  # of the rows of CATS
 
 PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
     "geometry": heat_maps,
@@ -196,10 +204,20 @@ PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
     "table1-to-en": differences("table1-to-en", "multilingual", "Table 1 into English"),
     "table1-from-en": differences("table1-from-en", "multilingual", "Table 1 out of English"),
     "edits": edits,
-    "ablations": differences("ablations", "gradvac-all-layer", "Tables 6 to 8", OWN_CHOICES),
+    "ablations": differences(
+        "ablations",
+        "gradvac-all-layer",
+        "Tables 6 to 8",
+        dict.fromkeys(OWN_CHOICES, "gradvac-all-layer"),
+    ),
     "front": front,
-    "curvature": curvature,
-    "cats": differences("cats", "t1", "High- and low-resource directions, each row less T=1"),
+    "curvature": curvature(""),
+    "cats": differences(
+        "cats",
+        "t1",
+        "High- and low-resource directions, each row less T=1 of its own setting",
+        {f"{row}{s}": f"t1{s}" for s in SETTINGS for row in ("t5", "cats")},
+    ),
     "table3-ner": differences("table3-ner", "joint", "Named entities"),
     "table9-pos": differences("table9-pos", "joint", "Parts of speech"),
 }
