@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gradvac.engine.flow import Place
-from gradvac.engine.meets import Meeting
+from gradvac.engine.meets import Flow, Meeting
 from gradvac.engine.slots import Slot
 
 
@@ -40,13 +40,34 @@ class Again:
         self, tensors: Sequence[Tensor], wanted: Sequence[bool], dy: Tensor
     ) -> list[Tensor | None]:
         """Gradients of the wanted tensors, None for the others."""
-        leaves = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
+        if not any(wanted):
+            return [None] * len(tensors)
+        twice = torch.is_grad_enabled()  # they are to be differentiated themselves
         enabled, dtype = self.autocast
         with torch.enable_grad(), torch.autocast(self.device, dtype, enabled):
+            if twice:  # views: a gradient of one does not go on to what another was made of
+                leaves = [t.view_as(t) for t in tensors]
+            else:
+                leaves = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
             y = self.func(*leaves)
         asked = [t for t, w in zip(leaves, wanted, strict=True) if w]
-        found = iter(torch.autograd.grad(y, asked, dy, allow_unused=True))
+        found = iter(torch.autograd.grad(y, asked, dy, create_graph=twice, allow_unused=True))
         return [next(found) if w else None for w in wanted]
+
+    def apply(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Do the operation; what it returns is its own to write to."""
+        y = self.func(*tensors)
+        return y.clone() if y._is_view() or any(y is t for t in tensors) else y
+
+
+def _wanted(
+    needs: Sequence[bool], slots: Sequence[Slot | None], meeting: Meeting, free: bool
+) -> list[bool]:
+    """Which tensors need a gradient: samples, and free ones if ``free`` or in a plain pass."""
+    return [
+        need if slot is None else free or meeting.plain(need)
+        for need, slot in zip(needs, slots, strict=True)
+    ]
 
 
 class _Pointwise(Function):
@@ -58,8 +79,7 @@ class _Pointwise(Function):
     ) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.again, ctx.meeting = again, meeting
-        y = again.func(*tensors)
-        return y.clone() if y._is_view() else y  # a view made here could not be written to
+        return again.apply(tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -70,9 +90,9 @@ class _Pointwise(Function):
         with torch._C.DisableTorchFunction():
             collect = meeting.collects(dy)
             free = [slot is not None and collect for slot in again.slots]
-            wanted = [n or f for n, f in zip(ctx.needs_input_grad[3:], free, strict=True)]
+            wanted = _wanted(ctx.needs_input_grad[3:], again.slots, meeting, collect)
             wide = [t.expand(dy.shape) if f else t for t, f in zip(tensors, free, strict=True)]
-            found = again.gradients(wide, wanted, dy) if any(wanted) else [None] * len(tensors)
+            found = again.gradients(wide, wanted, dy)
             for n, slot in enumerate(again.slots):
                 if collect and slot is not None:
                     g = found[n]
@@ -113,8 +133,7 @@ class _Slices(Function):
     ) -> Tensor:
         ctx.save_for_backward(*tensors)
         ctx.again, ctx.masked, ctx.meeting = again, masked, meeting
-        y = again.func(*tensors)
-        return y.clone() if y._is_view() else y  # a view made here could not be written to
+        return again.apply(tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -122,14 +141,14 @@ class _Slices(Function):
         tensors = ctx.saved_tensors
         meeting: Meeting = ctx.meeting
         again: Again = ctx.again
-        needs = ctx.needs_input_grad[4:]
         with torch._C.DisableTorchFunction():
             collects = meeting.collects(dy)
-            masked = ctx.masked or meeting.watch.owner is not None
+            needs = _wanted(ctx.needs_input_grad[4:], again.slots, meeting, False)
             found: list[Tensor | None] = [None] * len(tensors)
-            if any(needs) and (masked or not collects):
+            masked = ctx.masked or meeting.watch.flow is Flow.JOINT
+            if masked or not collects:
                 found = again.gradients(tensors, needs, dy)
-            elif any(needs):  # put together from those of the rows of each task
+            else:  # put together from those of the rows of each task
                 found = [
                     torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)
                 ]

@@ -21,15 +21,21 @@ class Passes(NamedTuple):
         number: how many every rank makes.
         streams: whether gradients may travel during the pass.
         units: modules to gather at the end, for what was made of their parameters alone.
+        checks: passes before these, after which the ranks are to agree once more.
     """
 
     number: int
     streams: bool
     units: frozenset[int]
+    checks: int = 0
 
 
 def agree_on_passes(
-    ranks: Ranks, count: int, uses: Sequence[int] = (), units: frozenset[int] = frozenset()
+    ranks: Ranks,
+    count: int,
+    uses: Sequence[int] = (),
+    units: frozenset[int] = frozenset(),
+    checks: int = 0,
 ) -> Passes:
     """Tell the other ranks what this one's batch asks for, and hear what theirs do.
 
@@ -39,13 +45,15 @@ def agree_on_passes(
         uses: of each store of gradients, how many are to come in the pass; empty if they are not
             split.
         units: modules whose parameters something was made of that met samples.
+        checks: passes that this rank makes before, to check its batch.
     """
-    own = {"passes": count, "uses": list(uses), "units": sorted(units)}
+    own = {"passes": count, "uses": list(uses), "units": sorted(units), "checks": checks}
     said = ranks.messages(own)
     alike = all(message["uses"] == said[0]["uses"] for message in said)
     most = max(message["passes"] for message in said)
     together = frozenset(n for message in said for n in message["units"])
-    return Passes(most, alike and bool(uses) and most == 1, together)
+    checked = max(message["checks"] for message in said)
+    return Passes(most, alike and bool(uses) and most == 1, together, checked)
 
 
 NO_SAMPLES = (

@@ -108,11 +108,11 @@ _INNER: dict[Any, Any] = {}
 
 def leaves(x: Tensor) -> list[Tensor]:
     """Return the leaves a tensor was computed from, by its graph."""
-    found = (getattr(node, "variable", None) for node in _nodes(x))
+    found = (getattr(node, "variable", None) for node in nodes(x))
     return list({id(leaf): leaf for leaf in found if isinstance(leaf, Tensor)}.values())
 
 
-def _nodes(x: Tensor) -> Iterator[Any]:
+def nodes(x: Tensor) -> Iterator[Any]:
     """Yield the nodes of the graph that made a tensor."""
     seen: set[Any] = set()
     waiting = [x.grad_fn]
@@ -193,7 +193,7 @@ def explained(loss: Tensor, model: nn.Module) -> Iterator[None]:
 def _reentrant(loss: Tensor, model: nn.Module) -> str:
     """Name a module under reentrant activation checkpointing, by the graph."""
     names = {id(module): name for name, module in model.named_modules()}
-    for node in _nodes(loss):
+    for node in nodes(loss):
         function = getattr(node, "run_function", None)
         while isinstance(function, partial):
             function = function.func

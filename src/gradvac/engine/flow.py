@@ -22,6 +22,10 @@ class Mixed(Exception):
     """An operation lets samples of different tasks meet, or nobody has said that it does not."""
 
 
+class Lost(Mixed):
+    """An operation after which slices belong to no sample, or to others than before."""
+
+
 class Place(NamedTuple):
     """Where the samples lie: slice i along ``dim`` belongs to task ``rows.index[i]``."""
 
@@ -125,10 +129,14 @@ def along(position: int) -> Rule:
         dims = _dims(call, position)
         _, (rows, dim) = call.inputs[0]
         if dims is None or dim in dims:
-            raise Mixed("it works along the dimension of the samples")
+            kind = Lost if call.name in _REORDERS else Mixed
+            raise kind("it works along the dimension of the samples")
         return Place(rows, dim)
 
     return rule
+
+
+_REORDERS = ("flip", "fliplr", "flipud", "roll", "sort", "argsort", "topk", "kthvalue", "msort")
 
 
 def reduction(position: int) -> Rule:
@@ -138,7 +146,7 @@ def reduction(position: int) -> Rule:
         dims = _dims(call, position)
         x, (rows, dim) = call.inputs[0]
         if dims is None or dim in dims:
-            raise Mixed("it reduces over the dimension of the samples")
+            raise Lost("it reduces over the dimension of the samples")
         out = call.out if isinstance(call.out, Tensor) else call.out[0]
         kept = out.ndim == x.ndim
         place = Place(rows, dim if kept else dim - sum(d < dim for d in dims))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradvac.engine.flow import Call, Mixed, Place, agreed, sole_owner
+from gradvac.engine.flow import Call, Lost, Mixed, Place, agreed, sole_owner
 from gradvac.engine.rows import RowMap
 
 
@@ -69,7 +69,7 @@ def getitem(call: Call) -> Place | list[Place]:
         shape[e] = -1
         if line.ndim == 1 and bool((owners == line.view(shape)).all()):
             return Place(RowMap(line.contiguous(), rows.n_tasks), e)
-    raise Mixed("its result orders the samples along no dimension")
+    raise Lost("its result orders the samples along no dimension")
 
 
 def _dims_used(index: Any) -> int:
@@ -113,7 +113,7 @@ def lookup(call: Call) -> Place:
 def gather(call: Call) -> Place:
     """Gather and scatter along a dimension that is not that of the samples."""
     if call.argument(1, "dim") % call.out.ndim == agreed(call.inputs).dim:
-        raise Mixed("it works along the dimension of the samples")
+        raise Lost("it works along the dimension of the samples")
     rows, dim = agreed(call.inputs)
     return Place(rows.taken(0, call.out.shape[dim], 1), dim)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -40,6 +40,30 @@ class HeadGradients:
             dense = gradient.to_dense() if gradient.is_sparse else gradient
             dense = dense.to(torch.promote_types(torch.float32, p.dtype))
             self._gradients[n] = self._gradients[n] + dense if n in self._gradients else dense
+
+    def apart(
+        self,
+        joint: Sequence[Tensor | None],
+        weighted: Sequence[Tensor | None],
+        factor: Mapping[str, float],
+    ) -> bool:
+        """Whether each head has a gradient from its own task alone.
+
+        Args:
+            joint: gradients of the sum of all losses, one per parameter.
+            weighted: those of the losses times the factor of their task.
+            factor: by task, of those in the batch; no two alike.
+        """
+        names = [head.name for head in self.heads for _ in head.parameters]
+        for name, one, other in zip(names, joint, weighted, strict=True):
+            if one is None or other is None:
+                continue
+            expected = one.to_dense() * factor.get(name, 0.0)
+            error = (other.to_dense() - expected).nan_to_num(0.0, 0.0, 0.0).abs().amax()
+            eps = torch.finfo(one.dtype).eps
+            if bool(error > 1e3 * eps * other.to_dense().nan_to_num(0.0, 0.0, 0.0).abs().amax()):
+                return False
+        return True
 
     def check(self, task: str, gradients: Sequence[Tensor | None]) -> None:
         """Check that the gradient of a task's loss reaches no other task's head.

@@ -3,7 +3,8 @@
 For y = x W^T the gradient of W splits by rows, dL_k/dW = dy[rows of k]^T x[rows of k], and the K
 products cost together what the one of plain training costs. Each function here computes what the
 plain operation does, passes the gradient of its input on, and hands the K gradients of the
-parameters to their slots. Parameters come in detached: autograd never touches their ``grad``.
+parameters to their slots. In a pass that splits, autograd gets no gradient of a parameter from
+here; in a plain pass it gets the one of plain training.
 
 Every function takes ``anchor`` first, a number that requires a gradient, so that it has a backward
 even if nothing before it has one.
@@ -11,7 +12,9 @@ even if nothing before it has one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum, auto
 from itertools import repeat
 from typing import Any
 
@@ -24,28 +27,41 @@ from gradvac.engine.held import Lookup, Product, add_product
 from gradvac.engine.rows import RowMap
 from gradvac.engine.slots import Slot
 from gradvac.engine.stores import ParameterSlot
+from gradvac.errors import GradientError
+
+
+class Flow(Enum):
+    """What flows backward through the meetings."""
+
+    FOREIGN = auto()  # a backward pass that is not the engine's: nobody may run one
+    PLAIN = auto()  # what plain training computes, on to the parameters
+    SPLIT = auto()  # gradients of parameters are split by tasks and go to their slots
+    JOINT = auto()  # they go to their slots as one
+    IDLE = auto()  # nothing: the pass is made because other ranks make one
 
 
 class Watch:
-    """What the meetings of a pass have in common.
+    """What the meetings of a batch have in common.
 
     Attributes:
-        checking: position of the task whose gradient alone is flowing, to see that it flows
-            through its own rows alone; None while gradients are collected.
-        leaks: meetings at which it did not, in the order of the backward.
-        owner: position of the task to which all of the gradient that is flowing belongs, whatever
-            rows it flows through; None if it is to be split by rows.
-        joint: whether the gradient that is flowing is not to be split at all.
-        idle: whether nothing flows: the pass is made because other ranks make one.
+        flow: what the backward pass under way does at the meetings.
         done: called whenever a use has handed its gradients over.
+        coarsest: the largest rounding error of the gradients that have flowed, relative.
     """
 
     def __init__(self, done: Callable[[], None]) -> None:
-        self.checking: int | None = None
-        self.leaks: list[Meeting] = []
-        self.owner: int | None = None
-        self.joint = self.idle = False
+        self.flow = Flow.FOREIGN
         self.done = done
+        self.coarsest = 0.0
+
+    @contextmanager
+    def flowing(self, flow: Flow) -> Iterator[None]:
+        """Say what the backward pass inside does."""
+        before, self.flow = self.flow, flow
+        try:
+            yield
+        finally:
+            self.flow = before
 
 
 class Meeting:
@@ -64,38 +80,49 @@ class Meeting:
     @property
     def place(self) -> Place:
         """Where the samples lie in the output; known once the output is."""
-        rows, dim = self._place
-        if self.watch.joint:
+        if self.watch.flow is Flow.JOINT:
+            rows, dim = self._place
             return Place(rows.all_of(0, 1), dim)
-        owner = self.watch.owner
-        return self._place if owner is None else Place(rows.all_of(owner, rows.n_tasks), dim)
+        return self._place
 
     @place.setter
     def place(self, place: Place) -> None:
         self._place = place
 
     def collects(self, dy: Tensor) -> bool:
-        """Whether gradients are to be collected; if not, check the rows of ``dy``."""
-        task = self.watch.checking
-        if self.watch.idle:
-            return False
-        if task is None:
-            return True
-        rows, dim = self.place
-        others = (rows.index != task).nonzero().squeeze(1).to(dy.device)
-        # NaN of another task spreads by 0 * NaN; who it came from is seen when gradients are split.
-        if bool(dy.index_select(dim, others).nan_to_num(0.0, 0.0, 0.0).any()):
-            self.watch.leaks.append(self)
-        return False
+        """Whether gradients are to be collected.
+
+        Raises:
+            GradientError: if the engine does not run this backward pass.
+        """
+        flow = self.watch.flow
+        if flow is Flow.FOREIGN:
+            raise GradientError(
+                "a backward pass that engine.backward() does not run goes through what was "
+                "computed inside `with engine.tasks(...)`; call engine.backward(loss) in place of "
+                "loss.backward(), once for each forward pass"
+            )
+        self.watch.coarsest = max(self.watch.coarsest, torch.finfo(dy.dtype).eps)
+        return flow is Flow.SPLIT or flow is Flow.JOINT
+
+    def plain(self, wanted: bool) -> bool:
+        """Whether a parameter's own gradient is to be returned, if it is ``wanted``."""
+        return wanted and self.watch.flow is Flow.PLAIN
 
     def finish(self) -> None:
         """Count the use as done."""
-        if self.watch.owner is not None or self.watch.joint:
-            return  # tasks come through here in passes of their own, or came before
+        if self.watch.flow is Flow.JOINT:
+            return  # tasks came through here before
         for slot in self.slots:
             if slot is not None:
                 slot.arrived()
         self.watch.done()
+
+
+def meeting_of(node: Any) -> Meeting | None:
+    """Return the meeting that a node of autograd's graph is, None if it is something else."""
+    meeting = getattr(node, "meeting", None)
+    return meeting if isinstance(meeting, Meeting) else None
 
 
 def _flat_rows(place: Place, shape: torch.Size, kept: int) -> RowMap:
@@ -192,10 +219,16 @@ class _Linear(Function):
                 x2 = x.reshape(-1, x.shape[-1])
                 _linear_gradients(x2, dy2, ctx.transposed, meeting.slots, rows)
                 meeting.finish()
-            dx = None
-            if ctx.needs_input_grad[1]:
+            dx = dw = db = None
+            _, on_x, on_w, on_b, *_ = ctx.needs_input_grad
+            if on_x:
                 dx = torch.mm(dy2, w.T if ctx.transposed else w).view(x.shape)
-        return None, dx, None, None, None, None
+            if meeting.plain(on_w):
+                x2 = x.reshape(-1, x.shape[-1])
+                dw = x2.T @ dy2 if ctx.transposed else dy2.T @ x2
+            if meeting.plain(on_b):
+                db = dy2.sum(0)
+        return None, dx, dw, db, None, None
 
 
 class _Embedding(Function):
@@ -206,15 +239,20 @@ class _Embedding(Function):
         ctx: Any, anchor: Tensor, ids: Tensor, table: Tensor, padding: int, meeting: Meeting
     ) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.padding, ctx.meeting = padding, meeting
+        ctx.padding, ctx.meeting, ctx.height = padding, meeting, len(table)
         return torch.nn.functional.embedding(ids, table)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         (ids,) = ctx.saved_tensors
         meeting: Meeting = ctx.meeting
+        dw = None
         with torch._C.DisableTorchFunction():
+            if meeting.plain(ctx.needs_input_grad[2]):
+                dw = torch.ops.aten.embedding_dense_backward(
+                    dy, ids, ctx.height, ctx.padding, False
+                )
             if meeting.collects(dy):
                 rows = _flat_rows(meeting.place, dy.shape, 1)
                 (slot,) = meeting.slots
@@ -230,7 +268,7 @@ class _Embedding(Function):
                     ):
                         piece.index_add_(0, ids[start:end], dy[start:end].to(piece.dtype))
                 meeting.finish()
-        return None, None, None, None, None
+        return None, None, dw, None, None
 
 
 def _norm_gradients(
@@ -272,14 +310,14 @@ class _LayerNorm(Function):
         meeting: Meeting,
     ) -> Tensor:
         y, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
-        ctx.save_for_backward(x, w, mean, rstd)
+        ctx.save_for_backward(x, w, b, mean, rstd)
         ctx.shape, ctx.meeting = shape, meeting
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
-        x, w, mean, rstd = ctx.saved_tensors
+        x, w, b, mean, rstd = ctx.saved_tensors
         meeting: Meeting = ctx.meeting
         with torch._C.DisableTorchFunction():
             if meeting.collects(dy):
@@ -287,12 +325,13 @@ class _LayerNorm(Function):
                 tensors = [t.reshape(len(rows), -1) for t in (dy, x, mean, rstd)]
                 _norm_gradients(tensors, w, ctx.shape, meeting.slots, rows)
                 meeting.finish()
-            dx = None
-            if ctx.needs_input_grad[1]:
-                dx, _, _ = torch.ops.aten.native_layer_norm_backward(
-                    dy, x, ctx.shape, mean, rstd, w, None, [True, False, False]
-                )
-        return None, dx, None, None, None, None, None
+            _, on_x, _, on_w, on_b, *_ = ctx.needs_input_grad
+            mask = [on_x, meeting.plain(on_w), meeting.plain(on_b)]
+            dx, dw, db = torch.ops.aten.native_layer_norm_backward(
+                dy, x, ctx.shape, mean, rstd, w, b, mask
+            )
+        own = lambda g, wanted: g if wanted else None
+        return None, own(dx, mask[0]), None, own(dw, mask[1]), own(db, mask[2]), None, None
 
 
 def linear(
@@ -324,3 +363,4 @@ def _call(function: type[Function], *args: Any) -> Tensor:
     out = function.apply(*args)
     assert isinstance(out, Tensor)
     return out
+

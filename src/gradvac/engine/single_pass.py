@@ -13,8 +13,8 @@ of the batch. The engine follows the samples through the forward pass, and where
 them its gradient is formed once for each task from that task's rows. The K gradients of a
 parameter group are combined and freed as soon as the backward has passed the group.
 
-Whatever mixes samples is refused by name. On top of that the first step is checked: the gradient
-of each task's loss alone must flow through that task's rows and no others, which makes the split
+Whatever mixes samples is refused by name. On top of that everything that a forward pass does for
+the first time is checked against autograd, see :mod:`gradvac.engine.check`, which makes the split
 exact whatever the model did.
 
 For results comparable with plain training, divide the losses by what the joint loss would be
@@ -30,21 +30,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.alike import NO_SAMPLES, agree_on_passes
+from gradvac.engine.alike import NO_SAMPLES, Passes, agree_on_passes
 from gradvac.engine.base import TaskEngine
-from gradvac.engine.calls import as_written, explained, leaves, tensors_within
+from gradvac.engine.calls import as_written, explained, inner, leaves, tensors_within
+from gradvac.engine.check import (
+    CHECKS,
+    Rehearsal,
+    apart,
+    different,
+    edges,
+    last_meetings,
+    same,
+    task_weights,
+)
 from gradvac.engine.collect import BUDGET, Collector
 from gradvac.engine.combine import StepReport
 from gradvac.engine.distributed import RankCollector
 from gradvac.engine.groups import Grouping, Heads
-from gradvac.engine.meets import Watch
+from gradvac.engine.meets import Flow, Watch, meeting_of
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.ranks import Ranks
 from gradvac.engine.rows import RowMap
 from gradvac.engine.sharded import Shards
 from gradvac.engine.step import Batch
 from gradvac.engine.stores import ParameterSlot
-from gradvac.engine.tags import Refusal
+from gradvac.engine.tags import Refusal, because
 from gradvac.engine.tracing import Trace
 from gradvac.errors import GradientError
 from gradvac.methods import Method
@@ -66,8 +76,8 @@ class SinglePassEngine(TaskEngine):
         model: the model; it is not changed.
         method: turns the geometry of a step into weights.
         granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
-        verify_steps: how many steps to check by one backward per task. The first is enough
-            unless the model changes what it computes.
+        verify_steps: how many steps with several tasks to check by two more backward passes.
+            A step that does something new is checked too, unless this is 0.
         heads: modules or parameters of one task alone, by task; see
             :func:`gradvac.engine.groups.task_heads`. They get their plain gradient.
         nonfinite: "raise" an error if a loss or gradient is not finite, or "skip" the step:
@@ -107,6 +117,7 @@ class SinglePassEngine(TaskEngine):
             self._collector = RankCollector(self._ranks, self.groups, passes, self._shards)
         self._slots = self._collector.slots
         self._checks_left = verify_steps  # from this process's first step, resumed or not
+        self._proved: set[Any] | None = set() if verify_steps > 0 else None
         self._batch: Batch | None = None
         self._splits = True  # until something mixes samples and there is another way
         self._give_up: Callable[[Refusal], None] | None = None
@@ -142,7 +153,9 @@ class SinglePassEngine(TaskEngine):
         remember = self._checks_left > 0
         heads = frozenset(id(p) for p in self._heads.leaves)
         splits, give_up = self._splits, self._give_up
-        trace = Trace(self._slots, self.model, device, remember, watch, heads, splits, give_up)
+        trace = Trace(
+            self._slots, self.model, device, remember, watch, heads, splits, give_up, self._proved
+        )
         only = self._step.position(names[0]) if len(names) == 1 else None
         batch = self._batch = Batch(trace, rows, only, batch_dim)
         # Ranks that gather parameters together follow one task too, to do what the others do.
@@ -173,7 +186,6 @@ class SinglePassEngine(TaskEngine):
                 self.clear()
             raise
         finally:
-            trace.end()
             if hook is not None:
                 hook.remove()
 
@@ -281,103 +293,243 @@ class SinglePassEngine(TaskEngine):
             self._backward_alike(self._shards, loss, owners, ends)
             self._batch = None
             return
-        if batch.only is None and batch.trace.splits and self._checks_left > 0:
-            self._verify(loss, owners)
+        if self._due(batch):
+            self._check(loss, owners)
         if ends:
             self._agree()
             self._collector.begin(self._step, self.method)
         if batch.only is not None:
-            self._plain_backward(loss, batch.only, owners.n_tasks)
+            self._add(self._run(loss, None, self._leaves, Flow.PLAIN), batch.only, owners.n_tasks)
         elif not batch.trace.splits:
             self._one_by_one(loss, owners)
-            batch.carry_on(owners.n_tasks)
         elif self._collector.passes == 2:
             self._in_two_passes(loss, owners)
         else:
-            self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.leaves))
+            self._split(loss)
             batch.carry_on(owners.n_tasks)
         self._batch = None
+
+    def _due(self, batch: Batch) -> bool:
+        """Whether something about a batch is to be checked before its gradients are split."""
+        if batch.only is not None or not batch.trace.splits:
+            return False
+        return not batch.followed or self._checks_left > 0 or bool(batch.trace.new)
 
     def _backward_alike(self, shards: Shards, loss: Tensor, owners: RowMap, ends: bool) -> None:
         """Make the backward passes of a sharded model, as many as any rank needs."""
         assert self._batch is not None and self._ranks is not None
-        trace, ranks, n_tasks = self._batch.trace, self._ranks, owners.n_tasks
-        if self._checks_left > 0:
-            count = agree_on_passes(ranks, n_tasks if trace.splits else 0).number
-            if trace.splits:
-                self._verify(loss, owners, count)
-            else:
-                self._idle(loss, count, retain_graph=True)
+        batch, ranks, n_tasks = self._batch, self._ranks, owners.n_tasks
+        trace = batch.trace
+        splits = trace.splits and batch.only is None
+        passes = self._agree_on_passes(shards, owners, CHECKS if splits and self._due(batch) else 0)
+        if passes.checks:
+            made = self._check(loss, owners) if splits and self._due(batch) else 0
+            self._idle(loss, passes.checks - made, retain_graph=True)
+            passes = self._agree_on_passes(shards, owners, 0)
         own = 1 if trace.splits else len(owners.index.unique())
-        uses = [store.expected for store in self._collector.stores] if trace.splits else ()
-        sources = [slot for chain in trace.chains for slot in chain.sources]
-        units = shards.units_of(s.leaf for s in sources if isinstance(s, ParameterSlot))
-        passes = agree_on_passes(ranks, own, uses, frozenset(units))
         self._step.streams = self._step.streams and passes.streams
         self._collector.stream(self._step.streams)
         if ends:
             self._agree()
             self._collector.begin(self._step, self.method)
         if trace.splits:
-            more = passes.number > 1
-            self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.leaves, more))
+            self._split(loss, passes.number > 1)
         else:
             self._one_by_one(loss, owners, passes.number)
         self._idle(loss, passes.number - own)
         with shards.gathered(passes.units):
-            self._batch.carry_on(n_tasks)
+            if trace.splits:
+                batch.carry_on(n_tasks)
+
+    def _agree_on_passes(self, shards: Shards, owners: RowMap, checks: int) -> Passes:
+        """Hear how many passes the ranks make, with those of checks that are to come before."""
+        assert self._batch is not None and self._ranks is not None
+        trace = self._batch.trace
+        own = 1 if trace.splits else len(owners.index.unique())
+        uses = [store.expected for store in self._collector.stores] if trace.splits else ()
+        sources = [slot for chain in trace.chains for slot in chain.sources]
+        units = shards.units_of(s.leaf for s in sources if isinstance(s, ParameterSlot))
+        return agree_on_passes(self._ranks, own, uses, frozenset(units), checks)
 
     def _idle(self, loss: Tensor, count: int, retain_graph: bool = False) -> None:
         """Run backward passes that other ranks need and this one does not."""
-        assert self._batch is not None
-        watch = self._batch.trace.watch
-        watch.idle = True
         for n in range(count):
             keep = retain_graph or n + 1 < count
-            self._run(loss, torch.zeros_like(loss), self._leaves, keep)
-        watch.idle = False
+            self._run(loss, torch.zeros_like(loss), self._leaves, Flow.IDLE, keep)
 
-    def _verify(self, loss: Tensor, owners: RowMap, passes: int = 0) -> None:
-        """Check the batch; go on without splitting gradients if they cannot be split."""
+    def _split(self, loss: Tensor, retain_graph: bool = False) -> None:
+        """Run the backward pass that splits gradients.
+
+        Raises:
+            GradientError: if a gradient reaches a parameter past all meetings.
+        """
+        found = self._run_split(loss, retain_graph)
+        self._refuse_hidden(found[: len(self._slots)])
+        self._heads.add(found[len(self._slots) :])
+
+    def _run_split(self, loss: Tensor, retain_graph: bool) -> Sequence[Tensor | None]:
+        """Run a backward pass that splits; return what autograd found of :attr:`_leaves` itself.
+
+        None for what other tensors are made of, which wait with their graph for the end.
+        """
         assert self._batch is not None
+        chains = self._batch.trace.chains
+        waiting = {id(s.leaf) for c in chains for s in c.sources if isinstance(s, ParameterSlot)}
+        asked = [leaf for leaf in self._leaves if id(leaf) not in waiting]
+        found = iter(self._run(loss, None, asked, Flow.SPLIT, retain_graph))
+        return [None if id(leaf) in waiting else next(found) for leaf in self._leaves]
+
+    def _refuse_hidden(self, found: Sequence[Tensor | None]) -> None:
+        """Refuse gradients of parameters that autograd found where all should have been split."""
+        for leaf, gradient in zip(self._leaves, found, strict=False):
+            if gradient is not None and bool(gradient.to_dense().any()):
+                refusal = Refusal(
+                    f"parameter {self._name(leaf)!r} is used by an operation that the engine "
+                    "cannot see (a custom autograd function?)"
+                )
+                if self._give_up is not None:
+                    self._give_up(refusal)
+                raise refusal
+
+    def _check(self, loss: Tensor, owners: RowMap) -> int:
+        """Check the batch; go on without splitting gradients if they cannot be split.
+
+        Returns:
+            How many backward passes through the whole graph were made.
+        """
+        assert self._batch is not None
+        batch = self._batch
         try:
-            self.verify(loss, owners, passes)
+            if not batch.followed:
+                self._check_end(loss, owners)
+            if self._proved is None or not (self._checks_left > 0 or batch.trace.new):
+                return 0
+            self._rehearse(loss, owners)
+            self._proved |= batch.trace.new
+            self._checks_left -= 1
         except Refusal as refusal:
-            self._batch.trace.stop(refusal)
+            batch.trace.stop(refusal)
+        return CHECKS
+
+    def _check_end(self, loss: Tensor, owners: RowMap) -> None:
+        """Check that losses whose samples were not followed are made of their own samples.
+
+        Raises:
+            Refusal: if they are not, or if a parameter is used out of sight.
+        """
+        nodes, reached = last_meetings(loss)
+        for leaf in self._leaves[: len(self._slots)]:
+            if id(leaf) in reached:
+                raise Refusal(
+                    f"parameter {self._name(leaf)!r} is used by an operation that the engine "
+                    "cannot see (a custom autograd function?)"
+                )
+        weights = task_weights(owners.n_tasks, self.step)
+        scaled = weights[owners.index].to(loss)
+        plain, weighted, again = (
+            self._run(loss, factors, edges(nodes), Flow.PLAIN, True)
+            for factors in (None, scaled, None)
+        )
+        for n, node in enumerate(nodes):
+            meeting = meeting_of(node)
+            dy, dy_weighted, dy_again = plain[n], weighted[n], again[n]
+            if meeting is None or dy is None or dy_weighted is None or dy_again is None:
+                continue
+            if not same(dy, dy_again):
+                raise GradientError(
+                    f"the backward pass that follows {meeting.what} gives another gradient when it "
+                    "is run a second time: a custom autograd function that can be used once alone; "
+                    "gradients of tasks cannot be told apart"
+                )
+            if not apart(meeting, dy, dy_weighted, weights):
+                raise Refusal(
+                    f"losses have a gradient at samples of other tasks, seen at {meeting.what}: "
+                    "what follows it mixes samples"
+                )
+
+    def _rehearse(self, loss: Tensor, owners: RowMap) -> None:
+        """Check what is split against autograd, without touching what the step has collected.
+
+        Raises:
+            Refusal: if a parameter's gradient would be wrong.
+            GradientError: if a head gets a gradient from another task.
+        """
+        assert self._batch is not None
+        batch, watch = self._batch, self._batch.trace.watch
+        weights = task_weights(owners.n_tasks, self.step)
+        rehearsal = Rehearsal(self._collector, self._step, weights)
+        before, watch.done = watch.done, rehearsal.release
+        try:
+            with rehearsal.running():
+                found = self._run_split(loss, retain_graph=True)
+                batch.carry_on(owners.n_tasks)
+                rehearsal.finish()
+        except (GradientError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise Refusal(f"an operation could not be split: {because(error)}") from error
+        finally:
+            watch.done = before
+        scaled = weights[owners.index].to(loss)
+        plain = self._run(loss, scaled, self._leaves, Flow.PLAIN, True)
+        shared = len(self._slots)
+        leaves = self._leaves[:shared]
+        wrong, _ = different(leaves, rehearsal.sums, plain[:shared], watch.coarsest)
+        if wrong:
+            hidden = found[wrong[0]]
+            raise Refusal(
+                f"parameter {self._name(leaves[wrong[0]])!r} "
+                + (
+                    "is used by an operation that the engine cannot see (a custom autograd "
+                    "function?)"
+                    if hidden is not None and bool(hidden.to_dense().any())
+                    else "has a gradient that does not split by tasks as the engine followed it"
+                )
+            )
+        self._check_heads(loss, owners, found[shared:], plain[shared:], weights)
+
+    def _check_heads(
+        self,
+        loss: Tensor,
+        owners: RowMap,
+        joint: Sequence[Tensor | None],
+        weighted: Sequence[Tensor | None],
+        weights: Tensor,
+    ) -> None:
+        """Check that the heads of tasks get a gradient from their own task alone."""
+        factor = dict(zip(self._step.names, weights.tolist(), strict=False))
+        if self._heads.apart(joint, weighted, factor):
+            return
+        for task in range(owners.n_tasks):  # say which
+            own = (owners.index == task).to(loss.device, loss.dtype)
+            found = self._run(loss, own, self._heads.leaves, Flow.PLAIN, True)
+            self._heads.check(self._step.names[task], found)
 
     def _in_two_passes(self, loss: Tensor, owners: RowMap) -> None:
         """Measure in a first backward pass; run a second of the losses times their weights."""
         assert self._batch is not None
         batch, collector, step = self._batch, self._collector, self._step
-        self._heads.add(self._run(loss, torch.ones_like(loss), self._heads.leaves, True))
+        self._split(loss, retain_graph=True)
         batch.carry_on(owners.n_tasks)
         weights = collector.weights(step, self.method)
-        batch.trace.watch.joint = True
-        self._run(loss, weights[owners.index].to(loss), [])
-        batch.carry_on(1)
+        with batch.trace.watch.flowing(Flow.JOINT):
+            self._run(loss, weights[owners.index].to(loss), [], Flow.JOINT)
+            batch.carry_on(1)
         collector.joint(step)
 
     def _one_by_one(self, loss: Tensor, owners: RowMap, passes: int = 0) -> None:
         """Run one backward pass per task, which is right whatever the model does with samples.
 
-        The graph is kept if there are to be more ``passes`` than that. Where gradients were to be
-        split before that was given up, all of a pass goes to its task.
+        The graph is kept if there are to be more ``passes`` than that.
         """
-        assert self._batch is not None
-        trace = self._batch.trace
         self._step.streams = False
         self._collector.stream(False)
         present = owners.index.unique().tolist()
         for n, task in enumerate(present):
-            trace.watch.owner = task
             own = (owners.index == task).to(loss.device, loss.dtype)
-            retain_graph = n + 1 < max(passes, len(present)) or bool(trace.chains)
-            self._add(self._run(loss, own, self._leaves, retain_graph), task, owners.n_tasks)
-        trace.watch.owner = None
-
-    def _plain_backward(self, loss: Tensor, task: int, n_tasks: int) -> None:
-        """Run the backward pass of a batch of one task, in which there is nothing to split."""
-        self._add(self._run(loss, torch.ones_like(loss), self._leaves), task, n_tasks)
+            keep = n + 1 < max(passes, len(present))
+            found = self._run(loss, own, self._leaves, Flow.PLAIN, keep)
+            self._add(found, task, owners.n_tasks)
 
     def _add(self, gradients: Sequence[Tensor | None], task: int, n_tasks: int) -> None:
         """Add a task's gradients of :attr:`_leaves`."""
@@ -394,60 +546,26 @@ class SinglePassEngine(TaskEngine):
     def _run(
         self,
         loss: Tensor,
-        gradient: Tensor,
-        parameters: Sequence[Tensor],
+        gradient: Tensor | None,
+        inputs: Sequence[Any],
+        flow: Flow,
         retain_graph: bool = False,
     ) -> Sequence[Tensor | None]:
-        """Run a backward pass; return the gradients of what was not split by meetings."""
-        assert self._batch is not None
-        trace = self._batch.trace
-        inputs = [trace.anchor, *parameters]
-        if self._shards is not None:
-            self._shards.stand()
-        with trace.repeats(), explained(loss, self.model):
-            return torch.autograd.grad(
-                loss, inputs, gradient, retain_graph=retain_graph, allow_unused=True
-            )[1:]
+        """Run a backward pass, of the sum of the losses if no ``gradient`` is given.
 
-    def verify(self, loss: Tensor, owners: RowMap, passes: int = 0) -> None:
-        """Check that the gradient of each task's loss flows through its own rows alone.
-
-        Costs one backward pass per task. If ``passes`` is given, so many are made, whatever is
-        found.
-
-        Raises:
-            GradientError: if it does not, or if a parameter is used out of sight.
+        Returns:
+            The gradients of ``inputs`` that autograd found, None for what is not reached.
         """
         assert self._batch is not None
         trace = self._batch.trace
-        found = [
-            Refusal(
-                f"parameter {self._name(leaf)!r} is used by an operation that the engine cannot "
-                f"see ({trace.loose[-1] if trace.loose else 'a custom autograd function?'})"
-            )
-            for leaf in leaves(loss)
-            if id(leaf) in self._slots
-        ][:1]
-        try:
-            for task in range(max(passes, owners.n_tasks)):
-                if found and not passes:
-                    break
-                trace.watch.checking = task
-                own = (owners.index == task).to(loss.device, loss.dtype)
-                heads = self._run(loss, own, self._heads.leaves, retain_graph=True)
-                if trace.watch.leaks and not found:
-                    refusal = Refusal(
-                        f"the loss of task {self._step.names[task]!r} has a gradient at samples of "
-                        f"other tasks, seen at {trace.watch.leaks[0].what}: what follows it mixes "
-                        "samples"
-                    )
-                    found.append(refusal)
-                elif task < owners.n_tasks:
-                    self._heads.check(self._step.names[task], heads)
-        finally:
-            trace.watch.checking = None
-        if found:
-            raise found[0]
+        if gradient is None:
+            gradient = torch.ones_like(loss)
+        if self._shards is not None:
+            self._shards.stand()
+        with trace.watch.flowing(flow), trace.repeats(), explained(loss, self.model):
+            return inner(torch.autograd.grad)(
+                loss, [trace.anchor, *inputs], gradient, retain_graph, allow_unused=True
+            )[1:]
 
     def _name(self, parameter: Tensor) -> str:
         return next(
@@ -469,7 +587,6 @@ class SinglePassEngine(TaskEngine):
             slot.parameter.grad = step.gradients[id(slot.parameter)]
         for p, gradient in zip(self._heads.parameters, own, strict=True):
             p.grad = gradient
-        self._checks_left -= 1
         return report
 
 

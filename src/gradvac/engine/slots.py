@@ -13,6 +13,10 @@ class Slot:
 
     fresh: bool
 
+    def probe(self) -> Tensor | None:
+        """Return a tensor without data laid out as each of the K; None if it would be a copy."""
+        raise NotImplementedError
+
     def expect(self) -> None:
         """Count a use in the forward pass."""
         raise NotImplementedError
@@ -52,6 +56,21 @@ class ViewSlot(Slot):
     def __init__(self, base: Slot, view: Callable[[Tensor], Tensor]) -> None:
         self.base, self.view = base, view
 
+    def probe(self) -> Tensor | None:
+        """Return a tensor without data laid out as each of the K; None if it would be a copy.
+
+        Indexing with tensors copies, and so does ``reshape`` where the K gradients lie otherwise
+        than the parameter.
+        """
+        of = self.base.probe()
+        if of is None:
+            return None
+        try:
+            seen = self.view(of)
+        except Exception:  # an index that is not on its device: a copy
+            return None
+        return seen if seen._is_view() and seen._base is (of if of._base is None else of._base) else None
+
     def expect(self) -> None:
         """Count a use in the forward pass."""
         self.base.expect()
@@ -77,6 +96,10 @@ class ChainSlot(Slot):
     def __init__(self, tensor: Tensor, sources: list[Slot]) -> None:
         self.tensor, self.sources = tensor, sources
         self.buffer: Tensor | None = None
+
+    def probe(self) -> Tensor:
+        """Return a tensor without data laid out as each of the K."""
+        return torch.empty(self.tensor.shape, device="meta")
 
     def expect(self) -> None:
         """Count a use in the forward pass."""

@@ -68,7 +68,6 @@ def _affine(
         return None
     slot_of = lambda p: trace.slot(p) if any(p is f for f in free) else None
     meeting = trace.meeting([slot_of(w), slot_of(b)], call.name)
-    w, b = w.detach(), None if b is None else b.detach()
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, w, b = x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
@@ -82,7 +81,7 @@ def _embedding(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Me
         raise Mixed("max_norm and scale_grad_by_freq depend on all samples")
     padding = -1 if padding is None else padding % len(table)
     meeting = trace.meeting([trace.slot(table)], call.name)
-    out = embedding(trace.anchor, ids, table.detach(), padding, meeting)
+    out = embedding(trace.anchor, ids, table, padding, meeting)
     return out, meeting
 
 
@@ -93,7 +92,6 @@ def _layer_norm(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, M
         return None
     slot_of = lambda p: trace.slot(p) if any(p is f for f in free) else None
     meeting = trace.meeting([slot_of(w), slot_of(b)], call.name)
-    w, b = (None if p is None else p.detach() for p in (w, b))
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         x = x.float()  # as autocast does there; on a CPU it leaves the dtype alone
     eps = call.argument(4, "eps", 1e-5)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradvac.engine.agreement import Agreement
+from gradvac.engine.calls import inner
 from gradvac.engine.combine import StepReport
 from gradvac.engine.flow import Place
 from gradvac.engine.rows import RowMap
@@ -87,6 +88,7 @@ class Batch:
         rows: the tasks of its samples.
         only: position of its task if all samples belong to one; then nothing is watched.
         declared: whether a tensor that holds the samples has been seen.
+        followed: whether the samples were followed to the losses without a gap.
         seen: shapes of the tensors given to the model, for errors.
     """
 
@@ -94,6 +96,7 @@ class Batch:
         self.trace, self.rows, self.only = trace, rows, only
         self.batch_dim = batch_dim
         self.declared = only is not None
+        self.followed = False
         self.seen: list[list[int]] = []
 
     def declare(self, x: Tensor, batch_dim: int) -> None:
@@ -118,7 +121,9 @@ class Batch:
                 + (f"tensors {self.seen} were; give" if self.seen else "it was not called; give")
                 + " one name per sample, or name the batch by tasks(..., inputs=[...])"
             )
-        place = self.trace.place(loss)
+        known = self.trace.known(loss)
+        place = known and known.place
+        self.followed = known is not None and place is not None and known.why is None
         if self.only is not None and loss.requires_grad:
             loss = loss.reshape(-1) if mask is None else (loss * mask).reshape(-1)
             return loss, self.rows.taken(0, 1, 1).spread(len(loss), 1)
@@ -133,13 +138,13 @@ class Batch:
                     f"rows is {list(rows.shape)} and the loss {list(loss.shape)}; both must be [N]"
                 )
             owners = self.rows.selected(rows)
-            if place is not None and not place.rows.same(owners):
+            if place is not None and self.followed and not place.rows.same(owners):
                 raise GradientError("rows contradicts the samples that the losses were made from")
         elif place is not None:
             owners = place.rows
             loss = loss.movedim(place.dim, 0)
             mask = None if mask is None else mask.movedim(place.dim, 0)
-        elif len(loss) == len(self.rows) and not self._ambiguous(loss):
+        elif len(loss) == len(self.rows) and not (self._ambiguous(loss) or (known and known.lost)):
             owners = self.rows
         else:
             raise GradientError(
@@ -167,7 +172,7 @@ class Batch:
             tensors = [chain.tensor for chain in chains]
             outputs = [c.buffer[task].to(c.tensor.dtype) for c in chains if c.buffer is not None]
             with self.trace.repeats():
-                gradients = torch.autograd.grad(tensors, parameters, outputs, retain_graph=True)
+                gradients = inner(torch.autograd.grad)(tensors, parameters, outputs, True)
             for stack, gradient in zip(found, gradients, strict=True):
                 stack.append(gradient)
         for slot, stack in zip(slots, found, strict=True):

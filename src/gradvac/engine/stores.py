@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,24 @@ class GroupStore:
     @property
     def _dense(self) -> list[ParameterSlot]:
         """Slots whose gradients are in the matrix."""
-        return [slot for slot in self.slots if not (slot.sparse or slot.apart)]
+        return [slot for slot in self.slots if not (slot.sparse or slot.held)]
+
+    def set_aside(self) -> dict[str, Any]:
+        """Return what was collected so far and go on with nothing; the uses to come are kept."""
+        state = {"matrix": self.matrix, "expected": self.expected, "streams": self.streams}
+        state["slots"] = [vars(slot).copy() for slot in self.slots]
+        self.matrix = None
+        for slot in self.slots:
+            slot.empty()
+        return state
+
+    def put_back(self, state: dict[str, Any]) -> None:
+        """Go on with what :meth:`set_aside` returned."""
+        self.close()
+        self.matrix, self.expected = state["matrix"], state["expected"]
+        self.streams = state["streams"]
+        for slot, values in zip(self.slots, state["slots"], strict=True):
+            vars(slot).update(values)
 
     def open(self, n_tasks: int) -> None:
         """Make room for the gradients of K tasks; what was collected for fewer is kept."""
@@ -85,7 +103,7 @@ class GroupStore:
         used = [slot for slot in self.slots if not slot.fresh]
         found: list[Rows] = [s.compact(n_tasks, self.dtype) for s in used if s.sparse]
         self.open(n_tasks)
-        found += [slot.whole(n_tasks) for slot in used if slot.apart]
+        found += [slot.whole(n_tasks) for slot in used if slot.held]
         if dense := self._dense:
             for slot in dense:
                 if slot.fresh:
@@ -105,26 +123,31 @@ class GroupStore:
         for slot in self._dense:
             if slot.fresh:
                 slot.buffer.zero_()
-        if not any(slot.apart for slot in self.slots):
+        if not any(slot.held for slot in self.slots):
             assert self.matrix is not None
             return [(self.matrix.shape[1], self.matrix[:n_tasks])]
         found: list[tuple[int, Rows | None]] = []
         for slot in self.slots:
-            rows = slot.buffer[:n_tasks].flatten(1) if not slot.apart else None
-            if slot.apart and not slot.fresh:
+            rows = slot.buffer[:n_tasks].flatten(1) if not slot.held else None
+            if slot.held and not slot.fresh:
                 rows = slot.whole(n_tasks)
             found.append((slot.parameter.numel(), rows))
         return found
 
-    def gradients(self, combined: list[Tensor]) -> list[Tensor | None]:
-        """Make the parameters' gradients of the combined :meth:`rows`; None where unused."""
+    def gradients(
+        self, combined: list[Tensor], dtype: torch.dtype | None = None
+    ) -> list[Tensor | None]:
+        """Make the parameters' gradients of the combined :meth:`rows`; None where unused.
+
+        In the dtype of the parameters, or one that holds that and ``dtype``.
+        """
         if not self.used:
             return [None] * len(self.slots)
         remaining = iter(combined)
         used = [slot for slot in self.slots if not slot.fresh]
         spread = {slot: slot.spread(next(remaining)) for slot in used if slot.sparse}
         for slot in used:
-            if slot.apart:
+            if slot.held:
                 spread[slot] = next(remaining).view(slot.parameter.shape)
         dense = self._dense
         pieces = next(remaining).split([slot.parameter.numel() for slot in dense]) if dense else ()
@@ -132,8 +155,13 @@ class GroupStore:
             slot: piece.view(slot.parameter.shape)
             for slot, piece in zip(dense, pieces, strict=True)
         }
+        kinds = [
+            slot.parameter.dtype if dtype is None else torch.promote_types(dtype, slot.parameter.dtype)
+            for slot in self.slots
+        ]
         return [
-            None if slot.fresh else spread[slot].to(slot.parameter.dtype) for slot in self.slots
+            None if slot.fresh else spread[slot].to(kind)
+            for slot, kind in zip(self.slots, kinds, strict=True)
         ]
 
     def close(self) -> None:
@@ -195,12 +223,25 @@ class ParameterSlot(Slot):
 
     def forget(self) -> None:
         """Forget the step."""
+        self.empty()
+        self.uses = self.lookups = 0  # in the forward pass
+
+    def empty(self) -> None:
+        """Forget what was collected."""
         self.buffer = torch.empty(0)  # [K, *shape], a view of the group's matrix
         self.fresh = True
         self.apart = False
-        self.uses = self.lookups = 0  # in the forward pass
         self._made_of: list[Product | Lookup] = []
         self._touched = torch.empty(0)
+
+    @property
+    def held(self) -> bool:
+        """Whether the gradients are in no matrix of their group and are more than rows looked up."""
+        return self.apart and not self.sparse
+
+    def probe(self) -> Tensor:
+        """Return a tensor without data laid out as each of the K."""
+        return torch.empty(self.parameter.shape, device="meta")
 
     @property
     def sparse(self) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gradvac.engine.calls import tensors_in
-from gradvac.engine.flow import Call, Mixed, Place
+from gradvac.engine.flow import Call, Lost, Mixed, Place
 from gradvac.engine.rules import Entry
 from gradvac.engine.slots import Slot
 from gradvac.errors import GradientError
@@ -34,9 +34,18 @@ class Refusal(GradientError):
 
 
 class Known:
-    """What is known of a tensor, valid while it is not written to."""
+    """What is known of a tensor, valid while it is not written to.
 
-    __slots__ = ("aside", "base", "place", "slot", "trace", "version", "why")
+    Attributes:
+        place: where its samples lie; if ``why`` is given too, only whose losses these would be.
+        why: why samples of several tasks may have met in it; None if they have not.
+        lost: whether its slices belong to no sample, whatever its size.
+        slot: where the gradients of a tensor made of parameters alone go.
+        base: the tensor that it is a view of, and how.
+        aside: whether its gradient is left to autograd.
+    """
+
+    __slots__ = ("aside", "base", "lost", "place", "slot", "trace", "version", "why")
 
     def __init__(
         self,
@@ -47,9 +56,11 @@ class Known:
         base: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None,
         why: str | None = None,
         aside: bool = False,
+        lost: bool = False,
     ) -> None:
         self.trace, self.version = trace, tensor._version
         self.place, self.slot, self.base, self.why, self.aside = place, slot, base, why, aside
+        self.lost = lost
         setattr(tensor, _MARK, self)
 
 
@@ -69,9 +80,9 @@ class Tags(TorchFunctionMode):
         Known(self, tensor, place)
 
     def place(self, tensor: Tensor) -> Place | None:
-        """Return where the samples lie in a tensor, None if that is not known."""
+        """Return where the samples lie in a tensor, None if that is not known for certain."""
         known = self.known(tensor)
-        return known and known.place
+        return known.place if known is not None and known.why is None else None
 
     def known(self, tensor: Tensor) -> Known | None:
         """Return what is known of a tensor, None if nothing or if it was written to since."""
@@ -88,11 +99,36 @@ class Tags(TorchFunctionMode):
                 raise Mixed("gradvac does not know whether it keeps samples apart")
             refuse(call)
             self.tag_output(written, entry.rule(call))
-        except Mixed as reason:
-            self.opaque(written, f"made by {call.name!r}: {reason}")
+        except Exception as error:  # of a rule that was not made for such arguments, too
+            self.opaque(call, entry, f"made by {call.name!r}: {because(error)}")
+
+    def opaque(self, call: Call, entry: Entry | None, why: str, lost: bool = False) -> None:
+        """Mark what an operation returned as unknown, and whose losses it would hold.
+
+        Tensors without gradient stay as they are: whatever they hold, they are constants.
+        """
+        written = call.args[0] if call.name == "setitem" else call.out
+        outs = [x for x in tensors_in((written,), {}) if x.requires_grad]
+        places, lost = self._whose(call, entry, lost) if outs else (None, False)
+        for x in outs:
+            place = places if isinstance(places, Place) else None
+            if place is not None and not fits(x, place):
+                place = None
+            Known(self, x, place, why=why, lost=lost and place is None)
+
+    def _whose(self, call: Call, entry: Entry | None, lost: bool) -> tuple[Any, bool]:
+        """Say which sample each slice of an output belongs to, were it a loss, if that is clear."""
+        if not call.inputs:
+            return None, lost
+        x, place = call.inputs[0]
+        try:
+            if entry is not None:
+                return entry.rule(call), lost
+        except Lost:
+            return None, True
         except Exception:
-            if any(out.requires_grad for out in tensors_in((written,), {})):
-                raise
+            pass  # only a help: the user may say whose losses they are
+        return (place if fits(call.out, place) else None), lost
 
     def tag_output(self, out: Any, places: Any) -> None:
         """Tag what an operation returned: a tensor, or several with a place for each or for all."""
@@ -103,13 +139,6 @@ class Tags(TorchFunctionMode):
             each = [places] * len(out) if isinstance(places, Place) or places is None else places
             for piece, place in zip(out, each, strict=True):
                 self.tag_output(piece, place)
-
-    def opaque(self, out: Any, why: str) -> Any:
-        """Mark tensors that carry a gradient as unknown, with the reason."""
-        for x in tensors_in((out,), {}):
-            if x.requires_grad:
-                Known(self, x, why=why)
-        return out
 
     def origin(self, x: Tensor) -> str:
         """Say where a tensor comes from whose samples nobody knows."""
@@ -137,6 +166,18 @@ class Tags(TorchFunctionMode):
     def error(self, name: str, reason: str) -> Refusal:
         """Return the refusal of the operation ``name``, naming its module."""
         return Refusal(f"{name!r} in {self.module()}: {reason}")
+
+
+def fits(x: Any, place: Place) -> bool:
+    """Whether a tensor has as many slices as there are in a place."""
+    return isinstance(x, Tensor) and place.dim < x.ndim and x.shape[place.dim] == len(place.rows)
+
+
+def because(error: Exception) -> str:
+    """Say why an operation could not be followed."""
+    if isinstance(error, Mixed):
+        return str(error)
+    return f"gradvac does not know how it keeps samples apart ({type(error).__name__}: {error})"
 
 
 def refuse(call: Call) -> None:

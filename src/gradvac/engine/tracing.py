@@ -8,37 +8,40 @@ tag except where it meets a parameter; if it has none it counts as no sample's, 
 wrong, only slower. Parameters of a task's own head stand aside, and so do leaves that are no
 parameters and what is computed from these alone: their gradients are left to autograd.
 
-Once something mixes samples there is nothing left to split. The forward pass then goes on as it is
-written, and the tags only tell which sample each loss belongs to.
+Once an unknown one meets a parameter there is nothing left to split. The forward pass then goes on
+as it is written, and the tags only tell which sample each loss belongs to. What is done with an
+operation depends on its arguments alone, so that activation checkpointing repeats it in the same
+way whatever happened in between.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils.hooks import RemovableHandle
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils.checkpoint import _StopRecomputationError
 
 from gradvac.engine import again
 from gradvac.engine.calls import inner, is_torch, leaves, name_of, template, tensors_in, writes
 from gradvac.engine.flow import Call, Mixed, Place
-from gradvac.engine.meets import Meeting, Watch
+from gradvac.engine.meets import Flow, Meeting, Watch
 from gradvac.engine.rules import IGNORED, KNOWN, Entry
 from gradvac.engine.rules import Meeting as Kind
 from gradvac.engine.slots import ChainSlot, Slot, ViewSlot
 from gradvac.engine.special import COMPOSED, SPECIAL
 from gradvac.engine.stores import ParameterSlot
-from gradvac.engine.tags import Known, Refusal, Tags, refuse
+from gradvac.engine.tags import Known, Refusal, Tags, because, refuse
 from gradvac.errors import GradientError
 
 _VIEWS = frozenset(
     "t T mT transpose permute view reshape unflatten unsqueeze squeeze chunk split unbind select "
     "narrow getitem".split()
 )
+_BACKWARD = "backward", "grad"
 
 
 class Trace(Tags):
@@ -53,11 +56,12 @@ class Trace(Tags):
         heads: ids of the parameters that belong to one task's head each.
         splits: whether to split gradients at all.
         give_up: what to tell when the forward pass cannot be split; None to raise.
+        proved: what forward passes did that were checked already; None if nothing is to be.
 
     Attributes:
         splits: whether gradients are still being split.
         chains: what was made of parameters alone and met samples.
-        loose: operations on parameters and samples without gradient whose samples were lost.
+        new: what this forward pass does that is not among ``proved``.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Trace(Tags):
         heads: frozenset[int] = frozenset(),
         splits: bool = True,
         give_up: Callable[[Refusal], None] | None = None,
+        proved: set[Any] | None = None,
     ) -> None:
         super().__init__(model)
         self.slots, self.heads = slots, heads
@@ -78,55 +83,36 @@ class Trace(Tags):
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         self.remember = remember
         self.chains: list[ChainSlot] = []
-        self.loose: list[str] = []
         self.watch = watch
         self.repeating = False
-        self._plain_modules: set[int] = set()  # called after splitting ended
-        self._noting: RemovableHandle | None = None
-
-    def _note(self, module: nn.Module, args: Any) -> None:
-        if not self.repeating:
-            self._plain_modules.add(id(module))
-
-    def end(self) -> None:
-        """End the forward pass."""
-        if self._noting is not None:
-            self._noting.remove()
-            self._noting = None
+        self.new: set[Any] = set()
+        self._proved = proved
+        self._last = ""
 
     def stop(self, refusal: Refusal) -> None:
         """Go on with the forward pass as it is written, or raise."""
         if self.give_up is None:
             raise refusal
-        self.splits = False
-        if not self.repeating:
+        if self.splits and not self.repeating:
+            self.splits = False
             self.give_up(refusal)
 
     @contextmanager
     def repeats(self) -> Iterator[None]:
         """Watch the parts of the forward pass that activation checkpointing repeats inside.
 
-        Autograd runs a backward without function modes. The first module of a part puts this one
-        back, and autograd takes it off again where it resumes. A part is repeated as it was done:
-        split, or not.
+        A backward pass runs with the function modes of whoever started it.
         """
-        splits = self.splits
         if not self._began:
             yield
             return
-
-        def enter(module: nn.Module, args: Any) -> None:
-            if not torch._C._len_torch_function_stack():
-                self.splits = splits or id(module) not in self._plain_modules
-                self.__enter__()
-
-        hook = register_module_forward_pre_hook(enter)
-        self.repeating = True
+        before, self.repeating = self.repeating, True
+        watching = any(mode is self for mode in _get_current_function_mode_stack())
         try:
-            yield
+            with nullcontext() if watching else self:
+                yield
         finally:
-            self.repeating, self.splits = False, splits
-            hook.remove()
+            self.repeating = before
 
     def __torch_function__(
         self,
@@ -140,14 +126,16 @@ class Trace(Tags):
         name = name_of(func)
         if name in IGNORED:
             return func(*args, **kwargs)
-        if self.splits:
-            try:
-                return self._split(func, name, args, kwargs)
-            except Refusal as refusal:
-                self.stop(refusal)
-                if not self.repeating:
-                    self._noting = register_module_forward_pre_hook(self._note)
-        return self._plain(func, name, args, kwargs)
+        if name in _BACKWARD:
+            return self._backward(func, name, args, kwargs)
+        if not self._began:
+            return self._whole(func, name, args, kwargs)
+        try:
+            return self._split(func, name, args, kwargs)
+        except Refusal as refusal:
+            out = self._unknown(func, name, args, kwargs, refusal.reason)
+            self.stop(refusal)
+            return out
 
     def _split(
         self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]
@@ -160,7 +148,7 @@ class Trace(Tags):
         aside = False
         for x in tensors_in(args, kwargs):
             known = self.known(x)
-            if known is not None and known.place is not None:
+            if known is not None and known.place is not None and known.why is None:
                 if x.requires_grad:
                     tagged.insert(0, (x, known.place))
                 else:
@@ -178,6 +166,7 @@ class Trace(Tags):
                 for x in tensors_in((out,), {}):
                     Known(self, x, aside=True)
             return out
+        self._note(name, tagged, free, unknown, aside)
         if aside and free:
             raise self.error(
                 name,
@@ -186,9 +175,7 @@ class Trace(Tags):
         if unknown is not None:
             if free:
                 raise self.error(name, f"it takes a tensor {self.origin(unknown)}")
-            why, out = self.origin(unknown), func(*args, **kwargs)
-            self.opaque(args[0] if name == "setitem" else out, why)
-            return out
+            return self._unknown(func, name, args, kwargs, self.origin(unknown))
         if name in COMPOSED and (free or name not in KNOWN):
             with self:
                 return COMPOSED[name](self, func)(*args, **kwargs)
@@ -201,7 +188,43 @@ class Trace(Tags):
         self.follow(Call(func, name, args, kwargs, tagged, out), entry)
         return out
 
-    def _plain(
+    def _note(
+        self,
+        name: str,
+        tagged: Sequence[tuple[Tensor, Place]],
+        free: Sequence[Tensor],
+        unknown: Tensor | None,
+        aside: bool,
+    ) -> None:
+        """Note what the forward pass does next, unless it has been checked already."""
+        if self.repeating or self._proved is None:
+            return
+        places = tuple(place.dim for _, place in tagged)
+        joined = tuple(id(x) if x.grad_fn is None else 0 for x in free)
+        done = self._last, name, places, joined, unknown is not None, aside
+        self._last = name
+        if done not in self._proved:
+            self.new.add(done)
+
+    def _unknown(
+        self,
+        func: Callable[..., Any],
+        name: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        why: str,
+    ) -> Any:
+        """Do an operation that cannot be followed."""
+        known = [(x, k) for x in tensors_in(args, kwargs) if (k := self.known(x))]
+        inputs = [(x, k.place) for x, k in known if k.place is not None]
+        inputs.sort(key=lambda pair: not pair[0].requires_grad)
+        lost = any(k.lost for _, k in known)
+        out = func(*args, **kwargs)  # an error of the user's own comes from here
+        entry = KNOWN.get(name) if is_torch(func) else None
+        self.opaque(Call(func, name, args, kwargs, inputs, out), entry, why, lost)
+        return out
+
+    def _whole(
         self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]
     ) -> Any:
         """Do what was called as it is, and follow the samples where that is easy."""
@@ -209,22 +232,56 @@ class Trace(Tags):
             with self:
                 return inner(func)(*args, **kwargs)
         tensors = tensors_in(args, kwargs)
-        tagged = [(x, place) for x in tensors if (place := self.place(x)) is not None]
+        tagged = [(x, place) for x in tensors if (place := self._soft(x)) is not None]
         tagged.sort(key=lambda pair: not pair[0].requires_grad)
-        lost = any(x.grad_fn is not None and self.place(x) is None for x in tensors)
+        lost = any((k := self.known(x)) is not None and k.lost for x in tensors)
         out = func(*args, **kwargs)
-        entry = KNOWN.get(name) if is_torch(func) else None
-        if not tagged or entry is None:
-            return out
         call = Call(func, name, args, kwargs, tagged, out)
-        try:
-            if tagged[0][0].requires_grad or not lost:
-                self.tag_output(args[0] if name == "setitem" else out, entry.rule(call))
-            elif isinstance(out, Tensor):  # labels and masks beside losses whose samples were lost
-                same = [place for x, place in tagged if x.shape == out.shape]
-                self.tag_output(out, same[0] if same else None)
-        except Exception:  # only a help: the user may say whose losses they are
-            pass
+        written = args[0] if name == "setitem" else out
+        entry = KNOWN.get(name) if is_torch(func) else None
+        hidden = any(x.grad_fn is not None and self._soft(x) is None for x in tensors)
+        if tagged and hidden and not tagged[0][0].requires_grad:
+            # Labels and masks beside losses whose samples were lost.
+            same = [place for x, place in tagged if x.shape == getattr(out, "shape", None)]
+            self.tag_output(out, same[0] if same else None)
+        elif isinstance(written, Tensor) and written.requires_grad:
+            self.opaque(call, entry, "", lost)
+        elif tagged and entry is not None:
+            with suppress(Exception):  # only a help: the user may say whose losses they are
+                self.tag_output(written, entry.rule(call))
+        return out
+
+    def _soft(self, x: Tensor) -> Place | None:
+        known = self.known(x)
+        return known and known.place
+
+    def _backward(
+        self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a backward pass of the user's inside the forward pass, as it is written.
+
+        Raises:
+            GradientError: for ``loss.backward()`` that reaches the parameters of the engine.
+        """
+        if name == "backward":
+            reached = {id(leaf) for x in tensors_in(args, {}) for leaf in leaves(x)}
+            if not reached.isdisjoint(self.slots):
+                raise GradientError(
+                    "loss.backward() inside `with engine.tasks(...)` fills p.grad with the "
+                    "gradient of all tasks together, without the method; call "
+                    "engine.backward(loss) instead (torch.autograd.grad may be used)"
+                )
+        with self.watch.flowing(Flow.PLAIN), self.repeats():
+            out = inner(func)(*args, **kwargs)
+        if name == "grad":
+            inputs = tensors_in(args[1:2], {k: v for k, v in kwargs.items() if k == "inputs"})
+            for x, g in zip(inputs, out, strict=False):
+                place = self._soft(x)
+                if isinstance(g, Tensor) and not g.requires_grad and place is not None:
+                    self.tag(g, place)
+                elif isinstance(g, Tensor) and g.requires_grad:
+                    Known(self, g, place, why="made by torch.autograd.grad, which goes through "
+                          "samples and parameters out of sight")  # fmt: skip
         return out
 
     def _free(
@@ -239,10 +296,11 @@ class Trace(Tags):
         for x in free:
             self._check_leaf(x, name)
         out = func(*args, **kwargs)
+        written = args[0] if name == "setitem" else out
         view = name in _VIEWS and len(free) == 1 and args and args[0] is free[0]
-        if isinstance(out, Tensor):
+        if isinstance(written, Tensor):
             base = (free[0], lambda t: func(t, *args[1:], **kwargs)) if view else None
-            Known(self, out, base=base)
+            Known(self, written, base=base)
         else:
             for n, piece in enumerate(out if isinstance(out, tuple | list) else ()):
                 pick = lambda t, n=n: func(t, *args[1:], **kwargs)[n]
@@ -270,8 +328,9 @@ class Trace(Tags):
         assert known is not None
         if known.slot is None:
             if known.base is not None:
-                known.slot = ViewSlot(self.slot(known.base[0]), known.base[1])
-            else:
+                view = ViewSlot(self.slot(known.base[0]), known.base[1])
+                known.slot = view if view.probe() is not None else None
+            if known.slot is None:
                 found = [self.slots[id(p)] for p in leaves(x) if id(p) in self.slots]
                 known.slot = ChainSlot(x, list(found))
                 self.chains.append(known.slot)
@@ -294,17 +353,17 @@ class Trace(Tags):
         try:
             if entry is None or entry.meeting is Kind.NONE:
                 raise Mixed("gradvac does not know how it splits by samples")
-            call = Call(func, name, args, kwargs, tagged, None)
+            call = Call(func, name, given, kwargs, tagged, None)
             refuse(call)
             out, meeting = self._do(call, entry, free)
             place = entry.rule(call._replace(out=out))
             if not isinstance(place, Place):
                 raise Mixed("its output is not a single tensor")
-        except Mixed as reason:
+        except (Refusal, _StopRecomputationError):
+            raise
+        except Exception as error:  # of a rule that was not made for such arguments, too
             if any(x.requires_grad for x, _ in tagged):
-                raise self.error(name, str(reason)) from None
-            if self.remember:
-                self.loose.append(f"{name!r} in {self.module()}: {reason}")
+                raise self.error(name, because(error)) from error
             return self._free(func, name, args, kwargs, free)  # the tags were hints only
         if writes(func):
             out = args[0].copy_(out)
@@ -335,7 +394,7 @@ class Trace(Tags):
         ids = {id(x) for x in free}
         slots = [self.slot(x) if id(x) in ids else None for x in tensors]
         meeting = self.meeting(slots, call.name)
-        given = [x.detach() if id(x) in ids else x for x in tensors]
+        given = list(tensors)
 
         def func(*values: Tensor) -> Tensor:
             values = (values[0].clone(), *values[1:]) if inplace else values

@@ -1,0 +1,205 @@
+"""Checks that the gradients of a forward pass were split as they are.
+
+Two things are certain without a check: up to where samples are followed they are apart, and no
+gradient reaches a parameter but through a meeting, or it would show. What is checked:
+
+*Losses whose samples were not followed* (made by a custom function, or by an operation that mixes
+samples), in every step. From the last meetings on, the losses of task k are multiplied by a random
+number r_k. Where samples keep apart, the gradient at the rows of task k is r_k times what it is
+otherwise, so that one more pass through the end of the model tells for all tasks at once. The r_k
+are powers of two with signs: what is apart differs by no rounding error.
+
+*What a forward pass does for the first time*: an operation that was not there before, another order,
+a parameter at another place, samples of several tasks. One pass brings, split and put together
+again, sum_k r_k g_k of every parameter; another one brings the gradient of sum_k r_k L_k as autograd
+computes it in plain training. They are equal if every gradient of a task came from its own samples
+and no use of a parameter was lost, added or counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from gradvac.engine.collect import Collector
+from gradvac.engine.combine import combine
+from gradvac.engine.meets import Meeting, meeting_of
+from gradvac.engine.step import Step
+
+CHECKS = 2
+"""Backward passes through the whole graph that a check makes."""
+
+_POWERS = 8  # of two, each with both signs: 16 numbers, after which tasks share one
+
+
+def task_weights(n_tasks: int, step: int) -> Tensor:
+    """Return a random number r_k for each task, ``[K]``, float64; another one in every step."""
+    generator = torch.Generator().manual_seed(step)
+    n = torch.randperm(max(n_tasks, 2 * _POWERS), generator=generator)[:n_tasks] % (2 * _POWERS)
+    return torch.where(n % 2 == 0, 1.0, -1.0).double() * 0.5 ** (n // 2)
+
+
+def last_meetings(loss: Tensor) -> tuple[list[Any], set[int]]:
+    """Return the meetings from which a loss is reached without another, and the leaves likewise.
+
+    Returns:
+        Nodes of autograd's graph that are meetings, and ids of leaves.
+    """
+    meetings: list[Any] = []
+    reached: set[int] = set()
+    seen: set[Any] = set()
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if meeting_of(node) is not None:
+            meetings.append(node)
+            continue
+        if (variable := getattr(node, "variable", None)) is not None:
+            reached.add(id(variable))
+        waiting.extend(following for following, _ in node.next_functions)
+    return meetings, reached
+
+
+def edges(meetings: Sequence[Any]) -> list[GradientEdge]:
+    """Return where the gradients of the outputs of meetings are to be had."""
+    return [GradientEdge(node, 0) for node in meetings]
+
+
+def apart(meeting: Meeting, plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
+    """Whether the gradient at each sample is that of its own task's losses.
+
+    Args:
+        meeting: where the gradients are.
+        plain: of the sum of all losses.
+        weighted: of the losses times the number of their task.
+        weights: these numbers, ``[K]``.
+    """
+    rows, dim = meeting.place
+    shape = [1] * plain.ndim
+    shape[dim] = -1
+    factor = weights[rows.index].to(plain).view(shape)
+    # NaN of another task spreads by 0 * NaN; who it came from is seen when gradients are split.
+    found, expected = (x.nan_to_num(0.0, 0.0, 0.0) for x in (weighted / factor, plain))
+    return bool((found - expected).abs().amax() <= _slack_of(plain) * expected.abs().amax())
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two gradients are equal but for additions in another order."""
+    one, other = one.nan_to_num(0.0, 0.0, 0.0), other.nan_to_num(0.0, 0.0, 0.0)
+    return bool((one - other).abs().amax() <= _slack_of(one) * one.abs().amax())
+
+
+def _slack_of(x: Tensor) -> float:
+    eps = torch.finfo(x.dtype).eps
+    return 2 * eps if eps > 1e-4 else 100 * eps
+
+
+class Rehearsal:
+    """Brings, in place of a step, ``sum_k r_k g_k`` of every parameter from the split gradients.
+
+    Args:
+        collector: where the split gradients arrive; left as it was.
+        step: the step under way.
+        weights: the numbers r_k, ``[K]``.
+
+    Attributes:
+        sums: the sums, by the id of what a forward pass uses as the parameter; None if unused.
+    """
+
+    def __init__(self, collector: Collector, step: Step, weights: Tensor) -> None:
+        self.collector, self.step, self.weights = collector, step, weights
+        self.sums: dict[int, Tensor | None] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Take what arrives inside."""
+        stores, ready = self.collector.stores, self.collector.ready
+        before = [store.set_aside() for store in stores]
+        waiting, ready[:] = list(ready), []
+        self.collector.stream(True)
+        try:
+            yield
+        finally:
+            for store, state in zip(stores, before, strict=True):
+                store.put_back(state)
+            ready[:] = waiting
+
+    def release(self) -> None:
+        """Take the groups that are complete."""
+        for store in self.collector.ready:
+            self._take(store)
+        self.collector.ready.clear()
+
+    def finish(self) -> None:
+        """Take what is left."""
+        self.collector.ready.clear()
+        for store in self.collector.stores:
+            if id(store.slots[0].leaf) not in self.sums:
+                self._take(store)
+
+    def _take(self, store: Any) -> None:
+        rows = store.rows(len(self.weights))
+        found = store.gradients([combine(self.weights, r) for r in rows], torch.float32)
+        for slot, gradient in zip(store.slots, found, strict=True):
+            self.sums[id(slot.leaf)] = gradient
+        store.close()
+
+
+def different(
+    leaves: Sequence[Tensor],
+    split: dict[int, Tensor | None],
+    plain: Sequence[Tensor | None],
+    coarsest: float,
+) -> tuple[list[int], list[int]]:
+    """Compare gradients put together from split ones with those of plain training.
+
+    Args:
+        leaves: the parameters.
+        split: the former, by the id of the parameter.
+        plain: the latter.
+        coarsest: relative rounding error of what they were computed from.
+
+    Returns:
+        Positions of the parameters for which they differ, and of those that were used and for
+        which both are zero, so that nothing was shown.
+    """
+    norms = torch.zeros(len(leaves), 3, dtype=torch.float64)
+    for n, (leaf, g) in enumerate(zip(leaves, plain, strict=True)):
+        s = split.get(id(leaf))
+        if s is None and g is None:
+            continue
+        s = torch.zeros_like(g) if s is None and g is not None else s
+        assert s is not None
+        dense = torch.zeros_like(s) if g is None else (g.to_dense() if g.is_sparse else g)
+        wide = torch.promote_types(torch.float32, s.dtype)
+        s, dense = s.to(wide), dense.to(wide)
+        numbers = [torch.linalg.vector_norm(x) for x in (s - dense, s, dense)]
+        norms[n] = torch.stack(numbers).double().cpu()
+    if not bool(norms.isfinite().all()):
+        return [], []  # the step is not finite: others say so
+    error, size = norms[:, 0], norms[:, 1:].amax(1)
+    relative, absolute = _slack(coarsest)
+    wrong = error > relative * size + absolute * size.square().sum().sqrt()
+    used = torch.tensor([split.get(id(leaf)) is not None for leaf in leaves])
+    return wrong.nonzero().flatten().tolist(), (used & (size == 0)).nonzero().flatten().tolist()
+
+
+def _slack(coarsest: float) -> tuple[float, float]:
+    """Return by how much two right gradients may differ, relative to themselves and to all.
+
+    Chosen here: thirty times what was seen on models of the tests, and far below what a lost use of
+    a parameter makes.
+    """
+    if coarsest < 1e-10:  # float64
+        return 1e-6, 1e-9
+    if coarsest < 1e-5:  # float32
+        return 1e-2, 1e-5
+    return 0.2, 1e-2
