@@ -89,6 +89,7 @@ def test_a_refusal_gives_up_what_saves_memory_and_nothing_else(kind, options):
     weights = {"a": 0.5, "b": 2.0, "c": 0.0}
     engine = Engine(model, StaticWeights(weights), **options)
     for _ in range(2):
+        model.zero_grad()
         torch.manual_seed(1)
         with engine.tasks(TASKS):
             engine.backward(model(X).square().sum(-1))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from gradvac.engine.agreement import Agreement, agree, sameness, tell_failure
 from gradvac.engine.combine import StepReport
@@ -117,16 +117,16 @@ class TaskEngine:
         loss_scale: float | torch.amp.GradScaler,
         step: int | None,
         shares: Mapping[str, float] | None,
-    ) -> Iterator[_End]:
+    ) -> Iterator[End]:
         """End the step inside, or skip it; if that fails, the method is as it was before."""
-        scale, now, end = LossScale.of(loss_scale), self._step, _End()
+        scale, now, end = LossScale.of(loss_scale), self._step, End()
         now.number = self.step if step is None else step
         now.loss_scale = scale.factor
         now.shares = shares
         before = self.method.state_dict()
         try:
             yield end
-            scale.restore(self._parameters)
+            put(end.gradients, scale)
         except BaseException as e:
             self.method.load_state_dict(before)
             self._tell(e)
@@ -165,7 +165,36 @@ class TaskEngine:
         self.step = int(state["step"])
 
 
-class _End:
-    """How a step ended."""
+class End:
+    """How a step ended.
+
+    Attributes:
+        report: what happened.
+        gradients: the combined gradient of each parameter, None for one that was not used.
+    """
 
     report: StepReport
+    gradients: Sequence[tuple[Tensor, Tensor | None]]
+
+
+@torch.no_grad()
+def put(gradients: Iterable[tuple[Tensor, Tensor | None]], scale: LossScale) -> None:
+    """Add gradients to ``p.grad``, as a backward pass of autograd does, and call who waits for it.
+
+    Args:
+        gradients: parameters and their gradients, None where ``p.grad`` stays as it is.
+        scale: what ``p.grad`` is to be multiplied by for a GradScaler.
+    """
+    for p, gradient in gradients:
+        if gradient is None:
+            continue
+        if scale.scaled:
+            gradient = gradient * scale.factor
+        if p.grad is None:
+            p.grad = gradient
+        elif p.grad.layout == gradient.layout == torch.strided:
+            p.grad += gradient
+        else:
+            p.grad = p.grad + gradient
+        for hook in list((getattr(p, "_post_accumulate_grad_hooks", None) or {}).values()):
+            hook(p)

@@ -184,13 +184,13 @@ def explained(loss: Tensor, model: nn.Module) -> Iterator[None]:
         if "use_reentrant" not in str(error):
             raise
         raise GradientError(
-            f"{_reentrant(loss, model)} is checkpointed with use_reentrant=True, with which "
+            f"{reentrant(loss, model)} is checkpointed with use_reentrant=True, with which "
             "autograd cannot keep the gradients of tasks apart; use use_reentrant=False (Hugging "
             'Face: model.gradient_checkpointing_enable({"use_reentrant": False}))'
         ) from error
 
 
-def _reentrant(loss: Tensor, model: nn.Module) -> str:
+def reentrant(loss: Tensor, model: nn.Module) -> str:
     """Name a module under reentrant activation checkpointing, by the graph."""
     names = {id(module): name for name, module in model.named_modules()}
     for node in nodes(loss):

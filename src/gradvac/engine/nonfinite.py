@@ -61,13 +61,6 @@ class LossScale:
             raise GradientError(f"loss_scale is {scale!r}; it must be finite and positive")
         return cls(float(scale))
 
-    def restore(self, parameters: Iterable[Tensor]) -> None:
-        """Multiply ``p.grad`` by the scale if a GradScaler is going to divide by it."""
-        if self.scaled:
-            for p in parameters:
-                if p.grad is not None:
-                    p.grad.mul_(self.factor)
-
     def overflowed(self, losses: Tensor) -> bool:
         """Whether a gradient that is not finite may be due to a GradScaler's scale.
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from gradvac.engine.alike import NO_SAMPLES, agree_on_passes
-from gradvac.engine.base import TaskEngine
+from gradvac.engine.base import End, TaskEngine
 from gradvac.engine.buckets import Source, buckets_of
 from gradvac.engine.calls import explained, leaves
 from gradvac.engine.combine import StepReport, combine, decide
@@ -139,7 +139,8 @@ class PerTaskEngine(TaskEngine):
     ) -> StepReport:
         """Combine the accumulated gradients, set ``p.grad`` and begin the next step.
 
-        A parameter that no task used gets ``p.grad = None``, as in plain training.
+        Gradients are added to what ``p.grad`` holds; that of a parameter that no task used stays as
+        it is, as in plain training.
 
         Args:
             loss_scale: factor the losses were multiplied by, divided out before the Gram; or the
@@ -158,28 +159,29 @@ class PerTaskEngine(TaskEngine):
         if not self.accumulated and self._shards is not None:
             raise GradientError(NO_SAMPLES)
         with self._ending(loss_scale, step, shares) as end:
-            end.report = self._finish()
+            self._finish(end)
         self._checks_heads = False
         return end.report
 
-    def _finish(self) -> StepReport:
-        """Set ``p.grad`` of every parameter."""
+    def _finish(self, end: End) -> None:
+        """Combine the gradients and say what is to be added to ``p.grad`` of every parameter."""
         now = self._step
         if self._agree() is not None:
-            return self._finish_with_ranks()
-        tasks, groups = tuple(now.names), tuple(group.name for group in self.groups)
-        losses = now.losses(len(tasks)) / now.loss_scale
-        rows = [buffer.rows(len(tasks), now.loss_scale) for buffer in self._buffers]
-        inner = gram([[r] for r in rows])
-        report = decide(self.method, inner, losses, tasks, groups, now.number, now.shares)
+            combined = self._finish_with_ranks(end)
+        else:
+            tasks, groups = tuple(now.names), tuple(group.name for group in self.groups)
+            losses = now.losses(len(tasks)) / now.loss_scale
+            rows = [buffer.rows(len(tasks), now.loss_scale) for buffer in self._buffers]
+            inner = gram([[r] for r in rows])
+            end.report = decide(self.method, inner, losses, tasks, groups, now.number, now.shares)
+            parts = zip(self._buffers, rows, end.report.weights, strict=True)
+            combined = [
+                pair for buffer, m, w in parts for pair in buffer.gradients(combine(w, m))
+            ]
         own = self._heads.finished(now.loss_scale)
-        for buffer, matrix, weights in zip(self._buffers, rows, report.weights, strict=True):
-            buffer.assign(combine(weights, matrix))
-        for p, gradient in zip(self._heads.parameters, own, strict=True):
-            p.grad = gradient
-        return report
+        end.gradients = [*combined, *zip(self._heads.parameters, own, strict=True)]
 
-    def _finish_with_ranks(self) -> StepReport:
+    def _finish_with_ranks(self, end: End) -> list[tuple[Tensor, Tensor | None]]:
         assert self._ranks is not None
         now, ranks = self._step, self._ranks
         buckets = buckets_of(self.groups, ranks.bucket)
@@ -196,13 +198,8 @@ class PerTaskEngine(TaskEngine):
                 exchange.drain()
             raise
         self._heads.add_ranks(ranks)
-        own = self._heads.finished(now.loss_scale)
-        for group in self.groups:
-            for p in group.parameters:
-                p.grad = gradients[id(p)]
-        for p, gradient in zip(self._heads.parameters, own, strict=True):
-            p.grad = gradient
-        return now.report(tuple(group.name for group in self.groups))
+        end.report = now.report(tuple(group.name for group in self.groups))
+        return [(p, gradients[id(p)]) for group in self.groups for p in group.parameters]
 
     def backward(
         self,
@@ -298,11 +295,10 @@ class _GroupBuffer:
             size, self._matrix[:n_tasks, start : start + size] if any(used) else None
         ), used
 
-    def assign(self, combined: Tensor) -> None:
-        """Set ``p.grad`` of every parameter from the combined gradient, ``[P]``."""
-        pieces = combined.split(self._sizes)
-        for p, piece, used in zip(self.group.parameters, pieces, self._used, strict=True):
-            p.grad = piece.view(p.shape).to(p.dtype) if used else None
+    def gradients(self, combined: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+        """Return each parameter with its part of the combined gradient ``[P]``, None if unused."""
+        parts = zip(self.group.parameters, combined.split(self._sizes), self._used, strict=True)
+        return [(p, g.view(p.shape).to(p.dtype) if used else None) for p, g, used in parts]
 
     def clear(self) -> None:
         """Forget the gradients of the step; the memory is kept for the next one."""

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from gradvac.engine.alike import NO_SAMPLES, Passes, agree_on_passes
-from gradvac.engine.base import TaskEngine
+from gradvac.engine.base import End, TaskEngine
 from gradvac.engine.calls import as_written, explained, inner, leaves, tensors_within
 from gradvac.engine.check import (
     CHECKS,
@@ -47,6 +47,7 @@ from gradvac.engine.collect import BUDGET, Collector
 from gradvac.engine.combine import StepReport
 from gradvac.engine.distributed import RankCollector
 from gradvac.engine.groups import Grouping, Heads
+from gradvac.engine.hidden import refuse_hidden, without_hooks
 from gradvac.engine.meets import Flow, Watch, meeting_of
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.ranks import Ranks
@@ -55,16 +56,13 @@ from gradvac.engine.sharded import Shards
 from gradvac.engine.step import Batch
 from gradvac.engine.stores import ParameterSlot
 from gradvac.engine.tags import Refusal, because
+from gradvac.engine.task_names import TaskOfSample, names_and_index
 from gradvac.engine.tracing import Trace
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-TaskOfSample = Sequence[str] | tuple[Tensor, Sequence[str]]
-"""A name for each sample, or a position for each sample and the names."""
-
 
 class SinglePassEngine(TaskEngine):
     """Splits one backward pass by tasks and combines the gradients by a method.
@@ -141,9 +139,14 @@ class SinglePassEngine(TaskEngine):
             GradientError: if a sample has no task or an unknown one, if the forward pass mixes
                 samples, or if the parameters are not those the engine was made for.
         """
-        names, index = _names_and_index(tasks)
+        names, index = names_and_index(tasks)
         self._guard.check_tasks(names)
         self._guard.check_parameters()
+        if self._collector.device.type == "meta":
+            raise GradientError(
+                "the model is on the meta device, where tensors hold no numbers; move it to a "
+                "device before the first step"
+            )
         if self._shards is not None and self._ranks is not None:
             self._ranks.check()  # a forward pass gathers
         positions = torch.tensor([self._step.position(name) for name in names], dtype=torch.int64)
@@ -219,7 +222,7 @@ class SinglePassEngine(TaskEngine):
         with self._ending(loss_scale, step, shares) as end:
             self._step.streams = streams
             self._backward(loss, rows, mask, ends=True)
-            end.report = self._finish()
+            self._finish(end)
         return end.report
 
     def accumulate(
@@ -263,7 +266,7 @@ class SinglePassEngine(TaskEngine):
         with self._ending(loss_scale, step, shares) as end:
             self._agree()
             self._collector.begin(self._step, self.method)
-            end.report = self._finish()
+            self._finish(end)
         return end.report
 
     def clear(self) -> None:
@@ -289,6 +292,7 @@ class SinglePassEngine(TaskEngine):
             self._step.add_losses(total)
         if self._guard.fresh:
             self._guard.check_leaves(leaves(loss))
+        self._refuse_hidden_functions(batch, loss)
         if self._shards is not None:
             self._backward_alike(self._shards, loss, owners, ends)
             self._batch = None
@@ -308,6 +312,14 @@ class SinglePassEngine(TaskEngine):
             self._split(loss)
             batch.carry_on(owners.n_tasks)
         self._batch = None
+
+    def _refuse_hidden_functions(self, batch: Batch, loss: Tensor) -> None:
+        """Refuse parameters that the graph does not show, where the graph may be another one."""
+        splits = batch.trace.splits and batch.only is None
+        if self._shards is None and (self._guard.fresh or batch.trace.new or not splits):
+            named = ((self._name(leaf), leaf) for leaf in self._leaves[: len(self._slots)])
+            with batch.trace.watch.flowing(Flow.PLAIN), batch.trace.repeats():
+                refuse_hidden(loss, self.model, named)
 
     def _due(self, batch: Batch) -> bool:
         """Whether something about a batch is to be checked before its gradients are split."""
@@ -459,19 +471,19 @@ class SinglePassEngine(TaskEngine):
         weights = task_weights(owners.n_tasks, self.step)
         rehearsal = Rehearsal(self._collector, self._step, weights)
         before, watch.done = watch.done, rehearsal.release
+        scaled = weights[owners.index].to(loss)
         try:
-            with rehearsal.running():
+            with rehearsal.running(), without_hooks(self._leaves):
                 found = self._run_split(loss, retain_graph=True)
                 batch.carry_on(owners.n_tasks)
                 rehearsal.finish()
+                plain = self._run(loss, scaled, self._leaves, Flow.PLAIN, True)
         except (GradientError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise Refusal(f"an operation could not be split: {because(error)}") from error
         finally:
             watch.done = before
-        scaled = weights[owners.index].to(loss)
-        plain = self._run(loss, scaled, self._leaves, Flow.PLAIN, True)
         shared = len(self._slots)
         leaves = self._leaves[:shared]
         wrong, _ = different(leaves, rehearsal.sums, plain[:shared], watch.coarsest)
@@ -536,8 +548,10 @@ class SinglePassEngine(TaskEngine):
         with torch._C.DisableTorchFunction():
             for p, gradient in zip(self._leaves, gradients, strict=True):
                 if gradient is not None and id(p) in self._slots:
+                    slot = self._slots[id(p)]
+                    slot.wants_sparse = gradient.is_sparse
                     dense = gradient.to_dense() if gradient.is_sparse else gradient
-                    self._slots[id(p)].zero(n_tasks)[task].add_(dense)
+                    slot.zero(n_tasks)[task].add_(dense)
         own = gradients[len(self._slots) :]
         if self._checks_left > 0:
             self._heads.check(self._step.names[task], own)
@@ -575,42 +589,16 @@ class SinglePassEngine(TaskEngine):
             if p is parameter or (self._shards and self._shards.whole(p) is parameter)
         )
 
-    def _finish(self) -> StepReport:
-        """Combine what is left and set ``p.grad`` of every parameter."""
+    def _finish(self, end: End) -> None:
+        """Combine what is left and say what is to be added to ``p.grad`` of every parameter."""
         step = self._step
         self._collector.finish(step, self.method)
         if self._ranks is not None:
             self._heads.add_ranks(self._ranks)
-        report = step.report(tuple(group.name for group in self.groups))
+        end.report = step.report(tuple(group.name for group in self.groups))
         own = self._heads.finished(step.loss_scale)
-        for slot in self._slots.values():
-            slot.parameter.grad = step.gradients[id(slot.parameter)]
-        for p, gradient in zip(self._heads.parameters, own, strict=True):
-            p.grad = gradient
-        return report
-
-
-def _names_and_index(tasks: TaskOfSample) -> tuple[list[str], Tensor]:
-    """Return the names of the tasks that occur and each sample's position among them, ``[B]``."""
-    first = tasks[0] if len(tasks) else None
-    if isinstance(first, Tensor):
-        positions, names = first.detach().cpu(), list(tasks[1])
-        if positions.ndim != 1 or positions.is_floating_point():
-            raise GradientError(
-                f"task positions are {positions.dtype} {list(positions.shape)}; they must be "
-                "integers [samples]"
-            )
-        if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < len(names):
-            raise GradientError(
-                f"task positions lie in [{int(positions.min())}, {int(positions.max())}]; "
-                f"{len(names)} names allow 0 to {len(names) - 1}"
-            )
-        present, index = torch.unique(positions, return_inverse=True)
-        names = [names[n] for n in present.tolist()]
-    else:
-        each = [str(name) for name in tasks]
-        names = list(dict.fromkeys(each))
-        index = torch.tensor([names.index(name) for name in each], dtype=torch.int64)
-    if not names:
-        raise GradientError("tasks() needs at least one sample")
-    return names, index
+        shared = [slot.parameter for slot in self._slots.values()]
+        end.gradients = [
+            *((p, step.gradients[id(p)]) for p in shared),
+            *zip(self._heads.parameters, own, strict=True),
+        ]

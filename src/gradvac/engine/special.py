@@ -13,6 +13,7 @@ from gradvac.engine.calls import inner
 from gradvac.engine.flow import Call, Mixed, Place
 from gradvac.engine.meets import Meeting, embedding, layer_norm, linear
 from gradvac.engine.slots import Slot
+from gradvac.engine.stores import ParameterSlot
 
 
 class Trace(Protocol):
@@ -80,7 +81,10 @@ def _embedding(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Me
     if call.argument(3, "max_norm") is not None or call.argument(5, "scale_grad_by_freq", False):
         raise Mixed("max_norm and scale_grad_by_freq depend on all samples")
     padding = -1 if padding is None else padding % len(table)
-    meeting = trace.meeting([trace.slot(table)], call.name)
+    slot = trace.slot(table)
+    if call.argument(6, "sparse", False) and isinstance(slot, ParameterSlot):
+        slot.wants_sparse = True
+    meeting = trace.meeting([slot], call.name)
     out = embedding(trace.anchor, ids, table, padding, meeting)
     return out, meeting
 

@@ -84,7 +84,8 @@ class GroupStore:
         if self.matrix is None:
             for slot in self.slots:
                 size = n_tasks * slot.parameter.numel() * self.dtype.itemsize
-                slot.apart = slot.parameter.ndim == 2 and size > self.budget
+                fits = size <= self.budget or slot.parameter.ndim != 2
+                slot.apart = not (fits or slot.hooked)
         dense = self._dense
         sizes = [slot.parameter.numel() for slot in dense]
         old, matrix = self.matrix, self.pool.take(n_tasks, sum(sizes), self.dtype, self.device)
@@ -108,6 +109,8 @@ class GroupStore:
             for slot in dense:
                 if slot.fresh:
                     slot.buffer.zero_()
+                else:
+                    slot.run_hooks(n_tasks)
             assert self.matrix is not None
             found.append(self.matrix[:n_tasks])
         return found
@@ -155,6 +158,10 @@ class GroupStore:
             slot: piece.view(slot.parameter.shape)
             for slot, piece in zip(dense, pieces, strict=True)
         }
+        if dtype is None:
+            spread |= {
+                s: s.as_sparse(spread[s]) for s in used if s.wants_sparse and s.uses == s.lookups
+            }
         kinds = [
             slot.parameter.dtype if dtype is None else torch.promote_types(dtype, slot.parameter.dtype)
             for slot in self.slots
@@ -225,6 +232,7 @@ class ParameterSlot(Slot):
         """Forget the step."""
         self.empty()
         self.uses = self.lookups = 0  # in the forward pass
+        self.wants_sparse = False  # looked up by an embedding with sparse=True
 
     def empty(self) -> None:
         """Forget what was collected."""
@@ -246,7 +254,23 @@ class ParameterSlot(Slot):
     @property
     def sparse(self) -> bool:
         """Whether only rows looked up are kept; not while micro-batches are added up."""
-        return self.store.streams and self.uses == self.lookups > 0
+        return self.store.streams and self.uses == self.lookups > 0 and not self.hooked
+
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody registered a hook that may change the gradient."""
+        return bool(getattr(self.leaf, "_backward_hooks", None))
+
+    def run_hooks(self, n_tasks: int) -> None:
+        """Let the hooks of the parameter change the gradient of each task, as autograd does."""
+        if not self.hooked:
+            return
+        for piece in self.buffer[:n_tasks]:
+            gradient = piece.to(self.parameter.dtype)
+            for hook in self.leaf._backward_hooks.values():
+                changed = hook(gradient)
+                gradient = gradient if changed is None else changed
+            piece.copy_(gradient)
 
     def holds(self, n_tasks: int) -> bool:
         """Whether to add products and rows looked up as what they are."""
@@ -318,6 +342,13 @@ class ParameterSlot(Slot):
         for use, place in zip(found, places, strict=True):
             Lookup(place, use.rows, use.bounds).add_to(result, 0)
         return result.flatten(1)
+
+    def as_sparse(self, gradient: Tensor) -> Tensor:
+        """Return a gradient as ``nn.Embedding(sparse=True)`` has it: the rows looked up alone."""
+        rows = self._touched if self.sparse else gradient.any(1).nonzero().flatten()
+        return torch.sparse_coo_tensor(
+            rows[None], gradient.index_select(0, rows), gradient.shape, is_coalesced=True
+        )
 
     def spread(self, combined: Tensor) -> Tensor:
         """Return the gradient of the whole table from that of the rows looked up."""

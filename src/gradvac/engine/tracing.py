@@ -16,6 +16,7 @@ way whatever happened in between.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -91,9 +92,11 @@ class Trace(Tags):
 
     def stop(self, refusal: Refusal) -> None:
         """Go on with the forward pass as it is written, or raise."""
+        if self.repeating:  # it was said when the forward pass was done
+            return
         if self.give_up is None:
             raise refusal
-        if self.splits and not self.repeating:
+        if self.splits:
             self.splits = False
             self.give_up(refusal)
 
@@ -349,7 +352,12 @@ class Trace(Tags):
         """Do an operation in which parameters meet samples."""
         for x in free:
             self._check_leaf(x, name)
-        meeting: Meeting | None = None
+        given = args
+        if writes(func) and any(x is args[0] for x in free):
+            before = args[0].clone()  # what it was made of is lost when it is written to
+            Known(self, before)
+            free = [before if x is args[0] else x for x in free]
+            given = [before, *args[1:]]
         try:
             if entry is None or entry.meeting is Kind.NONE:
                 raise Mixed("gradvac does not know how it splits by samples")
@@ -364,6 +372,7 @@ class Trace(Tags):
         except Exception as error:  # of a rule that was not made for such arguments, too
             if any(x.requires_grad for x, _ in tagged):
                 raise self.error(name, because(error)) from error
+            logging.getLogger("gradvac").debug("%r is not split: %r", name, error)
             return self._free(func, name, args, kwargs, free)  # the tags were hints only
         if writes(func):
             out = args[0].copy_(out)

@@ -1,0 +1,92 @@
+"""Parameters that ``loss.backward()`` trains and autograd's graph does not show.
+
+A custom autograd function may keep what it computes with from its inputs and run a backward pass of
+its own inside; reentrant activation checkpointing does. Asked for the gradients of parameters,
+autograd then finds none and says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+
+from gradvac.engine.calls import inner, leaves, nodes, reentrant
+from gradvac.engine.meets import meeting_of
+from gradvac.errors import GradientError
+
+
+def refuse_hidden(loss: Tensor, model: nn.Module, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Check that the graph shows all parameters that a backward pass would train.
+
+    Costs a look at the graph; and a backward pass, if there are custom functions in it and
+    parameters that it does not show.
+
+    Args:
+        loss: with its graph, which is kept.
+        model: to name modules in errors.
+        named: the parameters, with their names.
+
+    Raises:
+        GradientError: if it does not show one.
+    """
+    functions = {
+        type(node).__name__.removesuffix("Backward")
+        for node in nodes(loss)
+        if isinstance(node, BackwardCFunction) and meeting_of(node) is None
+    }
+    shown = {id(leaf) for leaf in leaves(loss)}
+    missing = [(name, p) for name, p in named if id(p) not in shown]
+    if not functions or not missing:
+        return
+    everything = [*leaves(loss), *(p for p in model.parameters() if p.requires_grad)]
+    with _gradients_aside({id(p): p for p in everything}.values()):
+        inner(torch.autograd.backward)(loss, torch.ones_like(loss), retain_graph=True)
+        trained = [name for name, p in missing if p.grad is not None and bool(p.grad.any())]
+    if not trained:
+        return
+    if "CheckpointFunction" in functions:
+        raise GradientError(
+            f"{reentrant(loss, model)} is checkpointed with use_reentrant=True: autograd's graph "
+            f"does not show parameter {trained[0]!r}, which would get no gradient; use "
+            "use_reentrant=False (Hugging Face: "
+            'model.gradient_checkpointing_enable({"use_reentrant": False}))'
+        )
+    raise GradientError(
+        f"parameter {trained[0]!r} is trained inside a custom autograd function "
+        f"({', '.join(sorted(functions))}), which does not take it as an input: autograd's graph "
+        "does not show it, and it would get no gradient; give it to the function's apply()"
+    )
+
+
+@contextmanager
+def without_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Take the hooks of parameters off inside."""
+    kinds = "_backward_hooks", "_post_accumulate_grad_hooks"
+    found = [hooks for p in parameters for kind in kinds if (hooks := getattr(p, kind, None))]
+    before = [dict(hooks) for hooks in found]
+    for hooks in found:
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for hooks, kept in zip(found, before, strict=True):
+            hooks.update(kept)
+
+
+@contextmanager
+def _gradients_aside(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Take the gradients of leaves, and their hooks, off inside."""
+    tensors = list(tensors)
+    before = [x.grad for x in tensors]
+    for x in tensors:
+        x.grad = None
+    try:
+        with without_hooks(tensors):
+            yield
+    finally:
+        for x, gradient in zip(tensors, before, strict=True):
+            x.grad = gradient

@@ -1,0 +1,83 @@
+"""The tasks of the samples of a batch, in the forms in which people have them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradvac.errors import GradientError
+
+TaskOfSample = Iterable[str | int] | Tensor | tuple[Tensor | Sequence[int], Sequence[str]]
+"""A name for each sample, or a position for each sample and the names."""
+
+
+def names_and_index(tasks: TaskOfSample) -> tuple[list[str], Tensor]:
+    """Return the names of the tasks that occur and each sample's position among them, ``[B]``.
+
+    Args:
+        tasks: B names, in anything that can be gone through; names may be integers, ``3`` meaning
+            the task ``"3"``. Or ``(positions, names)``: B integers, of which each says which of the
+            names is meant, such as the column and the ``names`` of a ``ClassLabel``.
+
+    Raises:
+        GradientError: if there is no sample, or a name or a position cannot be one.
+
+    Example:
+        >>> names_and_index(["fr", "hi", "fr"])
+        (['fr', 'hi'], tensor([0, 1, 0]))
+        >>> names_and_index(([2, 0, 2], ["fr", "hi", "tr"]))
+        (['fr', 'tr'], tensor([1, 0, 1]))
+    """
+    if isinstance(tasks, tuple) and len(tasks) == 2 and not isinstance(tasks[0], str | Integral):
+        names, index = _positions(*tasks)
+    else:
+        if isinstance(tasks, str):
+            raise GradientError(f"tasks is {tasks!r}; it must hold a name for each sample")
+        each = tasks.tolist() if isinstance(tasks, Tensor) else list(tasks)
+        each = [task_name(name, n) for n, name in enumerate(each if isinstance(each, list) else [])]
+        known = {name: n for n, name in enumerate(dict.fromkeys(each))}
+        names, index = list(known), torch.tensor([known[name] for name in each], dtype=torch.int64)
+    if not names:
+        raise GradientError("tasks() needs at least one sample")
+    return names, index
+
+
+def task_name(name: Any, sample: int | None = None) -> str:
+    """Return the name of a task, which is a string; an integer is written out.
+
+    Raises:
+        GradientError: if it is anything else.
+    """
+    if isinstance(name, str):
+        return name
+    if isinstance(name, Integral) and not isinstance(name, bool):
+        return str(int(name))
+    where = "a task name" if sample is None else f"the task of sample {sample}"
+    raise GradientError(f"{where} is {name!r}; it must be a string, or an integer to be written out")
+
+
+def _positions(positions: Any, names: Any) -> tuple[list[str], Tensor]:
+    """Read positions and the names that they mean."""
+    names = [task_name(name) for name in names]
+    try:
+        found = torch.as_tensor(positions).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise GradientError(
+            f"tasks are {type(positions).__name__} and {type(names).__name__}; two sequences are "
+            "integers, one for each sample, and the names they stand for"
+        ) from error
+    if found.ndim != 1 or found.is_floating_point() or found.dtype == torch.bool:
+        raise GradientError(
+            f"task positions are {found.dtype} {list(found.shape)}; they must be integers [samples]"
+        )
+    if len(found) and not 0 <= int(found.min()) <= int(found.max()) < len(names):
+        raise GradientError(
+            f"task positions lie in [{int(found.min())}, {int(found.max())}]; "
+            f"{len(names)} names allow 0 to {len(names) - 1}"
+        )
+    present, index = torch.unique(found, return_inverse=True)
+    return [names[n] for n in present.tolist()], index
