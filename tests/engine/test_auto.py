@@ -197,6 +197,7 @@ def test_micro_batches_before_and_after_the_refusal_add_up():
     assert engine.refused
     report = engine.combine()
     found = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
     other = Engine(model, PCGrad())
     first, second = plain(X).square().sum((1, 2)), 2 * model(X).square().sum((1, 2))
     expected = other.backward(

@@ -155,6 +155,7 @@ def test_no_edit_amplifies_by_more_than_its_cap_allows(kind, max_target):
     model.register_parameter("w", w)
     engine = kind(model, GradVac(beta=0.5, tasks=["a"], max_target=max_target), "whole_model")
     for step in range(21):
+        w.grad = None
         directions = torch.eye(2) if step == 20 else torch.tensor([[1.0, 0], [2, 0]])
         a, b = directions.double()
         if kind is SinglePassEngine:

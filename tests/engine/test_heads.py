@@ -84,6 +84,7 @@ def test_heads_get_their_plain_gradient(kind, mixes, engine):
     made = Engine(model, StaticWeights(WEIGHTS), heads=HEADS, engine=engine)
     assert not any(n.startswith("heads") or n == "pos_scale" for g in made.groups for n in g.names)
     for scale in (1.0, 1024.0):
+        model.zero_grad()
         torch.manual_seed(1)
         with made.tasks(TASKS):
             made.backward(scale * model(X), loss_scale=scale)
@@ -96,6 +97,7 @@ def test_a_loss_for_each_task_and_micro_batches():
     model = built(Tagger)
     wanted = expected(model, WEIGHTS)
     for engine in (Engine, PerTaskEngine):
+        model.zero_grad()
         made = engine(model, StaticWeights(WEIGHTS), heads=HEADS)
         torch.manual_seed(1)
         loss = model(X) / 2

@@ -204,6 +204,7 @@ def test_reports_and_methods_see_unscaled_losses_and_gradients(kind):
     model = build(torch.float32)
     plain = run(kind(model, GradVac()), model, 0)
     expected = [p.grad for p in model.parameters()]
+    model.zero_grad()
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
     scaled = run(kind(model, GradVac()), model, 0, scaler=scaler)
     assert torch.allclose(scaled.losses, plain.losses, rtol=1e-6)

@@ -77,6 +77,7 @@ def test_thirty_training_steps_follow_algorithm1(granularity, n_tasks):
                 g = torch.autograd.grad(loss_of(model, step, i), group.parameters)
                 expected[group.name][task] = flat(g)
             engine.accumulate(task, loss_of(model, step, i))
+        model.zero_grad()
         report = engine.combine()
         combined = literal.step(expected, random_order(0, report.geometry))
         for k, group in enumerate(engine.groups):
@@ -95,6 +96,7 @@ def test_without_edits_it_is_plain_training(dtype, options):
     losses = {f"t{i}": loss_of(model, 0, i) for i in range(3)}
     sum(losses.values()).backward(retain_graph=True)
     expected = flat(p.grad for p in model.parameters())
+    model.zero_grad()
     report = PerTaskEngine(model, method).backward(losses)
     assert relative(flat(p.grad for p in model.parameters()), expected) <= tolerance
     assert report.edits.sum() == 0
@@ -121,6 +123,7 @@ def test_micro_batches_add_up():
         engine.accumulate(f"t{i}", loss_of(model, 0, i) + loss_of(model, 1, i))
     whole = engine.combine()
     expected = flat(p.grad for p in model.parameters())
+    model.zero_grad()
     engine = PerTaskEngine(model, PCGrad())
     for micro in range(2):
         for i in range(3):
@@ -166,6 +169,7 @@ def test_loss_scale_is_divided_out(scale):
     for step in range(3):
         reports = []
         for engine, factor in ((plain, 1.0), (scaled, scale)):
+            model.zero_grad()
             for i in range(3):
                 engine.accumulate(f"t{i}", loss_of(model, step, i) * factor)
             reports.append((engine.combine(factor), flat(p.grad for p in model.parameters())))
@@ -224,6 +228,7 @@ def test_micro_batches_of_a_bfloat16_model_are_added_in_float32():
 def test_resume_is_bit_equal():
     def train(model, engine, steps):
         for step in steps:
+            model.zero_grad()
             for i in range(3):
                 engine.accumulate(f"t{i}", loss_of(model, step, i))
             engine.combine()

@@ -22,6 +22,7 @@ def test_losses_fall_and_the_engine_resumes(case):
         return {f"t{n}": error[n] for n in range(5)}
 
     def step(engine):
+        optimizer.zero_grad()
         report = engine.backward(losses())
         optimizer.step()
         return report

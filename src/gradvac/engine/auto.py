@@ -111,6 +111,12 @@ class Engine(SinglePassEngine):
         )
         self.refused = ""
         self._engine = engine
+        if verify_steps <= 0 and engine != "per_task":
+            logging.getLogger("gradvac").warning(
+                "verify_steps=%d: what a forward pass does for the first time is not checked "
+                "against autograd; an operation that the engine follows wrongly would go unnoticed",
+                verify_steps,
+            )
         self._splits = engine != "per_task"
         self._give_up = None if engine == "single_pass" else self._go_on_per_task
 

@@ -55,6 +55,7 @@ class TaskEngine:
         process_group: ProcessGroup | Ranks | None,
         shards: Shards | None = None,
     ) -> None:
+        check_method(method)
         if isinstance(model, nn.Module):
             refuse_wrapped(model)
         check_policy(nonfinite)
@@ -140,6 +141,14 @@ class TaskEngine:
         self.step = now.number + 1
         self._guard.end_step()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be copied: a copy would go on making gradients for the old model."""
+        raise GradientError(
+            "an engine is neither copied nor pickled: it makes gradients for the parameters of one "
+            "model; make a new engine for the copy of the model, and "
+            "new.load_state_dict(old.state_dict()) hands the state over"
+        )
+
     def clear(self) -> None:
         """Drop what was collected since the last step."""
         self._heads.clear()
@@ -163,6 +172,16 @@ class TaskEngine:
         """Continue exactly where the engine that returned ``state`` was."""
         self.method.load_state_dict(state["method"])
         self.step = int(state["step"])
+
+
+def check_method(method: object) -> None:
+    """Raise GradientError for what is no method, such as its name or its class."""
+    if isinstance(method, Method):
+        return
+    shown = method.__name__ if isinstance(method, type) else repr(method)
+    raise GradientError(
+        f"method is {shown}; it must be an instance of a method, such as gradvac.GradVac(beta=1e-2)"
+    )
 
 
 class End:

@@ -154,10 +154,14 @@ class Collector:
     ) -> Tensor:
         losses = step.losses(len(step.names)) / step.loss_scale
         names = tuple(group.name for group in groups)
-        tasks = tuple(step.names)
-        report = decide(method, inner, losses, tasks, names, step.number, step.shares)
+        here = step.present()  # a task without any loss is not in the step
+        tasks = tuple(step.names[n] for n in here)
+        inner = inner[:, here][:, :, here]
+        report = decide(method, inner, losses[here], tasks, names, step.number, step.shares)
         step.reports.append(report)
-        return report.weights
+        weights = report.weights.new_zeros(len(groups), len(step.names))
+        weights[:, here] = report.weights
+        return weights
 
     def _assign(
         self,

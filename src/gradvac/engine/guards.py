@@ -24,7 +24,7 @@ _ANEW = (
 
 def refuse_wrapped(model: nn.Module) -> None:
     """Refuse wrappers whose gradient reduction is bypassed: ranks would drift apart silently."""
-    wrappers = ("DistributedDataParallel", "FullyShardedDataParallel")
+    wrappers = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel")
     for module in model.modules():
         for kind in type(module).__mro__:
             if kind.__name__ in wrappers:
@@ -39,6 +39,9 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 class Guard:
     """Watches that model, engine and optimizer go on meaning the same parameters.
+
+    Attributes:
+        pending: whether a forward pass waits for the engine's backward pass.
 
     Args:
         model: the model, or the names and parameters the engine was given instead of one.
@@ -59,6 +62,7 @@ class Guard:
         self._fresh = True  # until a first step has ended well
         self._optimizer_seen = False
         self._hook: Any = None
+        self.pending = False
 
     def _named(self) -> list[tuple[str, nn.Parameter]]:
         model = self._model
@@ -116,14 +120,20 @@ class Guard:
         """Whether no step has ended well yet."""
         return self._fresh
 
-    def end_step(self) -> None:
-        """Begin, after the first step, to wait for the optimizer that makes use of it."""
-        if self._fresh:
-            self._fresh = False
+    def begin(self) -> None:
+        """Begin, with the first forward pass, to wait for the optimizer that makes use of it."""
+        self.pending = True
+        if self._fresh and self._hook is None:
             for other in [other for other in _HOOKS if other() is None]:
                 _HOOKS.pop(other).remove()
             self._hook = register_optimizer_step_pre_hook(_when_stepping(self))
             _HOOKS[weakref.ref(self)] = self._hook
+
+    def end_step(self) -> None:
+        """End a step that went well."""
+        if self._fresh:
+            self.begin()
+            self._fresh = self.pending = False
         elif self._optimizer_seen and self._hook is not None:
             self._hook.remove()  # not from inside the hook: torch is going through a list of them
             self._hook = None
@@ -131,6 +141,12 @@ class Guard:
     def sees(self, optimizer: Optimizer) -> None:
         """Check the first optimizer that steps with a parameter of the engine."""
         if not self._optimizer_seen and any(id(p) in self._known for p in _held(optimizer)):
+            if self.pending:
+                raise GradientError(
+                    "the optimizer steps after a forward pass inside `with engine.tasks(...)` "
+                    "whose engine.backward(loss) was never called: the method has not been "
+                    "applied; call it in place of loss.backward()"
+                )
             self._optimizer_seen = True
             self.check_optimizer(optimizer)
 

@@ -64,6 +64,10 @@ from gradvac.methods import Method
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+_UNDER_WAY: list[SinglePassEngine] = []
+"""The engine whose block the program is in."""
+
+
 class SinglePassEngine(TaskEngine):
     """Splits one backward pass by tasks and combines the gradients by a method.
 
@@ -139,6 +143,12 @@ class SinglePassEngine(TaskEngine):
             GradientError: if a sample has no task or an unknown one, if the forward pass mixes
                 samples, or if the parameters are not those the engine was made for.
         """
+        if _UNDER_WAY:
+            raise GradientError(
+                "`with engine.tasks(...)` inside another one: "
+                + ("the same engine's" if self in _UNDER_WAY else "another engine's")
+                + "; a forward pass belongs to one engine, end the outer block first"
+            )
         names, index = names_and_index(tasks)
         self._guard.check_tasks(names)
         self._guard.check_parameters()
@@ -175,6 +185,8 @@ class SinglePassEngine(TaskEngine):
         hook = None
         if inputs is None and follows:
             hook = self.model.register_forward_pre_hook(declare, prepend=True, with_kwargs=True)
+        _UNDER_WAY.append(self)
+        self._guard.begin()
         try:
             if follows:
                 carrying = self._shards.carrying(trace) if self._shards else nullcontext()
@@ -189,6 +201,7 @@ class SinglePassEngine(TaskEngine):
                 self.clear()
             raise
         finally:
+            _UNDER_WAY.clear()
             if hook is not None:
                 hook.remove()
 
@@ -273,6 +286,7 @@ class SinglePassEngine(TaskEngine):
         """Drop what was collected since the last step."""
         super().clear()
         self._collector.clear()
+        self._guard.pending = False
         self._batch = None
 
     # -- the backward pass ----------------------------------------------------------------------
@@ -284,12 +298,15 @@ class SinglePassEngine(TaskEngine):
                 "backward() needs a forward pass inside `with engine.tasks(...)`: there has been "
                 "none since the last one was used"
             )
+        self._guard.pending = False
         self._collector.stream(self._step.streams)
         with torch._C.DisableTorchFunction():
             loss, owners = batch.owners(loss, rows, mask)
             total = torch.zeros(owners.n_tasks, dtype=torch.float64, device=loss.device)
-            total.index_add_(0, owners.index.to(loss.device), loss.detach().double())
-            self._step.add_losses(total)
+            place, value = owners.index.to(loss.device), loss.detach().double()
+            total.index_add_(0, place, value)
+            counted = torch.zeros_like(total).index_add_(0, place, (value != 0).double())
+            self._step.add_losses(total, counted > 0)
         if self._guard.fresh:
             self._guard.check_leaves(leaves(loss))
         self._refuse_hidden_functions(batch, loss)

@@ -36,6 +36,7 @@ class Step:
         self.agreed: Agreement | None = None  # with the other ranks
         self.failed_alike = False  # on all ranks, who then need not be told
         self._losses: list[Tensor] = []
+        self._present: list[Tensor] = []
 
     def position(self, name: str) -> int:
         """Return the position of a task, a new one at the end."""
@@ -43,9 +44,17 @@ class Step:
             self.names.append(name)
         return self.names.index(name)
 
-    def add_losses(self, losses: Tensor) -> None:
-        """Add the losses ``[K]`` of a micro-batch."""
+    def add_losses(self, losses: Tensor, present: Tensor | None = None) -> None:
+        """Add the losses ``[K]`` of a micro-batch, and which tasks have any: all, by default."""
         self._losses.append(losses)
+        self._present.append(torch.ones_like(losses) > 0 if present is None else present)
+
+    def present(self) -> list[int]:
+        """Return the positions of the tasks that have a loss in the step; of all, if none has."""
+        found = torch.zeros(len(self.names), dtype=torch.bool)
+        for present in self._present:
+            found[: len(present)] |= present.cpu()
+        return (found if found.any() else ~found).nonzero().flatten().tolist()
 
     def losses(self, n_tasks: int) -> Tensor:
         """Return the losses of all micro-batches, ``[K]``, on the CPU."""
