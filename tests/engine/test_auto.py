@@ -133,7 +133,9 @@ def contrastive(model):
 def test_a_loss_across_samples(steps, caplog):
     model = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D)).double()
     assert largest_error(model, lambda: contrastive(model), TASKS, Engine, steps) < EXACT
-    assert all("have a gradient at samples of other tasks" in r.getMessage() for r in caplog.records)
+    assert all(
+        "have a gradient at samples of other tasks" in r.getMessage() for r in caplog.records
+    )
 
 
 class Tokens(nn.Module):

@@ -48,7 +48,9 @@ class Again:
             if twice:  # views: a gradient of one does not go on to what another was made of
                 leaves = [t.view_as(t) for t in tensors]
             else:
-                leaves = [t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
+                leaves = [
+                    t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)
+                ]
             y = self.func(*leaves)
         asked = [t for t, w in zip(leaves, wanted, strict=True) if w]
         found = iter(torch.autograd.grad(y, asked, dy, create_graph=twice, allow_unused=True))

@@ -19,7 +19,7 @@ from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or
 from gradvac.engine.ranks import Ranks
 from gradvac.engine.sharded import Shards, failure_of_a_collective, shards_of
 from gradvac.engine.step import Step
-from gradvac.errors import NotFiniteError, RankError
+from gradvac.errors import GradientError, NotFiniteError, RankError
 from gradvac.methods import Method
 
 if TYPE_CHECKING:

@@ -39,8 +39,8 @@ def template(
             n = len(tensors) - 1
             return lambda values: values[n]
         if isinstance(x, list | tuple) and any(isinstance(y, Tensor) for y in x):
-            parts = [take(y) for y in x]
-            return lambda values: [part(values) for part in parts]
+            parts, kind = [take(y) for y in x], tuple if isinstance(x, tuple) else list
+            return lambda values: kind(part(values) for part in parts)
         return lambda values: x
 
     positional = [take(x) for x in args]

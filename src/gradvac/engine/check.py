@@ -9,11 +9,11 @@ number r_k. Where samples keep apart, the gradient at the rows of task k is r_k 
 otherwise, so that one more pass through the end of the model tells for all tasks at once. The r_k
 are powers of two with signs: what is apart differs by no rounding error.
 
-*What a forward pass does for the first time*: an operation that was not there before, another order,
-a parameter at another place, samples of several tasks. One pass brings, split and put together
-again, sum_k r_k g_k of every parameter; another one brings the gradient of sum_k r_k L_k as autograd
-computes it in plain training. They are equal if every gradient of a task came from its own samples
-and no use of a parameter was lost, added or counted twice.
+*What a forward pass does for the first time*: an operation that was not there before, another
+order, a parameter at another place, samples of several tasks. One pass brings, split and put
+together again, sum_k r_k g_k of every parameter; another one brings the gradient of sum_k r_k L_k
+as autograd computes it in plain training. They are equal if every gradient of a task came from its
+own samples and no use of a parameter was lost, added or counted twice.
 """
 
 from __future__ import annotations

@@ -111,9 +111,9 @@ def broadcast(call: Call) -> Place:
     return agreed(aligned)
 
 
-def _dims(call: Call, position: int, name: str = "dim") -> set[int] | None:
+def _dims(call: Call, position: int, default: Any = None) -> set[int] | None:
     """Return the dimensions an argument names, None if it names none."""
-    value = call.argument(position, name)
+    value = call.argument(position, "dim", call.kwargs.get("dims", default))
     ndim = call.inputs[0][0].ndim
     if isinstance(value, int) and not isinstance(value, bool):
         return {value % ndim}
@@ -122,11 +122,11 @@ def _dims(call: Call, position: int, name: str = "dim") -> set[int] | None:
     return None
 
 
-def along(position: int) -> Rule:
+def along(position: int, default: Any = None) -> Rule:
     """Operations along dimensions given at a position, such as softmax."""
 
     def rule(call: Call) -> Place:
-        dims = _dims(call, position)
+        dims = _dims(call, position, default)
         _, (rows, dim) = call.inputs[0]
         if dims is None or dim in dims:
             kind = Lost if call.name in _REORDERS else Mixed
@@ -139,11 +139,11 @@ def along(position: int) -> Rule:
 _REORDERS = ("flip", "fliplr", "flipud", "roll", "sort", "argsort", "topk", "kthvalue", "msort")
 
 
-def reduction(position: int) -> Rule:
+def reduction(position: int, default: Any = None) -> Rule:
     """Reductions over dimensions given at a position, such as a sum."""
 
     def rule(call: Call) -> Place | Sequence[Place]:
-        dims = _dims(call, position)
+        dims = _dims(call, position, default)
         x, (rows, dim) = call.inputs[0]
         if dims is None or dim in dims:
             raise Lost("it reduces over the dimension of the samples")
@@ -232,8 +232,9 @@ def concatenate(call: Call) -> Place:
 def repeat(call: Call) -> Place:
     """Tile along every dimension."""
     x, (rows, dim) = call.inputs[0]
-    times = call.args[1:] if len(call.args) > 1 else call.kwargs["repeats"]
+    times = call.args[1:] or call.kwargs.get("repeats", call.kwargs.get("dims"))
     times = times[0] if isinstance(times[0], list | tuple) else times
+    times = [1] * (x.ndim - len(times)) + list(times)  # tile may name the last dimensions alone
     dim += len(times) - x.ndim
     return Place(rows.spread(times[dim], 1), dim)
 
@@ -250,6 +251,28 @@ def repeat_interleave(call: Call) -> Place:
 def pad(call: Call) -> Place:
     """Padding of the last dimensions."""
     x, (rows, dim) = call.inputs[0]
-    if dim >= x.ndim - len(call.argument(1, "pad")) // 2:
-        raise Mixed("it pads the dimension of the samples")
+    amounts, at = call.argument(1, "pad"), 2 * (x.ndim - 1 - dim)
+    if any(amounts[at : at + 2]):
+        raise Lost("it pads the dimension of the samples")
     return Place(rows, dim)
+
+
+def windows(call: Call) -> Place:
+    """``as_strided``: windows that each stay within a sample."""
+    x, (rows, dim) = call.inputs[0]
+    sizes, strides = call.argument(1, "size"), call.argument(2, "stride")
+    offset = call.argument(3, "storage_offset")
+    offset = x.storage_offset() if offset is None else offset
+    step = x.stride(dim)
+    found = [e for e, (n, s) in enumerate(zip(sizes, strides, strict=True)) if s == step]
+    others = [
+        (n - 1) * s for e, (n, s) in enumerate(zip(sizes, strides, strict=True)) if [e] != found
+    ]
+    start = offset - x.storage_offset()
+    if len(found) != 1 or sizes[found[0]] != len(rows) or not 0 <= start <= step - 1 - sum(others):
+        raise Mixed("its windows may reach from one sample into another")
+    if step < max(
+        s * n for d, (n, s) in enumerate(zip(x.shape, x.stride(), strict=True)) if d != dim
+    ):
+        raise Mixed("the samples do not lie one behind the other in memory")
+    return Place(rows, found[0])

@@ -43,6 +43,8 @@ def _cut_place(probe: Tensor, rows: RowMap) -> Place:
 def getitem(call: Call) -> Place | list[Place]:
     """Indexing by numbers and slices, or with tensors among the indices."""
     x, (rows, dim) = call.inputs[0]
+    if call.place(call.args[0]) is None:
+        return _chosen(call)
     if x is not call.args[0]:
         raise Mixed("its index, not what is indexed, holds the samples")
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
@@ -72,6 +74,29 @@ def getitem(call: Call) -> Place | list[Place]:
     raise Lost("its result orders the samples along no dimension")
 
 
+def _chosen(call: Call) -> Place:
+    """Rows of what holds no samples, chosen by indices that do."""
+    x, index = call.args[0], call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
+    at = [n for n, i in enumerate(index) if isinstance(i, Tensor | int)]
+    tensors = [i for i in index if isinstance(i, Tensor)]
+    if at != list(range(at[0], at[-1] + 1)) or any(
+        t.dtype in (torch.bool, torch.uint8) for t in tensors
+    ):
+        raise Mixed("its index, not what is indexed, holds the samples")
+    used = sum(_dims_used(i) for i in index)
+    before = sum(x.ndim - used if i is Ellipsis else 1 for i in index[: at[0]])
+    wide = max(t.ndim for t in tensors)
+    places = [
+        (t, Place(place.rows, before + place.dim + wide - t.ndim))
+        for t in tensors
+        if (place := call.place(t)) is not None
+    ]
+    place = agreed(places)
+    if call.out.shape[place.dim] != len(place.rows):
+        raise Mixed("its indices hold their samples in different places")
+    return place
+
+
 def _dims_used(index: Any) -> int:
     if index is None or index is Ellipsis:
         return 0
@@ -95,7 +120,10 @@ def masked_select(call: Call) -> Place:
 def index_select(call: Call) -> Place:
     """Choose slices along a dimension."""
     x, (rows, dim) = call.inputs[0]
-    if x is not call.argument(0, "input"):
+    table = call.argument(0, "input")
+    if call.place(table) is None:
+        return Place(rows, call.argument(1, "dim") % table.ndim)
+    if x is not table:
         raise Mixed("its index, not what is indexed, holds the samples")
     if call.argument(1, "dim") % x.ndim != dim:
         return Place(rows, dim)
@@ -111,10 +139,24 @@ def lookup(call: Call) -> Place:
 
 
 def gather(call: Call) -> Place:
-    """Gather and scatter along a dimension that is not that of the samples."""
-    if call.argument(1, "dim") % call.out.ndim == agreed(call.inputs).dim:
-        raise Lost("it works along the dimension of the samples")
+    """Gather and scatter along a dimension that is not that of the samples.
+
+    What holds no samples may be gathered from along any.
+    """
+    along = call.argument(1 if call.name != "take_along_dim" else 2, "dim")
     rows, dim = agreed(call.inputs)
+    index = call.argument(
+        2 if call.name != "take_along_dim" else 1, "index", call.kwargs.get("indices")
+    )
+    gathers = call.name in ("gather", "take_along_dim")
+    if call.name == "take_along_dim" and any(
+        x.ndim != call.out.ndim or along is None for x in (call.args[0], index)
+    ):
+        raise Mixed("only indices of as many dimensions as what is chosen from are understood")
+    if along % call.out.ndim == dim and not (
+        gathers and call.place(call.argument(0, "input")) is None
+    ):
+        raise Lost("it works along the dimension of the samples")
     return Place(rows.taken(0, call.out.shape[dim], 1), dim)
 
 
@@ -140,23 +182,46 @@ def assign(call: Call) -> Place | None:
     """``x[index] = value``: the samples of the value become those of the tensor."""
     x, index, value = call.args
     own = call.place(x)
-    region = x.detach()[index]
     if not isinstance(value, Tensor) or (place := call.place(value)) is None:
         return own
+    region = x.detach()[index]
     dim = place.dim + region.ndim - value.ndim
     indices = index if isinstance(index, tuple) else (index,)
     if any(isinstance(i, Tensor | list) for i in indices):
         if own is None or not _same_owners(x, own, indices, dim, place.rows):
             raise Mixed("what is assigned belongs to other samples than where it goes")
         return own
-    fits = [
-        d
-        for d in range(x.ndim)
-        if x.stride(d) == region.stride(dim) and x.shape[d] == region.shape[dim]
-    ]
+    if own is not None:
+        there = cut(call._replace(args=(x, index), func=Tensor.__getitem__, inputs=[(x, own)]))
+        if isinstance(there, Place) and there.dim == dim and there.rows.same(place.rows):
+            return own
+        raise Mixed("what is assigned holds its samples in another place")
+    fits = [d for d in range(x.ndim) if _moves(x, index, d) == (dim, x.shape[d])]
     found = Place(place.rows, fits[0]) if len(fits) == 1 else None
-    if own is not None and found is not None and own.dim == found.dim:
-        return own if own.rows.same(found.rows) else None
-    if own is None and found is not None and not x.requires_grad:
+    if found is not None and len(place.rows) == x.shape[found.dim] and not x.requires_grad:
         return found
     raise Mixed("what is assigned holds its samples in another place")
+
+
+def _moves(x: Tensor, index: Any, d: int) -> tuple[int, int] | None:
+    """Which dimension of a region is the whole of dimension ``d`` of a tensor, and its size."""
+    strides = [0] * x.ndim
+    strides[d] = 1
+    probe = torch.empty(x.shape[d], dtype=torch.int8).as_strided(x.shape, strides)[index]
+    moving = [e for e, s in enumerate(probe.stride()) if s == 1 and probe.shape[e] == x.shape[d]]
+    return (moving[0], probe.shape[moving[0]]) if len(moving) == 1 else None
+
+
+def index_add(call: Call) -> Place:
+    """``index_add`` and ``index_copy``: slices go to where their own samples lie."""
+    x, dim = call.argument(0, "input"), call.argument(1, "dim")
+    index, source = call.argument(2, "index"), call.argument(3, "source")
+    own, given = call.place(x), call.place(source)
+    if own is None or given is None or own.dim != given.dim:
+        raise Mixed("what is added holds its samples in another place")
+    owners = own.rows
+    if dim % x.ndim == own.dim:
+        owners = owners.selected(index)
+    if not owners.same(given.rows):
+        raise Mixed("what is added belongs to other samples than where it goes")
+    return own

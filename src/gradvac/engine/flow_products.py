@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from gradvac.engine.flow import Call, Mixed, Place, Rule, agreed, broadcast
+from gradvac.engine.flow import Call, Lost, Mixed, Place, Rule, agreed, broadcast
 
 
 def last_dims(count: Callable[[Call], int], what: str) -> Rule:
@@ -32,9 +32,10 @@ def first_dim(call: Call) -> Place:
 
 def matmul(call: Call) -> Place:
     """Matrix products, batched or not."""
-    a, b = call.argument(0, "input"), call.argument(1, "other", call.kwargs.get("mat2"))
+    a = call.argument(0, "input")
+    b = call.argument(1, "other", call.kwargs.get("mat2", call.kwargs.get("vec")))
     if a.ndim < 2 or b.ndim < 2:
-        raise Mixed("a product with a vector is not understood")
+        return _with_vector(call, a, b)
     n = call.out.ndim
     places: list[tuple[Tensor, Place]] = []
     for x, (rows, dim) in call.inputs:
@@ -50,13 +51,109 @@ def matmul(call: Call) -> Place:
     return place
 
 
+def _with_vector(call: Call, a: Tensor, b: Tensor) -> Place:
+    """A product of a vector ``[k]`` with a matrix or a batch of them."""
+    x, (rows, dim) = call.inputs[0]
+    last = a.ndim == 1  # the vector comes first, and the dimension before the last is summed
+    summed = x.ndim - 1 if x.ndim == 1 or not last else x.ndim - 2
+    if len(call.inputs) > 1 or dim == summed:
+        raise Mixed("it sums over the dimension of the samples")
+    return Place(rows, dim - (dim > summed))
+
+
+def inner(call: Call) -> Place:
+    """Inner products over the last dimensions, ``[..., k]`` and ``[..., k]``."""
+    a, b = call.argument(0, "input"), call.argument(1, "other")
+    return _contraction(call, a, b, [a.ndim - 1], [b.ndim - 1])
+
+
+def outer(call: Call) -> Place:
+    """Products of the elements of two vectors."""
+    a, b = call.argument(0, "input"), call.argument(1, "vec2")
+    return _contraction(call, a, b, [], [])
+
+
+def tensordot(call: Call) -> Place:
+    """Sums of products over the dimensions given."""
+    a, b = call.argument(0, "a"), call.argument(1, "b")
+    dims = call.argument(2, "dims", 2)
+    if isinstance(dims, int):
+        dims = list(range(a.ndim - dims, a.ndim)), list(range(dims))
+    of_a, of_b = ([d] if isinstance(d, int) else list(d) for d in dims)
+    return _contraction(call, a, b, [d % a.ndim for d in of_a], [d % b.ndim for d in of_b])
+
+
+def _contraction(
+    call: Call, a: Tensor, b: Tensor, of_a: Sequence[int], of_b: Sequence[int]
+) -> Place:
+    """Where samples lie after a sum over some dimensions of two factors; the others follow."""
+    x, (rows, dim) = call.inputs[0]
+    if len(call.inputs) > 1 or a is b:
+        raise Mixed("it multiplies samples of one factor with samples of the other")
+    summed, before = (of_a, 0) if x is a else (of_b, a.ndim - len(of_a))
+    if dim in summed:
+        raise Mixed("it sums over the dimension of the samples")
+    return Place(rows, before + dim - sum(d < dim for d in summed))
+
+
+def distances(call: Call) -> Place:
+    """Distances between all rows of one factor and all of the other: ``cdist``."""
+    a, b = call.argument(0, "x1"), call.argument(1, "x2")
+    flipped = [(x, Place(p.rows, {x.ndim - 1: x.ndim - 2, x.ndim - 2: x.ndim - 1}.get(p.dim, p.dim))
+                if x is b else p) for x, p in call.inputs]  # fmt: skip
+    if a is b:
+        raise Mixed("it compares samples with each other")
+    return matmul(call._replace(args=(a, b), kwargs={}, inputs=flipped))
+
+
+def similarity(call: Call) -> Place:
+    """Cosine similarity along a dimension."""
+    wide = max(x.ndim for x, _ in call.inputs)
+    along = call.argument(2, "dim", 1) % max(wide, call.out.ndim + 1)
+    n = call.out.ndim + 1
+    places = [(x, Place(place.rows, place.dim + n - x.ndim)) for x, place in call.inputs]
+    rows, dim = agreed(places)
+    if dim == along:
+        raise Lost("it reduces over the dimension of the samples")
+    dim -= dim > along
+    if call.out.shape[dim] != len(rows):
+        raise Mixed("its output has another size than its input")
+    return Place(rows, dim)
+
+
+def matrices(call: Call) -> Place:
+    """Linear algebra on the last two dimensions, any number in front of them."""
+    places = []
+    wide = max(x.ndim for x, _ in call.inputs)
+    for x, (rows, dim) in call.inputs:
+        if dim >= x.ndim - 2:
+            raise Mixed("it works on the dimension of the samples")
+        places.append((x, Place(rows, dim + wide - x.ndim)))
+    place = agreed(places)
+    outs = [call.out] if isinstance(call.out, Tensor) else list(call.out)
+    if any(place.dim >= out.ndim or out.shape[place.dim] != len(place.rows) for out in outs):
+        raise Mixed("its output has another size than its input")
+    return place
+
+
+def bag(call: Call) -> Place:
+    """``embedding_bag`` of bags of equal size, ``[B, n]``."""
+    ids = call.argument(0, "input")
+    place = call.place(ids)
+    if place is None or place.dim or ids.ndim != 2:
+        raise Mixed("only bags [samples, size] are understood")
+    return place
+
+
 def addmm(call: Call) -> Place:
     """``bias + a @ b`` and its batched form."""
-    _, a, b = call.args[:3]
+    names = ("mat1", "mat2") if call.name in ("addmm", "addmv") else ("batch1", "batch2")
+    a = call.argument(1, names[0], call.kwargs.get("mat"))
+    b = call.argument(2, names[1], call.kwargs.get("vec"))
     inputs = [(x, place) for x, place in call.inputs if x is a or x is b]
     if len(inputs) != len(call.inputs) or not inputs:
         raise Mixed("its first argument holds samples")
-    return matmul(call._replace(args=(a, b), inputs=inputs))
+    return matmul(call._replace(args=(a, b), kwargs={}, inputs=inputs))
 
 
 def attention(call: Call) -> Place:
@@ -68,13 +165,13 @@ def attention(call: Call) -> Place:
 
 
 def einsum(call: Call) -> Place:
-    """Einsum in its string form, without ellipsis."""
+    """Einsum in its string form."""
     equation, operands = call.args[0], call.args[1:]
-    operands = operands[0] if len(operands) == 1 and isinstance(operands[0], list) else operands
-    if not isinstance(equation, str) or "." in equation or "->" not in equation:
-        raise Mixed("only einsum equations with '->' and without '...' are understood")
-    left, right = equation.replace(" ", "").split("->")
-    terms = left.split(",")
+    if len(operands) == 1 and isinstance(operands[0], list | tuple):
+        operands = operands[0]
+    if not isinstance(equation, str):
+        raise Mixed("only einsum equations that are strings are understood")
+    terms, right = _terms(equation.replace(" ", ""), [x.ndim for x in operands])
     places = []
     for term, x in zip(terms, operands, strict=True):
         if (place := call.place(x)) is not None:
@@ -85,10 +182,26 @@ def einsum(call: Call) -> Place:
     return agreed(sorted(places, key=lambda pair: not pair[0].requires_grad))
 
 
+def _terms(equation: str, ndims: Sequence[int]) -> tuple[list[str], str]:
+    """Write out ``...`` and an output that is not given; digits stand for what ``...`` covers."""
+    left, arrow, right = equation.partition("->")
+    terms = left.split(",")
+    covered = [n - len(term.replace("...", "")) for term, n in zip(terms, ndims, strict=True)]
+    digits = "0123456789"[
+        : max(c if "..." in t else 0 for t, c in zip(terms, covered, strict=True))
+    ]
+    if not arrow:
+        letters = "".join(terms).replace(".", "")
+        right = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    own = lambda c: digits[len(digits) - c :] if c else ""
+    written = [t.replace("...", own(c)) for t, c in zip(terms, covered, strict=True)]
+    return written, right.replace("...", digits)
+
+
 def token_loss(call: Call) -> Place:
     """Classification losses without reduction, ``[N, C, ...]`` to ``[N, ...]``."""
     if call.kwargs.get("reduction", "mean") != "none":
-        raise Mixed("it averages over samples; ask for reduction='none'")
+        raise Lost("it averages over samples; ask for reduction='none'")
     x, (rows, dim) = call.inputs[0]
     if x is not call.argument(0, "input"):
         raise Mixed("only its target holds samples")
@@ -101,5 +214,5 @@ def token_loss(call: Call) -> Place:
 def pointwise_loss(call: Call) -> Place:
     """Elementwise losses without reduction."""
     if call.kwargs.get("reduction", "mean") != "none":
-        raise Mixed("it averages over samples; ask for reduction='none'")
+        raise Lost("it averages over samples; ask for reduction='none'")
     return broadcast(call)

@@ -363,4 +363,3 @@ def _call(function: type[Function], *args: Any) -> Tensor:
     out = function.apply(*args)
     assert isinstance(out, Tensor)
     return out
-

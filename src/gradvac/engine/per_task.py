@@ -37,6 +37,7 @@ from gradvac.engine.groups import Grouping, Heads, ParameterGroup
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.ranks import Ranks
 from gradvac.engine.sharded import Shards
+from gradvac.engine.task_names import task_name
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 
@@ -99,6 +100,7 @@ class PerTaskEngine(TaskEngine):
                 depends on another task's head; or if the task is unknown or the parameters are not
                 those the engine was made for.
         """
+        task = task_name(task)
         self._guard.check_tasks([task])
         if not self.accumulated:
             self._guard.check_parameters()
@@ -175,9 +177,7 @@ class PerTaskEngine(TaskEngine):
             inner = gram([[r] for r in rows])
             end.report = decide(self.method, inner, losses, tasks, groups, now.number, now.shares)
             parts = zip(self._buffers, rows, end.report.weights, strict=True)
-            combined = [
-                pair for buffer, m, w in parts for pair in buffer.gradients(combine(w, m))
-            ]
+            combined = [pair for buffer, m, w in parts for pair in buffer.gradients(combine(w, m))]
         own = self._heads.finished(now.loss_scale)
         end.gradients = [*combined, *zip(self._heads.parameters, own, strict=True)]
 

@@ -48,6 +48,15 @@ _POINTWISE = """
     logical_xor bitwise_and bitwise_or bitwise_not isnan isinf isfinite copy fill zero
     zeros_like ones_like full_like empty_like expand
     expand_as broadcast_to requires_grad cuda cpu real
+    logaddexp logaddexp2 xlogy xlog1py atan2 arctan2 hypot fmax fmin copysign ldexp float_power
+    tan asin acos atan sinh cosh asinh acosh atanh arcsin arccos arctan arcsinh arccosh arctanh
+    erfc erfinv exp2 log10 lgamma digamma sinc sgn fix deg2rad rad2deg i0 hardshrink softshrink
+    conj conj_physical resolve_conj resolve_neg angle isneginf isposinf isclose greater
+    greater_equal less less_equal not_equal subtract
+    special_entr special_erf special_erfc special_erfcx special_erfinv special_exp2 special_expit
+    special_expm1 special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr
+    special_logit special_ndtr special_ndtri special_psi special_digamma special_gammaln
+    special_sinc special_xlog1py special_xlogy
 """
 
 KNOWN: dict[str, Entry] = {name: Entry(flow.broadcast, Meeting.POINTWISE)
@@ -64,7 +73,13 @@ _add("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout featur
      " bernoulli rand_like randn_like", flow.broadcast, Meeting.NONE)  # fmt: skip
 _add("softmax log_softmax cumsum cumprod logcumsumexp glu normalize flip sort argsort",
      flow.along(1))  # fmt: skip
-_add("topk", flow.along(2))
+_add("topk kthvalue", flow.along(2, -1))
+_add("cummax cummin softmin", flow.along(1))
+_add("diff", flow.along(2, -1))
+_add("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft", flow.along(2, -1))
+_add("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2", flow.along(2, (-2, -1)))
+_add("fft_fftn fft_ifftn fft_rfftn fft_irfftn", flow.along(2))
+_add("fft_fftshift fft_ifftshift", flow.along(1))
 KNOWN["normalize"] = Entry(
     lambda call: flow.along(1)(
         call._replace(args=(call.args[0], call.argument(2, "dim", 1)), kwargs={})
@@ -72,9 +87,11 @@ KNOWN["normalize"] = Entry(
     Meeting.MASKED,
 )
 _add("roll", flow.along(2))
-_add("sum mean var std prod logsumexp amax amin argmax argmin all any count_nonzero nansum",
-     flow.reduction(1))  # fmt: skip
-_add("norm", flow.reduction(2))
+_add("sum mean var std prod logsumexp amax amin argmax argmin all any count_nonzero nansum nanmean"
+     " var_mean std_mean median nanmedian mode aminmax", flow.reduction(1))  # fmt: skip
+_add("norm linalg_norm linalg_vector_norm quantile nanquantile", flow.reduction(2))
+_add("cosine_similarity", flow_products.similarity)
+_add("cdist", flow_products.distances, Meeting.SLICES)
 _add("max min", flow.extremum)
 _add("view reshape flatten unflatten view_as reshape_as unsqueeze squeeze ravel", flow.reshape)
 _add("transpose swapaxes swapdims t T mT adjoint", flow.transpose)
@@ -82,8 +99,10 @@ _add("permute", flow.permute)
 _add("chunk split tensor_split unbind select narrow diagonal unfold split_with_sizes hsplit vsplit"
      " movedim moveaxis",
      flow_indexing.cut)  # fmt: skip
-_add("getitem", flow_indexing.getitem)
-_add("index_select", flow_indexing.index_select)
+_add("getitem", flow_indexing.getitem, Meeting.SLICES)
+_add("index_select", flow_indexing.index_select, Meeting.SLICES)
+_add("as_strided", flow.windows)
+_add("index_add index_copy", flow_indexing.index_add)
 _add("gather scatter scatter_add take_along_dim", flow_indexing.gather)
 _add("stack", flow.stack)
 _add("cat concat concatenate", flow.concatenate)
@@ -96,8 +115,19 @@ _add("cross_entropy nll_loss", flow_products.token_loss)
 _add("mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy kl_div"
      " binary_cross_entropy_with_logits", flow_products.pointwise_loss)  # fmt: skip
 
-_add("matmul rmatmul mm bmm", flow_products.matmul, Meeting.SLICES)
-_add("addmm baddbmm", flow_products.addmm, Meeting.SLICES)
+_add("matmul rmatmul mm bmm mv", flow_products.matmul, Meeting.SLICES)
+_add("addmm baddbmm addmv", flow_products.addmm, Meeting.SLICES)
+_add("inner", flow_products.inner, Meeting.SLICES)
+_add("outer ger", flow_products.outer, Meeting.SLICES)
+_add("tensordot", flow_products.tensordot, Meeting.SLICES)
+_add("linalg_inv linalg_inv_ex inverse linalg_det det logdet linalg_slogdet slogdet linalg_cholesky"
+     " cholesky linalg_qr qr linalg_eigh linalg_svd svd linalg_svdvals linalg_eigvalsh"
+     " linalg_matrix_exp matrix_exp linalg_matrix_power matrix_power linalg_pinv pinverse"
+     " linalg_solve_triangular linalg_householder_product cholesky_inverse",
+     flow_products.matrices)  # fmt: skip
+_add("pixel_shuffle pixel_unshuffle", flow_products.last_dims(lambda call: 3, "it rearranges"))
+_add("embedding_bag", flow_products.bag, Meeting.SLICES)
+_add("one_hot", flow_products.last_dims(lambda call: 0, ""))
 _add("einsum", flow_products.einsum, Meeting.SLICES)
 _add("scaled_dot_product_attention", flow_products.attention, Meeting.SLICES)
 _add("rms_norm", flow_products.last_dims(_normalized_dims, "it normalises over"), Meeting.SLICES)
@@ -127,10 +157,10 @@ IGNORED = frozenset(
     """
     size dim ndimension numel nelement stride storage_offset is_contiguous item tolist data_ptr
     len index repr str format hash dir is_floating_point is_complex is_cuda is_same_size
-    get_device element_size backward storage untyped_storage numpy deepcopy reduce_ex
+    get_device element_size storage untyped_storage numpy deepcopy reduce_ex
     reduce register_hook retain_grad has_names is_nonzero set_grad_enabled is_tensor equal allclose
     nonzero unique is_pinned pin_memory is_shared share_memory empty zeros ones arange full eye
-    tensor manual_seed rand randn randint randperm linspace contains grad new_zeros
+    tensor manual_seed rand randn randint randperm linspace contains new_zeros
     new_ones new_full new_empty new_tensor
     """.split()
 )

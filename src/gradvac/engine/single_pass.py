@@ -347,8 +347,7 @@ class SinglePassEngine(TaskEngine):
     def _backward_alike(self, shards: Shards, loss: Tensor, owners: RowMap, ends: bool) -> None:
         """Make the backward passes of a sharded model, as many as any rank needs."""
         assert self._batch is not None and self._ranks is not None
-        batch, ranks, n_tasks = self._batch, self._ranks, owners.n_tasks
-        trace = batch.trace
+        batch, trace, n_tasks = self._batch, self._batch.trace, owners.n_tasks
         splits = trace.splits and batch.only is None
         passes = self._agree_on_passes(shards, owners, CHECKS if splits and self._due(batch) else 0)
         if passes.checks:
@@ -399,11 +398,13 @@ class SinglePassEngine(TaskEngine):
     def _run_split(self, loss: Tensor, retain_graph: bool) -> Sequence[Tensor | None]:
         """Run a backward pass that splits; return what autograd found of :attr:`_leaves` itself.
 
-        None for what other tensors are made of, which wait with their graph for the end.
+        None for what other tensors are made of, which wait with their graph for the end, and for
+        parameters with hooks, which are not made for nothing to come.
         """
         assert self._batch is not None
         chains = self._batch.trace.chains
         waiting = {id(s.leaf) for c in chains for s in c.sources if isinstance(s, ParameterSlot)}
+        waiting |= {id(slot.leaf) for slot in self._slots.values() if slot.hooked}
         asked = [leaf for leaf in self._leaves if id(leaf) not in waiting]
         found = iter(self._run(loss, None, asked, Flow.SPLIT, retain_graph))
         return [None if id(leaf) in waiting else next(found) for leaf in self._leaves]

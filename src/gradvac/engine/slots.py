@@ -69,7 +69,11 @@ class ViewSlot(Slot):
             seen = self.view(of)
         except Exception:  # an index that is not on its device: a copy
             return None
-        return seen if seen._is_view() and seen._base is (of if of._base is None else of._base) else None
+        return (
+            seen
+            if seen._is_view() and seen._base is (of if of._base is None else of._base)
+            else None
+        )
 
     def expect(self) -> None:
         """Count a use in the forward pass."""

@@ -163,7 +163,9 @@ class GroupStore:
                 s: s.as_sparse(spread[s]) for s in used if s.wants_sparse and s.uses == s.lookups
             }
         kinds = [
-            slot.parameter.dtype if dtype is None else torch.promote_types(dtype, slot.parameter.dtype)
+            slot.parameter.dtype
+            if dtype is None
+            else torch.promote_types(dtype, slot.parameter.dtype)
             for slot in self.slots
         ]
         return [
@@ -244,7 +246,7 @@ class ParameterSlot(Slot):
 
     @property
     def held(self) -> bool:
-        """Whether the gradients are in no matrix of their group and are more than rows looked up."""
+        """Whether the gradients are neither in the matrix of the group nor rows looked up."""
         return self.apart and not self.sparse
 
     def probe(self) -> Tensor:
@@ -347,7 +349,11 @@ class ParameterSlot(Slot):
         """Return a gradient as ``nn.Embedding(sparse=True)`` has it: the rows looked up alone."""
         rows = self._touched if self.sparse else gradient.any(1).nonzero().flatten()
         return torch.sparse_coo_tensor(
-            rows[None], gradient.index_select(0, rows), gradient.shape, is_coalesced=True
+            rows[None],
+            gradient.index_select(0, rows),
+            gradient.shape,
+            check_invariants=False,
+            is_coalesced=True,
         )
 
     def spread(self, combined: Tensor) -> Tensor:

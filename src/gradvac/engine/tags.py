@@ -45,7 +45,7 @@ class Known:
         aside: whether its gradient is left to autograd.
     """
 
-    __slots__ = ("aside", "base", "lost", "place", "slot", "trace", "version", "why")
+    __slots__ = ("aside", "base", "computed", "lost", "place", "slot", "trace", "version", "why")
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Known:
     ) -> None:
         self.trace, self.version = trace, tensor._version
         self.place, self.slot, self.base, self.why, self.aside = place, slot, base, why, aside
-        self.lost = lost
+        self.lost, self.computed = lost, tensor.grad_fn is not None
         setattr(tensor, _MARK, self)
 
 
@@ -89,6 +89,8 @@ class Tags(TorchFunctionMode):
         known: Known | None = getattr(tensor, _MARK, None)
         if known is None or known.trace is not self or known.version != tensor._version:
             return None
+        if tensor.grad_fn is not None and not known.computed:
+            return None  # a custom autograd function made it of constants and gave it a gradient
         return known
 
     def follow(self, call: Call, entry: Entry | None) -> None:
@@ -120,7 +122,7 @@ class Tags(TorchFunctionMode):
         """Say which sample each slice of an output belongs to, were it a loss, if that is clear."""
         if not call.inputs:
             return None, lost
-        x, place = call.inputs[0]
+        place = call.inputs[0][1]
         try:
             if entry is not None:
                 return entry.rule(call), lost

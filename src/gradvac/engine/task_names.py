@@ -57,7 +57,9 @@ def task_name(name: Any, sample: int | None = None) -> str:
     if isinstance(name, Integral) and not isinstance(name, bool):
         return str(int(name))
     where = "a task name" if sample is None else f"the task of sample {sample}"
-    raise GradientError(f"{where} is {name!r}; it must be a string, or an integer to be written out")
+    raise GradientError(
+        f"{where} is {name!r}; it must be a string, or an integer to be written out"
+    )
 
 
 def _positions(positions: Any, names: Any) -> tuple[list[str], Tensor]:

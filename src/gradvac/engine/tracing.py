@@ -127,10 +127,10 @@ class Trace(Tags):
         """Do what was called, and follow samples and parameters through it."""
         kwargs = kwargs or {}
         name = name_of(func)
-        if name in IGNORED:
-            return func(*args, **kwargs)
         if name in _BACKWARD:
             return self._backward(func, name, args, kwargs)
+        if name in IGNORED:
+            return func(*args, **kwargs)
         if not self._began:
             return self._whole(func, name, args, kwargs)
         try:
@@ -266,6 +266,8 @@ class Trace(Tags):
         Raises:
             GradientError: for ``loss.backward()`` that reaches the parameters of the engine.
         """
+        if self.watch.flow is not Flow.FOREIGN:  # inside the backward of a custom function
+            return inner(func)(*args, **kwargs)
         if name == "backward":
             reached = {id(leaf) for x in tensors_in(args, {}) for leaf in leaves(x)}
             if not reached.isdisjoint(self.slots):
