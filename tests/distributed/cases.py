@@ -167,6 +167,7 @@ def train(case: Case, rank: int = 0, size: int = 1) -> dict[str, Any]:
             for p in model.parameters():
                 assert p.grad is None or isinstance(p.grad, DTensor) == isinstance(p, DTensor)
                 p -= 0 if p.grad is None else 0.1 * p.grad
+                p.grad = None
         found["parameters"].append(whole(model.parameters()))
     return found
 

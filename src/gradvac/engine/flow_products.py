@@ -51,6 +51,17 @@ def matmul(call: Call) -> Place:
     return place
 
 
+def grouped(call: Call) -> Place:
+    """Rows in groups, each times a matrix of its own: ``grouped_mm`` of ``[N, k]``."""
+    x = call.argument(0, "mat_a")
+    place = call.place(x)
+    if place is None or x.ndim != 2 or place.dim or call.argument(1, "mat_b").ndim != 3:
+        raise Mixed("only rows [N, k] that hold samples are understood")
+    if len(call.inputs) > 1 and call.place(call.argument(1, "mat_b")) is not None:
+        raise Mixed("its matrices hold samples")
+    return place
+
+
 def _with_vector(call: Call, a: Tensor, b: Tensor) -> Place:
     """A product of a vector ``[k]`` with a matrix or a batch of them."""
     x, (rows, dim) = call.inputs[0]

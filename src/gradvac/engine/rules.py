@@ -117,6 +117,7 @@ _add("mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy kl_div"
 
 _add("matmul rmatmul mm bmm mv", flow_products.matmul, Meeting.SLICES)
 _add("addmm baddbmm addmv", flow_products.addmm, Meeting.SLICES)
+_add("grouped_mm", flow_products.grouped)
 _add("inner", flow_products.inner, Meeting.SLICES)
 _add("outer ger", flow_products.outer, Meeting.SLICES)
 _add("tensordot", flow_products.tensordot, Meeting.SLICES)

@@ -218,7 +218,7 @@ def _check(name: str, parameter: Tensor) -> None:
 def _hand_on(tags: Tags, old: Tensor, new: Tensor) -> None:
     known = tags.known(old)
     if known is not None:
-        Known(tags, new, known.place, why=known.why, aside=known.aside)
+        Known(tags, new, known.place, why=known.why, aside=known.aside, lost=known.lost)
 
 
 def failure_of_a_collective(error: BaseException) -> bool:

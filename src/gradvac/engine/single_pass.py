@@ -24,7 +24,7 @@ divided by; they are added up.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -351,8 +351,11 @@ class SinglePassEngine(TaskEngine):
         splits = trace.splits and batch.only is None
         passes = self._agree_on_passes(shards, owners, CHECKS if splits and self._due(batch) else 0)
         if passes.checks:
-            made = self._check(loss, owners) if splits and self._due(batch) else 0
-            self._idle(loss, passes.checks - made, retain_graph=True)
+            gather = shards.gathered(passes.units)
+            if not (splits and self._due(batch)) or not self._check(loss, owners, gather):
+                self._idle(loss, passes.checks, retain_graph=True)
+                with gather:
+                    pass
             passes = self._agree_on_passes(shards, owners, 0)
         own = 1 if trace.splits else len(owners.index.unique())
         self._step.streams = self._step.streams and passes.streams
@@ -421,25 +424,29 @@ class SinglePassEngine(TaskEngine):
                     self._give_up(refusal)
                 raise refusal
 
-    def _check(self, loss: Tensor, owners: RowMap) -> int:
+    def _check(
+        self, loss: Tensor, owners: RowMap, gather: AbstractContextManager[Any] | None = None
+    ) -> bool:
         """Check the batch; go on without splitting gradients if they cannot be split.
 
         Returns:
-            How many backward passes through the whole graph were made.
+            Whether backward passes through the whole graph were made, as many as ``CHECKS``.
         """
         assert self._batch is not None
         batch = self._batch
+        rehearses = False
         try:
             if not batch.followed:
                 self._check_end(loss, owners)
-            if self._proved is None or not (self._checks_left > 0 or batch.trace.new):
-                return 0
-            self._rehearse(loss, owners)
-            self._proved |= batch.trace.new
-            self._checks_left -= 1
+            rehearses = self._proved is not None and (self._checks_left > 0 or bool(batch.trace.new))
+            if rehearses:
+                self._rehearse(loss, owners, gather or nullcontext())
+                assert self._proved is not None
+                self._proved |= batch.trace.new
+                self._checks_left -= 1
         except Refusal as refusal:
             batch.trace.stop(refusal)
-        return CHECKS
+        return rehearses
 
     def _check_end(self, loss: Tensor, owners: RowMap) -> None:
         """Check that losses whose samples were not followed are made of their own samples.
@@ -447,6 +454,8 @@ class SinglePassEngine(TaskEngine):
         Raises:
             Refusal: if they are not, or if a parameter is used out of sight.
         """
+        if self._shards is not None:  # what follows a sharded module gathers, with all ranks
+            raise Refusal("the samples were not followed to the losses of a sharded model")
         nodes, reached = last_meetings(loss)
         for leaf in self._leaves[: len(self._slots)]:
             if id(leaf) in reached:
@@ -477,8 +486,15 @@ class SinglePassEngine(TaskEngine):
                     "what follows it mixes samples"
                 )
 
-    def _rehearse(self, loss: Tensor, owners: RowMap) -> None:
+    def _rehearse(
+        self, loss: Tensor, owners: RowMap, gather: AbstractContextManager[Any]
+    ) -> None:
         """Check what is split against autograd, without touching what the step has collected.
+
+        Args:
+            loss: with its graph, which is kept.
+            owners: whose losses these are.
+            gather: holds sharded parameters whole, for what was made of parameters alone.
 
         Raises:
             Refusal: if a parameter's gradient would be wrong.
@@ -493,9 +509,10 @@ class SinglePassEngine(TaskEngine):
         try:
             with rehearsal.running(), without_hooks(self._leaves):
                 found = self._run_split(loss, retain_graph=True)
-                batch.carry_on(owners.n_tasks)
-                rehearsal.finish()
                 plain = self._run(loss, scaled, self._leaves, Flow.PLAIN, True)
+                with gather:
+                    batch.carry_on(owners.n_tasks)
+                rehearsal.finish()
         except (GradientError, torch.OutOfMemoryError):
             raise
         except Exception as error:
