@@ -61,6 +61,13 @@ FOLLOWED = {
     "index_add": lambda y, m: torch.zeros_like(y).index_add(
         0, torch.tensor([2, 0, 0]), y[torch.tensor([2, 0, 0])] * m.vector
     ) + y,
+    "index_add to constants": lambda y, m: torch.zeros(B, T, D, dtype=y.dtype).index_add(
+        0, torch.tensor([2, 0, 0]), y[torch.tensor([2, 0, 0])] * m.vector
+    ),
+    "baddbmm with samples": lambda y, m: (y[:, :, :T] * m.vector[:T]).baddbmm(y, y.mT),
+    "complex": lambda y, m: torch.view_as_real(
+        torch.view_as_complex(y.view(B, T, 3, 2)) * torch.polar(torch.ones(3), torch.arange(3.0))
+    ),
     "inverse": lambda y, m: torch.linalg.inv(y @ y.mT + torch.eye(T)) @ y,
     "added in place": lambda y, m: m.vector.expand(B, T, D).clone().add_(y * m.vector),
 }  # fmt: skip
@@ -79,14 +86,15 @@ class Net(nn.Module):
         torch.manual_seed(0)
         self.first, self.operation = nn.Linear(D, D), operation
         shapes = {"square": (D, D), "cube": (D, T), "vector": (D,), "table": (5, 3)}
-        shapes |= {"wide": (2 * D,), "experts": (5, D, D)}
+        shapes |= {"wide": (2 * D,), "experts": (5, D, D), "last": (2, 1)}
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.randn(shape)))
         self.double()
 
     def forward(self, x, ids):
         y = self.operation(self.first(x).tanh(), self)
-        return y.reshape(B, -1).square().sum(1)
+        y = y.reshape(B, -1).square().sum(1, keepdim=True)
+        return F.linear(y, self.last).sum(1)  # a parameter, so that samples must have been followed
 
 
 @pytest.mark.parametrize("name", FOLLOWED)

@@ -161,10 +161,16 @@ def addmm(call: Call) -> Place:
     names = ("mat1", "mat2") if call.name in ("addmm", "addmv") else ("batch1", "batch2")
     a = call.argument(1, names[0], call.kwargs.get("mat"))
     b = call.argument(2, names[1], call.kwargs.get("vec"))
-    inputs = [(x, place) for x, place in call.inputs if x is a or x is b]
-    if len(inputs) != len(call.inputs) or not inputs:
+    factors = [(x, place) for x, place in call.inputs if x is a or x is b]
+    added = [
+        (x, Place(place.rows, place.dim + call.out.ndim - x.ndim))
+        for x, place in call.inputs
+        if x is not a and x is not b
+    ]
+    if not factors:
         raise Mixed("its first argument holds samples")
-    return matmul(call._replace(args=(a, b), kwargs={}, inputs=inputs))
+    place = matmul(call._replace(args=(a, b), kwargs={}, inputs=factors))
+    return agreed([(factors[0][0], place), *added])
 
 
 def attention(call: Call) -> Place:

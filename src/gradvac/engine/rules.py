@@ -51,7 +51,7 @@ _POINTWISE = """
     logaddexp logaddexp2 xlogy xlog1py atan2 arctan2 hypot fmax fmin copysign ldexp float_power
     tan asin acos atan sinh cosh asinh acosh atanh arcsin arccos arctan arcsinh arccosh arctanh
     erfc erfinv exp2 log10 lgamma digamma sinc sgn fix deg2rad rad2deg i0 hardshrink softshrink
-    conj conj_physical resolve_conj resolve_neg angle isneginf isposinf isclose greater
+    conj conj_physical resolve_conj resolve_neg angle isneginf isposinf isclose polar complex greater
     greater_equal less less_equal not_equal subtract
     special_entr special_erf special_erfc special_erfcx special_erfinv special_exp2 special_expit
     special_expm1 special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr
@@ -128,7 +128,8 @@ _add("linalg_inv linalg_inv_ex inverse linalg_det det logdet linalg_slogdet slog
      flow_products.matrices)  # fmt: skip
 _add("pixel_shuffle pixel_unshuffle", flow_products.last_dims(lambda call: 3, "it rearranges"))
 _add("embedding_bag", flow_products.bag, Meeting.SLICES)
-_add("one_hot", flow_products.last_dims(lambda call: 0, ""))
+_add("view_as_complex", flow_products.last_dims(lambda call: 1, "it joins"))
+_add("view_as_real one_hot", flow_products.last_dims(lambda call: 0, ""))
 _add("einsum", flow_products.einsum, Meeting.SLICES)
 _add("scaled_dot_product_attention", flow_products.attention, Meeting.SLICES)
 _add("rms_norm", flow_products.last_dims(_normalized_dims, "it normalises over"), Meeting.SLICES)

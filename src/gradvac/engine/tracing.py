@@ -187,9 +187,25 @@ class Trace(Tags):
         entry = KNOWN.get(name) if is_torch(func) else None
         if free:
             return self._meet(func, name, entry, args, kwargs, tagged, free)
+        if name == "setitem":
+            return self._assign(Call(func, name, args, kwargs, tagged, None), entry)
         out = func(*args, **kwargs)
         self.follow(Call(func, name, args, kwargs, tagged, out), entry)
         return out
+
+    def _assign(self, call: Call, entry: Entry | None) -> None:
+        """Do ``x[index] = value``, of which the rule is to see what was there before."""
+        places, why = None, ""
+        try:
+            assert entry is not None
+            places = entry.rule(call)
+        except Exception as error:
+            why = f"made by {call.name!r}: {because(error)}"
+        call.func(*call.args)
+        if why:
+            self.opaque(call, None, why)
+        else:
+            self.tag_output(call.args[0], places)
 
     def _note(
         self,
