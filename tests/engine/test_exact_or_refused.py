@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gradvac.engine import Engine, PerTaskEngine, parameter_groups
+from gradvac.engine import Engine, PerTaskEngine, again, parameter_groups
 from gradvac.errors import GradientError
 from gradvac.methods import Joint, PCGrad, StaticWeights
 from tests.engine.partition import flat, largest_error
@@ -129,6 +129,37 @@ def test_a_check_is_made_again_where_the_forward_pass_changes(monkeypatch):
     assert step(lambda: model(X).abs().sum(1)) == 2
     assert step(lambda: model[0](model[1](model[2](X))).abs().sum(1)) == 3
     assert step(lambda: model(X).abs().sum(1)) == 3
+
+
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_a_wrong_split_behind_a_gate_is_found_when_the_gate_opens(monkeypatch, accumulates):
+    """Its gradients are zero while it is checked, so that nothing is shown."""
+    reduce = again._reduce
+    monkeypatch.setattr(again, "_reduce", lambda *args: 1.5 * reduce(*args))
+    model = net()
+    model.scale = nn.Parameter(torch.ones(D, dtype=torch.float64))
+    engine = Engine(model, Joint())
+
+    def step(gate):
+        model.zero_grad()
+        with engine.tasks(TASKS, inputs=[X]):
+            h = model[0](X)
+            loss = model[2](h + gate * (h * model.scale)).square().sum(1)
+            engine.accumulate(loss) if accumulates else engine.backward(loss)
+        if accumulates:
+            engine.combine()
+
+    for _ in range(3):
+        step(0.0)
+    assert not engine.refused
+    state = engine.state_dict()
+    with pytest.raises(GradientError, match="parameter 'scale' has a gradient that does not split"):
+        step(1.0)
+    assert all(p.grad is None for p in model.parameters()) and engine.state_dict() == state
+    step(1.0)  # a backward pass per task from then on
+    h = model[0](X)
+    loss = model[2](h + h * model.scale).square().sum()
+    torch.testing.assert_close(model.scale.grad, torch.autograd.grad(loss, model.scale)[0])
 
 
 # -- autograd inside the forward pass -------------------------------------------------------------

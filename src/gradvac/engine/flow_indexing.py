@@ -218,7 +218,9 @@ def index_add(call: Call) -> Place:
     index, source = call.argument(2, "index"), call.argument(3, "source")
     own, given = call.place(x), call.place(source)
     if own is None and given is not None and not x.requires_grad and dim % x.ndim == given.dim:
-        line = torch.zeros(x.shape[given.dim], dtype=torch.int64)  # what nobody writes to is constant
+        line = torch.zeros(
+            x.shape[given.dim], dtype=torch.int64
+        )  # what nobody writes to is constant
         line[index.cpu()] = given.rows.index
         own = Place(RowMap(line, given.rows.n_tasks), given.dim)
     if own is None or given is None or own.dim != given.dim:

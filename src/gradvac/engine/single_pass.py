@@ -234,8 +234,9 @@ class SinglePassEngine(TaskEngine):
         streams = self._collector.may_stream(self.method) and not self._step.accumulated
         with self._ending(loss_scale, step, shares) as end:
             self._step.streams = streams
-            self._backward(loss, rows, mask, ends=True)
+            pending = self._backward(loss, rows, mask, ends=True)
             self._finish(end)
+            self._check_woken(*pending)
         return end.report
 
     def accumulate(
@@ -252,7 +253,10 @@ class SinglePassEngine(TaskEngine):
                     "passes=2 holds no gradients from one micro-batch to the next; make the engine "
                     "with passes=1 to accumulate"
                 )
-            self._backward(loss, rows, mask, ends=False)
+            pending = self._backward(loss, rows, mask, ends=False)
+            for slot in self._slots.values():
+                slot.stir()
+            self._check_woken(*pending)
         except BaseException as e:
             self._tell(e)
             self.clear()
@@ -291,7 +295,9 @@ class SinglePassEngine(TaskEngine):
 
     # -- the backward pass ----------------------------------------------------------------------
 
-    def _backward(self, loss: Tensor, rows: Tensor | None, mask: Tensor | None, ends: bool) -> None:
+    def _backward(
+        self, loss: Tensor, rows: Tensor | None, mask: Tensor | None, ends: bool
+    ) -> tuple[Batch, Tensor, RowMap]:
         batch = self._batch
         if batch is None:
             raise GradientError(
@@ -313,7 +319,7 @@ class SinglePassEngine(TaskEngine):
         if self._shards is not None:
             self._backward_alike(self._shards, loss, owners, ends)
             self._batch = None
-            return
+            return batch, loss, owners
         if self._due(batch):
             self._check(loss, owners)
         if ends:
@@ -326,9 +332,28 @@ class SinglePassEngine(TaskEngine):
         elif self._collector.passes == 2:
             self._in_two_passes(loss, owners)
         else:
-            self._split(loss)
+            self._split(loss, retain_graph=any(slot.asleep for slot in self._slots.values()))
             batch.carry_on(owners.n_tasks)
         self._batch = None
+        return batch, loss, owners
+
+    def _check_woken(self, batch: Batch, loss: Tensor, owners: RowMap) -> None:
+        """Check again where gradients that were zero in the check no longer are.
+
+        Raises:
+            Refusal: if one would be wrong; it is too late then for a backward pass per task.
+        """
+        woken = [slot for slot in self._slots.values() if slot.woken]
+        if not woken or not batch.trace.splits or batch.only is not None:
+            return
+        self._batch = batch
+        try:
+            self._rehearse(loss, owners, nullcontext())
+        except Refusal as refusal:
+            batch.trace.stop(refusal)
+            raise
+        finally:
+            self._batch = None
 
     def _refuse_hidden_functions(self, batch: Batch, loss: Tensor) -> None:
         """Refuse parameters that the graph does not show, where the graph may be another one."""
@@ -438,7 +463,9 @@ class SinglePassEngine(TaskEngine):
         try:
             if not batch.followed:
                 self._check_end(loss, owners)
-            rehearses = self._proved is not None and (self._checks_left > 0 or bool(batch.trace.new))
+            rehearses = self._proved is not None and (
+                self._checks_left > 0 or bool(batch.trace.new)
+            )
             if rehearses:
                 self._rehearse(loss, owners, gather or nullcontext())
                 assert self._proved is not None
@@ -486,9 +513,7 @@ class SinglePassEngine(TaskEngine):
                     "what follows it mixes samples"
                 )
 
-    def _rehearse(
-        self, loss: Tensor, owners: RowMap, gather: AbstractContextManager[Any]
-    ) -> None:
+    def _rehearse(self, loss: Tensor, owners: RowMap, gather: AbstractContextManager[Any]) -> None:
         """Check what is split against autograd, without touching what the step has collected.
 
         Args:
@@ -521,7 +546,10 @@ class SinglePassEngine(TaskEngine):
             watch.done = before
         shared = len(self._slots)
         leaves = self._leaves[:shared]
-        wrong, _ = different(leaves, rehearsal.sums, plain[:shared], watch.coarsest)
+        wrong, silent = different(leaves, rehearsal.sums, plain[:shared], watch.coarsest)
+        for n, leaf in enumerate(leaves):
+            slot = self._slots[id(leaf)]
+            slot.asleep, slot.woken = n in silent and self._shards is None, False
         if wrong:
             hidden = found[wrong[0]]
             raise Refusal(

@@ -102,6 +102,8 @@ class GroupStore:
         if not self.used:
             return [torch.zeros(n_tasks, 1, dtype=self.dtype, device=self.device)]
         used = [slot for slot in self.slots if not slot.fresh]
+        for slot in used:
+            slot.stir()
         found: list[Rows] = [s.compact(n_tasks, self.dtype) for s in used if s.sparse]
         self.open(n_tasks)
         found += [slot.whole(n_tasks) for slot in used if slot.held]
@@ -123,6 +125,8 @@ class GroupStore:
         if not self.used:
             return [(sum(slot.parameter.numel() for slot in self.slots), None)]
         self.open(n_tasks)
+        for slot in self.slots:
+            slot.stir()
         for slot in self._dense:
             if slot.fresh:
                 slot.buffer.zero_()
@@ -224,10 +228,13 @@ class ParameterSlot(Slot):
     Attributes:
         apart: whether the gradients are above the budget.
         leaf: what a forward pass uses: the parameter, or the whole one of a sharded parameter.
+        asleep: whether its gradients were all zero when they were checked, which shows nothing.
+        woken: whether they were the first time not, since then.
     """
 
     def __init__(self, store: GroupStore, parameter: nn.Parameter) -> None:
         self.store, self.parameter, self.leaf = store, parameter, parameter
+        self.asleep = self.woken = False
         self.forget()
 
     def forget(self) -> None:
@@ -280,6 +287,12 @@ class ParameterSlot(Slot):
             return True
         self.store.open(n_tasks)
         return self.apart and not len(self.buffer)
+
+    def stir(self) -> None:
+        """Note if gradients that were zero so far no longer are."""
+        if self.asleep and not self.fresh:
+            parts = [use[1] for use in self._made_of] or [self.buffer]  # gradients of outputs
+            self.woken = self.woken or any(bool(part.any()) for part in parts)
 
     def expect(self) -> None:
         """Count a use in the forward pass."""
