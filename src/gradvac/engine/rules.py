@@ -51,7 +51,8 @@ _POINTWISE = """
     logaddexp logaddexp2 xlogy xlog1py atan2 arctan2 hypot fmax fmin copysign ldexp float_power
     tan asin acos atan sinh cosh asinh acosh atanh arcsin arccos arctan arcsinh arccosh arctanh
     erfc erfinv exp2 log10 lgamma digamma sinc sgn fix deg2rad rad2deg i0 hardshrink softshrink
-    conj conj_physical resolve_conj resolve_neg angle isneginf isposinf isclose polar complex greater
+    conj conj_physical resolve_conj resolve_neg angle isneginf isposinf isclose polar complex
+    greater
     greater_equal less less_equal not_equal subtract
     special_entr special_erf special_erfc special_erfcx special_erfinv special_exp2 special_expit
     special_expm1 special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr

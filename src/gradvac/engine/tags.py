@@ -90,7 +90,8 @@ class Tags(TorchFunctionMode):
         if known is None or known.trace is not self or known.version != tensor._version:
             return None
         if tensor.grad_fn is not None and not known.computed:
-            return None  # a custom autograd function made it of constants and gave it a gradient
+            # A custom autograd function made it of constants and gave it a gradient.
+            return Known(self, tensor, known.place, why=_out_of_sight(tensor))
         return known
 
     def follow(self, call: Call, entry: Entry | None) -> None:
@@ -136,6 +137,8 @@ class Tags(TorchFunctionMode):
         """Tag what an operation returned: a tensor, or several with a place for each or for all."""
         if isinstance(out, Tensor):
             if places is not None:
+                if not fits(out, places):
+                    raise Mixed("its output has another size than its samples")
                 Known(self, out, places)
         elif isinstance(out, tuple | list):
             each = [places] * len(out) if isinstance(places, Place) or places is None else places
@@ -147,12 +150,7 @@ class Tags(TorchFunctionMode):
         known = self.known(x)
         if known is not None and known.why is not None:
             return known.why
-        made = type(x.grad_fn).__name__
-        return (
-            f"made by {made}, out of sight (by a custom autograd function, in place through a "
-            "view, or before `with engine.tasks`; of activation checkpointing, use_reentrant=False "
-            "works)"
-        )
+        return _out_of_sight(x)
 
     def module(self) -> str:
         """Name the module that is being run."""
@@ -168,6 +166,14 @@ class Tags(TorchFunctionMode):
     def error(self, name: str, reason: str) -> Refusal:
         """Return the refusal of the operation ``name``, naming its module."""
         return Refusal(f"{name!r} in {self.module()}: {reason}")
+
+
+def _out_of_sight(x: Tensor) -> str:
+    return (
+        f"made by {type(x.grad_fn).__name__}, out of sight (by a custom autograd function, in "
+        "place through a view, or before `with engine.tasks`; of activation checkpointing, "
+        "use_reentrant=False works)"
+    )
 
 
 def fits(x: Any, place: Place) -> bool:

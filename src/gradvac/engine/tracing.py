@@ -35,7 +35,7 @@ from gradvac.engine.rules import Meeting as Kind
 from gradvac.engine.slots import ChainSlot, Slot, ViewSlot
 from gradvac.engine.special import COMPOSED, SPECIAL
 from gradvac.engine.stores import ParameterSlot
-from gradvac.engine.tags import Known, Refusal, Tags, because, refuse
+from gradvac.engine.tags import Known, Refusal, Tags, because, fits, refuse
 from gradvac.errors import GradientError
 
 _VIEWS = frozenset(
@@ -383,8 +383,8 @@ class Trace(Tags):
             refuse(call)
             out, meeting = self._do(call, entry, free)
             place = entry.rule(call._replace(out=out))
-            if not isinstance(place, Place):
-                raise Mixed("its output is not a single tensor")
+            if not isinstance(place, Place) or not fits(out, place):
+                raise Mixed("its output is not a single tensor of as many samples")
         except (Refusal, _StopRecomputationError):
             raise
         except Exception as error:  # of a rule that was not made for such arguments, too
