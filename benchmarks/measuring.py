@@ -117,7 +117,7 @@ def single_pass(
 
     def build(s: Workload) -> Step:
         engine: SinglePassEngine = Engine(
-            s.model, method(), granularity, engine="single_pass", verify_steps=0, **options
+            s.model, method(), granularity, engine="single_pass", **options
         )
 
         def step() -> None:

@@ -55,6 +55,7 @@ def per_task(s: Workload) -> Step:
     engine = PerTaskEngine(s.model, GradVac(), "all_layer")
 
     def step() -> None:
+        s.model.zero_grad()
         for k, name in enumerate(s.names):
             engine.accumulate(name, s.losses(s.task == k)[0].sum())
         engine.combine()
@@ -147,6 +148,7 @@ def libmtl_way(s: Workload) -> Step:
 PATHS: dict[str, Callable[[Setting], Step]] = {
     "plain": plain,
     "single_pass all_layer GradVac": single_pass(GradVac, "all_layer"),
+    "single_pass all_layer GradVac, unchecked": single_pass(GradVac, "all_layer", verify_steps=0),
     "single_pass all_layer PCGrad": single_pass(PCGrad, "all_layer"),
     "single_pass all_layer MGDA": single_pass(MGDA, "all_layer"),
     "single_pass all_matrix GradVac": single_pass(GradVac, "all_matrix"),
@@ -161,6 +163,7 @@ PATHS: dict[str, Callable[[Setting], Step]] = {
 QUICK = [
     "plain",
     "single_pass all_layer GradVac",
+    "single_pass all_layer GradVac, unchecked",
     "single_pass all_layer PCGrad",
     "single_pass all_matrix GradVac",
     "per_task all_layer GradVac",

@@ -5,7 +5,7 @@ Usage, in place of ``loss.backward()``::
     engine = Engine(model, GradVac(beta=1e-2), granularity="all_layer")
     with engine.tasks(task_of_each_sample):        # one name per sample, in any order
         loss_per_token = ...                       # an ordinary forward pass, nothing averaged
-        engine.backward(loss_per_token / tokens)   # sets p.grad
+        engine.backward(loss_per_token / tokens)   # adds to p.grad
     optimizer.step()
 
 or, for several losses of one forward pass or a forward pass for each task::
@@ -16,7 +16,8 @@ or, for several losses of one forward pass or a forward pass for each task::
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -30,6 +31,7 @@ from gradvac.engine.per_task import PerTaskEngine
 from gradvac.engine.ranks import Ranks
 from gradvac.engine.single_pass import SinglePassEngine
 from gradvac.engine.tags import Refusal
+from gradvac.engine.task_names import TaskOfSample
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 
@@ -56,7 +58,9 @@ class Engine(SinglePassEngine):
             their plain gradient and are in no group.
         engine: "single_pass" to raise an error instead of going on with a backward pass per task,
             "per_task" to split nothing; None for the one that the model allows.
-        verify_steps: how many first steps to check by a backward pass for each task.
+        verify_steps: how many first steps with several tasks to check against autograd, by two more
+            backward passes. A step whose forward pass does something new is checked too, unless
+            this is 0.
         nonfinite: "raise" an error if a loss or gradient is not finite, or "skip" the step:
             ``p.grad`` is then None, so that optimizers do nothing, and the report says why.
         task_names: the tasks there are: a task of another name is then an error, not a new task.
@@ -127,6 +131,34 @@ class Engine(SinglePassEngine):
             "one backward pass per task from now on: %s", refusal.reason
         )
 
+    @contextmanager
+    def tasks(
+        self,
+        tasks: TaskOfSample,
+        batch_dim: int = 0,
+        inputs: Sequence[Tensor] | None = None,
+    ) -> Iterator[Engine]:
+        """Follow the samples of a batch through the forward pass inside.
+
+        Where samples of several tasks meet, or cannot be followed, the forward pass goes on as it
+        is written, and :meth:`backward` runs one backward pass per task; :attr:`refused` says why.
+
+        Args:
+            tasks: the task of each of the B samples: B names, in anything that can be gone through,
+                integers meaning their digits; or ``(positions, names)``, B integers and what they
+                stand for.
+            batch_dim: the dimension of the inputs that holds the samples.
+            inputs: the tensors the samples come in. By default the tensors given to the model
+                whose size along ``batch_dim`` is B.
+
+        Raises:
+            GradientError: if a sample has no task or an unknown one, if this is inside another such
+                block, if the parameters are not those the engine was made for, or, with
+                ``engine="single_pass"``, if the samples cannot be followed.
+        """
+        with super().tasks(tasks, batch_dim, inputs):
+            yield self
+
     def backward(
         self,
         loss: Tensor | Mapping[str, Tensor],
@@ -136,7 +168,7 @@ class Engine(SinglePassEngine):
         step: int | None = None,
         shares: Mapping[str, float] | None = None,
     ) -> StepReport:
-        """Run the backward pass, combine the gradients, set ``p.grad`` and begin the next step.
+        """Run the backward pass, add the combined gradients to ``p.grad``, begin the next step.
 
         Args:
             loss: losses of samples, tokens or the like, ``[B, ...]`` or, with ``rows``, ``[N]``;
@@ -214,7 +246,7 @@ class Engine(SinglePassEngine):
         step: int | None = None,
         shares: Mapping[str, float] | None = None,
     ) -> StepReport:
-        """Combine the accumulated gradients, set ``p.grad`` and begin the next step.
+        """Combine the accumulated gradients, add them to ``p.grad`` and begin the next step.
 
         A rank without samples of its own calls this, where others run a backward pass.
 

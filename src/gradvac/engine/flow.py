@@ -232,7 +232,8 @@ def concatenate(call: Call) -> Place:
 def repeat(call: Call) -> Place:
     """Tile along every dimension."""
     x, (rows, dim) = call.inputs[0]
-    times = call.args[1:] or call.kwargs.get("repeats", call.kwargs.get("dims"))
+    named = call.kwargs.get("repeats", call.kwargs.get("dims", ()))
+    times = call.args[1:] or (named,)
     times = times[0] if isinstance(times[0], list | tuple) else times
     times = [1] * (x.ndim - len(times)) + list(times)  # tile may name the last dimensions alone
     dim += len(times) - x.ndim

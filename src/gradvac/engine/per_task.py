@@ -5,7 +5,7 @@ Usage, in place of ``loss.backward()``::
     engine = PerTaskEngine(model, GradVac(), granularity="all_layer")
     for task, batch in batches:
         engine.accumulate(task, loss_of(batch))   # one backward through that task's own graph
-    report = engine.combine()                     # sets p.grad
+    report = engine.combine()                     # adds to p.grad
     optimizer.step()
 
 For results comparable with plain training, divide each task's loss by what the joint loss would
@@ -139,7 +139,7 @@ class PerTaskEngine(TaskEngine):
         step: int | None = None,
         shares: Mapping[str, float] | None = None,
     ) -> StepReport:
-        """Combine the accumulated gradients, set ``p.grad`` and begin the next step.
+        """Combine the accumulated gradients, add them to ``p.grad`` and begin the next step.
 
         Gradients are added to what ``p.grad`` holds; that of a parameter that no task used stays as
         it is, as in plain training.

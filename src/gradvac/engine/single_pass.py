@@ -5,7 +5,7 @@ Usage, in place of ``loss.backward()``::
     engine = SinglePassEngine(model, GradVac(), granularity="all_layer")
     with engine.tasks(task_of_each_sample):          # one name per sample, in any order
         losses = loss_of_each_token(model(batch))    # an ordinary forward pass, nothing averaged
-        report = engine.backward(losses / tokens, rows)      # sets p.grad
+        report = engine.backward(losses / tokens, rows)      # adds to p.grad
     optimizer.step()
 
 The samples of different tasks are independent, so the gradient of a parameter splits by the rows
@@ -134,7 +134,8 @@ class SinglePassEngine(TaskEngine):
         """Follow the samples of a batch through the forward pass inside.
 
         Args:
-            tasks: the task of each of the B samples: B names, or positions ``[B]`` and names.
+            tasks: the task of each of the B samples; see
+                :func:`gradvac.engine.task_names.names_and_index`.
             batch_dim: the dimension of the inputs that holds the samples.
             inputs: the tensors the samples come in. By default the tensors given to the model
                 whose size along ``batch_dim`` is B.
@@ -214,7 +215,7 @@ class SinglePassEngine(TaskEngine):
         step: int | None = None,
         shares: Mapping[str, float] | None = None,
     ) -> StepReport:
-        """Run the backward pass, combine the gradients, set ``p.grad`` and begin the next step.
+        """Run the backward pass, add the combined gradients to ``p.grad``, begin the next step.
 
         Args:
             loss: losses of samples, tokens or the like, ``[B, ...]`` or, with ``rows``, ``[N]``.
@@ -269,7 +270,7 @@ class SinglePassEngine(TaskEngine):
         step: int | None = None,
         shares: Mapping[str, float] | None = None,
     ) -> StepReport:
-        """Combine the accumulated gradients, set ``p.grad`` and begin the next step.
+        """Combine the accumulated gradients, add them to ``p.grad`` and begin the next step.
 
         A rank without samples of its own calls this, where others run a backward pass.
 

@@ -276,7 +276,7 @@ class ParameterSlot(Slot):
             return
         for piece in self.buffer[:n_tasks]:
             gradient = piece.to(self.parameter.dtype)
-            for hook in self.leaf._backward_hooks.values():
+            for hook in (self.leaf._backward_hooks or {}).values():
                 changed = hook(gradient)
                 gradient = gradient if changed is None else changed
             piece.copy_(gradient)
