@@ -131,6 +131,17 @@ def test_a_check_is_made_again_where_the_forward_pass_changes(monkeypatch):
     assert step(lambda: model(X).abs().sum(1)) == 3
 
 
+def test_a_gate_that_opens_where_two_passes_are_made():
+    model = net()
+    model.scale = nn.Parameter(torch.ones(D, dtype=torch.float64))
+    engine = Engine(model, StaticWeights(WEIGHTS), "whole_model", passes=2)
+    for gate in (0.0, 0.0, 1.0, 1.0):
+        h = lambda: model[0](X)
+        losses = lambda gate=gate: model[2](h() + gate * (h() * model.scale)).square().sum(1)
+        assert error_of_step(engine, model, losses) < EXACT
+    assert not engine.refused
+
+
 @pytest.mark.parametrize("accumulates", [False, True])
 def test_a_wrong_split_behind_a_gate_is_found_when_the_gate_opens(monkeypatch, accumulates):
     """Its gradients are zero while it is checked, so that nothing is shown."""

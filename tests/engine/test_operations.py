@@ -68,6 +68,8 @@ FOLLOWED = {
     "complex": lambda y, m: torch.view_as_real(
         torch.view_as_complex(y.view(B, T, 3, 2)) * torch.polar(torch.ones(3), torch.arange(3.0))
     ),
+    "a parameter that gives the shape": lambda y, m: y + X.reshape(B, 2, -1)[:, :, :T * D // 2]
+    .reshape(B, T, D).expand_as(m.experts[:1, :1].expand(B, T, D)),
     "inverse": lambda y, m: torch.linalg.inv(y @ y.mT + torch.eye(T)) @ y,
     "added in place": lambda y, m: m.vector.expand(B, T, D).clone().add_(y * m.vector),
 }  # fmt: skip

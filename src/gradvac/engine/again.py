@@ -52,6 +52,8 @@ class Again:
                     t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)
                 ]
             y = self.func(*leaves)
+        if not y.requires_grad:  # of what is asked for, nothing but the shape was used
+            return [None] * len(tensors)
         asked = [t for t, w in zip(leaves, wanted, strict=True) if w]
         found = iter(torch.autograd.grad(y, asked, dy, create_graph=twice, allow_unused=True))
         return [next(found) if w else None for w in wanted]

@@ -588,8 +588,9 @@ class SinglePassEngine(TaskEngine):
         self._split(loss, retain_graph=True)
         batch.carry_on(owners.n_tasks)
         weights = collector.weights(step, self.method)
+        keep = any(slot.asleep for slot in self._slots.values())
         with batch.trace.watch.flowing(Flow.JOINT):
-            self._run(loss, weights[owners.index].to(loss), [], Flow.JOINT)
+            self._run(loss, weights[owners.index].to(loss), [], Flow.JOINT, keep)
             batch.carry_on(1)
         collector.joint(step)
 
