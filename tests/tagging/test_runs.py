@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from gradvac import FAMO, MGDA, Engine, GradVac
 from gradvac.errors import CorpusError, RecipeError, RunError
 from gradvac.experiment.compare import compare
 from gradvac.experiment.compare_tables import markdown
@@ -221,9 +222,11 @@ ENCODER = {
 
 def test_an_encoder_of_ones_own_is_trained_and_fine_tuned(tmp_path):
     """Masked text of both languages with GradVac, then tags; transformers opens the encoder."""
-    tree = make_toy(tmp_path, n=8)
+    tree = make_toy(tmp_path)
     data = {"tagged": tree["data"]["languages"], "max_tokens": 32}
     run = train(tmp_path, ENCODER | {"data": data}, "encoder-run")
+    job = job_of(run)
+    assert any(len(job.batch(n).present) == 2 for n in range(12))  # the method has work to do
     lines = [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]
     nll = [line["nll"] for line in lines if line["kind"] == "valid"]
     assert nll[-1] < nll[0]
@@ -233,6 +236,33 @@ def test_an_encoder_of_ones_own_is_trained_and_fine_tuned(tmp_path):
     assert all(torch.equal(p, kept[n]) for n, p in model.named_parameters())
     tagger = train(tmp_path, tree, "tagger", ["model.encoder=encoder-run", "training.epochs=1"])
     assert set(evaluate_tagging(tagger).languages) == {"de", "fr"}
+
+
+@pytest.mark.parametrize("method", [GradVac(), MGDA(), FAMO()])
+def test_an_encoder_has_the_gradients_of_its_languages(tmp_path, method):
+    """Of a batch of both, the Gram matrix and losses are those of a backward pass for each."""
+    tree = make_toy(tmp_path)
+    data = {"tagged": tree["data"]["languages"], "max_tokens": 32}
+    model = ENCODER["model"] | {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    recipe = load_any(write_recipe(tmp_path, ENCODER | {"data": data, "model": model}))
+    job = job_of(prepare_below(tmp_path, recipe, tmp_path / "run", quiet))
+    batch = next(b for b in map(job.batch, range(12)) if len(b.present) == 2)
+    losses, gradients = [], []
+    for index in batch.present:
+        job.model.zero_grad()
+        loss = job.losses(batch.of_task(index))[0].sum() / batch.tokens
+        loss.backward()
+        losses.append(float(loss.detach()))
+        parameters = dict(job.model.named_parameters()).values()
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
+    job.model.zero_grad()
+    engine = Engine(job.model, method, "whole_model")
+    with engine.tasks((batch.task, batch.tasks)):
+        loss, _, rows = job.losses(batch)
+        report = engine.backward(loss / batch.tokens, rows)
+    gram = torch.stack(gradients) @ torch.stack(gradients).T
+    assert torch.allclose(report.losses, torch.tensor(losses, dtype=torch.float64))
+    assert torch.allclose(report.gram[0], gram.double(), rtol=1e-4)
 
 
 def test_paths_of_a_command_line_begin_where_it_is_typed(tmp_path, monkeypatch):
