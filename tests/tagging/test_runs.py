@@ -225,6 +225,9 @@ def test_an_encoder_of_ones_own_is_trained_and_fine_tuned(tmp_path):
     tree = make_toy(tmp_path)
     data = {"tagged": tree["data"]["languages"], "max_tokens": 32}
     run = train(tmp_path, ENCODER | {"data": data}, "encoder-run")
+    again = train(tmp_path, ENCODER | {"data": data}, "encoder-again")
+    for file in ("metrics.jsonl", "best/model.safetensors", "best/tokenizer.json"):
+        assert (run / file).read_bytes() == (again / file).read_bytes()
     job = job_of(run)
     assert any(len(job.batch(n).present) == 2 for n in range(12))  # the method has work to do
     lines = [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,21 @@ def train_tokenizer(
         count = min(len(sentences), round(sample * share))
         rows = rng.choice(len(sentences), count, replace=False)
         drawn += [sentences[i] for i in sorted(rows)]
-    inner = t.Tokenizer(t.models.WordPiece(unk_token="[UNK]"))
-    inner.normalizer = t.normalizers.BertNormalizer(lowercase=False, strip_accents=False)
-    inner.pre_tokenizer = t.pre_tokenizers.BertPreTokenizer()
-    inner.decoder = t.decoders.WordPiece()
-    # limit_alphabet: rare characters become [UNK]; a third of the pieces, chosen here, is the most
-    # that single characters may take, and each counts twice: within a word and at its beginning.
+    inner = _with_pieces(t.models.WordPiece(unk_token="[UNK]"))
+    alphabet, within = _characters(inner, drawn, size // 6)
+    # The trainer numbers what it meets in the order of a hash table, which is another one every
+    # time, and equally frequent pairs are merged by number: so all numbers are given, those of
+    # single characters as if they were special tokens.
     trainer = t.trainers.WordPieceTrainer(
         vocab_size=size,
-        special_tokens=list(SPECIAL),
-        limit_alphabet=size // 6,
+        special_tokens=[*SPECIAL, *(f"##{c}" for c in within)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
     )
     inner.train_from_iterator(drawn, trainer)
+    inner = _with_pieces(t.models.WordPiece(inner.get_vocab(), unk_token="[UNK]"))
+    inner.add_special_tokens([*SPECIAL])
     begin, end = (inner.token_to_id(x) for x in ("[CLS]", "[SEP]"))
     inner.post_processor = t.processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -58,6 +61,32 @@ def train_tokenizer(
     names = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     special: dict[str, Any] = dict(zip(names, SPECIAL, strict=True))
     return transformers().PreTrainedTokenizerFast(tokenizer_object=inner, **special)
+
+
+def _with_pieces(model: Any) -> Any:
+    """A tokenizer around a WordPiece model: what BERT does before and after it, case kept."""
+    import tokenizers as t
+
+    inner = t.Tokenizer(model)
+    inner.normalizer = t.normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    inner.pre_tokenizer = t.pre_tokenizers.BertPreTokenizer()
+    inner.decoder = t.decoders.WordPiece()
+    return inner
+
+
+def _characters(inner: Any, texts: Sequence[str], most: int) -> tuple[list[str], list[str]]:
+    """The ``most`` frequent characters, and those of them that stand within words too.
+
+    Rarer ones become [UNK]. ``most`` is a sixth of the pieces: a third, chosen here, is the most
+    that single characters may take, and each counts twice, within a word and at its beginning.
+    """
+    counts, within = Counter[str](), set[str]()
+    for text in texts:
+        for word, _ in inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(text)):
+            counts.update(word)
+            within.update(word[1:])
+    alphabet = sorted(counts, key=lambda c: (-counts[c], c))[:most]
+    return sorted(alphabet), sorted(within.intersection(alphabet))
 
 
 def build_encoder(vocabulary_size: int, shape: Mapping[str, Any], seed: int) -> Any:
