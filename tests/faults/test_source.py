@@ -19,8 +19,15 @@ def dangers(tree: ast.AST) -> list[str]:
         call, given = ast.unparse(node.func), {k.arg: ast.unparse(k.value) for k in node.keywords}
         found += [call] * (call in {"eval", "exec", "compile", "yaml.load", "yaml.unsafe_load"})
         found += [call] * (call == "torch.load" and given.get("weights_only") != "True")
+        found += [call] * (_opens_code(call) and given.get("trust_remote_code") != "False")
         found += [call] * ("allow_pickle" in given and given["allow_pickle"] != "False")
     return found
+
+
+def _opens_code(call: str) -> bool:
+    """Whether it is a call of transformers that can run code of a model's folder."""
+    name = call.rpartition(".")[2]
+    return name == "from_pretrained" or (name == "from_config" and "TransformerSpec" not in call)
 
 
 def test_no_pickle_and_no_eval():
@@ -39,6 +46,9 @@ def test_it_would_be_seen():
         "torch.load(f, weights_only=False)",
         "np.load(f, allow_pickle=True)",
         "yaml.load(x, Loader)",
+        "AutoConfig.from_pretrained(name)",
+        "auto.from_pretrained(name, trust_remote_code=True)",
+        "transformers().AutoModel.from_config(config)",
     ):
         assert dangers(ast.parse(line)), line
     assert not dangers(ast.parse("torch.load(f, weights_only=True)\nmodel.eval()\nnp.load(f)"))

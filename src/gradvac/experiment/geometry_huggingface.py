@@ -119,7 +119,7 @@ def measure_huggingface(
     out = measured_folder(home)
     record = GramRecord(out)
     first = next(iter(chosen.values()))
-    tokenizer = AutoTokenizer.from_pretrained(first, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(first, local_files_only=True, trust_remote_code=False)
     marks = _Marks(tokenizer, named, first)
     batches = {t.direction.name: marks.batches(t, place) for t in texts}
     out.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,9 @@ def measure_huggingface(
         for step, path in chosen.items():
             if step in record.steps():
                 continue
-            model: Any = AutoModelForSeq2SeqLM.from_pretrained(path, local_files_only=True)
+            model: Any = AutoModelForSeq2SeqLM.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
             model.to(place)
             prepare_folder(out, _description(texts, model, granularity, origin, multiway))
             record.append(measure_seq2seq(model, batches, granularity, step, hold))
