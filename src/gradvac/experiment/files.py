@@ -7,13 +7,16 @@ one that writes there removes it.
 
 from __future__ import annotations
 
+import csv
+import errno
 import fcntl
+import io
 import json
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,6 +58,49 @@ def replacing(path: Path) -> Iterator[Path]:
         raise OSError(e.errno, e.strerror, str(path)) from e
 
 
+def move(file: Path, place: Path) -> None:
+    """Rename a file, or copy it whole where ``place`` is on another file system."""
+    try:
+        file.replace(place)
+    except OSError as e:
+        if e.errno != errno.EXDEV:
+            raise
+        with replacing(place) as new:
+            shutil.copy(file, new)
+        file.unlink()
+
+
+def link(source: str | Path, target: str | Path) -> None:
+    """Make ``target`` the same file as ``source``, or a copy of it; one that was there stays whole.
+
+    Who shares a file never writes into it: `replacing` leaves the others what they have.
+    """
+    with replacing(Path(target)) as new:
+        try:
+            os.link(source, new)
+        except OSError:  # another file system, or one without links
+            shutil.copy(source, new)
+
+
+def share(source: Path, target: Path) -> None:
+    """Let ``target`` hold what the folder ``source`` holds, as links where there are any."""
+    unfinished = shutil.ignore_patterns(f"{_UNFINISHED}*")
+    shutil.copytree(source, target, copy_function=link, ignore=unfinished, dirs_exist_ok=True)
+
+
+def write_scored(folder: Path, name: str, lines: Iterable[Any], scores: Any) -> None:
+    """Write ``name``, a line of JSON for each of ``lines``, and ``scores.json`` about them.
+
+    Never are the scores those of other lines: killed in between, there are none.
+    """
+    with replacing(folder / SCORES) as new:
+        new.write_text(json.dumps(scores, indent=1, ensure_ascii=False), encoding="utf-8")
+        with replacing(folder / name) as said:
+            with said.open("w", encoding="utf-8") as out:
+                out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            (folder / SCORES).unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text whole; OSError names the file."""
     write_bytes(path, text.encode())
@@ -69,6 +115,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, tree: Any, indent: int | None = 1) -> None:
     """Write JSON whole; OSError names the file."""
     write_text(path, json.dumps(tree, indent=indent, ensure_ascii=False))
+
+
+def write_csv(path: Path, lines: Iterable[Sequence[Any]], end: str = "\r\n") -> None:
+    """Write a table whole, by default with the line ends of RFC 4180; OSError names the file."""
+    out = io.StringIO(newline="")
+    csv.writer(out, lineterminator=end).writerows(lines)
+    write_text(path, out.getvalue())
 
 
 def read_text(path: Path) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from gradvac.engine.ranks import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import load_tensors, saved_models
+from gradvac.experiment.files import write_json
 from gradvac.experiment.geometry_text import AlignedSet
 from gradvac.experiment.metrics import append, truncate
 from gradvac.experiment.model_folder import fill
@@ -180,9 +181,7 @@ def prepare_folder(out: Path, wanted: Measurement) -> None:
             )
         wanted = Measurement(**new)
     out.mkdir(parents=True, exist_ok=True)
-    new_file = out / "measured.json.new"
-    new_file.write_text(json.dumps(asdict(wanted), ensure_ascii=False), encoding="utf-8")
-    new_file.replace(out / "measured.json")
+    write_json(out / "measured.json", asdict(wanted), indent=None)
 
 
 def joined(parts: Sequence[Side]) -> Sentences:

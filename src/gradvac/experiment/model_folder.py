@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import list_checkpoints, saved_models
+from gradvac.experiment.files import TASKS, VOCABULARY, replacing, write_bytes, write_text
 from gradvac.experiment.tensor_file import load_tensors, save_tensors
 from gradvac.translation.clsr import make_transformer
 from gradvac.translation.languages import Direction
@@ -55,7 +56,7 @@ def find_model(folder: Path, checkpoint: str = "best") -> FoundModel:
     parameters = folder / "model.safetensors"
     if not parameters.exists():
         parameters = parameters_of_run(folder, checkpoint)
-    return FoundModel(config, Vocabulary.load(folder / "vocabulary.model"), parameters)
+    return FoundModel(config, Vocabulary.load(folder / VOCABULARY), parameters)
 
 
 def parameters_of_run(folder: Path, checkpoint: str) -> Path:
@@ -78,8 +79,8 @@ def export_model(run: Path, out: Path, checkpoint: str) -> None:
     found = find_model(run, checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     save_shape(out, found.config)
-    found.vocabulary.save(out / "vocabulary.model")
-    shutil.copy(run / "tasks.json", out)
+    write_bytes(out / VOCABULARY, found.vocabulary.model)
+    shutil.copy(run / TASKS, out)
     save_parameters(out / "model.safetensors", load_tensors(found.parameters), half=True)
     shutil.copymode(out / "model.json", out / "model.safetensors")  # else private
 
@@ -90,7 +91,7 @@ def check_target(folder: Path, language: str) -> None:
     A tag alone is no knowledge: the vocabulary covers languages that a model may meet later.
     """
     try:
-        tasks = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
+        tasks = json.loads((folder / TASKS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise RunError(f"{folder / 'tasks.json'}: not the task list of a model: {e}") from e
     known = sorted({Direction.parse(name).target for name in tasks})
@@ -106,16 +107,15 @@ def save_shape(folder: Path, config: TransformerConfig) -> None:
     text = json.dumps(dataclasses.asdict(config), indent=1)
     file = folder / "model.json"
     if not file.exists() or file.read_text(encoding="utf-8") != text:
-        file.write_text(text, encoding="utf-8")
+        write_text(file, text)
 
 
 def save_parameters(file: Path, tensors: dict[str, Tensor], *, half: bool = False) -> None:
     """Write parameters at once or not at all; ``half`` stores them in 16 bits."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(".new")
     kind = torch.float16 if half else torch.float32
-    save_tensors({k: v.detach().to("cpu", kind).contiguous() for k, v in tensors.items()}, new)
-    new.replace(file)
+    with replacing(file) as new:
+        save_tensors({k: v.detach().to("cpu", kind).contiguous() for k, v in tensors.items()}, new)
 
 
 def fill(model: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:

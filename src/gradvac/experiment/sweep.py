@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from gradvac.experiment.files import write_json
 from gradvac.experiment.kinds import has_test, job_of, prepare_run, score_run
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe import load_any, read_recipe_file
@@ -132,7 +133,7 @@ def describe(file: RecipeFile, root: Path, size: str | None) -> None:
     """Write what ``gradvac compare`` needs to know of a sweep's folder."""
     variants = list(file.variants)
     tree = {"size": size, "variants": variants, "baseline": file.baseline, "front": file.front}
-    (root / DESCRIPTION).write_text(json.dumps(tree, indent=1), encoding="utf-8")
+    write_json(root / DESCRIPTION, tree)
 
 
 def progress(jobs: Sequence[Job]) -> Table:

@@ -7,7 +7,6 @@ written, byte for byte.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -28,6 +27,7 @@ from gradvac.experiment.checkpoint import (
 )
 from gradvac.experiment.disk import DISK, REFUSALS, Outbox, explain, to_disk
 from gradvac.experiment.display import Display
+from gradvac.experiment.files import DONE, METRICS, SPEED, write_json
 from gradvac.experiment.job import Job
 from gradvac.experiment.metrics import Window, append, truncate
 from gradvac.experiment.model_folder import save_parameters
@@ -167,13 +167,13 @@ class Trainer:
     def _write(self, kind: str, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; what depends on the clock goes to speed.jsonl."""
         line = {"kind": kind, "step": self.step, **values}
-        self.outbox.put(lambda: append(self.folder / "metrics.jsonl", line))
+        self.outbox.put(lambda: append(self.folder / METRICS, line))
         if kind == "train":
             speed = {"step": self.step, "time": time.time(), "device": self.job.device.type}
             shown = ("seconds", "cpu_seconds", "began", "tokens_per_s")
             speed |= {name: getattr(self.display, name) for name in shown}
             speed["processes"] = self.processes
-            self.outbox.put(lambda: append(self.folder / "speed.jsonl", speed))
+            self.outbox.put(lambda: append(self.folder / SPEED, speed))
         self.display.scalars(kind, self.step, values)
 
     def _save(self) -> None:
@@ -182,7 +182,7 @@ class Trainer:
         try:
             if error := self.outbox.flush():
                 raise error  # no checkpoint is ahead of its log
-            logs = [self.folder / "metrics.jsonl", *self.updates.record.files]
+            logs = [self.folder / METRICS, *self.updates.record.files]
             positions = {f.name: _to_disk(f) for f in logs if f.exists()}
             state = {
                 "best": self.best,
@@ -220,7 +220,7 @@ class Trainer:
 
     def _finish(self) -> int:
         """The last checkpoint, and the average of the last ones when it is better than the best."""
-        if (self.folder / "done.json").exists():
+        if (self.folder / DONE).exists():
             self.display.finish(f"{self.folder}: finished at step {self.step}; nothing to do")
             return 0
         if self.step % self.recipe.training.validate_every:
@@ -235,7 +235,7 @@ class Trainer:
         if not self.job.metrics():
             self._keep_parameters()
         done = {"step": self.step, "best": self.best, "metric": self.recipe.training.metric}
-        self.outbox.put(lambda: _replace(self.folder / "done.json", json.dumps(done)))
+        self.outbox.put(lambda: write_json(self.folder / DONE, done, indent=None))
         if error := self.outbox.flush():
             self.display.line(f"warning: {explain(error)}")
             return self._stop_unsaved()
@@ -265,13 +265,13 @@ class Trainer:
                 positions = {k: int(v) for k, v in checkpoint.state.get("positions", {}).items()}
             except (LookupError, TypeError, ValueError, AttributeError) as e:
                 raise RunError(f"{saved / 'state.json'}: not the state of this run: {e!r}") from e
-        finished = (self.folder / "done.json").exists() and self.step >= self.recipe.training.steps
+        finished = (self.folder / DONE).exists() and self.step >= self.recipe.training.steps
         if not finished:
-            (self.folder / "done.json").unlink(missing_ok=True)
-            truncate(self.folder / "metrics.jsonl", self.step, positions.get("metrics.jsonl"))
-            truncate(self.folder / "speed.jsonl", self.step)
+            (self.folder / DONE).unlink(missing_ok=True)
+            truncate(self.folder / METRICS, self.step, positions.get(METRICS))
+            truncate(self.folder / SPEED, self.step)
             self.updates.record.truncate(self.step - 1)
-        for file in [self.folder / "metrics.jsonl", *self.updates.record.files]:
+        for file in [self.folder / METRICS, *self.updates.record.files]:
             there = file.stat().st_size if file.exists() else 0
             if there < positions.get(file.name, 0):
                 self.display.line(
@@ -297,9 +297,3 @@ def _to_disk(file: Path) -> int:
     """See a log onto the disk; its length."""
     to_disk(file)
     return file.stat().st_size
-
-
-def _replace(file: Path, text: str) -> None:
-    new = file.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(file)
