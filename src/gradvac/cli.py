@@ -324,9 +324,9 @@ def main() -> None:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(2) from e
     except OSError as e:
-        from gradvac.experiment.disk import DISK, REFUSALS, explain
+        from gradvac.experiment.disk import DISK, explain, is_refusal
 
-        if e.errno not in REFUSALS:
+        if not is_refusal(e):
             raise
         print(f"error: {explain(e)}", file=sys.stderr)
         raise SystemExit(DISK) from e

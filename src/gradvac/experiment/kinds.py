@@ -9,6 +9,7 @@ from typing import Any
 from gradvac.errors import RunError
 from gradvac.experiment.job import Job
 from gradvac.experiment.recipe import Recipe, any_recipe
+from gradvac.experiment.resuming import resume
 from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.experiment.variants import run_folder
@@ -34,6 +35,15 @@ def prepare_run(recipe: BaseRecipe, folder: Path, store: Path | None, say: Say) 
             prepare(recipe, folder, say)
         else:
             prepare_sharing(recipe, folder, store, say)
+
+
+def resume_run(recipe: BaseRecipe, folder: Path, say: Say) -> None:
+    """Check that a run is one of the recipe, and take over what may change; opens no text."""
+    if isinstance(recipe, TaggingRecipe):
+        from gradvac.experiment.tagging.prepare import as_scheduled
+
+        recipe = as_scheduled(recipe, folder)
+    resume(recipe, folder, say)
 
 
 def prepare_below(root: Path, recipe: BaseRecipe, folder: Path | None, say: Say) -> Path:

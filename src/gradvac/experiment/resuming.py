@@ -12,7 +12,7 @@ from typing import Any
 
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import list_checkpoints
-from gradvac.experiment.files import RECIPE, SCORES, TASKS, write_json, write_text
+from gradvac.experiment.files import DONE, ENDED, RECIPE, SCORES, TASKS, write_json, write_text
 from gradvac.experiment.process import alone
 from gradvac.experiment.recipe import any_recipe, dump_recipe
 from gradvac.experiment.schedule import learning_rate
@@ -83,6 +83,8 @@ def resume(recipe: BaseRecipe, folder: Path, say: Say) -> None:
             say(f"{folder}: {_of_more_steps(kept, recipe, folder)}")
         if any(key == STEPS or key.startswith("search.") for key in changed):
             _remove_scores(folder, say)
+        if old < new and (folder / DONE).exists():
+            (folder / DONE).replace(folder / ENDED)
         write_text(folder / RECIPE, dump_recipe(_with(kept, recipe, changed)))
 
 

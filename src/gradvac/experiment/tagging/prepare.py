@@ -81,7 +81,7 @@ def prepare_tagging(
         finish(folder, scheduled(recipe, infos), tasks)
 
     if not build_once(folder, build):
-        resume(_as_scheduled(recipe, folder), folder, say)
+        resume(as_scheduled(recipe, folder), folder, say)
     return open_tagging(folder)
 
 
@@ -92,7 +92,7 @@ def share_parts(text: Path, folder: Path) -> None:
         share(text / part, folder / part)
 
 
-def _as_scheduled(recipe: TaggingRecipe, folder: Path) -> TaggingRecipe:
+def as_scheduled(recipe: TaggingRecipe, folder: Path) -> TaggingRecipe:
     """The recipe with steps; what follows from them, and it does not give, is that of the run."""
     training, kept = scheduled(recipe, task_infos(folder)).training, any_recipe(folder).training
     given = recipe.training.model_fields_set
