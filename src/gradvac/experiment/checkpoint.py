@@ -83,8 +83,10 @@ def _write(new: Path, checkpoint: Checkpoint, shards: Callable[[Path], None] | N
         tensors = {k: v.detach().contiguous() for k, v in getattr(checkpoint, part).items()}
         save_tensors(tensors, new / f"{part}.safetensors")
     write_json(new / "state.json", {"step": checkpoint.step, **checkpoint.state}, indent=None)
-    files = sorted(file for file in new.rglob("*") if file.is_file())
-    write_sums(new, [file.relative_to(new).as_posix() for file in files])
+    names = sorted(file.relative_to(new) for file in new.rglob("*") if file.is_file())
+    names = [name for name in names if not name.parts[0].startswith(".")]  # left by `replacing`
+    files = [new / name for name in names]
+    write_sums(new, [name.as_posix() for name in names])
     for file in [*files, new / SUMS, *([new / FOLDER] if shards else []), new]:
         to_disk(file)
 
