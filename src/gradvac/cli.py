@@ -65,23 +65,15 @@ def train(
     Example: gradvac train recipes/starting-model.yaml --set method.name=gradvac --run runs/gradvac
     Example: torchrun --nproc-per-node 2 -m gradvac train recipes/starting-model.yaml
     """
-    from gradvac.experiment.display import Display
-    from gradvac.experiment.ranks import train_on_ranks
-    from gradvac.experiment.recipe import load_recipe
-    from gradvac.experiment.shared_text import prepare_in
+    from gradvac.experiment.kinds import train_recipe, train_together
+    from gradvac.experiment.recipe import load_any
     from gradvac.experiment.together import started_by_torchrun
-    from gradvac.experiment.train import Trainer
-    from gradvac.experiment.translation_job import TranslationJob
 
-    loaded = load_recipe(recipe, set_, size=size, variant=variant, seed=seed)
-    prepare = lambda: prepare_in(Path("runs"), loaded, run, say)
+    loaded = load_any(recipe, set_, size=size, variant=variant, seed=seed)
     if started_by_torchrun():
-        code = train_on_ranks(loaded, prepare, console)
+        code = train_together(loaded, run, console, say)
     else:
-        prepared = prepare()
-        folder = prepared.folder
-        tensorboard = folder / "tensorboard" if loaded.training.tensorboard else None
-        code = Trainer(TranslationJob(prepared), Display(console, tensorboard)).train()
+        _, code = train_recipe(loaded, run, console, say)
     if code:
         raise typer.Exit(code)
 

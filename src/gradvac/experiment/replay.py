@@ -253,8 +253,7 @@ def _report_tasks(
 
 def replay_run(run: Path, step: int | None, say: Callable[[str], None]) -> bool:
     """`gradvac replay`: repeat a kept step of a run; whether it fails again."""
-    from gradvac.experiment.prepare import open_prepared
-    from gradvac.experiment.translation_job import TranslationJob
+    from gradvac.experiment.kinds import job_of
 
     kept = Replay.open(run, step)
-    return replay(TranslationJob(open_prepared(run)), kept, say)
+    return replay(job_of(run), kept, say)

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.experiment.files import RECIPE, TASKS, VOCABULARY, link, share, write_text
-from gradvac.experiment.prepare import Prepared, build_text, open_prepared, prepare
+from gradvac.experiment.prepare import Prepared, build_text, open_prepared
 from gradvac.experiment.recipe import Recipe, dump_recipe
 from gradvac.experiment.resuming import build_once, resume
-from gradvac.experiment.variants import run_folder
 
 TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
 
@@ -56,16 +55,3 @@ def share_text(text: Path, folder: Path, recipe: Recipe) -> None:
     link(text / VOCABULARY, folder / VOCABULARY)
     write_text(folder / RECIPE, dump_recipe(recipe))
     link(text / TASKS, folder / TASKS)  # last: its presence says that all is there
-
-
-def prepare_in(
-    root: Path, recipe: Recipe, folder: Path | None, say: Callable[[str], None]
-) -> Prepared:
-    """Prepare a run in ``folder``, or where it goes below ``root``, as a sweep would prepare it."""
-    if folder is not None:
-        return prepare(recipe, folder, say)
-    own, store = (
-        run_folder(root, recipe.name, recipe.size, variant, recipe.seed)
-        for variant in (recipe.variant, None)
-    )
-    return prepare_sharing(recipe, own, store, say) if recipe.variant else prepare(recipe, own, say)

@@ -26,7 +26,7 @@ from gradvac.errors import GradvacError, RecipeError, RunError
 from gradvac.experiment.files import write_csv, write_json, write_text
 from gradvac.experiment.kinds import has_validation, prepare_run
 from gradvac.experiment.process import StopSignal
-from gradvac.experiment.recipe import dump_recipe, load_any, read_recipe_file
+from gradvac.experiment.recipe import any_recipe, dump_recipe, load_any, read_recipe_file
 from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.sweep import LOG, last_line, start
 from gradvac.experiment.tagging.recipe import TaggingRecipe
@@ -316,5 +316,5 @@ def _write(search: Search) -> None:
     write_csv(search.folder / TRIALS, lines, "\n")
     if best := _best(search):
         head = f"# Trial {best.number}: validation {search.measure} {best.value:.4f}.\n"
-        text = head + dump_recipe(search.recipe(best))
+        text = head + dump_recipe(any_recipe(search.run_folder(best)))  # as it was trained
         write_text(search.folder / BEST, text)

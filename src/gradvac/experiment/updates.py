@@ -153,14 +153,14 @@ class Updates:
         told = f"{error}; {replay.keep(self.job, batches, self.step, learned, error)}"
         if self.recipe.training.nonfinite == "raise":
             raise GradientError(
-                f"{told}; lower training.learning_rate, try training.precision=fp32, or go on "
-                "without such steps by training.nonfinite=skip"
+                f"{told}; go on without such steps by training.nonfinite=skip, or, in another "
+                "folder, lower training.learning_rate or try training.precision=fp32"
             ) from error
         self.skipped += 1
         if self.skipped > MOST_SKIPPED:
             raise GradientError(
                 f"{MOST_SKIPPED} steps in a row were skipped, and now {told}; the parameters are "
-                "broken: go back to an earlier checkpoint with a lower training.learning_rate"
+                "broken: begin anew in another folder with a lower training.learning_rate"
             ) from error
         task = error.task or "joint"
         self.window.skipped[task] = self.window.skipped.get(task, 0) + 1

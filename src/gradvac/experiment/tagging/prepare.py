@@ -20,7 +20,7 @@ from gradvac.experiment.files import replacing, share, write_json
 from gradvac.experiment.prepare import TaskInfo, task_infos
 from gradvac.experiment.recipe import any_recipe
 from gradvac.experiment.resuming import build_once, finish, resume
-from gradvac.experiment.tagging.recipe import LanguageSection, TaggingRecipe
+from gradvac.experiment.tagging.recipe import FineTuningSection, LanguageSection, TaggingRecipe
 from gradvac.tagging.encoder import (
     check_encoder,
     fingerprint,
@@ -124,21 +124,36 @@ def open_tagging(folder: Path) -> PreparedTagging:
 
 
 def scheduled(recipe: TaggingRecipe, tasks: Mapping[str, TaskInfo]) -> TaggingRecipe:
-    """The recipe with its epochs as steps, and what follows from them where it is silent."""
+    """The recipe with its epochs as steps, and what follows from them where it is silent.
+
+    RecipeError where it gives both, and they say different things.
+    """
     training, batches = recipe.training, recipe.batches
     given = training.model_fields_set
-    if training.epochs is None:
-        return recipe
     a_step = batches.sentences * batches.accumulate
     epoch = math.ceil(sum(info.pairs for info in tasks.values()) / a_step)
-    steps = math.ceil(epoch * training.epochs)
-    changes: dict[str, Any] = {"steps": steps}
-    if training.warmup_share is not None and "warmup" not in given:
+    changes: dict[str, Any] = {}
+    if training.epochs is not None:
+        changes["steps"] = math.ceil(epoch * training.epochs)
+        _one_of_two(training, "steps", changes["steps"], "epochs")
+    steps = changes.get("steps", training.steps)
+    if training.warmup_share is not None:
         changes["warmup"] = max(1, round(steps * training.warmup_share))
+        _one_of_two(training, "warmup", changes["warmup"], "warmup_share")
     changes |= {
         key: min(epoch, steps) for key in ("validate_every", "checkpoint_every") if key not in given
     }
     return recipe.model_copy(update={"training": training.model_copy(update=changes)})
+
+
+def _one_of_two(training: FineTuningSection, key: str, value: int, other: str) -> None:
+    """Refuse a key that says something else than another one that the recipe gives too."""
+    found = getattr(training, key)
+    if key in training.model_fields_set and found != value:
+        raise RecipeError(
+            f"training.{key}: found {found}, and training.{other}: {getattr(training, other)} "
+            f"makes it {value}; leave {key} out, or set training.{other} to null"
+        )
 
 
 def read_language(
