@@ -95,7 +95,7 @@ def test_steps_without_epochs_are_so_many_steps(tmp_path):
     ("given", "found"),
     [
         (
-            {"epochs": 2, "steps": 4},
+            {"steps": 4, "epochs": 2},
             r"training\.steps: found 4, and training\.epochs: 2\.0 makes it 6",
         ),
         (
