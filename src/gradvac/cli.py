@@ -16,6 +16,7 @@ from gradvac.cli_options import (
     RunFolder,
     Size,
     console,
+    placed,
     say,
 )
 from gradvac.errors import GradvacError, RunError
@@ -128,7 +129,8 @@ app.add_typer(cli_corpus.app, name="corpus")
 @app.command()
 def translate(
     model: Annotated[
-        Path | None, typer.Argument(help="A run or model folder. Default: the shipped model.")
+        Path | None,
+        typer.Argument(help="A run or model folder. Default: shipped:start.", callback=placed),
     ] = None,
     to: Annotated[str, typer.Option(help="Language to translate into.")] = "en",
     beam: Annotated[int, typer.Option(help="Beam size; 1 is greedy.")] = 5,
@@ -161,7 +163,7 @@ def export(
 ) -> None:
     """Write the model of a run as a folder of its own, for gradvac or for other programs.
 
-    Example: gradvac export runs/starting-model --to ctranslate2 models/start
+    Example: gradvac export shipped:start --to ctranslate2 models/start
     """
     from gradvac.experiment.export import export_run
 
@@ -322,5 +324,9 @@ def main() -> None:
             raise
         print(f"error: {explain(e)}", file=sys.stderr)
         raise SystemExit(DISK) from e
+    except UnicodeEncodeError as e:  # a name of a file, or what is printed
+        text = f"{e.object!a} cannot be written in {e.encoding}, the encoding of this system"
+        print(f"error: {text}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1", file=sys.stderr)
+        raise SystemExit(2) from e
     except KeyboardInterrupt:
         raise SystemExit(130) from None

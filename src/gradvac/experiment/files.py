@@ -27,6 +27,7 @@ from gradvac.errors import RunError
 from gradvac.experiment.disk import to_disk
 
 RECIPE, TASKS, VOCABULARY = "recipe.yaml", "tasks.json", "vocabulary.model"
+MODEL = "model.json"
 METRICS, SPEED, DONE = "metrics.jsonl", "speed.jsonl", "done.json"
 ENDED = "ended.json"  # where a run ended before that has gone on since, until its next checkpoint
 SCORES, TRANSLATIONS, TAGS = "scores.json", "translations.jsonl", "tags.jsonl"
