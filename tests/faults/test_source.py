@@ -37,6 +37,36 @@ def test_no_pickle_and_no_eval():
     assert {file.name: d for file, tree in trees.items() if (d := dangers(tree))} == {}
 
 
+STAGED = {
+    "prepare.py",
+    "tagging/prepare.py",
+    "process.py",
+}  # in a folder that is not there yet; a lock, never read
+
+
+def writes(tree: ast.AST) -> list[str]:
+    """Calls that write a file in place: who reads it meanwhile, or after a kill, finds a part."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            name, first = node.func.attr, node.args[0] if node.args else None
+            mode = first.value if isinstance(first, ast.Constant) else ""
+            found += [name] * (name in {"write_text", "write_bytes"})
+            found += [name] * (name == "open" and mode in ("w", "wb", "x", "xb"))
+    return found
+
+
+def test_files_of_a_run_are_written_whole():
+    rooms = SOURCE / "experiment"
+    sources = {f.relative_to(rooms).as_posix(): f for f in rooms.rglob("*.py")}
+    found = {n: writes(ast.parse(f.read_text(encoding="utf-8"))) for n, f in sources.items()}
+    assert {name for name, calls in found.items() if calls} == STAGED | {"files.py"}
+    assert {call for name in STAGED for call in found[name]} == {"open"}
+    for line in ("file.write_text(x)", "file.open('w')", "file.open('wb')", "f.write_bytes(x)"):
+        assert writes(ast.parse(line)), line
+    assert not writes(ast.parse("write_text(file, x)\nfile.open()\nfile.open('ab')"))
+
+
 def test_it_would_be_seen():
     for line in (
         "import pickle",
