@@ -16,6 +16,7 @@ from gradvac.cli_options import (
     RunFolder,
     Size,
     console,
+    placed,
     say,
 )
 from gradvac.errors import GradvacError, RunError
@@ -65,23 +66,15 @@ def train(
     Example: gradvac train recipes/starting-model.yaml --set method.name=gradvac --run runs/gradvac
     Example: torchrun --nproc-per-node 2 -m gradvac train recipes/starting-model.yaml
     """
-    from gradvac.experiment.display import Display
-    from gradvac.experiment.ranks import train_on_ranks
-    from gradvac.experiment.recipe import load_recipe
-    from gradvac.experiment.shared_text import prepare_in
+    from gradvac.experiment.kinds import train_recipe, train_together
+    from gradvac.experiment.recipe import load_any
     from gradvac.experiment.together import started_by_torchrun
-    from gradvac.experiment.train import Trainer
-    from gradvac.experiment.translation_job import TranslationJob
 
-    loaded = load_recipe(recipe, set_, size=size, variant=variant, seed=seed)
-    prepare = lambda: prepare_in(Path("runs"), loaded, run, say)
+    loaded = load_any(recipe, set_, size=size, variant=variant, seed=seed)
     if started_by_torchrun():
-        code = train_on_ranks(loaded, prepare, console)
+        code = train_together(loaded, run, console, say)
     else:
-        prepared = prepare()
-        folder = prepared.folder
-        tensorboard = folder / "tensorboard" if loaded.training.tensorboard else None
-        code = Trainer(TranslationJob(prepared), Display(console, tensorboard)).train()
+        _, code = train_recipe(loaded, run, console, say)
     if code:
         raise typer.Exit(code)
 
@@ -136,7 +129,8 @@ app.add_typer(cli_corpus.app, name="corpus")
 @app.command()
 def translate(
     model: Annotated[
-        Path | None, typer.Argument(help="A run or model folder. Default: the shipped model.")
+        Path | None,
+        typer.Argument(help="A run or model folder. Default: shipped:start.", callback=placed),
     ] = None,
     to: Annotated[str, typer.Option(help="Language to translate into.")] = "en",
     beam: Annotated[int, typer.Option(help="Beam size; 1 is greedy.")] = 5,
@@ -169,7 +163,7 @@ def export(
 ) -> None:
     """Write the model of a run as a folder of its own, for gradvac or for other programs.
 
-    Example: gradvac export runs/starting-model --to ctranslate2 models/start
+    Example: gradvac export shipped:start --to ctranslate2 models/start
     """
     from gradvac.experiment.export import export_run
 
@@ -324,11 +318,15 @@ def main() -> None:
         print(f"error: {e}", file=sys.stderr)
         raise SystemExit(2) from e
     except OSError as e:
-        from gradvac.experiment.disk import DISK, REFUSALS, explain
+        from gradvac.experiment.disk import DISK, explain, is_refusal
 
-        if e.errno not in REFUSALS:
+        if not is_refusal(e):
             raise
         print(f"error: {explain(e)}", file=sys.stderr)
         raise SystemExit(DISK) from e
+    except UnicodeEncodeError as e:  # a name of a file, or what is printed
+        text = f"{e.object!a} cannot be written in {e.encoding}, the encoding of this system"
+        print(f"error: {text}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1", file=sys.stderr)
+        raise SystemExit(2) from e
     except KeyboardInterrupt:
         raise SystemExit(130) from None

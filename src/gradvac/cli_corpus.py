@@ -142,10 +142,11 @@ def table(
     Example: gradvac corpus table corpora/debian --out table4.tex
     """
     from gradvac.corpus.table import size_table, size_text
+    from gradvac.experiment.files import write_text
 
     console.print(size_table(folder))
     for file in out or ():
-        file.write_text(size_text(folder, file.suffix.removeprefix(".")), encoding="utf-8")
+        write_text(file, size_text(folder, file.suffix.removeprefix(".")))
 
 
 @app.command()

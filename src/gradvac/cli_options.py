@@ -16,7 +16,21 @@ def say(text: str) -> None:
     console.print(text, markup=False, soft_wrap=True)
 
 
-RunFolder = Annotated[Path, typer.Argument(help="A run folder.", show_default=False)]
+def placed(folder: Path | None) -> Path | None:
+    """A folder as it is named on a command line: "shipped:start" is in the package."""
+    if folder is None or not str(folder).startswith("shipped:"):
+        return folder
+    from gradvac.experiment.recipe import resolve
+
+    return resolve(str(folder))
+
+
+RunFolder = Annotated[
+    Path,
+    typer.Argument(
+        help='A run folder; to export, "shipped:start" too.', show_default=False, callback=placed
+    ),
+]
 RecipePath = Annotated[Path, typer.Argument(help="A recipe, a YAML file.", show_default=False)]
 Size = Annotated[
     str | None, typer.Option(help="One of the recipe's sizes: smoke, small, paper in ours.")

@@ -20,8 +20,8 @@ from gradvac.cli_options import (
 app = typer.Typer()
 
 
-@app.command()
-def evaluate(
+@app.command(name="evaluate")
+def evaluate_runs(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     checkpoint: CheckpointName = "best",
     beam: Beam = None,
@@ -43,25 +43,21 @@ def evaluate(
 
     Example: gradvac evaluate runs/joint runs/gradvac --zero-shot fr-de --bleu-tokenize flores200
     """
-    from gradvac.experiment.evaluate import evaluate_run, score_table, tokenizer_option
-    from gradvac.experiment.prepare import run_recipe
+    from gradvac.experiment.evaluate import tokenizer_option
+    from gradvac.experiment.kinds import evaluate
+    from gradvac.experiment.recipe import any_recipe
     from gradvac.experiment.together import shared
 
-    with shared(run_recipe(runs[0]).device, console) as ranks:
+    options = {
+        "checkpoint": checkpoint,
+        "beam": beam,
+        "sentences": sentences,
+        "bleu_tokenize": tokenizer_option(bleu_tokenize),
+        "zero_shot": zero_shot,
+    }
+    with shared(any_recipe(runs[0]).device, console) as ranks:
         for run in runs:
-            scores = evaluate_run(
-                run,
-                checkpoint=checkpoint,
-                beam=beam,
-                sentences=sentences,
-                bleu_tokenize=tokenizer_option(bleu_tokenize),
-                zero_shot=zero_shot,
-                say=say,
-                ranks=ranks,
-            )
-            console.print(score_table(str(run), scores))
-            for signature in scores.signatures.values():
-                say(signature)
+            evaluate(run, options, console, say, ranks)
 
 
 @app.command()

@@ -81,14 +81,10 @@ def _train(
     changes: list[str] | None,
 ) -> tuple[Path, int]:
     """Prepare and train one run; its folder and the exit code."""
-    from gradvac.experiment.display import Display
-    from gradvac.experiment.kinds import job_of, prepare_below
+    from gradvac.experiment.kinds import train_recipe
     from gradvac.experiment.recipe import load_any
-    from gradvac.experiment.train import Trainer
 
     loaded = load_any(recipe, changes, size=size, variant=variant, seed=seed)
     if not isinstance(loaded, kind):
-        raise RecipeError(f"{recipe}: job: this recipe is of another job; see gradvac --help")
-    folder = prepare_below(Path("runs"), loaded, run, say)
-    tensorboard = folder / "tensorboard" if loaded.training.tensorboard else None
-    return folder, Trainer(job_of(folder), Display(console, tensorboard)).train()
+        raise RecipeError(f"{recipe}: job: this recipe is of another job; gradvac train takes any")
+    return train_recipe(loaded, run, console, say)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import ctranslate2
@@ -131,6 +133,28 @@ def test_where_nothing_can_be_kept_it_translates_all_the_same(model):
     (model / "ctranslate2").write_text("no folder")
     assert translated(model, "--engine", "ctranslate2") == translated(model)
     assert (model / "ctranslate2").read_text() == "no folder"
+
+
+def test_the_shipped_model_is_exported_by_its_name(tmp_path):
+    assert gradvac("export", "shipped:start", str(tmp_path / "out"))
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    kept = load_file(resolve("shipped:start") / "model.safetensors")
+    assert found.keys() == kept.keys() and all(found[k].equal(kept[k]) for k in kept)
+    assert "assets/nothing: holds no model" in refused("export", "shipped:nothing", str(tmp_path))
+    said = runner.invoke(app, ["translate", "shipped:start", "--beam", "1"], input=LINES)
+    assert said.stdout.startswith("Open file\n\n")
+
+
+def test_names_that_an_ascii_system_cannot_have_are_named(tmp_path):
+    """Those of files come from a recipe, which is UTF-8 everywhere."""
+    (tmp_path / "recipe.yaml").write_text('data: {train: [{path: "s\xf8k.tsv"}]}', "utf-8")
+    command = [sys.executable, "-m", "gradvac", "train", "recipe.yaml", "--run", "run"]
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env={**os.environ, **ascii_only}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert r"s\xf8k.tsv' cannot be written in ascii" in done.stderr
 
 
 def test_the_shipped_model_is_left_as_it_is():

@@ -8,7 +8,7 @@ import yaml
 from typer.testing import CliRunner
 
 from gradvac.cli import app
-from gradvac.errors import RecipeError
+from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe import load_recipe, read_recipe_file
 from gradvac.experiment.shared_text import text_key
 from gradvac.experiment.sweep import plan
@@ -64,6 +64,16 @@ def test_a_sweep_shares_what_it_can_isolates_failures_and_goes_on(many, monkeypa
     again = CliRunner().invoke(app, [*command, "--only", "joint", "--only", "static"])
     assert again.exit_code == 0 and "2 runs, 2 of them finished before" in again.output
     assert written == {f: f.stat().st_mtime_ns for f in written}
+
+    # More steps, or another search: no result of this sweep any more.
+    more = [*command, "--only", "joint", "--set", "training.steps=6", "--set", "search.beam=1"]
+    longer = CliRunner().invoke(app, more, catch_exceptions=False)
+    assert longer.exit_code == 0 and "1 runs, 0 of them finished before" in longer.output
+    assert json.loads((runs["joint"] / "done.json").read_text())["step"] == 6
+    assert (runs["joint"] / "scores.json").exists()
+    other = CliRunner().invoke(app, [*more, "--set", "training.clip=2"])
+    assert isinstance(other.exception, RunError)
+    assert "these keys differ: training.clip" in str(other.exception)
 
 
 def files(run: Path) -> list[Path]:

@@ -1,19 +1,22 @@
 """Disks that are full, slow to empty or read-only, and files that are not what was written."""
 
+import errno
 import os
 import pickle
 import resource
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import list_checkpoints
 from gradvac.experiment.disk import DISK
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import test_rows as rows_of_the_test_set
-from tests.faults.bench import RUN, copy, everything, in_child, said, start, train, trainer
+from tests.faults.bench import RUN, SETS, copy, everything, in_child, said, start, train, trainer
 
 
 def limit(size: int) -> None:
@@ -71,6 +74,82 @@ def test_a_disk_that_stays_full_ends_the_run_and_the_last_good_checkpoint_stays(
     assert not list((more / RUN / "checkpoints").glob(".*"))
     assert in_child(more, train) == 0
     assert everything(more) == everything(whole)
+
+
+ERRORS = ["ESTALE", "EBUSY", "EINVAL", "EXDEV", "ENOENT"]
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_of_a_file_system_at_every_stage_of_a_save(case, whole, name):
+    """Whatever it is: a warning that names a file, and the checkpoint is saved later."""
+    number = getattr(errno, name)
+    left = 0
+
+    def fail(event: str, arguments: tuple) -> None:
+        nonlocal left
+        if left and (event in ("open", "fsync") or event.startswith(("os.", "shutil."))):
+            left -= 1
+            if not left:
+                raise OSError(number, os.strerror(number), "the file")
+
+    def failing() -> int:
+        nonlocal left
+        t = trainer()
+        save, fsync = t._save, os.fsync
+
+        def saving() -> None:
+            nonlocal left
+            for call in range(1, 300 if t.step == 4 else 1):
+                left = call
+                save()
+                if left:
+                    break
+            left = 0
+            assert call > 30 if t.step == 4 else True
+            save()
+
+        def syncing(descriptor: int) -> None:
+            fail("fsync", ())
+            fsync(descriptor)
+
+        sys.addaudithook(fail)
+        t._save, os.fsync = saving, syncing
+        return t.train()
+
+    assert in_child(case, failing) == 0
+    warnings = [line for line in said(case).splitlines() if line.startswith("warning: ")]
+    assert len(warnings) > 10
+    # The second where what could not be removed is in the way of the next save.
+    words = [f": {os.strerror(n)}" for n in (number, errno.ENOTEMPTY)]
+    assert [line for line in warnings if not any(w in line for w in words)] == []
+    assert everything(case) == everything(whole)
+
+
+def test_kept_parameters_may_lie_on_another_file_system(case, whole, tmp_path):
+    """`history` is a link to it: they are copied where they cannot be renamed."""
+
+    def elsewhere() -> int:
+        recipe = (RUN / "recipe.yaml").read_text()
+        kept = recipe.replace("keep_every: null", "keep_every: 4").replace("keep: 5", "keep: 1")
+        (RUN / "recipe.yaml").write_text(kept)
+        (RUN / "history").symlink_to(tmp_path)
+        replace = os.replace
+
+        def renaming(source, target) -> None:
+            places = {Path(name).parent.resolve() for name in (source, target)}
+            if tmp_path in places and len(places) > 1 and ".gradvac-" not in str(source):
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+            replace(source, target)
+
+        os.replace = renaming
+        return trainer([*SETS, "training.keep=1", "training.keep_every=4"]).train()
+
+    assert in_child(case, elsewhere) == 0
+    assert "warning" not in said(case)
+    names = sorted(file.name for file in tmp_path.glob("step-*"))
+    assert names == ["step-00000004.safetensors", "step-00000008.safetensors"]
+    own, other = (find_model(folder / RUN, "8").load() for folder in (case, whole))
+    assert all(torch.equal(a, b) for a, b in zip(own.parameters(), other.parameters(), strict=True))
 
 
 def mounted(folder: Path, *options: str) -> None:

@@ -1,5 +1,6 @@
 """Processes that die: at every stage of a save, at any moment, by signals, and beside others."""
 
+import errno
 import os
 import random
 import shutil
@@ -13,12 +14,29 @@ import pytest
 from gradvac.errors import RunError
 from gradvac.experiment import process
 from gradvac.experiment.checkpoint import list_checkpoints, load_checkpoint
+from gradvac.experiment.files import SCORES, TRANSLATIONS, read_json, write_scored
+from gradvac.experiment.prepare import prepare
 from gradvac.experiment.process import StopSignal, alone
-from tests.faults.bench import RUN, copy, everything, in_child, said, start, train, trainer
+from gradvac.experiment.recipe import load_recipe
+from tests.faults.bench import RUN, SETS, copy, everything, in_child, said, start, train, trainer
 
 # 6 moments on every change; all 50: FAULT_MOMENTS=50 python -m pytest tests/faults
 MOMENTS = int(os.environ.get("FAULT_MOMENTS", "6"))
 KILLS_OF_A_RUN = 3
+
+
+def die_in_call(number: int) -> None:
+    """Let this process die in its ``number``-th call of the file system from now."""
+    count = 0
+
+    def die(event: str, arguments: tuple) -> None:
+        nonlocal count
+        if event == "open" or event.startswith(("os.", "shutil.")):
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(die)
 
 
 def die_in_every_call(again: bool) -> int:
@@ -30,16 +48,7 @@ def die_in_every_call(again: bool) -> int:
     save = t._save
 
     def die_at(call: int) -> int:
-        count = 0
-
-        def die(event: str, arguments: tuple) -> None:
-            nonlocal count
-            if event == "open" or event.startswith(("os.", "shutil.")):
-                count += 1
-                if count == call:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(die)
+        die_in_call(call)
         save()
         return 0
 
@@ -97,6 +106,68 @@ def test_sigkill_at_random_moments(case, whole, run):
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (0, -signal.SIGKILL)
     assert in_child(case, train) == 0
     assert everything(case) == everything(whole)
+
+
+def test_sigkill_at_every_stage_of_scoring(tmp_path):
+    """Scores are of the translations beside them, or there are none."""
+    score = lambda folder, n: write_scored(folder, TRANSLATIONS, [{"n": n}] * n, {"n": n})
+
+    def again(call: int) -> int:
+        die_in_call(call)
+        score(Path(), 2)
+        return 0
+
+    for call in range(1, 100):
+        folder = tmp_path / f"{call}"
+        folder.mkdir()
+        score(folder, 1)
+        ended = in_child(folder, lambda call=call: again(call))
+        lines = (folder / TRANSLATIONS).read_text().splitlines()
+        assert len(lines) in (1, 2)
+        if (folder / SCORES).exists():
+            assert read_json(folder / SCORES)["n"] == len(lines)
+        score(folder, 3)
+        assert sorted(os.listdir(folder)) == [SCORES, TRANSLATIONS]  # what was left is gone
+        if ended == 0:
+            break
+    assert 20 < call < 99
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 0.7, 0.9, 0.97, 0.995])
+def test_sigkill_while_a_run_is_prepared(fresh, tmp_path, share):
+    """What is left is no run; prepared again it is the one that nothing happened to."""
+    calls = 0
+
+    def count(event: str, arguments: tuple) -> None:
+        nonlocal calls
+        calls += event == "open" or event.startswith(("os.", "shutil."))
+
+    def counted() -> int:
+        sys.addaudithook(count)
+        prepared()
+        Path("calls").write_text(str(calls))
+        return 0
+
+    def prepared() -> int:
+        prepare(load_recipe(Path("recipe.yaml"), SETS), RUN, lambda text: None)
+        return 0
+
+    def killed(call: int) -> int:
+        die_in_call(call)
+        return prepared()
+
+    case = tmp_path / "case"
+    shutil.copytree(fresh, case, ignore=shutil.ignore_patterns(RUN.name))
+    whole = copy(case, tmp_path / "whole")
+    assert in_child(whole, counted) == 0
+    call = int(share * int((whole / "calls").read_text()))
+    assert in_child(case, lambda: killed(call)) == -signal.SIGKILL
+    assert in_child(case, prepared) == 0
+    files = lambda run: {f.relative_to(run): f for f in run.rglob("*") if f.is_file()}
+    own, other = files(case / RUN), files(whole / RUN)
+    assert own.keys() == other.keys()
+    differ = [f for f in own if own[f].read_bytes() != other[f].read_bytes()]
+    assert {f.name for f in differ} == {"recipe.yaml", "account.json"}  # which name the corpora
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -170,6 +241,23 @@ def test_a_clock_that_goes_back_changes_nothing(case, whole):
 
     assert in_child(case, backwards) == 0
     assert everything(case) == everything(whole)
+
+
+def test_a_folder_that_is_being_prepared_is_refused(fresh, tmp_path):
+    case = tmp_path / "case"
+    shutil.copytree(fresh, case, ignore=shutil.ignore_patterns("tasks.json"))
+    with alone(case / RUN):
+        assert in_child(case, train) == 2
+    assert f"error: {RUN}: another process is preparing this folder" in said(case)
+
+
+def test_a_file_system_without_locks_is_named(case, monkeypatch):
+    def none(*args) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    assert in_child(case, train) == 2
+    assert f"error: {RUN}: cannot be locked against other processes: No locks" in said(case)
 
 
 def test_a_damaged_lock_is_no_lock(case):

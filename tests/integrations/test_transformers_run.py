@@ -131,6 +131,50 @@ def test_after_overflows_the_training_goes_on(tmp_path, caplog):
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
+@pytest.mark.parametrize("kind", [tiny.t5, tiny.tagger])
+def test_one_evaluation_set_gives_the_loss_of_each_task(tmp_path, kind):
+    """The mean of the model's own loss over a task's labels, sample by sample."""
+    model = tiny.built(kind).eval()
+    data = tiny.samples(10) if kind is tiny.t5 else DATA[:10]
+    names = ("input_ids", "attention_mask", "labels")
+    sums: dict[str, list[float]] = {}
+    with torch.no_grad():
+        for sample in data:
+            given = {k: torch.as_tensor(sample[k])[None] for k in names if k in sample}
+            count = int((given["labels"] != -100).sum())
+            own = sums.setdefault(sample["task"], [0.0, 0])
+            own[0] += model(**given).loss.item() * count
+            own[1] += count
+    trainer = tiny.make_trainer(
+        TaskGradients, model, data, tmp_path, method=gradvac.GradVac(), per_device_eval_batch_size=3
+    )
+    found = trainer.evaluate(data)
+    expected = {f"eval_loss_{task}": total / count for task, (total, count) in sums.items()}
+    assert len(expected) > 1
+    assert {key: found[key] for key in found if key.startswith("eval_loss_")} == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert trainer.evaluate({"x": data})["eval_x_loss"] == pytest.approx(found["eval_loss"])
+
+
+def test_evaluation_changes_nothing_of_training(tmp_path):
+    """Even before the first batch, from which the Trainer learns what the model divides by."""
+    start = tiny.built(tiny.t5)
+    plain, ours = deepcopy(start), deepcopy(start)
+    for kind, model, own in (
+        (transformers.Seq2SeqTrainer, plain, {}),
+        (TaskSeq2SeqTrainer, ours, {"method": gradvac.Joint()}),
+    ):
+        data = tiny.samples(8)
+        if not own:
+            data = [{k: v for k, v in sample.items() if k != "task"} for sample in data]
+        tiny.train(
+            kind, model, data, tmp_path, max_steps=2, gradient_accumulation_steps=2,
+            eval_dataset=data[:4], eval_on_start=True, **own,
+        )  # fmt: skip
+    assert tiny.distance(plain, ours) < 1e-9 < 1e-3 < tiny.distance(start, plain)
+
+
 def test_evaluation_and_prediction_need_no_task_and_do_not_mind_one(tmp_path):
     model = tiny.built(tiny.t5)
     with_tasks = tiny.samples(6)

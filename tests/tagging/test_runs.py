@@ -11,8 +11,12 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
-from gradvac.errors import CorpusError, RecipeError, RunError
+from gradvac import FAMO, MGDA, Engine, GradVac
+from gradvac.cli import app
+from gradvac.errors import CorpusError, NotFiniteError, RecipeError, RunError
+from gradvac.experiment import replay
 from gradvac.experiment.compare import compare
 from gradvac.experiment.compare_tables import markdown
 from gradvac.experiment.display import Display
@@ -73,6 +77,78 @@ def test_epochs_become_steps(runs):
     sizes = {"de": 24, "fr": 12}  # temperature 1: both are seen twice in expectation
     once = sum(len(r) for code, n in sizes.items() for r in tagged_rows("", n))
     assert abs(words - 2 * once) < 30
+
+
+def test_steps_without_epochs_are_so_many_steps(tmp_path):
+    """The default of ten epochs does not win over what is given; a tenth of them is warm-up."""
+    tree = make_toy(tmp_path, n=8)
+    tree["training"] = {"steps": 4, "learning_rate": 0.01, "log_every": 1}
+    out = train(tmp_path, tree, "run")
+    training = any_recipe(out).training
+    assert (training.steps, training.epochs, training.warmup) == (4, None, 1)
+    assert (training.validate_every, training.checkpoint_every) == (3, 3)  # an epoch: 12 by 4
+    steps = [json.loads(t) for t in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if line["kind"] == "train"] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (
+            {"steps": 4, "epochs": 2},
+            r"training\.steps: found 4, and training\.epochs: 2\.0 makes it 6",
+        ),
+        (
+            {"steps": 40, "warmup": 5, "warmup_share": 0.5},
+            r"training\.warmup: found 5, and training\.warmup_share: 0\.5 makes it 20",
+        ),
+    ],
+)
+def test_two_keys_that_decide_the_same_thing_are_refused(tmp_path, given, found):
+    tree = make_toy(tmp_path, n=8)
+    tree["training"] = given
+    with pytest.raises(RecipeError, match=found):
+        train(tmp_path, tree, "run")
+    tree["training"] = given | {list(given)[-1]: None}
+    recipe = load_any(write_recipe(tmp_path, tree))
+    prepare_below(tmp_path, recipe, tmp_path / "run", quiet)
+
+
+def test_more_epochs_go_on_from_the_end(tmp_path):
+    """Warm-up and validation stay where they were; a run's own recipe makes the run again."""
+    tree = make_toy(tmp_path, n=8)
+    train(tmp_path, tree, "run", ["training.epochs=1"])
+    out = train(tmp_path, tree, "run", ["training.epochs=2"])
+    training = any_recipe(out).training
+    assert (training.steps, training.warmup, training.validate_every) == (6, 1, 3)
+    assert json.loads((out / "done.json").read_text())["step"] == 6
+    again = load_any(out / "recipe.yaml")
+    copied = prepare_below(tmp_path, again, tmp_path / "again", quiet)
+    assert any_recipe(copied).training == training
+
+
+def test_verbs_that_advice_names_serve_runs_of_every_kind(runs, tmp_path, monkeypatch):
+    """`gradvac train`, `evaluate` and `replay`, as a report and a kept step name them."""
+    monkeypatch.chdir(tmp_path)
+    call = lambda *words: CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
+    recipe = runs / "gradvac" / "recipe.yaml"
+    done = call("train", recipe, "--run", tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    best = "best/model.safetensors"
+    assert (tmp_path / "run" / best).read_bytes() == (runs / "gradvac" / best).read_bytes()
+    table = call("evaluate", tmp_path / "run", "--checkpoint", "last")
+    assert table.exit_code == 0 and "accuracy" in table.output
+    scores = [json.loads((f / "scores.json").read_text()) for f in (tmp_path / "run",)]
+    assert scores[0]["checkpoint"] == "last" and set(scores[0]["directions"]) == {"de", "fr"}
+    with pytest.raises(RunError, match=r"--beam, --zero-shot: of translation alone"):
+        call("evaluate", tmp_path / "run", "--beam", 2, "--zero-shot", "all")
+    job = job_of(tmp_path / "run")
+    error = NotFiniteError("the loss of task 'de' is not finite", "de")
+    told = replay.keep(job, [job.batch(0)], 0, {}, error)
+    command = told.rpartition("kept: gradvac ")[2].split()
+    assert command[0] == "replay"
+    repeated = call(*command)
+    assert repeated.exit_code == 1 and "it does not fail here" in repeated.output
 
 
 def test_both_runs_begin_alike(runs):
@@ -221,9 +297,14 @@ ENCODER = {
 
 def test_an_encoder_of_ones_own_is_trained_and_fine_tuned(tmp_path):
     """Masked text of both languages with GradVac, then tags; transformers opens the encoder."""
-    tree = make_toy(tmp_path, n=8)
+    tree = make_toy(tmp_path)
     data = {"tagged": tree["data"]["languages"], "max_tokens": 32}
     run = train(tmp_path, ENCODER | {"data": data}, "encoder-run")
+    again = train(tmp_path, ENCODER | {"data": data}, "encoder-again")
+    for file in ("metrics.jsonl", "best/model.safetensors", "best/tokenizer.json"):
+        assert (run / file).read_bytes() == (again / file).read_bytes()
+    job = job_of(run)
+    assert any(len(job.batch(n).present) == 2 for n in range(12))  # the method has work to do
     lines = [json.loads(t) for t in (run / "metrics.jsonl").read_text().splitlines()]
     nll = [line["nll"] for line in lines if line["kind"] == "valid"]
     assert nll[-1] < nll[0]
@@ -233,6 +314,33 @@ def test_an_encoder_of_ones_own_is_trained_and_fine_tuned(tmp_path):
     assert all(torch.equal(p, kept[n]) for n, p in model.named_parameters())
     tagger = train(tmp_path, tree, "tagger", ["model.encoder=encoder-run", "training.epochs=1"])
     assert set(evaluate_tagging(tagger).languages) == {"de", "fr"}
+
+
+@pytest.mark.parametrize("method", [GradVac(), MGDA(), FAMO()])
+def test_an_encoder_has_the_gradients_of_its_languages(tmp_path, method):
+    """Of a batch of both, the Gram matrix and losses are those of a backward pass for each."""
+    tree = make_toy(tmp_path)
+    data = {"tagged": tree["data"]["languages"], "max_tokens": 32}
+    model = ENCODER["model"] | {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    recipe = load_any(write_recipe(tmp_path, ENCODER | {"data": data, "model": model}))
+    job = job_of(prepare_below(tmp_path, recipe, tmp_path / "run", quiet))
+    batch = next(b for b in map(job.batch, range(12)) if len(b.present) == 2)
+    losses, gradients = [], []
+    for index in batch.present:
+        job.model.zero_grad()
+        loss = job.losses(batch.of_task(index))[0].sum() / batch.tokens
+        loss.backward()
+        losses.append(float(loss.detach()))
+        parameters = dict(job.model.named_parameters()).values()
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
+    job.model.zero_grad()
+    engine = Engine(job.model, method, "whole_model")
+    with engine.tasks((batch.task, batch.tasks)):
+        loss, _, rows = job.losses(batch)
+        report = engine.backward(loss / batch.tokens, rows)
+    gram = torch.stack(gradients) @ torch.stack(gradients).T
+    assert torch.allclose(report.losses, torch.tensor(losses, dtype=torch.float64))
+    assert torch.allclose(report.gram[0], gram.double(), rtol=1e-4)
 
 
 def test_paths_of_a_command_line_begin_where_it_is_typed(tmp_path, monkeypatch):

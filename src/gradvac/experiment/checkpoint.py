@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.experiment.disk import to_disk
+from gradvac.experiment.files import move, replacing, write_json
 from gradvac.experiment.shards import FOLDER
 from gradvac.experiment.sums import SUMS, check_sums, write_sums
 from gradvac.experiment.tensor_file import load_tensors, save_tensors
@@ -81,10 +82,11 @@ def _write(new: Path, checkpoint: Checkpoint, shards: Callable[[Path], None] | N
     for part in _PARTS[2:] if shards else _PARTS:
         tensors = {k: v.detach().contiguous() for k, v in getattr(checkpoint, part).items()}
         save_tensors(tensors, new / f"{part}.safetensors")
-    text = json.dumps({"step": checkpoint.step, **checkpoint.state})
-    (new / "state.json").write_text(text, encoding="utf-8")
-    files = sorted(file for file in new.rglob("*") if file.is_file())
-    write_sums(new, [file.relative_to(new).as_posix() for file in files])
+    write_json(new / "state.json", {"step": checkpoint.step, **checkpoint.state}, indent=None)
+    names = sorted(file.relative_to(new) for file in new.rglob("*") if file.is_file())
+    names = [name for name in names if not name.parts[0].startswith(".")]  # left by `replacing`
+    files = [new / name for name in names]
+    write_sums(new, [name.as_posix() for name in names])
     for file in [*files, new / SUMS, *([new / FOLDER] if shards else []), new]:
         to_disk(file)
 
@@ -196,10 +198,10 @@ def keep_newest(folder: Path, count: int, every: int | None = None, regular: int
             history.mkdir(exist_ok=True)
             kept = history / f"{old.name}.safetensors"
             if (old / FOLDER).is_dir() and not kept.exists():
-                save_tensors(load_tensors(parameters), kept.with_suffix(".new"))
-                kept.with_suffix(".new").replace(kept)
+                with replacing(kept) as new:
+                    save_tensors(load_tensors(parameters), new)
             elif parameters.exists():  # gone if killed below
-                parameters.replace(kept)
+                move(parameters, kept)
         shutil.rmtree(old)
 
 

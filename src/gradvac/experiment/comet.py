@@ -17,6 +17,7 @@ from typing import Any
 
 from gradvac.errors import RunError
 from gradvac.experiment.compare_results import collect
+from gradvac.experiment.files import write_json, write_text
 
 MANIFEST, SCRIPT = "manifest.json", "score.sh"
 MODEL = "Unbabel/wmt22-comet-da"
@@ -52,9 +53,8 @@ def export_comet(
         words = ["comet-score", "--model", model, "-s", f"{direction}.src", "-t", *files[direction]]
         words += ["-r", f"{direction}.ref", "--to_json", f"{direction}.json"]
         lines.append(shlex.join(words))
-    (out / SCRIPT).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    tree = {"model": model, "files": manifest}
-    (out / MANIFEST).write_text(json.dumps(tree, indent=1, ensure_ascii=False), encoding="utf-8")
+    write_text(out / SCRIPT, "\n".join(lines) + "\n")
+    write_json(out / MANIFEST, {"model": model, "files": manifest})
     say(
         f"{len(manifest)} files of {len(texts)} directions; next, where COMET is: sh {out / SCRIPT}"
     )
@@ -102,7 +102,7 @@ def _translations(run: Path) -> dict[str, tuple[list[str], list[str], list[str]]
 def _write(file: Path, texts: Sequence[str]) -> None:
     """One text a line: COMET ends a line at carriage returns too, and strips it."""
     lines = [" ".join(text.split()) + "\n" for text in texts]
-    file.write_text("".join(lines), encoding="utf-8", newline="\n")
+    write_text(file, "".join(lines))
 
 
 def _json(file: Path) -> Any:

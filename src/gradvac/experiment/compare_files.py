@@ -13,6 +13,7 @@ from typing import Any
 from gradvac.errors import RecipeError
 from gradvac.experiment.compare import LEVEL, Comparison
 from gradvac.experiment.compare_tables import latex, markdown, test_in_words
+from gradvac.experiment.files import write_text
 
 
 def records(found: Comparison) -> list[dict[str, Any]]:
@@ -94,7 +95,7 @@ def write(found: Comparison, file: Path, every_direction: bool = False) -> None:
     if file.suffix not in makers:
         raise RecipeError(f"--out {file}: must end in {', '.join(makers)}")
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(makers[file.suffix](), encoding="utf-8")
+    write_text(file, makers[file.suffix]())
 
 
 def _known(value: float) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from rich.console import Console
@@ -14,8 +13,10 @@ from gradvac.experiment.display import Display
 from gradvac.experiment.evaluate import evaluate_model, evaluate_run, table_rows, test_bitexts
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import Prepared, open_prepared, prepare, task_infos, test_rows
-from gradvac.experiment.recipe import Recipe, dump_recipe, load_recipe, resolve
+from gradvac.experiment.recipe import Recipe, load_recipe, resolve
 from gradvac.experiment.report import write_report
+from gradvac.experiment.resuming import build_once
+from gradvac.experiment.shared_text import share_text
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.translation.scoring import DirectionScores
@@ -82,12 +83,7 @@ def comparison(scores: dict[str, DirectionScores]) -> Table:
 
 def _prepared(recipe: Recipe, folder: Path, first: Path | None, console: Console) -> Prepared:
     """Prepare a run; the second one takes the encoded text of the first."""
-    if first and not (folder / "tasks.json").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(first / "data", folder / "data", dirs_exist_ok=True)
-        shutil.copy(first / "vocabulary.model", folder)
-        (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        shutil.copy(first / "tasks.json", folder)
+    if first and build_once(folder, lambda: share_text(first, folder, recipe)):
         return open_prepared(folder)
     prepared = prepare(recipe, folder, lambda text: None)
     pairs = sum(info.pairs for info in prepared.tasks.values())

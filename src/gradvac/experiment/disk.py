@@ -11,16 +11,13 @@ from pathlib import Path
 DISK = 74
 """Exit code of a run that ended because it could not save: EX_IOERR of sysexits.h."""
 
-REFUSALS = {
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EIO,
-}
-"""Errors of a disk or a folder, not of the program."""
+_OTHERS = {errno.EBADF, errno.EFAULT, errno.EPIPE}
+_NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP}  # of fsync, on network file systems
+
+
+def is_refusal(error: OSError) -> bool:
+    """Whether an error is of a disk or folder, full, gone or stale; not of a program or pipe."""
+    return error.errno is not None and error.errno not in _OTHERS
 
 
 class Outbox:
@@ -43,7 +40,7 @@ class Outbox:
             try:
                 self._waiting[0]()
             except OSError as e:
-                if e.errno not in REFUSALS:
+                if not is_refusal(e):
                     raise
                 return e
             self._waiting.popleft()
@@ -61,5 +58,8 @@ def to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as e:
+        if not (path.is_dir() and e.errno in _NOT_FOR_FOLDERS):
+            raise OSError(e.errno, e.strerror, str(path)) from e
     finally:
         os.close(descriptor)

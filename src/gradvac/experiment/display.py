@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gradvac.experiment.disk import REFUSALS
+from gradvac.experiment.disk import is_refusal
 
 
 class Display:
@@ -69,7 +69,7 @@ class Display:
         try:
             self.console.print(text, markup=False)
         except OSError as e:
-            if e.errno not in REFUSALS:
+            if not is_refusal(e):
                 raise
 
     def finish(self, text: str) -> None:

@@ -6,7 +6,6 @@ apart. Where there are any, the language of every translation is identified.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.table import Table
 from gradvac.engine.ranks import Ranks
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.build import device_of
+from gradvac.experiment.files import TRANSLATIONS, write_scored
 from gradvac.experiment.model_folder import FoundModel, find_model
 from gradvac.experiment.prepare import run_recipe, task_infos, test_rows
 from gradvac.experiment.together import gathered
@@ -150,7 +150,7 @@ def evaluate_model(
     model. With ``ranks`` as `evaluate_run`: the batches are those of one process.
     """
     if bleu_tokenize == VOCABULARY:
-        bleu_tokenize = f"{FILE}{out / 'vocabulary.model'}"
+        bleu_tokenize = f"{FILE}{out / VOCABULARY}"
     tests = [Bitext(b.direction, b.sources[:sentences], b.targets[:sentences]) for b in tests]
     translator = Translator(
         found.load(device),
@@ -185,16 +185,13 @@ def evaluate_model(
         for s, r, h in zip(b.sources, b.targets, translated[b.direction.name], strict=True)
     ]
     out.mkdir(parents=True, exist_ok=True)
-    with (out / "translations.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     tree = {
         "checkpoint": name,
         "bleu_tokenize": bleu_tokenize,
         **scores.to_dict(),
         "averages": _averages(scores),
     }
-    text = json.dumps(tree, indent=1, ensure_ascii=False)
-    (out / "scores.json").write_text(text, encoding="utf-8")
+    write_scored(out, TRANSLATIONS, lines, tree)
     return scores
 
 

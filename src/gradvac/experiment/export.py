@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import load_tensors
+from gradvac.experiment.files import replacing
 from gradvac.experiment.model_folder import FoundModel, export_model, find_model
 from gradvac.translation.to_ctranslate2 import ExportedModel, write_ctranslate2
 from gradvac.translation.to_huggingface import write_huggingface
@@ -52,8 +52,9 @@ def _in_place_of(out: Path) -> Iterator[Path]:
     """Give a new folder that takes the place of ``out`` in the end."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file; name a folder")
-    new = _beside(out)
-    try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as new:
+        new.mkdir()
         yield new
         if out.exists():
             foreign = sorted({f.name for f in out.iterdir()} - {f.name for f in new.iterdir()})
@@ -63,16 +64,6 @@ def _in_place_of(out: Path) -> Iterator[Path]:
                     "name another folder"
                 )
             shutil.rmtree(out)
-        new.rename(out)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _beside(folder: Path) -> Path:
-    new = folder.parent / f".{folder.name}.{os.getpid()}"
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    return new
 
 
 def open_with_ctranslate2(folder: Path | None, found: FoundModel) -> ExportedModel:
@@ -89,17 +80,13 @@ def open_with_ctranslate2(folder: Path | None, found: FoundModel) -> ExportedMod
     cache = folder / CACHE / _fingerprint(found)
     if not cache.exists():
         try:
-            new = _beside(cache)
-        except OSError:
-            return open_with_ctranslate2(None, found)
-        try:
-            _write(found, new)
-            new.rename(cache)
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(cache) as new:
+                new.mkdir()
+                _write(found, new)
         except OSError:
             if not cache.exists():  # else another process was faster
-                raise
-        finally:
-            shutil.rmtree(new, ignore_errors=True)
+                return open_with_ctranslate2(None, found)
         for other in cache.parent.glob("[!.]*"):
             if other != cache:
                 shutil.rmtree(other, ignore_errors=True)

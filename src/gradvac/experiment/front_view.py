@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from gradvac.experiment.compare_front import Front, fronts
 from gradvac.experiment.compare_tables import DIGITS, NAMES, escape
 from gradvac.experiment.figures.base import Picture
 from gradvac.experiment.figures.write import write_picture
+from gradvac.experiment.files import write_csv, write_text
 from gradvac.experiment.front import Estimate, Place
 from gradvac.geometry.plots import INK, MUTED, RULE, axes, colour, legend, styled
 
@@ -170,20 +170,19 @@ def add_to(file: Path, fronts: Sequence[Front]) -> None:
         text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
     else:
         text += "\n" + (markdown if file.suffix == ".md" else latex)(fronts)
-    file.write_text(text, encoding="utf-8")
+    write_text(file, text)
 
 
 def _write_csv(fronts: Sequence[Front], file: Path) -> None:
     names = ("metric", "x", "y", "row", "swept", "mean_x", "mean_y", "distance", "half_width")
-    with file.open("w", encoding="utf-8", newline="") as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([*names, "verdict", "hypervolume_gained", "gained_half_width"])
-        for front in fronts:
-            for p in front.places:
-                half, more = _known(p.distance)["half_width"], _known(p.gain)["half_width"]
-                mean = front.shown(p.mean)
-                line = [front.metric, *front.axes, p.name, p.swept, *mean, p.distance.value, half]
-                writer.writerow([*line, p.verdict, p.gain.value, more])
+    lines: list[list[Any]] = [[*names, "verdict", "hypervolume_gained", "gained_half_width"]]
+    for front in fronts:
+        for p in front.places:
+            half, more = _known(p.distance)["half_width"], _known(p.gain)["half_width"]
+            mean = front.shown(p.mean)
+            line = [front.metric, *front.axes, p.name, p.swept, *mean, p.distance.value, half]
+            lines.append([*line, p.verdict, p.gain.value, more])
+    write_csv(file, lines, "\n")
 
 
 def _title(front: Front) -> str:

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from gradvac.errors import RunError
 from gradvac.experiment.build import device_of
-from gradvac.experiment.geometry_run import Measurement, measured_folder, prepare_folder
+from gradvac.experiment.geometry_run import Measurement, Origins, measured_folder, prepare_folder
 from gradvac.experiment.geometry_text import aligned_text, file_rows, script
 from gradvac.experiment.process import alone
 from gradvac.geometry.kinds import group_of
@@ -119,20 +119,36 @@ def measure_huggingface(
     out = measured_folder(home)
     record = GramRecord(out)
     first = next(iter(chosen.values()))
-    tokenizer = AutoTokenizer.from_pretrained(first, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(first, local_files_only=True, trust_remote_code=False)
     marks = _Marks(tokenizer, named, first)
     batches = {t.direction.name: marks.batches(t, place) for t in texts}
     out.mkdir(parents=True, exist_ok=True)
     with alone(out, "measuring into this folder"):
+        origins = Origins(out)
         for step, path in chosen.items():
+            digest = _digest(path)
             if step in record.steps():
+                origins.check(step, digest)
                 continue
-            model: Any = AutoModelForSeq2SeqLM.from_pretrained(path, local_files_only=True)
+            origins.note(step, digest)
+            model: Any = AutoModelForSeq2SeqLM.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
             model.to(place)
             prepare_folder(out, _description(texts, model, granularity, origin, multiway))
             record.append(measure_seq2seq(model, batches, granularity, step, hold))
             say(f"step {step} measured")
     return home
+
+
+def _digest(folder: Path) -> str:
+    """The SHA-256 of the files that make a model."""
+    digest = hashlib.sha256()
+    weights = re.compile(r"config\.json|(pytorch_)?model.*\.(safetensors|bin)")
+    for file in sorted(f for f in folder.iterdir() if weights.fullmatch(f.name)):
+        with file.open("rb") as data:
+            digest.update(hashlib.file_digest(data, "sha256").digest())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

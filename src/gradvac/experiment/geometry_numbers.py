@@ -7,7 +7,6 @@ more similar to the others score better.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from gradvac.experiment.files import write_csv
 from gradvac.experiment.geometry_text import script
 from gradvac.experiment.geometry_view import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.prepare import test_rows
@@ -221,8 +221,7 @@ def print_numbers(run: Path, measured: Path, console: Console) -> None:
     (subject,) = subjects_of(load_runs([run]), measured)
     found, notes = findings(subject)
     if found:
-        with (measured / "numbers.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([HEADER, *map(row, found)])
+        write_csv(measured / "numbers.csv", [HEADER, *map(row, found)])
         console.print(
             numbers_table(f"{run.name}: what the similarity of gradients is about", found)
         )

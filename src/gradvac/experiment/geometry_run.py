@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from gradvac.engine.ranks import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import load_tensors, saved_models
+from gradvac.experiment.files import read_json, write_json
 from gradvac.experiment.geometry_text import AlignedSet
 from gradvac.experiment.metrics import append, truncate
 from gradvac.experiment.model_folder import fill
 from gradvac.experiment.prepare import TaskInfo
 from gradvac.experiment.process import alone
+from gradvac.experiment.tensor_file import digest_of
 from gradvac.geometry.curvature import curvature
 from gradvac.geometry.kinds import group_of
 from gradvac.geometry.measure import Losses, blocks, measure
@@ -70,6 +72,27 @@ class Measurement:
             return cls(**json.loads(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as e:
             raise RunError(f"{file}: not the description of a measurement: {e}") from e
+
+
+class Origins:
+    """What each step of a measurement was measured on: digests in ``parameters.json``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "parameters.json"
+        self.known = read_json(self.file, dict[str, str]) if self.file.exists() else {}
+
+    def check(self, step: int, digest: str) -> None:
+        """RunError if a step that was measured had other parameters than there are now."""
+        if self.known.get(str(step), digest) != digest:
+            raise RunError(
+                f"{self.file.parent}: step {step} was measured on other parameters: the model has "
+                "been saved over since; choose another folder with --out, or delete that one"
+            )
+
+    def note(self, step: int, digest: str) -> None:
+        """Keep what a step is about to be measured on."""
+        self.known[str(step)] = digest
+        write_json(self.file, self.known)
 
 
 def measured_folder(run: Path) -> Path:
@@ -180,9 +203,7 @@ def prepare_folder(out: Path, wanted: Measurement) -> None:
             )
         wanted = Measurement(**new)
     out.mkdir(parents=True, exist_ok=True)
-    new_file = out / "measured.json.new"
-    new_file.write_text(json.dumps(asdict(wanted), ensure_ascii=False), encoding="utf-8")
-    new_file.replace(out / "measured.json")
+    write_json(out / "measured.json", asdict(wanted), indent=None)
 
 
 def joined(parts: Sequence[Side]) -> Sentences:
@@ -236,6 +257,10 @@ def _measure_steps(
     done = set(there["done"])
     curved = {(step, group) for step, group in there["curved"]}
     open_ = [s for s in steps if s not in done or any((s, g) not in curved for g in levels)]
+    origins = Origins(out)
+    for step in set(steps) - set(open_) if writes else ():
+        if file := saved_models(run).get(step):
+            origins.check(step, digest_of(file))
     passes = len(blocks(model, len(losses), hold))
     columns = TextColumn("step {task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(
@@ -252,6 +277,11 @@ def _measure_steps(
                 console.print(f"step {step}: gone; the run keeps newer ones")
                 continue
             fill(model, load_tensors(file), file)
+            if writes:
+                digest = digest_of(file)
+                if step in done:  # and its curvature is not measured yet
+                    origins.check(step, digest)
+                origins.note(step, digest)
             lines: dict[str, Any] = {}
             if step not in done:
                 told = {task: _telling(parts, tick) for task, parts in losses.items()}

@@ -6,11 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradvac.errors import RunError
+from rich.console import Console
+
+from gradvac.engine.ranks import Ranks
+from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.job import Job
 from gradvac.experiment.recipe import Recipe, any_recipe
+from gradvac.experiment.resuming import resume
 from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
+from gradvac.experiment.together import started_by_torchrun
 from gradvac.experiment.variants import run_folder
 
 Say = Callable[[str], None]
@@ -36,6 +41,15 @@ def prepare_run(recipe: BaseRecipe, folder: Path, store: Path | None, say: Say) 
             prepare_sharing(recipe, folder, store, say)
 
 
+def resume_run(recipe: BaseRecipe, folder: Path, say: Say) -> None:
+    """Check that a run is one of the recipe, and take over what may change; opens no text."""
+    if isinstance(recipe, TaggingRecipe):
+        from gradvac.experiment.tagging.prepare import as_scheduled
+
+        recipe = as_scheduled(recipe, folder)
+    resume(recipe, folder, say)
+
+
 def prepare_below(root: Path, recipe: BaseRecipe, folder: Path | None, say: Say) -> Path:
     """Prepare a run in ``folder``, or where a sweep would below ``root``; returns its folder."""
     store = None
@@ -47,6 +61,69 @@ def prepare_below(root: Path, recipe: BaseRecipe, folder: Path | None, say: Say)
         store = above if recipe.variant else None
     prepare_run(recipe, folder, store, say)
     return folder
+
+
+def train_recipe(
+    recipe: BaseRecipe, folder: Path | None, console: Console, say: Say
+) -> tuple[Path, int]:
+    """Prepare a run below ``runs``, or in ``folder``, and train it; its folder and the exit code.
+
+    RecipeError under torchrun, whose ranks `train_together`.
+    """
+    from gradvac.experiment.display import Display
+    from gradvac.experiment.train import Trainer
+
+    if started_by_torchrun():
+        raise RecipeError("job: torchrun trains recipes of translation alone; leave torchrun")
+    made = prepare_below(Path("runs"), recipe, folder, say)
+    tensorboard = made / "tensorboard" if recipe.training.tensorboard else None
+    return made, Trainer(job_of(made), Display(console, tensorboard)).train()
+
+
+def train_together(recipe: BaseRecipe, folder: Path | None, console: Console, say: Say) -> int:
+    """Train as `train_recipe`, as one of the ranks that torchrun started; the exit code."""
+    from gradvac.experiment.prepare import open_prepared
+    from gradvac.experiment.ranks import train_on_ranks
+
+    if not isinstance(recipe, Recipe):
+        return train_recipe(recipe, folder, console, say)[1]  # refuses
+    made = lambda: prepare_below(Path("runs"), recipe, folder, say)
+    return train_on_ranks(recipe, lambda: open_prepared(made()), console)
+
+
+def evaluate(
+    folder: Path,
+    options: dict[str, Any],
+    console: Console,
+    say: Say,
+    ranks: Ranks | None = None,
+) -> None:
+    """Score a run of any kind on its test set, and print the table.
+
+    ``options`` are those of `evaluate_run`. RunError for one that is given and is of translation
+    alone, and for a run that has nothing to be scored on.
+    """
+    recipe = any_recipe(folder)
+    if isinstance(recipe, Recipe):
+        from gradvac.experiment import evaluate as translation
+
+        scores = translation.evaluate_run(folder, **options, say=say, ranks=ranks)
+        console.print(translation.score_table(str(folder), scores))
+        for signature in scores.signatures.values():
+            say(signature)
+        return
+    if not isinstance(recipe, TaggingRecipe):
+        raise RunError(f"{folder}: a run of an encoder has no test set; gradvac report shows it")
+    checkpoint = options["checkpoint"]
+    if given := [k for k, v in options.items() if k != "checkpoint" and v not in (None, [])]:
+        names = ", ".join(f"--{key.replace('_', '-')}" for key in given)
+        raise RunError(f"{folder}: {names}: of translation alone, and this is a run of tagging")
+    if ranks is None or not ranks.rank:
+        from gradvac.experiment.tagging import evaluate as tagging
+
+        console.print(
+            tagging.score_table(str(folder), tagging.evaluate_tagging(folder, checkpoint))
+        )
 
 
 def job_of(folder: Path) -> Job:

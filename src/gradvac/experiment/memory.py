@@ -69,7 +69,7 @@ def too_large(recipe: BaseRecipe, step: int, batches: Sequence[TaskBatch]) -> Ru
     size, micro = getattr(section, unit), section.accumulate
     quarter = max(1, size // 4)
     return RunError(
-        f"step {step}: memory ran out, {once} {shapes}. Lower batches.{unit} (now {size}); "
-        f"with batches.{unit}={quarter} and batches.accumulate={micro * 4} (now {micro}) a step "
-        "holds as many sentences"
+        f"step {step}: memory ran out, {once} {shapes}. In another folder, lower batches.{unit} "
+        f"(now {size}); with batches.{unit}={quarter} and batches.accumulate={micro * 4} "
+        f"(now {micro}) a step holds as many sentences"
     )

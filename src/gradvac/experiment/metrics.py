@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradvac.engine import StepReport
+from gradvac.experiment.files import write_text
 
 
 @dataclass
@@ -131,6 +132,4 @@ def truncate(file: Path, step: int, end: int | None = None) -> None:
                 kept.append(text)
         except (ValueError, KeyError, TypeError):
             break
-    new = file.with_suffix(".new")
-    new.write_text("".join(kept), encoding="utf-8")
-    new.replace(file)
+    write_text(file, "".join(kept))

@@ -1,7 +1,7 @@
 """A model on disk, in a run or on its own, and how to open either.
 
-A model folder holds ``model.json`` (the shape), ``model.safetensors``, ``vocabulary.model`` and
-``tasks.json`` (the directions it was trained on).
+A model folder holds ``model.json`` (the shape), ``model.safetensors``, ``vocabulary.model``,
+``tasks.json`` (the directions it was trained on) and ``SHA256SUMS`` of these.
 A run folder holds the same things, with parameters under ``best/`` and ``checkpoints/``.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,16 @@ from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import list_checkpoints, saved_models
+from gradvac.experiment.files import (
+    MODEL,
+    TASKS,
+    VOCABULARY,
+    read_json,
+    replacing,
+    write_bytes,
+    write_text,
+)
+from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.tensor_file import load_tensors, save_tensors
 from gradvac.translation.clsr import make_transformer
 from gradvac.translation.languages import Direction
@@ -45,17 +56,36 @@ def find_model(folder: Path, checkpoint: str = "best") -> FoundModel:
     """Find the model in a model folder or run folder.
 
     ``checkpoint``: "best", "last", or a step number; only runs have a choice. RunError says what
-    is missing.
+    is missing or damaged.
     """
+    with suppress(FileNotFoundError):  # of runs and older models, which have no sums
+        check_sums(folder, (MODEL, VOCABULARY, TASKS))  # parameters are compared when loaded
     try:
-        shape = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        shape = json.loads((folder / MODEL).read_text(encoding="utf-8"))
         config = TransformerConfig(**shape)
     except (OSError, ValueError, TypeError) as e:
         raise RunError(f"{folder}: holds no model: {folder / 'model.json'}: {e}") from e
     parameters = folder / "model.safetensors"
     if not parameters.exists():
         parameters = parameters_of_run(folder, checkpoint)
-    return FoundModel(config, Vocabulary.load(folder / "vocabulary.model"), parameters)
+    vocabulary = Vocabulary.load(folder / VOCABULARY)
+    _check_vocabulary(folder, vocabulary.fingerprint)
+    return FoundModel(config, vocabulary, parameters)
+
+
+def _check_vocabulary(folder: Path, found: str) -> None:
+    """RunError for a vocabulary that is not that of the model: every word would mean another.
+
+    A run says with which vocabulary its text was encoded, and a checkpoint was trained.
+    """
+    states = [c / "state.json" for c in list_checkpoints(folder / "checkpoints")]
+    for file in [folder / "data" / "train" / "index.json", *states[-1:]]:
+        wanted = read_json(file).get("vocabulary", found) if file.exists() else found
+        if wanted != found:
+            raise RunError(
+                f"{folder / VOCABULARY}: is not the vocabulary of this model: its fingerprint is "
+                f"{found}, and {file} has {wanted}"
+            )
 
 
 def parameters_of_run(folder: Path, checkpoint: str) -> Path:
@@ -78,10 +108,11 @@ def export_model(run: Path, out: Path, checkpoint: str) -> None:
     found = find_model(run, checkpoint)
     out.mkdir(parents=True, exist_ok=True)
     save_shape(out, found.config)
-    found.vocabulary.save(out / "vocabulary.model")
-    shutil.copy(run / "tasks.json", out)
+    write_bytes(out / VOCABULARY, found.vocabulary.model)
+    shutil.copy(run / TASKS, out)
     save_parameters(out / "model.safetensors", load_tensors(found.parameters), half=True)
-    shutil.copymode(out / "model.json", out / "model.safetensors")  # else private
+    shutil.copymode(out / MODEL, out / "model.safetensors")  # else private
+    write_sums(out, (MODEL, VOCABULARY, TASKS, "model.safetensors"))
 
 
 def check_target(folder: Path, language: str) -> None:
@@ -90,7 +121,7 @@ def check_target(folder: Path, language: str) -> None:
     A tag alone is no knowledge: the vocabulary covers languages that a model may meet later.
     """
     try:
-        tasks = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
+        tasks = json.loads((folder / TASKS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise RunError(f"{folder / 'tasks.json'}: not the task list of a model: {e}") from e
     known = sorted({Direction.parse(name).target for name in tasks})
@@ -104,18 +135,17 @@ def check_target(folder: Path, language: str) -> None:
 def save_shape(folder: Path, config: TransformerConfig) -> None:
     """Write ``model.json``."""
     text = json.dumps(dataclasses.asdict(config), indent=1)
-    file = folder / "model.json"
+    file = folder / MODEL
     if not file.exists() or file.read_text(encoding="utf-8") != text:
-        file.write_text(text, encoding="utf-8")
+        write_text(file, text)
 
 
 def save_parameters(file: Path, tensors: dict[str, Tensor], *, half: bool = False) -> None:
     """Write parameters at once or not at all; ``half`` stores them in 16 bits."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(".new")
     kind = torch.float16 if half else torch.float32
-    save_tensors({k: v.detach().to("cpu", kind).contiguous() for k, v in tensors.items()}, new)
-    new.replace(file)
+    with replacing(file) as new:
+        save_tensors({k: v.detach().to("cpu", kind).contiguous() for k, v in tensors.items()}, new)
 
 
 def fill(model: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:

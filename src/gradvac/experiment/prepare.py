@@ -16,11 +16,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.files import (
+    RECIPE,
+    TASKS,
+    VOCABULARY,
+    replacing,
+    write_bytes,
+    write_json,
+)
 from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.recipe import Recipe, dump_recipe, parse_recipe, resolve
+from gradvac.experiment.recipe import Recipe, parse_recipe, resolve
+from gradvac.experiment.resuming import build_once, finish, resume
 from gradvac.experiment.sections import SourceSection
 from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.yaml_text import parse_yaml
@@ -77,27 +85,22 @@ def prepare(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Prepare
     ``say`` receives lines for the user: what was read, dropped and why. A folder made from a
     different recipe is refused with the keys that differ.
     """
-    if (folder / "tasks.json").exists():
-        _same_recipe(recipe, folder)
-        return open_prepared(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # Beside its place until it is whole; what a preparation that was stopped left is removed.
-    new = folder / "data.new"
-    for stale in (new, folder / "data"):
+    if not build_once(folder, lambda: build_text(recipe, folder, say)):
+        resume(recipe, folder, say)
+    return open_prepared(folder)
+
+
+def build_text(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
+    """Build the text side of a run in a folder that only this process writes to."""
+    for stale in (folder / "data", folder / "data.new"):  # of a preparation that was stopped
         shutil.rmtree(stale, ignore_errors=True)
-    new.mkdir()
-    try:
+    with replacing(folder / "data") as new:
+        new.mkdir()
         vocabulary, pairs = _prepare_text(recipe, new, say)
-    except BaseException:
-        shutil.rmtree(new)
-        raise
-    new.rename(folder / "data")
-    vocabulary.save(folder / "vocabulary.model")
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    write_bytes(folder / VOCABULARY, vocabulary.model)
     levels = resource_levels(pairs, recipe.data.levels)
     tasks = {t: asdict(TaskInfo(n, levels[t], family_of(t))) for t, n in pairs.items()}
-    _write_json(folder / "tasks.json", tasks)  # last: its presence says that all is there
-    return open_prepared(folder)
+    finish(folder, recipe, tasks)
 
 
 def _prepare_text(
@@ -131,7 +134,7 @@ def _prepare_text(
     for part, rows in held.items():
         with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row.texts, ensure_ascii=False) + "\n" for row in rows)
-    _write_json(folder / "account.json", account.to_dict())
+    write_json(folder / "account.json", account.to_dict())
     write_sums(folder, _SUMMED)
     return vocabulary, pairs
 
@@ -139,7 +142,7 @@ def _prepare_text(
 def open_prepared(folder: Path) -> Prepared:
     """Reopen a prepared run folder; RunError says what is missing, damaged or does not fit."""
     recipe = run_recipe(folder)
-    vocabulary = Vocabulary.load(folder / "vocabulary.model")
+    vocabulary = Vocabulary.load(folder / VOCABULARY)
     with suppress(FileNotFoundError):  # a run of an earlier version has no sums
         check_sums(folder / "data", _SUMMED)
     parts = {
@@ -151,7 +154,7 @@ def open_prepared(folder: Path) -> Prepared:
 
 def run_recipe(folder: Path) -> Recipe:
     """The recipe a run was made from; reading it runs no code."""
-    file = folder / "recipe.yaml"
+    file = folder / RECIPE
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
@@ -168,7 +171,7 @@ def run_recipe(folder: Path) -> Recipe:
 def task_infos(folder: Path) -> dict[str, TaskInfo]:
     """The tasks of a run, in the run's order."""
     try:
-        tree = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
+        tree = json.loads((folder / TASKS).read_text(encoding="utf-8"))
         return {name: TaskInfo(**info) for name, info in tree.items()}
     except (OSError, ValueError, TypeError, AttributeError) as e:
         raise RunError(f"{folder / 'tasks.json'}: not the task list of a run: {e}") from e
@@ -309,40 +312,3 @@ def _train_vocabulary(recipe: Recipe, samples: dict[str, TextSample]) -> Vocabul
         symbols=section.symbols,
         seed=recipe.seed,
     )
-
-
-def _same_recipe(recipe: Recipe, folder: Path) -> None:
-    """Refuse to continue a run under another recipe; name, device and folders may differ.
-
-    Of files only the names count: the run holds what was read from them, and may have moved.
-    """
-    old, new = (_by_name(r.model_dump(mode="json")) for r in (run_recipe(folder), recipe))
-    differ = [
-        f"{section}.{key}"
-        for section in old
-        if isinstance(old[section], dict)
-        for key in old[section]
-        if old[section][key] != new[section][key]
-    ]
-    if old["seed"] != new["seed"]:
-        differ.append("seed")
-    if differ:
-        raise RunError(
-            f"{folder} holds a run of another recipe; these keys differ: {', '.join(differ)}. "
-            "Choose another folder with --run, or restore the recipe to resume"
-        )
-
-
-def _by_name(tree: Any) -> Any:
-    """Absolute paths without their folders."""
-    if isinstance(tree, dict):
-        return {key: _by_name(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [_by_name(value) for value in tree]
-    return Path(tree).name if isinstance(tree, str) and Path(tree).is_absolute() else tree
-
-
-def _write_json(file: Path, tree: Any) -> None:
-    new = file.with_suffix(".new")
-    new.write_text(json.dumps(tree, indent=1, ensure_ascii=False), encoding="utf-8")
-    new.replace(file)

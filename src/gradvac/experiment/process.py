@@ -7,11 +7,11 @@ import os
 import platform
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -61,10 +61,13 @@ class StopSignal:
 
 
 @contextmanager
-def alone(folder: Path, doing: str = "training this run") -> Iterator[None]:
+def alone(
+    folder: Path, doing: str = "training this run", wait: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Hold the lock of a run folder; RunError when another process trains (or measures) there.
 
-    The lock is the kernel's, so it goes with its process, however that ends.
+    ``wait`` gets a line, and then the other process is waited for instead. The lock is the
+    kernel's, so it goes with its process, however that ends.
     """
     try:
         opened = (folder / ".lock").open("w")
@@ -72,10 +75,22 @@ def alone(folder: Path, doing: str = "training this run") -> Iterator[None]:
         raise RunError(f"{folder}: cannot be written: {e.strerror}") from e
     with opened as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(lock, f"{folder}: another process is {doing}", wait)
         except OSError as e:
-            raise RunError(f"{folder}: another process is {doing}") from e
+            raise RunError(
+                f"{folder}: cannot be locked against other processes: {e.strerror}"
+            ) from e
         yield
+
+
+def _lock(lock: IO[str], held: str, wait: Callable[[str], None] | None) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        if wait is None:
+            raise RunError(held) from e
+        wait(f"{held}; waiting for it")
+        fcntl.flock(lock, fcntl.LOCK_EX)
 
 
 @contextmanager

@@ -357,23 +357,23 @@ class RankTrainer(Trainer):
 
     def _finish(self) -> int:
         """End on all ranks alike, if rank 0 finds that there is something to do."""
-        done = self.ranks.messages({"done": (self.folder / "done.json").exists()})[0]["done"]
+        done = self.ranks.messages({"done": self.finished})[0]["done"]
         return 0 if self.ranks.rank and done else super()._finish()
 
     def _resume(self) -> None:
         """Resume on rank 0, which may repair the folder, and then on the others."""
         if not self.ranks.rank:
             super()._resume()
-        steps = [message["step"] for message in self.ranks.messages({"step": self.step})]
-        if self.ranks.rank and steps[0]:
+        first = self.ranks.messages({"step": self.step, "best": self.best})[0]
+        if self.ranks.rank and first["step"]:
             found = newest_complete(self.run / "checkpoints")
-            if found is None or found[1].step != steps[0]:
+            if found is None or found[1].step != first["step"]:
                 raise RankError(
-                    f"rank {self.ranks.rank} does not find the checkpoint of step {steps[0]} that "
-                    f"rank 0 resumes from in {self.run}"
+                    f"rank {self.ranks.rank} does not find the checkpoint of step "
+                    f"{first['step']} that rank 0 resumes from in {self.run}"
                 )
             saved, checkpoint, _ = found
             self._check_fits(checkpoint, saved)
             self.updates.restore(checkpoint, saved)
             self.job.load_state_dict(checkpoint.state.get("balance", {}))
-            self.best = checkpoint.state["best"]
+            self.best = first["best"]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gradvac.engine.groups import parameter_groups
 from gradvac.errors import NotFiniteError, RunError
 from gradvac.experiment.checkpoint import load_tensors, save_tensors
+from gradvac.experiment.files import replacing, write_json
 from gradvac.experiment.job import Job, TaskBatch
 from gradvac.experiment.memory import tensors_of, with_tensors
 from gradvac.experiment.model_folder import fill
@@ -96,10 +97,9 @@ def keep(
     }
     try:
         folder.mkdir(exist_ok=True)
-        new = file.with_suffix(".new")
-        save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, new)
-        file.with_suffix(".json").write_text(json.dumps(state), encoding="utf-8")
-        new.replace(file)  # last: its presence says that all is there
+        with replacing(file) as new:  # last: its presence says that all is there
+            save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, new)
+            write_json(file.with_suffix(".json"), state, indent=None)
     except OSError as e:
         return f"{words}; the step could not be kept in {folder}: {e.strerror}"
     return f"{words}; kept: gradvac replay {job.folder} {step}"
@@ -253,8 +253,7 @@ def _report_tasks(
 
 def replay_run(run: Path, step: int | None, say: Callable[[str], None]) -> bool:
     """`gradvac replay`: repeat a kept step of a run; whether it fails again."""
-    from gradvac.experiment.prepare import open_prepared
-    from gradvac.experiment.translation_job import TranslationJob
+    from gradvac.experiment.kinds import job_of
 
     kept = Replay.open(run, step)
-    return replay(TranslationJob(open_prepared(run)), kept, say)
+    return replay(job_of(run), kept, say)

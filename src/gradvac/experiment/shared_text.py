@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradvac.experiment.prepare import Prepared, open_prepared, prepare
+from gradvac.experiment.files import RECIPE, TASKS, VOCABULARY, link, share, write_text
+from gradvac.experiment.prepare import Prepared, build_text, open_prepared
 from gradvac.experiment.recipe import Recipe, dump_recipe
-from gradvac.experiment.variants import run_folder
+from gradvac.experiment.resuming import build_once, resume
 
 TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
 
@@ -36,36 +36,22 @@ def prepare_sharing(
     The run's folder still needs nothing else: its files are links to those of the store where the
     file system has them, and copies elsewhere.
     """
-    if (folder / "tasks.json").exists():
-        return prepare(recipe, folder, say)  # which checks that it is a run of this recipe
     text = store / f"text-{text_key(recipe)}"
-    if not (text / "tasks.json").exists():
-        prepare(recipe.model_copy(update={"seed": TEXT_SEED}), text, say)
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(text / "data", folder / "data", copy_function=link, dirs_exist_ok=True)
-    link(text / "vocabulary.model", folder / "vocabulary.model")
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    link(text / "tasks.json", folder / "tasks.json")  # last: its presence says that all is there
+    own = recipe.model_copy(update={"seed": TEXT_SEED})
+
+    def build() -> None:
+        build_once(text, lambda: build_text(own, text, say), wait=say)
+        share_text(text, folder, recipe)
+
+    if not build_once(folder, build):
+        resume(recipe, folder, say)
     return open_prepared(folder)
 
 
-def prepare_in(
-    root: Path, recipe: Recipe, folder: Path | None, say: Callable[[str], None]
-) -> Prepared:
-    """Prepare a run in ``folder``, or where it goes below ``root``, as a sweep would prepare it."""
-    if folder is not None:
-        return prepare(recipe, folder, say)
-    own, store = (
-        run_folder(root, recipe.name, recipe.size, variant, recipe.seed)
-        for variant in (recipe.variant, None)
-    )
-    return prepare_sharing(recipe, own, store, say) if recipe.variant else prepare(recipe, own, say)
-
-
-def link(source: str | Path, target: str | Path) -> None:
-    """Make ``target`` the same file as ``source``, or a copy of it."""
-    Path(target).unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:  # another file system, or one without links
-        shutil.copy(source, target)
+def share_text(text: Path, folder: Path, recipe: Recipe) -> None:
+    """Let a run of ``recipe`` hold the text of another folder."""
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    share(text / "data", folder / "data")
+    link(text / VOCABULARY, folder / VOCABULARY)
+    write_text(folder / RECIPE, dump_recipe(recipe))
+    link(text / TASKS, folder / TASKS)  # last: its presence says that all is there

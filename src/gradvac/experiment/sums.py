@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gradvac.errors import RunError
+from gradvac.experiment.files import write_text
 
 SUMS = "SHA256SUMS"
 
@@ -14,7 +15,7 @@ SUMS = "SHA256SUMS"
 def write_sums(folder: Path, names: Iterable[str]) -> None:
     """Write the sums of files of a folder."""
     lines = [f"{_digest(folder / name)}  {name}\n" for name in names]
-    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
+    write_text(folder / SUMS, "".join(lines))
 
 
 def check_sums(folder: Path, names: Iterable[str], *, others: bool = False) -> None:

@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from gradvac.experiment.kinds import has_test, job_of, prepare_run, score_run
+from gradvac.experiment.files import write_json
+from gradvac.experiment.kinds import has_test, job_of, prepare_run, resume_run, score_run
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe import load_any, read_recipe_file
 from gradvac.experiment.sections import BaseRecipe
@@ -85,9 +86,12 @@ def run_sweep(
     root = jobs[0].folder.parents[len(Path(jobs[0].variant).parts)]
     root.mkdir(parents=True, exist_ok=True)
     describe(file, root, size)
+    say = lambda line: console.print(line, markup=False, soft_wrap=True)
     for job in jobs:
+        if job.done:  # with what the recipe says now: of another one, it is no result of this sweep
+            resume_run(job.recipe, job.folder, say)
         if not job.done:
-            prepare_run(job.recipe, job.folder, root, lambda line: console.print(line))
+            prepare_run(job.recipe, job.folder, root, say)
     left = [job for job in jobs if not job.done]
     console.print(f"{root}: {len(jobs)} runs, {len(jobs) - len(left)} of them finished before")
     stop = StopSignal()
@@ -132,7 +136,7 @@ def describe(file: RecipeFile, root: Path, size: str | None) -> None:
     """Write what ``gradvac compare`` needs to know of a sweep's folder."""
     variants = list(file.variants)
     tree = {"size": size, "variants": variants, "baseline": file.baseline, "front": file.front}
-    (root / DESCRIPTION).write_text(json.dumps(tree, indent=1), encoding="utf-8")
+    write_json(root / DESCRIPTION, tree)
 
 
 def progress(jobs: Sequence[Job]) -> Table:

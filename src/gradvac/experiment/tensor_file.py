@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -51,6 +52,15 @@ def load_tensors(file: Path, checked: bool = True) -> dict[str, Tensor]:
             f"{wanted[:12]} itself"
         )
     return tensors
+
+
+def digest_of(file: Path) -> str:
+    """The SHA-256 of the tensors of a file, as it says itself, or else computed."""
+    if file.exists():
+        with suppress(OSError, SafetensorError), safe_open(file, "pt") as opened:
+            if said := (opened.metadata() or {}).get(_KEY):
+                return said
+    return _digest(load_tensors(file))
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -7,9 +7,11 @@ written, byte for byte.
 
 from __future__ import annotations
 
-import json
 import math
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from gradvac.experiment.checkpoint import (
     save_checkpoint,
     set_aside,
 )
-from gradvac.experiment.disk import DISK, REFUSALS, Outbox, explain, to_disk
+from gradvac.experiment.disk import DISK, Outbox, explain, is_refusal, to_disk
 from gradvac.experiment.display import Display
+from gradvac.experiment.files import DONE, ENDED, METRICS, SPEED, read_json, write_json
 from gradvac.experiment.job import Job
 from gradvac.experiment.metrics import Window, append, truncate
 from gradvac.experiment.model_folder import save_parameters
@@ -46,6 +49,14 @@ from gradvac.experiment.updates import Updates
 MOST_UNSAVED = 3
 
 
+@dataclass
+class End:
+    """What ``done.json`` says of the end of a run."""
+
+    step: int
+    best: dict[str, Any]
+
+
 class Trainer:
     """One run: begins or resumes it, trains to the last step, leaves a folder that tells all."""
 
@@ -60,6 +71,7 @@ class Trainer:
         self.updates = Updates(job, self.outbox)
         self.best: dict[str, Any] = {"value": math.inf, "step": 0, "waited": 0}
         self.stop = StopSignal()
+        self.finished = False  # before this process came to it
         self._check_metric()
 
     @property
@@ -145,13 +157,36 @@ class Trainer:
         return {k: v.detach().cpu().clone() for k, v in self.job.model.state_dict().items()}
 
     def _check_metric(self) -> None:
-        names, metric = self.job.metrics(), self.recipe.training.metric
-        if names and metric not in names:
-            raise RecipeError(f"training.metric: {metric!r} is not among: {', '.join(names)}")
+        names, training = self.job.metrics(), self.recipe.training
+        if names and training.metric not in names:
+            raise RecipeError(
+                f"training.metric: {training.metric!r} is not among: {', '.join(names)}"
+            )
+        usual = type(training).model_fields["metric"].default
+        for key, needed in (
+            ("metric", training.metric != usual),
+            ("patience", training.patience is not None),
+        ):
+            if needed and not names:
+                raise RecipeError(
+                    f"training.{key}: found {getattr(training, key)!r}, and there is no validation "
+                    "text to measure it on; give some, or leave the key out"
+                )
 
     def _patience_spent(self) -> bool:
         patience = self.recipe.training.patience
         return patience is not None and self.best["waited"] >= patience
+
+    def _why_early(self) -> str:
+        """Why a run ended before its last step; empty if it did not."""
+        training = self.recipe.training
+        if self.step >= training.steps:
+            return ""
+        return (
+            f"training.patience {training.patience}: {training.metric} was not below "
+            f"{self.best['value']:.4f}, that of step {self.best['step']}, in the last "
+            f"{self.best['waited']} validations; training.steps is {training.steps}"
+        )
 
     # -- what is written ------------------------------------------------------------------------
 
@@ -167,22 +202,22 @@ class Trainer:
     def _write(self, kind: str, values: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl; what depends on the clock goes to speed.jsonl."""
         line = {"kind": kind, "step": self.step, **values}
-        self.outbox.put(lambda: append(self.folder / "metrics.jsonl", line))
+        self.outbox.put(lambda: append(self.folder / METRICS, line))
         if kind == "train":
             speed = {"step": self.step, "time": time.time(), "device": self.job.device.type}
             shown = ("seconds", "cpu_seconds", "began", "tokens_per_s")
             speed |= {name: getattr(self.display, name) for name in shown}
             speed["processes"] = self.processes
-            self.outbox.put(lambda: append(self.folder / "speed.jsonl", speed))
+            self.outbox.put(lambda: append(self.folder / SPEED, speed))
         self.display.scalars(kind, self.step, values)
 
     def _save(self) -> None:
         """Save a checkpoint, unless the disk refuses: then the last good one stays."""
-        training, folder = self.recipe.training, self.folder / "checkpoints"
+        folder = self.folder / "checkpoints"
         try:
             if error := self.outbox.flush():
                 raise error  # no checkpoint is ahead of its log
-            logs = [self.folder / "metrics.jsonl", *self.updates.record.files]
+            logs = [self.folder / METRICS, *self.updates.record.files]
             positions = {f.name: _to_disk(f) for f in logs if f.exists()}
             state = {
                 "best": self.best,
@@ -192,11 +227,10 @@ class Trainer:
                 "made_with": made_with(self.job.device),
             }
             self._write_checkpoint(folder, self.updates.checkpoint(state))
-            keep = max(training.keep, training.average)
-            keep_newest(folder, keep, training.keep_every, training.checkpoint_every)
             self.unsaved = 0
+            self._remove_old(folder)
         except OSError as e:
-            if e.errno not in REFUSALS:
+            if not is_refusal(e):
                 raise
             self.unsaved += 1
             saved = list_checkpoints(folder)
@@ -204,6 +238,18 @@ class Trainer:
             self.display.line(
                 f"warning: no checkpoint of step {self.step}: {explain(e)}; the last one: {last}"
             )
+
+    def _remove_old(self, folder: Path) -> None:
+        """Remove what the checkpoint that is saved now is in place of."""
+        training = self.recipe.training
+        try:
+            (self.folder / ENDED).unlink(missing_ok=True)
+            keep = max(training.keep, training.average)
+            keep_newest(folder, keep, training.keep_every, training.checkpoint_every)
+        except OSError as e:
+            if not is_refusal(e):
+                raise
+            self.display.line(f"warning: an older checkpoint is not removed: {explain(e)}")
 
     def _write_checkpoint(self, folder: Path, checkpoint: Checkpoint) -> None:
         save_checkpoint(folder, checkpoint)
@@ -220,9 +266,10 @@ class Trainer:
 
     def _finish(self) -> int:
         """The last checkpoint, and the average of the last ones when it is better than the best."""
-        if (self.folder / "done.json").exists():
+        if self.finished:
             self.display.finish(f"{self.folder}: finished at step {self.step}; nothing to do")
             return 0
+        early = self._why_early()  # before the average is measured, which counts as a validation
         if self.step % self.recipe.training.validate_every:
             self._validate()
         self._save()
@@ -235,11 +282,13 @@ class Trainer:
         if not self.job.metrics():
             self._keep_parameters()
         done = {"step": self.step, "best": self.best, "metric": self.recipe.training.metric}
-        self.outbox.put(lambda: _replace(self.folder / "done.json", json.dumps(done)))
+        done |= {"stopped_early": early} if early else {}
+        self.outbox.put(lambda: write_json(self.folder / DONE, done, indent=None))
         if error := self.outbox.flush():
             self.display.line(f"warning: {explain(error)}")
             return self._stop_unsaved()
-        self.display.finish(f"{self.folder}: finished at step {self.step}")
+        why = f", early: {early}" if early else ""
+        self.display.finish(f"{self.folder}: finished at step {self.step}{why}")
         return 0
 
     # -- resuming -------------------------------------------------------------------------------
@@ -247,37 +296,55 @@ class Trainer:
     def _resume(self) -> None:
         """Go on from the newest complete checkpoint; forget what was written after it."""
         recover(self.folder / "checkpoints")
-        positions: dict[str, int] = {}
-        if found := newest_complete(self.folder / "checkpoints"):
-            saved, checkpoint, damaged = found
-            self._check_fits(checkpoint, saved)
-            for folder, problem in damaged.items():
-                aside = set_aside(folder).name
-                self.display.line(f"warning: {problem}; now {aside}, going on from {saved.name}")
-            if differ := differences(checkpoint.state.get("made_with", {}), self.job.device):
-                self.display.line(
-                    f"note: {saved.name} was made with {differ}; last bits may differ"
-                )
-            try:
-                self.updates.restore(checkpoint, saved)
-                self.job.load_state_dict(checkpoint.state.get("balance", {}))
-                self.best = {"value": math.inf, "step": 0, "waited": 0} | checkpoint.state["best"]
-                positions = {k: int(v) for k, v in checkpoint.state.get("positions", {}).items()}
-            except (LookupError, TypeError, ValueError, AttributeError) as e:
-                raise RunError(f"{saved / 'state.json'}: not the state of this run: {e!r}") from e
-        finished = (self.folder / "done.json").exists() and self.step >= self.recipe.training.steps
-        if not finished:
-            (self.folder / "done.json").unlink(missing_ok=True)
-            truncate(self.folder / "metrics.jsonl", self.step, positions.get("metrics.jsonl"))
-            truncate(self.folder / "speed.jsonl", self.step)
+        found = newest_complete(self.folder / "checkpoints")
+        positions = self._restore(*found) if found else {}
+        spent = self._patience_spent()
+        if (end := self._last_end()) and end.step == self.step:
+            # Perhaps that of an average, which no checkpoint knows of.
+            self.best = {**end.best, "waited": self.best["waited"]}
+        last = spent or self.step >= self.recipe.training.steps
+        self.finished = (self.folder / DONE).exists() and last
+        if not self.finished:
+            with suppress(FileNotFoundError):
+                (self.folder / DONE).replace(self.folder / ENDED)
+            truncate(self.folder / METRICS, self.step, positions.get(METRICS))
+            truncate(self.folder / SPEED, self.step)
             self.updates.record.truncate(self.step - 1)
-        for file in [self.folder / "metrics.jsonl", *self.updates.record.files]:
+        for file in [self.folder / METRICS, *self.updates.record.files]:
             there = file.stat().st_size if file.exists() else 0
             if there < positions.get(file.name, 0):
                 self.display.line(
                     f"warning: {file} has lost its end: {there} bytes of "
                     f"{positions[file.name]}; training is not touched by that"
                 )
+
+    def _restore(
+        self, saved: Path, checkpoint: Checkpoint, damaged: Mapping[Path, str]
+    ) -> dict[str, int]:
+        """Be where a checkpoint was saved; returns the lengths of the logs then."""
+        self._check_fits(checkpoint, saved)
+        for folder, problem in damaged.items():
+            aside = set_aside(folder).name
+            self.display.line(f"warning: {problem}; now {aside}, going on from {saved.name}")
+        if differ := differences(checkpoint.state.get("made_with", {}), self.job.device):
+            self.display.line(f"note: {saved.name} was made with {differ}; last bits may differ")
+        try:
+            self.updates.restore(checkpoint, saved)
+            self.job.load_state_dict(checkpoint.state.get("balance", {}))
+            self.best = {"value": math.inf, "step": 0, "waited": 0} | checkpoint.state["best"]
+            return {k: int(v) for k, v in checkpoint.state.get("positions", {}).items()}
+        except (LookupError, TypeError, ValueError, AttributeError) as e:
+            raise RunError(f"{saved / 'state.json'}: not the state of this run: {e!r}") from e
+
+    def _last_end(self) -> End | None:
+        """Where the run ended before, if nothing has been saved since."""
+        for file in (self.folder / DONE, self.folder / ENDED):
+            if file.exists():
+                try:
+                    return read_json(file, End)
+                except RunError as e:
+                    self.display.line(f"warning: {e}")
+        return None
 
     def _check_fits(self, checkpoint: Checkpoint, folder: Path) -> None:
         for key, value in self.job.identity.items():
@@ -297,9 +364,3 @@ def _to_disk(file: Path) -> int:
     """See a log onto the disk; its length."""
     to_disk(file)
     return file.stat().st_size
-
-
-def _replace(file: Path, text: str) -> None:
-    new = file.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(file)

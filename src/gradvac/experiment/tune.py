@@ -11,7 +11,6 @@ trial that fails counts as one.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import time
@@ -24,9 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from gradvac.errors import GradvacError, RecipeError, RunError
+from gradvac.experiment.files import write_csv, write_json, write_text
 from gradvac.experiment.kinds import has_validation, prepare_run
 from gradvac.experiment.process import StopSignal
-from gradvac.experiment.recipe import dump_recipe, load_any, read_recipe_file
+from gradvac.experiment.recipe import any_recipe, dump_recipe, load_any, read_recipe_file
 from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.sweep import LOG, last_line, start
 from gradvac.experiment.tagging.recipe import TaggingRecipe
@@ -223,7 +223,7 @@ def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> St
     )
     if said.exists() and json.loads(said.read_text(encoding="utf-8")) != tree:
         raise RunError(f"{folder}: holds a search of another space or recipe; choose --out")
-    said.write_text(json.dumps(tree, indent=1), encoding="utf-8")
+    write_json(said, tree)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     return optuna.create_study(storage=storage, study_name="tune", load_if_exists=True)
 
@@ -310,12 +310,11 @@ def _result(trial: FrozenTrial) -> str:
 def _write(search: Search) -> None:
     """The table as CSV, and the best recipe, complete."""
     keys = [p.key for p in search.parameters]
-    with (search.folder / TRIALS).open("w", encoding="utf-8", newline="") as out:
-        writer = csv.writer(out, lineterminator="\n")
-        writer.writerow(["trial", *keys, "state", search.measure])
-        for t in search.study.trials:
-            writer.writerow([t.number, *(t.params.get(k) for k in keys), t.state.name, t.value])
+    lines: list[list[Any]] = [["trial", *keys, "state", search.measure]]
+    for t in search.study.trials:
+        lines.append([t.number, *(t.params.get(k) for k in keys), t.state.name, t.value])
+    write_csv(search.folder / TRIALS, lines, "\n")
     if best := _best(search):
         head = f"# Trial {best.number}: validation {search.measure} {best.value:.4f}.\n"
-        text = head + dump_recipe(search.recipe(best))
-        (search.folder / BEST).write_text(text, encoding="utf-8")
+        text = head + dump_recipe(any_recipe(search.run_folder(best)))  # as it was trained
+        write_text(search.folder / BEST, text)

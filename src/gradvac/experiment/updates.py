@@ -27,6 +27,7 @@ from gradvac.experiment.job import Job, TaskBatch
 from gradvac.experiment.memory import halves, is_out_of_memory, too_large
 from gradvac.experiment.metrics import Window
 from gradvac.experiment.model_folder import fill
+from gradvac.experiment.schedule import learning_rate
 from gradvac.experiment.shards import empty_like, read_shards, rows_of, shapes
 from gradvac.geometry.record import Frame, GramRecord
 
@@ -139,13 +140,8 @@ class Updates:
         return loss, norm
 
     def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then inverse square root (Wang et al. 2021, appendix B) or linear."""
-        training = self.recipe.training
-        rise = step / training.warmup
-        if training.schedule == "linear":  # to zero, as encoders are fine-tuned (appendix E)
-            left = (training.steps - step + 1) / max(1, training.steps - training.warmup + 1)
-            return training.learning_rate * min(rise, left)
-        return training.learning_rate * min(rise, math.sqrt(training.warmup / step))
+        """That of one update, counted from 1."""
+        return learning_rate(self.recipe.training, step)
 
     def _skip(
         self, error: NotFiniteError, batches: list[TaskBatch], learned: Mapping[str, Any]
@@ -157,14 +153,14 @@ class Updates:
         told = f"{error}; {replay.keep(self.job, batches, self.step, learned, error)}"
         if self.recipe.training.nonfinite == "raise":
             raise GradientError(
-                f"{told}; lower training.learning_rate, try training.precision=fp32, or go on "
-                "without such steps by training.nonfinite=skip"
+                f"{told}; go on without such steps by training.nonfinite=skip, or, in another "
+                "folder, lower training.learning_rate or try training.precision=fp32"
             ) from error
         self.skipped += 1
         if self.skipped > MOST_SKIPPED:
             raise GradientError(
                 f"{MOST_SKIPPED} steps in a row were skipped, and now {told}; the parameters are "
-                "broken: go back to an earlier checkpoint with a lower training.learning_rate"
+                "broken: begin anew in another folder with a lower training.learning_rate"
             ) from error
         task = error.task or "joint"
         self.window.skipped[task] = self.window.skipped.get(task, 0) + 1

@@ -84,6 +84,8 @@ class TaskGradients(Trainer):
         self._n_items: Tensor | int | None = None  # labels of the step, if the Trainer counts them
         self._shares: dict[str, float] = defaultdict(float)
         self._logged: dict[str, list[float]] = defaultdict(list)
+        self._evaluated: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+        self._evaluated_loss: ModelLoss | None = None
 
     @property
     def task_engine(self) -> Engine:
@@ -171,9 +173,44 @@ class TaskGradients(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any
     ) -> tuple[Any, Any, Any]:
-        """Predict as the Trainer does; the model is not shown the tasks."""
-        inputs.pop(self.task_column, None)
-        return super().prediction_step(model, inputs, *args, **kwargs)
+        """Predict as the Trainer does; the model is not shown the tasks.
+
+        Of samples that have tasks the losses are added up by task, in a forward pass of its own.
+        """
+        own: dict[str, Any] = dict(inputs)
+        tasks = None
+        if self.task_column in own:
+            tasks = take_tasks(own, self.task_column, self.task_names)
+        found = super().prediction_step(model, own, *args, **kwargs)
+        if tasks is not None and all(own.get(name) is not None for name in self.label_names):
+            self._add_evaluated(model, dict(self._prepare_inputs(own)), tasks)
+        return found
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as the Trainer does, and each task: ``eval_loss_<task>``, per label."""
+        self._evaluated.clear()
+        found: Any = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", args[4] if len(args) > 4 else "eval")
+        for task, (total, count) in sorted(self._evaluated.items()):
+            found.metrics[f"{prefix}_loss_{task}"] = total / count
+        return found
+
+    @torch.no_grad()
+    def _add_evaluated(self, model: nn.Module, inputs: dict[str, Any], tasks: list[str]) -> None:
+        """Add up the losses of a batch by task; what training knows of the loss stays as it is."""
+        kept = self._model_loss, self._n_items
+        self._model_loss, self._n_items = self._evaluated_loss, None
+        try:
+            with self.compute_loss_context_manager():
+                losses, rows = self.task_losses(model, inputs)
+            self._evaluated_loss = self._model_loss
+        finally:
+            self._model_loss, self._n_items = kept
+        losses, rows = _flat(losses, rows, len(tasks))
+        for loss, row in zip(losses.double().tolist(), rows.tolist(), strict=True):
+            entry = self._evaluated[tasks[row]]
+            entry[0] += loss
+            entry[1] += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does, and with its loss the means since the last one.

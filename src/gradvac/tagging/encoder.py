@@ -44,7 +44,7 @@ def _quiet() -> Iterator[None]:
 def open_tokenizer(name: str) -> Any:
     """The tokenizer of an encoder; RecipeError if there is none, or it cannot tell words apart."""
     try:
-        tokenizer = transformers().AutoTokenizer.from_pretrained(name)
+        tokenizer = transformers().AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as e:
         raise RecipeError(f"model.encoder: no tokenizer in {_absent(name, e)}") from e
     if not tokenizer.is_fast:
@@ -81,19 +81,22 @@ def pretrained_tagger(name: str, shape: Path, seed: int) -> Any:
     auto = transformers().AutoModelForTokenClassification
     try:
         with _quiet():
-            return auto.from_pretrained(name, config=_config(str(shape)), dtype=torch.float32)
+            return auto.from_pretrained(
+                name, config=_config(str(shape)), dtype=torch.float32, trust_remote_code=False
+            )
     except (OSError, ValueError, RuntimeError) as e:
         raise RecipeError(f"model.encoder: cannot load {name!r}: {_first_line(e)}") from e
 
 
 def empty_tagger(shape: Path) -> Any:
     """The same model without its parameters, from what a run keeps."""
-    return transformers().AutoModelForTokenClassification.from_config(_config(str(shape)))
+    auto = transformers().AutoModelForTokenClassification
+    return auto.from_config(_config(str(shape)), trust_remote_code=False)
 
 
 def _config(name: str) -> Any:
     try:
-        return transformers().AutoConfig.from_pretrained(name)
+        return transformers().AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as e:
         raise RecipeError(f"model.encoder: no encoder in {_absent(name, e)}") from e
 
@@ -136,4 +139,6 @@ def _absent(name: str, error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own, and no code of a model's folder is run"
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,19 +37,21 @@ def train_tokenizer(
         count = min(len(sentences), round(sample * share))
         rows = rng.choice(len(sentences), count, replace=False)
         drawn += [sentences[i] for i in sorted(rows)]
-    inner = t.Tokenizer(t.models.WordPiece(unk_token="[UNK]"))
-    inner.normalizer = t.normalizers.BertNormalizer(lowercase=False, strip_accents=False)
-    inner.pre_tokenizer = t.pre_tokenizers.BertPreTokenizer()
-    inner.decoder = t.decoders.WordPiece()
-    # limit_alphabet: rare characters become [UNK]; a third of the pieces, chosen here, is the most
-    # that single characters may take, and each counts twice: within a word and at its beginning.
+    inner = _with_pieces(t.models.WordPiece(unk_token="[UNK]"))
+    alphabet, within = _characters(inner, drawn, size // 6)
+    # The trainer numbers what it meets in the order of a hash table, which is another one every
+    # time, and equally frequent pairs are merged by number: so all numbers are given, those of
+    # single characters as if they were special tokens.
     trainer = t.trainers.WordPieceTrainer(
         vocab_size=size,
-        special_tokens=list(SPECIAL),
-        limit_alphabet=size // 6,
+        special_tokens=[*SPECIAL, *(f"##{c}" for c in within)],
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         show_progress=False,
     )
     inner.train_from_iterator(drawn, trainer)
+    inner = _with_pieces(t.models.WordPiece(inner.get_vocab(), unk_token="[UNK]"))
+    inner.add_special_tokens([*SPECIAL])
     begin, end = (inner.token_to_id(x) for x in ("[CLS]", "[SEP]"))
     inner.post_processor = t.processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
@@ -60,15 +63,56 @@ def train_tokenizer(
     return transformers().PreTrainedTokenizerFast(tokenizer_object=inner, **special)
 
 
+def _with_pieces(model: Any) -> Any:
+    """A tokenizer around a WordPiece model: what BERT does before and after it, case kept."""
+    import tokenizers as t
+
+    inner = t.Tokenizer(model)
+    inner.normalizer = t.normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    inner.pre_tokenizer = t.pre_tokenizers.BertPreTokenizer()
+    inner.decoder = t.decoders.WordPiece()
+    return inner
+
+
+def _characters(inner: Any, texts: Sequence[str], most: int) -> tuple[list[str], list[str]]:
+    """The ``most`` frequent characters, and those of them that stand within words too.
+
+    Rarer ones become [UNK]. ``most`` is a sixth of the pieces: a third, chosen here, is the most
+    that single characters may take, and each counts twice, within a word and at its beginning.
+    """
+    counts, within = Counter[str](), set[str]()
+    for text in texts:
+        for word, _ in inner.pre_tokenizer.pre_tokenize_str(inner.normalizer.normalize_str(text)):
+            counts.update(word)
+            within.update(word[1:])
+    alphabet = sorted(counts, key=lambda c: (-counts[c], c))[:most]
+    return sorted(alphabet), sorted(within.intersection(alphabet))
+
+
 def build_encoder(vocabulary_size: int, shape: Mapping[str, Any], seed: int) -> Any:
     """A BERT of ``shape``, keys of BertConfig, for masked text; drawn from ``seed``."""
     package = transformers()
     try:
         config = package.BertConfig(vocab_size=vocabulary_size, pad_token_id=0, **shape)
         torch.manual_seed(seed)
-        return _without_ties(package.BertForMaskedLM(config))
+        return _without_ties(_masked_bert(config))
     except ValueError as e:
         raise RecipeError(f"model: {e}") from e
+
+
+def _masked_bert(config: Any) -> Any:
+    """A BertForMaskedLM that returns hidden states [B, S, d]; `masked_losses` calls its head.
+
+    Who watches a forward pass, as the engine does, watches the call of the whole model.
+    """
+    package = transformers()
+
+    class MaskedBert(package.BertForMaskedLM):
+        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+            found = self.bert(input_ids=input_ids, attention_mask=attention_mask)
+            return found.last_hidden_state
+
+    return MaskedBert(config)
 
 
 def _without_ties(model: Any) -> Any:
@@ -102,7 +146,7 @@ def masked_losses(model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor
 
     The softmax is computed where something is hidden, a seventh of what there is.
     """
-    states = model.bert(input_ids=batch.ids, attention_mask=batch.mask).last_hidden_state
+    states = model(input_ids=batch.ids, attention_mask=batch.mask)
     rows, places = (batch.labels != IGNORED).nonzero(as_tuple=True)
     logits = model.cls(states[rows, places]).float()
     nll = F.cross_entropy(logits, batch.labels[rows, places], reduction="none")
@@ -112,6 +156,6 @@ def masked_losses(model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor
 def save_encoder_shape(folder: Path, model: Any, tokenizer: Any) -> None:
     """Write configuration and tokenizer: with parameters beside them, a Hugging Face model."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.config.architectures = [type(model).__name__]
+    model.config.architectures = ["BertForMaskedLM"]
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -112,7 +112,8 @@ class Vocabulary:
             raise RunError(f"{path}: {e}") from e
 
     def save(self, path: Path) -> None:
-        """Write ``vocabulary.model``."""
+        """Write ``vocabulary.model``; another folder that holds the same file, linked, keeps it."""
+        path.unlink(missing_ok=True)
         path.write_bytes(self.model)
 
 

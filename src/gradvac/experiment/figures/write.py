@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from gradvac.experiment.figures import several, similarity, training
 from gradvac.experiment.figures.base import Drawer, Picture, each
+from gradvac.experiment.files import replacing, write_csv, write_text
 from gradvac.experiment.geometry_numbers import HEADER, findings, row
 from gradvac.experiment.geometry_view import Missing, Subject, subjects_of
 from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, load_runs
@@ -112,7 +112,7 @@ def write_figures(
             say(f"{figure}: {file}.{{{','.join((*FORMATS, 'csv'))}}}")
         if figure in missing:
             say(f"{figure}: not drawn; it needs {missing[figure]}")
-    (out / "captions.txt").write_text("\n".join(captions), encoding="utf-8")
+    write_text(out / "captions.txt", "\n".join(captions))
     _write_numbers(subjects, out)
     return files
 
@@ -121,17 +121,15 @@ def _write_numbers(subjects: Sequence[Subject], out: Path) -> None:
     """``numbers.csv``: what the similarity of gradients is about, in every run of enough tasks."""
     asked = [(s, f) for s in subjects if s.geometry is not None for f in findings(s)[0]]
     if asked:
-        with (out / "numbers.csv").open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows(
-                [("run", *HEADER), *((s.run.name, *row(f)) for s, f in asked)]
-            )
+        lines = [("run", *HEADER), *((s.run.name, *row(f)) for s, f in asked)]
+        write_csv(out / "numbers.csv", lines)
 
 
 def write_picture(picture: Picture, out: Path) -> Path:
     """Write a picture in every format, its numbers as CSV; returns the file without suffix."""
     file = out / picture.name
     for kind in FORMATS:
-        save(picture.figure, file.with_name(f"{file.name}.{kind}"))
-    with file.with_name(f"{file.name}.csv").open("w", encoding="utf-8", newline="") as f:
-        csv.writer(f).writerows([picture.header, *picture.rows])
+        with replacing(file.with_name(f"{file.name}.{kind}")) as new:
+            save(picture.figure, new)
+    write_csv(file.with_name(f"{file.name}.csv"), [picture.header, *picture.rows])
     return file

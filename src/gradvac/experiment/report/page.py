@@ -18,6 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from gradvac.experiment.files import write_text
 from gradvac.experiment.report.geometry import (
     conflicts_section,
     edits_section,
@@ -91,9 +92,7 @@ def write_report(
         hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
-    new = out.with_name(out.name + ".new")  # a browser may be reading the old one
-    new.write_text(page, encoding="utf-8")
-    new.replace(out)
+    write_text(out, page)  # whole: a browser may be reading the old one
     return out
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from rich.table import Table
 from gradvac.errors import RunError
 from gradvac.experiment.build import device_of
 from gradvac.experiment.checkpoint import load_tensors
+from gradvac.experiment.files import TAGS, write_scored
 from gradvac.experiment.model_folder import fill, parameters_of_run
 from gradvac.experiment.tagging.prepare import SHAPE, open_tagging, test_sentences
 from gradvac.tagging.encoder import empty_tagger, open_tokenizer, predict
@@ -72,8 +72,6 @@ def evaluate_tagging(folder: Path, checkpoint: str = "best") -> TaggingScores:
             for w, t, p in zip(words, gold, guessed, strict=True)
         ]
     scores = TaggingScores(prepared.recipe.data.task, found)
-    with (folder / "tags.jsonl").open("w", encoding="utf-8") as out:
-        out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     tree: dict[str, Any] = {
         "checkpoint": checkpoint,
         "task": scores.task,
@@ -84,8 +82,7 @@ def evaluate_tagging(folder: Path, checkpoint: str = "best") -> TaggingScores:
         "averages": {"all": {name: scores.average(name) for name in NUMBERS}},
         "signatures": {"F1": "seqeval 1.2.2 micro, default mode; mean over languages"},
     }
-    text = json.dumps(tree, indent=1, ensure_ascii=False)
-    (folder / "scores.json").write_text(text, encoding="utf-8")
+    write_scored(folder, TAGS, lines, tree)
     return scores
 
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.files import replacing, share, write_json
 from gradvac.experiment.prepare import TaskInfo, task_infos
-from gradvac.experiment.recipe import any_recipe, dump_recipe
-from gradvac.experiment.sections import BaseRecipe
-from gradvac.experiment.shared_text import link
-from gradvac.experiment.tagging.recipe import LanguageSection, TaggingRecipe
+from gradvac.experiment.recipe import any_recipe
+from gradvac.experiment.resuming import build_once, finish, resume
+from gradvac.experiment.tagging.recipe import FineTuningSection, LanguageSection, TaggingRecipe
 from gradvac.tagging.encoder import (
     check_encoder,
     fingerprint,
@@ -36,6 +37,7 @@ from gradvac.translation.encoded import EncodedTask
 from gradvac.translation.languages import family, resource_levels
 
 PARTS = ("train", "valid", "test")
+FOLLOWING = ("warmup", "validate_every", "checkpoint_every")  # from the steps, unless given
 SHAPE = "best"  # beside its parameters it makes a folder that Hugging Face opens
 
 
@@ -66,20 +68,36 @@ def prepare_tagging(
     ``say`` receives lines for the user. A folder of another recipe is refused with the keys that
     differ.
     """
-    if (folder / "tasks.json").exists():
-        same_recipe(scheduled(recipe, task_infos(folder)), folder)
-        return open_tagging(folder)
-    text = folder if store is None else store / f"text-{_key(recipe)}"
-    if not (text / "tasks.json").exists():
-        _write_text(recipe, text, say)
-    if text != folder:
-        for part in ("data", SHAPE):
-            shutil.copytree(text / part, folder / part, copy_function=link, dirs_exist_ok=True)
-    resolved = scheduled(recipe, task_infos(text))
-    (folder / "recipe.yaml").write_text(dump_recipe(resolved), encoding="utf-8")
-    if text != folder:
-        link(text / "tasks.json", folder / "tasks.json")  # last: all is there
+
+    def build() -> None:
+        if store is None:
+            tasks = _write_text(recipe, folder, say)
+        else:
+            text = store / f"text-{_key(recipe)}"
+            build_once(text, lambda: finish(text, recipe, _write_text(recipe, text, say)), say)
+            share_parts(text, folder)
+            tasks = {name: asdict(info) for name, info in task_infos(text).items()}
+        infos = {name: TaskInfo(**info) for name, info in tasks.items()}
+        finish(folder, scheduled(recipe, infos), tasks)
+
+    if not build_once(folder, build):
+        resume(as_scheduled(recipe, folder), folder, say)
     return open_tagging(folder)
+
+
+def share_parts(text: Path, folder: Path) -> None:
+    """Let a run hold the encoded text of another folder, and the shape of its model."""
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    for part in ("data", SHAPE):
+        share(text / part, folder / part)
+
+
+def as_scheduled(recipe: TaggingRecipe, folder: Path) -> TaggingRecipe:
+    """The recipe with steps; what follows from them, and it does not give, is that of the run."""
+    training, kept = scheduled(recipe, task_infos(folder)).training, any_recipe(folder).training
+    given = recipe.training.model_fields_set
+    own = {k: getattr(kept, k) for k in FOLLOWING if k not in given}
+    return recipe.model_copy(update={"training": training.model_copy(update=own)})
 
 
 def open_tagging(folder: Path) -> PreparedTagging:
@@ -106,39 +124,35 @@ def open_tagging(folder: Path) -> PreparedTagging:
 
 
 def scheduled(recipe: TaggingRecipe, tasks: Mapping[str, TaskInfo]) -> TaggingRecipe:
-    """The recipe with its epochs as steps, and what follows from them where it is silent."""
+    """The recipe with its epochs as steps, and what follows from them where it is silent.
+
+    RecipeError where it gives both, and they say different things.
+    """
     training, batches = recipe.training, recipe.batches
     given = training.model_fields_set
-    if training.epochs is None:
-        return recipe
     a_step = batches.sentences * batches.accumulate
     epoch = math.ceil(sum(info.pairs for info in tasks.values()) / a_step)
-    steps = math.ceil(epoch * training.epochs)
-    changes: dict[str, Any] = {"steps": steps}
-    if training.warmup_share is not None and "warmup" not in given:
+    changes: dict[str, Any] = {}
+    if training.epochs is not None:
+        changes["steps"] = math.ceil(epoch * training.epochs)
+        _one_of_two(training, "steps", changes["steps"], "epochs")
+    steps = changes.get("steps", training.steps)
+    if training.warmup_share is not None:
         changes["warmup"] = max(1, round(steps * training.warmup_share))
+        _one_of_two(training, "warmup", changes["warmup"], "warmup_share")
     changes |= {
         key: min(epoch, steps) for key in ("validate_every", "checkpoint_every") if key not in given
     }
     return recipe.model_copy(update={"training": training.model_copy(update=changes)})
 
 
-def same_recipe(recipe: BaseRecipe, folder: Path) -> None:
-    """Refuse to continue a run under another recipe; name and device may differ."""
-    old, new = (r.model_dump(mode="json") for r in (any_recipe(folder), recipe))
-    differ = [
-        f"{section}.{key}"
-        for section in old
-        if isinstance(old[section], dict)
-        for key in old[section]
-        if old[section][key] != new.get(section, {}).get(key)
-    ]
-    if old["seed"] != new["seed"]:
-        differ.append("seed")
-    if differ:
-        raise RunError(
-            f"{folder} holds a run of another recipe; these keys differ: {', '.join(differ)}. "
-            "Choose another folder with --run, or restore the recipe to resume"
+def _one_of_two(training: FineTuningSection, key: str, value: int, other: str) -> None:
+    """Refuse a key that says something else than another one that the recipe gives too."""
+    found = getattr(training, key)
+    if key in training.model_fields_set and found != value:
+        raise RecipeError(
+            f"training.{key}: found {found}, and training.{other}: {getattr(training, other)} "
+            f"makes it {value}; leave {key} out, or set training.{other} to null"
         )
 
 
@@ -181,8 +195,10 @@ def _key(recipe: TaggingRecipe) -> str:
     return key_of([recipe.data.model_dump(mode="json"), recipe.model.model_dump(mode="json")])
 
 
-def _write_text(recipe: TaggingRecipe, folder: Path, say: Callable[[str], None]) -> None:
-    """Read, check and encode all that a recipe names."""
+def _write_text(
+    recipe: TaggingRecipe, folder: Path, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Read, check and encode all that a recipe names; returns what is known of each task."""
     check_encoder(recipe.model.encoder)  # before all is read
     data, account = recipe.data, Account(recipe.data.on_problem)
     texts = {
@@ -198,34 +214,53 @@ def _write_text(recipe: TaggingRecipe, folder: Path, say: Callable[[str], None])
         for part in PARTS:
             check_labels(own[part], labels)
     say(str(account))
-    folder.mkdir(parents=True, exist_ok=True)
-    save_shape(recipe.model.encoder, folder / SHAPE, labels, recipe.model.dropout)
-    tokenizer = open_tokenizer(str(folder / SHAPE))
-    sizes: dict[str, int] = {}
-    for part in ("train", "valid"):
-        encoded = {}
-        for code, own in texts.items():
-            if not own[part]:
-                continue
-            encoded[code], _ = encode_tagged(own[part], tokenizer, labels, data.max_tokens)
-            pieces, whole = len(encoded[code]), len(own[part])
-            if pieces > whole:
-                say(
-                    f"{part} {code}: {whole:,} sentences became {pieces:,} of at most "
-                    f"{data.max_tokens} subwords"
-                )
-        sizes = sizes or {code: len(side) for code, side in encoded.items()}  # of train
-        save_sentences(folder / "data" / part, encoded, fingerprint(tokenizer))
-    with (folder / "data" / "test.jsonl").open("w", encoding="utf-8") as out:
-        for code, own in texts.items():
-            for s in own["test"]:
-                line = {"task": code, "words": s.words, "tags": s.tags}
-                out.write(json.dumps(line, ensure_ascii=False) + "\n")
-    text = json.dumps(account.to_dict(), indent=1, ensure_ascii=False)
-    (folder / "data" / "account.json").write_text(text, encoding="utf-8")
+    with new_text(folder) as (new, shape):
+        save_shape(recipe.model.encoder, shape, labels, recipe.model.dropout)
+        tokenizer = open_tokenizer(str(shape))
+        sizes = _encode(texts, "train", tokenizer, labels, data.max_tokens, new, say)
+        _encode(texts, "valid", tokenizer, labels, data.max_tokens, new, say)
+        with (new / "test.jsonl").open("w", encoding="utf-8") as out:
+            for code, own in texts.items():
+                for s in own["test"]:
+                    line = {"task": code, "words": s.words, "tags": s.tags}
+                    out.write(json.dumps(line, ensure_ascii=False) + "\n")
+        write_json(new / "account.json", account.to_dict())
     levels = resource_levels(sizes, data.levels)
-    tasks = {code: asdict(TaskInfo(n, levels[code], family(code))) for code, n in sizes.items()}
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-    new = folder / "tasks.new"
-    new.write_text(json.dumps(tasks, indent=1, ensure_ascii=False), encoding="utf-8")
-    new.replace(folder / "tasks.json")  # last: its presence says that all is there
+    return {code: asdict(TaskInfo(n, levels[code], family(code))) for code, n in sizes.items()}
+
+
+@contextmanager
+def new_text(folder: Path) -> Iterator[tuple[Path, Path]]:
+    """Where to write the ``data`` of a run, and the shape of its model; neither is there in part.
+
+    What is in the folder of the shape already, such as parameters, stays.
+    """
+    shutil.rmtree(folder / "data", ignore_errors=True)  # of a preparation that was stopped
+    with replacing(folder / "data") as new:
+        new.mkdir()
+        shape = new.with_name(SHAPE)
+        shape.mkdir()
+        yield new, shape
+        share(shape, folder / SHAPE)
+
+
+def _encode(
+    texts: Mapping[str, Mapping[str, list[Tagged]]],
+    part: str,
+    tokenizer: Any,
+    labels: list[str],
+    limit: int,
+    folder: Path,
+    say: Callable[[str], None],
+) -> dict[str, int]:
+    """Encode a part of the text; returns the number of sentences by language."""
+    encoded = {}
+    for code, own in texts.items():
+        if not own[part]:
+            continue
+        encoded[code], _ = encode_tagged(own[part], tokenizer, labels, limit)
+        pieces, whole = len(encoded[code]), len(own[part])
+        if pieces > whole:
+            say(f"{part} {code}: {whole:,} sentences became {pieces:,} of at most {limit} subwords")
+    save_sentences(folder / part, encoded, fingerprint(tokenizer))
+    return {code: len(side) for code, side in encoded.items()}

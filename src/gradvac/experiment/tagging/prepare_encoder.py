@@ -6,18 +6,18 @@ data/train/*.npy  data/valid/*.npy  data/account.json
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.files import RECIPE, TASKS, link, write_json, write_text
 from gradvac.experiment.prepare import TaskInfo, sources_of, task_infos
 from gradvac.experiment.recipe import any_recipe, dump_recipe
-from gradvac.experiment.shared_text import TEXT_SEED, key_of, link
-from gradvac.experiment.tagging.prepare import SHAPE, read_language, same_recipe
+from gradvac.experiment.resuming import build_once, finish, resume
+from gradvac.experiment.shared_text import TEXT_SEED, key_of
+from gradvac.experiment.tagging.prepare import SHAPE, new_text, read_language, share_parts
 from gradvac.experiment.tagging.recipe import EncoderRecipe
 from gradvac.tagging.encoder import fingerprint, open_tokenizer
 from gradvac.tagging.encoding import encode_text
@@ -55,21 +55,21 @@ def prepare_encoder(
     recipe: EncoderRecipe, folder: Path, store: Path | None, say: Callable[[str], None]
 ) -> PreparedEncoder:
     """Build (or reopen) the text side of a run; with ``store``, share it with other runs."""
-    if (folder / "tasks.json").exists():
-        same_recipe(recipe, folder)
-        return open_encoder(folder)
-    text, seed = folder, recipe.seed
-    if store is not None:
+
+    def build() -> None:
+        if store is None:
+            finish(folder, recipe, _write_text(recipe, folder, recipe.seed, say))
+            return
         parts = [recipe.data, recipe.vocabulary, recipe.model]
         text = store / f"text-{key_of([p.model_dump(mode='json') for p in parts])}"
-        seed = TEXT_SEED
-    if not (text / "tasks.json").exists():
-        _write_text(recipe, text, seed, say)
-    if text != folder:
-        for part in ("data", SHAPE):
-            shutil.copytree(text / part, folder / part, copy_function=link, dirs_exist_ok=True)
-        (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
-        link(text / "tasks.json", folder / "tasks.json")  # last: all is there
+        own = lambda: finish(text, recipe, _write_text(recipe, text, TEXT_SEED, say))
+        build_once(text, own, wait=say)
+        share_parts(text, folder)
+        write_text(folder / RECIPE, dump_recipe(recipe))
+        link(text / TASKS, folder / TASKS)  # last: all is there
+
+    if not build_once(folder, build):
+        resume(recipe, folder, say)
     return open_encoder(folder)
 
 
@@ -87,7 +87,10 @@ def open_encoder(folder: Path) -> PreparedEncoder:
     return PreparedEncoder(folder, recipe, tokenizer, mark, task_infos(folder), train, valid)
 
 
-def _write_text(recipe: EncoderRecipe, folder: Path, seed: int, say: Callable[[str], None]) -> None:
+def _write_text(
+    recipe: EncoderRecipe, folder: Path, seed: int, say: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Read and encode all that a recipe names; returns what is known of each task."""
     account = Account("drop")
     texts = _texts(recipe, account)
     say(str(account))
@@ -105,27 +108,22 @@ def _write_text(recipe: EncoderRecipe, folder: Path, seed: int, say: Callable[[s
         sample=section.sample,
         seed=seed,
     )
-    folder.mkdir(parents=True, exist_ok=True)
     model = build_encoder(len(tokenizer), recipe.model.of_bert(), recipe.seed)
-    save_encoder_shape(folder / SHAPE, model, tokenizer)
-    tokenizer = open_tokenizer(str(folder / SHAPE))
     valid = {code: list(texts["valid"].get(code, {})) for code in train}
-    for part, found in (("train", train), ("valid", valid)):
-        encoded = {
-            code: encode_text(own, tokenizer, recipe.data.max_tokens)
-            for code, own in found.items()
-            if own
-        }
-        save_sentences(folder / "data" / part, encoded, fingerprint(tokenizer))
-    text = json.dumps(account.to_dict(), indent=1, ensure_ascii=False)
-    (folder / "data" / "account.json").write_text(text, encoding="utf-8")
-    (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    with new_text(folder) as (new, shape):
+        save_encoder_shape(shape, model, tokenizer)
+        tokenizer = open_tokenizer(str(shape))
+        for part, found in (("train", train), ("valid", valid)):
+            encoded = {
+                code: encode_text(own, tokenizer, recipe.data.max_tokens)
+                for code, own in found.items()
+                if own
+            }
+            save_sentences(new / part, encoded, fingerprint(tokenizer))
+        write_json(new / "account.json", account.to_dict())
     sizes = {code: len(own) for code, own in train.items()}
     levels = resource_levels(sizes)
-    tasks = {code: asdict(TaskInfo(n, levels[code], family(code))) for code, n in sizes.items()}
-    new = folder / "tasks.new"
-    new.write_text(json.dumps(tasks, indent=1, ensure_ascii=False), encoding="utf-8")
-    new.replace(folder / "tasks.json")  # last: its presence says that all is there
+    return {code: asdict(TaskInfo(n, levels[code], family(code))) for code, n in sizes.items()}
 
 
 def _texts(recipe: EncoderRecipe, account: Account) -> dict[str, Texts]:

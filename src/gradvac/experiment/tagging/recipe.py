@@ -155,10 +155,10 @@ class SentenceBatchSection(SamplingSection):
 
 
 class FineTuningSection(TrainingSection):
-    """Fine-tuning: ``epochs`` instead of steps, linear decay; validation after each epoch.
+    """Fine-tuning: ``epochs`` or ``steps``, linear decay; validation after each epoch.
 
-    With ``epochs`` the steps, the warm-up (a share of the steps), validation and checkpoints that
-    the recipe does not give follow from the number of training sentences.
+    The warm-up is ``warmup`` steps or ``warmup_share`` of them. Validation and checkpoints that the
+    recipe does not give come after each epoch.
     """
 
     epochs: Positive | None = 10
@@ -172,6 +172,15 @@ class FineTuningSection(TrainingSection):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     keep: Count = 1
     metric: str = "error"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_two(cls, found: Any) -> Any:
+        """Who gives steps means no epochs, which have a default."""
+        for given, other in (("steps", "epochs"), ("warmup", "warmup_share")):
+            if isinstance(found, dict) and given in found and other not in found:
+                found = {**found, other: None}
+        return found
 
 
 class TaggingRecipe(BaseRecipe):

@@ -1,0 +1,153 @@
+"""A run folder is prepared once, and gone on with under the recipe it was made from.
+
+Keys that cannot change what was trained may change: how translations are searched, what is kept and
+logged, and more steps, which go on from the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gradvac.errors import RunError
+from gradvac.experiment.checkpoint import list_checkpoints
+from gradvac.experiment.files import DONE, ENDED, RECIPE, SCORES, TASKS, write_json, write_text
+from gradvac.experiment.process import alone
+from gradvac.experiment.recipe import any_recipe, dump_recipe
+from gradvac.experiment.schedule import learning_rate
+from gradvac.experiment.sections import BaseRecipe
+
+Say = Callable[[str], None]
+
+STEPS = "training.steps"
+FREE = {
+    STEPS,
+    *(f"training.{key}" for key in ("epochs", "warmup_share")),  # steps and warmup follow from them
+    *(f"training.{key}" for key in ("keep", "keep_every", "checkpoint_every", "average")),
+    *(f"training.{key}" for key in ("validate_every", "patience", "log_every", "tensorboard")),
+    "training.nonfinite",
+    "method.record_every",
+    *(f"search.{key}" for key in ("beam", "length_penalty", "batch_tokens", "sentences")),
+    *(f"search.{key}" for key in ("bleu_tokenize", "zero_shot")),
+}
+"""Keys that may change while a run is resumed, or after its end."""
+
+
+def build_once(folder: Path, build: Callable[[], None], wait: Say | None = None) -> bool:
+    """Prepare a folder unless it is; whether this process did.
+
+    RunError if another process is preparing it; with ``wait``, which gets a line, it is waited for.
+    """
+    if (folder / TASKS).exists():
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    with alone(folder, "preparing this folder", wait):
+        if (folder / TASKS).exists():
+            return False
+        build()
+    return True
+
+
+def finish(folder: Path, recipe: BaseRecipe, tasks: Mapping[str, Any]) -> None:
+    """Write the recipe, and the tasks last: their presence says that all is there."""
+    write_text(folder / RECIPE, dump_recipe(recipe))
+    write_json(folder / TASKS, tasks)
+
+
+def resume(recipe: BaseRecipe, folder: Path, say: Say) -> None:
+    """Take into the recipe of a run what may change; RunError names the keys that may not.
+
+    Name, device and folders of files may differ, and stay as they are: the run holds what was read
+    from them, and may have moved.
+    """
+    kept = any_recipe(folder)
+    changed = differing(kept, recipe)
+    old, new = kept.training.steps, recipe.training.steps
+    if refused := [key for key in changed if key not in FREE]:
+        raise RunError(
+            f"{folder} holds a run of another recipe; these keys differ: {', '.join(refused)}. "
+            "Choose another folder with --run, or restore the recipe to resume"
+        )
+    if new < old:
+        raise RunError(
+            f"{folder}: {STEPS}: found {new}, and the run has {old}: more steps go on from its "
+            "end, fewer need another folder, with --run"
+        )
+    if not changed:
+        return
+    with alone(folder):
+        for key in changed:
+            say(f"{folder}: {key}: {_value(kept, key)!r} becomes {_value(recipe, key)!r}")
+        if old < new:
+            say(f"{folder}: {_of_more_steps(kept, recipe, folder)}")
+        if any(key == STEPS or key.startswith("search.") for key in changed):
+            _remove_scores(folder, say)
+        if old < new and (folder / DONE).exists():
+            (folder / DONE).replace(folder / ENDED)
+        write_text(folder / RECIPE, dump_recipe(_with(kept, recipe, changed)))
+
+
+def _remove_scores(folder: Path, say: Say) -> None:
+    if (folder / SCORES).exists():
+        (folder / SCORES).unlink()
+        say(f"{folder / SCORES}: removed: made before that; gradvac evaluate writes it again")
+
+
+def differing(old: BaseRecipe, new: BaseRecipe) -> list[str]:
+    """The dotted keys in which two recipes of one kind differ, but for what only names a run."""
+    before, after = (_by_name(r.model_dump(mode="json")) for r in (old, new))
+    if old.__class__ is not new.__class__:
+        return ["job"]
+    found = [
+        f"{section}.{key}"
+        for section, keys in before.items()
+        if isinstance(keys, dict)
+        for key in keys
+        if keys[key] != after[section][key]
+    ]
+    return [*found, *["seed"] * (before["seed"] != after["seed"])]
+
+
+def _with(kept: BaseRecipe, recipe: BaseRecipe, changed: list[str]) -> BaseRecipe:
+    """The recipe that is kept with the ``changed`` keys of the other."""
+    sections: dict[str, dict[str, Any]] = {}
+    for section, _, key in (name.partition(".") for name in changed):
+        sections.setdefault(section, {})[key] = getattr(getattr(recipe, section), key)
+    return kept.model_copy(
+        update={
+            name: getattr(kept, name).model_copy(update=values) for name, values in sections.items()
+        }
+    )
+
+
+def _value(recipe: BaseRecipe, dotted: str) -> Any:
+    section, _, key = dotted.partition(".")
+    return getattr(getattr(recipe, section), key)
+
+
+def _of_more_steps(old: BaseRecipe, new: BaseRecipe, folder: Path) -> str:
+    """What more steps do to the schedules."""
+    saved = list_checkpoints(folder / "checkpoints")
+    step = int(saved[-1].name.removeprefix("step-")) if saved else 0
+    before, now = (learning_rate(r.training, step + 1) for r in (old, new))
+    text = (
+        f"more steps go on from step {step}; the learning rate of step {step + 1} is {now:.3g}, "
+        f"where {old.training.steps} steps made it {before:.3g}"
+        if before != now
+        else f"more steps go on from step {step}; the learning rate goes on as it was"
+    )
+    if new.batches.sampling == "unimax":
+        text += "; the shares of unimax are those of the new number of steps"
+    if getattr(getattr(new, "model", None), "clsr", None):
+        text += "; the gates of CLSR go back in their schedule"
+    return text
+
+
+def _by_name(tree: Any) -> Any:
+    """Absolute paths without their folders."""
+    if isinstance(tree, dict):
+        return {key: _by_name(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_by_name(value) for value in tree]
+    return Path(tree).name if isinstance(tree, str) and Path(tree).is_absolute() else tree

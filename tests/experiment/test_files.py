@@ -1,0 +1,167 @@
+"""Files of a run are old or new, never a part; what cannot be read is named."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from gradvac.errors import RunError
+from gradvac.experiment import files
+from gradvac.experiment.files import read_json, read_text, replacing, write_json, write_text
+
+
+def test_a_file_is_old_or_new_whatever_happens_between(tmp_path):
+    file = tmp_path / "scores.json"
+    write_json(file, {"bleu": 1})
+    with pytest.raises(KeyboardInterrupt), replacing(file) as new:
+        new.write_text("{")
+        assert read_json(file) == {"bleu": 1}
+        raise KeyboardInterrupt
+    assert read_json(file) == {"bleu": 1}
+    write_json(file, {"bleu": 2})
+    assert json.loads(file.read_text()) == {"bleu": 2}
+    assert os.listdir(tmp_path) == ["scores.json"]
+
+
+def test_a_folder_appears_whole(tmp_path):
+    out = tmp_path / "model"
+    with replacing(out) as new:
+        new.mkdir()
+        (new / "a").write_text("1")
+        assert not out.exists()
+    assert (out / "a").read_text() == "1"
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_hard_links_keep_what_they_had_and_symbolic_links_stay_links(tmp_path):
+    own, other, pointer = (tmp_path / name for name in ("own", "other", "pointer"))
+    own.write_text("old")
+    os.link(own, other)
+    pointer.symlink_to(own)
+    write_text(pointer, "new")
+    assert (own.read_text(), other.read_text()) == ("new", "old")
+    assert pointer.is_symlink()
+
+
+@pytest.mark.parametrize("call", ["mkdir", "write", "fsync", "replace"])
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, monkeypatch, call):
+    file = tmp_path / "scores.json"
+    write_text(file, "old")
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    where = {"write": "pathlib.Path.write_bytes", "replace": "pathlib.Path.replace"}
+    monkeypatch.setattr(where.get(call, f"os.{call}"), full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_text(file, "new")
+    monkeypatch.undo()
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(file))
+    assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["scores.json"]
+
+
+def test_a_missing_folder_names_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_text(tmp_path / "none" / "a.json", "")
+    assert caught.value.filename == str(tmp_path / "none" / "a.json")
+
+
+def test_errors_about_other_files_stay_theirs(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, replacing(tmp_path / "out"):
+        (tmp_path / "source").read_text()
+    assert caught.value.filename == str(tmp_path / "source")
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from gradvac.experiment.files import replacing
+with replacing(Path(sys.argv[1])) as new:
+    new.write_text("half")
+    print("written", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path):
+    begin = lambda name: subprocess.Popen(
+        [sys.executable, "-c", KILLED, tmp_path / name], stdout=subprocess.PIPE
+    )
+    processes = [begin("killed"), begin("living")]
+    try:
+        assert [p.stdout.readline() for p in processes] == [b"written\n"] * 2
+        processes[0].send_signal(signal.SIGKILL)
+        processes[0].wait()
+        assert len(os.listdir(tmp_path)) == 2
+        write_text(tmp_path / "mine", "")
+        (left,) = (f for f in os.listdir(tmp_path) if f != "mine")
+        assert (tmp_path / left / "living").read_text() == "half"
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def test_without_locks_files_are_written_and_nothing_of_others_is_removed(tmp_path, monkeypatch):
+    def none(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", none)
+    with replacing(tmp_path / "a") as a:
+        a.write_text("a")
+        write_text(tmp_path / "b", "b")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+@dataclass
+class Info:
+    pairs: int
+    share: float
+
+
+def test_json_is_of_the_shape_that_is_declared(tmp_path):
+    file = tmp_path / "tasks.json"
+    write_json(file, {"fr-en": {"pairs": 3, "share": 1}, "inf": {"pairs": 1, "share": 1e999}})
+    found = read_json(file, dict[str, Info])
+    assert found == {"fr-en": Info(3, 1.0), "inf": Info(1, float("inf"))}
+    write_json(file, {"a": [1, 2.5]})
+    assert read_json(file, dict[str, tuple[int, float]]) == {"a": (1, 2.5)}
+
+
+BAD = {
+    "empty": (b"", "EOF"),
+    "cut": (b'{"a": 1', "EOF"),
+    "a list": (b"[1]", "object"),
+    "null": (b"null", "object"),
+    "not UTF-8": (b'{"a": "\xff"}', "unicode|UTF-8"),
+    "deep": (b'{"a":' + b"[" * 100_000, "recursion"),
+    "another type": (b'{"a": {"pairs": "3", "share": 0}}', r"a\.pairs: .*integer"),
+    "a key too little": (b'{"a": {"pairs": 3}}', r"a\.share: .*required"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_other_json_is_an_error_that_names_file_and_place(tmp_path, name):
+    data, words = BAD[name]
+    file = tmp_path / "tasks.json"
+    file.write_bytes(data)
+    with pytest.raises(RunError, match=f"tasks.json: .*({words})"):
+        read_json(file, dict[str, Info])
+
+
+def test_what_is_no_file_is_not_read(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "fifo")  # opening it would wait for ever
+    for name, words in (("fifo", "regular"), ("none", "No such file"), ("..", "regular")):
+        with pytest.raises(RunError, match=f"{name}: .*{words}"):
+            read_text(tmp_path / name)
+    monkeypatch.setattr(files, "LONGEST", 3)
+    (tmp_path / "long").write_text("four")
+    with pytest.raises(RunError, match="long: 4 bytes, at most 3"):
+        read_text(tmp_path / "long")
