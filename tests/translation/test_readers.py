@@ -219,6 +219,48 @@ def test_truncated_compressed_file_names_the_line_reached(tmp_path: Path, suffix
     assert reached > 1000
 
 
+TAILS: dict[str, Callable[[bytes], bytes]] = {
+    "damaged at its start": lambda stream: b"\0" + stream[1:] if stream[:1] != b"\0" else stream,
+    "damaged in its header": lambda stream: stream[:3] + bytes([stream[3] ^ 0xFF]) + stream[4:],
+    "damaged within": lambda stream: stream[:60] + bytes([stream[60] ^ 0x10]) + stream[61:],
+    "cut off": lambda stream: stream[: len(stream) // 2],
+    "cut off in its header": lambda stream: stream[:5],
+    "text": lambda _: b"3\tc\n4\td\n",
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+@pytest.mark.parametrize("kind", TAILS)
+def test_no_stream_of_a_compressed_file_is_dropped(tmp_path: Path, suffix: str, kind: str) -> None:
+    """Parallel compressors write several streams; the second half of the rows is in the second."""
+    halves = ["".join(f"{n}\t{n * 7919 % 997}\n" for n in range(a, a + 1000)) for a in (1, 1001)]
+    first, second = (
+        COMPRESSORS[suffix](half.encode()) for half in ("en\tfr\n" + halves[0], halves[1])
+    )
+    whole = write(tmp_path / ("whole.tsv" + suffix), first + second)
+    assert len(read(Source(path=whole))[0]) == 2000
+    broken = write(tmp_path / ("a.tsv" + suffix), first + TAILS[kind](second))
+    with pytest.raises(CorpusError, match=rf"a\.tsv\{suffix}:1\d\d\d: cannot be read further"):
+        read(Source(path=broken))
+
+
+def test_padding_of_xz_and_many_small_streams(tmp_path: Path) -> None:
+    parts = [lzma.compress(line.encode()) for line in ("en\tfr\n", "a\tb\n", "", "c\td\n")]
+    padded = write(tmp_path / "a.tsv.xz", (b"\0" * 8).join(parts) + b"\0" * 4)
+    assert texts(read(Source(path=padded))[0]) == [{"en": "a", "fr": "b"}, {"en": "c", "fr": "d"}]
+
+
+@pytest.mark.parametrize("line", [b"", b"\r", b" \t"])
+def test_a_million_empty_lines_are_refused_at_once(tmp_path: Path, line: bytes) -> None:
+    many = (line + b"\n") * 1_300_000
+    bomb = write(tmp_path / "a.tsv.gz", gzip.compress(b"en\tfr\na\tb\n" + many * 20))
+    account = Account()
+    with pytest.raises(CorpusError, match=r"a\.tsv\.gz:\d+: more than 1,000,000 empty lines"):
+        list(read_rows(Source(path=bomb), account))
+    (dropped,) = [found for found in account.table() if found.reason == "empty line"]
+    assert 700_000 < dropped.count <= 1_300_000 and dropped.first == f"{bomb}:3"
+
+
 @pytest.mark.parametrize("suffix", COMPRESSORS)
 def test_suffix_that_promises_a_compression_the_file_lacks(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / ("a.tsv" + suffix), "en\tfr\na\tb\n")

@@ -17,6 +17,7 @@ from typing import cast
 
 import numpy as np
 
+from gradvac.translation.account import EXAMPLES
 from gradvac.translation.textfiles import Fault
 
 LINES = 4096
@@ -122,31 +123,63 @@ def block_of(
         _find_unnormalised(texts, data, plain)
     every = picked == list(range(width))
     kept, own = np.ones(len(lines), bool), list(lines)
-    mended, faults = dict[int, Row](), list[tuple[int, Fault]]()
+    mended, faults = dict[int, Row](), _Faults()
     for i in range(len(lines)) if not every else np.flatnonzero(~plain).tolist():
         if plain[i]:
             cells = cast(str, texts[i]).split("\t")
             cells = [cells[column] for column in picked]
+        elif _is_empty(lines[i], width):
+            faults.add_empty(i, f"{place}{first + i}")
+            kept[i] = False
+            continue
         else:
             try:
                 row = parse(i)
             except Fault as fault:
-                faults.append((i - len(faults), fault))
+                faults.add(i, fault)
                 kept[i] = False
                 continue
-            mended[i - len(faults)] = row
+            mended[i - faults.lines] = row
             cells = [normalise(row.texts.get(code, "")) for code in columns]
             characters[i] = [len(cell) for cell in cells]
             words[i] = [cell.count(" ") + 1 for cell in cells]
             first_bytes[i] = [(cell[:1].encode() or b"\0")[0] for cell in cells]
         texts[i] = text = "\t".join(cells)
         own[i] = text.encode("utf-8")
-    if faults:
+    if faults.lines:
         texts, own = list(compress(texts, kept)), list(compress(own, kept))
     return Block(
         place, tuple(columns), first + np.flatnonzero(kept), cast(list[str], texts), own,
-        characters[kept], words[kept], first_bytes[kept], mended, faults,
+        characters[kept], words[kept], first_bytes[kept], mended, faults.found,
     )  # fmt: skip
+
+
+def _is_empty(line: bytes, width: int) -> bool:
+    return not line or (not line.strip(b" \t") and line.count(b"\t") == width - 1)
+
+
+class _Faults:
+    """Lines that are no rows, each with the number of rows before it; runs of empty ones are one.
+
+    The first few of a run stand alone: an account names as many places.
+    """
+
+    def __init__(self) -> None:
+        self.found, self.lines = list[tuple[int, Fault]](), 0
+        self._empty = (-1, 0)  # the last empty line, how many come without another before it
+
+    def add(self, line: int, fault: Fault) -> None:
+        self.found.append((line - self.lines, fault))
+        self.lines += 1
+
+    def add_empty(self, line: int, where: str) -> None:
+        last, run = self._empty
+        self._empty = (line, run + 1 if last == line - 1 else 1)
+        if self._empty[1] > EXAMPLES + 1:
+            self.found[-1][1].count += 1
+            self.lines += 1
+        else:
+            self.add(line, Fault("empty line", where))
 
 
 def _decoded(data: bytes, lines: Sequence[bytes]) -> list[str | None]:
