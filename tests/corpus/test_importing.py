@@ -1,9 +1,12 @@
 """Published corpora become a corpus folder: every layout; evaluation text held out; faults."""
 
+import bz2
 import gzip
 import json
+import lzma
 import re
 import shutil
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -226,6 +229,24 @@ def test_a_truncated_archive_is_named(tmp_path, kind):
     archive = pack(folder, tmp_path / f"opus.{kind}")
     archive.write_bytes(archive.read_bytes()[:-700])
     refused(tmp_path, rf"opus\.{kind}: truncated or broken archive", archive)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_an_archive_of_several_streams_is_read_to_its_end(tmp_path, pack):
+    """Each stream ends where a file of the archive does, so that nothing looks cut off."""
+    plain = tmp_path / "plain.tar"
+    with tarfile.open(plain, "w") as out:
+        for code in ("en", "fr"):
+            file = write(tmp_path / f"News.en-fr.{code}", lines(code, range(40)))
+            out.add(file, file.name)
+        end = out.getmember("News.en-fr.fr").offset
+    data = plain.read_bytes()
+    name = {gzip: "gz", bz2: "bz2", lzma: "xz"}[sys.modules[pack.__module__]]
+    archive = tmp_path / "opus" / f"opus.tar.{name}"
+    archive.parent.mkdir()
+    archive.write_bytes(pack(data[:end]) + pack(data[end:]))
+    run(tmp_path / "out", archive)
+    assert pairs(tmp_path / "out" / "train" / "en-fr.tsv") == expected(range(40))
 
 
 def test_a_member_that_leaves_the_archive_is_refused(tmp_path):
