@@ -284,6 +284,78 @@ def test_files_that_are_not_aligned_are_named(tmp_path):
     refused(tmp_path, r"News\.en-fr\.en:40: unequal numbers of lines", folder)
 
 
+def units(*rows: dict[str, str]) -> str:
+    made = "".join(
+        f'<tu tuid="u{n}">'
+        + "".join(f'<tuv xml:lang="{c}"><seg>{t}</seg></tuv>' for c, t in row.items())
+        + "</tu>\n"
+        for n, row in enumerate(rows)
+    )
+    return f'<?xml version="1.0"?>\n<tmx><header/><body>\n{made}</body></tmx>\n'
+
+
+@pytest.mark.parametrize("form", ["tmx", "jsonl"])
+def test_a_language_that_comes_late_is_there(tmp_path, form):
+    """1,100 units of English and French, then 100 of English and Russian."""
+    rows = [{"en": sentence("en", n), "fr": sentence("fr", n)} for n in range(1100)]
+    rows += [{"en": sentence("en", n), "ru": sentence("ru", n)} for n in range(1100, 1200)]
+    text = units(*rows) if form == "tmx" else "".join(json.dumps(r) + "\n" for r in rows)
+    manifest, _ = run(tmp_path / "out", write(tmp_path / f"web.{form}", text))
+    assert manifest["pairs"]["train"] == {"fr": 1100, "ru": 100}
+    assert pairs(tmp_path / "out" / "train" / "en-ru.tsv") == expected(range(1100, 1200), "ru")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_tmx_in_utf_16(tmp_path, encoding):
+    text = units(*({"en": sentence("en", n), "ru": sentence("ru", n)} for n in range(40)))
+    mark = "" if encoding == "utf-16" else "\ufeff"
+    (tmp_path / "web.tmx").write_bytes((mark + text).encode(encoding))
+    run(tmp_path / "out", tmp_path / "web.tmx")
+    assert pairs(tmp_path / "out" / "train" / "en-ru.tsv") == expected(range(40), "ru")
+
+
+def test_faults_of_tmx_name_the_unit(tmp_path):
+    rows = [{"en": sentence("en", n), "fr": sentence("fr", n)} for n in range(30)]
+    rows[7]["fr"] = "a\x7fb"
+    file = write(tmp_path / "web.tmx", units(*rows))
+    refused(tmp_path, r"web\.tmx:10 \(tuid 'u7'\): control character", file, on_problem="fail")
+    file.write_text(units(*rows)[:-400])
+    refused(tmp_path, r"not XML.*; the last unit begun is \(tuid 'u27'\)", file)
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        (("en-US", "en-GB"), {"fr": 40}),
+        (("en", "en-US"), {"fr": 40}),
+        (("en-GB", "en-GB"), {"fr": 40}),
+        (("EN", "en-AU"), {"fr": 40}),
+    ],
+)
+def test_regions_of_english_are_english(tmp_path, tags, found):
+    rows = [{tags[n % 2]: sentence("en", n), "fr": sentence("fr", n)} for n in range(40)]
+    manifest, _ = run(tmp_path / "out", write(tmp_path / "web.tmx", units(*rows)))
+    assert manifest["pairs"]["train"] == found
+    assert pairs(tmp_path / "out" / "train" / "en-fr.tsv") == expected(range(40))
+
+
+def test_regions_are_one_language_unless_a_unit_has_both(tmp_path):
+    tags = ("fr-FR", "fr-CA")
+    one = [{"en": sentence("en", n), tags[n % 2]: sentence("fr", n)} for n in range(9)]
+    manifest, _ = run(tmp_path / "one", write(tmp_path / "a.tmx", units(*one)))
+    assert manifest["pairs"]["train"] == {"fr": 9}
+    both = [
+        {"en": sentence("en", n), "fr-FR": sentence("fr", n), "fr-CA": sentence("fr", n + 99)}
+        for n in range(9)
+    ]
+    manifest, _ = run(tmp_path / "two", write(tmp_path / "b.tmx", units(*both)))
+    assert manifest["pairs"]["train"] == {"fr": 9, "fr_CA": 9}
+    same = [{"en": sentence("en", n), "en-US": "x y", "fr": sentence("fr", n)} for n in range(9)]
+    manifest, said = run(tmp_path / "same", write(tmp_path / "c.tmx", units(*same)))
+    assert manifest["pairs"]["train"] == {"fr": 9}
+    assert f"note: {tmp_path / 'c.tmx'}: a second text in 'en' left out: 9 rows" in said
+
+
 def test_a_file_given_twice_is_used_once_and_said(tmp_path):
     published.moses(tmp_path / "a", range(9))
     published.moses(tmp_path / "b", range(9))

@@ -2,6 +2,7 @@
 
 import sys
 import unicodedata
+from functools import cache
 
 import pytest
 from fontTools import unicodedata as font_unicodedata
@@ -39,6 +40,7 @@ FLORES = {
 TAGS = [(name, tag) for name, tags in FLORES.items() for tag in tags.split()]
 
 
+@cache
 def letters(name: str) -> str:
     """The first letters of a script, by the first word of their names."""
     every = map(chr, range(0x41, 0x20000))

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Literal
 
 from gradvac.corpus.importing import markup, tables
-from gradvac.corpus.importing.tags import language_code
+from gradvac.corpus.importing.tags import language_code, merged
 from gradvac.errors import CorpusError
 from gradvac.translation.account import Account
 from gradvac.translation.readers import Row, Source, counted, read_rows
-from gradvac.translation.textfiles import COMPRESSED, Fault, decode, raw_lines
+from gradvac.translation.textfiles import COMPRESSED, Fault, decode, open_bytes, raw_lines
 
 Split = Literal["train", "valid", "test"]
 KINDS = (
@@ -53,15 +53,25 @@ class Piece:
         return ", ".join(map(str, self.files))
 
     def rows(self, account: Account) -> Iterator[Row]:
-        """The rows, problems counted; languages that are not of the piece are left out."""
-        for row in counted(self.name, self.items(), account):
-            texts = {
-                self.languages[tag]: text
-                for tag, text in row.texts.items()
-                if tag in self.languages
-            }
+        """The rows in the codes of the piece; problems, and texts that have no place, counted."""
+        return counted(self.name, self._coded(account), account)
+
+    def _coded(self, account: Account) -> Iterator[Row | Fault]:
+        for item in self.items():
+            if isinstance(item, Fault):
+                yield item
+                continue
+            texts: dict[str, str] = {}
+            for tag, text in item.texts.items():
+                code = self.languages.get(tag)
+                if code is None:
+                    account.note(self.name, f"{tag!r} names no language; left out", item.where)
+                elif texts.setdefault(code, text) != text:
+                    account.note(self.name, f"a second text in {code!r} left out", item.where)
             if len(texts) > 1:
-                yield Row(texts, row.where)
+                yield Row(texts, item.where)
+            else:
+                yield Fault("fewer than two languages", item.where, skip=True)
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ def split_of(file: Path, default: Split = "train") -> Split:
 
 def _named(names: Iterable[str], where: str) -> dict[str, str]:
     """Tags -> codes of the names that are tags; CorpusError where two are one language."""
-    found = tables.languages_of(names)
+    found = merged([list(names)])
     seen: dict[str, str] = {}
     for tag, code in found.items():
         if code in seen:
@@ -147,34 +157,22 @@ def _single(file: Path, kind: str, split: Split | None, languages: Sequence[str]
     if kind in ("tsv", "ted"):
         return _table(file, split, languages)
     if kind == "jsonl":
-        tags = _named((key.replace("-", "_") for key in _json_keys(file)), f"{file}:1")
+        tags = merged(_json_keys(file))
         source = Source(format="jsonl", path=file, languages=tuple(tags)) if len(tags) > 1 else None
         return source and Piece(kind, of, (file,), tags, _source_items(source))
     if kind == "parquet":
         tags = _named(tables.parquet_columns(file), str(file))
         items = lambda: tables.parquet(file, list(tags))
         return Piece(kind, of, (file,), tags, items) if len(tags) > 1 else None
-    start = next((line or b"" for line in _first_lines(file)), b"")
+    with open_bytes(file) as data:
+        start = data.read(4096).replace(b"\0", b"")  # of UTF-16 what is ASCII
     if kind == "xml" and not re.search(rb"<(tmx|dataset|doc|tstset|collection)\b", start):
         return None
     kind = "tmx" if b"<tmx" in start else kind
     reader = markup.tmx if kind == "tmx" else markup.wmt_xml
     of = split or split_of(file, "train" if kind == "tmx" else "test")
-    tags = _named(_tags_in(reader(file)), str(file))
+    tags = merged(item.texts for item in reader(file) if isinstance(item, Row))
     return Piece(kind, of, (file,), tags, lambda: reader(file)) if len(tags) > 1 else None
-
-
-def _tags_in(items: Iterable[Row | Fault], rows: int = 1000) -> list[str]:
-    """Language tags of the first rows."""
-    tags: dict[str, None] = {}
-    for _, item in zip(range(rows), items, strict=False):
-        if isinstance(item, Row):
-            tags |= dict.fromkeys(item.texts)
-    return list(tags)
-
-
-def _first_lines(file: Path) -> Iterator[bytes]:
-    yield b" ".join(line or b"" for _, line in zip(range(5), raw_lines(file), strict=False))
 
 
 def _source_items(source: Source) -> Callable[[], Iterable[Row | Fault]]:
@@ -198,13 +196,18 @@ def _items(source: Source) -> Iterator[Row | Fault]:
     yield from faults
 
 
-def _json_keys(file: Path) -> list[str]:
-    try:
-        found = json.loads(decode(next(raw_lines(file)), f"{file}:1"))
-    except (Fault, ValueError, RecursionError):
-        raise CorpusError(f"{file}:1: not a line of JSON") from None
-    inner = found.get("translation", found) if isinstance(found, dict) else {}
-    return list(inner) if isinstance(inner, dict) else []
+def _json_keys(file: Path) -> Iterator[list[str]]:
+    """The keys of each object whose values are texts; lines that are no objects have none."""
+    for number, line in enumerate(raw_lines(file), 1):
+        try:
+            found = json.loads(decode(line, f"{file}:{number}"))
+        except (Fault, ValueError, RecursionError):
+            if number == 1:
+                raise CorpusError(f"{file}:1: not a line of JSON") from None
+            continue
+        inner = found.get("translation", found) if isinstance(found, dict) else {}
+        if isinstance(inner, dict):
+            yield [key.replace("-", "_") for key, text in inner.items() if isinstance(text, str)]
 
 
 def _table(file: Path, split: Split | None, languages: Sequence[str]) -> Piece | None:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradvac.corpus.importing.tags import language_code
 from gradvac.errors import CorpusError, RunError
 from gradvac.translation.blocks import Row, row_of
 from gradvac.translation.textfiles import Fault, check_text, decode, raw_lines
@@ -117,9 +116,3 @@ def _row(values: Mapping[str, Any], columns: Iterable[str], where: str) -> Row |
         return row_of(texts, where)
     except Fault as fault:
         return fault
-
-
-def languages_of(names: Iterable[str]) -> dict[str, str]:
-    """Names that are language tags -> codes, in order."""
-    found = {name: language_code(name) for name in names}
-    return {name: code for name, code in found.items() if code}
