@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from gradvac.errors import CorpusError, RecipeError
 from gradvac.translation.account import Account
+from gradvac.translation.blocks import is_blank
 from gradvac.translation.readers import FORMATS, Row, Source, read_rows
 
 
@@ -666,7 +667,7 @@ def test_policy_that_does_not_exist() -> None:
 
 line_text = st.text(
     st.characters(blacklist_categories=["Cc", "Cs"], blacklist_characters="\ufeff"), min_size=1
-).filter(lambda text: not text.isspace())
+).filter(lambda text: not is_blank(text))
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,6 +16,7 @@ from itertools import compress
 from typing import cast
 
 import numpy as np
+import regex
 
 from gradvac.translation.account import EXAMPLES
 from gradvac.translation.textfiles import Fault
@@ -36,9 +37,29 @@ class Row:
     where: str
 
 
+# Characters that nobody sees, first and last of each range; below, their first three bytes.
+_HIDDEN_RANGES = """ad-ad 34f-34f 61c-61c 115f-1160 17b4-17b5 180b-180f 200b-200f 202a-202e
+2060-206f 2800-2800 3164-3164 fe00-fe0f feff-feff ffa0-ffa0 fff0-fff8 1bca0-1bca3 1d173-1d17a
+e0000-e0fff"""
+_HIDDEN = np.unique(
+    [
+        int.from_bytes(chr(n).encode()[:3].ljust(3, b"\0"), "big")
+        for ends in _HIDDEN_RANGES.split()
+        for n in range(int(ends.split("-")[0], 16), int(ends.split("-")[1], 16) + 1)
+    ]
+)
+_LEADS = np.unique(_HIDDEN >> 16)
+_INVISIBLE = regex.compile(r"[\s\p{Z}\p{Cc}\p{Default_Ignorable_Code_Point}\u2800]*")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: white space, U+200B, fillers, the empty Braille."""
+    return _INVISIBLE.fullmatch(text) is not None
+
+
 def row_of(texts: Mapping[str, str], where: str) -> Row:
-    """A row without its empty texts; Fault when fewer than two remain."""
-    kept = {code: text for code, text in texts.items() if text and not text.isspace()}
+    """A row without its texts in which nothing can be seen; Fault when fewer than two remain."""
+    kept = {code: text for code, text in texts.items() if not is_blank(text)}
     if len(kept) < 2:
         raise Fault("fewer than two texts" if kept else "empty line", where)
     return Row(kept, where)
@@ -215,6 +236,8 @@ def _measured(data: np.ndarray, ascii_: bool, width: int) -> tuple[np.ndarray, .
     characters = np.diff(ends, prepend=-1) - 1
     first = data[ends - characters]
     if not ascii_:
+        for hidden in _begin_invisible(data, ends - characters):
+            tidy[np.searchsorted(ends[last], hidden)] = False
         inside = np.flatnonzero(data.view(np.int8) < -64)  # 0x80 to 0xBF: not the first byte
         characters -= np.diff(np.searchsorted(inside, ends), prepend=0)
     cells = np.maximum(last[:, None] + np.arange(1 - width, 1), 0)
@@ -241,6 +264,18 @@ def _odd(
     code = (data[lead].astype(np.int32) & 15) << 12
     code |= (data[lead + 1].astype(np.int32) & 63) << 6 | data[lead + 2] & 63
     yield lead[np.isin(code, _SPACES)]
+
+
+def _begin_invisible(data: np.ndarray, starts: np.ndarray) -> Iterator[np.ndarray]:
+    """Those of the places where cells begin at which stands a character that nobody sees."""
+    lead = data[starts]
+    starts = starts[(lead >= 0xC2) & np.isin(lead, _LEADS)]
+    code = np.zeros(len(starts), np.int32)
+    for n in range(3):
+        code = code << 8 | data[np.minimum(starts + n, len(data) - 1)]
+    two = code >> 16 < 0xE0
+    code[two] &= 0xFFFF00
+    yield starts[np.isin(code, _HIDDEN)]
 
 
 def doubtful(data: np.ndarray) -> np.ndarray:
