@@ -176,21 +176,27 @@ def test_other_spaces_are_parts_of_words(tmp_path):
         read(file, "two-column")
 
 
-def test_held_out_text_that_was_trained_on(tmp_path):
-    def parts(shared):
-        made = lambda words: Tagged(words, ("X",) * len(words), f"test.txt:{len(words)}")
-        train = [Tagged(("w",) * n, ("X",) * n, f"train.txt:{n}") for n in range(1, 11)]
-        held = [made(("w",) * n) for n in range(1, shared + 1)]
-        return {"train": train, "valid": [], "test": held + [made(("v",) * n) for n in range(1, 5)]}
+def tagged(file, *lengths):
+    return [Tagged(("w",) * n, ("X",) * n, f"{file}:{n}") for n in lengths]
 
+
+def test_held_out_text_that_was_trained_on_is_noted():
+    parts = {"train": tagged("train", 1, 2, 3), "valid": [], "test": tagged("test", 2, 3, 4)}
     account = Account()
-    check_overlap("de", parts(0), account)
-    assert account.noted() == 0
-    check_overlap("de", parts(2), account)
-    assert account.noted("test of de, in training too", "test.txt") == 2
-    told = r"test\.txt:1: de: 4 of 8 sentences of test .*train.txt:1"
+    check_overlap("de", parts, account)
+    assert account.noted("test of de, in training too", "test") == 2
+    assert "note: test: test of de, in training too: 2 rows, the first at test:2" in str(account)
+
+
+@pytest.mark.parametrize(
+    ("test", "count"),
+    [(tagged("train", 2), 1), (tagged("copy", 3, 2, 1), 3), (tagged("train", 3, 9), 1)],
+)
+def test_a_test_set_that_is_the_training_text_is_refused(test, count):
+    parts = {"train": tagged("train", 1, 2, 3), "valid": [], "test": test}
+    told = rf"{test[0].where}: de: test is training text: {count} of its .* this one at train:"
     with pytest.raises(CorpusError, match=told):
-        check_overlap("de", parts(4), account)
+        check_overlap("de", parts, Account())
 
 
 def test_no_such_format_and_no_sentence(tmp_path):

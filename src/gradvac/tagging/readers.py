@@ -257,18 +257,20 @@ def check_overlap(language: str, parts: Mapping[str, Sequence[Tagged]], account:
     """Note held-out sentences that are in the training text, by their words.
 
     Raises:
-        CorpusError: half of a part or more are.
+        CorpusError: a part is of the same lines of a file as the training text, or the same text.
     """
     trained = {sentence.words: sentence.where for sentence in parts["train"]}
+    places = {sentence.where for sentence in parts["train"]}
     for part in parts.keys() - {"train"}:
-        both = [s for s in parts[part] if s.words in trained]
+        held = parts[part]
+        both = [s for s in held if s.words in trained]
         if not both:
             continue
-        told = f"{len(both):,} of {len(parts[part]):,} sentences of {part}"
-        if 2 * len(both) >= len(parts[part]):
+        where, twin = both[0].where, trained[both[0].words]
+        if any(s.where in places for s in held) or trained.keys() == {s.words for s in held}:
             raise CorpusError(
-                f"{both[0].where}: {language}: {told} are in the training text, this one at "
-                f"{trained[both[0].words]}: what was trained on cannot be a test"
+                f"{where}: {language}: {part} is training text: {len(both):,} of its {len(held):,} "
+                f"sentences were trained on, this one at {twin}"
             )
-        file, _, _ = both[0].where.rpartition(":")
-        account.note(file, f"{part} of {language}, in training too", both[0].where, len(both))
+        file, _, _ = where.rpartition(":")
+        account.note(file, f"{part} of {language}, in training too", where, len(both))
