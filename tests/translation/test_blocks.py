@@ -100,7 +100,7 @@ def test_a_table_is_what_its_lines_are(tmp_path_factory, lines, size, wide):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "LINES", size)
         items = list(readers._tsv(source))
-    flat = list(readers._one_by_one(items))
+    flat = list(readers.one_by_one(items))
     assert told(flat) == told(literal_tsv(file, codes, picked))
     for block in (item for item in items if isinstance(item, Block)):
         rows = [item for item in block.items() if isinstance(item, Row)]
@@ -158,7 +158,7 @@ def test_aligned_files_are_what_their_lines_are(tmp_path_factory, pairs, extra, 
         expected.append(Fault("unequal numbers of lines", where, count=extra))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "LINES", 4)
-        found = list(readers._one_by_one(readers._text(Source(paths=paths))))
+        found = list(readers.one_by_one(readers._text(Source(paths=paths))))
     assert told(found) == told(expected)
 
 

@@ -197,6 +197,7 @@ def sources_of(sections: list[SourceSection]) -> list[Source]:
             paths={k: resolve(v) for k, v in s.paths.items()} if s.paths else None,
             languages=tuple(s.languages) if s.languages else None,
             msgid_language=s.msgid,
+            check=s.check,
         )
         for s in sections
     ]

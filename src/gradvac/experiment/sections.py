@@ -46,6 +46,7 @@ class SourceSection(Section):
     paths: dict[str, str] | None = None
     languages: list[str] | None = None
     msgid: str = "en"
+    check: bool = True
 
     @model_validator(mode="after")
     def _one_place(self) -> SourceSection:

@@ -23,6 +23,7 @@ from typing import Any
 
 from gradvac.errors import CorpusError, RecipeError
 from gradvac.translation.account import Account
+from gradvac.translation.alignment import watched
 from gradvac.translation.blocks import Block, Row, row_of
 from gradvac.translation.catalogues import Message, mo_messages, po_messages
 from gradvac.translation.languages import is_code, is_known, nearest_code
@@ -45,7 +46,8 @@ class Source:
 
     Exactly one of `path` and `paths` is given. `format` None is inferred from the suffix.
     `languages` names the columns of a TSV without header, or picks columns or keys.
-    `line_limit` is in bytes; a longer line is a problem of its row.
+    `line_limit` is in bytes; a longer line is a problem of its row. `check` False trusts that
+    columns belong together (`alignment`).
 
     Raises:
         RecipeError: a format that does not exist or fit, or a code that names no language.
@@ -57,6 +59,7 @@ class Source:
     languages: tuple[str, ...] | None = None
     msgid_language: str = "en"
     line_limit: int = LINE_LIMIT
+    check: bool = True
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.paths is None) or self.paths == {}:
@@ -93,9 +96,9 @@ def read_rows(source: Source, account: Account) -> Iterator[Row]:
 
     Raises:
         CorpusError: whatever the policy, a file that is missing, empty, truncated or not in its
-            format at all; under "fail", the first problem.
+            format at all, or columns that do not belong together; under "fail", the first problem.
     """
-    yield from counted(source.name, _one_by_one(_READERS[source.format or ""](source)), account)
+    yield from counted(source.name, one_by_one(_items(source)), account)
 
 
 def read_blocks(source: Source, account: Account) -> Iterator[Row | Block]:
@@ -104,7 +107,7 @@ def read_blocks(source: Source, account: Account) -> Iterator[Row | Block]:
     Raises:
         CorpusError: as `read_rows`.
     """
-    for item in _READERS[source.format or ""](source):
+    for item in _items(source):
         if isinstance(item, Block):
             for _, fault in item.faults:
                 _count_fault(source.name, fault, account)
@@ -112,6 +115,12 @@ def read_blocks(source: Source, account: Account) -> Iterator[Row | Block]:
             yield item
         else:
             yield from counted(source.name, [item], account)
+
+
+def _items(source: Source) -> Iterator[Row | Fault | Block]:
+    items = _READERS[source.format or ""](source)
+    catalogue = source.format in ("mo", "po")  # where a message stands beside its translation
+    return watched(items) if source.check and not catalogue else iter(items)
 
 
 def counted(name: str, items: Iterable[Row | Fault], account: Account) -> Iterator[Row]:
@@ -132,7 +141,8 @@ def _count_fault(name: str, fault: Fault, account: Account) -> None:
         account.problem(name, fault.reason, fault.where, fault.detail, fault.count)
 
 
-def _one_by_one(items: Iterable[Row | Fault | Block]) -> Iterator[Row | Fault]:
+def one_by_one(items: Iterable[Row | Fault | Block]) -> Iterator[Row | Fault]:
+    """The rows and faults of blocks among them."""
     for item in items:
         if isinstance(item, Block):
             yield from item.items()

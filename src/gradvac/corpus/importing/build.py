@@ -178,7 +178,7 @@ def _rows(pieces: Iterable[Piece], account: Account, check: bool, split: str) ->
     for piece in pieces:
         if piece.split != split:
             continue
-        for row in piece.rows(account):
+        for row in piece.rows(account, check):
             odd = [c for c, text in row.texts.items() if check and not in_script(c, text)]
             if odd:
                 account.drop(f"{piece.name} by script", f"{odd[0]} in another script", row.where)

@@ -14,7 +14,8 @@ from gradvac.corpus.importing import markup, tables
 from gradvac.corpus.importing.tags import language_code, merged
 from gradvac.errors import CorpusError
 from gradvac.translation.account import Account
-from gradvac.translation.readers import Row, Source, counted, read_rows
+from gradvac.translation.alignment import watched
+from gradvac.translation.readers import Row, Source, counted, one_by_one, read_rows
 from gradvac.translation.textfiles import COMPRESSED, Fault, decode, open_bytes, raw_lines
 
 Split = Literal["train", "valid", "test"]
@@ -52,9 +53,13 @@ class Piece:
         """The files, as an account names them."""
         return ", ".join(map(str, self.files))
 
-    def rows(self, account: Account) -> Iterator[Row]:
-        """The rows in the codes of the piece; problems, and texts that have no place, counted."""
-        return counted(self.name, self._coded(account), account)
+    def rows(self, account: Account, check: bool = False) -> Iterator[Row]:
+        """The rows in the codes of the piece; problems, and texts that have no place, counted.
+
+        `check` makes an error of columns that do not belong together (`alignment.watched`).
+        """
+        items = self._coded(account)
+        return counted(self.name, one_by_one(watched(items) if check else items), account)
 
     def _coded(self, account: Account) -> Iterator[Row | Fault]:
         for item in self.items():
@@ -158,8 +163,10 @@ def _single(file: Path, kind: str, split: Split | None, languages: Sequence[str]
         return _table(file, split, languages)
     if kind == "jsonl":
         tags = merged(_json_keys(file))
-        source = Source(format="jsonl", path=file, languages=tuple(tags)) if len(tags) > 1 else None
-        return source and Piece(kind, of, (file,), tags, _source_items(source))
+        if len(tags) < 2:
+            return None
+        source = Source(format="jsonl", path=file, languages=tuple(tags), check=False)
+        return Piece(kind, of, (file,), tags, _source_items(source))
     if kind == "parquet":
         tags = _named(tables.parquet_columns(file), str(file))
         items = lambda: tables.parquet(file, list(tags))
@@ -285,7 +292,8 @@ def _aligned(files: Sequence[Path], split: Split | None) -> tuple[list[Piece], l
             ignored += paths.values()
             continue
         of = split or split_of(next(iter(paths.values())))
-        source = Source(format="text", paths={t.replace("-", "_"): p for t, p in paths.items()})
+        by_tag = {tag.replace("-", "_"): path for tag, path in paths.items()}
+        source = Source(format="text", paths=by_tag, check=False)  # `Piece.rows` can do it
         spelled = {tag.replace("-", "_"): code for tag, code in tags.items()}
         kind = "opus100" if stem.name.startswith("opus.") else kind
         pieces.append(Piece(kind, of, tuple(paths.values()), spelled, _source_items(source)))
