@@ -117,13 +117,13 @@ class _Watch:
             if other == one:
                 continue
             lengths = block.characters[:, [one, other]]
-            both = np.flatnonzero(lengths.min(1) > 0)
+            both = np.flatnonzero((lengths[:, 0] > 0) & (lengths[:, 1] > 0))
             if len(codes) == 2 and one == 0 and len(both) == len(block):
                 lines = block.lines
             else:
                 cells = [block.cells[row] for row in both.tolist()]
                 lines = [f"{own[one]}\t{own[other]}".encode() for own in cells]
-            places = [(block.place, number) for number in block.numbers[both].tolist()]
+            places = _Places(block.place, block.numbers[both])
             gaps = [f for f in block.faults if f[1].reason == "fewer than two texts"]
             pair = self._pair(code)
             for before, fault in gaps:
@@ -134,6 +134,17 @@ class _Watch:
         if code not in self.pairs:
             self.pairs[code] = _Pair(self._first, code)
         return self.pairs[code]
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Places of one file."""
+
+    place: str
+    numbers: np.ndarray
+
+    def __getitem__(self, rows: slice) -> list[_Place]:
+        return [(self.place, number) for number in self.numbers[rows].tolist()]
 
 
 @dataclass
@@ -154,13 +165,13 @@ class _Pair:
         """There is a row with one text alone, so many rows after those seen."""
         self.gaps.append((self.seen + after, where))
 
-    def add(self, lines: list[bytes], lengths: np.ndarray, places: list[_Place]) -> None:
+    def add(self, lines: list[bytes], lengths: np.ndarray, places: list[_Place] | _Places) -> None:
         """Look at more rows, of `lengths` [n, 2] in characters."""
         before = len(self.lines)
         wrong = self.sides.first_swapped([*self.lines[-WINDOW:], *lines])
         if wrong is not None:
             row = wrong - min(before, WINDOW)
-            self._swapped(places[row] if row >= 0 else self.places[row])
+            self._swapped(places[row : row + 1][0] if row >= 0 else self.places[row])
         self._look(np.concatenate([self.lengths, lengths]), before, lines, places)
         keep = range(max(len(lines) - _KEPT, 0), len(lines))
         lost = max(before + len(keep) - _KEPT, 0)
@@ -181,7 +192,7 @@ class _Pair:
         lengths: np.ndarray,
         before: int,
         lines: list[bytes],
-        places: list[_Place],
+        places: list[_Place] | _Places,
     ) -> None:
         """Look at windows of the rows added, the first of which has rows of those before."""
         count = -(-(len(lengths) - before) // WINDOW)
