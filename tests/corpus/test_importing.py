@@ -1,6 +1,7 @@
 """Published corpora become a corpus folder: every layout; evaluation text held out; faults."""
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
@@ -177,6 +178,37 @@ def test_tables_without_a_header_take_their_languages_from_the_name_or_the_user(
     for name in "ab":
         assert pairs(tmp_path / name / "train" / "en-fr.tsv") == expected(range(9))
     refused(tmp_path, r"news\.tsv:1: 2 columns and no header .* --languages", tmp_path / "news.tsv")
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_csv(tmp_path, separator):
+    rows = [(f'{sentence("en", n)} "{n}"\n{separator} more', sentence("fr", n)) for n in range(30)]
+    with (tmp_path / "web.csv").open("w", newline="") as out:
+        csv.writer(out, delimiter=separator).writerows([("eng_Latn", "fr-FR"), *rows])
+    _, said = run(tmp_path / "out", tmp_path / "web.csv")
+    assert "csv, train: eng_Latn as en, fr-FR as fr" in said
+    found = pairs(tmp_path / "out" / "train" / "en-fr.tsv")
+    assert found == {(" ".join(a.split()), b) for a, b in rows}
+
+
+def test_tsv_with_quoted_line_ends(tmp_path):
+    rows = "".join(f'"{sentence("en", n)}\nand more"\t{sentence("fr", n)}\n' for n in range(30))
+    table = write(tmp_path / "web.tsv", f"en\tfr\n{rows}")
+    refused(tmp_path, r"web\.tsv:2: a cell in quotation marks goes on .* --quoted", table)
+    run(tmp_path / "out", table, quoted=True)
+    found = pairs(tmp_path / "out" / "train" / "en-fr.tsv")
+    assert found == {(f"{a} and more", b) for a, b in expected(range(30))}
+
+
+def test_escapes_of_moses(tmp_path):
+    folder = published.moses(tmp_path / "m", range(40))
+    file = folder / "News.en-fr.fr"
+    file.write_text(file.read_text().replace(" ", " &apos; ").replace("a", "a @-@ b"))
+    _, said = run(tmp_path / "kept", folder)
+    assert "escapes of Moses (&apos; @-@); unescape: true" in said and ": 40 rows" in said
+    run(tmp_path / "undone", folder, unescape=True)
+    text = (tmp_path / "undone" / "train" / "en-fr.tsv").read_text()
+    assert "&apos;" not in text and "@-@" not in text and "a-b" in text
 
 
 def test_pairs_without_english_and_compressed_files(tmp_path):

@@ -198,6 +198,8 @@ def sources_of(sections: list[SourceSection]) -> list[Source]:
             languages=tuple(s.languages) if s.languages else None,
             msgid_language=s.msgid,
             check=s.check,
+            quoted=s.quoted,
+            unescape=s.unescape,
         )
         for s in sections
     ]

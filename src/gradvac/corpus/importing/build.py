@@ -37,7 +37,9 @@ class Options:
     """How to read sources; None is guessed.
 
     ``languages`` name the columns of tables without a header, ``keep_out`` are more files whose
-    text is kept out of training; ``check`` False trusts that languages are in their columns.
+    text is kept out of training; ``check`` False trusts that languages are in their columns, and
+    columns beside one another. ``quoted`` says that cells of TSV may be in quotation marks,
+    ``unescape`` undoes what Moses writes for some characters.
     """
 
     format: str | None = None
@@ -46,6 +48,8 @@ class Options:
     keep_out: tuple[Path, ...] = ()
     on_problem: Policy = "drop"
     check: bool = True
+    quoted: bool = False
+    unescape: bool = False
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in KINDS:
@@ -88,7 +92,7 @@ def _build(
         identifier = identifier_of(pieces) if options.check else None
         for piece in pieces if options.check else ():
             check_columns(piece, list(islice(piece.rows(Account()), SAMPLE)), identifier)
-        read = partial(_rows, pieces, account, options.check)
+        read = partial(_rows, pieces, account, options)
         held = {part: list(read(part)) for part in ("valid", "test")}
         held["valid"] = _without(held["valid"], held["test"], account)
         extra = [row for piece in others for row in piece.rows(Account())]
@@ -152,7 +156,7 @@ def _pieces(
     if not files:
         return []
     split = cast(Split | None, options.split)
-    found = find_pieces(files, options.format, split, options.languages)
+    found = find_pieces(files, options.format, split, options.languages, options.quoted)
     for file in found.ignored:
         say(_shown(f"{file}: no parallel text recognised; left out", unpacked))
     if not found.pieces:
@@ -173,12 +177,13 @@ def _pieces(
     return list(kept.values())
 
 
-def _rows(pieces: Iterable[Piece], account: Account, check: bool, split: str) -> Iterator[Row]:
-    """Rows of a split, each text in a script of its language (`check`); a bad file ends it."""
+def _rows(pieces: Iterable[Piece], account: Account, options: Options, split: str) -> Iterator[Row]:
+    """Rows of a split, each text in a script of its language; a bad file ends it."""
+    check = options.check
     for piece in pieces:
         if piece.split != split:
             continue
-        for row in piece.rows(account, check):
+        for row in piece.rows(account, check, options.unescape):
             odd = [c for c, text in row.texts.items() if check and not in_script(c, text)]
             if odd:
                 account.drop(f"{piece.name} by script", f"{odd[0]} in another script", row.where)

@@ -15,13 +15,14 @@ from gradvac.corpus.importing.tags import language_code, merged
 from gradvac.errors import CorpusError
 from gradvac.translation.account import Account
 from gradvac.translation.alignment import watched
+from gradvac.translation.escapes import noted, unescaped
 from gradvac.translation.readers import Row, Source, counted, one_by_one, read_rows
 from gradvac.translation.textfiles import COMPRESSED, Fault, decode, open_bytes, raw_lines
 
 Split = Literal["train", "valid", "test"]
 KINDS = (
-    "moses", "opus100", "flores", "tmx", "sgml", "xml", "ted", "tsv", "jsonl", "parquet",
-    "datasets",
+    "moses", "opus100", "flores", "tmx", "sgml", "xml", "ted", "tsv", "csv", "jsonl",
+    "parquet", "datasets",
 )  # fmt: skip
 _SPLITS: Mapping[str, Split] = {
     "train": "train", "training": "train", "dev": "valid", "valid": "valid", "validation": "valid",
@@ -29,7 +30,7 @@ _SPLITS: Mapping[str, Split] = {
 }  # fmt: skip
 # Sets that are for evaluation by their name, with a year or without.
 _TEST_NAMES = ("newstest", "wmttest", "generaltest", "tst", "flores", "ntrex")
-_BY_SUFFIX = {"tmx": "tmx", "sgm": "sgml", "sgml": "sgml", "xml": "xml", "tsv": "tsv",
+_BY_SUFFIX = {"tmx": "tmx", "sgm": "sgml", "sgml": "sgml", "xml": "xml", "tsv": "tsv", "csv": "csv",
               "jsonl": "jsonl", "json": "jsonl", "parquet": "parquet"}  # fmt: skip
 # Endings that are language codes too, but of files that hold no text.
 _NO_LANGUAGE = {"zip", "txt", "csv", "md", "ids", "xml", "tsv", "gz", "tar", "arrow", "log", "src"}
@@ -53,12 +54,14 @@ class Piece:
         """The files, as an account names them."""
         return ", ".join(map(str, self.files))
 
-    def rows(self, account: Account, check: bool = False) -> Iterator[Row]:
+    def rows(self, account: Account, check: bool = False, unescape: bool = False) -> Iterator[Row]:
         """The rows in the codes of the piece; problems, and texts that have no place, counted.
 
-        `check` makes an error of columns that do not belong together (`alignment.watched`).
+        `check` makes an error of columns that do not belong together (`alignment`), `unescape`
+        undoes what Moses writes for some characters (`escapes`).
         """
         items = self._coded(account)
+        items = unescaped(items) if unescape else noted(items, self.name, account)
         return counted(self.name, one_by_one(watched(items) if check else items), account)
 
     def _coded(self, account: Account) -> Iterator[Row | Fault]:
@@ -92,10 +95,12 @@ def find_pieces(
     kind: str | None = None,
     split: Split | None = None,
     languages: Sequence[str] = (),
+    quoted: bool = False,
 ) -> Found:
     """Sort files into pieces.
 
-    ``kind``, ``split`` and ``languages`` (of tables without a header) say what names do not.
+    ``kind``, ``split`` and ``languages`` (of tables without a header) say what names do not, and
+    ``quoted`` that cells of TSV may be in quotation marks.
 
     Raises:
         CorpusError: two columns or files of one language, or a table whose languages are unknown.
@@ -116,7 +121,7 @@ def find_pieces(
             marked.append(file)
         elif found is None:
             left.append(file)
-        elif (piece := _single(file, found, split, languages)) is not None:
+        elif (piece := _single(file, found, split, languages, quoted)) is not None:
             pieces.append(piece)
         else:
             left.append(file)
@@ -156,11 +161,17 @@ def _named(names: Iterable[str], where: str) -> dict[str, str]:
     return found
 
 
-def _single(file: Path, kind: str, split: Split | None, languages: Sequence[str]) -> Piece | None:
+def _single(
+    file: Path, kind: str, split: Split | None, languages: Sequence[str], quoted: bool
+) -> Piece | None:
     """The piece one file is, or None if it is none."""
     of = split or split_of(file)
     if kind in ("tsv", "ted"):
-        return _table(file, split, languages)
+        return _table(file, split, languages, tables.Shape("\t", quoted))
+    if kind == "csv":
+        comma = tables.Shape(",", quoted=True)
+        semicolons = len(tables.header(file, comma)) == 1
+        return _table(file, split, languages, tables.Shape(";", True) if semicolons else comma)
     if kind == "jsonl":
         tags = merged(_json_keys(file))
         if len(tags) < 2:
@@ -217,9 +228,12 @@ def _json_keys(file: Path) -> Iterator[list[str]]:
             yield [key.replace("-", "_") for key, text in inner.items() if isinstance(text, str)]
 
 
-def _table(file: Path, split: Split | None, languages: Sequence[str]) -> Piece | None:
-    cells = tables.header(file)
+def _table(
+    file: Path, split: Split | None, languages: Sequence[str], shape: tables.Shape
+) -> Piece | None:
+    cells = tables.header(file, shape)
     kind = "ted" if cells and cells[0].strip() == "talk_name" else "tsv"
+    kind = kind if shape.separator == "\t" else "csv"
     names = [cell.strip() for cell in cells]
     tags = _named(names, f"{file}:1")
     columns = {names.index(tag): tag for tag in tags}
@@ -232,7 +246,8 @@ def _table(file: Path, split: Split | None, languages: Sequence[str]) -> Piece |
         tags = _named(given, "--languages")
         columns = dict(enumerate(given))
     of = split or split_of(file)
-    return Piece(kind, of, (file,), tags, lambda: tables.tsv(file, columns, headed))
+    items = lambda: tables.tsv(file, columns, headed, len(cells), shape)
+    return Piece(kind, of, (file,), tags, items)
 
 
 def _pair_in(file: Path) -> list[str]:
