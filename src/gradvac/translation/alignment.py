@@ -21,6 +21,7 @@ import numpy as np
 
 from gradvac.errors import CorpusError
 from gradvac.translation.blocks import Block, Row, normalise
+from gradvac.translation.sides import LEARNED, Sides
 from gradvac.translation.textfiles import Fault
 
 # All chosen here. Windows of 128 rows: lengths of unrelated texts correlate by 0.09 then, those of
@@ -37,10 +38,6 @@ _CLIP = 4.0
 _ONLY = 0.7  # of its gain another shift may have
 _FEWEST = 12  # rows that a shift has to be better in
 
-_LEARNED, _TRIED = 400, 200  # rows that columns are learned from, and those it is tried on
-_SAMPLE = 8  # every so many-th row is asked which column is which
-_TOLD = 0.8  # share of rows that have to be told right, or nothing is said
-_SWAPPED = 0.4  # share of swapped rows in a window; one in a hundred is mistaken
 _MEND = "mend the files, or trust them with check: false (in an import, --no-check)"
 _WORD = re.compile(r"\w{3,}")
 _NUMBER = re.compile(r"\d{1,18}")
@@ -159,7 +156,7 @@ class _Pair:
     places: list[_Place] = field(default_factory=list)
     gaps: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=64))
     sure: int = 0  # up to this row all belong together, by lengths
-    sides: _Sides = field(default_factory=lambda: _Sides())
+    sides: Sides = field(default_factory=lambda: Sides())
 
     def gap(self, where: str, after: int = 0) -> None:
         """There is a row with one text alone, so many rows after those seen."""
@@ -239,7 +236,7 @@ class _Pair:
     def _swapped(self, place: _Place) -> None:
         raise CorpusError(
             f"{_told(place)}: from about this line on, {self.one!r} and {self.other!r} are "
-            f"swapped: each has the letters of the other's first {_LEARNED} lines; {_MEND}"
+            f"swapped: each has the letters of the other's first {LEARNED} lines; {_MEND}"
         )
 
 
@@ -343,56 +340,3 @@ def _end(text: str) -> str:
     """The last sign of a text; "a" where it is a letter or a digit."""
     last = text.rstrip("\"'”»’)】」 ")[-1:].translate(_ALIKE)
     return "a" if not last or last.isalnum() else last
-
-
-class _Sides:
-    """Which of two columns a text is of, by its pairs of bytes; learned from the first rows."""
-
-    def __init__(self) -> None:
-        self._rows: list[bytes] = []
-        self._table = np.zeros(0, np.float32)  # how much each pair of bytes speaks for the first
-        self._told = 0.0  # share of rows of which both texts are told right
-
-    def first_swapped(self, lines: list[bytes]) -> int | None:
-        """The first of the lines from which on columns are swapped; None if they are not."""
-        if not len(self._table):
-            self._rows += lines[: _LEARNED + _TRIED - len(self._rows)]
-            if len(self._rows) < _LEARNED + _TRIED:
-                return None
-            self._learn()
-        if self._told < _TOLD:
-            return None
-        wrong = self._sides(lines[::_SAMPLE]) < 0
-        size = WINDOW // _SAMPLE
-        starts = range(0, len(wrong) - size // 2, size // 2)
-        for start in starts:
-            if wrong[start : start + size].mean() > _SWAPPED:
-                odd = np.where(self._sides(lines[: (start + size) * _SAMPLE]) < 0, 1.0, -0.25)
-                return int(np.cumsum(odd[::-1])[::-1].argmax())
-        return None
-
-    def _learn(self) -> None:
-        counts = np.ones((2, 2**16))
-        for side in (0, 1):
-            text = b"\n".join(line.split(b"\t")[side] for line in self._rows[:_LEARNED])
-            pairs = _byte_pairs(np.frombuffer(text, np.uint8))
-            counts[side] += np.bincount(pairs, minlength=2**16)
-        logs = np.log(counts / counts.sum(1, keepdims=True))
-        table = (logs[0] - logs[1]).astype(np.float32).reshape(256, 256)
-        for end in b"\t\n":  # they say which column it is
-            table[end] = table[:, end] = 0
-        self._table = table.reshape(-1)
-        self._told = float((self._sides(self._rows[_LEARNED:]) > 0).mean())
-        self._rows = []
-
-    def _sides(self, lines: Sequence[bytes]) -> np.ndarray:
-        """1 for rows [n] whose texts look like those of their columns, -1 for swapped ones."""
-        data = np.frombuffer(b"\n".join([*lines, b""]), np.uint8)
-        values = np.append(self._table[_byte_pairs(data)], np.float32(0))
-        starts = np.append(0, np.flatnonzero(data <= 10)[:-1] + 1)
-        first, second = np.add.reduceat(values, starts).reshape(-1, 2).T
-        return np.where((first > 0) & (second < 0), 1, np.where((first < 0) & (second > 0), -1, 0))
-
-
-def _byte_pairs(data: np.ndarray) -> np.ndarray:
-    return data[:-1].astype(np.uint16) << 8 | data[1:]
