@@ -109,8 +109,14 @@ def import_(
     ] = None,
     fail: Annotated[bool, typer.Option("--fail", help="The first bad line ends it.")] = False,
     check: Annotated[
-        bool, typer.Option(help="Whether each language is in its column, by the first rows.")
+        bool, typer.Option(help="Whether languages are in their columns, and rows beside theirs.")
     ] = True,
+    quoted: Annotated[
+        bool, typer.Option("--quoted", help="Cells of TSV are in quotation marks, as in CSV.")
+    ] = False,
+    unescape: Annotated[
+        bool, typer.Option("--unescape", help="Undo escapes of Moses: &apos; @-@ and others.")
+    ] = False,
 ) -> None:
     """Turn published corpora into a corpus folder: Moses, TMX, TED, OPUS-100, FLORES, WMT, ...
 
@@ -123,7 +129,8 @@ def import_(
 
     named = tuple((languages or "").replace(",", " ").split())
     policy = "fail" if fail else "drop"
-    options = Options(format_, split, named, tuple(keep_out or ()), policy, check)
+    kept_out = tuple(keep_out or ())
+    options = Options(format_, split, named, kept_out, policy, check, quoted, unescape)
     import_corpus(sources, out, options, say)
     console.print(size_table(out))
     say(f"corpus: {out}")

@@ -1,9 +1,13 @@
 """Published corpora become a corpus folder: every layout; evaluation text held out; faults."""
 
+import bz2
+import csv
 import gzip
 import json
+import lzma
 import re
 import shutil
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -176,6 +180,37 @@ def test_tables_without_a_header_take_their_languages_from_the_name_or_the_user(
     refused(tmp_path, r"news\.tsv:1: 2 columns and no header .* --languages", tmp_path / "news.tsv")
 
 
+@pytest.mark.parametrize("separator", [",", ";"])
+def test_csv(tmp_path, separator):
+    rows = [(f'{sentence("en", n)} "{n}"\n{separator} more', sentence("fr", n)) for n in range(30)]
+    with (tmp_path / "web.csv").open("w", newline="") as out:
+        csv.writer(out, delimiter=separator).writerows([("eng_Latn", "fr-FR"), *rows])
+    _, said = run(tmp_path / "out", tmp_path / "web.csv")
+    assert "csv, train: eng_Latn as en, fr-FR as fr" in said
+    found = pairs(tmp_path / "out" / "train" / "en-fr.tsv")
+    assert found == {(" ".join(a.split()), b) for a, b in rows}
+
+
+def test_tsv_with_quoted_line_ends(tmp_path):
+    rows = "".join(f'"{sentence("en", n)}\nand more"\t{sentence("fr", n)}\n' for n in range(30))
+    table = write(tmp_path / "web.tsv", f"en\tfr\n{rows}")
+    refused(tmp_path, r"web\.tsv:2: a cell in quotation marks goes on .* --quoted", table)
+    run(tmp_path / "out", table, quoted=True)
+    found = pairs(tmp_path / "out" / "train" / "en-fr.tsv")
+    assert found == {(f"{a} and more", b) for a, b in expected(range(30))}
+
+
+def test_escapes_of_moses(tmp_path):
+    folder = published.moses(tmp_path / "m", range(40))
+    file = folder / "News.en-fr.fr"
+    file.write_text(file.read_text().replace(" ", " &apos; ").replace("a", "a @-@ b"))
+    _, said = run(tmp_path / "kept", folder)
+    assert "escapes of Moses (&apos; @-@); unescape: true" in said and ": 40 rows" in said
+    run(tmp_path / "undone", folder, unescape=True)
+    text = (tmp_path / "undone" / "train" / "en-fr.tsv").read_text()
+    assert "&apos;" not in text and "@-@" not in text and "a-b" in text
+
+
 def test_pairs_without_english_and_compressed_files(tmp_path):
     for code in ("fr", "ru"):
         (tmp_path / f"Europarl.{code}.gz").write_bytes(
@@ -228,6 +263,24 @@ def test_a_truncated_archive_is_named(tmp_path, kind):
     refused(tmp_path, rf"opus\.{kind}: truncated or broken archive", archive)
 
 
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_an_archive_of_several_streams_is_read_to_its_end(tmp_path, pack):
+    """Each stream ends where a file of the archive does, so that nothing looks cut off."""
+    plain = tmp_path / "plain.tar"
+    with tarfile.open(plain, "w") as out:
+        for code in ("en", "fr"):
+            file = write(tmp_path / f"News.en-fr.{code}", lines(code, range(40)))
+            out.add(file, file.name)
+        end = out.getmember("News.en-fr.fr").offset
+    data = plain.read_bytes()
+    name = {gzip: "gz", bz2: "bz2", lzma: "xz"}[sys.modules[pack.__module__]]
+    archive = tmp_path / "opus" / f"opus.tar.{name}"
+    archive.parent.mkdir()
+    archive.write_bytes(pack(data[:end]) + pack(data[end:]))
+    run(tmp_path / "out", archive)
+    assert pairs(tmp_path / "out" / "train" / "en-fr.tsv") == expected(range(40))
+
+
 def test_a_member_that_leaves_the_archive_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as out:
         out.writestr("../evil.en", "text\n")
@@ -261,6 +314,78 @@ def test_files_that_are_not_aligned_are_named(tmp_path):
     folder = published.moses(tmp_path / "m", range(40))
     write(folder / "News.en-fr.fr", lines("fr", range(39)))
     refused(tmp_path, r"News\.en-fr\.en:40: unequal numbers of lines", folder)
+
+
+def units(*rows: dict[str, str]) -> str:
+    made = "".join(
+        f'<tu tuid="u{n}">'
+        + "".join(f'<tuv xml:lang="{c}"><seg>{t}</seg></tuv>' for c, t in row.items())
+        + "</tu>\n"
+        for n, row in enumerate(rows)
+    )
+    return f'<?xml version="1.0"?>\n<tmx><header/><body>\n{made}</body></tmx>\n'
+
+
+@pytest.mark.parametrize("form", ["tmx", "jsonl"])
+def test_a_language_that_comes_late_is_there(tmp_path, form):
+    """1,100 units of English and French, then 100 of English and Russian."""
+    rows = [{"en": sentence("en", n), "fr": sentence("fr", n)} for n in range(1100)]
+    rows += [{"en": sentence("en", n), "ru": sentence("ru", n)} for n in range(1100, 1200)]
+    text = units(*rows) if form == "tmx" else "".join(json.dumps(r) + "\n" for r in rows)
+    manifest, _ = run(tmp_path / "out", write(tmp_path / f"web.{form}", text))
+    assert manifest["pairs"]["train"] == {"fr": 1100, "ru": 100}
+    assert pairs(tmp_path / "out" / "train" / "en-ru.tsv") == expected(range(1100, 1200), "ru")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_tmx_in_utf_16(tmp_path, encoding):
+    text = units(*({"en": sentence("en", n), "ru": sentence("ru", n)} for n in range(40)))
+    mark = "" if encoding == "utf-16" else "\ufeff"
+    (tmp_path / "web.tmx").write_bytes((mark + text).encode(encoding))
+    run(tmp_path / "out", tmp_path / "web.tmx")
+    assert pairs(tmp_path / "out" / "train" / "en-ru.tsv") == expected(range(40), "ru")
+
+
+def test_faults_of_tmx_name_the_unit(tmp_path):
+    rows = [{"en": sentence("en", n), "fr": sentence("fr", n)} for n in range(30)]
+    rows[7]["fr"] = "a\x7fb"
+    file = write(tmp_path / "web.tmx", units(*rows))
+    refused(tmp_path, r"web\.tmx:10 \(tuid 'u7'\): control character", file, on_problem="fail")
+    file.write_text(units(*rows)[:-400])
+    refused(tmp_path, r"not XML.*; the last unit begun is \(tuid 'u27'\)", file)
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        (("en-US", "en-GB"), {"fr": 40}),
+        (("en", "en-US"), {"fr": 40}),
+        (("en-GB", "en-GB"), {"fr": 40}),
+        (("EN", "en-AU"), {"fr": 40}),
+    ],
+)
+def test_regions_of_english_are_english(tmp_path, tags, found):
+    rows = [{tags[n % 2]: sentence("en", n), "fr": sentence("fr", n)} for n in range(40)]
+    manifest, _ = run(tmp_path / "out", write(tmp_path / "web.tmx", units(*rows)))
+    assert manifest["pairs"]["train"] == found
+    assert pairs(tmp_path / "out" / "train" / "en-fr.tsv") == expected(range(40))
+
+
+def test_regions_are_one_language_unless_a_unit_has_both(tmp_path):
+    tags = ("fr-FR", "fr-CA")
+    one = [{"en": sentence("en", n), tags[n % 2]: sentence("fr", n)} for n in range(9)]
+    manifest, _ = run(tmp_path / "one", write(tmp_path / "a.tmx", units(*one)))
+    assert manifest["pairs"]["train"] == {"fr": 9}
+    both = [
+        {"en": sentence("en", n), "fr-FR": sentence("fr", n), "fr-CA": sentence("fr", n + 99)}
+        for n in range(9)
+    ]
+    manifest, _ = run(tmp_path / "two", write(tmp_path / "b.tmx", units(*both)))
+    assert manifest["pairs"]["train"] == {"fr": 9, "fr_CA": 9}
+    same = [{"en": sentence("en", n), "en-US": "x y", "fr": sentence("fr", n)} for n in range(9)]
+    manifest, said = run(tmp_path / "same", write(tmp_path / "c.tmx", units(*same)))
+    assert manifest["pairs"]["train"] == {"fr": 9}
+    assert f"note: {tmp_path / 'c.tmx'}: a second text in 'en' left out: 9 rows" in said
 
 
 def test_a_file_given_twice_is_used_once_and_said(tmp_path):

@@ -107,6 +107,52 @@ def test_text_key(text: str, key: str) -> None:
     assert text_key(text) == key
 
 
+DIFFERENT = """
+दिन दान, मेल मूल, कर्म करम, কাল কুল, ਦਿਨ ਦਾਨ, દિન દાન, ଦିନ ଦାନ, தீ தா, దినం దానం, ದಿನ ದಾನ, ദിനം ദാനം
+දින දාන, ที ที่, กำ กา, ນີ້ ນໍ້າ, កុក កូក, ကို ကာ, བོད བད, ẹ̀kọ́ ẹkọ, ކިޔާ ކުޔާ, ᨅᨗᨔ ᨅᨘᨔ, ꦩꦶꦭ ꦩꦸꦭ
+"""
+
+
+@pytest.mark.parametrize("pair", DIFFERENT.strip().replace("\n", ", ").split(", "))
+def test_marks_that_carry_meaning_are_in_the_key(pair: str) -> None:
+    one, other = pair.split()
+    assert text_key(one) != text_key(other)
+    assert text_key(one + "!") == text_key(one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("كِتَابٌ", "كتاب"),
+        ("שָׁלוֹם", "שלום"),
+        ("замо\u0301к", "замок"),
+        ("İSTANBUL", "istanbul"),
+        ("❤\ufe0f葛\U000e0100", "葛"),
+        ("ΐ", "Ϊ\u0301"),
+        ("e\u0323\u0300", "ẹ̀"),
+    ],
+)
+def test_marks_that_readers_do_without_are_not(one: str, other: str) -> None:
+    assert text_key(one) == text_key(other)
+
+
+@given(st.text(st.characters(categories=["L", "M", "N", "Z", "P", "Cf"]), max_size=20))
+def test_the_key_is_letters_and_marks(text: str) -> None:
+    """The categories of unicodedata; of marks only those of scripts that need them are asked."""
+    key = text_key(text)
+    assert all(unicodedata.category(c)[0] in "LM" for c in key)
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    optional = ("HEBREW", "ARABIC", "SYRIAC", "COMBINING", "VARIATION", "MONGOLIAN")
+    needed = [
+        c
+        for c in folded
+        if unicodedata.category(c)[0] == "L"
+        or (unicodedata.category(c)[0] == "M" and not unicodedata.name(c).startswith(optional))
+    ]
+    found = iter(key)
+    assert all(c in found for c in needed)  # in this order
+
+
 def test_evaluation_text_is_kept_out_on_either_side() -> None:
     exclude = {text_key("Open the file."), text_key("Fermer"), text_key("42")}
     pairs = [

@@ -1,8 +1,10 @@
 """Readers: every format, every fault. Expected rows and counts are written out by hand."""
 
 import bz2
+import csv
 import gettext
 import gzip
+import itertools
 import json
 import lzma
 import struct
@@ -16,7 +18,9 @@ from hypothesis import strategies as st
 
 from gradvac.errors import CorpusError, RecipeError
 from gradvac.translation.account import Account
-from gradvac.translation.readers import FORMATS, Row, Source, read_rows
+from gradvac.translation.blocks import is_blank
+from gradvac.translation.escapes import undone
+from gradvac.translation.readers import FORMATS, Row, Source, read_blocks, read_rows
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -180,7 +184,9 @@ def test_directories_and_empty_files(tmp_path: Path, format_: str) -> None:
     empty = write(tmp_path / "empty", b"")
     for path, message in ((tmp_path / "folder", "is a directory"), (empty, "the file is empty")):
         where = (
-            {"path": path} if format_ in ("tsv", "jsonl") else {"paths": {"fr": path, "de": path}}
+            {"path": path}
+            if format_ in ("tsv", "csv", "jsonl")
+            else {"paths": {"fr": path, "de": path}}
         )
         with pytest.raises(CorpusError, match=message):
             read(Source(format=format_, **where))  # type: ignore[arg-type]
@@ -219,6 +225,48 @@ def test_truncated_compressed_file_names_the_line_reached(tmp_path: Path, suffix
     assert reached > 1000
 
 
+TAILS: dict[str, Callable[[bytes], bytes]] = {
+    "damaged at its start": lambda stream: b"\0" + stream[1:] if stream[:1] != b"\0" else stream,
+    "damaged in its header": lambda stream: stream[:3] + bytes([stream[3] ^ 0xFF]) + stream[4:],
+    "damaged within": lambda stream: stream[:60] + bytes([stream[60] ^ 0x10]) + stream[61:],
+    "cut off": lambda stream: stream[: len(stream) // 2],
+    "cut off in its header": lambda stream: stream[:5],
+    "text": lambda _: b"3\tc\n4\td\n",
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESSORS)
+@pytest.mark.parametrize("kind", TAILS)
+def test_no_stream_of_a_compressed_file_is_dropped(tmp_path: Path, suffix: str, kind: str) -> None:
+    """Parallel compressors write several streams; the second half of the rows is in the second."""
+    halves = ["".join(f"{n}\t{n * 7919 % 997}\n" for n in range(a, a + 1000)) for a in (1, 1001)]
+    first, second = (
+        COMPRESSORS[suffix](half.encode()) for half in ("en\tfr\n" + halves[0], halves[1])
+    )
+    whole = write(tmp_path / ("whole.tsv" + suffix), first + second)
+    assert len(read(Source(path=whole))[0]) == 2000
+    broken = write(tmp_path / ("a.tsv" + suffix), first + TAILS[kind](second))
+    with pytest.raises(CorpusError, match=rf"a\.tsv\{suffix}:1\d\d\d: cannot be read further"):
+        read(Source(path=broken))
+
+
+def test_padding_of_xz_and_many_small_streams(tmp_path: Path) -> None:
+    parts = [lzma.compress(line.encode()) for line in ("en\tfr\n", "a\tb\n", "", "c\td\n")]
+    padded = write(tmp_path / "a.tsv.xz", (b"\0" * 8).join(parts) + b"\0" * 4)
+    assert texts(read(Source(path=padded))[0]) == [{"en": "a", "fr": "b"}, {"en": "c", "fr": "d"}]
+
+
+@pytest.mark.parametrize("line", [b"", b"\r", b" \t"])
+def test_a_million_empty_lines_are_refused_at_once(tmp_path: Path, line: bytes) -> None:
+    many = (line + b"\n") * 1_300_000
+    bomb = write(tmp_path / "a.tsv.gz", gzip.compress(b"en\tfr\na\tb\n" + many * 20))
+    account = Account()
+    with pytest.raises(CorpusError, match=r"a\.tsv\.gz:\d+: more than 1,000,000 empty lines"):
+        list(read_rows(Source(path=bomb), account))
+    (dropped,) = [found for found in account.table() if found.reason == "empty line"]
+    assert 700_000 < dropped.count <= 1_300_000 and dropped.first == f"{bomb}:3"
+
+
 @pytest.mark.parametrize("suffix", COMPRESSORS)
 def test_suffix_that_promises_a_compression_the_file_lacks(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / ("a.tsv" + suffix), "en\tfr\na\tb\n")
@@ -230,6 +278,93 @@ def test_text_that_looks_like_a_magic_number_stays_text(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tsv", "BZh9\tfr\nx\ty\n")
     rows, _ = read(Source(path=path, languages=("en", "fr")))
     assert len(rows) == 2
+
+
+# --- quotation marks --------------------------------------------------------------------------
+
+CELL = st.lists(st.sampled_from(["a", "é", '"', ",", ";", "\n", "\t", " ", "x y"]), min_size=1).map(
+    lambda parts: f"w{''.join(parts)}"
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(CELL, CELL), min_size=1, max_size=6), st.sampled_from([",", ";", "\t"]))
+def test_what_csv_writes_is_read(tmp_path_factory, rows, separator: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path_factory.getbasetemp() / ("a.tsv" if separator == "\t" else "a.csv")
+    with path.open("w", encoding="utf-8", newline="") as out:
+        csv.writer(out, delimiter=separator, lineterminator="\n").writerows([("en", "fr"), *rows])
+    found, _ = read(Source(path=path, quoted=True), "fail")
+    assert texts(found) == [{"en": a, "fr": b} for a, b in rows]
+    starts = itertools.accumulate((1 + sum(c.count("\n") for c in row) for row in rows), initial=2)
+    assert [row.where for row in found] == [f"{path}:{n}" for n in [*starts][:-1]]
+
+
+def test_quoted_line_ends_are_not_lost_in_silence(tmp_path: Path) -> None:
+    text = 'en\tfr\na\tb\n"one\ntwo, ""three"""\tun\nc\td\n'
+    path = write(tmp_path / "a.tsv", text)
+    with pytest.raises(CorpusError, match=r"a\.tsv:3: a cell in quotation marks .* quoted: true"):
+        read(Source(path=path))
+    rows, _ = read(Source(path=path, quoted=True))
+    assert texts(rows)[1] == {"en": 'one\ntwo, "three"', "fr": "un"}
+    # A quotation mark in the text of a table without them is text.
+    path = write(tmp_path / "b.tsv", 'en\tfr\n"Hello," he said\t"Salut"\n"a\tb\tc\n6" x\ty\n')
+    rows, account = read(Source(path=path))
+    assert texts(rows) == [
+        {"en": '"Hello," he said', "fr": '"Salut"'},
+        {"en": '6" x', "fr": "y"},
+    ]
+    assert account.dropped("wrong number of columns") == 1
+
+
+def test_faults_of_quoted_tables(tmp_path: Path) -> None:
+    lines = ["en,fr", "a,b", "a,b,c", "", '"a"x,b', '"a\x07",b', 'c,"d', "e,f"]
+    path = write(tmp_path / "a.csv", "\n".join(lines))
+    rows, account = read(Source(path=path))
+    assert texts(rows) == [{"en": "a", "fr": "b"}]
+    assert {line.reason: line.first for line in account.table()[1:]} == {
+        "wrong number of columns": f"{path}:3",
+        "empty line": f"{path}:4",
+        "a quotation mark that is not closed": f"{path}:5",
+        "control character": f"{path}:6",
+    }
+    with pytest.raises(CorpusError, match=r":1: unknown column 'Hello' in the header"):
+        read(Source(path=write(tmp_path / "b.csv", "Hello,Bonjour\na,b\n")))
+    with pytest.raises(RecipeError, match="quoted is for tsv and csv"):
+        Source(format="text", paths={"en": path, "fr": path}, quoted=True)
+
+
+# --- escapes of Moses -------------------------------------------------------------------------
+
+
+def test_escapes_of_moses_are_noted_or_undone(tmp_path: Path) -> None:
+    english = "don &apos;t &#91; a @-@ b &#93; &lt; &amp;lt; &quot;"
+    path = write(tmp_path / "a.tsv", f"en\tfr\nx & y\tz@-@z\n{english}\tw\nv @-@\tAT&T\n")
+    what = "escapes of Moses (&apos; @-@); unescape: true (in an import, --unescape) undoes them"
+    for blocks in (False, True):
+        account = Account()
+        for _ in (read_blocks if blocks else read_rows)(Source(path=path), account):
+            pass
+        assert account.to_dict()["corpora"][str(path)]["notes"] == {
+            what: {"count": 2, "first": [f"{path}:3", f"{path}:4"]}
+        }
+        assert f"note: {path}: {what}: 2 rows" in str(account)
+    rows, account = read(Source(path=path, unescape=True))
+    assert texts(rows)[1:] == [
+        {"en": "don 't [ a-b ] < &lt; \"", "fr": "w"},
+        {"en": "v-", "fr": "AT&T"},
+    ]
+    assert account.noted() == 0
+
+
+@given(st.text("ab &<>[]|'\"", min_size=1))
+def test_undoing_is_the_inverse_of_escaping(text: str) -> None:
+    """As tokenizer.perl does it, `&` first."""
+    escaped = text.replace("&", "&amp;")
+    for character, escape in zip(
+        "|<>'\"[]", "&#124; &lt; &gt; &apos; &quot; &#91; &#93;".split(), strict=True
+    ):
+        escaped = escaped.replace(character, escape)
+    assert undone(escaped) == text
 
 
 # --- aligned text -----------------------------------------------------------------------------
@@ -597,7 +732,7 @@ def test_format_is_inferred_for_files_by_language(paths: dict[str, str], format_
     [
         ({"path": "a.tvs"}, "suffix 'tvs' names no format.*tsv, text, jsonl, mo, po.*'tsv'"),
         ({"path": "a.json"}, "did you mean 'jsonl'"),
-        ({"path": "a.tsv", "format": "csv"}, "format is 'csv': allowed are .*did you mean 'tsv'"),
+        ({"path": "a.tsv", "format": "tvs"}, "format is 'tvs': allowed are .*did you mean 'tsv'"),
         ({}, "either path .* or paths"),
         ({"path": "a.tsv", "paths": {"en": "b"}}, "either path .* or paths"),
         ({"paths": {}}, "either path .* or paths"),
@@ -624,7 +759,7 @@ def test_policy_that_does_not_exist() -> None:
 
 line_text = st.text(
     st.characters(blacklist_categories=["Cc", "Cs"], blacklist_characters="\ufeff"), min_size=1
-).filter(lambda text: not text.isspace())
+).filter(lambda text: not is_blank(text))
 
 
 @settings(max_examples=60, deadline=None)
@@ -648,6 +783,7 @@ def test_text_survives_every_line_format(
 
 VALID = {
     "tsv": b"en\tfr\nhello\tbonjour\nyes\toui\n",
+    "csv": b'en,fr\nhello,"bon,""jour\n"\nyes,oui\n',
     "text": b"hello\nbonjour\n",
     "jsonl": b'{"en": "hello", "fr": "bonjour"}\n{"translation": {"en": "a", "fr": "b"}}\n',
     "po": (
@@ -687,7 +823,7 @@ def test_no_file_can_do_worse_than_a_corpus_error(
     folder = tmp_path_factory.getbasetemp()
     path = write(folder / f"fuzz-{format_}", data.draw(damaged(VALID[format_])))
     other = write(folder / "fuzz-other", "one\ntwo\n")
-    where = {"path": path} if format_ in ("tsv", "jsonl") else {"paths": {"fr": path}}
+    where = {"path": path} if format_ in ("tsv", "csv", "jsonl") else {"paths": {"fr": path}}
     if format_ == "text":
         where = {"paths": {"en": other, "fr": path}}
     source = Source(format=format_, **where)  # type: ignore[arg-type]

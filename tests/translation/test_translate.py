@@ -85,6 +85,13 @@ def test_languages_that_do_not_fit_are_refused(
         translator.translate(["a", "b"], targets)
 
 
+@pytest.mark.parametrize(
+    "text", ["\u200b", "\u200b \u2060\u00ad", "\ufeff", "\u3164", "\u2800", "\t\xa0"]
+)
+def test_what_nobody_sees_stays_empty(translator: Translator, text: str) -> None:
+    assert translator.translate([text, "a dog"], ["fr", "fr"])[0] == ""
+
+
 def test_nothing_gives_nothing(translator: Translator) -> None:
     empty: list[Any] = []
     assert translator.translate(empty, empty) == []

@@ -36,8 +36,9 @@ from gradvac.corpus.workers import Map, workers
 from gradvac.errors import CorpusError
 from gradvac.translation.account import Account
 from gradvac.translation.cleaning import CleaningRules, normalise
+from gradvac.translation.escapes import NOTE
 from gradvac.translation.languages import is_code
-from gradvac.translation.readers import Source, read_rows
+from gradvac.translation.readers import Source, read_blocks, read_rows
 from gradvac.translation.textfiles import LINE_LIMIT, Fault, decode
 
 PIECE = 8 * 2**20
@@ -100,8 +101,9 @@ def clean_folder(
     Every training file has a header of two language codes. The result is the same whatever `jobs`.
 
     Raises:
-        CorpusError: not a corpus folder; a file whose columns are swapped or in other languages
-            than its header says; two files with the same content; `out` holds something else.
+        CorpusError: not a corpus folder; a file whose columns are swapped, shifted or in other
+            languages than its header says; two files with the same content; `out` holds something
+            else.
     """
     files = sorted((folder / "train").glob("*.tsv"))
     if not files:
@@ -174,6 +176,11 @@ def _check_files(codes: dict[Path, tuple[str, str]]) -> list[str]:
         rows = [row for row in rows if len(row) == 2]
         if rows and (note := check_columns(str(file), pair, rows)):
             notes.append(note)
+        account = Account()
+        for _ in read_blocks(Source(format="tsv", path=file, languages=pair), account):
+            pass  # an error where columns do not belong together
+        if escaped := account.noted():
+            notes.append(f"{file}: {escaped:,} rows have {NOTE}")
     return notes
 
 

@@ -34,7 +34,7 @@ from gradvac.errors import CorpusError
 from gradvac.translation.catalogues import Message, parse_mo
 from gradvac.translation.textfiles import Fault, check_text
 
-RULES = 1
+RULES = 2
 """Raised whenever the same package would give other pairs, so that caches are read anew."""
 
 # Menus of one to three words say little of a language and are the same in every program.

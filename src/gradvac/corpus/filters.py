@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from gradvac.corpus.text import mostly_english, script_of, script_plausible, words
+from gradvac.corpus.scripts import letters_of, script_plausible, scripts_of
+from gradvac.corpus.text import mostly_english, words
 from gradvac.errors import CorpusError, RunError
 from gradvac.translation.cleaning import CleaningRules, rejection
 from gradvac.translation.identify import Identifier
@@ -59,8 +60,8 @@ class PairFilter:
         )
 
     def _script(self, text: str, code: str) -> str | None:
-        letters = "".join(words(text))
-        fits = not letters or script_plausible(letters, script_of(code), _SCRIPT_SHARE)
+        letters = letters_of(text)
+        fits = not letters or script_plausible(letters, scripts_of(code), _SCRIPT_SHARE)
         return None if fits else f"{code} side in another script"
 
     def _copy(self, source: str, target: str) -> str | None:

@@ -10,52 +10,14 @@ from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import NamedTuple
 
+import regex
+
+from gradvac.corpus.scripts import script_plausible, usual_scripts
+
 MIN_WORDS = 3
 MAX_CHARACTERS = 400  # about 100 subwords: longer help paragraphs are mostly lists run together
 
-SCRIPTS = {
-    name: re.compile(f"[{characters}]")
-    for name, characters in {
-        "arabic": r"\u0600-\u06ff\u0750-\u077f\ufb50-\ufeff",
-        "armenian": r"\u0530-\u058f",
-        "bengali": r"\u0980-\u09ff",
-        "cyrillic": r"\u0400-\u052f",
-        "devanagari": r"\u0900-\u097f",
-        "ethiopic": r"\u1200-\u137f",
-        "georgian": r"\u10a0-\u10ff",
-        "greek": r"\u0370-\u03ff\u1f00-\u1fff",
-        "gujarati": r"\u0a80-\u0aff",
-        "gurmukhi": r"\u0a00-\u0a7f",
-        "han": r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff",
-        "hangul": r"\uac00-\ud7af",
-        "hebrew": r"\u0590-\u05ff",
-        "kannada": r"\u0c80-\u0cff",
-        "khmer": r"\u1780-\u17ff",
-        "lao": r"\u0e80-\u0eff",
-        "latin": r"A-Za-z\u00aa-\u024f\u1e00-\u1eff",
-        "malayalam": r"\u0d00-\u0d7f",
-        "myanmar": r"\u1000-\u109f",
-        "odia": r"\u0b00-\u0b7f",
-        "sinhala": r"\u0d80-\u0dff",
-        "tamil": r"\u0b80-\u0bff",
-        "telugu": r"\u0c00-\u0c7f",
-        "thai": r"\u0e00-\u0e7f",
-        "tibetan": r"\u0f00-\u0fff",
-    }.items()
-}
-_SCRIPT_MEMBERS = """
-arabic: ar fa ur ps sd ug; armenian: hy; bengali: bn as; devanagari: hi mr ne sa; ethiopic: am ti
-cyrillic: ru uk be bg mk sr kk ky tg tt ba mn; georgian: ka; greek: el; gujarati: gu; gurmukhi: pa
-han: zh ja yue; hangul: ko; hebrew: he yi; kannada: kn; khmer: km; lao: lo; malayalam: ml
-myanmar: my; odia: or; sinhala: si; tamil: ta; telugu: te; thai: th; tibetan: bo dz
-"""
-SCRIPT_OF = {
-    code: group.split(": ")[0].strip()
-    for line in _SCRIPT_MEMBERS.strip().splitlines()
-    for group in line.split("; ")
-    for code in group.split(": ")[1].split()
-}
-"""Code -> script for languages that are not written in Latin letters."""
+LATIN = frozenset({"Latn"})
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 # A pattern language of its own in each project; `{}` stands for all of them, so that both sides
@@ -85,7 +47,7 @@ _CODE = re.compile(
 )
 # One digit is often spelled out or moved ("5th level"); longer numbers are the same everywhere.
 _NUMBER = re.compile(r"\d{2,}")
-_WORD = re.compile(r"[^\W\d_]+")
+_WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*")
 _SENTENCE_END = re.compile(
     r"(?<=[.!?])([\"”»’)\]]*)\s+(?=[\"“«(\[¿¡]?[^\W\d_a-zа-яёіїєґәғқңөұүһ])|(?<=[।])()\s+"
 )
@@ -174,7 +136,7 @@ def length_plausible(english: str, translation: str) -> bool:
 
 
 def words(text: str) -> list[str]:
-    """Runs of letters."""
+    """Runs of letters with their marks."""
     return _WORD.findall(text)
 
 
@@ -198,7 +160,7 @@ def _english(text: str) -> _English:
         _has_code(text),
         sorted(_NUMBER.findall(text)),
         sum(c.isalpha() or c.isspace() for c in bare) >= 0.75 * len(bare),
-        script_plausible(bare, "latin", 0.95),
+        script_plausible(bare, LATIN, 0.95),
     )
 
 
@@ -227,26 +189,14 @@ def rejection(english: str, translation: str, code: str, min_words: int = MIN_WO
     if not original.latin:
         return "English side in another script"
     # Names of programs stay Latin in every script; nothing else may creep into a Latin text.
-    script = script_of(code)
-    if not script_plausible(bare, script, 0.95 if script == "latin" else 0.5):
+    scripts = usual_scripts(code) or LATIN
+    if not script_plausible(bare, scripts, 0.95 if scripts == LATIN else 0.5):
         return "translation in another script"
     if english == translation or mostly_english(original.words, bare):
         return "left in English"
     if not length_plausible(english, translation):
         return "lengths implausible"
     return None
-
-
-def script_of(code: str) -> str:
-    """The script a language is written in, Latin where no other is known."""
-    return SCRIPT_OF.get(code.split("_")[0], "latin")
-
-
-def script_plausible(text: str, script: str, share: float) -> bool:
-    """Whether at least `share` of the letters of a text are of a script."""
-    letters = words(text)
-    total = sum(map(len, letters))
-    return total > 0 and len(SCRIPTS[script].findall("".join(letters))) >= share * total
 
 
 def mostly_english(english: AbstractSet[str], translation: str) -> bool:

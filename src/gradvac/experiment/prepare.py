@@ -200,6 +200,9 @@ def sources_of(sections: list[SourceSection]) -> list[Source]:
             paths={k: resolve(v) for k, v in s.paths.items()} if s.paths else None,
             languages=tuple(s.languages) if s.languages else None,
             msgid_language=s.msgid,
+            check=s.check,
+            quoted=s.quoted,
+            unescape=s.unescape,
         )
         for s in sections
     ]

@@ -41,11 +41,14 @@ class Section(BaseModel):
 class SourceSection(Section):
     """Where parallel text comes from: one table, or one file per language."""
 
-    format: Literal["tsv", "text", "jsonl", "mo", "po"] | None = None
+    format: Literal["tsv", "text", "jsonl", "mo", "po", "csv"] | None = None
     path: str | None = None
     paths: dict[str, str] | None = None
     languages: list[str] | None = None
     msgid: str = "en"
+    check: bool = True
+    quoted: bool = False
+    unescape: bool = False
 
     @model_validator(mode="after")
     def _one_place(self) -> SourceSection:

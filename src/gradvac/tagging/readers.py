@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from gradvac.errors import CorpusError, RecipeError
 from gradvac.translation.account import Account
+from gradvac.translation.blocks import is_blank
 from gradvac.translation.textfiles import Fault, decode, raw_lines
 
 
@@ -59,7 +61,7 @@ def read_tagged(path: str, format: str, account: Account, split: str = "train") 
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise RecipeError(f"format: found {format!r}, must be {', '.join(FORMATS)}{hint}")
     found = []
-    for sentence in _sentences(Path(path), _LINES[format]):
+    for sentence in _sentences(Path(path), _LINES[format], account):
         if isinstance(sentence, Fault):
             account.problem(path, sentence.reason, sentence.where, sentence.detail)
         else:
@@ -70,23 +72,40 @@ def read_tagged(path: str, format: str, account: Account, split: str = "train") 
     return found
 
 
-def _sentences(path: Path, parse: Callable[[str], Pair | None]) -> Iterator[Tagged | Fault]:
+@dataclass(slots=True)
+class _State:
+    """What was read of the sentence a line is in."""
+
+    words: int = 0  # those with a tag
+    number: int = 0  # of the last of them, where the format numbers words
+    empty: int = 0  # the second number of the last empty node after it
+    end: int = 0  # the last word of the last multiword token
+
+
+Parse = Callable[[str, _State], Pair | None]
+
+
+def _sentences(path: Path, parse: Parse, account: Account) -> Iterator[Tagged | Fault]:
     """Sentences between empty lines; of one with bad lines the first fault."""
     words: list[str] = []
     tags: list[str] = []
     fault: Fault | None = None
-    first = 0
-    number = 0
-    for number, line in enumerate(raw_lines(path), 1):
+    first, number, state = 0, 0, _State()
+    for number, line in enumerate(chain(raw_lines(path), [b""]), 1):
         where = f"{path}:{number}"
-        if line is not None and not line.strip():
+        if line is not None and _is_blank(line):
+            if line.strip():
+                account.note(str(path), "a line of odd white space ends a sentence", where)
+            if state.end > state.number:
+                told = f"a multiword token up to {state.end}, its words up to {state.number}"
+                fault = fault or Fault("not a tagged word", f"{path}:{number - 1}", told)
             if fault or words:
                 yield fault or Tagged(tuple(words), tuple(tags), f"{path}:{first}")
-            words, tags, fault, first = [], [], None, 0
+            words, tags, fault, first, state = [], [], None, 0, _State()
             continue
         first = first or number
         try:
-            pair = parse(decode(line, where))
+            pair = parse(decode(line, where), state)
         except Fault as e:
             fault = fault or e
             continue
@@ -96,29 +115,59 @@ def _sentences(path: Path, parse: Callable[[str], Pair | None]) -> Iterator[Tagg
         if pair:
             words.append(pair[0])
             tags.append(pair[1])
-    if fault or words:
-        yield fault or Tagged(tuple(words), tuple(tags), f"{path}:{first}")
+            state.words += 1
 
 
-_WORD = re.compile(r"[1-9]\d*")
-_NOT_A_WORD = re.compile(r"[1-9]\d*-[1-9]\d*|\d+\.[1-9]\d*")  # multiword tokens; empty nodes
+def _is_blank(line: bytes) -> bool:
+    text = line.strip()
+    return not text or (text[0] > 0x7F and is_blank(text.decode("utf-8", "replace")))
 
 
-def _conllu(line: str) -> Pair | None:
+_WORD = re.compile(r"[1-9]\d*", re.ASCII)
+_RANGE = re.compile(r"([1-9]\d*)-([1-9]\d*)", re.ASCII)
+_EMPTY = re.compile(r"(0|[1-9]\d*)\.([1-9]\d*)", re.ASCII)
+_NEW = "an empty line is missing before a new sentence"
+
+
+def _conllu(line: str, state: _State) -> Pair | None:
     """A syntactic word and its UPOS; comments, multiword tokens and empty nodes have none."""
     if line.startswith("#"):
+        if state.words:
+            raise ValueError(f"a comment after a word; {_NEW}")
         return None
     cells = line.split("\t")
     if len(cells) != 10:
         raise ValueError(f"{len(cells)} columns between tabs; CoNLL-U has 10")
-    if _NOT_A_WORD.fullmatch(cells[0]):
+    if not _advance(cells[0], state):
         return None
-    if not _WORD.fullmatch(cells[0]):
-        raise ValueError(f"ID {cells[0]!r}; must be such as 1, 1-2 or 1.1")
     return _pair(cells[1], cells[3])
 
 
-def _panx(line: str) -> Pair:
+def _advance(id_: str, state: _State) -> bool:
+    """Whether an ID is a word's; ValueError where it does not follow those before it."""
+    wanted = state.number + 1
+    if found := _EMPTY.fullmatch(id_):
+        if (int(found[1]), int(found[2])) != (state.number, state.empty + 1):
+            raise ValueError(f"ID {id_!r}; must be {state.number}.{state.empty + 1} here")
+        state.empty += 1
+        return False
+    if found := _RANGE.fullmatch(id_):
+        first, last = int(found[1]), int(found[2])
+        if first != wanted or last <= first or first <= state.end:
+            after = f"; {_NEW}" if first == 1 else ""
+            raise ValueError(f"ID {id_!r} after {state.number}; words of it must follow{after}")
+        state.end = last
+        return False
+    if not _WORD.fullmatch(id_):
+        raise ValueError(f"ID {id_!r}; must be such as 1, 1-2 or 1.1")
+    if int(id_) != wanted:
+        after = f"; {_NEW}" if id_ == "1" else ""
+        raise ValueError(f"ID {id_!r}; must be {wanted} here{after}")
+    state.number, state.empty = wanted, 0
+    return True
+
+
+def _panx(line: str, _: _State) -> Pair:
     cells = line.split("\t")
     language, colon, word = cells[0].partition(":")
     if len(cells) != 2 or not colon or not language:
@@ -126,26 +175,32 @@ def _panx(line: str) -> Pair:
     return _pair(word, cells[1])
 
 
-def _conll2003(line: str) -> Pair | None:
-    cells = line.split()
+def _conll2003(line: str, state: _State) -> Pair | None:
+    # A space that is none of ASCII's is a part of a word.
+    cells = re.split(r"[ \t]+", line.strip(" \t"))
     if cells[0] == "-DOCSTART-":
+        if state.words:
+            raise ValueError(f"-DOCSTART- after a word; {_NEW}")
         return None
     if len(cells) != 4:
         raise ValueError(f"{len(cells)} columns; CoNLL-2003 has 4: word, POS, chunk, tag")
     return _pair(cells[0], cells[3])
 
 
-def _two_column(line: str) -> Pair:
-    cells = line.rsplit(None, 1)
-    if len(cells) != 2:
+def _two_column(line: str, _: _State) -> Pair:
+    found = re.fullmatch(r"(.*?)[ \t]+([^ \t]+)[ \t]*", line)
+    if found is None:
         raise ValueError(f"found {line!r}; must be a word and a tag")
-    return _pair(cells[0], cells[1])
+    return _pair(found[1], found[2])
 
 
-def _indexed(line: str) -> Pair:
+def _indexed(line: str, state: _State) -> Pair:
     cells = line.split("\t")
-    if len(cells) != 3 or not cells[0].isdigit():
+    if len(cells) != 3 or not re.fullmatch(r"\d+", cells[0], re.ASCII):
         raise ValueError(f"found {line!r}; must be a number, a word and a tag between tabs")
+    if state.words and int(cells[0]) <= state.number:
+        raise ValueError(f"number {cells[0]} after {state.number}; {_NEW}")
+    state.number = int(cells[0])
     return _pair(cells[1], cells[2])
 
 
@@ -155,7 +210,7 @@ def _pair(word: str, tag: str) -> Pair:
     return word, tag
 
 
-_LINES: dict[str, Callable[[str], Pair | None]] = {
+_LINES: dict[str, Parse] = {
     "conllu": _conllu,
     "panx": _panx,
     "conll2003": _conll2003,
@@ -196,3 +251,26 @@ def _of_datasets(path: str, split: str) -> Iterator[Tagged]:
             raise CorpusError(f"{where}: {len(words)} tokens, {len(found)} tags")
         if words:
             yield Tagged(tuple(words), tuple(found), where)
+
+
+def check_overlap(language: str, parts: Mapping[str, Sequence[Tagged]], account: Account) -> None:
+    """Note held-out sentences that are in the training text, by their words.
+
+    Raises:
+        CorpusError: a part is of the same lines of a file as the training text, or the same text.
+    """
+    trained = {sentence.words: sentence.where for sentence in parts["train"]}
+    places = {sentence.where for sentence in parts["train"]}
+    for part in parts.keys() - {"train"}:
+        held = parts[part]
+        both = [s for s in held if s.words in trained]
+        if not both:
+            continue
+        where, twin = both[0].where, trained[both[0].words]
+        if any(s.where in places for s in held) or trained.keys() == {s.words for s in held}:
+            raise CorpusError(
+                f"{where}: {language}: {part} is training text: {len(both):,} of its {len(held):,} "
+                f"sentences were trained on, this one at {twin}"
+            )
+        file, _, _ = where.rpartition(":")
+        account.note(file, f"{part} of {language}, in training too", where, len(both))

@@ -33,11 +33,20 @@ class _Tally:
     count: int = 0
     first: list[str] = field(default_factory=list)
 
+    def add(self, where: str, count: int) -> None:
+        self.count += count
+        if len(self.first) < EXAMPLES:
+            self.first.append(where)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "first": list(self.first)}
+
 
 @dataclass(slots=True)
 class _Corpus:
     kept: int = 0
     dropped: dict[str, _Tally] = field(default_factory=dict)
+    notes: dict[str, _Tally] = field(default_factory=dict)
 
     @property
     def read(self) -> int:
@@ -48,7 +57,7 @@ class Account:
     """Counts rows by (corpus, reason), with the first few places of each reason.
 
     Every row is either kept or dropped for one reason, so the counts of a corpus add up to the
-    rows that were read from it.
+    rows that were read from it. Notes stand beside them.
     """
 
     def __init__(self, policy: Policy = "drop") -> None:
@@ -67,10 +76,20 @@ class Account:
 
     def drop(self, corpus: str, reason: str, where: str, count: int = 1) -> None:
         """Count rows left out by a rule; such rows are no fault of the file and never fatal."""
-        tally = self._of(corpus).dropped.setdefault(reason, _Tally())
-        tally.count += count
-        if len(tally.first) < EXAMPLES:
-            tally.first.append(where)
+        self._of(corpus).dropped.setdefault(reason, _Tally()).add(where, count)
+
+    def note(self, corpus: str, what: str, where: str, count: int = 1) -> None:
+        """Count rows of which something is to be said, whether they are kept or not."""
+        self._of(corpus).notes.setdefault(what, _Tally()).add(where, count)
+
+    def noted(self, what: str | None = None, corpus: str | None = None) -> int:
+        """Rows of which `what`, or anything, was noted, in `corpus` or in all."""
+        return sum(
+            tally.count
+            for name, c in self._corpora.items()
+            for why, tally in c.notes.items()
+            if corpus in (None, name) and what in (None, why)
+        )
 
     def problem(
         self, corpus: str, reason: str, where: str, detail: str = "", count: int = 1
@@ -117,10 +136,8 @@ class Account:
                 name: {
                     "read": corpus.read,
                     "kept": corpus.kept,
-                    "dropped": {
-                        reason: {"count": tally.count, "first": list(tally.first)}
-                        for reason, tally in corpus.dropped.items()
-                    },
+                    "dropped": {why: tally.to_dict() for why, tally in corpus.dropped.items()},
+                    **_notes(corpus),
                 }
                 for name, corpus in self._corpora.items()
             },
@@ -130,14 +147,26 @@ class Account:
         lines = self.table()
         corpora = max((len(line.corpus) for line in lines), default=0)
         reasons = max((len(line.reason) for line in lines), default=0)
-        return "\n".join(
+        told = [
             f"{line.corpus:<{corpora}}  {line.reason:<{reasons}}  {line.count:>11,}  "
             f"{line.share:>6.1%}  {line.first}".rstrip()
             for line in lines
-        )
+        ]
+        told += [
+            f"note: {name}: {what}: {tally.count:,} rows, the first at {tally.first[0]}"
+            for name, corpus in self._corpora.items()
+            for what, tally in corpus.notes.items()
+        ]
+        return "\n".join(told)
 
     def _of(self, corpus: str) -> _Corpus:
         found = self._corpora.get(corpus)
         if found is None:
             found = self._corpora[corpus] = _Corpus()
         return found
+
+
+def _notes(corpus: _Corpus) -> dict[str, Any]:
+    """The notes of a corpus, if there are any: accounts of earlier versions have none."""
+    notes = {what: tally.to_dict() for what, tally in corpus.notes.items()}
+    return {"notes": notes} if notes else {}

@@ -16,7 +16,9 @@ from itertools import compress
 from typing import cast
 
 import numpy as np
+import regex
 
+from gradvac.translation.account import EXAMPLES
 from gradvac.translation.textfiles import Fault
 
 LINES = 4096
@@ -35,9 +37,29 @@ class Row:
     where: str
 
 
+# Characters that nobody sees, first and last of each range; below, their first three bytes.
+_HIDDEN_RANGES = """ad-ad 34f-34f 61c-61c 115f-1160 17b4-17b5 180b-180f 200b-200f 202a-202e
+2060-206f 2800-2800 3164-3164 fe00-fe0f feff-feff ffa0-ffa0 fff0-fff8 1bca0-1bca3 1d173-1d17a
+e0000-e0fff"""
+_HIDDEN = np.unique(
+    [
+        int.from_bytes(chr(n).encode()[:3].ljust(3, b"\0"), "big")
+        for ends in _HIDDEN_RANGES.split()
+        for n in range(int(ends.split("-")[0], 16), int(ends.split("-")[1], 16) + 1)
+    ]
+)
+_LEADS = np.unique(_HIDDEN >> 16)
+_INVISIBLE = regex.compile(r"[\s\p{Z}\p{Cc}\p{Default_Ignorable_Code_Point}\u2800]*")
+
+
+def is_blank(text: str) -> bool:
+    """Whether nothing of a text can be seen: white space, U+200B, fillers, the empty Braille."""
+    return _INVISIBLE.fullmatch(text) is not None
+
+
 def row_of(texts: Mapping[str, str], where: str) -> Row:
-    """A row without its empty texts; Fault when fewer than two remain."""
-    kept = {code: text for code, text in texts.items() if text and not text.isspace()}
+    """A row without its texts in which nothing can be seen; Fault when fewer than two remain."""
+    kept = {code: text for code, text in texts.items() if not is_blank(text)}
     if len(kept) < 2:
         raise Fault("fewer than two texts" if kept else "empty line", where)
     return Row(kept, where)
@@ -122,31 +144,63 @@ def block_of(
         _find_unnormalised(texts, data, plain)
     every = picked == list(range(width))
     kept, own = np.ones(len(lines), bool), list(lines)
-    mended, faults = dict[int, Row](), list[tuple[int, Fault]]()
+    mended, faults = dict[int, Row](), _Faults()
     for i in range(len(lines)) if not every else np.flatnonzero(~plain).tolist():
         if plain[i]:
             cells = cast(str, texts[i]).split("\t")
             cells = [cells[column] for column in picked]
+        elif _is_empty(lines[i], width):
+            faults.add_empty(i, f"{place}{first + i}")
+            kept[i] = False
+            continue
         else:
             try:
                 row = parse(i)
             except Fault as fault:
-                faults.append((i - len(faults), fault))
+                faults.add(i, fault)
                 kept[i] = False
                 continue
-            mended[i - len(faults)] = row
+            mended[i - faults.lines] = row
             cells = [normalise(row.texts.get(code, "")) for code in columns]
             characters[i] = [len(cell) for cell in cells]
             words[i] = [cell.count(" ") + 1 for cell in cells]
             first_bytes[i] = [(cell[:1].encode() or b"\0")[0] for cell in cells]
         texts[i] = text = "\t".join(cells)
         own[i] = text.encode("utf-8")
-    if faults:
+    if faults.lines:
         texts, own = list(compress(texts, kept)), list(compress(own, kept))
     return Block(
         place, tuple(columns), first + np.flatnonzero(kept), cast(list[str], texts), own,
-        characters[kept], words[kept], first_bytes[kept], mended, faults,
+        characters[kept], words[kept], first_bytes[kept], mended, faults.found,
     )  # fmt: skip
+
+
+def _is_empty(line: bytes, width: int) -> bool:
+    return not line or (not line.strip(b" \t") and line.count(b"\t") == width - 1)
+
+
+class _Faults:
+    """Lines that are no rows, each with the number of rows before it; runs of empty ones are one.
+
+    The first few of a run stand alone: an account names as many places.
+    """
+
+    def __init__(self) -> None:
+        self.found, self.lines = list[tuple[int, Fault]](), 0
+        self._empty = (-1, 0)  # the last empty line, how many come without another before it
+
+    def add(self, line: int, fault: Fault) -> None:
+        self.found.append((line - self.lines, fault))
+        self.lines += 1
+
+    def add_empty(self, line: int, where: str) -> None:
+        last, run = self._empty
+        self._empty = (line, run + 1 if last == line - 1 else 1)
+        if self._empty[1] > EXAMPLES + 1:
+            self.found[-1][1].count += 1
+            self.lines += 1
+        else:
+            self.add(line, Fault("empty line", where))
 
 
 def _decoded(data: bytes, lines: Sequence[bytes]) -> list[str | None]:
@@ -182,6 +236,8 @@ def _measured(data: np.ndarray, ascii_: bool, width: int) -> tuple[np.ndarray, .
     characters = np.diff(ends, prepend=-1) - 1
     first = data[ends - characters]
     if not ascii_:
+        for hidden in _begin_invisible(data, ends - characters):
+            tidy[np.searchsorted(ends[last], hidden)] = False
         inside = np.flatnonzero(data.view(np.int8) < -64)  # 0x80 to 0xBF: not the first byte
         characters -= np.diff(np.searchsorted(inside, ends), prepend=0)
     cells = np.maximum(last[:, None] + np.arange(1 - width, 1), 0)
@@ -208,6 +264,18 @@ def _odd(
     code = (data[lead].astype(np.int32) & 15) << 12
     code |= (data[lead + 1].astype(np.int32) & 63) << 6 | data[lead + 2] & 63
     yield lead[np.isin(code, _SPACES)]
+
+
+def _begin_invisible(data: np.ndarray, starts: np.ndarray) -> Iterator[np.ndarray]:
+    """Those of the places where cells begin at which stands a character that nobody sees."""
+    lead = data[starts]
+    starts = starts[(lead >= 0xC2) & np.isin(lead, _LEADS)]
+    code = np.zeros(len(starts), np.int32)
+    for n in range(3):
+        code = code << 8 | data[np.minimum(starts + n, len(data) - 1)]
+    two = code >> 16 < 0xE0
+    code[two] &= 0xFFFF00
+    yield starts[np.isin(code, _HIDDEN)]
 
 
 def doubtful(data: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
+import regex
 
 from gradvac.errors import RecipeError
 from gradvac.translation.account import Account, AccountLine, Policy
@@ -79,16 +80,24 @@ class CleaningRules:
             raise RecipeError(f"ratio_smoothing is {self.ratio_smoothing}: allowed is 0 or more")
 
 
-_NO_LETTER = re.compile(r"[\W\d_]+")
+_NO_LETTER = regex.compile(r"[^\p{L}\p{M}]+")
+# Marks without which a text reads the same: points of Hebrew, Arabic and Syriac, stress on Cyrillic
+# letters, the dot that stays when a Turkish capital is casefolded, forms of emoji and ideographs.
+_OPTIONAL = re.compile(
+    "[\u0591-\u05c7\u0610-\u061a\u064b-\u0652\u0670\u06d6-\u06ed\u0730-\u074a\u034f\u180b-\u180f"
+    "\ufe00-\ufe0f\U000e0100-\U000e01ef]+|(?<=[\u0400-\u052f])[\u0300\u0301]+|(?<=i)\u0307"
+)
 
 
 def text_key(text: str) -> str:
     """The letters of `text`, casefolded: equal keys mean texts too alike to test on and train on.
 
-    Spaces, digits, punctuation and combining marks are not letters, so "Page 1" and "page 2:" have
-    the same key. Empty where there is no letter.
+    Spaces, digits and punctuation are not letters, so "Page 1" and "page 2:" have the same key.
+    Marks are parts of letters, as vowel signs are, but for those that readers do without. Empty
+    where there is no letter.
     """
-    return _NO_LETTER.sub("", unicodedata.normalize("NFC", text).casefold())
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return _OPTIONAL.sub("", _NO_LETTER.sub("", folded))
 
 
 _TO_LOWER = bytes(range(65)) + bytes(range(97, 123)) + bytes(range(91, 256))

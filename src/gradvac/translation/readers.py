@@ -3,6 +3,7 @@
 | format  | files                        | languages                                        |
 |---------|------------------------------|--------------------------------------------------|
 | `tsv`   | `path`                       | header of codes, or `languages` column by column |
+| `csv`   | as `tsv`                     | as `tsv`; cells may be in quotation marks        |
 | `text`  | `paths`, one per language    | the keys of `paths`; line n translates line n    |
 | `jsonl` | `path`                       | keys of each object, or of its "translation"     |
 | `mo`    | `paths`, one per translation | the keys of `paths`, from `msgid_language`       |
@@ -23,9 +24,12 @@ from typing import Any
 
 from gradvac.errors import CorpusError, RecipeError
 from gradvac.translation.account import Account
+from gradvac.translation.alignment import watched
 from gradvac.translation.blocks import Block, Row, row_of
 from gradvac.translation.catalogues import Message, mo_messages, po_messages
+from gradvac.translation.escapes import noted, unescaped
 from gradvac.translation.languages import is_code, is_known, nearest_code
+from gradvac.translation.quoted import quoted_rows, records
 from gradvac.translation.tables import aligned_files, table, tables
 from gradvac.translation.textfiles import (
     COMPRESSED,
@@ -36,7 +40,7 @@ from gradvac.translation.textfiles import (
     raw_lines,
 )
 
-FORMATS = ("tsv", "text", "jsonl", "mo", "po")
+FORMATS = ("tsv", "text", "jsonl", "mo", "po", "csv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,9 @@ class Source:
 
     Exactly one of `path` and `paths` is given. `format` None is inferred from the suffix.
     `languages` names the columns of a TSV without header, or picks columns or keys.
-    `line_limit` is in bytes; a longer line is a problem of its row.
+    `line_limit` is in bytes; a longer line is a problem of its row. `check` False trusts that
+    columns belong together (`alignment`); `quoted` says that cells of a TSV may be in quotation
+    marks, as in CSV; `unescape` undoes what Moses writes for some characters (`escapes`).
 
     Raises:
         RecipeError: a format that does not exist or fit, or a code that names no language.
@@ -57,6 +63,9 @@ class Source:
     languages: tuple[str, ...] | None = None
     msgid_language: str = "en"
     line_limit: int = LINE_LIMIT
+    check: bool = True
+    quoted: bool = False
+    unescape: bool = False
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.paths is None) or self.paths == {}:
@@ -93,9 +102,9 @@ def read_rows(source: Source, account: Account) -> Iterator[Row]:
 
     Raises:
         CorpusError: whatever the policy, a file that is missing, empty, truncated or not in its
-            format at all; under "fail", the first problem.
+            format at all, or columns that do not belong together; under "fail", the first problem.
     """
-    yield from counted(source.name, _one_by_one(_READERS[source.format or ""](source)), account)
+    yield from counted(source.name, one_by_one(_items(source, account)), account)
 
 
 def read_blocks(source: Source, account: Account) -> Iterator[Row | Block]:
@@ -104,7 +113,7 @@ def read_blocks(source: Source, account: Account) -> Iterator[Row | Block]:
     Raises:
         CorpusError: as `read_rows`.
     """
-    for item in _READERS[source.format or ""](source):
+    for item in _items(source, account):
         if isinstance(item, Block):
             for _, fault in item.faults:
                 _count_fault(source.name, fault, account)
@@ -112,6 +121,15 @@ def read_blocks(source: Source, account: Account) -> Iterator[Row | Block]:
             yield item
         else:
             yield from counted(source.name, [item], account)
+
+
+def _items(source: Source, account: Account) -> Iterator[Row | Fault | Block]:
+    """What the files hold; escapes undone or noted, columns watched."""
+    read = _READERS[source.format or ""](source)
+    name = source.name
+    items = unescaped(one_by_one(read)) if source.unescape else noted(read, name, account)
+    catalogue = source.format in ("mo", "po")  # where a message stands beside its translation
+    return watched(items) if source.check and not catalogue else items
 
 
 def counted(name: str, items: Iterable[Row | Fault], account: Account) -> Iterator[Row]:
@@ -132,7 +150,8 @@ def _count_fault(name: str, fault: Fault, account: Account) -> None:
         account.problem(name, fault.reason, fault.where, fault.detail, fault.count)
 
 
-def _one_by_one(items: Iterable[Row | Fault | Block]) -> Iterator[Row | Fault]:
+def one_by_one(items: Iterable[Row | Fault | Block]) -> Iterator[Row | Fault]:
+    """The rows and faults of blocks among them."""
     for item in items:
         if isinstance(item, Block):
             yield from item.items()
@@ -175,6 +194,8 @@ def _check(source: Source) -> None:
         )
     if not by_language and source.path is None:
         raise RecipeError(f"{source.name}: format {source.format} needs path (one file)")
+    if source.quoted and source.format not in ("tsv", "csv"):
+        raise RecipeError(f"{source.name}: quoted is for tsv and csv, not for {source.format}")
     codes = [*(source.paths or ()), *(source.languages or ()), source.msgid_language]
     for code in codes:
         if not is_code(code):
@@ -193,10 +214,13 @@ def _check(source: Source) -> None:
 
 def _tsv(source: Source) -> Iterator[Row | Fault | Block]:
     (path,) = source.files
+    if source.quoted or source.format == "csv":
+        yield from _quoted(source, path)
+        return
     lines = raw_lines(path, source.line_limit)
     where = f"{path}:1"
     for first in islice(lines, 1):  # one there is: an empty file was refused
-        header = _header(source, first, where)
+        header = _header(source, _cells(source, first, where), where)
         names = header if header is not None else source.languages or ()
         columns = {c: names.index(c) for c in source.languages or names}
         if header is None:
@@ -204,18 +228,42 @@ def _tsv(source: Source) -> Iterator[Row | Fault | Block]:
         yield from tables(path, lines, columns, len(names), 2)
 
 
-def _header(source: Source, line: bytes | None, where: str) -> tuple[str, ...] | None:
-    """The codes of a header line, None where the first line is text already.
+def _quoted(source: Source, path: Path) -> Iterator[Row | Fault]:
+    """Rows of a table with cells in quotation marks; of CSV with semicolons, if the header has."""
+    separator = "\t" if source.format == "tsv" else ","
+    first = next(records(path, separator, source.line_limit))
+    if isinstance(first, Fault):
+        raise CorpusError(f"{first.where}: {first.reason} in the header: {first.detail}")
+    cells = first[1]
+    if separator == "," and len(cells) == 1 and ";" in cells[0]:
+        separator, cells = ";", cells[0].split(";")
+    header = _header(source, cells, f"{path}:1")
+    names = header if header is not None else source.languages or ()
+    columns = {c: names.index(c) for c in source.languages or names}
+    yield from quoted_rows(
+        path, columns, len(names), separator, source.line_limit, header is not None
+    )
 
-    With `languages`, the first line is a header if it names a known language in every column;
-    without, it has to be one.
-    """
+
+def _cells(source: Source, line: bytes | None, where: str) -> list[str] | None:
+    """The cells of a first line; None where it cannot be read, and need not be a header."""
     try:
-        cells = tuple(cell.strip().replace("-", "_") for cell in decode(line, where).split("\t"))
+        return decode(line, where).split("\t")
     except Fault as fault:
         if source.languages is not None:
             return None
         raise CorpusError(f"{where}: {fault.reason} in the header: {fault.detail}") from fault
+
+
+def _header(source: Source, found: list[str] | None, where: str) -> tuple[str, ...] | None:
+    """The codes of the cells of a header, None where the first line is text already.
+
+    With `languages`, the first line is a header if it names a known language in every column;
+    without, it has to be one.
+    """
+    if found is None:
+        return None
+    cells = tuple(cell.strip().replace("-", "_") for cell in found)
     wanted = source.languages or ()
     unknown = [
         cell for cell in cells if cell not in wanted and not (is_code(cell) and is_known(cell))
@@ -236,7 +284,7 @@ def _header(source: Source, line: bytes | None, where: str) -> tuple[str, ...] |
     if len(cells) < 2:
         raise CorpusError(
             f"{where}: the header has one column, {', '.join(cells)!r}: two or more are needed, "
-            "separated by tabs"
+            f"separated by {'tabs' if source.format == 'tsv' else 'commas'}"
         )
     return cells
 
@@ -308,6 +356,7 @@ def _catalogues(source: Source) -> Iterator[Row | Fault]:
 
 _READERS: Mapping[str, Callable[[Source], Iterator[Row | Fault | Block]]] = {
     "tsv": _tsv,
+    "csv": _tsv,
     "text": _text,
     "jsonl": _jsonl,
     "mo": _catalogues,

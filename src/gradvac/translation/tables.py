@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gradvac.errors import CorpusError
 from gradvac.translation.blocks import LINES, Block, Row, block_of, row_of
+from gradvac.translation.quoted import goes_on
 from gradvac.translation.textfiles import Fault, decode, raw_lines
 
 # A control character stands for a line over the limit: it is read by itself, and found too long.
@@ -40,6 +41,11 @@ def table(
         if len(cells) != width:
             if cells == [""]:
                 raise Fault("empty line", where)
+            if goes_on(lines[i:], width):
+                raise CorpusError(
+                    f"{where}: a cell in quotation marks goes on in the next line; read such a "
+                    "file with quoted: true (in an import, --quoted)"
+                )
             raise Fault("wrong number of columns", where, f"{len(cells)} instead of {width}")
         return row_of({code: cells[column] for code, column in columns.items()}, where)
 

@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -25,13 +25,14 @@ _PIECE = 2**18  # bytes
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """What reading a file raises that cannot be read, or not decompressed."""
 
-_OPEN = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 _MAGIC = {
     ".gz": re.compile(rb"\x1f\x8b\x08"),
     ".xz": re.compile(rb"\xfd7zXZ\x00"),
     ".bz2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
 }
 _MAGIC_BYTES = 10
+# Chosen here: no text has a million empty lines in a row, and 100 kB of gzip can make 100 million.
+_BLANK_LINES = 1_000_000
 COMPRESSED = frozenset(_MAGIC)
 """Suffixes of compressed files."""
 
@@ -64,7 +65,8 @@ def raw_lines(path: Path, limit: int = LINE_LIMIT) -> Iterator[bytes | None]:
     `.bz2` are decompressed as they are read; no line is held over the limit and a quarter megabyte.
 
     Raises:
-        CorpusError: no such file, an empty one, UTF-16, or a broken or truncated compressed file.
+        CorpusError: no such file, an empty one, UTF-16, a broken or truncated compressed file, or a
+            million empty lines in a row.
     """
     number = 0
     try:
@@ -74,7 +76,15 @@ def raw_lines(path: Path, limit: int = LINE_LIMIT) -> Iterator[bytes | None]:
                 raise CorpusError(f"{path}:1: this is UTF-16 text; convert it to UTF-8 first")
             if start.startswith(codecs.BOM_UTF8):
                 file.read(len(codecs.BOM_UTF8))
+            blank = 0
             for lines in _pieces(file, limit):
+                text = any(line is None or line.strip() for line in lines)
+                blank = 0 if text else blank + len(lines)
+                if blank > _BLANK_LINES:
+                    raise CorpusError(
+                        f"{path}:{number + 1}: more than {_BLANK_LINES:,} empty lines in a row: "
+                        "this is no text"
+                    )
                 for line in lines:
                     number += 1
                     yield line
@@ -169,8 +179,63 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         if not found:
             yield raw
             return
-        with _OPEN[found[0]](raw) as file:
-            yield cast(BinaryIO, file)
+        if found[0] == ".gz":  # it checks what comes after a stream itself
+            with gzip.open(raw) as file:
+                yield cast(BinaryIO, file)
+        else:
+            yield cast(BinaryIO, BufferedReader(_Streams(raw, found[0]), _PIECE))
+
+
+class _Streams(RawIOBase):
+    """What the streams of a bzip2 or xz file hold, one after the other, as parallel compressors
+    write them.
+
+    Python's own readers take a stream after the first that is damaged at its start, and whatever
+    else stands there, for the end of the file. Here only zero bytes may follow (padding of xz).
+    """
+
+    def __init__(self, file: BinaryIO, suffix: str) -> None:
+        self._file, self._suffix = file, suffix
+        self._waiting = b""  # compressed, and not yet given to a decompressor
+        self._stream = self._new()
+
+    def _new(self) -> bz2.BZ2Decompressor | lzma.LZMADecompressor:
+        if self._suffix == ".bz2":
+            return bz2.BZ2Decompressor()
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview, /) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        while True:
+            if self._stream.eof and not self._next():
+                return 0
+            if self._stream.needs_input and not self._waiting:
+                self._waiting = self._file.read(_PIECE)
+                if not self._waiting:
+                    raise EOFError("the compressed file ends within a stream")
+            data = self._stream.decompress(self._waiting, len(buffer))
+            self._waiting = b""
+            if data:
+                buffer[: len(data)] = data
+                return len(data)
+
+    def _next(self) -> bool:
+        """Start the stream after one that has ended; False at the end of the file."""
+        rest = self._stream.unused_data or self._file.read(_PIECE)
+        while self._suffix == ".xz" and rest and not (rest := rest.lstrip(b"\0")):
+            rest = self._file.read(_PIECE)
+        if not rest:
+            return False
+        rest += self._file.read(_MAGIC_BYTES)
+        if not _MAGIC[self._suffix].match(rest):
+            raise OSError(
+                f"after the end of a stream come bytes that are no {self._suffix[1:]} stream: "
+                f"{rest[:20]!r}"
+            )
+        self._stream, self._waiting = self._new(), rest
+        return True
 
 
 def _nearest_file(path: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import torch
 
+from gradvac.translation.blocks import is_blank
 from gradvac.translation.search import beam_search
 from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary
@@ -60,7 +61,8 @@ class Translator:
     def translate(self, sentences: Sequence[str], targets: Sequence[str]) -> list[str]:
         """Translate each sentence into the language code beside it; order is kept.
 
-        An empty sentence stays empty, and so does one of a batch that is left to others.
+        A sentence in which nothing can be seen becomes an empty one, and so does one of a batch
+        that is left to others.
 
         Raises:
             ValueError: there are not as many languages as sentences.
@@ -69,7 +71,7 @@ class Translator:
         sources = {
             i: self._encode(sentence, target, i)
             for i, (sentence, target) in enumerate(zip(sentences, targets, strict=True))
-            if sentence.strip()
+            if not is_blank(sentence)
         }
         translations = [""] * len(sentences)
         for batch in islice(self.batches(sources), self.first, None, self.every):

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, combinations, islice
 from pathlib import Path
 from typing import Any, cast
@@ -36,7 +37,9 @@ class Options:
     """How to read sources; None is guessed.
 
     ``languages`` name the columns of tables without a header, ``keep_out`` are more files whose
-    text is kept out of training; ``check`` False trusts that languages are in their columns.
+    text is kept out of training; ``check`` False trusts that languages are in their columns, and
+    columns beside one another. ``quoted`` says that cells of TSV may be in quotation marks,
+    ``unescape`` undoes what Moses writes for some characters.
     """
 
     format: str | None = None
@@ -45,6 +48,8 @@ class Options:
     keep_out: tuple[Path, ...] = ()
     on_problem: Policy = "drop"
     check: bool = True
+    quoted: bool = False
+    unescape: bool = False
 
     def __post_init__(self) -> None:
         if self.format is not None and self.format not in KINDS:
@@ -87,10 +92,12 @@ def _build(
         identifier = identifier_of(pieces) if options.check else None
         for piece in pieces if options.check else ():
             check_columns(piece, list(islice(piece.rows(Account()), SAMPLE)), identifier)
-        held = {part: list(_rows(pieces, part, account)) for part in ("valid", "test")}
+        read = partial(_rows, pieces, account, options)
+        held = {part: list(read(part)) for part in ("valid", "test")}
         held["valid"] = _without(held["valid"], held["test"], account)
         extra = [row for piece in others for row in piece.rows(Account())]
-        spool = _training(pieces, [*held["valid"], *held["test"], *extra], work, account)
+        evaluation = [*held["valid"], *held["test"], *extra]
+        spool = _training(pieces, read("train"), evaluation, work, account)
     except CorpusError as error:
         raise CorpusError(_shown(str(error), unpacked)) from error
     say(_shown(str(account), unpacked))
@@ -149,7 +156,7 @@ def _pieces(
     if not files:
         return []
     split = cast(Split | None, options.split)
-    found = find_pieces(files, options.format, split, options.languages)
+    found = find_pieces(files, options.format, split, options.languages, options.quoted)
     for file in found.ignored:
         say(_shown(f"{file}: no parallel text recognised; left out", unpacked))
     if not found.pieces:
@@ -170,13 +177,14 @@ def _pieces(
     return list(kept.values())
 
 
-def _rows(pieces: Iterable[Piece], split: str, account: Account) -> Iterator[Row]:
-    """Rows of a split, each text in the script of its language; a bad file ends it."""
+def _rows(pieces: Iterable[Piece], account: Account, options: Options, split: str) -> Iterator[Row]:
+    """Rows of a split, each text in a script of its language; a bad file ends it."""
+    check = options.check
     for piece in pieces:
         if piece.split != split:
             continue
-        for row in piece.rows(account):
-            odd = [code for code, text in row.texts.items() if not in_script(code, text)]
+        for row in piece.rows(account, check, options.unescape):
+            odd = [c for c, text in row.texts.items() if check and not in_script(c, text)]
             if odd:
                 account.drop(f"{piece.name} by script", f"{odd[0]} in another script", row.where)
             texts = {c: normalise(t) for c, t in row.texts.items() if c not in odd}
@@ -205,7 +213,9 @@ def _without(valid: list[Row], test: Sequence[Row], account: Account) -> list[Ro
     return kept
 
 
-def _training(pieces: Sequence[Piece], held: Sequence[Row], work: Path, account: Account) -> Spool:
+def _training(
+    pieces: Sequence[Piece], read: Iterable[Row], held: Sequence[Row], work: Path, account: Account
+) -> Spool:
     """Clean training pairs on disk, nothing near evaluation text among them."""
     names = dict.fromkeys(
         direction.name
@@ -214,7 +224,7 @@ def _training(pieces: Sequence[Piece], held: Sequence[Row], work: Path, account:
         for direction in _directions(list(piece.languages.values()))
     )
     keep = _KeepOut(held, account)
-    rows = (keep(row) for row in _rows(pieces, "train", account))
+    rows = map(keep, read)
     spool = Spool(work / "spool", CleaningRules(), account, list(names), None, frozenset())
     spool.fill(row for row in rows if row is not None)
     return spool

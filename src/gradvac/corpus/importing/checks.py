@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from gradvac.corpus.importing.layouts import Piece
-from gradvac.corpus.text import script_of, script_plausible, words
+from gradvac.corpus.scripts import letters_of, script_in, script_plausible, scripts_of
 from gradvac.errors import CorpusError, RunError
 from gradvac.translation.identify import Identifier
 from gradvac.translation.readers import Row
@@ -18,16 +18,9 @@ _LOT = 8
 _WRONG = 0.7
 
 
-def script_name(code: str) -> str:
-    """The script of a code: `sr_Latn` says it itself."""
-    _, _, subtag = code.partition("_")
-    named = {"Latn": "latin", "Cyrl": "cyrillic", "Arab": "arabic", "Deva": "devanagari"}
-    return named.get(subtag.split("_")[0], script_of(code))
-
-
 def in_script(code: str, text: str) -> bool:
-    """Whether half of the letters of a text are of the script of its language, or it has none."""
-    return not words(text) or script_plausible(text, script_name(code), 0.5)
+    """Whether half of the letters of a text are of a script of its language, or it has none."""
+    return not letters_of(text) or script_plausible(text, scripts_of(code), 0.5)
 
 
 def identifier_of(pieces: Sequence[Piece]) -> Identifier | None:
@@ -52,8 +45,9 @@ def check_columns(piece: Piece, rows: Sequence[Row], identifier: Identifier | No
         wrong = [text for text in texts if not in_script(code, text)]
         if len(wrong) > _WRONG * len(texts):
             raise CorpusError(
-                f"{_where(piece, rows, code, wrong[0])}: the column {code!r} is not written in "
-                f"{script_name(code)} letters: {wrong[0][:60]!r}{_swapped(code, columns)}"
+                f"{_where(piece, rows, code, wrong[0])}: the column {code!r} is written in "
+                f"{script_in(wrong)} letters, not in {' or '.join(sorted(scripts_of(code)))}: "
+                f"{wrong[0][:60]!r}{_swapped(code, columns)}"
             )
     labels = {code.split("_")[0]: code for code in columns}
     for code, texts in columns.items():
@@ -73,7 +67,7 @@ def check_columns(piece: Piece, rows: Sequence[Row], identifier: Identifier | No
 
 def _swapped(code: str, columns: dict[str, list[str]]) -> str:
     for other, texts in columns.items():
-        theirs = sum(script_plausible(text, script_name(code), 0.5) for text in texts)
+        theirs = sum(script_plausible(text, scripts_of(code), 0.5) for text in texts)
         if other != code and theirs > _WRONG * len(texts):
             return f"; the column {other!r} is: are the two swapped?"
     return ""

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Literal
 
 from gradvac.corpus.importing import markup, tables
-from gradvac.corpus.importing.tags import language_code
+from gradvac.corpus.importing.tags import language_code, merged
 from gradvac.errors import CorpusError
 from gradvac.translation.account import Account
-from gradvac.translation.readers import Row, Source, counted, read_rows
-from gradvac.translation.textfiles import COMPRESSED, Fault, decode, raw_lines
+from gradvac.translation.alignment import watched
+from gradvac.translation.escapes import noted, unescaped
+from gradvac.translation.readers import Row, Source, counted, one_by_one, read_rows
+from gradvac.translation.textfiles import COMPRESSED, Fault, decode, open_bytes, raw_lines
 
 Split = Literal["train", "valid", "test"]
 KINDS = (
-    "moses", "opus100", "flores", "tmx", "sgml", "xml", "ted", "tsv", "jsonl", "parquet",
-    "datasets",
+    "moses", "opus100", "flores", "tmx", "sgml", "xml", "ted", "tsv", "csv", "jsonl",
+    "parquet", "datasets",
 )  # fmt: skip
 _SPLITS: Mapping[str, Split] = {
     "train": "train", "training": "train", "dev": "valid", "valid": "valid", "validation": "valid",
@@ -28,7 +30,7 @@ _SPLITS: Mapping[str, Split] = {
 }  # fmt: skip
 # Sets that are for evaluation by their name, with a year or without.
 _TEST_NAMES = ("newstest", "wmttest", "generaltest", "tst", "flores", "ntrex")
-_BY_SUFFIX = {"tmx": "tmx", "sgm": "sgml", "sgml": "sgml", "xml": "xml", "tsv": "tsv",
+_BY_SUFFIX = {"tmx": "tmx", "sgm": "sgml", "sgml": "sgml", "xml": "xml", "tsv": "tsv", "csv": "csv",
               "jsonl": "jsonl", "json": "jsonl", "parquet": "parquet"}  # fmt: skip
 # Endings that are language codes too, but of files that hold no text.
 _NO_LANGUAGE = {"zip", "txt", "csv", "md", "ids", "xml", "tsv", "gz", "tar", "arrow", "log", "src"}
@@ -52,16 +54,32 @@ class Piece:
         """The files, as an account names them."""
         return ", ".join(map(str, self.files))
 
-    def rows(self, account: Account) -> Iterator[Row]:
-        """The rows, problems counted; languages that are not of the piece are left out."""
-        for row in counted(self.name, self.items(), account):
-            texts = {
-                self.languages[tag]: text
-                for tag, text in row.texts.items()
-                if tag in self.languages
-            }
+    def rows(self, account: Account, check: bool = False, unescape: bool = False) -> Iterator[Row]:
+        """The rows in the codes of the piece; problems, and texts that have no place, counted.
+
+        `check` makes an error of columns that do not belong together (`alignment`), `unescape`
+        undoes what Moses writes for some characters (`escapes`).
+        """
+        items = self._coded(account)
+        items = unescaped(items) if unescape else noted(items, self.name, account)
+        return counted(self.name, one_by_one(watched(items) if check else items), account)
+
+    def _coded(self, account: Account) -> Iterator[Row | Fault]:
+        for item in self.items():
+            if isinstance(item, Fault):
+                yield item
+                continue
+            texts: dict[str, str] = {}
+            for tag, text in item.texts.items():
+                code = self.languages.get(tag)
+                if code is None:
+                    account.note(self.name, f"{tag!r} names no language; left out", item.where)
+                elif texts.setdefault(code, text) != text:
+                    account.note(self.name, f"a second text in {code!r} left out", item.where)
             if len(texts) > 1:
-                yield Row(texts, row.where)
+                yield Row(texts, item.where)
+            else:
+                yield Fault("fewer than two languages", item.where, skip=True)
 
 
 @dataclass(frozen=True)
@@ -77,10 +95,12 @@ def find_pieces(
     kind: str | None = None,
     split: Split | None = None,
     languages: Sequence[str] = (),
+    quoted: bool = False,
 ) -> Found:
     """Sort files into pieces.
 
-    ``kind``, ``split`` and ``languages`` (of tables without a header) say what names do not.
+    ``kind``, ``split`` and ``languages`` (of tables without a header) say what names do not, and
+    ``quoted`` that cells of TSV may be in quotation marks.
 
     Raises:
         CorpusError: two columns or files of one language, or a table whose languages are unknown.
@@ -101,7 +121,7 @@ def find_pieces(
             marked.append(file)
         elif found is None:
             left.append(file)
-        elif (piece := _single(file, found, split, languages)) is not None:
+        elif (piece := _single(file, found, split, languages, quoted)) is not None:
             pieces.append(piece)
         else:
             left.append(file)
@@ -132,7 +152,7 @@ def split_of(file: Path, default: Split = "train") -> Split:
 
 def _named(names: Iterable[str], where: str) -> dict[str, str]:
     """Tags -> codes of the names that are tags; CorpusError where two are one language."""
-    found = tables.languages_of(names)
+    found = merged([list(names)])
     seen: dict[str, str] = {}
     for tag, code in found.items():
         if code in seen:
@@ -141,40 +161,36 @@ def _named(names: Iterable[str], where: str) -> dict[str, str]:
     return found
 
 
-def _single(file: Path, kind: str, split: Split | None, languages: Sequence[str]) -> Piece | None:
+def _single(
+    file: Path, kind: str, split: Split | None, languages: Sequence[str], quoted: bool
+) -> Piece | None:
     """The piece one file is, or None if it is none."""
     of = split or split_of(file)
     if kind in ("tsv", "ted"):
-        return _table(file, split, languages)
+        return _table(file, split, languages, tables.Shape("\t", quoted))
+    if kind == "csv":
+        comma = tables.Shape(",", quoted=True)
+        semicolons = len(tables.header(file, comma)) == 1
+        return _table(file, split, languages, tables.Shape(";", True) if semicolons else comma)
     if kind == "jsonl":
-        tags = _named((key.replace("-", "_") for key in _json_keys(file)), f"{file}:1")
-        source = Source(format="jsonl", path=file, languages=tuple(tags)) if len(tags) > 1 else None
-        return source and Piece(kind, of, (file,), tags, _source_items(source))
+        tags = merged(_json_keys(file))
+        if len(tags) < 2:
+            return None
+        source = Source(format="jsonl", path=file, languages=tuple(tags), check=False)
+        return Piece(kind, of, (file,), tags, _source_items(source))
     if kind == "parquet":
         tags = _named(tables.parquet_columns(file), str(file))
         items = lambda: tables.parquet(file, list(tags))
         return Piece(kind, of, (file,), tags, items) if len(tags) > 1 else None
-    start = next((line or b"" for line in _first_lines(file)), b"")
+    with open_bytes(file) as data:
+        start = data.read(4096).replace(b"\0", b"")  # of UTF-16 what is ASCII
     if kind == "xml" and not re.search(rb"<(tmx|dataset|doc|tstset|collection)\b", start):
         return None
     kind = "tmx" if b"<tmx" in start else kind
     reader = markup.tmx if kind == "tmx" else markup.wmt_xml
     of = split or split_of(file, "train" if kind == "tmx" else "test")
-    tags = _named(_tags_in(reader(file)), str(file))
+    tags = merged(item.texts for item in reader(file) if isinstance(item, Row))
     return Piece(kind, of, (file,), tags, lambda: reader(file)) if len(tags) > 1 else None
-
-
-def _tags_in(items: Iterable[Row | Fault], rows: int = 1000) -> list[str]:
-    """Language tags of the first rows."""
-    tags: dict[str, None] = {}
-    for _, item in zip(range(rows), items, strict=False):
-        if isinstance(item, Row):
-            tags |= dict.fromkeys(item.texts)
-    return list(tags)
-
-
-def _first_lines(file: Path) -> Iterator[bytes]:
-    yield b" ".join(line or b"" for _, line in zip(range(5), raw_lines(file), strict=False))
 
 
 def _source_items(source: Source) -> Callable[[], Iterable[Row | Fault]]:
@@ -198,18 +214,26 @@ def _items(source: Source) -> Iterator[Row | Fault]:
     yield from faults
 
 
-def _json_keys(file: Path) -> list[str]:
-    try:
-        found = json.loads(decode(next(raw_lines(file)), f"{file}:1"))
-    except (Fault, ValueError, RecursionError):
-        raise CorpusError(f"{file}:1: not a line of JSON") from None
-    inner = found.get("translation", found) if isinstance(found, dict) else {}
-    return list(inner) if isinstance(inner, dict) else []
+def _json_keys(file: Path) -> Iterator[list[str]]:
+    """The keys of each object whose values are texts; lines that are no objects have none."""
+    for number, line in enumerate(raw_lines(file), 1):
+        try:
+            found = json.loads(decode(line, f"{file}:{number}"))
+        except (Fault, ValueError, RecursionError):
+            if number == 1:
+                raise CorpusError(f"{file}:1: not a line of JSON") from None
+            continue
+        inner = found.get("translation", found) if isinstance(found, dict) else {}
+        if isinstance(inner, dict):
+            yield [key.replace("-", "_") for key, text in inner.items() if isinstance(text, str)]
 
 
-def _table(file: Path, split: Split | None, languages: Sequence[str]) -> Piece | None:
-    cells = tables.header(file)
+def _table(
+    file: Path, split: Split | None, languages: Sequence[str], shape: tables.Shape
+) -> Piece | None:
+    cells = tables.header(file, shape)
     kind = "ted" if cells and cells[0].strip() == "talk_name" else "tsv"
+    kind = kind if shape.separator == "\t" else "csv"
     names = [cell.strip() for cell in cells]
     tags = _named(names, f"{file}:1")
     columns = {names.index(tag): tag for tag in tags}
@@ -222,7 +246,8 @@ def _table(file: Path, split: Split | None, languages: Sequence[str]) -> Piece |
         tags = _named(given, "--languages")
         columns = dict(enumerate(given))
     of = split or split_of(file)
-    return Piece(kind, of, (file,), tags, lambda: tables.tsv(file, columns, headed))
+    items = lambda: tables.tsv(file, columns, headed, len(cells), shape)
+    return Piece(kind, of, (file,), tags, items)
 
 
 def _pair_in(file: Path) -> list[str]:
@@ -282,7 +307,8 @@ def _aligned(files: Sequence[Path], split: Split | None) -> tuple[list[Piece], l
             ignored += paths.values()
             continue
         of = split or split_of(next(iter(paths.values())))
-        source = Source(format="text", paths={t.replace("-", "_"): p for t, p in paths.items()})
+        by_tag = {tag.replace("-", "_"): path for tag, path in paths.items()}
+        source = Source(format="text", paths=by_tag, check=False)  # `Piece.rows` can do it
         spelled = {tag.replace("-", "_"): code for tag, code in tags.items()}
         kind = "opus100" if stem.name.startswith("opus.") else kind
         pieces.append(Piece(kind, of, tuple(paths.values()), spelled, _source_items(source)))

@@ -88,24 +88,30 @@ def _stream(path: Path, text_of: str, end: Handler) -> Iterator[Row | Fault]:
 
 
 def tmx(path: Path) -> Iterator[Row | Fault]:
-    """Translation units of a TMX file; language tags as the file spells them."""
+    """Translation units of a TMX file; language tags as the file spells them.
+
+    Places and errors name the unit by its `tuid`, where it has one.
+    """
     texts: dict[str, str] = {}
-    language = ""
+    language, unit = "", ""
 
     def end(tag: str, attributes: dict[str, str], text: str, line: int) -> Row | Fault | None:
-        nonlocal language
-        where = f"{path}:{line}"
+        nonlocal language, unit
         if tag == "<tu":
             texts.clear()
+            unit = f" (tuid {attributes['tuid']!r})" if attributes.get("tuid") else ""
         elif tag == "<tuv":
             language = attributes.get("xml:lang") or attributes.get("lang") or ""
         elif tag == "seg":
             texts.setdefault(language, " ".join(text.split()))
         elif tag == "tu":
-            return _checked(texts, where)
+            return _checked(texts, f"{path}:{line}{unit}")
         return None
 
-    return _stream(path, "seg", end)
+    try:
+        yield from _stream(path, "seg", end)
+    except CorpusError as error:
+        raise CorpusError(f"{error}{unit and f'; the last unit begun is{unit}'}") from error
 
 
 def wmt_xml(path: Path) -> Iterator[Row | Fault]:

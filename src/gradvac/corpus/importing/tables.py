@@ -1,45 +1,67 @@
-"""Tables of text: TSV with any header (TED included), Parquet, data sets of Hugging Face."""
+"""Tables: TSV and CSV with any header (TED included), Parquet, data sets of Hugging Face."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from gradvac.corpus.importing.tags import language_code
 from gradvac.errors import CorpusError, RunError
 from gradvac.translation.blocks import Row, row_of
-from gradvac.translation.textfiles import Fault, check_text, decode, raw_lines
+from gradvac.translation.quoted import quoted_rows, records
+from gradvac.translation.tables import tables
+from gradvac.translation.textfiles import LINE_LIMIT, Fault, check_text, decode, raw_lines
 
 # The multi-way table of TED talks (Qi et al. 2018) has it for "not translated".
 NULL = "__NULL__"
 _BATCH = 1000
 
 
-def header(path: Path) -> list[str]:
+@dataclass(frozen=True)
+class Shape:
+    """How a table is written: what is between its cells, and whether they may be in quotes."""
+
+    separator: str = "\t"
+    quoted: bool = False
+
+
+def header(path: Path, shape: Shape) -> list[str]:
     """The cells of the first line; a file that is no text has none."""
+    if shape.quoted:
+        first = next(records(path, shape.separator, LINE_LIMIT))
+        return [] if isinstance(first, Fault) else first[1]
     try:
-        return decode(next(raw_lines(path)), f"{path}:1").split("\t")
+        return decode(next(raw_lines(path)), f"{path}:1").split(shape.separator)
     except Fault:
         return []
 
 
-def tsv(path: Path, columns: Mapping[int, str], skip_first: bool) -> Iterator[Row | Fault]:
+def tsv(
+    path: Path, columns: Mapping[int, str], skip_first: bool, width: int, shape: Shape
+) -> Iterator[Row | Fault]:
     """Rows of a table; `columns` says which column holds which language."""
-    width = None
-    for number, line in enumerate(raw_lines(path), 1):
-        where = f"{path}:{number}"
-        try:
-            cells = decode(line, where).split("\t")
-            width = width or len(cells)
-            if number == 1 and skip_first:
-                continue
-            if len(cells) != width:
-                raise Fault("wrong number of columns", where, f"{len(cells)} instead of {width}")
-            texts = {code: cells[c] for c, code in columns.items() if cells[c].strip() != NULL}
-            yield row_of(texts, where)
-        except Fault as fault:
-            yield fault
+    by_code = {code: column for column, code in columns.items()}
+    items: Iterator[Row | Fault]
+    if shape.quoted:
+        items = quoted_rows(path, by_code, width, shape.separator, LINE_LIMIT, skip_first)
+    else:
+        lines = islice(raw_lines(path), int(skip_first), None)
+        blocks = tables(path, lines, by_code, width, 1 + int(skip_first))
+        items = (item for block in blocks for item in block.items())
+    for item in items:
+        yield _translated(item) if isinstance(item, Row) else item
+
+
+def _translated(row: Row) -> Row | Fault:
+    """A row without the cells that say that there is no translation."""
+    if NULL not in "".join(row.texts.values()):
+        return row
+    try:
+        return row_of({c: t for c, t in row.texts.items() if t.strip() != NULL}, row.where)
+    except Fault as fault:
+        return fault
 
 
 def parquet_columns(path: Path) -> list[str]:
@@ -117,9 +139,3 @@ def _row(values: Mapping[str, Any], columns: Iterable[str], where: str) -> Row |
         return row_of(texts, where)
     except Fault as fault:
         return fault
-
-
-def languages_of(names: Iterable[str]) -> dict[str, str]:
-    """Names that are language tags -> codes, in order."""
-    found = {name: language_code(name) for name in names}
-    return {name: code for name, code in found.items() if code}

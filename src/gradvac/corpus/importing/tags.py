@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import combinations
+
 from gradvac.errors import RunError
 from gradvac.translation.languages import is_code, is_known
 
@@ -39,3 +43,33 @@ def language_code(tag: str) -> str | None:
     likely = Language.make(base, script=full.script).maximize().territory
     territory = found.territory if found.territory != _HOME.get(base, likely) else None
     return "_".join(part for part in (base, script, territory) if part)
+
+
+def merged(rows: Iterable[Iterable[str]]) -> dict[str, str]:
+    """Tags -> codes of all the rows of a file, each row given as its tags; others are left out.
+
+    Regions of a language (`en-US` beside `en-GB`, `en` beside `en-US`) are one language where no
+    row has two of them, and English always is without its region: it is what others pair with.
+    """
+    codes: dict[str, str | None] = {}
+    together: set[frozenset[str]] = set()
+    seen: set[frozenset[str]] = set()
+    for row in rows:
+        tags = frozenset(row)
+        if tags not in seen:
+            seen.add(tags)
+            codes |= {tag: language_code(tag) for tag in row if tag not in codes}
+            together |= {frozenset(pair) for pair in combinations(tags, 2)}
+    found = {tag: code for tag, code in codes.items() if code}
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for tag, code in found.items():
+        groups["_".join(p for p in code.split("_") if not _is_region(p))].append(tag)
+    for bare, tags in groups.items():
+        apart = not any(frozenset(pair) in together for pair in combinations(tags, 2))
+        if apart and (len(tags) > 1 or bare == "en"):
+            found |= dict.fromkeys(tags, bare)
+    return found
+
+
+def _is_region(part: str) -> bool:
+    return part.isdigit() or (len(part) == 2 and part.isupper())

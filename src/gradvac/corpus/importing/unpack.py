@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from gradvac.errors import CorpusError
-from gradvac.translation.textfiles import BROKEN
+from gradvac.translation.textfiles import BROKEN, open_bytes
 
 # What zipfile and tarfile were seen to raise of damaged archives, encrypted or odd ones included:
 # fuzzing finds more than their manuals tell.
@@ -80,7 +80,8 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     with zipped.open(info) as stream:
                         yield info.filename, stream
         return
-    with tarfile.open(archive, "r|*") as tar:
+    # tarfile's own decompression ends at the end of a first stream.
+    with open_bytes(archive) as file, tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tar:
             stream = tar.extractfile(member) if member.isfile() else None
             if stream is not None:

@@ -30,7 +30,7 @@ from gradvac.tagging.encoder import (
 )
 from gradvac.tagging.encoding import counted_by_sentence, encode_tagged
 from gradvac.tagging.labels import check_labels, common_labels, renamed
-from gradvac.tagging.readers import Tagged, read_tagged
+from gradvac.tagging.readers import Tagged, check_overlap, read_tagged
 from gradvac.tagging.store import load_sentences, save_sentences
 from gradvac.translation.account import Account
 from gradvac.translation.encoded import EncodedTask
@@ -207,6 +207,8 @@ def _write_text(
     }
     if empty := [code for code, own in texts.items() if not own["train"]]:
         raise RecipeError(f"data.languages: no training sentence for {', '.join(empty)}")
+    for code, own in texts.items():
+        check_overlap(code, own, account)
     labels = data.fixed_labels()
     if labels is None:
         labels = common_labels({code: [*own["train"]] for code, own in texts.items()})

@@ -1,0 +1,128 @@
+"""Scripts by their codes in ISO 15924: those a language is written in, those of a text's letters.
+
+What a tag says (`sr_Latn`) holds; else what CLDR knows of the language; else any script will do.
+Which character is of which script, Unicode says (`Script_Extensions`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import cache
+
+import regex
+from langcodes import Language
+from langcodes.data_dicts import ALL_SCRIPTS, LIKELY_SUBTAGS
+from langcodes.tag_parser import LanguageTagError
+
+# Codes of ISO 15924 for several scripts together, or for styles of one (UAX 24, section 2.3).
+_TOGETHER = {
+    "Hans": "Hani", "Hant": "Hani", "Hanb": "Hani Bopo", "Jpan": "Hani Hira Kana",
+    "Hrkt": "Hira Kana", "Kore": "Hang Hani", "Jamo": "Hang", "Aran": "Arab", "Latf": "Latn",
+    "Latg": "Latn", "Cyrs": "Cyrl", "Syre": "Syrc", "Syrj": "Syrc", "Syrn": "Syrc", "Geok": "Geor",
+}  # fmt: skip
+# Further scripts in use today, from languageData of CLDR's supplemental data; langcodes has only
+# those that a territory implies (sr_ME is Latin).
+_ALSO = {
+    "Latn": "ber cr crh iu kk oj shi tt ug zgh",
+    "Cyrl": "az bs crh gag kaa ku ro tk ttt uz",
+    "Arab": "ace bjn crh ff ha kaa knc kr ky man min ms so sw tg tk tr uz wo",
+    "Deva": "gom kok ks sat sd snd", "Tfng": "ber kab rif shi taq thv thz tmh ttq tzm",
+    "Adlm": "ff fuf fuv", "Mtei": "mni", "Beng": "sat", "Orya": "sat", "Cans": "cr iu oj",
+    "Hebr": "lad yi", "Java": "jv", "Sund": "su", "Bali": "ban", "Bugi": "bug mak", "Mong": "mn",
+}  # fmt: skip
+_LETTERS = regex.compile(r"\p{L}+")
+_ASCII = regex.compile(r"[A-Za-z]+")
+
+
+@cache
+def scripts_of(tag: str) -> frozenset[str]:
+    """The scripts a language may be written in; empty where none is known."""
+    named, base = _named(tag)
+    if named:
+        return _single([named])
+    code = _code(base)
+    likely = [tag for key, tag in LIKELY_SUBTAGS.items() if key.split("-")[0] == code]
+    also = [script for script, own in _ALSO.items() if {base, code} & {*own.split()}]
+    return _single([*(tag.split("-")[1] for tag in likely), *also])
+
+
+@cache
+def usual_scripts(tag: str) -> frozenset[str]:
+    """The scripts that a tag without one stands for (`sr` is Cyrillic), by CLDR."""
+    named, base = _named(tag)
+    likely = LIKELY_SUBTAGS.get(_code(base), "")
+    return _single([named] if named else likely.split("-")[1:2])
+
+
+def _named(tag: str) -> tuple[str | None, str]:
+    """The script that a tag names, and its language."""
+    base, *parts = tag.replace("-", "_").split("_")
+    titles = (part.title() for part in parts)
+    return next((t for t in titles if t in _TOGETHER or t in _singles()), None), base
+
+
+def _code(base: str) -> str:
+    try:
+        return Language.get(base, normalize=True).language or ""
+    except LanguageTagError:
+        return ""
+
+
+def _single(scripts: Iterable[str]) -> frozenset[str]:
+    every = {one for script in scripts for one in _TOGETHER.get(script, script).split()}
+    return frozenset(every & {*_singles()})
+
+
+@cache
+def _singles() -> tuple[str, ...]:
+    """The scripts that Unicode gives to characters."""
+    found = []
+    for script in sorted(ALL_SCRIPTS - _TOGETHER.keys() - {"Zinh", "Zyyy", "Zzzz"}):
+        try:
+            regex.compile(rf"\p{{Script={script}}}")
+        except regex.error:  # not in Unicode, or not yet
+            continue
+        found.append(script)
+    return tuple(found)
+
+
+@cache
+def _pattern(scripts: frozenset[str]) -> regex.Pattern[str]:
+    names = [rf"\p{{Script_Extensions={script}}}" for script in sorted(scripts)]
+    return regex.compile(f"[{''.join(names)}]+")
+
+
+def letters_of(text: str) -> str:
+    """The letters of a text, one after the other."""
+    return "".join(_LETTERS.findall(text))
+
+
+def script_plausible(text: str, scripts: frozenset[str], share: float) -> bool:
+    """Whether at least `share` of the letters of a text are of these scripts; there is a letter.
+
+    Of no scripts: whether there is a letter.
+    """
+    letters = letters_of(text)
+    if not letters or not scripts:
+        return bool(letters)
+    pattern = _pattern(scripts)
+    if pattern.fullmatch(letters):
+        return True
+    return len(letters) - len(pattern.sub("", letters)) >= share * len(letters)
+
+
+@cache
+def script_of_character(character: str) -> str:
+    """The code of the one script a character is of; "Zyyy" where there are none or several."""
+    if _ASCII.fullmatch(character):
+        return "Latn"
+    found = [s for s in _singles() if regex.match(rf"\p{{Script={s}}}", character)]
+    return found[0] if len(found) == 1 else "Zyyy"
+
+
+def script_in(texts: Iterable[str]) -> str | None:
+    """The script that most letters of these texts are of; None where no letter is of one."""
+    counts = Counter(map(script_of_character, letters_of(" ".join(texts))))
+    counts.pop("Zyyy", None)
+    return max(counts, key=lambda script: counts[script], default=None)

@@ -1,0 +1,78 @@
+"""Tables with cells in quotation marks, as spreadsheets write them (RFC 4180): CSV, and such TSV.
+
+A cell in quotation marks may hold the separator, line ends, and quotation marks, doubled.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from gradvac.translation.blocks import Row, row_of
+from gradvac.translation.textfiles import Fault, decode, raw_lines
+
+# Lines that a cell may go on for. Chosen here: a cell is a sentence, at most a paragraph.
+_MOST = 50
+
+
+def records(path: Path, separator: str, limit: int) -> Iterator[tuple[str, list[str]] | Fault]:
+    """Place and cells of each record; the place is the line it begins in."""
+    waiting: list[str] = []
+    start = ""
+    fault: Fault | None = None
+    for number, line in enumerate(raw_lines(path, limit), 1):
+        start = start if waiting else f"{path}:{number}"
+        try:
+            waiting.append(decode(line, f"{path}:{number}"))
+        except Fault as found:
+            waiting.append((line or b"").decode("utf-8", "replace"))
+            fault = fault or found
+        text = "\n".join(waiting)
+        if text.count('"') % 2 and len(waiting) < _MOST:
+            continue
+        yield fault or _record(text, start, separator)
+        waiting, fault = [], None
+    if waiting:
+        yield Fault("a quotation mark that is not closed", start)
+
+
+def _record(text: str, where: str, separator: str) -> tuple[str, list[str]] | Fault:
+    try:
+        (cells,) = csv.reader([text], delimiter=separator, strict=True)
+    except (csv.Error, ValueError) as error:
+        return Fault("a quotation mark that is not closed", where, str(error))
+    return where, cells
+
+
+def quoted_rows(
+    path: Path, columns: Mapping[str, int], width: int, separator: str, limit: int, header: bool
+) -> Iterator[Row | Fault]:
+    """Rows of a table of `width` columns; `columns` says which has which language."""
+    for number, found in enumerate(records(path, separator, limit)):
+        if number == 0 and header:
+            continue
+        try:
+            if isinstance(found, Fault):
+                raise found
+            where, cells = found
+            if len(cells) != width:
+                if not any(cells):
+                    raise Fault("empty line", where)
+                raise Fault("wrong number of columns", where, f"{len(cells)} instead of {width}")
+            yield row_of({code: cells[column] for code, column in columns.items()}, where)
+        except Fault as fault:
+            yield fault
+
+
+def goes_on(lines: Sequence[bytes | None], width: int) -> bool:
+    """Whether the first line begins a record of `width` cells, quoted, that ends in a later one."""
+    if not lines or lines[0] is None or b'"' not in lines[0]:
+        return False
+    text = ""
+    for number, line in enumerate(lines[:_MOST]):
+        text += (line or b"").decode("utf-8", "replace") + "\n"
+        if text.count('"') % 2 == 0:
+            found = _record(text[:-1], "", "\t")
+            return number > 0 and not isinstance(found, Fault) and len(found[1]) == width
+    return False
