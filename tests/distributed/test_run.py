@@ -9,12 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.checkpoint import list_checkpoints, load_checkpoint, load_tensors
@@ -28,6 +28,7 @@ from gradvac.experiment.recipe import load_recipe
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.geometry.record import GramRecord
+from tests.distributed.resumes import END, HALF, SIZES
 from tests.distributed.verbs import JOINT, METHOD, SHARD, STOP
 from tests.experiment.toy import make_toy
 
@@ -88,11 +89,12 @@ def stop_all(launcher: int) -> None:
         os.kill(process, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("method", ["gradvac", "joint"])
-def test_two_ranks_train_the_model_of_one_and_go_on_after_one_was_killed(tmp_path, method):
+@pytest.mark.parametrize("how", ["gradvac", "gradvac in shards", "joint"])
+def test_two_ranks_train_the_model_of_one_and_go_on_after_one_was_killed(tmp_path, how):
     """Or after all of them were asked to stop, which saves the step they are in."""
     toy = make_toy(tmp_path)
-    settings = [*SETTINGS, f"method.name={method}"]
+    method, _, shards = how.partition(" in ")
+    settings = [*SETTINGS, f"method.name={method}", *([SHARD] if shards else [])]
     if method == "gradvac":
         assert "resuming at step" in two_ranks(toy, settings, kill_one)
     else:
@@ -107,14 +109,8 @@ def test_two_ranks_train_the_model_of_one_and_go_on_after_one_was_killed(tmp_pat
     torch.set_num_threads(1)
     assert Trainer(TranslationJob(prepare(recipe, toy / "one", print)), Display()).train() == 0
     torch.set_num_threads(before)
-    one, two = (
-        load_file(toy / name / "checkpoints" / "step-00000012" / "model.safetensors")
-        for name in ("one", "two")
-    )
-    for name in one:
-        # Without a gradient but for rounding, of which Adam makes steps.
-        if "bias" not in name:
-            assert float((two[name] - one[name]).norm() / one[name].norm()) < 1e-4, name
+    last = [toy / name / "checkpoints" / "step-00000012" for name in ("one", "two")]
+    same_model(*(folder / "model.safetensors" for folder in last))
     lines = [
         [json.loads(line) for line in (toy / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
@@ -145,20 +141,37 @@ def same_model(one: Path, other: Path) -> None:
     mine, theirs = load_tensors(one), load_tensors(other)
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
-        if "bias" not in name:  # as above
+        # Without a gradient but for rounding, of which Adam makes steps.
+        if "bias" not in name:
             assert float((theirs[name] - value).norm() / value.norm()) < 1e-4, name
+
+
+def torchrun(processes: int, module: str, folder: Path) -> None:
+    """Start processes of a module of these tests, and see all of them end well."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", "-m", f"tests.distributed.{module}", str(folder)]
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 @pytest.fixture(scope="module")
 def in_shards(tmp_path_factory):
     folder = make_toy(tmp_path_factory.mktemp("shards"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.distributed.verbs", str(folder)]
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
+    torchrun(2, "verbs", folder)
     return folder
+
+
+def test_any_number_of_ranks_goes_on_from_the_shards_of_any_other(tmp_path):
+    folder = make_toy(tmp_path)
+    torchrun(3, "resumes", folder)
+    last = lambda name: folder / name / "checkpoints" / f"step-{END:08d}" / "model.safetensors"
+    for size, again in product(SIZES, SIZES):
+        saved = folder / f"{size}" / "checkpoints"
+        assert [each.name for each in saved.iterdir()] == [f"step-{HALF:08d}"]
+        assert (saved / f"step-{HALF:08d}" / "shards").is_dir() == (size > 1)
+        same_model(last("alone"), last(f"{size}-{again}"))
 
 
 def test_joint_training_in_shards_is_that_of_one_process_to_the_averaged_end(in_shards):

@@ -89,8 +89,12 @@ def whole_tensors(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def rows_of(value: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's rows of a whole tensor, if what it is for is sharded."""
-    if not is_sharded(like):
+    """Return this rank's rows of a whole tensor, if what it is for is sharded.
+
+    What is in shards already stays as it is: cutting it would be a collective, and ranks resume
+    one after the other.
+    """
+    if not is_sharded(like) or is_sharded(value):
         return value
     rank = like.device_mesh.get_local_rank()  # type: ignore[attr-defined]
     return shard_of(value.to(local_rows(like).device, copy=True), like, rank)
