@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.ranks import check_shard
 from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.together import joined
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.geometry.record import GramRecord
@@ -216,6 +218,37 @@ def test_one_process_goes_on_where_two_stopped_in_shards(in_shards):
     damaged.unlink()
     with pytest.raises(RunError, match=rf"{damaged.name}: not readable"):
         load_checkpoint(copy)
+
+
+def test_ranks_wait_for_a_long_preparation_and_name_who_died_while_shards_were_written(tmp_path):
+    folder = make_toy(tmp_path)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+    }
+    command = [sys.executable, "-m", "tests.distributed.plights", str(folder)]
+    both = [
+        subprocess.Popen(command, cwd=ROOT, env=environment | {"RANK": str(rank)})
+        for rank in range(2)
+    ]
+    codes = [rank.wait(timeout=300) for rank in both]
+    assert codes == [0, -signal.SIGKILL]
+    assert (folder / "said-0").read_text() == (
+        "RankError: rank 1 is gone (seen by rank 0); start all ranks again from the last checkpoint"
+    )
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cuda:0"])
+def test_one_gpu_for_all_ranks_is_refused(device):
+    says = f"device: '{device}' on several ranks would put all"
+    with pytest.raises(RecipeError, match=says), joined(device):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import timedelta
-from typing import Any
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gradvac.engine.signs import Signs
 from gradvac.errors import RankError
+
+Found = TypeVar("Found")
 
 BUCKET = 2**21
 """Numbers of a bucket's gradient, at least: 8 MiB for each task, chosen here.
@@ -23,8 +25,6 @@ PyTorch's data parallel training sends 25 MiB at once.
 """
 
 _HEADER = 1024  # bytes that the ranks send each other before a step; longer messages take two turns
-ROLL_CALL = 20.0
-"""Seconds to wait for a sign of life once a rank seems gone: the others may be computing still."""
 
 
 class Ranks:
@@ -54,6 +54,7 @@ class Ranks:
         self.broken = ""
         self.same = False
         self.known: BaseException | None = None
+        self.signs = Signs(dist.get_process_group_ranks(group), self.rank)
         on_gpu = "nccl" in dist.get_backend(group)
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else None
 
@@ -85,7 +86,7 @@ class Ranks:
         sizes = [count * columns for count in counts]
         own = [rows.shape[1] * columns] * self.size
         self._count("exchange", rows, (self.size - 1) / self.size)
-        with self._watched():
+        with self.watched():
             work = dist.all_to_all_single(
                 received.view(-1), rows.view(-1), sizes, own, self.group, async_op=True
             )
@@ -96,14 +97,14 @@ class Ranks:
         whole = piece.new_empty(self.size * len(piece))
         self._count("gather", piece, self.size - 1)
         all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        with self._watched():
+        with self.watched():
             work = all_gather(whole, piece, group=self.group, async_op=True)
         return whole, Wait(self, work, piece)
 
     def sum(self, values: Tensor) -> Wait:
         """Begin to add up ``values`` over the ranks, in place; bitwise the same on all of them."""
         self._count("sum", values, 2 * (self.size - 1) / self.size)
-        with self._watched():
+        with self.watched():
             work = dist.all_reduce(values, group=self.group, async_op=True)
         return Wait(self, work, values)
 
@@ -142,7 +143,7 @@ class Ranks:
             )
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def watched(self) -> Iterator[None]:
         """Turn the failure of a collective into an error that names the ranks that are gone."""
         self.check()
         try:
@@ -151,8 +152,15 @@ class Ranks:
             raise self.lost(e) from e
 
     def lost(self, error: BaseException) -> RankError:
-        """Return the error that names who is to blame for the failure of a collective."""
-        self.broken = f"{self._missing()}: {str(error).splitlines()[0]}"
+        """Return the error that names who is to blame for the failure of a collective.
+
+        What the back end says of it goes to the log of ``gradvac``.
+        """
+        logging.getLogger("gradvac").info("rank %d: a collective failed: %s", self.rank, error)
+        self.broken = self.signs.missing() or (
+            "a rank did not answer in time, though all ranks are there: "
+            + (str(error).splitlines() or [type(error).__name__])[0]
+        )
         return RankError(
             f"{self.broken} (seen by rank {self.rank}); start all ranks again from the last "
             "checkpoint"
@@ -161,34 +169,38 @@ class Ranks:
     def leave(self, reason: str) -> None:
         """Say in the store why this rank gives up, where the others look once it is gone."""
         self.broken = reason
-        own = dist.get_process_group_ranks(self.group)[self.rank]
-        with suppress(RuntimeError):
-            dist.distributed_c10d._get_default_store().set(f"gradvac/failed/{own}", reason)
+        self.signs.leave(reason)
 
-    def _missing(self) -> str:
-        """Say which ranks failed, or show no sign of life in the store that all can reach."""
-        everyone = dist.get_process_group_ranks(self.group)
-        missing, left = [], ROLL_CALL
-        try:
-            store = dist.distributed_c10d._get_default_store()
-            for other in everyone:
-                if store.check([key := f"gradvac/failed/{other}"]):
-                    return f"rank {other} failed: {store.get(key).decode()}"
-            store.set(f"gradvac/alive/{everyone[self.rank]}", "1")
-            for other in everyone:
-                try:
-                    store.wait([f"gradvac/alive/{other}"], timedelta(seconds=left))
-                except RuntimeError:
-                    missing.append(other)
-                    left = 1.0  # the rest have had their time
-            if self.rank == 0:
-                time.sleep(1.0)  # this process may keep the store, and the others read it still
-        except RuntimeError:
-            return "a rank is gone, and with it the store of the ranks, which rank 0 may have kept"
-        if not missing:
-            return "a rank did not answer in time, though all ranks are there"
-        names = ", ".join(map(str, missing))
-        return f"rank {names} is gone" if len(missing) == 1 else f"ranks {names} are gone"
+    def first(self, act: Callable[[], Found]) -> Found | None:
+        """Let rank 0 act while the others wait, however long it takes; None on the others.
+
+        Raises:
+            RankError: on the others, if rank 0 fails or is gone.
+        """
+        self.check()
+        found = None
+        if self.rank == 0:
+            try:
+                found = act()
+            except BaseException as e:
+                self.leave(f"{type(e).__name__}: {e}")
+                raise
+        self._met(self.signs.meet(only_first=True))
+        return found
+
+    def meet(self) -> None:
+        """Wait for all ranks, however long they take.
+
+        Raises:
+            RankError: if one of them fails or is gone.
+        """
+        self.check()
+        self._met(self.signs.meet())
+
+    def _met(self, reason: str) -> None:
+        if reason:
+            self.broken = reason
+            raise RankError(f"{reason} (seen by rank {self.rank})")
 
 
 class Wait:
@@ -206,6 +218,6 @@ class Wait:
         if self._work is None:
             return
         work, self._work = self._work, None
-        with self._ranks._watched():
+        with self._ranks.watched():
             work.wait()
         self._alive = torch.empty(0)

@@ -73,26 +73,15 @@ def _prepared(ranks: Ranks, recipe: Recipe, prepare: Callable[[], Prepared]) -> 
             raise RankError(
                 f"the recipes of rank {r} and rank 0 differ: {line}; give them the same"
             )
-    folder, error = "", ""
-    prepared = None
-    failure: Exception | None = None
-    if ranks.rank == 0:
-        try:
-            prepared = prepare()
-            folder = str(prepared.folder.resolve())
-        except Exception as e:
-            error, failure = f"{type(e).__name__}: {e}", e
-    said = ranks.messages({"folder": folder, "error": error})[0]
-    if failure:
-        raise failure
-    if said["error"]:
-        raise RankError(f"rank 0 could not prepare the run: {said['error']}")
-    if prepared is None and not Path(said["folder"]).exists():
+    prepared = ranks.first(prepare)  # which may take longer than any collective waits
+    folder = str(prepared.folder.resolve()) if prepared else ""
+    folder = ranks.messages({"folder": folder})[0]["folder"]
+    if prepared is None and not Path(folder).exists():
         raise RankError(
-            f"rank {ranks.rank} does not see {said['folder']}, which rank 0 prepared; a run must "
+            f"rank {ranks.rank} does not see {folder}, which rank 0 prepared; a run must "
             "be on a file system that all ranks share"
         )
-    return prepared or open_prepared(Path(said["folder"]))
+    return prepared or open_prepared(Path(folder))
 
 
 class SharedJob(TranslationJob):
@@ -362,8 +351,7 @@ class RankTrainer(Trainer):
 
     def _resume(self) -> None:
         """Resume on rank 0, which may repair the folder, and then on the others."""
-        if not self.ranks.rank:
-            super()._resume()
+        self.ranks.first(super()._resume)
         steps = [message["step"] for message in self.ranks.messages({"step": self.step})]
         if self.ranks.rank and steps[0]:
             found = newest_complete(self.run / "checkpoints")
