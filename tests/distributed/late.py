@@ -21,18 +21,18 @@ class LateRanks(Ranks):
     def exchange(self, rows: Tensor, counts: Sequence[int], columns: int) -> tuple[Tensor, Any]:
         received = rows.new_full((sum(counts), columns), torch.nan)
         begin = super().exchange
-        return received, _once(lambda: _fill(received, *begin(rows, counts, columns)))
+        return received, LateWait(lambda: _fill(received, *begin(rows, counts, columns)))
 
     def gather(self, piece: Tensor) -> tuple[Tensor, Any]:
         begin = super().gather
         if not piece.is_floating_point():  # a message, which is waited for at once
             return begin(piece)
         whole = piece.new_full((self.size * len(piece),), torch.nan)
-        return whole, _once(lambda: _fill(whole, *begin(piece)))
+        return whole, LateWait(lambda: _fill(whole, *begin(piece)))
 
     def sum(self, values: Tensor) -> Any:
         begin = super().sum
-        return _once(lambda: begin(values)())
+        return LateWait(lambda: begin(values)())
 
 
 def _fill(place: Tensor, found: Tensor, wait: Callable[[], None]) -> None:
@@ -40,9 +40,15 @@ def _fill(place: Tensor, found: Tensor, wait: Callable[[], None]) -> None:
     place.copy_(found)
 
 
-def _once(act: Callable[[], None]) -> Callable[[], None]:
-    left = [act]
-    return lambda: left.pop()() if left else None
+class LateWait:
+    """Acts when it is first called."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.left = [act]
+
+    def __call__(self) -> None:
+        if self.left:
+            self.left.pop()()
 
 
 @contextmanager

@@ -220,8 +220,8 @@ def test_one_process_goes_on_where_two_stopped_in_shards(in_shards):
         load_checkpoint(copy)
 
 
-def test_ranks_wait_for_a_long_preparation_and_name_who_died_while_shards_were_written(tmp_path):
-    folder = make_toy(tmp_path)
+def two_alone(folder: Path, plight: str) -> list[subprocess.Popen]:
+    """Two ranks that no launcher looks after."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
@@ -232,16 +232,36 @@ def test_ranks_wait_for_a_long_preparation_and_name_who_died_while_shards_were_w
         "MASTER_PORT": port,
         "WORLD_SIZE": "2",
     }
-    command = [sys.executable, "-m", "tests.distributed.plights", str(folder)]
-    both = [
-        subprocess.Popen(command, cwd=ROOT, env=environment | {"RANK": str(rank)})
-        for rank in range(2)
-    ]
-    codes = [rank.wait(timeout=300) for rank in both]
-    assert codes == [0, -signal.SIGKILL]
-    assert (folder / "said-0").read_text() == (
-        "RankError: rank 1 is gone (seen by rank 0); start all ranks again from the last checkpoint"
+    command = [sys.executable, "-m", "tests.distributed.plights", str(folder), plight]
+    start = lambda rank: subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment | {"RANK": str(rank)},
+        stderr=subprocess.PIPE,
+        text=True,
     )
+    return [start(rank) for rank in range(2)]
+
+
+GONE = "RankError: rank 1 is gone (seen by rank 0); start all ranks again from the last checkpoint"
+
+
+def test_ranks_wait_for_a_long_preparation_and_name_who_died_while_shards_were_written(tmp_path):
+    folder = make_toy(tmp_path)
+    both = two_alone(folder, "killed")
+    said = [rank.communicate(timeout=300)[1] for rank in both]
+    assert [rank.returncode for rank in both] == [0, -signal.SIGKILL], said
+    assert (folder / "said-0").read_text() == GONE
+
+
+def test_a_rank_that_hangs_is_named_though_nothing_raises(tmp_path):
+    first, stopped = two_alone(make_toy(tmp_path), "stopped")
+    try:
+        said = first.communicate(timeout=300)[1]
+    finally:
+        stopped.kill()
+        stopped.communicate()
+    assert first.returncode == 2 and said.splitlines()[-1] == GONE
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "cuda:0"])

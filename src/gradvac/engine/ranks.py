@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -18,13 +20,19 @@ from gradvac.errors import RankError
 
 Found = TypeVar("Found")
 
-BUCKET = 2**21
-"""Numbers of a bucket's gradient, at least: 8 MiB for each task, chosen here.
+LATENCY = 2**16
+"""Numbers that a rank sends to one other in the time until the first of them arrives.
+
+Chosen here: 256 KiB, as 10 microseconds at 25 GB/s.
+"""
+
+MODERATE = 2**21
+"""Numbers of a bucket that are no matter of memory: 8 MiB for each task, chosen here.
 
 PyTorch's data parallel training sends 25 MiB at once.
 """
 
-_HEADER = 1024  # bytes that the ranks send each other before a step; longer messages take two turns
+_ROOM = 1024  # bytes of a message at first; a longer one takes two turns, and makes room for others
 
 
 class Ranks:
@@ -32,7 +40,8 @@ class Ranks:
 
     Args:
         group: the process group.
-        bucket: numbers of a gradient that travel together, at least.
+        bucket: numbers of a gradient that travel together, at least; by default chosen from the
+            size of the model and the number of ranks, see :func:`bucket_of`.
         budget: bytes of the gradients of all tasks that travel in one turn, at most.
 
     Attributes:
@@ -40,16 +49,25 @@ class Ranks:
         size: number of ranks R.
         sent: bytes sent by this rank, by kind, under the algorithms that move the least: R - 1
             slices of R of what is exchanged or gathered, twice that of what is summed.
+        beside: what to send along with the next message.
+        heard: what ranks sent along with messages, a list in their order for each such message.
         broken: why nothing more can be exchanged; empty while all is well.
         same: whether all ranks have been found to run the same.
         known: the last failure of this rank that the others know of.
     """
 
-    def __init__(self, group: dist.ProcessGroup, bucket: int = BUCKET, budget: int = 2**31) -> None:
-        self.group, self.bucket, self.budget = group, bucket, budget
+    def __init__(
+        self, group: dist.ProcessGroup, bucket: int | None = None, budget: int = 2**31
+    ) -> None:
+        self.group, self.budget = group, budget
+        self.bucket: int | Callable[[int], int] = bucket or self.bucket_of
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
             raise RankError("this process is not a member of the process group given to the engine")
+        self._control = _control(group)
+        self._room = _ROOM
+        self.beside: dict[str, Any] | None = None
+        self.heard: list[list[dict[str, Any]]] = []
         self.sent = {"exchange": 0, "gather": 0, "sum": 0, "messages": 0}
         self.broken = ""
         self.same = False
@@ -96,9 +114,8 @@ class Ranks:
         """Begin to receive the pieces ``[c]`` of all ranks, ``[R * c]``."""
         whole = piece.new_empty(self.size * len(piece))
         self._count("gather", piece, self.size - 1)
-        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         with self.watched():
-            work = all_gather(whole, piece, group=self.group, async_op=True)
+            work = _all_gather(whole, piece, group=self.group, async_op=True)
         return whole, Wait(self, work, piece)
 
     def sum(self, values: Tensor) -> Wait:
@@ -109,25 +126,41 @@ class Ranks:
         return Wait(self, work, values)
 
     def messages(self, message: dict[str, Any]) -> list[dict[str, Any]]:
-        """Exchange what JSON can hold; returns the messages of all ranks, in their order."""
-        data = json.dumps(message).encode()
-        first = len(data).to_bytes(8, "little") + data
-        turn = self._bytes(first[:_HEADER].ljust(_HEADER, b"\0"))
+        """Exchange what JSON can hold; returns the messages of all ranks, in their order.
+
+        They go from host to host, whatever device the gradients are on.
+        """
+        beside, self.beside = self.beside, None
+        data = json.dumps([message, beside]).encode()
+        turn = self._bytes((len(data).to_bytes(8, "little") + data)[: self._room])
         lengths = [int.from_bytes(each[:8], "little") for each in turn]
-        if max(lengths) > _HEADER - 8:
-            rest = self._bytes(data.ljust(max(lengths), b"\0"))
-            return [json.loads(each[:n]) for each, n in zip(rest, lengths, strict=True)]
-        return [json.loads(each[8 : 8 + n]) for each, n in zip(turn, lengths, strict=True)]
+        found = [each[8 : 8 + n] for each, n in zip(turn, lengths, strict=True)]
+        if max(lengths) > self._room - 8:
+            self._room = max(lengths) + 8
+            found = [each[:n] for each, n in zip(self._bytes(data), lengths, strict=True)]
+        said = [json.loads(each) for each in found]
+        if all(each[1] is not None for each in said):
+            self.heard.append([each[1] for each in said])
+        return [each[0] for each in said]
 
     def _bytes(self, data: bytes) -> list[bytes]:
-        own = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
-        all_bytes, wait = self.gather(own)
-        self.sent["gather"] -= (self.size - 1) * len(data)
-        self.sent["messages"] += (self.size - 1) * len(data)
-        wait()
-        all_bytes = all_bytes.cpu()
-        found = ctypes.string_at(all_bytes.data_ptr(), len(all_bytes))
-        return [found[r * len(data) : (r + 1) * len(data)] for r in range(self.size)]
+        own = torch.frombuffer(bytearray(data.ljust(self._room, b"\0")), dtype=torch.uint8)
+        whole = own.new_empty(self.size * self._room)
+        self.sent["messages"] += (self.size - 1) * self._room
+        with self.watched():
+            _all_gather(whole, own, group=self._control)
+        found = ctypes.string_at(whole.data_ptr(), len(whole))
+        return [found[r * self._room : (r + 1) * self._room] for r in range(self.size)]
+
+    def bucket_of(self, parameters: int) -> int:
+        """Return the numbers of a bucket for a model of so many parameters."""
+        return bucket_of(parameters, self.size)
+
+    def on_device(self, values: Tensor, device: torch.device) -> Tensor:
+        """Bring values from the host to a device; the host does not wait for it."""
+        if device.type == "cuda":
+            return values.pin_memory().to(device, non_blocking=True)
+        return values.to(device, non_blocking=True)
 
     def _count(self, kind: str, values: Tensor, times: float) -> None:
         self.sent[kind] += round(values.numel() * values.element_size() * times)
@@ -221,3 +254,51 @@ class Wait:
         with self._ranks.watched():
             work.wait()
         self._alive = torch.empty(0)
+
+
+def on_host(found: Sequence[tuple[Wait, Tensor]]) -> list[Tensor]:
+    """Wait for collectives, once for all of them; return what they left in tensors on the host.
+
+    A GPU may have been given more to do since: that is not waited for.
+    """
+    device = found[0][1].device
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    with torch.cuda.stream(stream):  # None: nothing is changed
+        for wait, _ in found:
+            wait()
+        if device.type == "cpu":
+            return [values for _, values in found]
+        whole = torch.cat([values.reshape(-1) for _, values in found]).cpu()
+    pieces = whole.split([values.numel() for _, values in found])
+    return [p.view(values.shape) for p, (_, values) in zip(pieces, found, strict=True)]
+
+
+def bucket_of(parameters: int, ranks: int) -> int:
+    """Return the numbers of a bucket for P parameters on R ranks.
+
+    Buckets of B numbers cost P / B latencies, each of R messages, and what the last one sends is
+    hidden behind nothing: the sum is least at the root of P times what travels in R latencies. For
+    the sake of memory no more than a sixteenth of a large model.
+    """
+    return min(round(math.sqrt(parameters * ranks * LATENCY)), max(MODERATE, parameters // 16))
+
+
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+_CONTROL: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
+
+
+def _control(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Return the group for what hosts tell each other: itself, or one of the same ranks by gloo.
+
+    Collectives of NCCL neither take tensors of the host nor raise when a rank is gone; its watchdog
+    ends the process some time later, without saying who it was.
+    """
+    if "cpu:" in dist.get_backend_config(group):
+        return group
+    if group not in _CONTROL:
+        members = dist.get_process_group_ranks(group)
+        made = dist.new_group(members, backend="gloo", use_local_synchronization=True)
+        assert isinstance(made, dist.ProcessGroup)
+        _CONTROL[group] = made
+    return _CONTROL[group]

@@ -52,6 +52,23 @@ class Signs:
                 return f"rank {other} failed: {self.store.get(key).decode()}"
         return ""
 
+    def pulse(self) -> None:
+        """Show once more that this rank is there."""
+        self.store.add(f"gradvac/pulse/{self.members[self.rank]}", 1)
+
+    def pulse_of(self, other: int) -> int:
+        """Return how often a rank has shown that it is there."""
+        return self.store.add(f"gradvac/pulse/{other}", 0)
+
+    def end(self) -> None:
+        """Say that this rank has done its work, and will show itself no more."""
+        with suppress(RuntimeError):
+            self.store.set(f"gradvac/ended/{self.members[self.rank]}", "1")
+
+    def ended(self, other: int) -> bool:
+        """Return whether a rank has done its work."""
+        return self.store.check([f"gradvac/ended/{other}"])
+
     def missing(self) -> str:
         """Say which ranks failed or are gone; empty if all answer the roll call."""
         missing, left = [], ROLL_CALL

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from gradvac.engine import Engine, StepReport
-from gradvac.engine.distributed import add_gradients, cost
+from gradvac.engine.distributed import Reduction, cost
 from gradvac.engine.ranks import Ranks
 from gradvac.errors import NotFiniteError, RankError, RecipeError
 from gradvac.experiment import replay
@@ -27,6 +27,7 @@ from gradvac.experiment.checkpoint import Checkpoint, newest_complete, save_chec
 from gradvac.experiment.disk import Outbox
 from gradvac.experiment.display import Display
 from gradvac.experiment.job import TaskBatch
+from gradvac.experiment.lookout import lookout
 from gradvac.experiment.prepare import Prepared, open_prepared
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe import Recipe, dump_recipe
@@ -59,7 +60,8 @@ def train_on_ranks(
             job.folder = Path(scratch)
         tensorboard = job.folder / "tensorboard" if recipe.training.tensorboard else None
         display = Display(quiet if ranks.rank else console, tensorboard)
-        return RankTrainer(job, display, ranks, prepared.folder).train()
+        with lookout(ranks):
+            return RankTrainer(job, display, ranks, prepared.folder).train()
 
 
 def _prepared(ranks: Ranks, recipe: Recipe, prepare: Callable[[], Prepared]) -> Prepared:
@@ -98,6 +100,10 @@ class SharedJob(TranslationJob):
     def batch(self, number: int) -> Batch:
         """Return this rank's sentence pairs, perhaps none."""
         return self.balance.plan(number, self.ranks.rank, self.ranks.size, together=True)
+
+    def tokens(self, number: int) -> int:
+        """Return the target tokens of a batch on all ranks together."""
+        return self.balance.plan.target_tokens(number)
 
     def stand_in(self, number: int) -> Batch:
         """Return a sentence pair of a batch, for a rank that has none and gathers with the rest."""
@@ -161,9 +167,16 @@ class RankUpdates(Updates):
         super().__init__(job, outbox)
         self.shared, self.ranks = job, ranks
         self._tokens, self._loss = 0, 0.0
+        self._untold: dict[str, Any] = {}  # what this rank counted in the last step
+        self._last: TaskBatch | None = None  # of the step, with samples
+        plain = self.engine is None and not job.sharded
+        self._reduction = Reduction(ranks, list(self.model.parameters())) if plain else None
 
     def make(self, learned: Any) -> tuple[int, str]:
-        """One update; the tokens all ranks saw, and what there is to tell."""
+        """One update; the tokens all ranks saw, and what there is to tell.
+
+        What this rank counted goes to the others with a message of the next step.
+        """
         window = self.window
         nll, tokens, padding = dict(window.nll), dict(window.tokens), window.padding
         _, note = super().make(learned)
@@ -172,20 +185,39 @@ class RankUpdates(Updates):
             task: [window.nll[task] - nll.get(task, 0.0), window.tokens[task] - tokens.get(task, 0)]
             for task in window.nll
         }
-        said = self.ranks.messages({"counted": own, "padding": window.padding - padding})
-        for message in said:
-            for task, (sum_, count) in message["counted"].items():
-                nll[task] = nll.get(task, 0.0) + sum_
-                tokens[task] = tokens.get(task, 0) + count
-        window.nll, window.tokens = nll, tokens
-        window.padding = padding + sum(m["padding"] for m in said) / self.ranks.size
+        self._untold = {"counted": own, "padding": window.padding - padding}
+        window.nll, window.tokens, window.padding = nll, tokens, padding
         return self._tokens, note
+
+    def say(self, **also: Any) -> None:
+        """Send what is untold, and more, along with the next message."""
+        self.ranks.beside = self._untold | also
+
+    def hear(self) -> list[dict[str, Any]]:
+        """Count what the ranks said, in a message of its own if there has been none since."""
+        if self.ranks.beside is not None:
+            self.ranks.messages({})
+        heard, self.ranks.heard, window = self.ranks.heard, [], self.window
+        for said in heard:
+            for message in said:
+                for task, (sum_, count) in message.get("counted", {}).items():
+                    window.nll[task] = window.nll.get(task, 0.0) + sum_
+                    window.tokens[task] = window.tokens.get(task, 0) + count
+            window.padding += sum(m.get("padding", 0.0) for m in said) / self.ranks.size
+        return [message for said in heard for message in said]
+
+    def tell(self) -> None:
+        """Let the window be that of all ranks, before it is read."""
+        self.say()
+        self.hear()
+        self._untold = {}
 
     def _gradient(self, batches: list[TaskBatch], tokens: int) -> tuple[float, float]:
         """Set ``p.grad`` from the parts of all ranks; memory that runs out is not made up for."""
-        total = torch.tensor([float(tokens)], dtype=torch.float64, device=self.ranks.device)
-        self.ranks.sum(total)()
-        self._tokens = int(total)
+        micro = self.recipe.batches.accumulate
+        first = self.step * micro
+        self._tokens = sum(self.shared.tokens(n) for n in range(first, first + micro))
+        self._last = next((batch for batch in reversed(batches) if len(batch.task)), None)
         loss, norm = self._try(batches, self._tokens)
         return (loss if self.engine else self._loss), norm
 
@@ -197,7 +229,11 @@ class RankUpdates(Updates):
     def _backward_jointly(self, batch: TaskBatch, tokens: int) -> float:
         self._seed()
         if len(batch.task):
-            return super()._backward_jointly(batch, tokens)
+            during = (
+                self._reduction.during if self._reduction and batch is self._last else nullcontext
+            )
+            with during():
+                return super()._backward_jointly(batch, tokens)
         if self.shared.sharded:
             (self.job.losses(self._stand_in(0))[0].sum() * 0).backward()
         return 0.0
@@ -259,8 +295,8 @@ class RankUpdates(Updates):
         return report or engine.combine(step=self.step, shares=shares)
 
     def _clip(self) -> float:
-        if self.engine is None and not self.shared.sharded:
-            add_gradients(self.ranks, list(self.model.parameters()))
+        if self._reduction:
+            self._reduction.finish()
         limit = self.recipe.training.clip or math.inf
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
         return float(whole(norm))
@@ -297,19 +333,25 @@ class RankTrainer(Trainer):
         self.shared, self.ranks, self.run, self.processes = job, ranks, folder, ranks.size
         if ranks.rank:
             self.outbox = _Nowhere()
-        self.updates = RankUpdates(job, self.outbox, ranks)
+        self.updates: RankUpdates = RankUpdates(job, self.outbox, ranks)
         self.stop = StopSignal(shared=True)
 
     def train_step(self) -> int:
         """One update; afterwards all ranks know whether one of them was asked to stop."""
+        self.updates.say(stop=self.stop.heard)
         tokens = super().train_step()
-        stops = [message["stop"] for message in self.ranks.messages({"stop": self.stop.heard})]
+        stops = [message["stop"] for message in self.updates.hear()]
         self.stop.number = next((stop for stop in stops if stop), None)
         return tokens
+
+    def _log(self) -> None:
+        self.updates.tell()
+        super()._log()
 
     def _save(self) -> None:
         """Save on rank 0, or the shards of all; afterwards all know whether the disk took it."""
         self._told = False
+        self.updates.tell()
         if not self.ranks.rank:
             super()._save()
             if not self._told:
