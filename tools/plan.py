@@ -168,7 +168,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--flops", type=float, default=100, help="TFLOP/s that training reaches")
-    parser.add_argument("--memory", type=float, default=2000, help="GB/s of an accelerator's memory")
+    parser.add_argument("--memory", type=float, default=2000, help="GB/s of its memory")
     parser.add_argument("--network", type=float, default=25, help="GB/s that a rank sends")
     parser.add_argument("--latency", type=float, default=10, help="microseconds of a message")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/plan.md")
