@@ -287,6 +287,23 @@ def test_what_shards_cannot_be_is_refused(tmp_path, setting, says):
         check_shard(load_recipe(make_toy(tmp_path) / "recipe.yaml", settings))
 
 
+def test_shards_need_a_torch_that_writes_them(tmp_path, monkeypatch):
+    recipe = load_recipe(make_toy(tmp_path) / "recipe.yaml", [SHARD])
+    for version, fits in (
+        ("2.6.0", False),
+        ("2.8.1+cpu", False),
+        ("2.9.0", True),
+        ("2.13.0", True),
+    ):
+        monkeypatch.setattr(torch, "__version__", version)
+        if fits:
+            check_shard(recipe)
+            continue
+        says = rf"training.shard: true needs torch 2.9 or newer, .* found {re.escape(version)}"
+        with pytest.raises(RecipeError, match=says):
+            check_shard(recipe)
+
+
 def test_stretches_of_a_batch_hold_all_of_it_and_few_tasks(tmp_path):
     recipe = load_recipe(make_toy(tmp_path) / "recipe.yaml", ["batches.tokens=300"])
     plan = TranslationJob(prepare(recipe, tmp_path / "run", print)).balance.plan

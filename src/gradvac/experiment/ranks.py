@@ -38,6 +38,9 @@ from gradvac.experiment.translation_job import TranslationJob
 from gradvac.experiment.updates import Updates
 from gradvac.translation.batches import Batch
 
+SHARDS_FROM = (2, 9)
+"""The first torch whose HuggingFaceStorageWriter has ``save_distributed``; 2.8 has the rest."""
+
 
 def train_on_ranks(
     recipe: Recipe,
@@ -147,7 +150,12 @@ class SharedJob(TranslationJob):
 
 
 def check_shard(recipe: Recipe) -> None:
-    """Refuse what has a rank make passes of its own: all ranks gather parameters together."""
+    """Refuse an old torch, and what has a rank make passes of its own: all gather together."""
+    if not _is_recent(torch.__version__):
+        raise RecipeError(
+            f"training.shard: true needs torch {'.'.join(map(str, SHARDS_FROM))} or newer, which "
+            f"writes checkpoints in shards; found {torch.__version__}"
+        )
     if recipe.method.engine == "per_task" and recipe.method.name != "joint":
         raise RecipeError(
             "training.shard: true with method.engine: per_task, where a rank makes a forward pass "
@@ -158,6 +166,10 @@ def check_shard(recipe: Recipe) -> None:
             "training.shard: true with batches.sampling: multidds_s, which takes gradients of the "
             "whole model on every rank; use temperature or unimax, or training.shard: false"
         )
+
+
+def _is_recent(version: str) -> bool:
+    return tuple(int(part) for part in version.split(".")[:2]) >= SHARDS_FROM
 
 
 class RankUpdates(Updates):
