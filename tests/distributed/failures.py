@@ -15,6 +15,7 @@ from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from gradvac.engine import Engine, PerTaskEngine, agreement, ranks, signs
+from gradvac.engine.distributed import Reduction
 from gradvac.errors import GradvacError
 from gradvac.experiment.shards import empty_like, read_shards, shapes, write_shards
 from gradvac.methods import GradVac, Joint
@@ -141,6 +142,7 @@ FAILURES: dict[str, Callable[[int], object]] = {
     "streams": lambda rank: streams(rank),
     "alone": lambda rank: alone_with_shards(rank),
     "checkpoint": lambda rank: checkpoint_of_others(rank),
+    "reduction": lambda rank: reduction(rank),
     "nobody": per_task_of_one_rank,
     "one": lambda rank: message(
         lambda: step(Engine(build(), Joint(), process_group=own_group(rank)))
@@ -212,6 +214,25 @@ def reaching(run: Callable, inputs: torch.Tensor) -> Callable:
     return lambda loss, gradient, parameters, *rest: run(
         loss, gradient, [*parameters, inputs], *rest
     )[:-1]
+
+
+def reduction(rank: int) -> list[object]:
+    """Plain gradients of samples on both ranks, and on rank 0 alone; and what was sent when."""
+    model = nn.ModuleDict({"unused": nn.Linear(2, 2).double(), "used": build()})
+    group = ranks.Ranks(dist.group.WORLD, bucket=3)  # type: ignore[arg-type]
+    found = Reduction(group, list(model.parameters()))
+    said: list[object] = []
+    for own in (X[rank::2], X if not rank else X[:0]):
+        model.zero_grad()
+        launched: list[int] = []
+        inputs = own.clone().requires_grad_()  # its gradient is the last to come
+        inputs.register_hook(lambda _, seen=launched: seen.append(len(found._waits)))
+        if len(own):
+            with found.during():
+                model["used"](inputs).square().sum().backward()
+        found.finish()
+        said.append([launched, len(found.buckets), [p.grad for p in model.parameters()]])
+    return said
 
 
 def alone_with_shards(rank: int) -> list[object]:

@@ -170,6 +170,19 @@ def test_a_rank_may_have_nothing_but_not_all_of_them(failed):
         assert said == "GradientError: no rank has a loss at step 1; there is nothing to combine"
 
 
+def test_plain_gradients_are_added_up_while_the_backward_pass_goes_on(failed):
+    """The last layer's before the first one's are there; and where a rank has no samples."""
+    model = build()
+    model(X).square().sum().backward()
+    for rank, said in enumerate(each["reduction"] for each in failed):
+        for number, (launched, buckets, gradients) in enumerate(said):
+            unused, used = gradients[:2], gradients[2:]
+            assert buckets == 4 and unused == [None, None]
+            assert (launched >= [1]) == (number == 0 or rank == 0)
+            for p, gradient in zip(model.parameters(), used, strict=True):
+                torch.testing.assert_close(gradient, p.grad, rtol=EXACT, atol=1e-15)
+
+
 def test_a_group_of_one_rank_trains_alone(failed):
     assert [rank["one"] for rank in failed] == ["", ""]
 
