@@ -186,6 +186,13 @@ def test_joint_training_in_shards_is_that_of_one_process_to_the_averaged_end(in_
             assert theirs[key] == pytest.approx(mine[key], rel=1e-4), key
 
 
+def test_hosts_exchange_one_message_a_step_and_one_for_the_passes_of_shards(in_shards):
+    for name, first, others in (("joint", 1, 1), ("method", 3, 2)):  # the first step is checked
+        for rank in range(2):
+            counts = json.loads((in_shards / f"{name}-messages-{rank}").read_text())
+            assert counts[0] == first and set(counts[1:]) == {others}, name
+
+
 def test_two_ranks_score_and_measure_what_one_does(in_shards):
     run = in_shards / "method"
     found = {name: (run / name).read_bytes() for name in ("scores.json", "translations.jsonl")}

@@ -25,7 +25,7 @@ class RankUpdates(Updates):
     """Updates that every rank makes alike, each from its part of the batch."""
 
     def __init__(self, job: SharedJob, outbox: Outbox, ranks: Ranks) -> None:
-        super().__init__(job, outbox)
+        super().__init__(job, outbox, ranks)
         self.shared, self.ranks = job, ranks
         self._tokens, self._loss = 0, 0.0
         self._untold: dict[str, Any] = {}  # what this rank counted in the last step
