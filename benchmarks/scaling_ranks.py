@@ -8,11 +8,12 @@ each task on one rank (placed); and the last once more with parameters in shards
 (sharded). Steps alternate between them. Bytes are counted by the engine and, where the kernel
 tells, at the network interface, and compared with the cost model of gradvac.engine.distributed.
 
-The rest is arithmetic with three constants of the same run: the CPU time of a plain step and of a
+The rest is arithmetic with four constants of the same run: the CPU time of a plain step and of a
 step with task gradients on a rank that exchanges nothing, which other work on the machine does not
-change, and the time of a byte in the fastest of the exchanges. From them comes the time of a step
-on 8 to 1,024 ranks, if bytes travel while the backward pass computes (the longer of the two counts)
-and if they do not (the sum). --rate does it for another network.
+change, the time of a byte in the fastest of the exchanges, and the time of the fastest exchange of
+a single number, a message's latency. From them comes the time of a step on 8 to 1,024 ranks, if
+bytes travel while the backward pass computes (the longer of the two counts) and if they do not (the
+sum). --rate and --latency do it for another network.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ RANKS = 2
 SIMULATED = [8, 16, 32, 64, 128, 256, 512, 1024]
 PATHS = ("plain", "spread", "placed", "sharded")
 PROBE = 2**22  # numbers exchanged to learn the time of a byte
+PINGS = 200  # exchanges of one number, to learn the latency
 
 
 def interface_bytes() -> int | None:
@@ -118,6 +120,12 @@ def worker(rank: int, folder: Path, size: str, tokens: int, n_tasks: int, steps:
                 cpu[path].append(worked)
             sent[path], after = sum(ranks.sent.values()) - before, interface_bytes()
             wire[path] = None if at is None or after is None else (after - at) // RANKS
+    one = torch.ones(RANKS, 1, 1)
+    latencies = []
+    for _ in range(PINGS):
+        started = time.perf_counter()
+        ranks.exchange(one, [1] * RANKS, 1)[1]()
+        latencies.append(time.perf_counter() - started)
     result = {
         "parameters": sum(p.numel() for p in whole.model.parameters()),
         "groups": len(engine.groups),
@@ -130,6 +138,7 @@ def worker(rank: int, folder: Path, size: str, tokens: int, n_tasks: int, steps:
         "seconds": {path: statistics.median(own) for path, own in times.items()},
         "cpu": {path: statistics.median(own) for path, own in cpu.items()},
         "rate": PROBE * 4 * (RANKS - 1) / min(times["exchange"]),
+        "latency": min(latencies),
         "sent": {path: sent[path] for path in PATHS},
         "wire": {path: wire[path] for path in PATHS},
     }
@@ -147,8 +156,10 @@ def model_bytes(result: dict, n_tasks: int, path: str) -> tuple[float, float]:
     return found.sent, found.sent - (found.gathered if path == "sharded" else 0)
 
 
-def simulate(result: dict, n_tasks: int, rate: float) -> list[dict]:
+def simulate(result: dict, n_tasks: int, rate: float, latency: float = 0.0) -> list[dict]:
     """Time of a step on more ranks, each with as many samples as here, relative to plain.
+
+    ``rate`` is bytes a second, ``latency`` seconds of a message.
 
     Spread, all tasks are on each rank; placed, 1 + K / R of them, never more than here.
     """
@@ -162,6 +173,7 @@ def simulate(result: dict, n_tasks: int, rate: float) -> list[dict]:
         for path in ("plain", *on_each):
             found = cost(p, size, n_tasks, on_each.get(path, 1), groups)
             travel = (found.plain if path == "plain" else found.sent) / rate
+            travel += latency * (found.plain_messages if path == "plain" else found.messages)
             work = base
             if path != "plain":  # what task gradients cost goes with their number
                 work += extra[path] * on_each[path] / result["tasks_per_rank"][path]
@@ -171,7 +183,7 @@ def simulate(result: dict, n_tasks: int, rate: float) -> list[dict]:
             for path in on_each
             for n, how in enumerate(("hidden", "in turn"))
         }
-        rows.append({"ranks": size, "bytes_per_second": rate, **ratios})
+        rows.append({"ranks": size, "bytes_per_second": rate, "latency": latency, **ratios})
     return rows
 
 
@@ -227,6 +239,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--rate", type=float, help="GB/s a rank sends, in place of that measured")
+    parser.add_argument("--latency", type=float, help="microseconds of a message, likewise")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -247,9 +260,13 @@ def main() -> None:
     show(result, args.tasks)
     measured = result["rate"]
     rate = args.rate * 1e9 if args.rate else measured
-    print(f"an exchange sends {measured / 1e9:.2f} GB/s here", end="")
-    print(f"; taken for it: {rate / 1e9:.2f} GB/s" if args.rate else "")
-    rows = simulate(result, args.tasks, rate)
+    latency = result["latency"] if args.latency is None else args.latency / 1e6
+    print(
+        f"an exchange sends {measured / 1e9:.2f} GB/s here, a message takes "
+        f"{result['latency'] * 1e6:.0f} us; taken for them: {rate / 1e9:.2f} GB/s, "
+        f"{latency * 1e6:.0f} us"
+    )
+    rows = simulate(result, args.tasks, rate, latency)
     heads = [key for key in rows[0] if ", " in key]
     print("\ntime of a step / plain, simulated from these")
     print(f"{'ranks':>7}" + "".join(f"{head:>18}" for head in heads))
@@ -258,7 +275,8 @@ def main() -> None:
     if args.json:
         args.json.write_text(json.dumps({"measured": result, "simulated": rows}, indent=1) + "\n")
     if args.picture:
-        title = f"{p / 1e6:.0f}M parameters, {args.tasks} tasks, {rate / 1e9:.2f} GB/s"
+        network = f"{rate / 1e9:.2f} GB/s, {latency * 1e6:.0f} us a message"
+        title = f"{p / 1e6:.0f}M parameters, {args.tasks} tasks, {network}"
         draw(rows, title, args.picture)
 
 

@@ -1,5 +1,7 @@
 """Every recipe that comes with the project: valid at every size, and runnable at size smoke."""
 
+import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ from gradvac.experiment.display import Display
 from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.recipe import load_any, load_recipe, read_recipe_file
 from gradvac.experiment.shared_text import prepare_sharing
+from gradvac.experiment.tagging.job import TaggingJob
+from gradvac.experiment.tagging.prepare import prepare_tagging
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 
@@ -67,3 +71,26 @@ def test_every_variant_runs_at_size_smoke(path, store):
     assert set(scores.directions) == set(prepared.tasks)
     if any(method.tasks == "low" for _, _, method in trained):
         assert "low" in prepared.levels.values()  # so that there is something to edit
+
+
+TAGGING = sorted((ROOT / "tagging").glob("table*.yaml"))
+
+
+@pytest.mark.parametrize("path", TAGGING, ids=[path.stem for path in TAGGING])
+def test_tagging_runs_at_size_smoke_without_the_network(path, tmp_path, monkeypatch):
+    """On a toy text of the recipe's own labels, since the data sets are the user's."""
+
+    def refused(*_: object) -> None:
+        raise OSError("a test asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refused)
+    file = read_recipe_file(path)
+    tags = {"ner": ["B-PER", "B-LOC"], "pos": ["NOUN", "VERB"]}[file.body["data"]["task"]]
+    words = "".join(f"word{n} {tag}\n" for n, tag in enumerate(tags)) + "\n"
+    (tmp_path / "text").write_text(words * 9, encoding="utf-8")
+    own = {part: [str(tmp_path / "text")] for part in ("train", "valid", "test")}
+    languages = {code: {"format": "two-column", **own} for code in ("de", "fr")}
+    changes = ["device=cpu", f"data.languages={json.dumps(languages)}"]
+    recipe = load_any(file, changes, size="smoke", variant=next(iter(file.variants)))
+    prepared = prepare_tagging(recipe, tmp_path / "run", tmp_path, lambda text: None)
+    assert Trainer(TaggingJob(prepared), Display(Console(quiet=True))).train() == 0

@@ -1,5 +1,6 @@
 """The arithmetic of the scaling benchmark against limits worked by hand."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -43,3 +44,13 @@ def test_a_network_that_is_all_there_is_leaves_the_bytes():
     assert rows[1024]["spread, hidden"] == pytest.approx(9 / 2, rel=0.1)
     assert rows[1024]["placed, in turn"] == pytest.approx((2 + K / 1024) / 2, rel=0.2)
     assert all(row["spread, hidden"] > row["placed, hidden"] for row in rows.values())
+
+
+def test_a_network_of_latency_alone_leaves_the_messages():
+    (row, *_) = bench.simulate(RESULT, K, rate=1e30, latency=1e9)
+    # A bucket is exchanged, summed in two rounds and gathered; plain training sums one bucket. The
+    # hosts send one message a step.
+    buckets = math.ceil(P / math.sqrt(P * 8 * 2**16))
+    assert buckets == 2
+    for path in ("spread, hidden", "placed, hidden", "placed, in turn"):
+        assert row[path] == pytest.approx((4 * buckets + 1) / 2)

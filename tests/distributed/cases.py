@@ -16,10 +16,12 @@ from gradvac.engine import Engine
 from gradvac.engine.ranks import Ranks
 from gradvac.methods import CATS, FAMO, MGDA, GradNorm, GradVac, Joint, PCGrad, StaticWeights
 from gradvac.methods.torchjd import TorchJD
+from tests.distributed.late import LateRanks
 from tests.engine.test_per_task import TinyTranslator, V
 
 TASKS = ("en-fr", "en-hi", "en-tr", "en-cs")
 STEPS, FEW = 20, 4
+LATE = 3  # ranks: so many that theirs are late
 
 METHODS: dict[str, Callable[[], Any]] = {
     "joint": Joint,
@@ -47,8 +49,10 @@ class Case:
     """A way to train.
 
     ``split`` says which rank gets which samples: every R-th, one stretch of the batch, which is
-    sorted by task, or one that is empty on the last rank now and then. ``shard`` says what is given
-    to fully_shard: nothing, every layer and then the model ("nested"), or the model alone ("root").
+    sorted by task, one that is empty on the last rank now and then, or all samples of one task on
+    each rank but the last. ``shard`` says what is given to fully_shard: nothing, every layer and
+    then the model ("nested"), the model alone ("root"), every layer and nothing else ("layers"), or
+    the model but for its embedding ("ignored").
     """
 
     method: str = "gradvac"
@@ -100,21 +104,25 @@ SHARDED = [
     Case(split="placed", options={"engine": "per_task"}, shard="nested", steps=FEW),
     Case("gradvac", split="ragged", kind="made", shard="nested", steps=FEW),
 ]
+PARTLY = [Case(split="one", shard=shard, steps=FEW) for shard in ("layers", "ignored")]
 
 
 def cases_of(size: int) -> list[Case]:
     """All cases for two processes; half each, for three and four, of those that depend on it."""
     if size == 2:
-        return CASES + SHARDED
+        return CASES + SHARDED + PARTLY
     some = [case for case in CASES if case.split != "spread"][size - 3 :: 2]
-    return some + [case for case in SHARDED if case.split != "spread"][size - 3 :: 4]
+    return some + [case for case in SHARDED if case.split != "spread"][size - 3 :: 4] + PARTLY
 
 
 def shard(model: nn.Module, how: str) -> nn.Module:
     """Give modules to fully_shard."""
-    for layer in [*model.encoder.layers, *model.decoder.layers] if how == "nested" else []:
+    layers = [*model.encoder.layers, *model.decoder.layers]
+    for layer in layers if how in ("nested", "layers") else []:
         fully_shard(layer)
-    return fully_shard(model)
+    if how == "ignored":
+        return fully_shard(model, ignored_params={model.embedding.weight})
+    return model if how == "layers" else fully_shard(model)
 
 
 def whole(tensors: Iterable[Tensor]) -> Tensor:
@@ -133,9 +141,13 @@ def batch(step: int) -> tuple[Tensor, Tensor, Tensor, list[str]]:
     return source, target, label, [names[k] for k in drawn.tolist()]
 
 
-def part_of(split: str, count: int, step: int, rank: int, size: int) -> Tensor:
+def part_of(split: str, tasks: list[str], step: int, rank: int, size: int) -> Tensor:
     """Samples of a rank; of a ragged batch the last rank has none now and then."""
+    count = len(tasks)
     everything = torch.arange(count)
+    if split == "one":
+        place = torch.tensor([min(TASKS.index(task), size - 1) for task in tasks])
+        return everything[place == rank]
     if split == "spread":
         return everything[rank::size]
     if split == "ragged" and size > 1 and step % 3 == 0:
@@ -153,7 +165,8 @@ def train(case: Case, rank: int = 0, size: int = 1) -> dict[str, Any]:
     shards = bool(case.shard) and dist.is_initialized()
     if shards:
         shard(model, case.shard)
-    ranks = Ranks(dist.group.WORLD, bucket=300) if size > 1 or shards else None  # several buckets
+    kind = LateRanks if size == LATE else Ranks
+    ranks = kind(dist.group.WORLD, bucket=300) if size > 1 or shards else None  # several buckets
     options = {"process_group": ranks, **case.options}
     engine = Engine(model, METHODS[case.method](), case.granularity, **options)
     found: dict[str, Any] = {"gram": [], "weights": [], "losses": [], "parameters": []}
@@ -225,9 +238,9 @@ def sharded_step(engine: Engine, model: nn.Module, case: Case, step: int, part: 
 
 def one_step(engine: Engine, model: nn.Module, case: Case, step: int, rank: int, size: int):
     """One step of the engine on this rank's part of a batch."""
-    source, _, label, tasks = batch(step)
+    _, _, label, tasks = batch(step)
     tokens = label.numel()
-    part = part_of(case.split, len(source), step, rank, size)
+    part = part_of(case.split, tasks, step, rank, size)
     if case.shard and dist.is_initialized():
         return sharded_step(engine, model, case, step, part)
     names = [tasks[n] for n in part.tolist()]

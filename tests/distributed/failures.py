@@ -12,8 +12,10 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
-from gradvac.engine import Engine, PerTaskEngine, agreement, ranks
+from gradvac.engine import Engine, PerTaskEngine, agreement, ranks, signs
+from gradvac.engine.distributed import Reduction
 from gradvac.errors import GradvacError
 from gradvac.experiment.shards import empty_like, read_shards, shapes, write_shards
 from gradvac.methods import GradVac, Joint
@@ -126,6 +128,13 @@ FAILURES: dict[str, Callable[[int], object]] = {
     "other_ranks": lambda rank: message(
         lambda: Engine(sharded(), Joint(), process_group=own_group(rank))
     ),
+    "tensor_parallel": lambda rank: message(lambda: Engine(tensor_parallel(), Joint())),
+    "tensor_parallel_beside": lambda rank: message(
+        lambda: Engine(tensor_parallel(beside=True), Joint())
+    ),
+    "tensor_parallel_names": lambda rank: message(
+        lambda: PerTaskEngine(list(tensor_parallel().named_parameters()), Joint())
+    ),
     "no_samples": lambda rank: message(Engine(sharded(), Joint()).combine),
     "no_task": lambda rank: message(PerTaskEngine(sharded(), Joint()).combine),
     "sharded_skipped": lambda rank: sharded_goes_on(rank, "skip"),
@@ -133,6 +142,7 @@ FAILURES: dict[str, Callable[[int], object]] = {
     "streams": lambda rank: streams(rank),
     "alone": lambda rank: alone_with_shards(rank),
     "checkpoint": lambda rank: checkpoint_of_others(rank),
+    "reduction": lambda rank: reduction(rank),
     "nobody": per_task_of_one_rank,
     "one": lambda rank: message(
         lambda: step(Engine(build(), Joint(), process_group=own_group(rank)))
@@ -150,6 +160,16 @@ def sharded(dim: int = 0, replicas: bool = False, each: bool = False) -> nn.Modu
     for layer in model if each else []:
         fully_shard(layer, mesh=mesh)
     return fully_shard(model, mesh=mesh, shard_placement_fn=lambda p: Shard(dim))
+
+
+def tensor_parallel(beside: bool = False) -> nn.Module:
+    """The first layer cut by columns; ``beside`` a last layer that is given to fully_shard."""
+    model = build()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    parallelize_module(model[0], mesh, ColwiseParallel())
+    if beside:
+        fully_shard(model[2], mesh=mesh)
+    return model
 
 
 def gradients(model: nn.Module) -> list[torch.Tensor]:
@@ -193,6 +213,25 @@ def reaching(run: Callable, inputs: torch.Tensor) -> Callable:
     return lambda loss, gradient, parameters, *rest: run(
         loss, gradient, [*parameters, inputs], *rest
     )[:-1]
+
+
+def reduction(rank: int) -> list[object]:
+    """Plain gradients of samples on both ranks, and on rank 0 alone; and what was sent when."""
+    model = nn.ModuleDict({"unused": nn.Linear(2, 2).double(), "used": build()})
+    group = ranks.Ranks(dist.group.WORLD, bucket=3)  # type: ignore[arg-type]
+    found = Reduction(group, list(model.parameters()))
+    said: list[object] = []
+    for own in (X[rank::2], X if not rank else X[:0]):
+        model.zero_grad()
+        launched: list[int] = []
+        inputs = own.clone().requires_grad_()  # its gradient is the last to come
+        inputs.register_hook(lambda _, seen=launched: seen.append(len(found._waits)))
+        if len(own):
+            with found.during():
+                model["used"](inputs).square().sum().backward()
+        found.finish()
+        said.append([launched, len(found.buckets), [p.grad for p in model.parameters()]])
+    return said
 
 
 def alone_with_shards(rank: int) -> list[object]:
@@ -249,7 +288,7 @@ def until_failed(rank: int) -> tuple[str, float]:
 
 def until_killed(rank: int, kill: Callable[[], None]) -> str:
     """Rank 1 is killed in its third forward pass; what rank 0 says."""
-    ranks.ROLL_CALL = 2.0
+    signs.ROLL_CALL = 2.0
     engine = Engine(build(), GradVac())
 
     def spoil(loss: torch.Tensor) -> torch.Tensor:

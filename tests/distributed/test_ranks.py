@@ -1,5 +1,6 @@
 """Two, three and four processes train as one does, and go wrong together."""
 
+import json
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.backend_registration
 
 from tests.distributed.cases import STEPS, Translator, cases_of, train
 from tests.distributed.failures import X, build
@@ -77,6 +79,27 @@ def test_ranks_train_as_one_process_does_and_agree_bitwise(trained):
                 assert all(torch.equal(a, b) for a, b in pairs), case.name
 
 
+def test_the_host_waits_for_a_device_once_for_the_groups_that_are_decided_together():
+    """And sends one message a step, and gives the collectives of the device its tensors alone."""
+    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch makes no device of Python")
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.distributed.device"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    by_layer, whole = json.loads(found.stdout)
+    for each in (by_layer, whole):
+        assert each["buckets"] == 3
+        assert each["made"] == {"message": 1, "exchange": 3, "sum": 3, "gather": 3}
+    assert by_layer["waits"] == {"ranks.py on_host": 3}
+    assert whole["waits"] == {"ranks.py on_host": 1}
+
+
 @pytest.fixture(scope="module")
 def failed(tmp_path_factory):
     return launch(tmp_path_factory.mktemp("failures"), 2, "failures")
@@ -124,6 +147,10 @@ def test_a_failing_rank_stops_the_step_of_all_with_its_reason(failed):
             "other_ranks",
             r"parameters are sharded over ranks \[0, 1\], and the engine trains with ranks \[\d\]",
         ),
+        *(
+            (f"tensor_parallel{how}", r"parameter '0.weight' .*\(Shard\(dim=0\),\).*tensor or seq")
+            for how in ("", "_beside", "_names")
+        ),
         ("no_samples", "this rank has made no backward pass .*any samples of the step, with mask"),
         ("no_task", "this rank has made no backward pass"),
     ],
@@ -141,6 +168,19 @@ def test_a_rank_may_have_nothing_but_not_all_of_them(failed):
         for p, gradient in zip(model.parameters(), gradients, strict=True):
             torch.testing.assert_close(gradient, p.grad, rtol=EXACT, atol=1e-15)
         assert said == "GradientError: no rank has a loss at step 1; there is nothing to combine"
+
+
+def test_plain_gradients_are_added_up_while_the_backward_pass_goes_on(failed):
+    """The last layer's before the first one's are there; and where a rank has no samples."""
+    model = build()
+    model(X).square().sum().backward()
+    for rank, said in enumerate(each["reduction"] for each in failed):
+        for number, (launched, buckets, gradients) in enumerate(said):
+            unused, used = gradients[:2], gradients[2:]
+            assert buckets == 4 and unused == [None, None]
+            assert (launched >= [1]) == (number == 0 or rank == 0)
+            for p, gradient in zip(model.parameters(), used, strict=True):
+                torch.testing.assert_close(gradient, p.grad, rtol=EXACT, atol=1e-15)
 
 
 def test_a_group_of_one_rank_trains_alone(failed):
@@ -183,8 +223,11 @@ def test_what_two_ranks_wrote_is_read_by_one_that_keeps_all_rows(failed):
 def test_a_rank_that_fails_amid_gathering_says_why(failed):
     (survivor, seconds), (failing, _) = failed[0]["amid"], failed[1]["amid"]
     first, second = survivor.split(" / ")
-    assert first.startswith("RankError: rank 1 failed: ValueError: sentence 7 has no end: ")
-    assert "last checkpoint" in first and "can exchange nothing more" in second
+    assert first == (
+        "RankError: rank 1 failed: ValueError: sentence 7 has no end (seen by rank 0); start all "
+        "ranks again from the last checkpoint"
+    )
+    assert "can exchange nothing more" in second
     assert failing.startswith("ValueError: sentence 7 has no end / RankError: ")
     assert seconds < 60
 
@@ -194,5 +237,7 @@ def test_a_killed_rank_is_named_in_time(tmp_path):
     survivor, killed = launch(tmp_path, 2, "gone")
     assert killed is None and time.monotonic() - started < 60
     first, second = survivor["message"].split(" / ")
-    assert first.startswith("RankError: rank 1 is gone: ") and "last checkpoint" in first
+    assert first == (
+        "RankError: rank 1 is gone (seen by rank 0); start all ranks again from the last checkpoint"
+    )
     assert "can exchange nothing more" in second

@@ -5,16 +5,17 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.checkpoint import list_checkpoints, load_checkpoint, load_tensors
@@ -23,11 +24,13 @@ from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.geometry_run import curvature_lines
 from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.prepare import prepare
-from gradvac.experiment.ranks import check_shard
+from gradvac.experiment.rank_job import check_shard
 from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.together import joined
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.geometry.record import GramRecord
+from tests.distributed.resumes import END, HALF, SIZES
 from tests.distributed.verbs import JOINT, METHOD, SHARD, STOP
 from tests.experiment.toy import make_toy
 
@@ -88,11 +91,12 @@ def stop_all(launcher: int) -> None:
         os.kill(process, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("method", ["gradvac", "joint"])
-def test_two_ranks_train_the_model_of_one_and_go_on_after_one_was_killed(tmp_path, method):
+@pytest.mark.parametrize("how", ["gradvac", "gradvac in shards", "joint"])
+def test_two_ranks_train_the_model_of_one_and_go_on_after_one_was_killed(tmp_path, how):
     """Or after all of them were asked to stop, which saves the step they are in."""
     toy = make_toy(tmp_path)
-    settings = [*SETTINGS, f"method.name={method}"]
+    method, _, shards = how.partition(" in ")
+    settings = [*SETTINGS, f"method.name={method}", *([SHARD] if shards else [])]
     if method == "gradvac":
         assert "resuming at step" in two_ranks(toy, settings, kill_one)
     else:
@@ -107,14 +111,8 @@ def test_two_ranks_train_the_model_of_one_and_go_on_after_one_was_killed(tmp_pat
     torch.set_num_threads(1)
     assert Trainer(TranslationJob(prepare(recipe, toy / "one", print)), Display()).train() == 0
     torch.set_num_threads(before)
-    one, two = (
-        load_file(toy / name / "checkpoints" / "step-00000012" / "model.safetensors")
-        for name in ("one", "two")
-    )
-    for name in one:
-        # Without a gradient but for rounding, of which Adam makes steps.
-        if "bias" not in name:
-            assert float((two[name] - one[name]).norm() / one[name].norm()) < 1e-4, name
+    last = [toy / name / "checkpoints" / "step-00000012" for name in ("one", "two")]
+    same_model(*(folder / "model.safetensors" for folder in last))
     lines = [
         [json.loads(line) for line in (toy / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("one", "two")
@@ -145,20 +143,37 @@ def same_model(one: Path, other: Path) -> None:
     mine, theirs = load_tensors(one), load_tensors(other)
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
-        if "bias" not in name:  # as above
+        # Without a gradient but for rounding, of which Adam makes steps.
+        if "bias" not in name:
             assert float((theirs[name] - value).norm() / value.norm()) < 1e-4, name
+
+
+def torchrun(processes: int, module: str, folder: Path) -> None:
+    """Start processes of a module of these tests, and see all of them end well."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", "-m", f"tests.distributed.{module}", str(folder)]
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
 
 
 @pytest.fixture(scope="module")
 def in_shards(tmp_path_factory):
     folder = make_toy(tmp_path_factory.mktemp("shards"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "tests.distributed.verbs", str(folder)]
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr
+    torchrun(2, "verbs", folder)
     return folder
+
+
+def test_any_number_of_ranks_goes_on_from_the_shards_of_any_other(tmp_path):
+    folder = make_toy(tmp_path)
+    torchrun(3, "resumes", folder)
+    last = lambda name: folder / name / "checkpoints" / f"step-{END:08d}" / "model.safetensors"
+    for size, again in product(SIZES, SIZES):
+        saved = folder / f"{size}" / "checkpoints"
+        assert [each.name for each in saved.iterdir()] == [f"step-{HALF:08d}"]
+        assert (saved / f"step-{HALF:08d}" / "shards").is_dir() == (size > 1)
+        same_model(last("alone"), last(f"{size}-{again}"))
 
 
 def test_joint_training_in_shards_is_that_of_one_process_to_the_averaged_end(in_shards):
@@ -169,6 +184,13 @@ def test_joint_training_in_shards_is_that_of_one_process_to_the_averaged_end(in_
         assert (mine["kind"], mine["step"]) == (theirs["kind"], theirs["step"])
         for key in {"loss", "nll", "gradient_norm"} & mine.keys():
             assert theirs[key] == pytest.approx(mine[key], rel=1e-4), key
+
+
+def test_hosts_exchange_one_message_a_step_and_one_for_the_passes_of_shards(in_shards):
+    for name, first, others in (("joint", 1, 1), ("method", 3, 2)):  # the first step is checked
+        for rank in range(2):
+            counts = json.loads((in_shards / f"{name}-messages-{rank}").read_text())
+            assert counts[0] == first and set(counts[1:]) == {others}, name
 
 
 def test_two_ranks_score_and_measure_what_one_does(in_shards):
@@ -205,6 +227,57 @@ def test_one_process_goes_on_where_two_stopped_in_shards(in_shards):
         load_checkpoint(copy)
 
 
+def two_alone(folder: Path, plight: str) -> list[subprocess.Popen]:
+    """Two ranks that no launcher looks after."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "WORLD_SIZE": "2",
+    }
+    command = [sys.executable, "-m", "tests.distributed.plights", str(folder), plight]
+    start = lambda rank: subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment | {"RANK": str(rank)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return [start(rank) for rank in range(2)]
+
+
+GONE = "RankError: rank 1 is gone (seen by rank 0); start all ranks again from the last checkpoint"
+
+
+def test_ranks_wait_for_a_long_preparation_and_name_who_died_while_shards_were_written(tmp_path):
+    folder = make_toy(tmp_path)
+    both = two_alone(folder, "killed")
+    said = [rank.communicate(timeout=300)[1] for rank in both]
+    assert [rank.returncode for rank in both] == [0, -signal.SIGKILL], said
+    assert (folder / "said-0").read_text() == GONE
+
+
+def test_a_rank_that_hangs_is_named_though_nothing_raises(tmp_path):
+    first, stopped = two_alone(make_toy(tmp_path), "stopped")
+    try:
+        said = first.communicate(timeout=300)[1]
+    finally:
+        stopped.kill()
+        stopped.communicate()
+    assert first.returncode == 2 and said.splitlines()[-1] == GONE
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cuda:0"])
+def test_one_gpu_for_all_ranks_is_refused(device):
+    says = f"device: '{device}' on several ranks would put all"
+    with pytest.raises(RecipeError, match=says), joined(device):
+        pass
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
@@ -219,6 +292,23 @@ def test_what_shards_cannot_be_is_refused(tmp_path, setting, says):
     settings = ["method.name=gradvac", SHARD, setting]
     with pytest.raises(RecipeError, match=says):
         check_shard(load_recipe(make_toy(tmp_path) / "recipe.yaml", settings))
+
+
+def test_shards_need_a_torch_that_writes_them(tmp_path, monkeypatch):
+    recipe = load_recipe(make_toy(tmp_path) / "recipe.yaml", [SHARD])
+    for version, fits in (
+        ("2.6.0", False),
+        ("2.8.1+cpu", False),
+        ("2.9.0", True),
+        ("2.13.0", True),
+    ):
+        monkeypatch.setattr(torch, "__version__", version)
+        if fits:
+            check_shard(recipe)
+            continue
+        says = rf"training.shard: true needs torch 2.9 or newer, .* found {re.escape(version)}"
+        with pytest.raises(RecipeError, match=says):
+            check_shard(recipe)
 
 
 def test_stretches_of_a_batch_hold_all_of_it_and_few_tasks(tmp_path):

@@ -3,14 +3,17 @@
 torchrun ... -m tests.distributed.verbs FOLDER, with a toy recipe in FOLDER
 """
 
+import json
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
+from gradvac.engine.ranks import Ranks
 from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.prepare import prepare
@@ -28,8 +31,29 @@ STOP = 6
 
 
 def train(folder: Path, name: str, settings: list[str]) -> int:
+    """Train; leaves how many messages hosts exchanged within each step."""
     recipe = load_recipe(folder / "recipe.yaml", [*settings, SHARD])
-    return train_on_ranks(recipe, lambda: prepare(recipe, folder / name, lambda line: None), QUIET)
+    counts: list[int] = []
+    step, say, said = RankTrainer.train_step, Ranks.messages, [0]
+
+    def counted(self: RankTrainer) -> int:
+        before = said[0]
+        tokens = step(self)
+        counts.append(said[0] - before)
+        return tokens
+
+    def saying(self: Ranks, message: dict[str, Any]) -> list[dict[str, Any]]:
+        said[0] += 1
+        return say(self, message)
+
+    RankTrainer.train_step, Ranks.messages = counted, saying
+    try:
+        return train_on_ranks(
+            recipe, lambda: prepare(recipe, folder / name, lambda line: None), QUIET
+        )
+    finally:
+        RankTrainer.train_step, Ranks.messages = step, say
+        (folder / f"{name}-messages-{os.environ['RANK']}").write_text(json.dumps(counts))
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from tests.distributed.cases import cases_of, train
 from tests.distributed.failures import FAILURES, until_failed, until_killed
+from tests.distributed.late import spoilt_pool
 
 
 def main() -> None:
@@ -23,7 +24,8 @@ def main() -> None:
     timeout = timedelta(seconds=50)
     dist.init_process_group("gloo", meeting, timeout, rank=rank, world_size=size)
     if what == "train":
-        found = {case.name: train(case, rank, size) for case in cases_of(size)}
+        with spoilt_pool():
+            found = {case.name: train(case, rank, size) for case in cases_of(size)}
     elif what == "failures":
         found = {name: failure(rank) for name, failure in FAILURES.items()}
         found["amid"] = until_failed(rank)  # the last one: nothing works after it

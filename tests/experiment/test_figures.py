@@ -193,13 +193,15 @@ def test_the_papers_pairs_over_steps(run, drawn) -> None:
     assert [y for _, y in found] == pytest.approx(expected, abs=1e-12)
 
 
-def test_active_edits_are_shares_of_the_pairs_compared(run, drawn) -> None:
+def test_active_edits_are_counted_as_in_the_paper_with_shares_beside(run, drawn) -> None:
     frames = list(GramRecord(run / "geometry"))
     rows = only(drawn, "GradVac Figure 3").rows
     for name, counts in (("PCGrad", "pcgrad_edits"), ("GradVac", "edits")):
-        found = {step: value for method, step, value in rows if method == name}
-        assert found == pytest.approx(
-            {f.step: 100 * sum(getattr(f, counts)) / sum(f.comparisons) for f in frames}
+        edited = {f.step: sum(getattr(f, counts)) for f in frames}
+        assert {step: pairs for method, step, _, pairs in rows if method == name} == edited
+        shares = {step: share for method, step, share, _ in rows if method == name}
+        assert shares == pytest.approx(
+            {f.step: 100 * edited[f.step] / sum(f.comparisons) for f in frames}
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,11 +86,14 @@ def _cut(groups: Sequence[ParameterGroup], size: int) -> list[ParameterGroup]:
     return sorted(pieces, key=lambda piece: -place[id(piece.parameters[-1])])
 
 
-def buckets_of(groups: Sequence[ParameterGroup], size: int) -> list[Bucket]:
+def buckets_of(groups: Sequence[ParameterGroup], size: int | Callable[[int], int]) -> list[Bucket]:
     """Put groups, or pieces of them, into buckets of at least ``size`` numbers.
 
-    A bucket is of one dtype and device, and its parameters are all sharded or none.
+    A bucket is of one dtype and device, and its parameters are all sharded or none. ``size`` may be
+    a function of the number of parameters.
     """
+    if not isinstance(size, int):
+        size = size(sum(p.numel() for group in groups for p in group.parameters))
     position = {group.name: n for n, group in enumerate(groups)}
     buckets: list[Bucket] = []
     filled = size

@@ -33,7 +33,10 @@ class Cut(Protocol):
         ...
 
     def rows(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
-        """Return ``own`` gradients in a range of places, a slice for each rank, ``[R, own, w]``."""
+        """Return ``own`` gradients in a range of places, a slice for each rank, ``[R, own, w]``.
+
+        Always in memory of their own: that of the sources is used again while these are sent.
+        """
         ...
 
     def columns(self, segment: Segment, start: int, stop: int) -> slice:
@@ -71,7 +74,7 @@ class Evenly:
         if self.size * width > stop - start:
             parts.append(_zeros(own, self.size * width - (stop - start), self.bucket))
         rows = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return rows.reshape(own, self.size, width).transpose(0, 1).contiguous()
+        return _copied(rows.reshape(own, self.size, width).transpose(0, 1))
 
     def columns(self, segment: Segment, start: int, stop: int) -> slice:
         """Return the columns of a segment in this rank's slice."""
@@ -125,7 +128,7 @@ class ByRows:
                 parts.append(self._of_all(sources, own, column, p.numel(), width, a, b))
             place, column = place + width, column + p.numel()
         rows = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-        return rows.transpose(0, 1).contiguous()
+        return _copied(rows.transpose(0, 1))
 
     def _of_all(
         self,
@@ -178,6 +181,11 @@ def cut(bucket: Bucket, rank: int, size: int) -> Cut:
 def _starts(parameters: Sequence[nn.Parameter]) -> list[int]:
     """First columns of parameters, and the end of the last."""
     return torch.tensor([0, *(p.numel() for p in parameters)]).cumsum(0).tolist()
+
+
+def _copied(rows: Tensor) -> Tensor:
+    """Copy, in any case: where a rank has one task, or is alone, a transpose is contiguous."""
+    return rows.clone(memory_format=torch.contiguous_format)
 
 
 def _zeros(own: int, columns: int, bucket: Bucket) -> Tensor:

@@ -26,7 +26,9 @@ rank that fails tells the others why, and one that is gone is named.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -37,7 +39,7 @@ from gradvac.engine.buckets import Source, buckets_of
 from gradvac.engine.collect import Collector
 from gradvac.engine.exchange import Exchange
 from gradvac.engine.groups import ParameterGroup
-from gradvac.engine.ranks import BUCKET, Ranks, Wait
+from gradvac.engine.ranks import Ranks, Wait, bucket_of, on_host
 from gradvac.engine.sharded import Shards
 from gradvac.engine.step import Step
 from gradvac.errors import GradientError
@@ -128,33 +130,78 @@ class RankCollector(Collector):
         super().clear()
 
 
-def add_gradients(ranks: Ranks, parameters: Sequence[nn.Parameter]) -> None:
-    """Add ``p.grad`` up over the ranks: plain training, without a method or a wrapper.
+class Reduction:
+    """Adds ``p.grad`` up over the ranks: plain training, without a method or a wrapper.
 
-    A parameter that no rank used keeps ``p.grad = None``. Bitwise the same on all ranks.
+    Begins while the backward pass goes on, with the parameters that it comes to first, which are
+    taken to be the last ones. A rank without samples has nothing to wait for. A parameter that no
+    rank used keeps ``p.grad = None``. Bitwise the same on all ranks.
+
+    Args:
+        ranks: all of them make the same steps.
+        parameters: those of the model, in the same order on all ranks.
     """
-    used = torch.tensor([float(p.grad is not None) for p in parameters])
-    used = used.to(parameters[0].device)
-    ranks.sum(used)()
-    shared = [p for p, n in zip(parameters, used.tolist(), strict=True) if n]
-    waiting: list[tuple[list[nn.Parameter], Tensor, Wait]] = []
-    bucket: list[nn.Parameter] = []
-    for n, p in enumerate(shared, start=1):
-        bucket.append(p)
-        after = shared[n] if n < len(shared) else None
-        full = sum(p.numel() for p in bucket) >= ranks.bucket
-        if full or after is None or (after.dtype, after.device) != (p.dtype, p.device):
-            flat = torch.cat([_gradient(p).reshape(-1) for p in bucket])
-            waiting.append((bucket, flat, ranks.sum(flat)))
-            bucket = []
-    for members, flat, wait in waiting:
-        wait()
-        for p, piece in zip(members, flat.split([p.numel() for p in members]), strict=True):
-            p.grad = piece.view(p.shape)
+
+    def __init__(self, ranks: Ranks, parameters: Sequence[nn.Parameter]) -> None:
+        self.ranks = ranks
+        self.parameters = [p for p in parameters if p.requires_grad]
+        given = ranks.bucket
+        size = given if isinstance(given, int) else given(_numel(self.parameters))
+        self.buckets: list[list[nn.Parameter]] = [[]]
+        for p in reversed(self.parameters):
+            last = self.buckets[-1]
+            alike = not last or (last[0].dtype, last[0].device) == (p.dtype, p.device)
+            if _numel(last) >= size or not alike:
+                self.buckets.append([])
+            self.buckets[-1].append(p)
+        self._waits: list[tuple[Tensor, Wait]] = []
+        self._missing: list[set[int]] = []
+
+    @contextmanager
+    def during(self) -> Iterator[None]:
+        """Send what is complete while the last backward pass of the step, inside, goes on."""
+        self._missing = [{id(p) for p in bucket} for bucket in self.buckets]
+        hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in self.parameters]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _arrived(self, p: Tensor) -> None:
+        for missing in self._missing:
+            missing.discard(id(p))
+        while len(self._waits) < len(self.buckets) and not self._missing[len(self._waits)]:
+            self._launch()
+
+    def _launch(self) -> None:
+        bucket = self.buckets[len(self._waits)]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        self._waits.append((flat, self.ranks.sum(flat)))
+
+    def finish(self) -> None:
+        """Send the rest, and put the sums into ``p.grad``."""
+        while len(self._waits) < len(self.buckets):
+            self._launch()
+        waits, self._waits = self._waits, []
+        used = torch.tensor([float(p.grad is not None) for p in self.parameters])
+        used = self.ranks.on_device(used, self.parameters[0].device)
+        found = on_host([(self.ranks.sum(used), used)])[0].tolist()
+        anywhere = {id(p) for p, n in zip(self.parameters, found, strict=True) if n}
+        for bucket, (flat, wait) in zip(self.buckets, waits, strict=True):
+            wait()
+            pieces = flat.split([p.numel() for p in bucket])
+            for p, piece in zip(bucket, pieces, strict=True):
+                p.grad = piece.view(p.shape) if id(p) in anywhere else None
 
 
-def _gradient(p: nn.Parameter) -> Tensor:
-    return torch.zeros_like(p) if p.grad is None else p.grad
+def _numel(parameters: Sequence[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+PLAIN_BUCKET = 25 * 2**20 // 4
+"""Numbers that PyTorch's data parallel training sends at once by default."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +216,10 @@ class Cost:
         plain: what plain data parallel training sends, for comparison.
         held: the slices of the gradients of all tasks that it keeps until they can be combined,
             and the gradients of its own tasks that are under way.
+        messages: how many it sends, one after the other, a collective being a round of R - 1, and
+            of 2 (R - 1) where numbers are summed.
+        plain_messages: how many plain data parallel training sends.
+        waits: how often the host waits for the device, to decide groups; at most.
     """
 
     exchanged: float
@@ -176,6 +227,9 @@ class Cost:
     small: float
     plain: float
     held: float
+    messages: int
+    plain_messages: int
+    waits: int
 
     @property
     def sent(self) -> float:
@@ -192,6 +246,7 @@ def cost(
     largest_group: int | None = None,
     itemsize: int = 4,
     sharded: bool = False,
+    bucket: int | None = None,
 ) -> Cost:
     """Return what one rank sends in a step and holds for it.
 
@@ -210,10 +265,24 @@ def cost(
         largest_group: parameters of the largest; that of one of equal size by default.
         itemsize: bytes of a number; gradients of tasks are float32 at least.
         sharded: whether parameters are, by ``fully_shard``; they are taken to travel as wide.
+        bucket: numbers of a bucket; by default those the engine chooses.
     """
     slice_ = parameters * (ranks - 1) / ranks * itemsize
     largest = largest_group or parameters / groups
     small = 2 * (ranks - 1) / ranks * groups * tasks * (tasks + 1) * 8 + (ranks - 1) * 1024
-    held = (tasks * largest / ranks + tasks_per_rank * (largest + 2 * BUCKET)) * itemsize
+    size = min(bucket or bucket_of(parameters, ranks), parameters)
+    held = (tasks * largest / ranks + tasks_per_rank * (largest + 2 * size)) * itemsize
     gathered = 2 * slice_ if sharded else slice_
-    return Cost(tasks_per_rank * slice_, gathered, small, gathered + slice_, held)
+    buckets, plain = math.ceil(parameters / size), math.ceil(parameters / PLAIN_BUCKET)
+    # Exchanged, summed and gathered, or the parameters gathered twice; one message of the hosts.
+    messages = (buckets * (5 if sharded else 4) + 1) * (ranks - 1)
+    return Cost(
+        exchanged=tasks_per_rank * slice_,
+        gathered=gathered,
+        small=small,
+        plain=gathered + slice_,
+        held=held,
+        messages=messages,
+        plain_messages=plain * (3 if sharded else 2) * (ranks - 1),
+        waits=min(groups, buckets),
+    )

@@ -13,7 +13,8 @@ gradients does where every rank has all tasks, and what plain data parallel trai
 every rank has one.
 
 A bucket goes through these stages while the backward pass computes the next ones. The stages of
-all buckets are entered in the same order on all ranks, whenever the gradients come.
+all buckets are entered in the same order on all ranks, whenever the gradients come. The host waits
+for the device where groups are decided, once for all buckets that end there, and nowhere else.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from gradvac.engine.cuts import Cut
 from gradvac.engine.cuts import cut as cut_of
 from gradvac.engine.gram import doubtful, full_precision, inner
 from gradvac.engine.groups import ParameterGroup
-from gradvac.engine.ranks import Ranks, Wait
+from gradvac.engine.ranks import Ranks, Wait, on_host
 from gradvac.engine.step import Step
 from gradvac.errors import NotFiniteError
 from gradvac.methods import Method
@@ -45,7 +46,7 @@ class _Round:
     width: int
     rows: Tensor  # what is received, then the gradients of all tasks [K, width], then combined
     wait: Wait
-    guilty: Tensor | None = None  # by rank: 1 if it sent what is not finite; known once summed
+    largest: Tensor | None = None  # magnitude by segment and sender's task, known once added up
 
 
 @dataclass
@@ -55,10 +56,15 @@ class _UnderWay:
     bucket: Bucket
     cut: Cut
     rounds: list[_Round]
-    used: Tensor  # by parameter: how many ranks used it, once summed
+    used: Tensor  # by parameter: how many ranks used it, once decided
     numbers: Tensor | None = None  # what is summed over the ranks
     wait: Wait | None = None
     decided: bool = False
+
+    def summed(self) -> tuple[Wait, Tensor]:
+        """Return what is summed over the ranks, and the wait for it."""
+        assert self.wait is not None and self.numbers is not None
+        return self.wait, self.numbers
 
 
 class Exchange:
@@ -93,10 +99,15 @@ class Exchange:
         self._ends = [sorted(g for g in ends if ends[g] == n) for n in range(len(buckets))]
         n_tasks, n_groups = len(agreed.tasks), len(groups)
         self._gram = torch.zeros(n_groups, n_tasks, n_tasks, dtype=torch.float64)
-        self._nonzero = torch.zeros(n_groups, n_tasks, dtype=torch.float64)
-        self._guilty = torch.zeros(ranks.size, dtype=torch.float64)
         self._weights: dict[int, Tensor] = {}
-        self._positions = [torch.tensor(rows, dtype=torch.int64) for rows in agreed.rows]
+        self._unread: list[_UnderWay] = []  # settled, but for what the host has not read
+        # Each rank sends a row for each of its tasks: the task and the sender of all rows.
+        self._counts = [len(rows) for rows in agreed.rows]
+        self._task = torch.tensor([k for rows in agreed.rows for k in rows], dtype=torch.int64)
+        self._sender = torch.arange(ranks.size).repeat_interleave(torch.tensor(self._counts))
+        self._apart = torch.equal(self._task, torch.arange(n_tasks))  # each task is on one rank
+        self._places = ranks.on_device(self._task, buckets[0].device).split(self._counts)
+        self._largest = torch.zeros(n_groups, len(self._task), dtype=torch.float64)
 
     def launch(self, sources: Sequence[Source], used: Sequence[bool]) -> None:
         """Send the gradients of the next bucket, and bring the ones before it one stage on.
@@ -113,9 +124,9 @@ class Exchange:
         rounds = []
         for start, stop in cut.rounds(at_once):
             if rounds:  # what is over the budget together is not held together
-                self._reduce(rounds[-1])
+                self._reduce(rounds[-1], bucket, cut)
             rounds.append(self._send(cut, sources, start, stop))
-        here = torch.tensor(used, dtype=torch.float64, device=bucket.device)
+        here = self.ranks.on_device(torch.tensor(used, dtype=torch.float64), bucket.device)
         self._under_way.append(_UnderWay(bucket, cut, rounds, here))
         if self.launched > 1:
             self._measure()
@@ -150,75 +161,76 @@ class Exchange:
 
     def _send(self, cut: Cut, sources: Sequence[Source], start: int, stop: int) -> _Round:
         """Send this rank's gradients of some places, and begin to receive a slice of them."""
-        own = len(self.agreed.rows[self.ranks.rank])
-        rows = cut.rows(sources, own, start, stop)
+        rows = cut.rows(sources, self._counts[self.ranks.rank], start, stop)
         width = rows.shape[2]
-        counts = [len(positions) for positions in self.agreed.rows]
-        return _Round(start, stop, width, *self.ranks.exchange(rows, counts, width))
+        return _Round(start, stop, width, *self.ranks.exchange(rows, self._counts, width))
 
-    def _reduce(self, part: _Round) -> Tensor:
-        """Add up what the ranks sent for the same task, in their order; return who is guilty."""
+    def _reduce(self, part: _Round, bucket: Bucket, cut: Cut) -> Tensor:
+        """Add up what the ranks sent for the same task, in their order.
+
+        Returns the largest magnitude that each sent: zero of what is all zeros, and not finite of
+        what is not.
+        """
         part.wait()
-        n_tasks = len(self.agreed.tasks)
-        received = part.rows.split([len(positions) for positions in self._positions])
-        if torch.equal(torch.cat(self._positions), torch.arange(n_tasks)):
-            shard = part.rows  # each task is on one rank
-        else:
-            shard = part.rows.new_zeros(n_tasks, part.width)
-            for positions, rows in zip(self._positions, received, strict=True):
-                shard.index_add_(0, positions.to(shard.device), rows)  # positions differ: exact
-        part.guilty = torch.zeros(self.ranks.size, dtype=torch.float64)
-        if not bool(shard.sum().isfinite()):
-            for r, rows in enumerate(received):
-                part.guilty[r] = float(not bool(rows.isfinite().all()))
-        scale = self.step.loss_scale
-        part.rows = shard if scale == 1.0 else shard.mul_(1 / scale)
-        return part.guilty
+        columns = [cut.columns(segment, part.start, part.stop) for segment in bucket.segments]
+        part.largest = torch.stack([_largest(part.rows[:, own]) for own in columns])
+        if not self._apart:
+            shard = part.rows.new_zeros(len(self.agreed.tasks), part.width)
+            received = part.rows.split(self._counts)
+            for places, rows in zip(self._places, received, strict=True):
+                shard.index_add_(0, places.to(shard.device), rows)  # places differ: exact
+            part.rows = shard
+        if self.step.loss_scale != 1.0:
+            part.rows.mul_(1 / self.step.loss_scale)
+        return part.largest
 
     def _measure(self) -> None:
         """Begin to add up over the ranks the inner products of the next bucket."""
         way = self._under_way[self._measured]
         self._measured += 1
-        guilty = torch.zeros(self.ranks.size, dtype=torch.float64)
-        for part in way.rounds:
-            guilty += self._reduce(part) if part.guilty is None else part.guilty
-        grams, nonzero = [], []
-        for segment in way.bucket.segments:
-            rows = self._rows(way, segment)
-            grams.append(self._inner(rows, torch.float32))
-            found = grams[-1].diagonal() != 0  # NaN too
-            for k in (~found).nonzero().flatten().tolist():
-                found[k] = any(bool(r[k].any()) for r in rows)
-            nonzero.append(found.double())
-        flat = [guilty.to(way.used.device), *(gram.flatten() for gram in grams), *nonzero]
-        way.numbers = torch.cat([way.used, *flat])
+        found = [
+            self._reduce(part, way.bucket, way.cut) if part.largest is None else part.largest
+            for part in way.rounds
+        ]
+        largest = torch.stack(found).sum(0)
+        rows = [self._rows(way, segment) for segment in way.bucket.segments]
+        grams = torch.stack([self._inner(each, torch.float32) for each in rows])
+        way.numbers = torch.cat([way.used, largest.double().flatten(), grams.flatten()])
         way.wait = self.ranks.sum(way.numbers)
 
     def _settle(self) -> None:
         """Decide the groups that end with the next bucket, combine and begin to gather them."""
         way, ends = self._under_way[self._settled], self._ends[self._settled]
         self._settled += 1
-        assert way.wait is not None and way.numbers is not None
-        way.wait()
-        n, k = len(way.bucket.segments), len(self.agreed.tasks)
-        sizes = [len(way.used), self.ranks.size, n * k * k, n * k]
-        way.used, guilty, grams, nonzero = way.numbers.cpu().split(sizes)
-        self._guilty += guilty
-        parts = zip(way.bucket.segments, grams.view(n, k, k), nonzero.view(n, k), strict=True)
-        for segment, gram, found in parts:
-            self._gram[segment.group] += gram
-            self._nonzero[segment.group] += found
-        if ends:
-            self._decide(ends)
+        self._unread.append(way)
+        if not ends:
+            return
+        self._read(self._unread)
+        self._unread = []
+        self._decide(ends)
         for other in self._under_way[: self._settled]:
             if not other.decided and all(s.group in self._weights for s in other.bucket.segments):
                 self._combine(other)
+
+    def _read(self, ways: Sequence[_UnderWay]) -> None:
+        """Take over what was added up of some buckets."""
+        k, sent = len(self.agreed.tasks), len(self._task)
+        for way, numbers in zip(ways, on_host([way.summed() for way in ways]), strict=True):
+            n = len(way.bucket.segments)
+            way.used, largest, grams = numbers.split([len(way.used), n * sent, n * k * k])
+            parts = zip(
+                way.bucket.segments, grams.view(n, k, k), largest.view(n, sent), strict=True
+            )
+            for segment, gram, found in parts:
+                self._gram[segment.group] += gram
+                self._largest[segment.group] += found
 
     def _decide(self, ends: Sequence[int]) -> None:
         """Ask the method for the weights of some groups, whose inner products are complete."""
         for g in ends:
             numel = sum(p.numel() for p in self.groups[g].parameters)
-            nonzero = lambda suspects, g=g: bool(self._nonzero[g][suspects].any())
+            sent = self._task[self._largest[g] != 0]
+            nonzero = lambda suspects, sent=sent: bool(torch.isin(suspects, sent).any())
             if doubtful(self._gram[g], numel, nonzero):
                 self._gram[g] = self._again(g)
         names = tuple(self.groups[g].name for g in ends)
@@ -240,7 +252,8 @@ class Exchange:
             self.step.failed_alike = True
             raise
         self.step.reports.append(report)
-        self._weights |= dict(zip(ends, report.weights, strict=True))
+        weights = self.ranks.on_device(report.weights, self.buckets[0].device)
+        self._weights |= dict(zip(ends, weights, strict=True))
 
     def _again(self, group: int) -> Tensor:
         """Inner products of a group with float64 products throughout."""
@@ -250,13 +263,12 @@ class Exchange:
             for segment in way.bucket.segments:
                 if segment.group == group:
                     total += self._inner(self._rows(way, segment), torch.float64)
-        self.ranks.sum(total)()
-        return total.cpu()
+        return on_host([(self.ranks.sum(total), total)])[0]
 
     def _culprits(self, task: str) -> str:
         """Say on which ranks something was not finite."""
         ranks = [self.agreed.bad[task]] if task in self.agreed.bad else []
-        ranks = ranks or self._guilty.nonzero().flatten().tolist()
+        ranks = ranks or self._sender[~self._largest.sum(0).isfinite()].unique().tolist()
         if not ranks and task in self.agreed.tasks:
             position = self.agreed.tasks.index(task)
             ranks = [r for r, rows in enumerate(self.agreed.rows) if position in rows]
@@ -282,3 +294,10 @@ class Exchange:
     def _inner(self, rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         with full_precision(rows[0].device.type):
             return torch.stack([inner(r, dtype) for r in rows]).sum(0)
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """Return the largest magnitude in each row of ``[n, columns]``; NaN of what holds one."""
+    if not rows.numel():
+        return rows.new_zeros(len(rows))
+    return torch.maximum(rows.amax(1), -rows.amin(1))

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import ctypes
 import json
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import timedelta
-from typing import Any
+import logging
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gradvac.engine.signs import Signs
 from gradvac.errors import RankError
 
-BUCKET = 2**21
-"""Numbers of a bucket's gradient, at least: 8 MiB for each task, chosen here.
+Found = TypeVar("Found")
+
+LATENCY = 2**16
+"""Numbers that a rank sends to one other in the time until the first of them arrives.
+
+Chosen here: 256 KiB, as 10 microseconds at 25 GB/s.
+"""
+
+MODERATE = 2**21
+"""Numbers of a bucket that are no matter of memory: 8 MiB for each task, chosen here.
 
 PyTorch's data parallel training sends 25 MiB at once.
 """
 
-_HEADER = 1024  # bytes that the ranks send each other before a step; longer messages take two turns
-ROLL_CALL = 20.0
-"""Seconds to wait for a sign of life once a rank seems gone: the others may be computing still."""
+_ROOM = 1024  # bytes of a message at first; a longer one takes two turns, and makes room for others
 
 
 class Ranks:
@@ -32,7 +40,8 @@ class Ranks:
 
     Args:
         group: the process group.
-        bucket: numbers of a gradient that travel together, at least.
+        bucket: numbers of a gradient that travel together, at least; by default chosen from the
+            size of the model and the number of ranks, see :func:`bucket_of`.
         budget: bytes of the gradients of all tasks that travel in one turn, at most.
 
     Attributes:
@@ -40,20 +49,30 @@ class Ranks:
         size: number of ranks R.
         sent: bytes sent by this rank, by kind, under the algorithms that move the least: R - 1
             slices of R of what is exchanged or gathered, twice that of what is summed.
+        beside: what to send along with the next message.
+        heard: what ranks sent along with messages, a list in their order for each such message.
         broken: why nothing more can be exchanged; empty while all is well.
         same: whether all ranks have been found to run the same.
         known: the last failure of this rank that the others know of.
     """
 
-    def __init__(self, group: dist.ProcessGroup, bucket: int = BUCKET, budget: int = 2**31) -> None:
-        self.group, self.bucket, self.budget = group, bucket, budget
+    def __init__(
+        self, group: dist.ProcessGroup, bucket: int | None = None, budget: int = 2**31
+    ) -> None:
+        self.group, self.budget = group, budget
+        self.bucket: int | Callable[[int], int] = bucket or self.bucket_of
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         if self.rank < 0:
             raise RankError("this process is not a member of the process group given to the engine")
+        self._control = _control(group)
+        self._room = _ROOM
+        self.beside: dict[str, Any] | None = None
+        self.heard: list[list[dict[str, Any]]] = []
         self.sent = {"exchange": 0, "gather": 0, "sum": 0, "messages": 0}
         self.broken = ""
         self.same = False
         self.known: BaseException | None = None
+        self.signs = Signs(dist.get_process_group_ranks(group), self.rank)
         on_gpu = "nccl" in dist.get_backend(group)
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else None
 
@@ -85,7 +104,7 @@ class Ranks:
         sizes = [count * columns for count in counts]
         own = [rows.shape[1] * columns] * self.size
         self._count("exchange", rows, (self.size - 1) / self.size)
-        with self._watched():
+        with self.watched():
             work = dist.all_to_all_single(
                 received.view(-1), rows.view(-1), sizes, own, self.group, async_op=True
             )
@@ -95,38 +114,53 @@ class Ranks:
         """Begin to receive the pieces ``[c]`` of all ranks, ``[R * c]``."""
         whole = piece.new_empty(self.size * len(piece))
         self._count("gather", piece, self.size - 1)
-        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        with self._watched():
-            work = all_gather(whole, piece, group=self.group, async_op=True)
+        with self.watched():
+            work = _all_gather(whole, piece, group=self.group, async_op=True)
         return whole, Wait(self, work, piece)
 
     def sum(self, values: Tensor) -> Wait:
         """Begin to add up ``values`` over the ranks, in place; bitwise the same on all of them."""
         self._count("sum", values, 2 * (self.size - 1) / self.size)
-        with self._watched():
+        with self.watched():
             work = dist.all_reduce(values, group=self.group, async_op=True)
         return Wait(self, work, values)
 
     def messages(self, message: dict[str, Any]) -> list[dict[str, Any]]:
-        """Exchange what JSON can hold; returns the messages of all ranks, in their order."""
-        data = json.dumps(message).encode()
-        first = len(data).to_bytes(8, "little") + data
-        turn = self._bytes(first[:_HEADER].ljust(_HEADER, b"\0"))
+        """Exchange what JSON can hold; returns the messages of all ranks, in their order.
+
+        They go from host to host, whatever device the gradients are on.
+        """
+        beside, self.beside = self.beside, None
+        data = json.dumps([message, beside]).encode()
+        turn = self._bytes((len(data).to_bytes(8, "little") + data)[: self._room])
         lengths = [int.from_bytes(each[:8], "little") for each in turn]
-        if max(lengths) > _HEADER - 8:
-            rest = self._bytes(data.ljust(max(lengths), b"\0"))
-            return [json.loads(each[:n]) for each, n in zip(rest, lengths, strict=True)]
-        return [json.loads(each[8 : 8 + n]) for each, n in zip(turn, lengths, strict=True)]
+        found = [each[8 : 8 + n] for each, n in zip(turn, lengths, strict=True)]
+        if max(lengths) > self._room - 8:
+            self._room = max(lengths) + 8
+            found = [each[:n] for each, n in zip(self._bytes(data), lengths, strict=True)]
+        said = [json.loads(each) for each in found]
+        if all(each[1] is not None for each in said):
+            self.heard.append([each[1] for each in said])
+        return [each[0] for each in said]
 
     def _bytes(self, data: bytes) -> list[bytes]:
-        own = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.device)
-        all_bytes, wait = self.gather(own)
-        self.sent["gather"] -= (self.size - 1) * len(data)
-        self.sent["messages"] += (self.size - 1) * len(data)
-        wait()
-        all_bytes = all_bytes.cpu()
-        found = ctypes.string_at(all_bytes.data_ptr(), len(all_bytes))
-        return [found[r * len(data) : (r + 1) * len(data)] for r in range(self.size)]
+        own = torch.frombuffer(bytearray(data.ljust(self._room, b"\0")), dtype=torch.uint8)
+        whole = own.new_empty(self.size * self._room)
+        self.sent["messages"] += (self.size - 1) * self._room
+        with self.watched():
+            _all_gather(whole, own, group=self._control)
+        found = ctypes.string_at(whole.data_ptr(), len(whole))
+        return [found[r * self._room : (r + 1) * self._room] for r in range(self.size)]
+
+    def bucket_of(self, parameters: int) -> int:
+        """Return the numbers of a bucket for a model of so many parameters."""
+        return bucket_of(parameters, self.size)
+
+    def on_device(self, values: Tensor, device: torch.device) -> Tensor:
+        """Bring values from the host to a device; the host does not wait for it."""
+        if device.type == "cuda":
+            return values.pin_memory().to(device, non_blocking=True)
+        return values.to(device, non_blocking=True)
 
     def _count(self, kind: str, values: Tensor, times: float) -> None:
         self.sent[kind] += round(values.numel() * values.element_size() * times)
@@ -142,7 +176,7 @@ class Ranks:
             )
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def watched(self) -> Iterator[None]:
         """Turn the failure of a collective into an error that names the ranks that are gone."""
         self.check()
         try:
@@ -151,8 +185,15 @@ class Ranks:
             raise self.lost(e) from e
 
     def lost(self, error: BaseException) -> RankError:
-        """Return the error that names who is to blame for the failure of a collective."""
-        self.broken = f"{self._missing()}: {str(error).splitlines()[0]}"
+        """Return the error that names who is to blame for the failure of a collective.
+
+        What the back end says of it goes to the log of ``gradvac``.
+        """
+        logging.getLogger("gradvac").info("rank %d: a collective failed: %s", self.rank, error)
+        self.broken = self.signs.missing() or (
+            "a rank did not answer in time, though all ranks are there: "
+            + (str(error).splitlines() or [type(error).__name__])[0]
+        )
         return RankError(
             f"{self.broken} (seen by rank {self.rank}); start all ranks again from the last "
             "checkpoint"
@@ -161,34 +202,38 @@ class Ranks:
     def leave(self, reason: str) -> None:
         """Say in the store why this rank gives up, where the others look once it is gone."""
         self.broken = reason
-        own = dist.get_process_group_ranks(self.group)[self.rank]
-        with suppress(RuntimeError):
-            dist.distributed_c10d._get_default_store().set(f"gradvac/failed/{own}", reason)
+        self.signs.leave(reason)
 
-    def _missing(self) -> str:
-        """Say which ranks failed, or show no sign of life in the store that all can reach."""
-        everyone = dist.get_process_group_ranks(self.group)
-        missing, left = [], ROLL_CALL
-        try:
-            store = dist.distributed_c10d._get_default_store()
-            for other in everyone:
-                if store.check([key := f"gradvac/failed/{other}"]):
-                    return f"rank {other} failed: {store.get(key).decode()}"
-            store.set(f"gradvac/alive/{everyone[self.rank]}", "1")
-            for other in everyone:
-                try:
-                    store.wait([f"gradvac/alive/{other}"], timedelta(seconds=left))
-                except RuntimeError:
-                    missing.append(other)
-                    left = 1.0  # the rest have had their time
-            if self.rank == 0:
-                time.sleep(1.0)  # this process may keep the store, and the others read it still
-        except RuntimeError:
-            return "a rank is gone, and with it the store of the ranks, which rank 0 may have kept"
-        if not missing:
-            return "a rank did not answer in time, though all ranks are there"
-        names = ", ".join(map(str, missing))
-        return f"rank {names} is gone" if len(missing) == 1 else f"ranks {names} are gone"
+    def first(self, act: Callable[[], Found]) -> Found | None:
+        """Let rank 0 act while the others wait, however long it takes; None on the others.
+
+        Raises:
+            RankError: on the others, if rank 0 fails or is gone.
+        """
+        self.check()
+        found = None
+        if self.rank == 0:
+            try:
+                found = act()
+            except BaseException as e:
+                self.leave(f"{type(e).__name__}: {e}")
+                raise
+        self._met(self.signs.meet(only_first=True))
+        return found
+
+    def meet(self) -> None:
+        """Wait for all ranks, however long they take.
+
+        Raises:
+            RankError: if one of them fails or is gone.
+        """
+        self.check()
+        self._met(self.signs.meet())
+
+    def _met(self, reason: str) -> None:
+        if reason:
+            self.broken = reason
+            raise RankError(f"{reason} (seen by rank {self.rank})")
 
 
 class Wait:
@@ -206,6 +251,54 @@ class Wait:
         if self._work is None:
             return
         work, self._work = self._work, None
-        with self._ranks._watched():
+        with self._ranks.watched():
             work.wait()
         self._alive = torch.empty(0)
+
+
+def on_host(found: Sequence[tuple[Wait, Tensor]]) -> list[Tensor]:
+    """Wait for collectives, once for all of them; return what they left in tensors on the host.
+
+    A GPU may have been given more to do since: that is not waited for.
+    """
+    device = found[0][1].device
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    with torch.cuda.stream(stream):  # None: nothing is changed
+        for wait, _ in found:
+            wait()
+        if device.type == "cpu":
+            return [values for _, values in found]
+        whole = torch.cat([values.reshape(-1) for _, values in found]).cpu()
+    pieces = whole.split([values.numel() for _, values in found])
+    return [p.view(values.shape) for p, (_, values) in zip(pieces, found, strict=True)]
+
+
+def bucket_of(parameters: int, ranks: int) -> int:
+    """Return the numbers of a bucket for P parameters on R ranks.
+
+    Buckets of B numbers cost P / B latencies, each of R messages, and what the last one sends is
+    hidden behind nothing: the sum is least at the root of P times what travels in R latencies. For
+    the sake of memory no more than a sixteenth of a large model.
+    """
+    return min(round(math.sqrt(parameters * ranks * LATENCY)), max(MODERATE, parameters // 16))
+
+
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+_CONTROL: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
+
+
+def _control(group: dist.ProcessGroup) -> dist.ProcessGroup:
+    """Return the group for what hosts tell each other: itself, or one of the same ranks by gloo.
+
+    Collectives of NCCL neither take tensors of the host nor raise when a rank is gone; its watchdog
+    ends the process some time later, without saying who it was.
+    """
+    if "cpu:" in dist.get_backend_config(group):
+        return group
+    if group not in _CONTROL:
+        members = dist.get_process_group_ranks(group)
+        made = dist.new_group(members, backend="gloo", use_local_synchronization=True)
+        assert isinstance(made, dist.ProcessGroup)
+        _CONTROL[group] = made
+    return _CONTROL[group]

@@ -39,7 +39,7 @@ class Shards:
         model: a model of which at least one module was given to ``fully_shard``.
 
     Raises:
-        GradientError: if parameters are not cut by rows over all ranks.
+        GradientError: if parameters are not cut by rows over all ranks, or not by ``fully_shard``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -62,6 +62,7 @@ class Shards:
                     self._unit_of[id(p)] = n
                     self._places[n] = modules[place[0]], place[1]
             unit.reshard()
+        refuse_cut((name, p) for name, p in model.named_parameters() if id(p) not in self._whole)
 
     def whole(self, parameter: nn.Parameter) -> nn.Parameter:
         """Return what a forward pass uses in place of a parameter; itself if it is not sharded."""
@@ -145,9 +146,33 @@ class Shards:
                 hook.remove()
 
 
-def shards_of(model: object) -> Shards | None:
-    """Return the shards of a model; None if no module was given to ``fully_shard``."""
-    return Shards(model) if isinstance(model, nn.Module) and _units(model) else None
+def shards_of(model: nn.Module | Iterable[tuple[str, nn.Parameter]]) -> Shards | None:
+    """Return the shards of a model; None if no module was given to ``fully_shard``.
+
+    Raises:
+        GradientError: if parameters are DTensors and the engine cannot train them.
+    """
+    if isinstance(model, nn.Module) and _units(model):
+        return Shards(model)
+    refuse_cut(model.named_parameters() if isinstance(model, nn.Module) else model)
+    return None
+
+
+def refuse_cut(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse parameters that something else than ``fully_shard`` cut, as tensor parallelism does.
+
+    Their gradients are parts or sums of parts over ranks that work on the same samples.
+
+    Raises:
+        GradientError: if there is one.
+    """
+    for name, p in named:
+        if is_sharded(p):
+            raise GradientError(
+                f"parameter {name!r} is a DTensor placed as {tuple(p.placements)}, and "  # type: ignore[attr-defined]
+                "fully_shard did not make it: the engine cannot train with tensor or sequence "
+                "parallelism; give it a model without, or one sharded by fully_shard alone"
+            )
 
 
 def local_rows(parameter: Tensor) -> Tensor:

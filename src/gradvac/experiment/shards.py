@@ -17,7 +17,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gradvac.engine.sharded import as_shard, is_sharded, local_rows, shard_of
+from gradvac.engine.sharded import (
+    as_shard,
+    failure_of_a_collective,
+    is_sharded,
+    local_rows,
+    shard_of,
+)
 from gradvac.errors import RunError
 
 FOLDER = "shards"
@@ -27,7 +33,8 @@ FOLDER = "shards"
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors, each rank the rows that it holds; all ranks call it.
 
-    Raises OSError, on all ranks, when the disk of one of them is full or refuses.
+    Raises OSError, on all ranks, when the disk of one of them is full or refuses; RunError when
+    they could not be written for another reason.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -39,9 +46,9 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
             save(dict(tensors), storage_writer=writer)
     except CheckpointException as e:
         for error, _ in e.failures.values():
-            if isinstance(error, OSError):
+            if isinstance(error, OSError) or failure_of_a_collective(error):
                 raise error from e
-        raise
+        raise RunError(f"{folder}: shards that could not be written: {_reason(e)}") from e
 
 
 def read_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
@@ -89,8 +96,12 @@ def whole_tensors(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def rows_of(value: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's rows of a whole tensor, if what it is for is sharded."""
-    if not is_sharded(like):
+    """Return this rank's rows of a whole tensor, if what it is for is sharded.
+
+    What is in shards already stays as it is: cutting it would be a collective, and ranks resume
+    one after the other.
+    """
+    if not is_sharded(like) or is_sharded(value):
         return value
     rank = like.device_mesh.get_local_rank()  # type: ignore[attr-defined]
     return shard_of(value.to(local_rows(like).device, copy=True), like, rank)

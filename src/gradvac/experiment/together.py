@@ -13,10 +13,11 @@ from rich.console import Console
 from torch.distributed.rendezvous import rendezvous
 
 from gradvac.engine.ranks import Ranks
-from gradvac.errors import RankError
+from gradvac.engine.sharded import failure_of_a_collective
+from gradvac.errors import RankError, RecipeError
 
 # Until a rank that says nothing is given up. Chosen here: longer than a checkpoint of the others
-# takes, or the search of one for translations that the others are done with.
+# takes. What rank 0 prepares, or one of them searches for, has no limit: see `Ranks.meet`.
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -30,10 +31,14 @@ def joined(device: str) -> Iterator[Ranks]:
     """Be one of the ranks that torchrun started, on the ``device`` of a recipe.
 
     What fails here is told to the others, who wait for this rank and then see that it is gone.
+
+    Raises:
+        RecipeError: if the device is one GPU, or this machine has fewer than ranks.
+        RankError: if another rank is gone, whatever was waiting for it.
     """
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        _take_gpu(device)
     store, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
     # torchrun keeps one store for all its restarts: without a prefix of their own, ranks find the
     # addresses of those before them there, and wait for the dead.
@@ -45,11 +50,32 @@ def joined(device: str) -> Iterator[Ranks]:
     try:
         yield ranks
     except Exception as e:
+        # Not all that waits for other ranks is ours: fully_shard gathers, checkpoints are written.
+        if failure_of_a_collective(e) and not ranks.broken:
+            raise ranks.lost(e) from e
         if not isinstance(e, RankError):
             ranks.leave(f"{type(e).__name__}: {e}")
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _take_gpu(device: str) -> None:
+    """Let this rank use the GPU that is its own on this machine."""
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    if device not in ("auto", "cuda"):
+        raise RecipeError(
+            f"device: {device!r} on several ranks would put all of them on one GPU; use cuda, by "
+            "which each takes the one of its LOCAL_RANK, or CUDA_VISIBLE_DEVICES to choose among "
+            "GPUs"
+        )
+    if own >= torch.cuda.device_count():
+        raise RecipeError(
+            f"device: {device!r} and LOCAL_RANK {own}, and PyTorch sees "
+            f"{torch.cuda.device_count()} GPUs here; start as many ranks on a machine as it has "
+            "GPUs, or use device: cpu"
+        )
+    torch.cuda.set_device(own)
 
 
 @contextmanager
@@ -73,5 +99,6 @@ def gathered(ranks: Ranks | None, found: Mapping[int, str]) -> dict[int, str]:
     """Join what the ranks found, by number."""
     if ranks is None:
         return dict(found)
+    ranks.meet()  # a search takes as long as it takes
     said = ranks.messages({"found": {str(n): text for n, text in found.items()}})
     return {int(n): text for message in said for n, text in message["found"].items()}

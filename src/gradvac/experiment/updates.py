@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradvac.engine import Engine, StepReport
+from gradvac.engine.ranks import Ranks
 from gradvac.errors import GradientError, NotFiniteError
 from gradvac.experiment import replay
 from gradvac.experiment.build import build_method
@@ -40,10 +41,10 @@ class Updates:
     """The optimizer and the method of a job, and what they did since the last line of the log.
 
     ``step`` is the number of updates made or skipped. What goes to the run's folder goes through
-    ``outbox``.
+    ``outbox``. The engine trains with ``ranks``, if there are any.
     """
 
-    def __init__(self, job: Job, outbox: Outbox) -> None:
+    def __init__(self, job: Job, outbox: Outbox, ranks: Ranks | None = None) -> None:
         self.job, self.recipe, self.model, self.outbox = job, job.recipe, job.model, outbox
         training, section = self.recipe.training, self.recipe.method
         self.names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
@@ -56,7 +57,11 @@ class Updates:
         )
         self.method = build_method(section, dict(job.levels), self.recipe.seed)
         self.engine = self.method and Engine(
-            self.model, self.method, section.granularity, engine=section.engine
+            self.model,
+            self.method,
+            section.granularity,
+            engine=section.engine,
+            process_group=ranks,
         )
         self.record = GramRecord(job.folder / "geometry")
         self.step, self.window = 0, Window.empty()

@@ -231,19 +231,30 @@ class BatchPlan:
         same number of target tokens of as few tasks as that allows, a stretch of the batch. With
         more ranks than sentences some shares are empty.
         """
+        task, sentence = self._chosen(step)
+        own = slice(rank, None, world)
+        if together and len(task) >= world:
+            cuts = [0, *_cuts(self._lengths(task, sentence), world), len(task)]
+            own = slice(cuts[rank], cuts[rank + 1])
+        return collate(self.corpus, self.tasks, task[own], sentence[own])
+
+    def target_tokens(self, step: int) -> int:
+        """Target tokens of the whole batch of ``step``, without building it."""
+        return int(self._lengths(*self._chosen(step)).sum())
+
+    def _chosen(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Task and sentence of each pair of a batch."""
         while self._starts[-1] <= step:
             self._add_pool()
         number = bisect_right(self._starts, step) - 1
         if self._cut[0] != number:
             self._cut = (number, self._draw(number))
-        task, sentence = self._cut[1][step - self._starts[number]]
-        own = slice(rank, None, world)
-        if together and len(task) >= world:
-            sides = {t: self.corpus[self.tasks[t]].target for t in np.unique(task).tolist()}
-            lengths = np.concatenate([s.lengths_of(sentence[task == t]) for t, s in sides.items()])
-            cuts = [0, *_cuts(lengths, world), len(task)]  # tasks are in order
-            own = slice(cuts[rank], cuts[rank + 1])
-        return collate(self.corpus, self.tasks, task[own], sentence[own])
+        return self._cut[1][step - self._starts[number]]
+
+    def _lengths(self, task: np.ndarray, sentence: np.ndarray) -> np.ndarray:
+        """Target tokens of pairs, whose tasks are in order."""
+        sides = {t: self.corpus[self.tasks[t]].target for t in np.unique(task).tolist()}
+        return np.concatenate([s.lengths_of(sentence[task == t]) for t, s in sides.items()])
 
     def _rng(self, *what: int) -> np.random.Generator:
         return np.random.default_rng([self.seed, *what])

@@ -30,19 +30,20 @@ def active_edits(subject: Subject) -> list[Picture]:
     if not known.any():
         raise Missing("a record of what PCGrad would have edited")
     steps = np.array(counts.steps)[known].tolist()
-    panels = []
+    panels, rows = [], []
     for number, (title, made) in enumerate((("PCGrad", counts.pcgrad), ("GradVac", counts.edits))):
-        share = 100 * made.sum(1)[known] / compared[known]
-        line = Line("", steps, share.tolist(), number)
-        panels.append(Panel([line], "ordered pairs edited, %", title, zero=True))
+        edited = made.sum(1)[known]
+        line = Line("", steps, edited.tolist(), number)
+        panels.append(Panel([line], "ordered pairs edited", title, zero=True))
+        share = 100 * edited / compared[known]
+        rows += [(title, *each) for each in zip(steps, share.tolist(), line.y, strict=True)]
     total = [np.nansum(a[known]) for a in (counts.pcgrad, counts.edits, counts.comparisons)]
     caption = (
-        f"Ordered pairs of task gradients edited, of those compared, in all {len(counts.groups)} "
-        f"parameter groups: by PCGrad on the same gradients ({total[0] / total[2]:.1%} of all) "
-        f"and by GradVac ({total[1] / total[2]:.1%})."
+        f"Ordered pairs of task gradients edited in a step, in all {len(counts.groups)} parameter "
+        f"groups: by PCGrad on the same gradients ({total[0] / total[2]:.1%} of the pairs "
+        f"compared) and by GradVac ({total[1] / total[2]:.1%})."
     )
-    rows = [(p.title, s, y) for p in panels for s, y in zip(steps, p.lines[0].y, strict=True)]
-    header = ("method", "step", "percent_of_pairs")
+    header = ("method", "step", "percent_of_pairs", "pairs")
     return [Picture("gradvac-fig-03-active-edits", caption, line_panels(panels), header, rows)]
 
 

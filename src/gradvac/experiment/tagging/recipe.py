@@ -141,7 +141,9 @@ class EncoderSection(Section):
 
     def placed(self, place: Place) -> EncoderSection:
         """The same with a folder made absolute: a name that is no folder here is the hub's."""
-        folder = Path(place(self.encoder))
+        from gradvac.experiment.recipe import resolve  # which knows of this module
+
+        folder = resolve(place(self.encoder))
         if (folder / "best" / "config.json").exists():
             folder /= "best"
         return self.model_copy(update={"encoder": str(folder) if folder.is_dir() else self.encoder})

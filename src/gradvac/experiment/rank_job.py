@@ -1,0 +1,103 @@
+"""The part of a translation job that one of several ranks has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.distributed import cost
+from gradvac.engine.ranks import Ranks
+from gradvac.errors import RecipeError
+from gradvac.experiment.prepare import Prepared
+from gradvac.experiment.recipe import Recipe
+from gradvac.experiment.shards import shard_model
+from gradvac.experiment.translation_job import TranslationJob
+from gradvac.translation.batches import Batch
+
+SHARDS_FROM = (2, 9)
+"""The first torch whose HuggingFaceStorageWriter has ``save_distributed``; 2.8 has the rest."""
+
+
+class SharedJob(TranslationJob):
+    """Translation on this rank's part of each batch: a stretch of it, so that it has few tasks."""
+
+    def __init__(self, prepared: Prepared, ranks: Ranks) -> None:
+        super().__init__(prepared)
+        self.ranks, self.sharded = ranks, self.recipe.training.shard
+        if self.sharded:
+            check_shard(prepared.recipe)
+            layers = [*self.model.encoder.layers, *self.model.decoder.layers]
+            shard_model(self.model, layers, self.device)
+
+    def batch(self, number: int) -> Batch:
+        """Return this rank's sentence pairs, perhaps none."""
+        return self.balance.plan(number, self.ranks.rank, self.ranks.size, together=True)
+
+    def tokens(self, number: int) -> int:
+        """Return the target tokens of a batch on all ranks together."""
+        return self.balance.plan.target_tokens(number)
+
+    def stand_in(self, number: int) -> Batch:
+        """Return a sentence pair of a batch, for a rank that has none and gathers with the rest."""
+        return self.balance.plan(number).first(1)
+
+    def validation_batches(self, tasks: tuple[str, ...]) -> Iterator[tuple[int, Batch, bool]]:
+        """Every R-th batch; ranks that gather parameters together make equally many passes."""
+        batches = list(super().validation_batches(tasks))
+        for start in range(0, len(batches), self.ranks.size):
+            n = start + self.ranks.rank
+            if n < len(batches):
+                yield batches[n]
+            elif self.sharded:
+                index, batch, _ = batches[start]
+                yield index, batch, False
+
+    def added_up(self, sums: Tensor) -> Tensor:
+        """Sums over the ranks."""
+        total = sums.to(self.ranks.device or sums.device)
+        self.ranks.sum(total)()
+        return total.to(sums.device)
+
+    def describe(self) -> list[str]:
+        """Add what the ranks send each other in a step."""
+        first = [
+            len(self.balance.plan(0, r, self.ranks.size, together=True).present)
+            for r in range(self.ranks.size)
+        ]
+        all_tasks = len(self.balance.plan(0).present)
+        count = sum(p.numel() for p in self.model.parameters())
+        per_rank = sum(first) / len(first)
+        model = cost(count, self.ranks.size, all_tasks, per_rank, 1, sharded=self.sharded)
+        sent = model.sent if self.recipe.method.name != "joint" else model.plain
+        line = (
+            f"{self.ranks.size} ranks, {per_rank:.1f} of {all_tasks} directions on each in the "
+            f"first batch: a rank sends {sent / 1e6:,.1f} MB in a step, plain training "
+            f"{model.plain / 1e6:,.1f} MB"
+            + (f"; parameters in {self.ranks.size} shards" if self.sharded else "")
+        )
+        return [*super().describe(), line]
+
+
+def check_shard(recipe: Recipe) -> None:
+    """Refuse an old torch, and what has a rank make passes of its own: all gather together."""
+    if not _is_recent(torch.__version__):
+        raise RecipeError(
+            f"training.shard: true needs torch {'.'.join(map(str, SHARDS_FROM))} or newer, which "
+            f"writes checkpoints in shards; found {torch.__version__}"
+        )
+    if recipe.method.engine == "per_task" and recipe.method.name != "joint":
+        raise RecipeError(
+            "training.shard: true with method.engine: per_task, where a rank makes a forward pass "
+            "for each of its directions and another rank has others; use method.engine: single_pass"
+        )
+    if recipe.batches.sampling == "multidds_s":
+        raise RecipeError(
+            "training.shard: true with batches.sampling: multidds_s, which takes gradients of the "
+            "whole model on every rank; use temperature or unimax, or training.shard: false"
+        )
+
+
+def _is_recent(version: str) -> bool:
+    return tuple(int(part) for part in version.split(".")[:2]) >= SHARDS_FROM

@@ -1,0 +1,176 @@
+"""Updates that several ranks make together."""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+from gradvac.engine import Engine, StepReport
+from gradvac.engine.distributed import Reduction
+from gradvac.engine.ranks import Ranks
+from gradvac.errors import NotFiniteError
+from gradvac.experiment import replay
+from gradvac.experiment.disk import Outbox
+from gradvac.experiment.job import TaskBatch
+from gradvac.experiment.rank_job import SharedJob
+from gradvac.experiment.shards import whole
+from gradvac.experiment.updates import Updates
+from gradvac.translation.batches import Batch
+
+
+class RankUpdates(Updates):
+    """Updates that every rank makes alike, each from its part of the batch."""
+
+    def __init__(self, job: SharedJob, outbox: Outbox, ranks: Ranks) -> None:
+        super().__init__(job, outbox, ranks)
+        self.shared, self.ranks = job, ranks
+        self._tokens, self._loss = 0, 0.0
+        self._untold: dict[str, Any] = {}  # what this rank counted in the last step
+        self._last: TaskBatch | None = None  # of the step, with samples
+        plain = self.engine is None and not job.sharded
+        self._reduction = Reduction(ranks, list(self.model.parameters())) if plain else None
+
+    def make(self, learned: Any) -> tuple[int, str]:
+        """One update; the tokens all ranks saw, and what there is to tell.
+
+        What this rank counted goes to the others with a message of the next step.
+        """
+        window = self.window
+        nll, tokens, padding = dict(window.nll), dict(window.tokens), window.padding
+        _, note = super().make(learned)
+        window = self.window  # a skipped step brings the one before back
+        own = {
+            task: [window.nll[task] - nll.get(task, 0.0), window.tokens[task] - tokens.get(task, 0)]
+            for task in window.nll
+        }
+        self._untold = {"counted": own, "padding": window.padding - padding}
+        window.nll, window.tokens, window.padding = nll, tokens, padding
+        return self._tokens, note
+
+    def say(self, **also: Any) -> None:
+        """Send what is untold, and more, along with the next message."""
+        self.ranks.beside = self._untold | also
+
+    def hear(self) -> list[dict[str, Any]]:
+        """Count what the ranks said, in a message of its own if there has been none since."""
+        if self.ranks.beside is not None:
+            self.ranks.messages({})
+        heard, self.ranks.heard, window = self.ranks.heard, [], self.window
+        for said in heard:
+            for message in said:
+                for task, (sum_, count) in message.get("counted", {}).items():
+                    window.nll[task] = window.nll.get(task, 0.0) + sum_
+                    window.tokens[task] = window.tokens.get(task, 0) + count
+            window.padding += sum(m.get("padding", 0.0) for m in said) / self.ranks.size
+        return [message for said in heard for message in said]
+
+    def tell(self) -> None:
+        """Let the window be that of all ranks, before it is read."""
+        self.say()
+        self.hear()
+        self._untold = {}
+
+    def _gradient(self, batches: list[TaskBatch], tokens: int) -> tuple[float, float]:
+        """Set ``p.grad`` from the parts of all ranks; memory that runs out is not made up for."""
+        micro = self.recipe.batches.accumulate
+        first = self.step * micro
+        self._tokens = sum(self.shared.tokens(n) for n in range(first, first + micro))
+        self._last = next((batch for batch in reversed(batches) if len(batch.task)), None)
+        loss, norm = self._try(batches, self._tokens)
+        return (loss if self.engine else self._loss), norm
+
+    def _seed(self) -> None:
+        """Other dropout masks on each rank: its samples are others."""
+        seed = replay.step_seed(self.recipe.seed, self.step)
+        torch.manual_seed((seed + self.ranks.rank * 0x632BE59BD9B4E019) % 2**63)
+
+    def _backward_jointly(self, batch: TaskBatch, tokens: int) -> float:
+        self._seed()
+        if len(batch.task):
+            during = (
+                self._reduction.during if self._reduction and batch is self._last else nullcontext
+            )
+            with during():
+                return super()._backward_jointly(batch, tokens)
+        if self.shared.sharded:
+            (self.job.losses(self._stand_in(0))[0].sum() * 0).backward()
+        return 0.0
+
+    def _stand_in(self, micro: int) -> Batch:
+        number = self.step * self.recipe.batches.accumulate + micro
+        return self.shared.stand_in(number).to(self.job.device)
+
+    def _combine_tasks(self, engine: Engine, batches: list[TaskBatch], tokens: int) -> float:
+        self._seed()
+        report = None
+        present = [batch for batch in batches if len(batch.task)]
+        counts: dict[str, int] = {}
+        for batch in present:
+            for task, own in batch.counts.items():
+                counts[task] = counts.get(task, 0) + own
+        shares = {task: count / tokens for task, count in counts.items()}
+        if self.shared.sharded:
+            report = self._combine_shards(engine, batches, tokens, shares)
+        for batch in present if not self.shared.sharded else ():
+            if self.recipe.method.engine == "per_task":
+                for index in batch.present:
+                    loss, nll, _ = self.job.losses(batch.of_task(index))
+                    engine.accumulate({batch.tasks[index]: loss.sum() / tokens})
+                    self.window.add(batch.tasks[index], nll)
+                continue
+            with engine.tasks((batch.task, batch.tasks)):
+                loss, nll, rows = self.job.losses(batch)
+                if len(batches) == 1:
+                    report = engine.backward(loss / tokens, rows, step=self.step, shares=shares)
+                else:
+                    engine.accumulate(loss / tokens, rows)
+            self._count(batch, nll, rows)
+        report = report or engine.combine(step=self.step, shares=shares)
+        self.window.observe(report)
+        self._report = report
+        return float(report.losses.sum())
+
+    def _combine_shards(
+        self, engine: Engine, batches: list[TaskBatch], tokens: int, shares: dict[str, float]
+    ) -> StepReport:
+        """Make a pass for every batch, on a sentence that does not count where there is none."""
+        report: StepReport | None = None
+        for n, batch in enumerate(batches):
+            counts = bool(len(batch.task))
+            own: TaskBatch = batch if counts else self._stand_in(n)
+            for index in own.present:
+                shares.setdefault(own.tasks[index], 0.0)
+            with engine.tasks((own.task, own.tasks)):
+                loss, nll, rows = self.job.losses(own)
+                loss = loss / tokens
+                mask = torch.full_like(loss, float(counts))
+                if len(batches) > 1:
+                    engine.accumulate(loss, rows, mask)
+                else:
+                    report = engine.backward(loss, rows, mask, step=self.step, shares=shares)
+            if counts:
+                self._count(batch, nll, rows)
+        return report or engine.combine(step=self.step, shares=shares)
+
+    def _clip(self) -> float:
+        if self._reduction:
+            self._reduction.finish()
+        limit = self.recipe.training.clip or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        return float(whole(norm))
+
+    def _check_finite(self, loss: float, norm: float) -> None:
+        """Check the losses of all ranks, so that all of them skip a step or none."""
+        if self.engine:
+            return super()._check_finite(loss, norm)
+        losses = [message["loss"] for message in self.ranks.messages({"loss": loss})]
+        self._loss = sum(losses)
+        bad = [r for r, each in enumerate(losses) if not math.isfinite(each)]
+        if bad:
+            raise NotFiniteError(
+                f"the loss on rank {bad[0]} is not finite at step {self.step}; nothing was updated"
+            )
+        super()._check_finite(self._loss, norm)
