@@ -188,4 +188,5 @@ def case_of(func: Callable[..., Any], arguments: Any, role: Role) -> Case:
     model = Losses(Around(func, arguments, role), n)
     model.prepare(samples)
     tasks = [ORDER[i % len(ORDER)] for i in range(n)]
-    return Case(model, lambda m: m(*samples), tasks, {"inputs": samples, "batch_dim": role.dim})
+    options = {"inputs": samples, "batch_dim": role.dim}
+    return Case(model, lambda m: m(*samples), tasks, options, permutes=True)
