@@ -151,6 +151,9 @@ def test_the_command_writes_json_and_a_page(tmp_path, capsys):
     assert text == page(rows, used)
     for name in found:
         assert name in text and name in told
+    again = tmp_path / "again.md"
+    command.main(["--read", str(file), "--page", str(again)])
+    assert again.read_text() == text
 
 
 def test_the_page_marks_what_is_wrong():
