@@ -6,8 +6,10 @@ import pytest
 import torch
 from exactness import __main__ as command
 from exactness import models, operators, run
-from exactness.compare import WAYS, Case, TooLong, Unfit, examine, seconds, worst
+from exactness.compare import WAYS, examine, worst
+from exactness.reference import Case, Unfit
 from exactness.report import Row, page, read_json
+from exactness.run import TooLong, seconds
 from torch import nn
 
 import gradvac

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .compare import Case, Unfit
+from .reference import Case, Unfit
 
 MOST = 20  # samples in a batch
 ORDER = "bacabcab"  # of tasks

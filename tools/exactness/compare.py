@@ -3,45 +3,20 @@
 from __future__ import annotations
 
 import copy
-import math
-import random
-import signal
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 import gradvac
 from gradvac import GradientError, Method, PCGrad, StaticWeights, StepGeometry
 
+from .reference import Case, Reference, line_of, seed, separate
+
 WEIGHTS = {"a": 1.0, "b": 3.0, "c": 0.5}
 BEST_FIRST = ("exact", "falls back", "refused", "WRONG", "CRASH")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A model and a batch.
-
-    Attributes:
-        model: what is trained; it is copied for every run.
-        losses: the forward pass of such a copy, losses ``[B, ...]``.
-        tasks: the task of each of the B samples.
-        options: further arguments of ``engine.tasks``.
-        permutes: whether losses may stand in another order than samples. An engine that follows
-            the samples then knows better whose losses they are than their order says, and is
-            told the order where that makes a difference.
-    """
-
-    model: nn.Module
-    losses: Callable[[nn.Module], Tensor]
-    tasks: Sequence[str]
-    options: dict[str, Any] = field(default_factory=dict)
-    permutes: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,8 +46,6 @@ WAYS = (
     Way("budget=1000", PCGrad, "all_matrix", "", {"budget": 1000}),
     Way("passes=2", PCGrad, "whole_model", "", {"passes": 2}),
 )
-
-
 CHANGED = "exact if told by `rows` whose losses they are: samples change their order"
 QUICK = (WAYS[3], WAYS[4])
 
@@ -86,137 +59,13 @@ class Found:
     error: float = 0.0
 
 
-class Unfit(Exception):
-    """The case says nothing about the engine: it does not run in plain PyTorch either."""
-
-
-class TooLong(BaseException):
-    """A row takes longer than it may."""
-
-
-@contextmanager
-def seconds(limit: int) -> Iterator[None]:
-    """Raise :class:`TooLong` in what takes longer; in the main thread."""
-
-    def late(*_: Any) -> None:
-        raise TooLong(f"it takes longer than {limit} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(limit)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-HALF = (torch.bfloat16, torch.float16, torch.complex32)
-SINGLE = (torch.float32, torch.complex64)
-
-
-class Casts(TorchFunctionMode):
-    """Notes the fewest bytes of the numbers that carry a gradient: 8, 4 or 2."""
-
-    narrow = 8
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) and out.requires_grad and out.dtype in (*HALF, *SINGLE):
-            self.narrow = min(self.narrow, 2 if out.dtype in HALF else 4)
-        return out
-
-
-def seed() -> None:
-    """Set every source of random numbers that a forward pass may use."""
-    torch.manual_seed(1)
-    np.random.seed(1)
-    random.seed(1)
-
-
-@dataclass
-class Reference:
-    """The gradient of each task and parameter, by a backward pass of plain PyTorch for each."""
-
-    of: dict[str, list[Tensor]]
-    names: list[str]
-    losses: dict[str, float]
-    narrow: int
-
-    @property
-    def limits(self) -> tuple[float, float]:
-        """The error allowed, and below what part of the whole gradient nothing is relative.
-
-        A gradient that should be zero is rounding alone.
-        """
-        return {8: (1e-8, 1e-5), 4: (1e-3, 1e-3), 2: (0.05, 0.05)}[self.narrow]
-
-
-def separate(case: Case) -> Reference:
-    """Run the backward passes that the engine is compared with.
-
-    Raises:
-        Unfit: if plain PyTorch does not run the case, or not twice alike.
-    """
-    model = copy.deepcopy(case.model)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    parameters = [p for _, p in named]
-    try:
-        seed()
-        with Casts() as casts:
-            loss = case.losses(model)
-        if loss.shape[:1] != (len(case.tasks),):
-            raise Unfit(f"losses {list(loss.shape)} are not one for each sample")
-        found: dict[str, list[Tensor]] = {}
-        values = {}
-        for task in dict.fromkeys(case.tasks):
-            own = loss[torch.tensor([t == task for t in case.tasks])].sum()
-            values[task] = float(own.detach())
-            found[task] = _gradients(own, parameters, retain_graph=True)
-        joint = _gradients(loss.sum(), parameters)
-        seed()
-        with torch.no_grad():
-            again = case.losses(copy.deepcopy(case.model))
-    except Unfit:
-        raise
-    except Exception as e:
-        raise Unfit(_line(e)) from e
-    size = float(sum(g.abs().sum().double() for each in found.values() for g in each))
-    if not math.isfinite(size):
-        raise Unfit("its gradients are not finite")
-    if not size:
-        raise Unfit("its gradients are zero")
-    if not torch.equal(again, loss.detach()):
-        raise Unfit("with the same random numbers it gives other losses the second time")
-    sums = [torch.stack(each).double().sum(0) for each in zip(*found.values(), strict=True)]
-    apart = sum(float((a - b).abs().sum()) for a, b in zip(sums, joint, strict=True))
-    narrow = min(casts.narrow, 4) if apart > 1e-12 * size else casts.narrow
-    return Reference(found, [name for name, _ in named], values, narrow)
-
-
-def _gradients(
-    loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = False
-) -> list[Tensor]:
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=retain_graph, allow_unused=True)
-    return [
-        torch.zeros_like(p) if g is None else (g.to_dense() if g.is_sparse else g)
-        for g, p in zip(gradients, parameters, strict=True)
-    ]
-
-
-def _line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {' '.join(lines[0].split()) if lines else ''}"[:200]
-
-
 def run(case: Case, way: Way, reference: Reference, rows: Tensor | None = None) -> Found:
     """Take a step, or two, with the engine; say whether the last was right."""
     model = copy.deepcopy(case.model)
     try:
         engine = gradvac.Engine(model, way.method(), way.granularity, **way.options)
     except GradientError as e:
-        return Found("refused", _line(e))
+        return Found("refused", line_of(e))
     try:
         if way.first:
             tasks = ["a"] * len(case.tasks) if way.first == "one" else case.tasks
@@ -226,9 +75,9 @@ def run(case: Case, way: Way, reference: Reference, rows: Tensor | None = None) 
     except GradientError as e:
         if rows is None and "`rows`" in str(e):  # samples were lost before the loss: say it
             return run(case, way, reference, torch.arange(len(case.tasks)))
-        return Found("refused", _line(e))
+        return Found("refused", line_of(e))
     except Exception as e:
-        return Found("CRASH", _line(e))
+        return Found("CRASH", line_of(e))
     error, where = _errors(engine, model, report, way, reference)
     if not error <= reference.limits[0]:
         if rows is None and case.permutes:

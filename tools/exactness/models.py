@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .compare import Case, Unfit, Way, examine, worst
+from .compare import Way, examine, worst
+from .reference import Case, Unfit
 from .report import Row
 from .tiny import built, configured, perturbed
 
@@ -24,11 +25,11 @@ EXPERTS = ("eager", "batched_mm", "grouped_mm")
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the matrix has rows for: one, or one for each way of computing its experts.
+    """What the matrix has rows for: one, or one for each way of using it.
 
     Attributes:
         case: makes the model and a batch, given the way.
-        variants: returns the ways; imports the model, which takes time.
+        variants: returns the ways, "" for the only one; imports the model, which takes time.
     """
 
     name: str
@@ -204,8 +205,9 @@ def architectures() -> Iterator[Architecture]:
     """Yield all models of the matrix."""
     if find_spec("transformers") is not None:
         yield from transformers_models()
-    if find_spec("torchvision") is not None:
-        yield from torchvision_models()
+    for name in TORCHVISION:
+        case = partial(_picture_case, name)
+        yield Architecture(f"torchvision {name}", "vision", case, lambda: ("", "eval"))
 
 
 def rows(model: Architecture, ways: Sequence[Way]) -> Iterator[Row]:
@@ -243,33 +245,27 @@ def row(name: str, kind: str, case: Case, ways: Sequence[Way]) -> Row:
     return Row(name, kind, found.outcome, found.reason, error, way, counts, each_way, casts)
 
 
-def torchvision_models() -> Iterator[Architecture]:
-    """Yield what torchvision has as small as its constructors allow."""
+TORCHVISION: dict[str, Callable[[Any], nn.Module]] = {
+    "VisionTransformer": lambda of: of.VisionTransformer(32, 8, 2, 2, 16, 12, num_classes=5),
+    "SwinTransformer": lambda of: of.SwinTransformer(
+        [4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=5
+    ),
+    "ConvNeXt": lambda of: of.ConvNeXt(
+        [of.convnext.CNBlockConfig(8, 16, 1), of.convnext.CNBlockConfig(16, None, 1)],
+        num_classes=5,
+    ),
+    "DenseNet": lambda of: of.DenseNet(4, (1, 1), 8, 2, num_classes=5),
+    "ShuffleNetV2": lambda of: of.ShuffleNetV2([1, 1, 1], [8, 8, 16, 16, 16], 5),
+    "MNASNet": lambda of: of.MNASNet(0.1, num_classes=5),
+    "MobileNetV2": lambda of: of.MobileNetV2(5, 0.1, [[1, 8, 1, 1], [2, 8, 1, 2]], 4),
+}
+"""Models of torchvision, as small as their constructors allow, made from ``torchvision.models``."""
+
+
+def _picture_case(name: str, mode: str) -> Case:
     from torchvision import models  # pyright: ignore[reportMissingImports]
 
-    small: dict[str, Callable[[], nn.Module]] = {
-        "VisionTransformer": lambda: models.VisionTransformer(16, 4, 2, 2, 16, 12, num_classes=5),
-        "SwinTransformer": lambda: models.SwinTransformer(
-            [4, 4], 8, [1, 1], [2, 2], [2, 2], num_classes=5
-        ),
-        "ConvNeXt": lambda: models.ConvNeXt(
-            [models.convnext.CNBlockConfig(8, 16, 1), models.convnext.CNBlockConfig(16, None, 1)],
-            num_classes=5,
-        ),
-        "DenseNet": lambda: models.DenseNet(4, (1, 1), 8, 2, num_classes=5),
-        "ShuffleNetV2": lambda: models.ShuffleNetV2([1, 1, 1], [8, 8, 16, 16, 16], 5),
-        "MNASNet": lambda: models.MNASNet(0.1, num_classes=5),
-        "MobileNetV2": lambda: models.MobileNetV2(5, 0.1, [[1, 8, 1, 1], [2, 8, 1, 2]], 4),
-        "SqueezeNet": lambda: models.SqueezeNet("1_1", 5),
-    }
-    for name, make in small.items():
-        yield Architecture(f"torchvision {name}", "vision", partial(_picture_case, make))
-
-
-def _picture_case(make: Callable[[], nn.Module], _: str) -> Case:
     torch.manual_seed(0)
-    model = perturbed(make())
-    size = 16 if type(model).__name__ == "VisionTransformer" else 32
-    images = _draw(B, 3, size, size, seed=1)
-    labels = torch.arange(B) % 5
+    model = perturbed(TORCHVISION[name](models)).train(mode != "eval")
+    images, labels = _draw(B, 3, 32, 32, seed=1), torch.arange(B) % 5
     return Case(model, lambda m: F.cross_entropy(m(images), labels, reduction="none"), TASKS)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from .around import MOST, Role, case_of, tensors_of
-from .compare import BEST_FIRST, Case, Found, Unfit, Way, examine, weighted, worst
+from .compare import BEST_FIRST, Found, Way, examine, weighted, worst
+from .reference import Case, Unfit
 from .report import Row
 
 WAYS = (
@@ -25,7 +26,7 @@ WAYS = (
     Way("budget=1", weighted, "all_matrix", "", {"budget": 1}),
     Way("passes=2", weighted, "whole_model", "", {"passes": 2}),
 )
-SAMPLES = 2  # inputs of each operator
+SAMPLES, ROLES = (2, 1), (1000, 12)  # of each operator at most, in full and quick
 LARGEST = 3000  # numbers in the arguments of a sample; larger ones take long and show no more
 
 
@@ -107,20 +108,21 @@ def variants(op: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
         yield "in place: ", inplace
 
 
-def row(op: Any, count: int) -> Row:
-    """Try an operator in all roles."""
+def row(op: Any, quick: bool) -> Row:
+    """Try an operator in all roles; if ``quick``, in some of them."""
     name = title(op)
     if not op.supports_autograd or torch.float64 not in op.dtypes:
         return Row(name, "operator", "not tested", "it has no gradient")
     try:
-        samples = samples_of(op, count)
+        samples = samples_of(op, SAMPLES[quick])
     except Exception as e:
         return Row(name, "operator", "not tested", f"no sample inputs: {e}"[:150])
     found = Row(name, "operator", "not tested", "no sample input has two samples")
     for n, sample in enumerate(samples):
         arguments = ([sample.input, *sample.args], sample.kwargs)
         for prefix, func in variants(op):
-            for role in roles(tensors_of(arguments)):
+            tried = list(roles(tensors_of(arguments)))
+            for role in tried[:: -(-len(tried) // ROLES[quick]) or 1]:
                 if prefix and (n % 2 or not role.carries or role.pick or not role.samples):
                     continue
                 try:

@@ -116,7 +116,7 @@ names, each with six samples of three tasks in no order, dropout on. Models with
 each way of computing them; `grouped_mm` runs in float32. Each is run with unequal weights by
 matrix, with PCGrad on the whole model, a second time, after a first batch of one task, with a
 budget of 1,000 bytes and with two passes; the row shows the worst of these, and the largest error.
-Models of torchvision are tried where it is installed."""
+Models of torchvision are tried where that is installed, in training and in eval mode."""
 
 OPERATORS = """\
 The operators of torch's own list of operators with sample inputs

@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from . import models, operators
-from .compare import QUICK, WAYS, TooLong, seconds
+from .compare import QUICK, WAYS
 from .report import Row
 
 LIMIT = 180  # seconds a row may take: fifty times the median, so that a hang is seen
@@ -49,11 +50,30 @@ def rows_of(kind: str, quick: bool) -> list[Task]:
             (model.name, lambda model=model: models.rows(model, ways))
             for model in models.architectures()
         ]
-    count = 1 if quick else operators.SAMPLES
     return [
-        (operators.title(op), lambda op=op: [operators.row(op, count)])
+        (operators.title(op), lambda op=op: [operators.row(op, quick)])
         for op in operators.operators()
     ]
+
+
+class TooLong(BaseException):
+    """A row takes longer than it may."""
+
+
+@contextmanager
+def seconds(limit: int) -> Iterator[None]:
+    """Raise :class:`TooLong` in what takes longer; in the main thread."""
+
+    def late(*_: Any) -> None:
+        raise TooLong(f"it takes longer than {limit} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(limit)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @contextmanager
