@@ -107,8 +107,9 @@ With {versions}.
 | not tested | plain PyTorch does not run it either, or nobody knows a small model of it |
 
 Right means: no entry of a group's Gram matrix, and no parameter's combined gradient, is further
-from the separate passes than 1e-8 of its size. Where a model casts to float32 on the way (many
-norms do), it is 1e-3, and the row says so."""
+from the separate passes than 1e-8 of its size, or of a thousandth of the whole gradient's if it is
+smaller than that. Where a model computes in float32 on the way (many norms do), 1e-3 takes the
+place of 1e-8, and the row says so."""
 
 MODELS = """\
 Tiny configurations and random weights of every text, vision and audio model that transformers
