@@ -23,7 +23,9 @@ class OneTask(Method):
         return chosen.double().expand(len(geometry.groups), -1)
 
 
-def separate(model: nn.Module, losses: Losses, tasks: Sequence[str]) -> dict[str, list[Tensor]]:
+def separate(
+    model: nn.Module, losses: Losses, tasks: Sequence[str], granularity: str = "all_layer"
+) -> dict[str, list[Tensor]]:
     """Gradient of each task and parameter group, by autograd."""
     torch.manual_seed(1)
     loss, rows = losses()
@@ -33,7 +35,7 @@ def separate(model: nn.Module, losses: Losses, tasks: Sequence[str]) -> dict[str
     for n, task in enumerate(dict.fromkeys(tasks)):
         of_task = (loss * (owner == n)).sum()
         found[task] = []
-        for group in parameter_groups(model, "all_layer"):
+        for group in parameter_groups(model, granularity):
             gradients = torch.autograd.grad(
                 of_task, group.parameters, retain_graph=True, allow_unused=True
             )

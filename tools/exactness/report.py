@@ -1,0 +1,186 @@
+"""Rows of what was tried: as JSON, and as the page docs/exactness.md."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+OUTCOMES = ("exact", "falls back", "refused", "WRONG", "CRASH", "not tested")
+BAD = ("WRONG", "CRASH")
+
+
+@dataclass
+class Row:
+    """What an engine did with a model or an operator.
+
+    Attributes:
+        kind: "operator", or what sort of model.
+        outcome: the worst of all that was tried, one of ``OUTCOMES``.
+        reason: why it is not exact.
+        error: the largest relative error.
+        where: in which of the things tried, for operators also with which arguments.
+        counts: how many of the things tried had which outcome.
+        ways: the outcome of each way to use the engine; of an operator, of how many of each.
+        float32: whether numbers of less than float64 took part.
+    """
+
+    name: str
+    kind: str
+    outcome: str
+    reason: str = ""
+    error: float = 0.0
+    where: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    ways: dict[str, Any] = field(default_factory=dict)
+    float32: bool = False
+
+    @property
+    def line(self) -> str:
+        told = " ".join(f"{n} {outcome}," for outcome, n in self.counts.items()).rstrip(",")
+        why = f": {self.reason}" if self.reason else ""
+        where = f" [{self.where}]" if self.outcome in BAD else ""
+        return f"{self.name} {self.outcome} ({told}; {self.error:.0e}){why}{where}"
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that the rows depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("gradvac", "torch", "transformers", "torchvision"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def write_json(path: Path, rows: Sequence[Row]) -> None:
+    content = {"versions": versions(), "rows": [asdict(row) for row in rows]}
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path) -> tuple[dict[str, str], list[Row]]:
+    content = json.loads(path.read_text())
+    return content["versions"], [Row(**row) for row in content["rows"]]
+
+
+def page(rows: Sequence[Row], used: dict[str, str]) -> str:
+    """Return the page of the documentation."""
+    models = [row for row in rows if row.kind != "operator"]
+    operators = [row for row in rows if row.kind == "operator"]
+    named = ", ".join(f"{name} {number}" for name, number in used.items())
+    parts = [INTRODUCTION.format(versions=named)]
+    if models:
+        parts.append(f"## Models\n\n{_summary(models)}\n\n{MODELS}\n\n{_models(models)}")
+    if operators:
+        parts.append(
+            f"## Operators\n\n{_summary(operators)}\n\n{OPERATORS}\n\n{_operators(operators)}"
+        )
+    return "\n\n".join(parts) + "\n"
+
+
+INTRODUCTION = """\
+# Exact, or refused: what was tried
+
+Models and operators that the engine was not written for, each compared in float64 with separate
+backward passes of plain PyTorch on a copy of the model. Written by
+
+    python -m tools.exactness --json exactness.json --page docs/exactness.md
+
+which takes about half an hour on one core. `--only PATTERN` tries some, `--part 2/12` every
+twelfth.
+
+With {versions}.
+
+| outcome | |
+|---|---|
+| exact | the gradients of the tasks came from one backward pass and are right |
+| falls back | the engine said why, ran a backward pass for each task, and the gradients are right |
+| refused | an error says why; nothing was trained |
+| WRONG | a gradient or a Gram matrix differs, without a word |
+| CRASH | an error that is not gradvac's own |
+| not tested | plain PyTorch does not run it either, or nobody knows a small model of it |
+
+Right means: no entry of a group's Gram matrix, and no parameter's combined gradient, is further
+from the separate passes than 1e-8 of its size, or of a thousandth of the whole gradient's if it is
+smaller than that. Where a model computes in float32 on the way (many norms do), 1e-3 takes the
+place of 1e-8, and the row says so."""
+
+MODELS = """\
+Tiny configurations and random weights of every text, vision and audio model that transformers
+names, each with six samples of three tasks in no order, dropout on. Models with experts come with
+each way of computing them; `grouped_mm` runs in float32. Each is run with unequal weights by
+matrix, with PCGrad on the whole model, a second time, after a first batch of one task, with a
+budget of 1,000 bytes and with two passes; the row shows the worst of these, and the largest error.
+Models of torchvision are tried where that is installed, in training and in eval mode."""
+
+OPERATORS = """\
+The operators of torch's own list of operators with sample inputs
+(`torch.testing._internal.common_methods_invocations.op_db`). Around each sample input stand small
+models: an argument holds samples, along its first or a middle dimension, that a parameter was
+multiplied into before; each other argument is a parameter, or one that is expanded to the batch;
+the samples carry no gradient; all arguments hold samples; or the operator sees parameters alone.
+The losses lie along each dimension of the result that is as long as the batch, so some of these
+models mix samples, and right is then to fall back. The row counts the models and shows the
+worst."""
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    counts = Counter(row.outcome for row in rows)
+    told = [f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]]
+    return f"{len(rows)} tried: {', '.join(told)}."
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+
+
+def _cell(text: str, length: int = 160) -> str:
+    text = " ".join(text.replace("|", "\\|").split())
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def _models(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            row.name,
+            row.kind,
+            f"**{row.outcome}**" if row.outcome in BAD else row.outcome,
+            f"{row.error:.0e}" + (" (float32)" if row.float32 else ""),
+            _cell(row.reason + (f" [{row.where}]" if row.outcome in BAD else "")),
+        ]
+        for row in rows
+        if row.outcome != "not tested"
+    ]
+    table = _table(["model", "", "outcome", "error", "why"], lines)
+    rest = [[row.name, _cell(row.reason)] for row in rows if row.outcome == "not tested"]
+    return table + (f"\n\n{_table(['not tested', 'why'], rest)}" if rest else "")
+
+
+def _operators(rows: Sequence[Row]) -> str:
+    lines = [
+        [
+            f"`{row.name}`",
+            *(str(row.counts.get(outcome, "")) for outcome in OUTCOMES[:3]),
+            _cell(
+                f"**{row.outcome}** [{row.where}] {row.reason}"
+                if row.outcome in BAD
+                else row.reason
+            ),
+        ]
+        for row in rows
+        if row.outcome != "not tested"
+    ]
+    table = _table(["operator", *OUTCOMES[:3], "why not exact"], lines)
+    without: dict[str, list[str]] = {}
+    for row in rows:
+        if row.outcome == "not tested":
+            without.setdefault(row.reason, []).append(row.name)
+    rest = [[_cell(why), ", ".join(f"`{n}`" for n in names)] for why, names in without.items()]
+    return table + (f"\n\n{_table(['not tested because', 'operators'], rest)}" if rest else "")
