@@ -32,6 +32,7 @@ class Agreement:
         shares: by task, added up over the ranks; None if they were not given.
         rows: for each rank, the positions among ``tasks`` of the tasks it brings.
         bad: for each task whose loss is not finite on some rank, the first such rank.
+        present: positions of the tasks that have a loss on some rank.
     """
 
     tasks: tuple[str, ...]
@@ -39,6 +40,7 @@ class Agreement:
     shares: dict[str, float] | None
     rows: list[list[int]]
     bad: dict[str, int]
+    present: list[int]
 
 
 def agree(
@@ -48,6 +50,7 @@ def agree(
     losses: Mapping[str, float],
     shares: Mapping[str, float] | None,
     sameness: Mapping[str, str] | None,
+    present: Sequence[str],
 ) -> Agreement:
     """Tell the other ranks what this one brings to a step, and hear what they do.
 
@@ -58,6 +61,7 @@ def agree(
         losses: sum of this rank's losses of each task; empty if it has none.
         shares: this rank's part in the shares of its tasks.
         sameness: what has to be the same on all ranks, as hashes by kind; None once it has been.
+        present: the tasks that have a loss on this rank that is not 0 or masked out.
 
     Raises:
         RankError: if a rank failed, is at another step, or runs something else.
@@ -70,6 +74,7 @@ def agree(
             "losses": dict(losses),
             "shares": None if shares is None else {task: shares[task] for task in losses},
             "sameness": sameness,
+            "present": list(present),
         }
     )
     _raise_failures(ranks, step, said)
@@ -105,6 +110,7 @@ def agree(
         total_shares if all(given) else None,
         [[tasks.index(task) for task in message["losses"]] for message in said],
         bad,
+        [n for n, task in enumerate(tasks) if any(task in message["present"] for message in said)],
     )
 
 

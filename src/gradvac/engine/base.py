@@ -87,8 +87,9 @@ class TaskEngine:
         same = None
         if not ranks.same:
             same = sameness(self.groups, self._heads.heads, self.method, self.nonfinite)
+        here = [now.names[n] for n in now.present()]
         losses = dict(zip(now.names, now.losses(len(now.names)).tolist(), strict=True))
-        now.agreed = agree(ranks, now.number, now.loss_scale, losses, now.shares, same)
+        now.agreed = agree(ranks, now.number, now.loss_scale, losses, now.shares, same, here)
         ranks.same = True
         return now.agreed
 

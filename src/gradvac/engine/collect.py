@@ -8,7 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.combine import combine, decide
+from gradvac.engine.combine import combine, decide_present
 from gradvac.engine.gram import gram
 from gradvac.engine.groups import ParameterGroup, parameter_groups
 from gradvac.engine.held import Held, Rows
@@ -154,13 +154,11 @@ class Collector:
     ) -> Tensor:
         losses = step.losses(len(step.names)) / step.loss_scale
         names = tuple(group.name for group in groups)
-        here = step.present()  # a task without any loss is not in the step
-        tasks = tuple(step.names[n] for n in here)
-        inner = inner[:, here][:, :, here]
-        report = decide(method, inner, losses[here], tasks, names, step.number, step.shares)
+        tasks, here = tuple(step.names), step.present()
+        report, weights = decide_present(
+            method, inner, losses, tasks, here, names, step.number, step.shares
+        )
         step.reports.append(report)
-        weights = report.weights.new_zeros(len(groups), len(step.names))
-        weights[:, here] = report.weights
         return weights
 
     def _assign(

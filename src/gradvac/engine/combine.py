@@ -1,6 +1,6 @@
 """What every engine does once it has a step's gradients, however it came by them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -94,6 +94,40 @@ def decide(
     weights = method.weights(geometry)
     _check_weights(weights, geometry, type(method).__name__)
     return StepReport(geometry, weights, method.report())
+
+
+def decide_present(
+    method: Method,
+    gram: Tensor,
+    losses: Tensor,
+    tasks: tuple[str, ...],
+    present: Sequence[int],
+    groups: tuple[str, ...],
+    step: int,
+    shares: Mapping[str, float] | None = None,
+) -> tuple[StepReport, Tensor]:
+    """Ask the method for the weights of the tasks that have a loss; of all, if none has.
+
+    Args:
+        method: see :func:`decide`, as for what is not named here.
+        gram: inner products of the gradients of all tasks, ``[groups, K, K]``.
+        losses: ``[K]``.
+        tasks: K names.
+        present: positions of those that have a loss.
+        groups: names of the groups.
+        step: number of the optimizer step.
+        shares: by task.
+
+    Returns:
+        The report, in which only these tasks are, and weights of all, ``[groups, K]``.
+    """
+    here = list(present) or list(range(len(tasks)))
+    names = tuple(tasks[n] for n in here)
+    inner = gram[:, here][:, :, here]
+    report = decide(method, inner, losses[here], names, groups, step, shares)
+    weights = report.weights.new_zeros(len(groups), len(tasks))
+    weights[:, here] = report.weights
+    return report, weights
 
 
 def _check_weights(weights: Tensor, geometry: StepGeometry, method: str) -> None:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gradvac.engine.buckets import Bucket, Segment, Source
-from gradvac.engine.combine import combine, decide
+from gradvac.engine.combine import combine, decide_present
 from gradvac.engine.cuts import Cut
 from gradvac.engine.cuts import cut as cut_of
 from gradvac.engine.gram import doubtful, full_precision, inner
@@ -236,11 +236,12 @@ class Exchange:
         names = tuple(self.groups[g].name for g in ends)
         agreed = self.agreed
         try:
-            report = decide(
+            report, weights = decide_present(
                 self.method,
                 self._gram[list(ends)],
                 self.step.task_losses,
                 agreed.tasks,
+                agreed.present,
                 names,
                 self.step.number,
                 agreed.shares,
@@ -252,7 +253,7 @@ class Exchange:
             self.step.failed_alike = True
             raise
         self.step.reports.append(report)
-        weights = self.ranks.on_device(report.weights, self.buckets[0].device)
+        weights = self.ranks.on_device(weights, self.buckets[0].device)
         self._weights |= dict(zip(ends, weights, strict=True))
 
     def _again(self, group: int) -> Tensor:

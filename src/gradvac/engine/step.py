@@ -50,11 +50,11 @@ class Step:
         self._present.append(torch.ones_like(losses) > 0 if present is None else present)
 
     def present(self) -> list[int]:
-        """Return the positions of the tasks that have a loss in the step; of all, if none has."""
+        """Return the positions of the tasks that have a loss in the step, on this rank."""
         found = torch.zeros(len(self.names), dtype=torch.bool)
         for present in self._present:
             found[: len(present)] |= present.cpu()
-        return (found if found.any() else ~found).nonzero().flatten().tolist()
+        return found.nonzero().flatten().tolist()
 
     def losses(self, n_tasks: int) -> Tensor:
         """Return the losses of all micro-batches, ``[K]``, on the CPU."""
