@@ -9,6 +9,7 @@ equal, and raise :class:`Mixed` when slices of different tasks meet.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from math import gcd
 from typing import Any, NamedTuple
 
@@ -261,19 +262,37 @@ def pad(call: Call) -> Place:
 def windows(call: Call) -> Place:
     """``as_strided``: windows that each stay within a sample."""
     x, (rows, dim) = call.inputs[0]
-    sizes, strides = call.argument(1, "size"), call.argument(2, "stride")
+    size, stride = (
+        tuple(int(n) for n in call.argument(k, w)) for k, w in ((1, "size"), (2, "stride"))
+    )
     offset = call.argument(3, "storage_offset")
-    offset = x.storage_offset() if offset is None else offset
-    step = x.stride(dim)
-    found = [e for e, (n, s) in enumerate(zip(sizes, strides, strict=True)) if s == step]
-    others = [
-        (n - 1) * s for e, (n, s) in enumerate(zip(sizes, strides, strict=True)) if [e] != found
-    ]
-    start = offset - x.storage_offset()
-    if len(found) != 1 or sizes[found[0]] != len(rows) or not 0 <= start <= step - 1 - sum(others):
-        raise Mixed("its windows may reach from one sample into another")
-    if step < max(
-        s * n for d, (n, s) in enumerate(zip(x.shape, x.stride(), strict=True)) if d != dim
-    ):
-        raise Mixed("the samples do not lie one behind the other in memory")
-    return Place(rows, found[0])
+    start = 0 if offset is None else int(offset) - x.storage_offset()
+    found = _window_dim(tuple(x.shape), x.stride(), dim, size, stride, start)
+    if found is None:
+        raise Mixed("its windows reach from one sample into another")
+    return Place(rows, found)
+
+
+@lru_cache(maxsize=256)
+def _window_dim(
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    dim: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    start: int,
+) -> int | None:
+    """Return the dimension of windows that is that of the samples; None if they are not apart."""
+    last = lambda sizes, steps: sum((n - 1) * s for n, s in zip(sizes, steps, strict=True))
+    sample = torch.full(
+        (last(shape, strides) + 1,), -1, dtype=torch.int32
+    )  # of each place in memory
+    line = lambda ndim, d: torch.arange(shape[dim], dtype=torch.int32).view(
+        [-1 if e == d else 1 for e in range(ndim)]
+    )
+    sample.as_strided(shape, strides).copy_(line(len(shape), dim).expand(shape))
+    if start < 0 or start + last(size, stride) >= len(sample):
+        return None
+    seen = sample.as_strided(size, stride, start)
+    fits = (e for e in range(len(size)) if size[e] == shape[dim])
+    return next((e for e in fits if bool((seen == line(len(size), e)).all())), None)

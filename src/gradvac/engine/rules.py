@@ -95,7 +95,7 @@ _add("cosine_similarity", flow_products.similarity)
 _add("cdist", flow_products.distances, Meeting.SLICES)
 _add("max min", flow.extremum)
 _add("view reshape flatten unflatten view_as reshape_as unsqueeze squeeze ravel", flow.reshape)
-_add("transpose swapaxes swapdims t T mT adjoint", flow.transpose)
+_add("transpose swapaxes swapdims t T mT H mH adjoint", flow.transpose)
 _add("permute", flow.permute)
 _add("chunk split tensor_split unbind select narrow diagonal unfold split_with_sizes hsplit vsplit"
      " movedim moveaxis",
