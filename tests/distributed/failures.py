@@ -185,6 +185,7 @@ def sharded_goes_on(rank: int, policy: Literal["raise", "skip"]) -> list[object]
     first, bad = gradients(model), float("nan") if rank else 1.0
     said = message(lambda: step(engine, lambda loss: loss * bad))
     left = [p.grad is None for p in model.parameters()]
+    model.zero_grad()
     report = step(engine)
     return [said, left, report.step, first, gradients(model)]
 
