@@ -96,8 +96,8 @@ backward passes of plain PyTorch on a copy of the model. Written by
 
     python -m tools.exactness --json exactness.json --page docs/exactness.md
 
-which takes about half an hour on one core. `--only PATTERN` tries some, `--part 2/12` every
-twelfth.
+`--quick` tries less of each, `--only PATTERN` some of them, `--part 2/12` every twelfth, and
+`--read FILES --page FILE` puts parts together.
 
 With {versions}.
 
