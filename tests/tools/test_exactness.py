@@ -180,7 +180,23 @@ def test_a_model_that_cannot_be_built_is_listed():
 
 def test_roles_reach_every_tensor_argument():
     op = next(op for op in operators.operators() if operators.title(op) == "bmm")
-    (sample,) = operators.samples_of(op, 1)
+    sample = operators.samples_of(op, 1)[0]
     found = list(operators.roles([sample.input, *sample.args]))
     assert {role.parameter for role in found} == {None, 0, 1}
     assert {role.dim for role in found} == {0, 1}
+
+
+def test_rows_are_kept_as_they_come_and_a_hang_is_a_row(monkeypatch):
+    def hangs():
+        yield Row("b, one", "decoder", "exact")
+        while True:
+            pass
+
+    tasks = [("a", lambda: [Row("a", "decoder", "exact")]), ("b", hangs), ("other", hangs)]
+    monkeypatch.setattr(run, "rows_of", lambda kind, quick: tasks)
+    monkeypatch.setattr(run, "LIMIT", 1)
+    kept, told = [], []
+    rows = run.run("models", only="^.$", tell=told.append, keep=lambda rows: kept.append(len(rows)))
+    assert [row.name for row in rows] == ["a", "b, one", "b"] and kept == [1, 3]
+    assert rows[-1].outcome == "not tested" and "longer than 1 s" in rows[-1].reason
+    assert len(told) == 3

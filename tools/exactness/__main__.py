@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .report import BAD, page, read_json, versions, write_json
+from .report import BAD, Row, page, read_json, versions, write_json
 from .run import Part, run
 
 
@@ -40,9 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
         used, more = read_json(file)
         rows += more
     for kind in [] if options.read else kinds:
-        rows += run(kind, options.part, options.only, options.quick, tell=say)
-        if options.json:
-            write_json(options.json, rows)
+        before = list(rows)
+
+        def keep(found: list[Row], before: list[Row] = before) -> None:
+            if options.json:
+                write_json(options.json, before + found)
+
+        rows += run(kind, options.part, options.only, options.quick, say, keep)
     if options.page:
         options.page.write_text(page(rows, used))
     bad = [row for row in rows if row.outcome in BAD]

@@ -77,7 +77,7 @@ def roles(tensors: Sequence[Tensor]) -> Iterator[Role]:
 
 
 def samples_of(op: Any, count: int) -> list[Any]:
-    """Return sample inputs of an operator, spread evenly over those torch has."""
+    """Return sample inputs of an operator, first ``count`` spread evenly, then the others."""
     torch.manual_seed(0)
     random.seed(0)
     found = [
@@ -87,7 +87,8 @@ def samples_of(op: Any, count: int) -> list[Any]:
     ]
     good = [s for s in found if any(map(_fits, tensors_of([s.input, s.args, s.kwargs])))] or found
     step = max(1, len(good) // count)
-    return good[::step][:count]
+    chosen = range(0, len(good), step)
+    return [good[n] for n in (*chosen, *sorted(set(range(len(good))) - set(chosen)))]
 
 
 def _fits(x: Tensor) -> bool:
@@ -118,7 +119,9 @@ def row(op: Any, quick: bool) -> Row:
     except Exception as e:
         return Row(name, "operator", "not tested", f"no sample inputs: {e}"[:150])
     found = Row(name, "operator", "not tested", "no sample input has two samples")
-    for n, sample in enumerate(samples):
+    done = 0
+    for n, sample in enumerate(samples[: 4 * SAMPLES[quick]]):
+        before = sum(found.counts.values())
         arguments = ([sample.input, *sample.args], sample.kwargs)
         for prefix, func in variants(op):
             tried = list(roles(tensors_of(arguments)))
@@ -132,6 +135,9 @@ def row(op: Any, quick: bool) -> Row:
                         found.reason = str(e)
                     continue
                 _add(found, each, f"{prefix}sample {n}: {role}")
+        done += sum(found.counts.values()) > before
+        if done == SAMPLES[quick]:  # a sample from which no model could be made does not count
+            break
     return found
 
 

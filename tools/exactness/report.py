@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -73,6 +74,9 @@ def page(rows: Sequence[Row], used: dict[str, str]) -> str:
     """Return the page of the documentation."""
     models = [row for row in rows if row.kind != "operator"]
     operators = [row for row in rows if row.kind == "operator"]
+    kinds = list(dict.fromkeys(row.kind for row in models))
+    models.sort(key=lambda row: (kinds.index(row.kind), row.name.lower()))
+    operators.sort(key=lambda row: row.name)
     named = ", ".join(f"{name} {number}" for name, number in used.items())
     parts = [INTRODUCTION.format(versions=named)]
     if models:
@@ -92,8 +96,8 @@ backward passes of plain PyTorch on a copy of the model. Written by
 
     python -m tools.exactness --json exactness.json --page docs/exactness.md
 
-which takes about half an hour on one core. `--only PATTERN` tries some, `--part 2/12` every
-twelfth.
+`--quick` tries less of each, `--only PATTERN` some of them, `--part 2/12` every twelfth, and
+`--read FILES --page FILE` puts parts together.
 
 With {versions}.
 
@@ -141,6 +145,9 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
 
 
+_MADE_BY = re.compile(r"^.* it takes a tensor made by '\w+': ")
+
+
 def _cell(text: str, length: int = 160) -> str:
     text = " ".join(text.replace("|", "\\|").split())
     return text if len(text) <= length else text[: length - 3] + "..."
@@ -164,6 +171,8 @@ def _models(rows: Sequence[Row]) -> str:
 
 
 def _operators(rows: Sequence[Row]) -> str:
+    exact = [row for row in rows if row.outcome == "exact"]
+    named = ", ".join(f"`{row.name}`" for row in exact)
     lines = [
         [
             f"`{row.name}`",
@@ -171,13 +180,14 @@ def _operators(rows: Sequence[Row]) -> str:
             _cell(
                 f"**{row.outcome}** [{row.where}] {row.reason}"
                 if row.outcome in BAD
-                else row.reason
+                else _MADE_BY.sub("", row.reason)
             ),
         ]
         for row in rows
-        if row.outcome != "not tested"
+        if row.outcome not in ("exact", "not tested")
     ]
-    table = _table(["operator", *OUTCOMES[:3], "why not exact"], lines)
+    table = f"Exact in all models: {named}.\n\n" if named else ""
+    table += _table(["operator", *OUTCOMES[:3], "why not exact"], lines)
     without: dict[str, list[str]] = {}
     for row in rows:
         if row.outcome == "not tested":

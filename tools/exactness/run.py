@@ -98,8 +98,9 @@ def run(
     only: str = "",
     quick: bool = False,
     tell: Callable[[str], None] = lambda _: None,
+    keep: Callable[[list[Row]], None] = lambda _: None,
 ) -> list[Row]:
-    """Try the rows of a part."""
+    """Try the rows of a part; ``keep`` is called with all so far, whenever there are more."""
     with quiet():
         chosen = [task for task in rows_of(kind, quick) if re.search(only, task[0])]
         chosen = chosen[part.i - 1 :: part.n]
@@ -117,4 +118,5 @@ def run(
             for row in rows:
                 tell(f"{n + 1}/{len(chosen)} {took:.1f} s {row.line}")
             found += rows
+            keep(found)
     return found
