@@ -229,6 +229,8 @@ def _cosine(gram: Tensor) -> Tensor:
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Put back, whatever happens inside: gradients, buffers, modes and random numbers."""
     gradients = [(p, p.grad) for p in model.parameters()]
+    for p, _ in gradients:
+        p.grad = None  # what is there would be added to
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())

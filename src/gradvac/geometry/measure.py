@@ -142,6 +142,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module's mode and ``p.grad`` are as before."""
     modes = {module: module.training for module in model.modules()}
     gradients = {p: p.grad for p in model.parameters()}
+    for p in gradients:
+        p.grad = None  # what is there would be added to
     model.eval()
     try:
         yield
