@@ -9,7 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gradvac.engine import Engine, PerTaskEngine, again, parameter_groups
+from gradvac.engine import (
+    Engine,
+    PerTaskEngine,
+    again,
+    keeps_samples_apart,
+    parameter_groups,
+)
 from gradvac.errors import GradientError
 from gradvac.methods import Joint, PCGrad, StaticWeights
 from tests.engine.partition import flat, largest_error
@@ -73,6 +79,16 @@ class Center(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         return g - g.mean(0)
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
 
 
 LATE = {
@@ -171,6 +187,23 @@ def test_a_wrong_split_behind_a_gate_is_found_when_the_gate_opens(monkeypatch, a
     h = model[0](X)
     loss = model[2](h + h * model.scale).square().sum()
     torch.testing.assert_close(model.scale.grad, torch.autograd.grad(loss, model.scale)[0])
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_declared_function_is_followed_and_its_word_checked(right):
+    function = Double if right else Center
+    declared = keeps_samples_apart()(lambda x: function.apply(x))
+    model = net()
+    losses = lambda: (model[2](declared(model[0](X))).square().sum(1), None)
+    assert largest_error(model, losses, TASKS, Engine, 2, inputs=[X]) < EXACT
+    engine = Engine(model, Joint())
+    with engine.tasks(TASKS, inputs=[X]):
+        engine.backward(losses()[0])
+    assert bool(engine.refused) != right
+    engine = Engine(model, Joint())
+    with engine.tasks(TASKS, batch_dim=1, inputs=[X.T]):
+        engine.backward(model[2](declared(model[0](X.T.mT).T).T).square().sum(1))
+    assert engine.refused  # its samples lie along another dimension
 
 
 # -- autograd inside the forward pass -------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from gradvac.engine.auto import Engine
 from gradvac.engine.combine import StepReport
+from gradvac.engine.declared import keeps_samples_apart
 from gradvac.engine.groups import GRANULARITIES, ParameterGroup, parameter_groups
 from gradvac.engine.per_task import PerTaskEngine
 from gradvac.engine.single_pass import SinglePassEngine
@@ -13,5 +14,6 @@ __all__ = [
     "PerTaskEngine",
     "SinglePassEngine",
     "StepReport",
+    "keeps_samples_apart",
     "parameter_groups",
 ]

@@ -27,7 +27,8 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import _StopRecomputationError
 
 from gradvac.engine import again
-from gradvac.engine.calls import inner, is_torch, leaves, name_of, template, tensors_in, writes
+from gradvac.engine.calls import inner, leaves, name_of, template, tensors_in, writes
+from gradvac.engine.declared import entry_of
 from gradvac.engine.flow import Call, Mixed, Place
 from gradvac.engine.meets import Flow, Meeting, Watch
 from gradvac.engine.rules import IGNORED, KNOWN, Entry
@@ -184,7 +185,7 @@ class Trace(Tags):
                 return COMPOSED[name](self, func)(*args, **kwargs)
         if not tagged:
             return self._free(func, name, args, kwargs, free)
-        entry = KNOWN.get(name) if is_torch(func) else None
+        entry = entry_of(func, name)
         if free:
             return self._meet(func, name, entry, args, kwargs, tagged, free)
         if name == "setitem":
@@ -239,7 +240,7 @@ class Trace(Tags):
         inputs.sort(key=lambda pair: not pair[0].requires_grad)
         lost = any(k.lost for _, k in known)
         out = func(*args, **kwargs)  # an error of the user's own comes from here
-        entry = KNOWN.get(name) if is_torch(func) else None
+        entry = entry_of(func, name)
         self.opaque(Call(func, name, args, kwargs, inputs, out), entry, why, lost)
         return out
 
@@ -257,7 +258,7 @@ class Trace(Tags):
         out = func(*args, **kwargs)
         call = Call(func, name, args, kwargs, tagged, out)
         written = args[0] if name == "setitem" else out
-        entry = KNOWN.get(name) if is_torch(func) else None
+        entry = entry_of(func, name)
         hidden = any(x.grad_fn is not None and self._soft(x) is None for x in tensors)
         if tagged and hidden and not tagged[0][0].requires_grad:
             # Labels and masks beside losses whose samples were lost.

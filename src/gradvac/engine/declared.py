@@ -1,0 +1,75 @@
+"""Functions of others that keep samples apart, by their own word; the first step checks it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from gradvac.engine.calls import is_torch, tensors_in
+from gradvac.engine.flow import Call, Mixed, Place
+from gradvac.engine.rules import KNOWN, Entry, Meeting
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_DECLARED: dict[Any, Entry] = {}
+
+
+def keeps_samples_apart(dim: int = 0) -> Callable[[F], F]:
+    """Declare that a function keeps samples apart along a dimension, and uses no parameters.
+
+    For functions that the engine cannot look into, such as those that call a custom
+    ``torch.autograd.Function``. Samples are then followed through them: slice ``i`` of every tensor
+    that it returns has to depend on slice ``i`` of its tensors alone, along ``dim``. Whether it
+    does is checked like everything else that a forward pass does for the first time; where it does
+    not, the engine goes on with one backward pass per task.
+
+    Args:
+        dim: the dimension of the samples, in the tensors that it takes and in those it returns.
+
+    Returns:
+        A decorator.
+
+    Example:
+        >>> import torch
+        >>> class Double(torch.autograd.Function):
+        ...     @staticmethod
+        ...     def forward(ctx, x):
+        ...         return 2 * x
+        ...     @staticmethod
+        ...     def backward(ctx, g):
+        ...         return 2 * g
+        >>> @keeps_samples_apart()
+        ... def double(x):
+        ...     return Double.apply(x)
+        >>> double(torch.ones(2))
+        tensor([2., 2.])
+    """
+
+    def rule(call: Call) -> Place:
+        places = [place for x, place in call.inputs]
+        if any(place.dim != dim or not place.rows.same(places[0].rows) for place in places):
+            raise Mixed(f"it was declared for samples along dimension {dim}, which they are not")
+        return places[0]
+
+    def declare(func: F) -> F:
+        @wraps(func)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            tensors: list[Tensor] = tensors_in(args, kwargs)
+            if has_torch_function(tensors):
+                return handle_torch_function(call, tensors, *args, **kwargs)
+            return func(*args, **kwargs)
+
+        _DECLARED[call] = Entry(rule, Meeting.NONE)
+        return call  # type: ignore[return-value]
+
+    return declare
+
+
+def entry_of(func: Any, name: str) -> Entry | None:
+    """Return what is known of a function, None if nothing."""
+    declared = _DECLARED.get(func)
+    return declared or (KNOWN.get(name) if is_torch(func) else None)
