@@ -142,6 +142,7 @@ FAILURES: dict[str, Callable[[int], object]] = {
     "streams": lambda rank: streams(rank),
     "alone": lambda rank: alone_with_shards(rank),
     "checkpoint": lambda rank: checkpoint_of_others(rank),
+    "side_group": lambda rank: side_group(rank),
     "reduction": lambda rank: reduction(rank),
     "nobody": per_task_of_one_rank,
     "one": lambda rank: message(
@@ -233,6 +234,24 @@ def reduction(rank: int) -> list[object]:
         found.finish()
         said.append([launched, len(found.buckets), [p.grad for p in model.parameters()]])
     return said
+
+
+def side_group(rank: int) -> list[object]:
+    """What hosts say where the group of the gradients takes no tensors of the host, as NCCL's."""
+    before = dist.get_backend_config
+    dist.get_backend_config = lambda group=None: "cuda:nccl"
+    try:
+        group, again = (ranks.Ranks(dist.group.WORLD) for _ in range(2))  # type: ignore[arg-type]
+        found = [group._control is not group.group, group._control is again._control]
+        said = [each["n"] for each in group.messages({"n": rank, "long": "x" * 3000})]
+        made, rooms = [], ranks.Ranks._bytes
+        ranks.Ranks._bytes = lambda self, data: made.append(1) or rooms(self, data)
+        group.messages({"n": rank, "long": "x" * 2000})
+        ranks.Ranks._bytes = rooms
+        return [*found, said, len(made), message(lambda: step(Engine(build(), Joint(),
+            process_group=group)))]  # fmt: skip
+    finally:
+        dist.get_backend_config = before
 
 
 def alone_with_shards(rank: int) -> list[object]:

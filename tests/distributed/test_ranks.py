@@ -183,6 +183,11 @@ def test_plain_gradients_are_added_up_while_the_backward_pass_goes_on(failed):
                 torch.testing.assert_close(gradient, p.grad, rtol=EXACT, atol=1e-15)
 
 
+def test_hosts_talk_in_a_group_of_their_own_where_that_of_the_gradients_takes_devices(failed):
+    """One for all engines of a group; a message longer than before takes two turns, once."""
+    assert [rank["side_group"] for rank in failed] == [[True, True, [0, 1], 1, ""]] * 2
+
+
 def test_a_group_of_one_rank_trains_alone(failed):
     assert [rank["one"] for rank in failed] == ["", ""]
 

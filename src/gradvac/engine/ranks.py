@@ -283,7 +283,9 @@ def bucket_of(parameters: int, ranks: int) -> int:
     return min(round(math.sqrt(parameters * ranks * LATENCY)), max(MODERATE, parameters // 16))
 
 
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(
+    dist, "all_gather_into_tensor", None
+)
 
 _CONTROL: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDictionary()
 

@@ -112,11 +112,22 @@ class Shards:
             self._units[n].unshard()
 
     def reset(self) -> None:
-        """Bring the shards back after a forward or backward pass that failed on all ranks alike."""
+        """Bring the shards back after a forward or backward pass that failed on all ranks alike.
+
+        Raises:
+            GradientError: if this torch cannot, which it can since 2.13.
+        """
         for unit in self._units:
-            reset = getattr(unit, "reset_iter_state", unit.reshard)  # since torch 2.13
+            reset = getattr(unit, "reset_iter_state", unit.reshard)
             with suppress(RuntimeError):  # of the root alone, which is the first one as a rule
                 reset()
+        states = {unit._get_fsdp_state()._training_state.name for unit in self._units}
+        if states != {"IDLE"}:
+            raise GradientError(
+                "the step failed amid a backward pass of a model sharded by fully_shard, and torch "
+                f"{torch.__version__} cannot begin another one after that; torch 2.13 can. Start "
+                "all ranks again from the last checkpoint"
+            )
 
     @contextmanager
     def carrying(self, tags: Tags) -> Iterator[None]:

@@ -6,6 +6,7 @@ between ranks, so each rank leaves there why it gave up, or that it is still the
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ ROLL_CALL = 20.0
 """Seconds to wait for a sign of life once a rank seems gone: the others may be computing still."""
 
 _MEETINGS = Counter[str]()
-"""How many there were, by the members: no key of a store is used twice."""
+"""How many there were, by group: no key of a store is used twice."""
 
 _LOST = "a rank is gone, and with it the store of the ranks, which rank 0 may have kept"
 
@@ -34,6 +35,8 @@ class Signs:
 
     def __init__(self, members: Sequence[int], rank: int) -> None:
         self.members, self.rank = members, rank
+        named = ",".join(map(str, members))
+        self._prefix = f"gradvac/{hashlib.blake2b(named.encode(), digest_size=8).hexdigest()}"
 
     @property
     def store(self) -> Any:
@@ -42,32 +45,35 @@ class Signs:
 
     def leave(self, reason: str) -> None:
         """Say why this rank gives up."""
+        self.accuse(f"rank {self.members[self.rank]} failed: {reason}")
+
+    def accuse(self, what: str) -> None:
+        """Say which rank is to blame, unless somebody has said so before."""
         with suppress(RuntimeError):
-            self.store.set(f"gradvac/failed/{self.members[self.rank]}", reason)
+            if not self.store.check([f"{self._prefix}/failed"]):
+                self.store.set(f"{self._prefix}/failed", what)
 
     def failed(self) -> str:
-        """Say which rank gave up and why; empty if none said so."""
-        for other in self.members:
-            if self.store.check([key := f"gradvac/failed/{other}"]):
-                return f"rank {other} failed: {self.store.get(key).decode()}"
-        return ""
+        """Say which rank gave up and why, or is gone; empty if nobody said so."""
+        key = f"{self._prefix}/failed"
+        return self.store.get(key).decode() if self.store.check([key]) else ""
 
     def pulse(self) -> None:
         """Show once more that this rank is there."""
-        self.store.add(f"gradvac/pulse/{self.members[self.rank]}", 1)
+        self.store.add(f"{self._prefix}/pulse/{self.members[self.rank]}", 1)
 
     def pulse_of(self, other: int) -> int:
         """Return how often a rank has shown that it is there."""
-        return self.store.add(f"gradvac/pulse/{other}", 0)
+        return self.store.add(f"{self._prefix}/pulse/{other}", 0)
 
     def end(self) -> None:
         """Say that this rank has done its work, and will show itself no more."""
         with suppress(RuntimeError):
-            self.store.set(f"gradvac/ended/{self.members[self.rank]}", "1")
+            self.store.set(f"{self._prefix}/ended/{self.members[self.rank]}", "1")
 
     def ended(self, other: int) -> bool:
         """Return whether a rank has done its work."""
-        return self.store.check([f"gradvac/ended/{other}"])
+        return self.store.check([f"{self._prefix}/ended/{other}"])
 
     def missing(self) -> str:
         """Say which ranks failed or are gone; empty if all answer the roll call."""
@@ -75,10 +81,10 @@ class Signs:
         try:
             if reason := self.failed():
                 return reason
-            self.store.set(f"gradvac/alive/{self.members[self.rank]}", "1")
+            self.store.set(f"{self._prefix}/alive/{self.members[self.rank]}", "1")
             for other in self.members:
                 try:
-                    self.store.wait([f"gradvac/alive/{other}"], timedelta(seconds=left))
+                    self.store.wait([f"{self._prefix}/alive/{other}"], timedelta(seconds=left))
                 except RuntimeError:
                     missing.append(other)
                     left = 1.0  # the rest have had their time
@@ -94,11 +100,13 @@ class Signs:
         Returns why that will never be, or nothing. The store is asked, not waited for: that would
         have a limit, and what takes long has none.
         """
-        turn, pause = self._turn(), 0.01
-        self.store.set(f"{turn}/{self.rank}", "1")
-        awaited = [f"{turn}/{r}" for r in range(1 if only_first else len(self.members))]
+        _MEETINGS[self._prefix] += 1  # on all ranks, which come to them alike
+        key, pause = f"{self._prefix}/meeting/{_MEETINGS[self._prefix]}", 0.01
+        if not (only_first and self.rank):
+            self.store.add(key, 1)
+        awaited = 1 if only_first else len(self.members)
         try:
-            while not self.store.check(awaited):
+            while self.store.add(key, 0) < awaited:
                 if reason := self.failed():
                     return reason
                 time.sleep(pause)
@@ -106,12 +114,6 @@ class Signs:
         except RuntimeError:
             return _LOST
         return ""
-
-    def _turn(self) -> str:
-        """Name a meeting, the same on all ranks, which come to them alike."""
-        members = ",".join(map(str, self.members))
-        _MEETINGS[members] += 1
-        return f"gradvac/meeting/{members}/{_MEETINGS[members]}"
 
 
 def gone(ranks: Sequence[int]) -> str:

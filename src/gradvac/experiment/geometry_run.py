@@ -293,6 +293,7 @@ def _measure_steps(
                 found = curvature(model, {group: levels[group]})[group]
                 lines[group] = {"step": step, "group": group, **asdict(found)}
             if ranks:
+                ranks.meet()  # curvature takes long, and some have none to measure
                 lines = {g: v for m in ranks.messages(lines) for g, v in m.items()}
             for group in missing if writes else ():
                 append(out / "curvature.jsonl", lines[group])

@@ -42,7 +42,9 @@ def _look(ranks: Ranks, over: threading.Event) -> None:
     pulses: dict[int, tuple[int, int]] = {}  # by rank: the last pulse, and looks since it came
     while not over.wait(EVERY):
         try:
-            reason = ranks.signs.failed() or gone(_silent(ranks, pulses))
+            if lost := gone(_silent(ranks, pulses)):
+                ranks.signs.accuse(lost)
+            reason = ranks.signs.failed()
         except RuntimeError:
             reason = "the store of the ranks is gone, which rank 0 may have kept"
         if reason and not over.wait(GRACE):
@@ -56,13 +58,15 @@ def _look(ranks: Ranks, over: threading.Event) -> None:
 
 
 def _silent(ranks: Ranks, pulses: dict[int, tuple[int, int]]) -> list[int]:
-    """Show that this rank is there; return those that have not shown it for long.
+    """Show that this rank is there; return those after it that have not shown it for long.
 
     Looks are counted, not seconds: all ranks may have been stopped for a while.
     """
     signs = ranks.signs
     signs.pulse()
-    for other in signs.members:
+    # Each looks after the next two, so that the store is asked a few times for each rank.
+    after = [signs.members[(ranks.rank + n) % ranks.size] for n in range(1, min(3, ranks.size))]
+    for other in after:
         pulse, (before, looks) = signs.pulse_of(other), pulses.get(other, (-1, 0))
         pulses[other] = (pulse, 0 if pulse != before else looks + 1)
     silent = [other for other, (_, looks) in pulses.items() if looks >= LOOKS]

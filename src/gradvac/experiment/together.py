@@ -57,7 +57,10 @@ def joined(device: str) -> Iterator[Ranks]:
             ranks.leave(f"{type(e).__name__}: {e}")
         raise
     finally:
-        dist.destroy_process_group()
+        if ranks.broken and on_gpu:  # to destroy it would wait for what never ends
+            dist.distributed_c10d._abort_process_group()
+        else:
+            dist.destroy_process_group()
 
 
 def _take_gpu(device: str) -> None:

@@ -71,6 +71,8 @@ def measure(
                     seen += 1
                 if not seen:
                     raise GradientError(f"task {task!r} has no sentences to take a gradient on")
+            if ranks:
+                ranks.meet()  # some have more tasks, or longer ones
             found.append(engine.combine(step=step))
     names = [name for report in found for name in report.groups]
     # Gram matrices add up: those of single parameters are those of any group.
