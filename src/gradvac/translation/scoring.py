@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import unicodedata
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
@@ -34,7 +35,8 @@ class Score:
 def score(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "13a") -> Score:
     """Score translations against one reference each: BLEU, and chrF++ (chrF with word bigrams).
 
-    ``tokenize`` is the tokenizer for BLEU, see `bleu_metric`. Raises ValueError when there is
+    ``tokenize`` is the tokenizer for BLEU, see `bleu_metric`. Both sides are compared in Unicode
+    NFC: the same characters written in another way are no error. Raises ValueError when there is
     nothing to score or the lengths differ.
     """
     if len(hypotheses) != len(references) or not references:
@@ -43,6 +45,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = 
             "needed are equally many, and at least one"
         )
     bleu, chrf = bleu_metric(tokenize), CHRF(word_order=2)
+    hypotheses, references = canonical(hypotheses), canonical(references)
     return Score(
         bleu.corpus_score(hypotheses, [references]).score,
         chrf.corpus_score(hypotheses, [references]).score,
@@ -50,6 +53,11 @@ def score(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = 
         str(chrf.get_signature()),
         len(references),
     )
+
+
+def canonical(texts: Sequence[str]) -> list[str]:
+    """The texts in Unicode NFC, which changes how characters are written but not which they are."""
+    return [unicodedata.normalize("NFC", text) for text in texts]
 
 
 @dataclass(frozen=True)
