@@ -13,8 +13,21 @@ from gradvac.experiment.build import device_of
 from gradvac.experiment.display import Display
 from gradvac.experiment.evaluate import evaluate_model, evaluate_run, table_rows, test_bitexts
 from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.prepare import Prepared, open_prepared, prepare, task_infos, test_rows
-from gradvac.experiment.recipe import Recipe, dump_recipe, load_recipe, resolve
+from gradvac.experiment.prepare import (
+    Prepared,
+    open_prepared,
+    prepare,
+    run_recipe,
+    task_infos,
+    test_rows,
+)
+from gradvac.experiment.recipe import (
+    Recipe,
+    dump_recipe,
+    load_recipe,
+    resolve,
+    with_normalization,
+)
 from gradvac.experiment.report import write_report
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
@@ -86,6 +99,7 @@ def _prepared(recipe: Recipe, folder: Path, first: Path | None, console: Console
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copytree(first / "data", folder / "data", dirs_exist_ok=True)
         shutil.copy(first / "vocabulary.model", folder)
+        recipe = with_normalization(recipe, run_recipe(first).vocabulary.normalization)
         (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
         shutil.copy(first / "tasks.json", folder)
         return open_prepared(folder)

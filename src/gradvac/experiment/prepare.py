@@ -20,7 +20,15 @@ from typing import Any
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.recipe import Recipe, dump_recipe, parse_recipe, resolve
+from gradvac.experiment.recipe import (
+    Recipe,
+    chooses_normalization,
+    dump_recipe,
+    fill_in,
+    parse_recipe,
+    resolve,
+    with_normalization,
+)
 from gradvac.experiment.sections import SourceSection
 from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.yaml_text import parse_yaml
@@ -78,6 +86,8 @@ def prepare(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Prepare
     different recipe is refused with the keys that differ.
     """
     if (folder / "tasks.json").exists():
+        if not chooses_normalization(recipe):
+            recipe = with_normalization(recipe, run_recipe(folder).vocabulary.normalization)
         _same_recipe(recipe, folder)
         return open_prepared(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +103,7 @@ def prepare(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Prepare
         raise
     new.rename(folder / "data")
     vocabulary.save(folder / "vocabulary.model")
+    recipe = with_normalization(recipe, vocabulary.normalization)
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     levels = resource_levels(pairs, recipe.data.levels)
     tasks = {t: asdict(TaskInfo(n, levels[t], family_of(t))) for t, n in pairs.items()}
@@ -107,6 +118,11 @@ def _prepare_text(
     account = Account(recipe.data.on_problem)
     held = {p: read_corpus(sources_of(getattr(recipe.data, p)), account) for p in ("valid", "test")}
     vocabulary, samples = _given_vocabulary(recipe), dict[str, TextSample]()
+    if vocabulary and vocabulary.normalization != recipe.vocabulary.normalization:
+        say(
+            f"vocabulary.normalization: {vocabulary.normalization}, that of the given vocabulary; "
+            f"{recipe.vocabulary.normalization} is of new ones"
+        )
     spool = _read_training(recipe, account, held, folder / "spool", samples, not vocabulary)
     directions = _directions(recipe, spool)
     zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
@@ -162,7 +178,7 @@ def run_recipe(folder: Path) -> Recipe:
         raise RunError(f"{file}{e}") from e
     if not isinstance(tree, dict):
         raise RunError(f"{file}: not the recipe of a run: found {type(tree).__name__}")
-    return parse_recipe(tree, str(file), run_code=False)
+    return parse_recipe(fill_in(tree), str(file), run_code=False)
 
 
 def task_infos(folder: Path) -> dict[str, TaskInfo]:
@@ -307,6 +323,7 @@ def _train_vocabulary(recipe: Recipe, samples: dict[str, TextSample]) -> Vocabul
         byte_fallback=section.byte_fallback,
         character_coverage=section.character_coverage,
         symbols=section.symbols,
+        normalization=section.normalization,
         seed=recipe.seed,
     )
 

@@ -20,6 +20,7 @@ from gradvac.experiment.method_options import OWN_KEYS, check_name, import_metho
 from gradvac.translation.cleaning import CleaningRules
 from gradvac.translation.languages import Direction
 from gradvac.translation.tokenizers import check_tokenizer
+from gradvac.translation.vocabulary import Normalization
 
 VERSION = 1
 """Of the form of recipes; it rises when a key is renamed or means something else."""
@@ -125,6 +126,7 @@ class VocabularySection(Section):
     byte_fallback: bool = True
     character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995
     symbols: list[str] = []
+    normalization: Normalization = "nfc"
     path: str | None = None
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradvac.experiment.prepare import Prepared, open_prepared, prepare
-from gradvac.experiment.recipe import Recipe, dump_recipe
+from gradvac.experiment.prepare import Prepared, open_prepared, prepare, run_recipe
+from gradvac.experiment.recipe import Recipe, chooses_normalization, dump_recipe, with_normalization
 from gradvac.experiment.variants import run_folder
 
 TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
@@ -20,6 +20,8 @@ TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not 
 def text_key(recipe: Recipe) -> str:
     """A name for all that the text side of a run depends on."""
     tree = recipe.model_dump(mode="json")
+    if recipe.vocabulary.normalization == "nmt_nfkc":  # the name that earlier versions gave it
+        del tree["vocabulary"]["normalization"]
     return key_of([tree["data"], tree["vocabulary"], tree["training"]["start_from"]])
 
 
@@ -38,12 +40,18 @@ def prepare_sharing(
     """
     if (folder / "tasks.json").exists():
         return prepare(recipe, folder, say)  # which checks that it is a run of this recipe
+    earlier = with_normalization(recipe, "nmt_nfkc")
+    there = (store / f"text-{text_key(earlier)}" / "tasks.json").exists()
+    if there and not chooses_normalization(recipe):
+        say("the text of this sweep was prepared with vocabulary.normalization: nmt_nfkc")
+        recipe = earlier
     text = store / f"text-{text_key(recipe)}"
     if not (text / "tasks.json").exists():
         prepare(recipe.model_copy(update={"seed": TEXT_SEED}), text, say)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(text / "data", folder / "data", copy_function=link, dirs_exist_ok=True)
     link(text / "vocabulary.model", folder / "vocabulary.model")
+    recipe = with_normalization(recipe, run_recipe(text).vocabulary.normalization)
     (folder / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     link(text / "tasks.json", folder / "tasks.json")  # last: its presence says that all is there
     return open_prepared(folder)
