@@ -34,19 +34,15 @@ from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.translation.blocks import Block
-from gradvac.translation.cleaning import Account, CleaningRules, normalise
-from gradvac.translation.corpus import (
-    Bitext,
-    bitext,
-    held_out_keys,
-    read_corpus,
-)
+from gradvac.translation.cleaning import Account, normalise
+from gradvac.translation.corpus import Bitext, as_given, held_out_keys, read_corpus
 from gradvac.translation.encoded import EncodedTask
 from gradvac.translation.languages import Direction, resource_levels
 from gradvac.translation.readers import Row, Source, read_blocks
 from gradvac.translation.scoring import family_of
 from gradvac.translation.spool import ENGLISH, Spool, directions
 from gradvac.translation.store import Writer, open_encoded
+from gradvac.translation.translate import MAX_SOURCE
 from gradvac.translation.vocabulary import TextSample, Vocabulary, train_vocabulary
 
 _SUMMED = ("train/index.json", "valid/index.json", "valid.jsonl", "test.jsonl")
@@ -126,11 +122,7 @@ def _prepare_text(
     spool = _read_training(recipe, account, held, folder / "spool", samples, not vocabulary)
     directions = _directions(recipe, spool)
     zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
-    most = recipe.data.max_valid
-    valid = [
-        bitext(held["valid"], d, CleaningRules(), account, part="valid").first(most)
-        for d in directions
-    ]
+    valid = [_valid(held["valid"], d, account).first(recipe.data.max_valid) for d in directions]
     pairs = _pairs(recipe, spool, directions, account)
     say(str(account))
     vocabulary = vocabulary or _train_vocabulary(recipe, samples)
@@ -142,7 +134,9 @@ def _prepare_text(
         for sources, targets in spool.texts(d, _CHUNK, pairs[d.name])
     )
     for part, texts in {"train": training, "valid": (text for text in valid if len(text))}.items():
-        _encode(texts, folder / part, vocabulary, recipe.data.max_tokens, say)
+        limit = recipe.data.max_tokens
+        limit = max(limit, MAX_SOURCE) if part == "valid" else limit
+        _encode(texts, folder / part, vocabulary, limit, say)
     shutil.rmtree(folder / "spool")
     for part, rows in held.items():
         with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as lines:
@@ -150,6 +144,16 @@ def _prepare_text(
     _write_json(folder / "account.json", account.to_dict())
     write_sums(folder, _SUMMED)
     return vocabulary, pairs
+
+
+def _valid(rows: list[Row], direction: Direction, account: Account) -> Bitext:
+    """The validation pairs of a direction, whole; ``account`` counts the rows without one."""
+    pairs, without = as_given(rows, direction)
+    name = f"valid {direction.name}"
+    account.keep(name, len(pairs))
+    for where in without:
+        account.drop(name, "not in both languages", where)
+    return pairs
 
 
 def open_prepared(folder: Path) -> Prepared:

@@ -77,6 +77,20 @@ class Average:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """What has to be known of a score: ``count`` sentences of ``of`` (a direction or file).
+
+    ``scored`` says whether they were scored all the same; ``first`` is where the first ones are.
+    """
+
+    of: str
+    what: str
+    count: int
+    scored: bool
+    first: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class DirectionScores:
     """The scores of every direction; ``levels`` gives the resource level of those that have one.
 
@@ -88,6 +102,19 @@ class DirectionScores:
     levels: dict[str, str]
     zero_shot: AbstractSet[str] = frozenset()
     off_target: dict[str, OffTarget] = field(default_factory=dict)
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """The remarks in words, a line for each kind, those that were not scored first."""
+        kinds: dict[tuple[bool, str], list[Remark]] = {}
+        for remark in sorted(self.remarks, key=lambda r: r.scored):
+            kinds.setdefault((remark.scored, remark.what), []).append(remark)
+        return [
+            f"{'' if scored else 'not scored: '}{what}: "
+            + ", ".join(f"{r.of} {r.count:,}" for r in remarks)
+            for (scored, what), remarks in kinds.items()
+        ]
 
     @property
     def signatures(self) -> dict[str, str]:
@@ -174,7 +201,7 @@ class DirectionScores:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON types: ``directions``, ``averages``, ``signatures``."""
+        """Return everything as JSON types; ``unscored`` are the remarks on what was left out."""
         return {
             "directions": {
                 name: {
@@ -192,6 +219,8 @@ class DirectionScores:
             },
             "averages": [asdict(average) for average in self.averages()],
             "signatures": self.signatures,
+            "unscored": [asdict(remark) for remark in self.remarks if not remark.scored],
+            "remarks": [asdict(remark) for remark in self.remarks if remark.scored],
         }
 
     def _identified(self, name: str) -> dict[str, float]:
