@@ -22,6 +22,7 @@ from gradvac.translation.corpus import Bitext, as_given, encode, read_corpus
 from gradvac.translation.encoded import EncodedTask
 from gradvac.translation.languages import Direction
 from gradvac.translation.readers import Row, Source
+from gradvac.translation.spellings import Spellings
 from gradvac.translation.vocabulary import Vocabulary
 
 
@@ -104,6 +105,8 @@ def aligned_text(
     They are where some rows have all languages; otherwise ``say`` is told.
     """
     codes = list(dict.fromkeys(code for d in directions for code in (d.source, d.target)))
+    spellings = Spellings(codes, say)
+    rows = [spellings.row(row) for row in rows]
     complete = [row for row in rows if all(row.texts.get(code) for code in codes)]
     if not complete:
         say(f"{origin}: no row is in all {len(codes)} languages; every direction has its own")

@@ -37,9 +37,10 @@ from gradvac.translation.blocks import Block
 from gradvac.translation.cleaning import Account, normalise
 from gradvac.translation.corpus import Bitext, as_given, held_out_keys, read_corpus
 from gradvac.translation.encoded import EncodedTask
-from gradvac.translation.languages import Direction, resource_levels
+from gradvac.translation.languages import Direction, resource_levels, same_language
 from gradvac.translation.readers import Row, Source, read_blocks
 from gradvac.translation.scoring import family_of
+from gradvac.translation.spellings import Spellings
 from gradvac.translation.spool import ENGLISH, Spool, directions
 from gradvac.translation.store import Writer, open_encoded
 from gradvac.translation.translate import MAX_SOURCE
@@ -119,7 +120,11 @@ def _prepare_text(
             f"vocabulary.normalization: {vocabulary.normalization}, that of the given vocabulary; "
             f"{recipe.vocabulary.normalization} is of new ones"
         )
-    spool = _read_training(recipe, account, held, folder / "spool", samples, not vocabulary)
+    spellings = Spellings(_named(recipe), say)
+    spool = _read_training(
+        recipe, account, held, folder / "spool", samples, spellings, not vocabulary
+    )
+    held = {part: [spellings.row(row) for row in rows] for part, rows in held.items()}
     directions = _directions(recipe, spool)
     zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
     valid = [_valid(held["valid"], d, account).first(recipe.data.max_valid) for d in directions]
@@ -144,6 +149,16 @@ def _prepare_text(
     _write_json(folder / "account.json", account.to_dict())
     write_sums(folder, _SUMMED)
     return vocabulary, pairs
+
+
+def _named(recipe: Recipe) -> list[str]:
+    """The codes that a recipe names itself, and that of English, which others pair with."""
+    data = recipe.data
+    named = [*(data.directions if isinstance(data.directions, list) else [])]
+    named += recipe.search.zero_shot if isinstance(recipe.search.zero_shot, list) else []
+    parsed = [Direction.parse(name) for name in named]
+    codes = [*(data.languages or ()), *(c for d in parsed for c in (d.source, d.target))]
+    return codes if any(same_language(c, ENGLISH) for c in codes) else [*codes, ENGLISH]
 
 
 def _valid(rows: list[Row], direction: Direction, account: Account) -> Bitext:
@@ -228,6 +243,7 @@ def _read_training(
     held: dict[str, list[Row]],
     folder: Path,
     samples: dict[str, TextSample],
+    spellings: Spellings,
     sampling: bool,
 ) -> Spool:
     """Clean training text on disk; ``samples`` gets text for a vocabulary, if ``sampling``."""
@@ -246,7 +262,9 @@ def _read_training(
 
     def rows() -> Iterator[Row | Block]:
         for source in sources_of(data.train):
-            for item in read_blocks(source, account):
+            for read in read_blocks(source, account):
+                block = isinstance(read, Block)
+                item = spellings.block(read) if block else spellings.row(read)
                 if sampling and isinstance(item, Block):
                     for row in item.cells:
                         for code, text in zip(item.languages, row, strict=True):

@@ -29,6 +29,7 @@ from gradvac.experiment.sections import (
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.experiment.variants import RecipeFile, read_yaml
 from gradvac.experiment.yaml_text import parse_yaml
+from gradvac.translation.languages import same_language
 from gradvac.translation.spool import ENGLISH
 from gradvac.translation.tokenizers import FILE, VOCABULARY
 from gradvac.translation.vocabulary import Normalization
@@ -267,8 +268,9 @@ def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
 def _of_corpus(folder: Path, languages: list[str] | None) -> dict[str, list[SourceSection]]:
     """The text of a folder of `gradvac corpus`; training files of other languages are not read."""
     there = sorted((folder / "train").glob("*.tsv"))
-    wanted = {*languages, ENGLISH} if languages else None
-    train = [f for f in there if wanted is None or wanted.issuperset(f.stem.split("-"))]
+    wanted = (*(languages or ()), ENGLISH)
+    named = lambda code: any(same_language(code, w) for w in wanted)
+    train = [f for f in there if not languages or all(map(named, f.stem.split("-")))]
     if not train:
         have = ", ".join(f.stem for f in there) or "no file"
         raise RecipeError(

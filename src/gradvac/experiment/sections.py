@@ -39,6 +39,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _code(tag: str) -> str:
+    """A tag with underscores, since a hyphen stands between the languages of a direction."""
+    return tag.replace("-", "_")
+
+
 class SourceSection(Section):
     """Where parallel text comes from: one table, or one file per language."""
 
@@ -47,6 +52,19 @@ class SourceSection(Section):
     paths: dict[str, str] | None = None
     languages: list[str] | None = None
     msgid: str = "en"
+
+    @field_validator("paths")
+    @classmethod
+    def _tags_have_underscores(cls, found: dict[str, str] | None) -> dict[str, str] | None:
+        paths = found and {_code(tag): path for tag, path in found.items()}
+        if found and paths and len(paths) < len(found):
+            raise ValueError(f"found {', '.join(found)}: a language is named twice")
+        return paths
+
+    @field_validator("languages")
+    @classmethod
+    def _columns_have_underscores(cls, found: list[str] | None) -> list[str] | None:
+        return found and [_code(tag) for tag in found]
 
     @model_validator(mode="after")
     def _one_place(self) -> SourceSection:
@@ -99,6 +117,11 @@ class DataSection(Section):
     max_pairs: Count | dict[str, Count] | None = None
     max_valid: Count | None = None
     levels: tuple[Count, Count] | None = None
+
+    @field_validator("languages")
+    @classmethod
+    def _tags_have_underscores(cls, found: list[str] | None) -> list[str] | None:
+        return found and [_code(tag) for tag in found]
 
     @model_validator(mode="after")
     def _there_is_text(self) -> DataSection:

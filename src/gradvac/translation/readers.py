@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from gradvac.errors import CorpusError, RecipeError
 from gradvac.translation.account import Account
 from gradvac.translation.blocks import Block, Row, row_of
 from gradvac.translation.catalogues import Message, mo_messages, po_messages
-from gradvac.translation.languages import is_code, is_known, nearest_code
+from gradvac.translation.languages import is_code, is_known, language, nearest_code, same_language
 from gradvac.translation.tables import aligned_files, table, tables
 from gradvac.translation.textfiles import (
     COMPRESSED,
@@ -217,9 +217,8 @@ def _header(source: Source, line: bytes | None, where: str) -> tuple[str, ...] |
             return None
         raise CorpusError(f"{where}: {fault.reason} in the header: {fault.detail}") from fault
     wanted = source.languages or ()
-    unknown = [
-        cell for cell in cells if cell not in wanted and not (is_code(cell) and is_known(cell))
-    ]
+    cells = tuple(_spelled(cell, cells, wanted) for cell in cells)
+    unknown = [cell for cell in cells if cell not in wanted and not _is_language(cell, wanted)]
     if wanted and unknown:
         return None
     if unknown:
@@ -239,6 +238,24 @@ def _header(source: Source, line: bytes | None, where: str) -> tuple[str, ...] |
             "separated by tabs"
         )
     return cells
+
+
+def _is_language(cell: str, wanted: Sequence[str]) -> bool:
+    """Whether a cell names a language; a word of three letters may be text, if it need not."""
+    found = language(cell)
+    return is_code(cell) and (
+        is_known(cell)
+        or ("_" in cell and found.script != "")
+        or (not wanted and found.family != "other")
+    )
+
+
+def _spelled(cell: str, cells: Sequence[str], wanted: Sequence[str]) -> str:
+    """A cell of the header as `languages` spell it: `eng_Latn` is the `en` that is wanted."""
+    if cell in wanted or not _is_language(cell, wanted):
+        return cell
+    same = (c for c in wanted if c not in cells and same_language(c, cell))
+    return next(same, cell)
 
 
 def _text(source: Source) -> Iterator[Row | Fault | Block]:

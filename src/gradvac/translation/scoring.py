@@ -12,7 +12,7 @@ from typing import Any, Literal
 from sacrebleu.metrics.chrf import CHRF
 
 from gradvac.translation.identify import OffTarget
-from gradvac.translation.languages import Direction, family
+from gradvac.translation.languages import Direction, family, is_english
 from gradvac.translation.tokenizers import bleu_metric, tokenizer
 
 Side = Literal["all", "en-any", "any-en", "other", "zero-shot"]
@@ -235,9 +235,9 @@ def side(direction: str) -> Side:
     if "-" not in direction:
         return "other"
     parsed = Direction.parse(direction)
-    if _is_english(parsed.source):
+    if is_english(parsed.source):
         return "en-any"
-    return "any-en" if _is_english(parsed.target) else "other"
+    return "any-en" if is_english(parsed.target) else "other"
 
 
 def family_of(direction: str) -> str:
@@ -245,11 +245,7 @@ def family_of(direction: str) -> str:
     if "-" not in direction:
         return family(direction)
     parsed = Direction.parse(direction)
-    return family(parsed.source if _is_english(parsed.target) else parsed.target)
-
-
-def _is_english(code: str) -> bool:
-    return code.split("_", 1)[0] == "en"
+    return family(parsed.source if is_english(parsed.target) else parsed.target)
 
 
 def score_directions(
