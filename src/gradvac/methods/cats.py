@@ -38,7 +38,7 @@ from torch import Tensor
 from gradvac.errors import GradientError
 from gradvac.methods.base import StepGeometry
 from gradvac.methods.pairs import PairTable
-from gradvac.methods.shared import SharedWeights, positive_losses
+from gradvac.methods.shared import SharedWeights, check_number, positive_losses
 
 # Below this share of the sum of squares the task gradients cancel at equal weights: there is no
 # curvature to bound, and a bound relative to it means nothing. Chosen here.
@@ -162,20 +162,22 @@ class CATS(SharedWeights):
         )
 
     def _gram(self, tasks: tuple[str, ...]) -> Tensor:
-        """Averaged Gram matrix of the curvature, ``[N, N]``, in the unit that rho has."""
-        gram, weight = self._averages.read(("gram", "weight"), tasks)
+        """Averaged Gram matrix of the curvature, in the unit that rho has.
+
+        It is ``[N, N]``, or its diagonal ``[N]`` without cross terms: tasks may be thousands.
+        """
+        read = self._averages.read if self.cross_terms else self._averages.diagonal
+        gram, weight = read(("gram", "weight"), tasks)
         gram = torch.where(weight > 0, gram / weight, 0.0)  # 0 for pairs never seen together
-        squares = gram.diagonal().clone()
-        if not self.cross_terms:
-            gram = squares.diag()
+        squares = gram.diagonal() if self.cross_terms else gram
         if self.bound == "absolute":
             return gram
-        unit, stacked = gram.mean(), squares.sum() / len(tasks) ** 2  # at alpha = 1/N
+        unit, stacked = (x.sum() / len(tasks) ** 2 for x in (gram, squares))  # at alpha = 1/N
         # Without gradients, or where they cancel, there is nothing to bound: curvature 0.
         return gram / unit if unit > _CANCELLED * stacked else torch.zeros_like(gram)
 
     def _curvature(self, alpha: Tensor, gram: Tensor) -> Tensor:
-        return alpha @ gram @ alpha
+        return _times(gram, alpha) @ alpha
 
     def _task_weights(self) -> Tensor:
         """N alpha of all tasks seen, ``[N]``; exactly 1 where they are equal."""
@@ -190,7 +192,7 @@ class CATS(SharedWeights):
     def _update(self, alpha: Tensor, gram: Tensor) -> None:
         """Descend on alpha, ascend on the multipliers, both from where they are."""
         tasks, lr = list(self._state["alpha"]), self.learning_rate
-        slope = 2 * self._lambda_c * gram @ alpha + self._loss_slope(tasks)
+        slope = 2 * self._lambda_c * _times(gram, alpha) + self._loss_slope(tasks)
         excess = float(self._curvature(alpha, gram)) - self.rho
         if self.parametrization == "softmax":
             stored = torch.tensor(list(self._state["alpha"].values()), dtype=torch.float64)
@@ -242,13 +244,29 @@ class CATS(SharedWeights):
         """Continue exactly where the method that returned ``state`` was.
 
         Raises:
-            GradientError: if that method had another parametrization.
+            GradientError: if that method had another parametrization, or the state is of another
+                method, or damaged; nothing is then changed.
         """
+        self._check_state(state)
         _check_choice("parametrization", state["parametrization"], (self.parametrization,))
-        self._averages.load_state_dict(state["averages"])
+        for name in ("lambda_c", "lambda_s", "steps"):
+            check_number(f"state {name!r}", state[name])
+        averages = PairTable()
+        averages.load_state_dict(state["averages"])
+        super().load_state_dict(state)
+        self._averages = averages
         self._lambda_c, self._lambda_s = float(state["lambda_c"]), float(state["lambda_s"])
         self._steps = int(state["steps"])
-        super().load_state_dict(state)
+        alpha = self._state["alpha"]
+        if self.parametrization == "lagrangian" and alpha:  # earlier versions let all of them be 0
+            kept = torch.tensor(list(alpha.values()), dtype=torch.float64)
+            kept = nearest_weights(kept, self.floor / len(alpha), *_SUMS)
+            alpha.update(zip(alpha, kept.tolist(), strict=True))
+
+
+def _times(gram: Tensor, alpha: Tensor) -> Tensor:
+    """The matrix, or the diagonal one given by its diagonal, times a vector."""
+    return gram * alpha if gram.dim() == 1 else gram @ alpha
 
 
 def nearest_weights(weights: Tensor, low: float, least: float, most: float) -> Tensor:
