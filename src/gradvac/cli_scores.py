@@ -69,10 +69,11 @@ def compare(
         str | None, typer.Option(help="Row to compare with. Default: the recipe's, or the first.")
     ] = None,
     test: Annotated[
-        str, typer.Option(help="sacreBLEU's paired test: bootstrap, randomization, or none.")
+        str, typer.Option(help="Paired test of directions: bootstrap, randomization, or none.")
     ] = "bootstrap",
     samples: Annotated[
-        int, typer.Option(help="Resamples or trials of the test; 0: sacreBLEU's own number.")
+        int,
+        typer.Option(help="Samples of the test; 0: 1,000 (bootstrap), 10,000 (randomization)."),
     ] = 0,
     directions: Annotated[
         bool, typer.Option("--directions", help="Show every direction, however many.")

@@ -137,7 +137,7 @@ def test_a_gate_that_opens_where_two_passes_are_made():
     engine = Engine(model, StaticWeights(WEIGHTS), "whole_model", passes=2)
     for gate in (0.0, 0.0, 1.0, 1.0):
         h = lambda: model[0](X)
-        losses = lambda gate=gate: model[2](h() + gate * (h() * model.scale)).square().sum(1)
+        losses = lambda gate=gate, h=h: model[2](h() + gate * (h() * model.scale)).square().sum(1)
         assert error_of_step(engine, model, losses) < EXACT
     assert not engine.refused
 

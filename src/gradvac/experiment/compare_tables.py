@@ -10,6 +10,7 @@ from rich.table import Table
 from gradvac.experiment.compare import LEVEL, Cell, Clock, Comparison, Row
 from gradvac.experiment.compare_results import Metric
 from gradvac.translation.scoring import family_of
+from gradvac.translation.significance import FEW
 
 NAMES: dict[Metric, str] = {
     "bleu": "BLEU",
@@ -70,7 +71,7 @@ def test_in_words(found: Comparison) -> str | None:
     return (
         "approximate randomisation over sentences"
         if tagging
-        else f"sacreBLEU's paired {found.test}"
+        else f"paired {found.test} over sentences"
     )
 
 
@@ -96,6 +97,7 @@ def notes(found: Comparison) -> list[str]:
             f"{'F1 and accuracy of languages' if tagging else 'BLEU and chrF++ of directions'} are "
             "tested, nothing else."
         )
+        lines += _few(found)
     lines.append("Bold: the best of one model for all directions.")
     lines.append(
         f"Cost: {CLOCKS[found.cost_of]} of training per token, relative to the baseline's. "
@@ -110,6 +112,17 @@ def notes(found: Comparison) -> list[str]:
         )
     lines += [f"Not scored: {folder}" for folder in found.missing]
     return lines
+
+
+def _few(found: Comparison) -> list[str]:
+    """Where so few sentences differ that a test says little."""
+    few = [f"{row.name} {d} ({n})" for row in found.rows for d, n in row.few.items()]
+    if not few:
+        return []
+    return [
+        f"Fewer than {FEW} sentences differ from those of {found.baseline}, too few for a test to "
+        f"say much: {', '.join(few)}."
+    ]
 
 
 def terminal(

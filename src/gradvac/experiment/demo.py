@@ -100,7 +100,7 @@ def _score_start(recipe: Recipe, out: Path, sentences: int, console: Console) ->
     infos = task_infos(out / "joint")
     return evaluate_model(
         find_model(resolve(str(recipe.training.start_from))),
-        test_bitexts(test_rows(out / "joint"), list(infos)),
+        *test_bitexts(test_rows(out / "joint"), list(infos)),
         levels={name: info.level for name, info in infos.items()},
         beam=recipe.search.beam,
         length_penalty=recipe.search.length_penalty,

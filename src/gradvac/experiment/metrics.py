@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from gradvac.engine import StepReport
+from gradvac.errors import RunError
 from gradvac.experiment.files import write_text
+
+MOST_NLL = 700.0
+"""Beyond it a perplexity is no number any more; all tokens equally likely have ln V, about 11."""
 
 
 @dataclass
@@ -91,8 +95,16 @@ class Window:
 def averages(nll: Mapping[str, float], levels: Mapping[str, str]) -> dict[str, float]:
     """Means over directions of the NLL per token: all, by resource level, each ``nll/xx-yy``.
 
-    ``perplexity`` is the mean of the directions' perplexities.
+    ``perplexity`` is the mean of the directions' perplexities. RunError where an NLL is not finite
+    or over `MOST_NLL`.
     """
+    for task, value in nll.items():
+        if not value <= MOST_NLL:  # true of NaN too
+            raise RunError(
+                f"the validation NLL of {task} is {value:.4g} per token: the run has diverged. "
+                "Lower training.learning_rate or raise training.warmup; best/ keeps the "
+                "parameters of the best validation before, if there was one"
+            )
     mean = lambda values: sum(values) / len(values)
     out = {"nll": mean(list(nll.values()))}
     out["perplexity"] = mean([math.exp(v) for v in nll.values()])

@@ -27,26 +27,23 @@ from gradvac.experiment.files import (
     write_json,
 )
 from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.recipe import Recipe, parse_recipe, resolve
+from gradvac.experiment.recipe import Recipe, fill_in, parse_recipe, resolve, with_normalization
 from gradvac.experiment.resuming import build_once, finish, resume
 from gradvac.experiment.sections import SourceSection
 from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.translation.blocks import Block
-from gradvac.translation.cleaning import Account, CleaningRules, normalise
-from gradvac.translation.corpus import (
-    Bitext,
-    bitext,
-    held_out_keys,
-    read_corpus,
-)
+from gradvac.translation.cleaning import Account, normalise
+from gradvac.translation.corpus import Bitext, as_given, held_out_keys, read_corpus
 from gradvac.translation.encoded import EncodedTask
-from gradvac.translation.languages import Direction, resource_levels
+from gradvac.translation.languages import Direction, resource_levels, same_language
 from gradvac.translation.readers import Row, Source, read_blocks
 from gradvac.translation.scoring import family_of
+from gradvac.translation.spellings import Spellings
 from gradvac.translation.spool import ENGLISH, Spool, directions
 from gradvac.translation.store import Writer, open_encoded
+from gradvac.translation.translate import MAX_SOURCE
 from gradvac.translation.vocabulary import TextSample, Vocabulary, train_vocabulary
 
 _SUMMED = ("train/index.json", "valid/index.json", "valid.jsonl", "test.jsonl")
@@ -100,7 +97,7 @@ def build_text(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None
     write_bytes(folder / VOCABULARY, vocabulary.model)
     levels = resource_levels(pairs, recipe.data.levels)
     tasks = {t: asdict(TaskInfo(n, levels[t], family_of(t))) for t, n in pairs.items()}
-    finish(folder, recipe, tasks)
+    finish(folder, with_normalization(recipe, vocabulary.normalization), tasks)
 
 
 def _prepare_text(
@@ -110,14 +107,19 @@ def _prepare_text(
     account = Account(recipe.data.on_problem)
     held = {p: read_corpus(sources_of(getattr(recipe.data, p)), account) for p in ("valid", "test")}
     vocabulary, samples = _given_vocabulary(recipe), dict[str, TextSample]()
-    spool = _read_training(recipe, account, held, folder / "spool", samples, not vocabulary)
+    if vocabulary and vocabulary.normalization != recipe.vocabulary.normalization:
+        say(
+            f"vocabulary.normalization: {vocabulary.normalization}, that of the given vocabulary; "
+            f"{recipe.vocabulary.normalization} is of new ones"
+        )
+    spellings = Spellings(_named(recipe), say)
+    spool = _read_training(
+        recipe, account, held, folder / "spool", samples, spellings, not vocabulary
+    )
+    held = {part: [spellings.row(row) for row in rows] for part, rows in held.items()}
     directions = _directions(recipe, spool)
     zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
-    most = recipe.data.max_valid
-    valid = [
-        bitext(held["valid"], d, CleaningRules(), account, part="valid").first(most)
-        for d in directions
-    ]
+    valid = [_valid(held["valid"], d, account).first(recipe.data.max_valid) for d in directions]
     pairs = _pairs(recipe, spool, directions, account)
     say(str(account))
     vocabulary = vocabulary or _train_vocabulary(recipe, samples)
@@ -129,7 +131,9 @@ def _prepare_text(
         for sources, targets in spool.texts(d, _CHUNK, pairs[d.name])
     )
     for part, texts in {"train": training, "valid": (text for text in valid if len(text))}.items():
-        _encode(texts, folder / part, vocabulary, recipe.data.max_tokens, say)
+        limit = recipe.data.max_tokens
+        limit = max(limit, MAX_SOURCE) if part == "valid" else limit
+        _encode(texts, folder / part, vocabulary, limit, say)
     shutil.rmtree(folder / "spool")
     for part, rows in held.items():
         with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as lines:
@@ -137,6 +141,26 @@ def _prepare_text(
     write_json(folder / "account.json", account.to_dict())
     write_sums(folder, _SUMMED)
     return vocabulary, pairs
+
+
+def _named(recipe: Recipe) -> list[str]:
+    """The codes that a recipe names itself, and that of English, which others pair with."""
+    data = recipe.data
+    named = [*(data.directions if isinstance(data.directions, list) else [])]
+    named += recipe.search.zero_shot if isinstance(recipe.search.zero_shot, list) else []
+    parsed = [Direction.parse(name) for name in named]
+    codes = [*(data.languages or ()), *(c for d in parsed for c in (d.source, d.target))]
+    return codes if any(same_language(c, ENGLISH) for c in codes) else [*codes, ENGLISH]
+
+
+def _valid(rows: list[Row], direction: Direction, account: Account) -> Bitext:
+    """The validation pairs of a direction, whole; ``account`` counts the rows without one."""
+    pairs, without = as_given(rows, direction)
+    name = f"valid {direction.name}"
+    account.keep(name, len(pairs))
+    for where in without:
+        account.drop(name, "not in both languages", where)
+    return pairs
 
 
 def open_prepared(folder: Path) -> Prepared:
@@ -165,7 +189,7 @@ def run_recipe(folder: Path) -> Recipe:
         raise RunError(f"{file}{e}") from e
     if not isinstance(tree, dict):
         raise RunError(f"{file}: not the recipe of a run: found {type(tree).__name__}")
-    return parse_recipe(tree, str(file), run_code=False)
+    return parse_recipe(fill_in(tree), str(file), run_code=False)
 
 
 def task_infos(folder: Path) -> dict[str, TaskInfo]:
@@ -214,6 +238,7 @@ def _read_training(
     held: dict[str, list[Row]],
     folder: Path,
     samples: dict[str, TextSample],
+    spellings: Spellings,
     sampling: bool,
 ) -> Spool:
     """Clean training text on disk; ``samples`` gets text for a vocabulary, if ``sampling``."""
@@ -232,7 +257,9 @@ def _read_training(
 
     def rows() -> Iterator[Row | Block]:
         for source in sources_of(data.train):
-            for item in read_blocks(source, account):
+            for read in read_blocks(source, account):
+                block = isinstance(read, Block)
+                item = spellings.block(read) if block else spellings.row(read)
                 if sampling and isinstance(item, Block):
                     for row in item.cells:
                         for code, text in zip(item.languages, row, strict=True):
@@ -313,5 +340,6 @@ def _train_vocabulary(recipe: Recipe, samples: dict[str, TextSample]) -> Vocabul
         byte_fallback=section.byte_fallback,
         character_coverage=section.character_coverage,
         symbols=section.symbols,
+        normalization=section.normalization,
         seed=recipe.seed,
     )

@@ -10,7 +10,7 @@ import importlib.resources
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -29,8 +29,10 @@ from gradvac.experiment.sections import (
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.experiment.variants import RecipeFile, read_yaml
 from gradvac.experiment.yaml_text import parse_yaml
+from gradvac.translation.languages import same_language
 from gradvac.translation.spool import ENGLISH
 from gradvac.translation.tokenizers import FILE, VOCABULARY
+from gradvac.translation.vocabulary import Normalization
 
 SHIPPED = "shipped:"
 
@@ -115,6 +117,8 @@ def load_any(
     """
     file = path if isinstance(path, RecipeFile) else read_recipe_file(path)
     tree = file.choose(size, variant)
+    if (file.path.parent / "tasks.json").exists():  # the recipe of a run, made again
+        fill_in(tree)
     if seed is not None:
         tree["seed"] = seed
     for change in changes or []:
@@ -157,12 +161,35 @@ def parse_any(tree: dict[str, Any], where: str, run_code: bool = True) -> BaseRe
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from e
 
 
+def fill_in(tree: Any) -> Any:
+    """The recipe of a run, with what keys that its version had not meant then."""
+    if isinstance(tree, dict) and tree.get("job") is None:
+        section = tree.setdefault("vocabulary", {})
+        if isinstance(section, dict):
+            section.setdefault("normalization", "nmt_nfkc")
+    return tree
+
+
+def with_normalization(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with the normalisation that its vocabulary has; others than ours are not told."""
+    if name == recipe.vocabulary.normalization or name not in get_args(Normalization):
+        return recipe
+    section = recipe.vocabulary.model_copy(update={"normalization": name})
+    return recipe.model_copy(update={"vocabulary": section})
+
+
+def chooses_normalization(recipe: Recipe) -> bool:
+    """Whether the recipe itself says how its vocabulary rewrites text."""
+    given = recipe.vocabulary.path or recipe.training.start_from
+    return not given and "normalization" in recipe.vocabulary.model_fields_set
+
+
 def any_recipe(folder: Path) -> BaseRecipe:
     """The recipe a run of any kind was made from; reading it runs no code."""
     file = folder / "recipe.yaml"
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return parse_any(tree, str(file), run_code=False)
+        return parse_any(fill_in(tree), str(file), run_code=False)
     except (OSError, UnicodeDecodeError) as e:
         raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
     except yaml.YAMLError as e:
@@ -241,8 +268,9 @@ def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
 def _of_corpus(folder: Path, languages: list[str] | None) -> dict[str, list[SourceSection]]:
     """The text of a folder of `gradvac corpus`; training files of other languages are not read."""
     there = sorted((folder / "train").glob("*.tsv"))
-    wanted = {*languages, ENGLISH} if languages else None
-    train = [f for f in there if wanted is None or wanted.issuperset(f.stem.split("-"))]
+    wanted = (*(languages or ()), ENGLISH)
+    named = lambda code: any(same_language(code, w) for w in wanted)
+    train = [f for f in there if not languages or all(map(named, f.stem.split("-")))]
     if not train:
         have = ", ".join(f.stem for f in there) or "no file"
         raise RecipeError(

@@ -17,9 +17,12 @@ from gradvac.experiment.recipe import Recipe, any_recipe, parse_recipe
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.similarity import EditCounts, edit_counts
-from gradvac.translation.languages import Direction, family, family_order, language
+from gradvac.translation import scoring
+from gradvac.translation.languages import Direction, family_order, language
+from gradvac.translation.scoring import family_of
 
 TO_ENGLISH, FROM_ENGLISH = "Any\N{RIGHTWARDS ARROW}En", "En\N{RIGHTWARDS ARROW}Any"
+_SIDES = {"any-en": TO_ENGLISH, "en-any": FROM_ENGLISH}
 LANGUAGES = "languages"
 """The side of tasks that are no directions, such as the languages of tagging."""
 METHODS = {
@@ -60,8 +63,8 @@ class TaskView:
         else:
             arrow = "\N{RIGHTWARDS ARROW}"
             label = f"{language(d.source).name} {arrow} {language(d.target).name}"
-            side = TO_ENGLISH if d.target == "en" else FROM_ENGLISH if d.source == "en" else ""
-            kin = info.family if info else family(d.target if d.source == "en" else d.source)
+            side = _SIDES.get(scoring.side(name), "")
+            kin = info.family if info else family_of(name)
             short = f"{d.source}{arrow}{d.target}"
             view = cls(name, label, short, d.source, d.target, side, kin)
         if info is None:
@@ -205,8 +208,7 @@ def _described(folder: Path) -> tuple[Recipe, dict[str, TaskInfo]]:
         # What a view asks of a recipe, those of other jobs have too.
         return cast(Recipe, any_recipe(folder)), task_infos(folder)
     parsed = [Direction.parse(task) for task in measured.tasks]
-    kin = [family(d.target if d.source == "en" else d.source) for d in parsed]
-    infos = [TaskInfo(0, "", name) for name in kin]
+    infos = [TaskInfo(0, "", family_of(d.name)) for d in parsed]
     recipe = parse_recipe({"data": {"train": [{"path": measured.origin}]}}, str(folder))
     return recipe, dict(zip(measured.tasks, infos, strict=True))
 

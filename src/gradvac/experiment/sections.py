@@ -20,6 +20,7 @@ from gradvac.experiment.method_options import OWN_KEYS, check_name, import_metho
 from gradvac.translation.cleaning import CleaningRules
 from gradvac.translation.languages import Direction
 from gradvac.translation.tokenizers import check_tokenizer
+from gradvac.translation.vocabulary import Normalization
 
 VERSION = 1
 """Of the form of recipes; it rises when a key is renamed or means something else."""
@@ -38,6 +39,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _code(tag: str) -> str:
+    """A tag with underscores, since a hyphen stands between the languages of a direction."""
+    return tag.replace("-", "_")
+
+
 class SourceSection(Section):
     """Where parallel text comes from: one table, or one file per language."""
 
@@ -49,6 +55,19 @@ class SourceSection(Section):
     check: bool = True
     quoted: bool = False
     unescape: bool = False
+
+    @field_validator("paths")
+    @classmethod
+    def _tags_have_underscores(cls, found: dict[str, str] | None) -> dict[str, str] | None:
+        paths = found and {_code(tag): path for tag, path in found.items()}
+        if found and paths and len(paths) < len(found):
+            raise ValueError(f"found {', '.join(found)}: a language is named twice")
+        return paths
+
+    @field_validator("languages")
+    @classmethod
+    def _columns_have_underscores(cls, found: list[str] | None) -> list[str] | None:
+        return found and [_code(tag) for tag in found]
 
     @model_validator(mode="after")
     def _one_place(self) -> SourceSection:
@@ -102,6 +121,11 @@ class DataSection(Section):
     max_valid: Count | None = None
     levels: tuple[Count, Count] | None = None
 
+    @field_validator("languages")
+    @classmethod
+    def _tags_have_underscores(cls, found: list[str] | None) -> list[str] | None:
+        return found and [_code(tag) for tag in found]
+
     @model_validator(mode="after")
     def _there_is_text(self) -> DataSection:
         if not self.train and self.corpus is None:
@@ -128,6 +152,7 @@ class VocabularySection(Section):
     byte_fallback: bool = True
     character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995
     symbols: list[str] = []
+    normalization: Normalization = "nfc"
     path: str | None = None
 
 

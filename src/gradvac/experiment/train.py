@@ -133,7 +133,10 @@ class Trainer:
 
     def _validate(self, kind: str = "valid") -> None:
         """Write a validation line; keep the parameters when the chosen metric improved."""
-        values = self.job.validate()
+        try:
+            values = self.job.validate()
+        except RunError as e:
+            raise RunError(f"{self.folder}: step {self.step}: {e}") from e
         if not values:
             return
         value = values[self.recipe.training.metric]
