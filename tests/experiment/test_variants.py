@@ -90,7 +90,7 @@ def test_a_choice_must_be_made_and_exist(file, size, variant, message):
         ({"variants": {"../a": {}}}, r"'../a' is no name"),
         ({"sizes": {"small": {"variants": {"kats": {}}}}}, r"\['kats'\] are no variants; there"),
         ({"baseline": "kats"}, r"baseline: found 'kats', must be a variant: joint, cats, bilingu"),
-        ({"seeds": [1, 1]}, r"seeds: found \[1, 1\], must be different numbers >= 0"),
+        ({"seeds": [1, 1]}, r"seeds: found \[1, 1\], must be different numbers from 0"),
         ({"seeds": 3}, r"seeds: found 3"),
         ({"extends": "../x.yaml"}, r"extends: found '\.\./x\.yaml', must be a file in the same"),
         (

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradvac.engine import StepReport
+from gradvac.reading import LONGEST_LINE, regular
 
 
 @dataclass
@@ -113,24 +114,27 @@ def append(file: Path, line: Mapping[str, Any]) -> None:
             raise OSError(e.errno, e.strerror, str(file)) from e
 
 
-def truncate(file: Path, step: int, end: int | None = None) -> None:
+def truncate(file: Path, step: int, end: int | None = None) -> int:
     """Drop the lines of a ``.jsonl`` file that a run resumed at ``step`` will write again.
 
-    They begin at byte ``end``, if that is known.
+    They begin at byte ``end``, if that is known. Returns how many whole lines were dropped because
+    they cannot be read.
     """
     if not file.exists():
-        return
-    if end is not None and file.stat().st_size >= end:
+        return 0
+    if end is not None and regular(file).stat().st_size >= end:
         os.truncate(file, end)
-        return
-    kept = []
-    for text in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            line = json.loads(text)
-            if text.endswith("\n") and line["step"] <= step and line.get("kind") != "average":
-                kept.append(text)
-        except (ValueError, KeyError, TypeError):
-            break
+        return 0
+    kept, damaged = [], 0
+    with regular(file).open("rb") as lines:
+        for text in iter(lambda: lines.readline(LONGEST_LINE), b""):
+            try:
+                line = json.loads(text)
+                if text.endswith(b"\n") and line["step"] <= step and line.get("kind") != "average":
+                    kept.append(text)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                damaged += text.endswith(b"\n")
     new = file.with_suffix(".new")
-    new.write_text("".join(kept), encoding="utf-8")
+    new.write_bytes(b"".join(kept))
     new.replace(file)
+    return damaged

@@ -16,15 +16,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.recipe import Recipe, dump_recipe, parse_recipe, resolve
+from gradvac.experiment.recipe import Recipe, dump_recipe, resolve, run_recipe
 from gradvac.experiment.sections import SourceSection
 from gradvac.experiment.sums import check_sums, write_sums
-from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.experiment.zero_shot import zero_shot_directions
+from gradvac.reading import read_json, read_lines
 from gradvac.translation.blocks import Block
 from gradvac.translation.cleaning import Account, CleaningRules, normalise
 from gradvac.translation.corpus import (
@@ -49,8 +51,10 @@ _CHUNK = 10_000  # pairs encoded at a time: enough to keep all cores busy
 class TaskInfo:
     """What a run knows of a direction: training pairs, resource level, language family."""
 
-    pairs: int
-    level: str
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    pairs: Annotated[int, Field(ge=0)]
+    level: Literal["high", "medium", "low", ""]
     family: str
 
 
@@ -109,6 +113,7 @@ def _prepare_text(
     vocabulary, samples = _given_vocabulary(recipe), dict[str, TextSample]()
     spool = _read_training(recipe, account, held, folder / "spool", samples, not vocabulary)
     directions = _directions(recipe, spool)
+    _check_limits(recipe, spool, directions, say)
     zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
     most = recipe.data.max_valid
     valid = [
@@ -149,29 +154,12 @@ def open_prepared(folder: Path) -> Prepared:
     return Prepared(folder, recipe, vocabulary, task_infos(folder), **parts)
 
 
-def run_recipe(folder: Path) -> Recipe:
-    """The recipe a run was made from; reading it runs no code."""
-    file = folder / "recipe.yaml"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
-    try:
-        tree = parse_yaml(text)
-    except ValueError as e:
-        raise RunError(f"{file}{e}") from e
-    if not isinstance(tree, dict):
-        raise RunError(f"{file}: not the recipe of a run: found {type(tree).__name__}")
-    return parse_recipe(tree, str(file), run_code=False)
-
-
 def task_infos(folder: Path) -> dict[str, TaskInfo]:
-    """The tasks of a run, in the run's order."""
-    try:
-        tree = json.loads((folder / "tasks.json").read_text(encoding="utf-8"))
-        return {name: TaskInfo(**info) for name, info in tree.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as e:
-        raise RunError(f"{folder / 'tasks.json'}: not the task list of a run: {e}") from e
+    """The tasks of a run, in the run's order; RunError for a list of none, or of something else."""
+    file = folder / "tasks.json"
+    if not (found := read_json(file, dict[str, TaskInfo])):
+        raise RunError(f"{file}: names no task")
+    return found
 
 
 def test_rows(folder: Path, part: str = "test") -> list[Row]:
@@ -181,11 +169,8 @@ def test_rows(folder: Path, part: str = "test") -> list[Row]:
         return []
     with suppress(FileNotFoundError):
         check_sums(folder / "data", [file.name])
-    try:
-        with file.open(encoding="utf-8", newline="\n") as lines:  # a text may hold U+2028
-            return [Row(json.loads(t), f"{file}:{n}") for n, t in enumerate(lines, 1)]
-    except (OSError, ValueError) as e:
-        raise RunError(f"{file}: not the test set of a run: {e}") from e
+    texts = read_lines(file, dict[str, str])
+    return [Row(text, f"{file}:{n}") for n, text in enumerate(texts, 1)]
 
 
 def sources_of(sections: list[SourceSection]) -> list[Source]:
@@ -252,6 +237,23 @@ def _directions(recipe: Recipe, spool: Spool) -> list[Direction]:
             f"data: no text in {', '.join(missing) or 'two languages'}; found: {have}"
         )
     return wanted
+
+
+def _check_limits(
+    recipe: Recipe, spool: Spool, directions: list[Direction], say: Callable[[str], None]
+) -> None:
+    """RecipeError for a limit of a direction there is no text for; say which limit nothing."""
+    most = recipe.data.max_pairs
+    idle = set(most) - {d.name for d in directions} if isinstance(most, dict) else set()
+    for name in sorted(idle):
+        one = Direction.parse(name)
+        if absent := sorted({one.source, one.target} - spool.found):
+            raise RecipeError(
+                f"data.max_pairs: {name}: no text in {', '.join(absent)}; directions: "
+                f"{', '.join(d.name for d in directions)}"
+            )
+    if idle:
+        say(f"data.max_pairs: {', '.join(sorted(idle))}: not trained here, so it limits nothing")
 
 
 def _pairs(

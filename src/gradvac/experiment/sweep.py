@@ -27,6 +27,7 @@ from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe import load_any, read_recipe_file
 from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.variants import RecipeFile, row_of
+from gradvac.terminal import Terminal, complain
 
 DESCRIPTION = "sweep.json"
 LOG = "sweep.log"
@@ -213,7 +214,7 @@ def work(folder: Path, *, score: bool = True) -> int:
     job = job_of(folder)
     if module := job.recipe.method.module:  # the sweep validated and wrote this recipe
         import_methods(module)
-    code = Trainer(job, Display(Console(highlight=False))).train()
+    code = Trainer(job, Display(Terminal())).train()
     if score and not code and has_test(job.recipe):
         score_run(folder)
     return code
@@ -225,5 +226,5 @@ if __name__ == "__main__":
     try:
         raise SystemExit(work(Path(sys.argv[1]), score=len(sys.argv) < 3))
     except GradvacError as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        complain(problem)
         raise SystemExit(2) from None

@@ -39,6 +39,7 @@ from gradvac.experiment.process import (
     differences,
     made_with,
 )
+from gradvac.experiment.sections import TrainingSection
 from gradvac.experiment.updates import Updates
 
 # Checkpoints in a row that the disk may refuse before a run ends. Chosen here: long enough to make
@@ -82,6 +83,8 @@ class Trainer:
         ):
             self._resume()
             for line in [] if self.step else self.job.describe():
+                self.display.line(line)
+            for line in unreached(self.recipe.training):
                 self.display.line(line)
             self.display.start(training.steps, self.step)
             while self.step < training.steps and not self._patience_spent():
@@ -268,8 +271,11 @@ class Trainer:
         finished = (self.folder / "done.json").exists() and self.step >= self.recipe.training.steps
         if not finished:
             (self.folder / "done.json").unlink(missing_ok=True)
-            truncate(self.folder / "metrics.jsonl", self.step, positions.get("metrics.jsonl"))
-            truncate(self.folder / "speed.jsonl", self.step)
+            for name in ("metrics.jsonl", "speed.jsonl"):
+                if lost := truncate(self.folder / name, self.step, positions.get(name)):
+                    self.display.line(
+                        f"warning: {self.folder / name}: {lost} lines cannot be read and are gone"
+                    )
             self.updates.record.truncate(self.step - 1)
         for file in [self.folder / "metrics.jsonl", *self.updates.record.files]:
             there = file.stat().st_size if file.exists() else 0
@@ -291,6 +297,25 @@ class Trainer:
                     f"{', '.join(sorted(there)) or 'none'}; only in the run: {here or 'none'}"
                 )
             raise RunError(f"{folder}: its {key} is {found}, the run has {value}")
+
+
+def unreached(training: TrainingSection) -> list[str]:
+    """What a recipe asks for every so many steps and a run of its length never does, in words."""
+    lines, steps, saved = [], training.steps, training.checkpoint_every
+    first = math.lcm(training.keep_every or 1, saved)
+    if training.keep_every and first > steps:
+        lines.append(
+            f"note: training.keep_every {training.keep_every:,} keeps nothing: with checkpoints at "
+            f"every {saved:,} steps the first to keep is at step {first:,} of {steps:,}"
+        )
+    elif training.keep_every and training.keep_every % saved:
+        lines.append(
+            f"note: training.keep_every {training.keep_every:,}: with checkpoints at every "
+            f"{saved:,} steps one is kept at every {first:,} steps"
+        )
+    if training.log_every > steps:
+        lines.append(f"note: training.log_every {training.log_every:,}: no line in {steps:,} steps")
+    return lines
 
 
 def _to_disk(file: Path) -> int:

@@ -144,7 +144,7 @@ def _two_column(line: str) -> Pair:
 
 def _indexed(line: str) -> Pair:
     cells = line.split("\t")
-    if len(cells) != 3 or not cells[0].isdigit():
+    if len(cells) != 3 or not cells[0].isdecimal():
         raise ValueError(f"found {line!r}; must be a number, a word and a tag between tabs")
     return _pair(cells[1], cells[2])
 

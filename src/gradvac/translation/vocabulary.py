@@ -17,6 +17,7 @@ import numpy as np
 import sentencepiece as spm
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.reading import read_bytes
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 
@@ -104,10 +105,9 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read ``vocabulary.model``."""
+        model = read_bytes(path)
         try:
-            return cls(path.read_bytes())
-        except OSError as e:
-            raise RunError(f"{path}: cannot read the vocabulary: {e.strerror}") from e
+            return cls(model)
         except RunError as e:
             raise RunError(f"{path}: {e}") from e
 
