@@ -72,6 +72,8 @@ def read_comet(folder: Path) -> tuple[str, dict[Path, dict[str, float]]]:
     for entry in tree["files"]:
         direction, run = entry["direction"], Path(entry["run"])
         file = folder / f"{direction}.json"
+        if not file.exists():
+            raise RunError(f"{folder / MANIFEST}: {direction}: no {file}; score.sh writes it")
         if direction not in made:
             made[direction] = read_json(file, dict[str, list[CometLine]])
         lines = made[direction].get(entry["file"], [])

@@ -173,7 +173,9 @@ def read_run(run: Path) -> Result:
             for line in metrics
             if line["kind"] in ("valid", "average") and line["step"] == done["best"]["step"]
         ]
-        best = [line for line in best if line[done["metric"]] == done["best"]["value"]]
+        if best and not any(done["metric"] in line for line in best):
+            raise RunError(f"{run / 'done.json'}: metric: {done['metric']!r} was never measured")
+        best = [line for line in best if line.get(done["metric"]) == done["best"]["value"]]
         seconds, cpu_seconds = times(run / "speed.jsonl")
         zero_shot = frozenset(_each(tree, "zero_shot"))
         scores: dict[Metric, dict[str, float]] = {

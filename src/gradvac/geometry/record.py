@@ -164,8 +164,8 @@ class GramRecord:
 
 def cosine(gram: np.ndarray) -> np.ndarray:
     """Cosines from inner products, ``[..., K, K]``; NaN where a norm is zero."""
-    norm = np.sqrt(np.einsum("...kk->...k", gram))
     with np.errstate(invalid="ignore", divide="ignore"):
+        norm = np.sqrt(np.einsum("...kk->...k", gram))
         return gram / (norm[..., :, None] * norm[..., None, :])
 
 
