@@ -113,11 +113,15 @@ def _prepare_text(
     vocabulary, samples = _given_vocabulary(recipe), dict[str, TextSample]()
     spool = _read_training(recipe, account, held, folder / "spool", samples, not vocabulary)
     directions = _directions(recipe, spool)
-    _check_limits(recipe, spool, directions, say)
+    most = recipe.data.max_pairs
+    idle = set(most) - {d.name for d in directions} if isinstance(most, dict) else set[str]()
+    if idle:  # no error: another variant may have them
+        say(f"data.max_pairs: {', '.join(sorted(idle))}: not trained here, so it limits nothing")
     zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
-    most = recipe.data.max_valid
     valid = [
-        bitext(held["valid"], d, CleaningRules(), account, part="valid").first(most)
+        bitext(held["valid"], d, CleaningRules(), account, part="valid").first(
+            recipe.data.max_valid
+        )
         for d in directions
     ]
     pairs = _pairs(recipe, spool, directions, account)
@@ -237,23 +241,6 @@ def _directions(recipe: Recipe, spool: Spool) -> list[Direction]:
             f"data: no text in {', '.join(missing) or 'two languages'}; found: {have}"
         )
     return wanted
-
-
-def _check_limits(
-    recipe: Recipe, spool: Spool, directions: list[Direction], say: Callable[[str], None]
-) -> None:
-    """RecipeError for a limit of a direction there is no text for; say which limit nothing."""
-    most = recipe.data.max_pairs
-    idle = set(most) - {d.name for d in directions} if isinstance(most, dict) else set()
-    for name in sorted(idle):
-        one = Direction.parse(name)
-        if absent := sorted({one.source, one.target} - spool.found):
-            raise RecipeError(
-                f"data.max_pairs: {name}: no text in {', '.join(absent)}; directions: "
-                f"{', '.join(d.name for d in directions)}"
-            )
-    if idle:
-        say(f"data.max_pairs: {', '.join(sorted(idle))}: not trained here, so it limits nothing")
 
 
 def _pairs(
