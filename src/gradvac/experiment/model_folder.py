@@ -19,7 +19,7 @@ from torch import Tensor
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.checkpoint import list_checkpoints, saved_models
 from gradvac.experiment.tensor_file import load_tensors, save_tensors
-from gradvac.reading import read_json
+from gradvac.reading import read_json, regular
 from gradvac.translation.clsr import make_transformer
 from gradvac.translation.languages import Direction
 from gradvac.translation.shapes import TransformerConfig
@@ -130,7 +130,7 @@ def save_shape(folder: Path, config: TransformerConfig) -> None:
     """Write ``model.json``."""
     text = json.dumps(dataclasses.asdict(config), indent=1)
     file = folder / "model.json"
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
+    if not file.exists() or regular(file).read_bytes() != text.encode():
         file.write_text(text, encoding="utf-8")
 
 

@@ -22,11 +22,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from gradvac.errors import RunError
+from gradvac.experiment.contents import Done, metrics_of
 from gradvac.experiment.kinds import has_test, job_of, prepare_run, score_run
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe import load_any, read_recipe_file
 from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.variants import RecipeFile, row_of
+from gradvac.reading import read_json
 from gradvac.terminal import Terminal, complain
 
 DESCRIPTION = "sweep.json"
@@ -54,12 +57,12 @@ class Job:
             return f"failed: {self.error[:40]}"
         try:
             if self.done:
-                done = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
+                done = read_json(self.folder / "done.json", Done)
                 value = done["best"]["value"]
                 return f"{done['metric']} {value:.3f}" if value < float("inf") else "done"
-            lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            return f"step {json.loads(lines[-1])['step']}/{self.recipe.training.steps}"
-        except (OSError, ValueError, LookupError):  # not begun, or a line half written
+            last = metrics_of(self.folder)[-1]
+            return f"step {last['step']}/{self.recipe.training.steps}"
+        except (RunError, LookupError):  # not begun, or damaged: who reads it says so
             return "waiting"
 
 
