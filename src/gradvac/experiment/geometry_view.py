@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gradvac.errors import RunError
+from gradvac.errors import GradientError, RunError
 from gradvac.experiment.checkpoint import saved_models
 from gradvac.experiment.geometry_run import Measurement, measured_folder
 from gradvac.experiment.recipe import Recipe
@@ -65,8 +65,11 @@ class Geometry:
         first = next(iter(record), None)
         if said is None or first is None:
             return None
-        shapes = said.parameters
-        groups = coarser(first.groups, said.granularity, shapes)
+        try:
+            groups = coarser(first.groups, said.granularity, said.parameters)
+        except (KeyError, GradientError) as e:
+            file = folder / "measured.json"
+            raise RunError(f"{file}: does not describe the frames beside it: {e}") from e
         return cls(record, said, groups, tuple(sorted(record.steps())))
 
     @classmethod

@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
-from gradvac.errors import RecipeError
+from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.balance import sampling_in_words
 from gradvac.experiment.contents import Translation, metrics_of, scores_of
 from gradvac.experiment.geometry_run import Measurement, measured_folder
@@ -203,7 +203,10 @@ def _described(folder: Path) -> tuple[Recipe, dict[str, TaskInfo]]:
     if measured is None:
         # What a view asks of a recipe, those of other jobs have too.
         return cast(Recipe, any_recipe(folder)), task_infos(folder)
-    parsed = [Direction.parse(task) for task in measured.tasks]
+    try:
+        parsed = [Direction.parse(task) for task in measured.tasks]
+    except RecipeError as e:  # of a run of another kind that has lost its recipe
+        raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
     kin = [family(d.target if d.source == "en" else d.source) for d in parsed]
     infos = [TaskInfo(0, "", name) for name in kin]
     recipe = parse_recipe({"data": {"train": [{"path": measured.origin}]}}, str(folder))
