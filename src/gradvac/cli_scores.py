@@ -14,6 +14,7 @@ from gradvac.cli_options import (
     RecipePath,
     Size,
     console,
+    finite,
     say,
 )
 
@@ -25,7 +26,9 @@ def evaluate_runs(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     checkpoint: CheckpointName = "best",
     beam: Beam = None,
-    sentences: Annotated[int | None, typer.Option(help="Only the first N per direction.")] = None,
+    sentences: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N per direction.")
+    ] = None,
     bleu_tokenize: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +76,9 @@ def compare(
     ] = "bootstrap",
     samples: Annotated[
         int,
-        typer.Option(help="Samples of the test; 0: 1,000 (bootstrap), 10,000 (randomization)."),
+        typer.Option(
+            min=0, help="Samples of the test; 0: 1,000 (bootstrap), 10,000 (randomization)."
+        ),
     ] = 0,
     directions: Annotated[
         bool, typer.Option("--directions", help="Show every direction, however many.")
@@ -99,7 +104,10 @@ def compare(
     ] = None,
     reference: Annotated[
         tuple[float, float] | None,
-        typer.Option(help="Worst point of the hypervolume. Default: 0 0, or for NLL ln V."),
+        typer.Option(
+            callback=lambda found: found and tuple(map(finite, found)),
+            help="Worst point of the hypervolume. Default: 0 0, or for NLL ln V.",
+        ),
     ] = None,
     pictures: Annotated[Path, typer.Option(help="Folder for pictures of the front.")] = Path(
         "figures"

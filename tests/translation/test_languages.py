@@ -176,7 +176,7 @@ def test_direction_parses_its_own_name() -> None:
     [
         ("fren", "'fren' is not a direction: allowed is SOURCE-TARGET"),
         ("pt-BR-en", "a region after an underscore as in 'pt_BR-en'"),
-        ("fr-", "'' is not a language code: letters, digits and underscores"),
+        ("fr-", "'' is not a language code: up to 35 letters, digits and underscores"),
         ("fr-e n", "'e n' is not a language code"),
         ("fr-é", "'é' is not a language code"),
         ("fr-en\n", r"'en\\n' is not a language code"),

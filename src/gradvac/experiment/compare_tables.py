@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from rich.table import Table
+from rich.text import Text
 
 from gradvac.experiment.compare import LEVEL, Cell, Clock, Comparison, Row
 from gradvac.experiment.compare_results import Metric
@@ -125,6 +126,9 @@ def _few(found: Comparison) -> list[str]:
     ]
 
 
+_BOLD = "\x01"  # before a cell; no text has it
+
+
 def terminal(
     found: Comparison, metric: Metric, every_direction: bool = False, width: int = 120
 ) -> Table:
@@ -134,8 +138,9 @@ def terminal(
     for name in ("", *names):
         table.add_column(heading(found, name), justify="right" if name else "left", no_wrap=True)
     for row in found.rows:
-        cells = _texts(found, row, metric, names, lambda x: f"[bold]{x}[/bold]")
-        table.add_row(row.name, *cells)
+        cells = _texts(found, row, metric, names, lambda x: f"{_BOLD}{x}")
+        styled = [Text(c.lstrip(_BOLD), "bold" if c.startswith(_BOLD) else "") for c in cells]
+        table.add_row(row.name, *styled)
     return table
 
 

@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.markup import escape
 from rich.table import Table
 
 from gradvac.engine.ranks import Ranks
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.build import device_of
-from gradvac.experiment.files import TRANSLATIONS, read_json, write_scored
+from gradvac.experiment.contents import Accounts
+from gradvac.experiment.files import TRANSLATIONS, write_scored
 from gradvac.experiment.files import VOCABULARY as VOCABULARY_FILE
 from gradvac.experiment.model_folder import FoundModel, find_model
 from gradvac.experiment.prepare import run_recipe, sources_of, task_infos, test_rows
 from gradvac.experiment.recipe import Recipe
 from gradvac.experiment.together import gathered
 from gradvac.experiment.zero_shot import zero_shot_directions
+from gradvac.reading import read_json
 from gradvac.translation.account import EXAMPLES
 from gradvac.translation.cleaning import normalise
 from gradvac.translation.corpus import Bitext, as_given
@@ -108,7 +109,7 @@ def score_table(title: str, scores: DirectionScores) -> Table:
         number = name in numbers
         table.add_column(name, justify="right" if number else "left", no_wrap=number)
     lines = ["off: translations identified as another language; refs: references so"]
-    table.caption = escape("\n".join([*lines[: bool(scores.off_target)], *scores.notes])) or None
+    table.caption = "\n".join([*lines[: bool(scores.off_target)], *scores.notes]) or None
     table.caption_justify = "left"
     for row in table_rows(scores):
         cells = [str(row["count"]), f"{row['bleu']:.1f}", f"{row['chrf']:.1f}"]
@@ -146,15 +147,13 @@ def unread_rows(folder: Path, recipe: Recipe) -> list[Remark]:
     file = folder / "data" / "account.json"
     if not file.exists():  # a run of the first versions
         return []
-    try:
-        corpora = read_json(file)["corpora"]
-        return [
-            Remark(name, reason, found["count"], False, tuple(found["first"]))
-            for name in dict.fromkeys(source.name for source in sources_of(recipe.data.test))
-            for reason, found in corpora.get(name, {"dropped": {}})["dropped"].items()
-        ]
-    except (TypeError, KeyError, AttributeError) as e:
-        raise RunError(f"{file}: not the account of a run: {e}") from e
+    corpora = read_json(file, Accounts)["corpora"]
+    return [
+        Remark(name, reason, found["count"], False, tuple(found["first"]))
+        for name in dict.fromkeys(source.name for source in sources_of(recipe.data.test))
+        if name in corpora
+        for reason, found in corpora[name]["dropped"].items()
+    ]
 
 
 def evaluate_model(

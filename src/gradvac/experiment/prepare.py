@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.files import (
-    RECIPE,
     TASKS,
     VOCABULARY,
     replacing,
@@ -27,12 +29,12 @@ from gradvac.experiment.files import (
     write_json,
 )
 from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.recipe import Recipe, fill_in, parse_recipe, resolve, with_normalization
+from gradvac.experiment.recipe import Recipe, resolve, run_recipe, with_normalization
 from gradvac.experiment.resuming import build_once, finish, resume
 from gradvac.experiment.sections import SourceSection
 from gradvac.experiment.sums import check_sums, write_sums
-from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.experiment.zero_shot import zero_shot_directions
+from gradvac.reading import read_json, read_lines
 from gradvac.translation.blocks import Block
 from gradvac.translation.cleaning import Account, normalise
 from gradvac.translation.corpus import Bitext, as_given, held_out_keys, read_corpus
@@ -54,8 +56,10 @@ _CHUNK = 10_000  # pairs encoded at a time: enough to keep all cores busy
 class TaskInfo:
     """What a run knows of a direction: training pairs, resource level, language family."""
 
-    pairs: int
-    level: str
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    pairs: Annotated[int, Field(ge=0)]
+    level: Literal["high", "medium", "low", ""]
     family: str
 
 
@@ -118,6 +122,10 @@ def _prepare_text(
     )
     held = {part: [spellings.row(row) for row in rows] for part, rows in held.items()}
     directions = _directions(recipe, spool)
+    most = recipe.data.max_pairs
+    idle = set(most) - {d.name for d in directions} if isinstance(most, dict) else set[str]()
+    if idle:  # no error: another variant may have them
+        say(f"data.max_pairs: {', '.join(sorted(idle))}: not trained here, so it limits nothing")
     zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
     valid = [_valid(held["valid"], d, account).first(recipe.data.max_valid) for d in directions]
     pairs = _pairs(recipe, spool, directions, account)
@@ -176,29 +184,12 @@ def open_prepared(folder: Path) -> Prepared:
     return Prepared(folder, recipe, vocabulary, task_infos(folder), **parts)
 
 
-def run_recipe(folder: Path) -> Recipe:
-    """The recipe a run was made from; reading it runs no code."""
-    file = folder / RECIPE
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
-    try:
-        tree = parse_yaml(text)
-    except ValueError as e:
-        raise RunError(f"{file}{e}") from e
-    if not isinstance(tree, dict):
-        raise RunError(f"{file}: not the recipe of a run: found {type(tree).__name__}")
-    return parse_recipe(fill_in(tree), str(file), run_code=False)
-
-
 def task_infos(folder: Path) -> dict[str, TaskInfo]:
-    """The tasks of a run, in the run's order."""
-    try:
-        tree = json.loads((folder / TASKS).read_text(encoding="utf-8"))
-        return {name: TaskInfo(**info) for name, info in tree.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as e:
-        raise RunError(f"{folder / 'tasks.json'}: not the task list of a run: {e}") from e
+    """The tasks of a run, in the run's order; RunError for a list of none, or of something else."""
+    file = folder / TASKS
+    if not (found := read_json(file, dict[str, TaskInfo])):
+        raise RunError(f"{file}: names no task")
+    return found
 
 
 def test_rows(folder: Path, part: str = "test") -> list[Row]:
@@ -208,11 +199,8 @@ def test_rows(folder: Path, part: str = "test") -> list[Row]:
         return []
     with suppress(FileNotFoundError):
         check_sums(folder / "data", [file.name])
-    try:
-        with file.open(encoding="utf-8", newline="\n") as lines:  # a text may hold U+2028
-            return [Row(json.loads(t), f"{file}:{n}") for n, t in enumerate(lines, 1)]
-    except (OSError, ValueError) as e:
-        raise RunError(f"{file}: not the test set of a run: {e}") from e
+    texts = read_lines(file, dict[str, str])
+    return [Row(text, f"{file}:{n}") for n, text in enumerate(texts, 1)]
 
 
 def sources_of(sections: list[SourceSection]) -> list[Source]:

@@ -7,6 +7,8 @@ value found, what is allowed, and the nearest spelling or the section where the 
 from __future__ import annotations
 
 import importlib.resources
+import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.files import RECIPE, TASKS
 from gradvac.experiment.recipe_errors import explain
 from gradvac.experiment.sections import (
     BaseRecipe,
@@ -29,6 +32,7 @@ from gradvac.experiment.sections import (
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.experiment.variants import RecipeFile, read_yaml
 from gradvac.experiment.yaml_text import parse_yaml
+from gradvac.reading import read_text
 from gradvac.translation.languages import same_language
 from gradvac.translation.spool import ENGLISH
 from gradvac.translation.tokenizers import FILE, VOCABULARY
@@ -117,7 +121,7 @@ def load_any(
     """
     file = path if isinstance(path, RecipeFile) else read_recipe_file(path)
     tree = file.choose(size, variant)
-    if (file.path.parent / "tasks.json").exists():  # the recipe of a run, made again
+    if (file.path.parent / TASKS).exists():  # the recipe of a run, made again
         fill_in(tree)
     if seed is not None:
         tree["seed"] = seed
@@ -133,7 +137,8 @@ def _placed(folder: Path, name: str) -> str:
     if name.startswith(SHIPPED):
         return name
     below, here = folder / Path(name).expanduser(), Path(name).expanduser()
-    return str((here if here.exists() and not below.exists() else below).resolve())
+    there = os.path.exists(here) and not os.path.exists(below)  # False for what no path can be
+    return str((here if there else below).resolve())
 
 
 def parse_recipe(tree: dict[str, Any], where: str, run_code: bool = True) -> Recipe:
@@ -153,6 +158,8 @@ def parse_any(tree: dict[str, Any], where: str, run_code: bool = True) -> BaseRe
     ``run_code``: make the method, for which a package it comes from may be imported. A recipe that
     is only read, such as that of a stranger's run, must not: its method is then taken on trust.
     """
+    if key := _nan(tree):
+        raise RecipeError(f"{where}: {key}: found nan, must be a number")
     model = recipe_type(tree.get("job"))
     try:
         return model.model_validate(tree, context={"run_code": run_code})
@@ -184,16 +191,32 @@ def chooses_normalization(recipe: Recipe) -> bool:
     return not given and "normalization" in recipe.vocabulary.model_fields_set
 
 
+def _nan(tree: Any, at: str = "") -> str:
+    """The dotted key of a value that is not a number, or nothing: no bound excludes all of them."""
+    if isinstance(tree, dict | list):
+        entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        found = (_nan(value, f"{at}.{key}".lstrip(".")) for key, value in entries)
+        return next(filter(None, found), "")
+    return at if isinstance(tree, float) and math.isnan(tree) else ""
+
+
 def any_recipe(folder: Path) -> BaseRecipe:
     """The recipe a run of any kind was made from; reading it runs no code."""
-    file = folder / "recipe.yaml"
+    file = folder / RECIPE
+    if not file.exists():
+        raise RunError(f"{folder}: not a run folder: no readable recipe.yaml")
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return parse_any(fill_in(tree), str(file), run_code=False)
-    except (OSError, UnicodeDecodeError) as e:
-        raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
-    except yaml.YAMLError as e:
-        raise RunError(f"{file}: not YAML") from e
+        tree = parse_yaml(read_text(file))
+    except ValueError as e:
+        raise RunError(f"{file}{e}") from e
+    if not isinstance(tree, dict):
+        raise RunError(f"{file}: not the recipe of a run: found {type(tree).__name__}")
+    return parse_any(fill_in(tree), str(file), run_code=False)
+
+
+def run_recipe(folder: Path) -> Recipe:
+    """The recipe that a run of translation was made from; reading it runs no code."""
+    return _translation(any_recipe(folder), str(folder / RECIPE))
 
 
 def dump_recipe(recipe: BaseRecipe) -> str:
@@ -222,7 +245,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     try:
         tree[last] = parse_yaml(value)
     except ValueError as e:
-        raise RecipeError(f"--set {change!r}: the value is not YAML") from e
+        raise RecipeError(f"--set {change[:200]!r}: {str(e).lstrip(':1 ')}") from e
 
 
 def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:

@@ -158,11 +158,13 @@ _TOKENIZERS = {
 _WHOLE = {"Hang": "Kore"}  # FLORES says Hangul, CLDR that Korean has Chinese characters too
 # CLDR takes `pt` for Brazil's Portuguese; corpora (TED, Debian) have `pt_BR` beside it.
 _HOME = {"pt": "PT"}
-_CODE = re.compile(r"[A-Za-z0-9_]+")
+LONGEST_CODE = 35
+"""Characters: what RFC 5646, section 4.4.1, asks of a field for language tags."""
+_CODE = re.compile(rf"[A-Za-z0-9_]{{1,{LONGEST_CODE}}}")
 
 
 def is_code(text: str) -> bool:
-    """Whether `text` may name a language: ASCII letters, digits and underscores."""
+    """Whether `text` may name a language: up to 35 ASCII letters, digits and underscores."""
     return _CODE.fullmatch(text) is not None
 
 
@@ -264,8 +266,8 @@ class Direction:
         for code in (self.source, self.target):
             if not is_code(code):
                 raise RecipeError(
-                    f"{code!r} is not a language code: "
-                    "letters, digits and underscores are allowed, as in 'fr' or 'pt_BR'"
+                    f"{code[:60]!r} is not a language code: up to {LONGEST_CODE} letters, digits "
+                    "and underscores are allowed, as in 'fr' or 'pt_BR'"
                 )
         if self.source == self.target:
             raise RecipeError(f"{self.name!r} translates a language into itself")

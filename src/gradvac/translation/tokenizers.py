@@ -12,7 +12,8 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers import tokenizer_spm
 from sacrebleu.tokenizers.tokenizer_base import BaseTokenizer
 
-from gradvac.errors import RecipeError
+from gradvac.errors import RecipeError, RunError
+from gradvac.reading import read_bytes
 from gradvac.translation.languages import language
 
 FILE = "spm:"
@@ -73,10 +74,10 @@ class _Pieces(BaseTokenizer):
 
     def __init__(self, path: Path) -> None:
         try:
-            model = path.read_bytes()
+            model = read_bytes(path)
             self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except OSError as e:
-            raise RecipeError(f"BLEU tokenizer {FILE}{path}: cannot read it: {e.strerror}") from e
+        except RunError as e:
+            raise RecipeError(f"BLEU tokenizer {FILE}{e}") from e
         except RuntimeError as e:
             raise RecipeError(f"BLEU tokenizer {FILE}{path}: not a SentencePiece model") from e
         self.name = f"spm-{hashlib.sha256(model).hexdigest()[:8]}"

@@ -21,6 +21,7 @@ import numpy as np
 import sentencepiece as spm
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.reading import read_bytes
 from gradvac.translation.blocks import normalise
 from gradvac.translation.piece_model import rule_name, with_rule_name
 
@@ -129,10 +130,9 @@ class Vocabulary:
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read ``vocabulary.model``."""
+        model = read_bytes(path)
         try:
-            return cls(path.read_bytes())
-        except OSError as e:
-            raise RunError(f"{path}: cannot read the vocabulary: {e.strerror}") from e
+            return cls(model)
         except RunError as e:
             raise RunError(f"{path}: {e}") from e
 
