@@ -8,7 +8,7 @@ import yaml
 from gradvac.errors import RunError
 from gradvac.experiment.prepare import open_prepared, prepare, run_recipe
 from gradvac.experiment.recipe import any_recipe, load_recipe
-from gradvac.experiment.shared_text import prepare_sharing
+from gradvac.experiment.shared_text import prepare_sharing, share_text
 from gradvac.experiment.variants import read_yaml
 
 OLD = ["vocabulary.normalization=nmt_nfkc"]
@@ -62,6 +62,25 @@ def test_a_sweep_from_before_the_key_keeps_one_vocabulary(toy, tmp_path):
     asked = load_recipe(toy / "recipe.yaml", ["vocabulary.normalization=nfc"])
     prepare_sharing(asked, other, sweep, silent)
     assert rule_of(other) == ("nfc",) * 3
+
+
+def test_a_variant_that_chooses_a_rule_chooses_it_for_itself_alone(toy, tmp_path):
+    sweep, chosen, base = (tmp_path / n for n in ("sweep", "chosen", "base"))
+    prepare_sharing(load_recipe(toy / "recipe.yaml", OLD), chosen, sweep, silent)
+    prepare_sharing(load_recipe(toy / "recipe.yaml"), base, sweep, silent)
+    assert (rule_of(chosen), rule_of(base)) == (("nmt_nfkc",) * 3, ("nfc",) * 3)
+    prepare_sharing(load_recipe(toy / "recipe.yaml"), base, sweep, silent)  # and goes on
+    assert rule_of(base) == ("nfc",) * 3
+
+
+def test_text_that_is_shared_keeps_its_rule_and_says_it(toy, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    prepare(load_recipe(toy / "recipe.yaml", OLD), first, silent)
+    second.mkdir()
+    share_text(first, second, load_recipe(toy / "recipe.yaml"))
+    assert read_yaml(second / "recipe.yaml")["vocabulary"]["normalization"] == "nmt_nfkc"
+    prepare(load_recipe(toy / "recipe.yaml"), second, silent)
+    assert rule_of(second) == ("nmt_nfkc",) * 3
 
 
 def test_the_rule_of_a_given_vocabulary_is_said_and_recorded(toy, tmp_path):

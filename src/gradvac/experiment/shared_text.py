@@ -13,6 +13,7 @@ from gradvac.experiment.files import RECIPE, TASKS, VOCABULARY, link, share, wri
 from gradvac.experiment.prepare import Prepared, build_text, open_prepared, run_recipe
 from gradvac.experiment.recipe import Recipe, chooses_normalization, dump_recipe, with_normalization
 from gradvac.experiment.resuming import build_once, resume
+from gradvac.experiment.variants import read_yaml
 
 TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
 
@@ -53,8 +54,10 @@ def prepare_sharing(
 def _of_store(recipe: Recipe, store: Path, say: Callable[[str], None]) -> Recipe:
     """The recipe, or what it meant in the version that prepared the text of ``store``."""
     earlier = with_normalization(recipe, "nmt_nfkc")
-    there = (store / f"text-{text_key(earlier)}" / TASKS).exists()
-    if not there or chooses_normalization(recipe):
+    text = store / f"text-{text_key(earlier)}"
+    if chooses_normalization(recipe) or not (text / TASKS).exists():
+        return recipe
+    if "normalization" in read_yaml(text / RECIPE).get("vocabulary", {}):  # a variant chose it
         return recipe
     say("the text of this sweep was prepared with vocabulary.normalization: nmt_nfkc")
     return earlier
