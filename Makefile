@@ -20,9 +20,15 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(VENV)/ready: pyproject.toml constraints.txt
+# Nothing is installed whose SHA-256 is not in these files; PyTorch for CPUs where pip finds that.
+LOCKED := $(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement
+
+$(VENV)/ready: pyproject.toml requirements.txt requirements-cpu.txt requirements-cuda.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(LOCKED) requirements.txt
+	$(LOCKED) requirements-cpu.txt 2>$(VENV)/cpu.log || $(LOCKED) requirements-cuda.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	touch $@
 
 # Every variant of every recipe of the papers, for seconds each.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,10 +18,12 @@ from gradvac.cli_options import (
     RunFolder,
     Size,
     console,
+    finite,
     placed,
     say,
 )
 from gradvac.errors import GradvacError, RunError
+from gradvac.terminal import any_encoding, complain
 
 app = typer.Typer(
     help="Train one model on many languages, and manage the tension between them.",
@@ -32,8 +36,12 @@ app = typer.Typer(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs/demo"),
-    steps: Annotated[int, typer.Option(help="Training steps of each of the two runs.")] = 160,
-    sentences: Annotated[int, typer.Option(help="Test sentences scored per direction.")] = 100,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Training steps of each of the two runs.")
+    ] = 160,
+    sentences: Annotated[
+        int, typer.Option(min=1, help="Test sentences scored per direction.")
+    ] = 100,
 ) -> None:
     """Train the shipped model further, jointly and with GradVac; score, compare, report.
 
@@ -133,8 +141,10 @@ def translate(
         typer.Argument(help="A run or model folder. Default: shipped:start.", callback=placed),
     ] = None,
     to: Annotated[str, typer.Option(help="Language to translate into.")] = "en",
-    beam: Annotated[int, typer.Option(help="Beam size; 1 is greedy.")] = 5,
-    length_penalty: Annotated[float, typer.Option(help="Exponent of the length penalty.")] = 1.0,
+    beam: Annotated[int, typer.Option(min=1, help="Beam size; 1 is greedy.")] = 5,
+    length_penalty: Annotated[
+        float, typer.Option(min=0, callback=finite, help="Exponent of the length penalty.")
+    ] = 1.0,
     checkpoint: CheckpointName = "best",
     engine: Annotated[str, typer.Option(help="What computes: gradvac or ctranslate2.")] = "gradvac",
 ) -> None:
@@ -144,6 +154,7 @@ def translate(
     """
     from gradvac.experiment.filter import translate_lines
 
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  as what it reads
     translate_lines(
         model, to, beam, length_penalty, checkpoint, engine, sys.stdin.buffer, sys.stdout
     )
@@ -174,7 +185,7 @@ def export(
 def geometry(
     run: RunFolder,
     every: Annotated[
-        int | None, typer.Option(help="Only checkpoints at multiples of this step.")
+        int | None, typer.Option(min=1, help="Only checkpoints at multiples of this step.")
     ] = None,
     granularity: Annotated[
         str,
@@ -183,7 +194,7 @@ def geometry(
             "it), parameter_kind, all_matrix, all_layer, enc_dec, whole_model."
         ),
     ] = "parameter",
-    strings: Annotated[int | None, typer.Option(help="Only the first N sentences.")] = None,
+    strings: Annotated[int | None, typer.Option(min=1, help="Only the first N sentences.")] = None,
     rows: Annotated[
         Path | None,
         typer.Option(
@@ -192,11 +203,17 @@ def geometry(
     ] = None,
     curvature: Annotated[
         int,
-        typer.Option(help="Also the top Hessian eigenvalue, on N sentences a direction. 0: not."),
+        typer.Option(
+            min=0, help="Also the top Hessian eigenvalue, on N sentences a direction. 0: not."
+        ),
     ] = 0,
     memory: Annotated[
         float,
-        typer.Option(min=0.001, help="GiB of gradients held at a time; less takes more passes."),
+        typer.Option(
+            min=0.001,
+            callback=finite,
+            help="GiB of gradients held at a time; less takes more passes.",
+        ),
     ] = 4.0,
     out: Annotated[
         Path | None, typer.Option(help="Folder to write. Default: RUN/geometry/measured.")
@@ -292,7 +309,8 @@ def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     watch: Annotated[
-        int, typer.Option(help="Write it again every N seconds until the runs end. 0: once.")
+        int,
+        typer.Option(min=0, help="Write it again every N seconds until the runs end. 0: once."),
     ] = 0,
 ) -> None:
     """Write one self-contained HTML page about the given runs.
@@ -310,23 +328,27 @@ def report(
 def main() -> None:
     """Entry point: a GradvacError is a message and exit code 2, never a traceback.
 
-    So is a disk that is full or a folder that cannot be written, with exit code 74.
+    So is what the file system refuses, with exit code 74.
     """
+    any_encoding()
     try:
         app()
     except GradvacError as e:
-        print(f"error: {e}", file=sys.stderr)
+        complain(e)
         raise SystemExit(2) from e
+    except BrokenPipeError:  # whoever read what we print has gone, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as e:
         from gradvac.experiment.disk import DISK, explain, is_refusal
 
         if not is_refusal(e):
             raise
-        print(f"error: {explain(e)}", file=sys.stderr)
+        complain(explain(e))
         raise SystemExit(DISK) from e
     except UnicodeEncodeError as e:  # a name of a file, or what is printed
         text = f"{e.object!a} cannot be written in {e.encoding}, the encoding of this system"
-        print(f"error: {text}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1", file=sys.stderr)
+        complain(f"{text}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
         raise SystemExit(2) from e
     except KeyboardInterrupt:
         raise SystemExit(130) from None

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from gradvac.cli_options import console, say
+from gradvac.cli_options import console, finite, say
 from gradvac.errors import CorpusError
+from gradvac.terminal import printable
 
 app = typer.Typer(
     help="Build, import and clean parallel text.",
@@ -29,7 +30,7 @@ def _progress() -> Iterator[Tick]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -39,7 +40,7 @@ def _progress() -> Iterator[Tick]:
 
         def tick(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = progress.add_task(stage)
+                tasks[stage] = progress.add_task(printable(stage))
             progress.update(tasks[stage], completed=done, total=total)
 
         yield tick
@@ -58,7 +59,13 @@ def debian(
         int, typer.Option(min=1, help="Rows of validation and of test text to reach.")
     ] = 2000,
     share: Annotated[
-        float, typer.Option(help="Share of its pairs that no language gives up more of.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            callback=finite,
+            help="Share of its pairs that no language gives up more of.",
+        ),
     ] = 0.1,
     cache: Annotated[
         Path | None, typer.Option(help="Downloads. Default: ~/.cache/gradvac/debian.")
@@ -162,7 +169,7 @@ def clean(
         Path, typer.Argument(help="A corpus folder: train/*.tsv, valid.tsv, test.tsv.")
     ],
     out: Annotated[Path, typer.Option(help="The corpus folder to write.")],
-    max_words: Annotated[int, typer.Option(help="Longest side, in words.")] = 200,
+    max_words: Annotated[int, typer.Option(min=1, help="Longest side, in words.")] = 200,
     max_ratio: Annotated[float, typer.Option(help="Longer by shorter side, in letters.")] = 4.0,
     identify: Annotated[
         bool, typer.Option(help="Identify languages; needs the extra langid.")

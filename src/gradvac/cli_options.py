@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-console = Console(highlight=False)
+from gradvac.terminal import Terminal
+
+console = Terminal()
 
 
 def say(text: str) -> None:
     """Print a line as it is, however long."""
-    console.print(text, markup=False, soft_wrap=True)
+    console.print(text, soft_wrap=True)
+
+
+def finite(value: float | None) -> float | None:
+    """The same number; what is none, or has no end, passes every bound of an option."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
 
 
 def placed(folder: Path | None) -> Path | None:
@@ -38,5 +47,7 @@ Size = Annotated[
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change a key: method.name=pcgrad.")
 ]
-Beam = Annotated[int | None, typer.Option(help="Beam size; 1 is greedy. Default: the recipe's.")]
+Beam = Annotated[
+    int | None, typer.Option(min=1, help="Beam size; 1 is greedy. Default: the recipe's.")
+]
 CheckpointName = Annotated[str, typer.Option(help="best, last, or a step number.")]

@@ -14,6 +14,7 @@ from gradvac.cli_options import (
     RecipePath,
     Size,
     console,
+    finite,
     say,
 )
 
@@ -25,7 +26,9 @@ def evaluate_runs(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     checkpoint: CheckpointName = "best",
     beam: Beam = None,
-    sentences: Annotated[int | None, typer.Option(help="Only the first N per direction.")] = None,
+    sentences: Annotated[
+        int | None, typer.Option(min=1, help="Only the first N per direction.")
+    ] = None,
     bleu_tokenize: Annotated[
         str | None,
         typer.Option(
@@ -69,10 +72,13 @@ def compare(
         str | None, typer.Option(help="Row to compare with. Default: the recipe's, or the first.")
     ] = None,
     test: Annotated[
-        str, typer.Option(help="sacreBLEU's paired test: bootstrap, randomization, or none.")
+        str, typer.Option(help="Paired test of directions: bootstrap, randomization, or none.")
     ] = "bootstrap",
     samples: Annotated[
-        int, typer.Option(help="Resamples or trials of the test; 0: sacreBLEU's own number.")
+        int,
+        typer.Option(
+            min=0, help="Samples of the test; 0: 1,000 (bootstrap), 10,000 (randomization)."
+        ),
     ] = 0,
     directions: Annotated[
         bool, typer.Option("--directions", help="Show every direction, however many.")
@@ -98,7 +104,10 @@ def compare(
     ] = None,
     reference: Annotated[
         tuple[float, float] | None,
-        typer.Option(help="Worst point of the hypervolume. Default: 0 0, or for NLL ln V."),
+        typer.Option(
+            callback=lambda found: found and tuple(map(finite, found)),
+            help="Worst point of the hypervolume. Default: 0 0, or for NLL ln V.",
+        ),
     ] = None,
     pictures: Annotated[Path, typer.Option(help="Folder for pictures of the front.")] = Path(
         "figures"

@@ -113,3 +113,14 @@ def test_a_zero_gradient_has_no_cosine_and_a_bad_one_shows():
     result = cross_cosine([left], [right])
     assert result[0].tolist() == [0, 0] and result[1].isnan().all()
     assert result[2].tolist() == pytest.approx([1, 1])
+
+
+def test_gradients_too_short_for_their_squares_are_said():
+    rows = torch.randn(3, 5, dtype=torch.float64)
+    scale = torch.tensor([[1.0], [1e-170], [1.0]], dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match=r"shorter than 1e-145.*multiply all losses"):
+        gram([[rows * scale]])
+    rows[1] = 0  # which warnings, errors in tests, say nothing of
+    gram([[rows]])
+    gram([[rows * 1e-140]])
+    gram([[rows.float() * 1e-30]])

@@ -39,9 +39,9 @@ def write_run(
     (folder / "done.json").write_text(json.dumps({"step": 20, "metric": "nll", "best": best}))
     each = {f"nll/{d}": nll + k for k, d in enumerate(translated)}
     lines = [
-        {"kind": "train", "step": 10, "tokens": 3000},
+        {"kind": "train", "step": 10, "tokens": 3000, "nll": nll},
         {"kind": "valid", "step": 10, "nll": nll, **each},
-        {"kind": "train", "step": 20, "tokens": 1000},
+        {"kind": "train", "step": 20, "tokens": 1000, "nll": nll},
         {"kind": "valid", "step": 20, "nll": 99.0, **dict.fromkeys(each, 99.0)},
     ]
     write_lines(folder / "metrics.jsonl", lines)

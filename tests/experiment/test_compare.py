@@ -40,7 +40,7 @@ def sweep(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(sweep):
-    return compare([sweep], baseline=None, test="bootstrap", samples=200)
+    return compare([sweep], baseline=None, test="randomization", samples=200)
 
 
 def row(found, name):
@@ -89,7 +89,7 @@ def test_a_family_of_one_direction_each_is_no_average():
 
 def sacrebleu_p(d: str, seed: int) -> float:
     systems = [("a", outputs(0.4, seed)[d]), ("b", outputs(0.25, 10 + seed)[d])]
-    made = PairedTest(systems, {"bleu": BLEU(force=True)}, [REFERENCES[d]], "bs", 200)
+    made = PairedTest(systems, {"bleu": BLEU(force=True)}, [REFERENCES[d]], "ar", 200)
     return made()[1]["BLEU"][1].p_value
 
 
@@ -104,6 +104,28 @@ def test_stars_are_sacrebleus_p_values_corrected_by_hand(found):
     assert any(p < 0.05 for p in expected.values())
     assert {d: cells[d].star for d in LEVELS} == {d: p < 0.05 for d, p in expected.items()}
     assert not any(c.star for c in row(found, "joint").cells["bleu"].values())
+
+
+def test_too_few_sentences_that_differ_are_said(tmp_path):
+    base, own = outputs(0.4, 1), outputs(0.25, 11)
+    own["fr-en"] = [*own["fr-en"][:19], *base["fr-en"][19:]]
+    own["ne-en"] = [*own["ne-en"][:20], *base["ne-en"][20:]]
+    differ = {d: sum(a != b for a, b in zip(own[d], base[d], strict=True)) for d in own}
+    assert differ["fr-en"] < 20 <= differ["ne-en"]
+    runs = [
+        write_run(tmp_path / "joint", base, 1, 3.0),
+        write_run(tmp_path / "other", own, 1, 3.0),
+    ]
+    found = compare(runs, baseline=None, test="randomization", samples=50)
+    note = f"too few for a test to say much: other fr-en ({differ['fr-en']})."
+    assert note in markdown(found) and "ne-en (" not in markdown(found)
+    (one,) = [
+        r
+        for r in json.loads(as_json(found))["records"]
+        if r.get("differing") is not None and r["metric"] == "bleu"
+    ]
+    assert (one["column"], one["differing"]) == ("fr-en", differ["fr-en"])
+    assert f",{differ['fr-en']}\n" in as_csv(found)
 
 
 def test_a_row_of_several_models_adds_up_and_is_not_bold(found):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gradvac.cli import app
+from gradvac.experiment.prepare import open_prepared
 
 runner = CliRunner()
 
@@ -52,6 +53,72 @@ def test_evaluate_scores_what_it_wrote(trained):
     assert scores["averages"]["Any->En"]["chrf"] == pytest.approx(mean)
     assert scores["averages"]["low"]["chrf"] == scores["directions"]["ne-en"]["chrf"]
     assert "BLEU|" in result.output and "chrF2++|" in result.output
+
+
+ODD = [
+    ("open the file", "elif nepoa"),
+    ("open the file", "elif nepoa"),  # a repetition
+    ("London", "London"),  # a copy
+    ("OK", "elif nepoa " * 20 + "x"),  # far longer
+    ("Yes", "Oui"),
+    ("file " * 239 + "file", "elif " * 239 + "elif"),  # 1,199 characters
+    ("open  the   file", "e\u0301lif"),  # spaces and NFD
+    ("save … the file", "elif ▁ nepoa"),
+]
+
+
+def test_test_and_validation_text_is_scored_as_it_is_given(toy):
+    lines = ["en\tfr\tne", *(f"{en}\t{fr}\t" for en, fr in ODD), "a\t\tb", "c\td", "e\tf\tg"]
+    for part in ("test", "valid"):
+        (toy / f"{part}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    run = toy / "run"
+    train = ["train", str(toy / "recipe.yaml"), "--run", str(run), "--set", "training.steps=4"]
+    done = runner.invoke(app, train)
+    assert done.exit_code == 0, done.output
+    valid = json.loads((run / "data" / "account.json").read_text())["corpora"]["valid fr-en"]
+    assert (valid["kept"], valid["dropped"]["not in both languages"]["count"]) == (9, 1)
+    assert len(open_prepared(run).valid["fr-en"].source) == 9
+
+    done = runner.invoke(app, ["evaluate", str(run)])
+    assert done.exit_code == 0, done.output
+    texts = [json.loads(x) for x in (run / "translations.jsonl").read_text().splitlines()]
+    own = [x for x in texts if x["direction"] == "fr-en"]
+    assert [(x["reference"], x["source"]) for x in own] == [*ODD, ("e", "f")]
+    scores = json.loads((run / "scores.json").read_text())
+    assert scores["directions"]["fr-en"]["sentences"] == len(ODD) + 1
+    unscored = {(x["of"], x["what"]): (x["count"], x["first"]) for x in scores["unscored"]}
+    test = str(toy / "test.tsv")
+    assert unscored == {
+        (test, "wrong number of columns"): (1, [f"{test}:11"]),
+        ("fr-en", "not in both languages"): (1, [f"{run / 'data' / 'test.jsonl'}:9"]),
+        ("ne-en", "not in both languages"): (
+            8,
+            [f"{run / 'data/test.jsonl'}:{n}" for n in (1, 2, 3)],
+        ),
+    }
+    assert scores["remarks"] == []
+    assert "not scored: not in both languages: fr-en 1, ne-en 8" in " ".join(done.output.split())
+
+
+def test_what_a_score_suffers_from_is_said(toy):
+    rows = ["en\tfr", "cafe\u0301 …\ta", "½\tb", f"x\t{'elif ' * 800}"]
+    (toy / "test.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    sets = ["training.steps=2", "vocabulary.normalization=nmt_nfkc"]
+    train = ["train", str(toy / "recipe.yaml"), "--run", str(toy / "run")]
+    done = runner.invoke(app, [*train, *(word for s in sets for word in ("--set", s))])
+    assert done.exit_code == 0, done.output
+    done = runner.invoke(app, ["evaluate", str(toy / "run"), "--sentences", "3", "--beam", "1"])
+    assert done.exit_code == 0, done.output
+    scores = json.loads((toy / "run" / "scores.json").read_text())
+    remarks = {r["what"]: (r["of"], r["count"], r["scored"]) for r in scores["remarks"]}
+    assert remarks == {
+        "sources cut after 2,048 tokens": ("fr-en", 1, True),
+        "references that the vocabulary cannot write (nmt_nfkc)": ("fr-en", 2, True),
+        "references scored in Unicode NFC": ("fr-en", 1, True),
+    }
+    assert scores["first_sentences"] == 3
+    printed = " ".join(done.output.split())
+    assert "references that the vocabulary cannot write (nmt_nfkc): fr-en 2" in printed
 
 
 def test_both_sides_have_averages_of_their_own(toy):
@@ -104,6 +171,7 @@ def test_export_is_half_precision_and_translates_alike(trained, tmp_path):
         "tasks.json",
         "model.safetensors",
         "vocabulary.model",
+        "SHA256SUMS",
     }
     half = load_file(out / "model.safetensors")
     whole = load_file(trained / "best" / "model.safetensors")

@@ -1,5 +1,6 @@
 """Exports through the command line, and translating with CTranslate2 behind the same verb."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,11 +10,13 @@ from pathlib import Path
 import ctranslate2
 import pytest
 from safetensors.torch import load_file, save_file
+from tests.faults.damage import FAULTS
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
 from gradvac.cli import app
 from gradvac.errors import RunError
+from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.recipe import resolve
 from gradvac.translation.transformer import Transformer
 
@@ -127,6 +130,62 @@ def test_a_model_that_changed_is_exported_anew(model):
     assert translated(model, "--engine", "ctranslate2") == translated(model)
     (new,) = (model / "ctranslate2").iterdir()
     assert new != old
+
+
+@pytest.mark.parametrize("name", ["model.bin", "config.json", "shared_vocabulary.json"])
+def test_a_kept_export_that_is_damaged_is_made_again(model, name, caplog):
+    expected = translated(model, "--engine", "ctranslate2")
+    (cached,) = (model / "ctranslate2").iterdir()
+    whole = (cached / name).read_bytes()
+    for fault in ("truncated", "flipped in the middle", "emptied", "gone", "a FIFO", "a folder"):
+        FAULTS[fault](cached / name)
+        caplog.clear()
+        assert translated(model, "--engine", "ctranslate2") == expected, fault
+        assert f"{cached / name}: " in caplog.text and "made again" in caplog.text
+        assert (cached / name).read_bytes() == whole
+    (cached / "SHA256SUMS").unlink()  # as of an earlier version
+    assert translated(model, "--engine", "ctranslate2") == expected
+    assert "no sums to compare it with" in caplog.text
+
+
+def other_parameters(tensors: dict) -> dict[str, dict]:
+    """What may be wrong with the parameters of a model, by what is said of it."""
+    name = "encoder.layers.0.feed_forward.up.weight"
+    rest = {key: value for key, value in tensors.items() if key != name}
+    turned = tensors[name].T.contiguous()
+    return {
+        f"missing: ['{name}']": rest,
+        "not of this model: ['foreign']": tensors | {"foreign": turned},
+        f"shapes: ['{name} ": rest | {name: turned},
+    }
+
+
+@pytest.mark.parametrize("to", ["gradvac", "huggingface", "ctranslate2"])
+def test_parameters_of_another_model_are_not_exported(model, tmp_path, to):
+    file = model / "model.safetensors"
+    for message, tensors in other_parameters(load_file(file)).items():
+        save_file(tensors, file)
+        said = refused("export", str(model), "--to", to, str(tmp_path / "out"))
+        assert said.startswith(f"{file}: parameters of another model") and message in said
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_shape_that_the_file_cannot_fill_is_refused_before_it_is_built(model):
+    """A bit more in d_model would otherwise ask for all the memory there is."""
+    file = model / "model.json"
+    shape = json.loads(file.read_text())
+    (model / "SHA256SUMS").unlink()  # as in a model of an earlier version, or of a stranger
+    file.write_text(json.dumps(shape | {"encoder_layers": 10**9, "d_model": 2**40}))
+    with pytest.raises(RunError, match=r"model\.safetensors: 3,\d+,\d+ parameters; model\.json"):
+        find_model(model).load()
+
+
+def test_the_working_directory_is_no_place_for_an_export(model, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for place in (".", "..", str(tmp_path)):
+        assert "the working directory" in refused("export", str(model), place)
+    assert tmp_path.exists()
 
 
 def test_where_nothing_can_be_kept_it_translates_all_the_same(model):

@@ -1,4 +1,4 @@
-"""Files of a run are old or new, never a part; what cannot be read is named."""
+"""Files of a run are old or new, never a part."""
 
 import errno
 import json
@@ -6,13 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 
 import pytest
 
-from gradvac.errors import RunError
-from gradvac.experiment import files
-from gradvac.experiment.files import read_json, read_text, replacing, write_json, write_text
+from gradvac.experiment.files import replacing, write_json, write_text
+from gradvac.reading import read_json
 
 
 def test_a_file_is_old_or_new_whatever_happens_between(tmp_path):
@@ -118,50 +116,3 @@ def test_without_locks_files_are_written_and_nothing_of_others_is_removed(tmp_pa
         a.write_text("a")
         write_text(tmp_path / "b", "b")
     assert sorted(os.listdir(tmp_path)) == ["a", "b"]
-
-
-@dataclass
-class Info:
-    pairs: int
-    share: float
-
-
-def test_json_is_of_the_shape_that_is_declared(tmp_path):
-    file = tmp_path / "tasks.json"
-    write_json(file, {"fr-en": {"pairs": 3, "share": 1}, "inf": {"pairs": 1, "share": 1e999}})
-    found = read_json(file, dict[str, Info])
-    assert found == {"fr-en": Info(3, 1.0), "inf": Info(1, float("inf"))}
-    write_json(file, {"a": [1, 2.5]})
-    assert read_json(file, dict[str, tuple[int, float]]) == {"a": (1, 2.5)}
-
-
-BAD = {
-    "empty": (b"", "EOF"),
-    "cut": (b'{"a": 1', "EOF"),
-    "a list": (b"[1]", "object"),
-    "null": (b"null", "object"),
-    "not UTF-8": (b'{"a": "\xff"}', "unicode|UTF-8"),
-    "deep": (b'{"a":' + b"[" * 100_000, "recursion"),
-    "another type": (b'{"a": {"pairs": "3", "share": 0}}', r"a\.pairs: .*integer"),
-    "a key too little": (b'{"a": {"pairs": 3}}', r"a\.share: .*required"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_other_json_is_an_error_that_names_file_and_place(tmp_path, name):
-    data, words = BAD[name]
-    file = tmp_path / "tasks.json"
-    file.write_bytes(data)
-    with pytest.raises(RunError, match=f"tasks.json: .*({words})"):
-        read_json(file, dict[str, Info])
-
-
-def test_what_is_no_file_is_not_read(tmp_path, monkeypatch):
-    os.mkfifo(tmp_path / "fifo")  # opening it would wait for ever
-    for name, words in (("fifo", "regular"), ("none", "No such file"), ("..", "regular")):
-        with pytest.raises(RunError, match=f"{name}: .*{words}"):
-            read_text(tmp_path / name)
-    monkeypatch.setattr(files, "LONGEST", 3)
-    (tmp_path / "long").write_text("four")
-    with pytest.raises(RunError, match="long: 4 bytes, at most 3"):
-        read_text(tmp_path / "long")

@@ -1,6 +1,7 @@
 """A Hugging Face checkpoint is measured as a run is: the same model gives the same geometry."""
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
+from tests.faults.damage import FAULTS, JSON_FAULTS
 from torch.nn import functional as F
 from toy import make_toy
 from typer.testing import CliRunner
@@ -105,6 +108,36 @@ def test_what_cannot_be_is_said(text: Path, models: Path, arguments: list[str], 
     done = CliRunner().invoke(app, ["geometry", str(models), *given])
     assert done.exit_code != 0
     assert message in str(done.exception)
+
+
+def without_a_tensor(file: Path) -> None:
+    tensors = load_file(file)
+    del tensors["model.decoder.layers.0.fc1.weight"]
+    save_file(tensors, file, {"format": "pt"})
+
+
+def a_tensor_turned(file: Path) -> None:
+    tensors = load_file(file)
+    name = "model.decoder.layers.0.fc1.weight"
+    save_file(tensors | {name: tensors[name].T.contiguous()}, file, {"format": "pt"})
+
+
+def test_a_damaged_folder_is_named(models: Path, text: Path, tmp_path: Path) -> None:
+    """Random parameters in place of those that a file lacks would be measured in silence."""
+    whole = models / "checkpoint-3"
+    tensors = [FAULTS["truncated"], FAULTS["emptied"], FAULTS["a FIFO"], FAULTS["gone"]]
+    tensors += [without_a_tensor, a_tensor_turned]
+    texts = [FAULTS[f] for f in ("truncated", "emptied", "not UTF-8", "a FIFO", "half a gigabyte")]
+    texts += [JSON_FAULTS[f] for f in ("holds {}", "holds []", "holds null", "holds [[1]]")]
+    faults = {"model.safetensors": tensors, "config.json": texts, "vocab.json": texts[:-4]}
+    faults["source.spm"] = [FAULTS[f] for f in ("emptied", "a FIFO", "gone")]
+    for name, damages in faults.items():
+        for number, damage in enumerate(damages):
+            folder = shutil.copytree(whole, tmp_path / f"{name}-{number}")
+            damage(folder / name)
+            with pytest.raises(RunError, match=re.escape(str(folder))):
+                measure_huggingface(folder, text, ["fr-en"], tmp_path / "out", console=QUIET)
+    assert not (tmp_path / "out" / "geometry" / "measured" / "frames.jsonl").exists()
 
 
 def m2m(folder: Path) -> Path:

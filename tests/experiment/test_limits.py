@@ -4,18 +4,21 @@ import pytest
 from rich.console import Console
 
 from gradvac.errors import RecipeError
+from gradvac.experiment.build import device_of
 from gradvac.experiment.display import Display
 from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe import load_recipe
-from gradvac.experiment.train import Trainer
+from gradvac.experiment.train import Trainer, unreached
 from gradvac.experiment.translation_job import TranslationJob
 
 
 def test_pairs_can_be_cut_down_for_all_or_some(toy, tmp_path):
+    said: list[str] = []
+
     def pairs(limit: str) -> dict[str, int]:
         recipe = load_recipe(toy / "recipe.yaml", [f"data.max_pairs={limit}"])
-        prepared = prepare(recipe, tmp_path / limit, lambda text: None)
+        prepared = prepare(recipe, tmp_path / limit, said.append)
         encoded = {task: len(own) for task, own in prepared.train.items()}
         assert encoded == {task: info.pairs for task, info in prepared.tasks.items()}
         return encoded
@@ -24,7 +27,41 @@ def test_pairs_can_be_cut_down_for_all_or_some(toy, tmp_path):
     assert everything["fr-en"] > everything["ne-en"] > 15
     assert pairs("15") == {"fr-en": 15, "ne-en": 15}
     # A direction that is not of this run may be of another variant's.
+    assert not any("data.max_pairs" in line for line in said)
     assert pairs("{fr-en: 7, de-en: 3}") == {**everything, "fr-en": 7}
+    assert "data.max_pairs: de-en: not trained here, so it limits nothing" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["keep_every=7"], "keep_every 7 keeps nothing: with checkpoints at every 4 steps the fi"),
+        (["keep_every=7"], "the first to keep is at step 28 of 12"),
+        (
+            ["keep_every=6"],
+            "keep_every 6: with checkpoints at every 4 steps one is kept at every 1",
+        ),
+        (["log_every=13"], "training.log_every 13: no line in 12 steps"),
+        (["keep_every=4", "log_every=12"], ""),
+    ],
+)
+def test_what_a_run_never_reaches_is_said(toy, changes, words):
+    recipe = load_recipe(toy / "recipe.yaml", [f"training.{change}" for change in changes])
+    said = unreached(recipe.training)
+    assert any(words in line for line in said) if words else not said
+
+
+@pytest.mark.parametrize("name", ["meta", "cpu:x", "xla", "hip", "cuda:99", ""])
+def test_a_device_that_cannot_compute_is_refused(name):
+    with pytest.raises(RecipeError, match=rf"device: '{name}' "):
+        device_of(name)
+    assert device_of("cpu").type == "cpu"
+
+
+def test_the_largest_seed_trains(toy, tmp_path):
+    recipe = load_recipe(toy / "recipe.yaml", [f"seed={2**64 - 1}", "training.steps=1"])
+    prepared = prepare(recipe, tmp_path / "run", lambda text: None)
+    assert Trainer(TranslationJob(prepared), Display(Console(quiet=True))).train() == 0
 
 
 def test_limits_are_of_directions(toy):

@@ -8,8 +8,9 @@ import torch
 from rich.console import Console
 
 from gradvac.engine import StepReport
+from gradvac.errors import RunError
 from gradvac.experiment.display import Display
-from gradvac.experiment.metrics import Window
+from gradvac.experiment.metrics import Window, averages
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe import load_recipe
 from gradvac.experiment.train import Trainer
@@ -74,3 +75,23 @@ def test_numbers_of_every_shape_and_tasks_that_come_and_go():
     assert line["task_weights"] == {"a": 2.0, "b": (3 + 7.5) / 2}
     assert line["method"] == {"edits": (7 + 1) / 2, "t": pytest.approx((0.5 + 0) / 2)}
     assert "skipped" not in line
+
+
+@pytest.mark.parametrize("value", [700.1, 1e4, float("inf"), float("nan")])
+def test_a_run_that_diverged_ends_with_a_sentence(toy, tmp_path, value, monkeypatch):
+    found = iter([2.0, value])
+    monkeypatch.setattr(
+        TranslationJob, "validation_nll", lambda job: dict.fromkeys(job.prepared.valid, next(found))
+    )
+    recipe = load_recipe(toy / "recipe.yaml", ["training.validate_every=2"])
+    run = tmp_path / "run"
+    prepared = prepare(recipe, run, lambda text: None)
+    told = rf"run: step 4: the validation NLL of \w+-\w+ is {value:.4g} per token: .* diverged"
+    with pytest.raises(RunError, match=told.replace("+0", r"\+0")):
+        Trainer(TranslationJob(prepared), Display(Console(quiet=True))).train()
+    assert (run / "best" / "model.safetensors").exists()
+
+
+def test_a_large_nll_has_a_perplexity():
+    found = averages({"a": 700.0, "b": 1.0}, {"a": "low", "b": "low"})
+    assert found["perplexity"] == pytest.approx((np.exp(700.0) + np.exp(1.0)) / 2)

@@ -1,14 +1,22 @@
 """Recipes: every key checked before anything is loaded, every error says what to do."""
 
+import math
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from gradvac.errors import GradientError, RecipeError
+from gradvac.errors import GradientError, RecipeError, RunError
 from gradvac.experiment.build import build_method
-from gradvac.experiment.recipe import dump_recipe, load_recipe, parse_recipe, read_recipe_file
+from gradvac.experiment.recipe import (
+    any_recipe,
+    dump_recipe,
+    load_recipe,
+    parse_recipe,
+    read_recipe_file,
+)
+from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.methods import (
     CATS,
     FAMO,
@@ -20,6 +28,7 @@ from gradvac.methods import (
     register,
 )
 
+NAN = float("nan")
 GOOD = {"data": {"train": [{"path": "a.tsv"}]}}
 
 
@@ -74,12 +83,36 @@ def test_defaults_are_the_papers():
         ({"batches": {"multidds_s": {"evry": 2}}}, "batches.multidds_s.evry: unknown key; did you"),
         ({"batches": {"multidds_s": {"steps": 0}}}, "batches.multidds_s.steps: found 0, must be"),
         ({"data": {"train": []}}, "data: give train (sources of text) or corpus (a folder"),
-        ({"data": {"train": [{"path": "a", "paths": {}}]}}, "data.train.0: give either path"),
+        (
+            {"data": {"train": [{"path": "a", "paths": {"f": "b"}}]}},
+            "data.train.0: give either path",
+        ),
         ({"data": {"train": [{"pth": "a"}]}}, "data.train.0.pth: unknown key; did you mean 'path'"),
         ({"data": {}}, "data: give train (sources of text) or corpus (a folder"),
         ({"data": {"train": [{"path": "a.tsv"}], "cleaning": {"max_ratio": 0.5}}}, "max_ratio"),
         ({"data": {"train": [{"path": "a.tsv"}], "directions": ["fr"]}}, "fr"),
         ({"training": {"steps": "many"}}, "training.steps: found 'many'"),
+        ({"seed": 2**64}, f"seed: found {2**64}, must be less than {2**64}"),
+        ({"data": {"train": [{"path": "a"}], "languages": []}}, "data.languages: found [], "),
+        (
+            {"data": {"train": [{"path": "a"}], "languages": ["a" * 36]}},
+            "found 'aaaa",
+        ),
+        (
+            {"data": {"train": [{"path": "a"}], "languages": ["../a"]}},
+            "found '../a'",
+        ),
+        ({"data": {"train": [{"path": "a"}], "directions": []}}, "data.directions: found [], "),
+        ({"data": {"train": [{"path": "a", "paths": {}}]}}, "data.train.0.paths: found {}, "),
+        ({"name": "n" * 256}, "name: found 'nnn"),
+        ({"method": {"tasks": []}}, "method.tasks: found [], "),
+        ({"training": {"learning_rate": float("inf")}}, "training.learning_rate: found inf, must"),
+        ({"search": {"length_penalty": NAN}}, "search.length_penalty: found nan, must be"),
+        ({"method": {"name": "cats", "options": {"rho": NAN}}}, "options.rho: found nan"),
+        (
+            {"data": {"train": [{"path": "a"}], "cleaning": {"max_ratio": float("nan")}}},
+            "found nan",
+        ),
     ],
 )
 def test_errors_name_the_key_the_value_and_the_mend(tmp_path, change, message):
@@ -95,13 +128,69 @@ def test_not_yaml_names_the_line(tmp_path):
         load_recipe(write(tmp_path, "data: [\n}"))
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("!!timestamp x", "a tag (tag:yaml.org,2002:timestamp): write plain values"),
+        ("!!int ''", "a tag"),
+        ("!!bool x", "a tag"),
+        ("!!set {a}", "a tag"),
+        ("!own [1]", "a tag (!own)"),
+        ("1" * 5000, "a number of 5,000 digits"),
+        ("{1: 2}", "a key that is no text: 1; put it in quotes"),
+        ("{no: a.tsv}", "a key that is no text: False; put it in quotes"),
+        ("[" * 2000, "nested too deep"),
+    ],
+)
+def test_yaml_has_no_types_but_plain_ones(tmp_path, text, message):
+    for broken in (
+        lambda: load_recipe(write(tmp_path, f"search: {text}\n")),
+        lambda: load_recipe(write(tmp_path, GOOD), [f"search={text}"]),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            broken()
+        assert message in str(caught.value)
+    (tmp_path / "recipe.yaml").write_text(f"search: {text}\n")
+    with pytest.raises(RunError, match=r"recipe\.yaml") as refused:
+        any_recipe(tmp_path)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("2024-13-45", "2024-13-45"),
+        ("2024-01-02", "2024-01-02"),
+        ("010", "010"),  # eight in YAML 1.1
+        ("1:30", "1:30"),  # ninety there
+        ("=", "="),
+        ("12", 12),
+        ("-0x1F", -31),
+        ("1_000", 1000),
+        ("1.0e-3", 1e-3),
+        (".inf", math.inf),
+        ("true", True),
+        ("~", None),
+    ],
+)
+def test_a_value_is_what_it_looks_like(text, value):
+    assert parse_yaml(f"a: {text}") == {"a": value}
+
+
+@pytest.mark.parametrize("text", ["", "- a", "7", "null"])
+def test_the_recipe_of_a_run_is_a_mapping(tmp_path, text):
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RunError, match=r"recipe\.yaml: not the recipe of a run: found"):
+        any_recipe(tmp_path)
+
+
 def test_yaml_cannot_run_code(tmp_path):
     with pytest.raises(RecipeError, match="not YAML"):
         load_recipe(write(tmp_path, "data: !!python/object/apply:os.system ['true']"))
 
 
 def test_missing_file_and_wrong_shape(tmp_path):
-    with pytest.raises(RecipeError, match="cannot read the recipe"):
+    with pytest.raises(RecipeError, match=r"none\.yaml: cannot be read: No such file"):
         load_recipe(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match="a mapping of sections, found list"):
         load_recipe(write(tmp_path, "- a"))

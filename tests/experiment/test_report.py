@@ -339,7 +339,7 @@ def test_everything_from_outside_is_escaped(tmp_path: Path) -> None:
     name = EVIL.replace("/", "")
     run = make_run(tmp_path / f"run {name}", "gradvac", ("fr-en", "sw-en"), suffix=EVIL)
     infos = json.loads((run / "tasks.json").read_text())
-    infos[EVIL] = {"pairs": 3, "level": EVIL, "family": EVIL}
+    infos[EVIL] = {"pairs": 3, "level": "low", "family": EVIL}
     write_json(run / "tasks.json", infos)
     tree = json.loads((run / "scores.json").read_text())
     tree["signatures"] = {EVIL: EVIL}
@@ -390,14 +390,14 @@ def cut(name: str, text: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (cut("metrics.jsonl", '{"kind": "train", "step": 1, "nll": 2}\nx\n'), r"metrics\.jsonl:2"),
-        (cut("translations.jsonl", "{}\n"), r"translations\.jsonl:1.*direction, source"),
-        (cut("scores.json", "{"), r"scores\.json: not readable JSON"),
-        (cut("scores.json", "[]"), r"scores\.json: holds a list"),
-        (cut("scores.json", "{}"), r"scores\.json: no scores: run gradvac evaluate"),
-        (cut("tasks.json", "{"), r"tasks\.json: not the task list"),
+        (cut("metrics.jsonl", '{"kind": "valid", "step": 1, "nll": 2}\nx\n'), r"metrics\.jsonl:2"),
+        (cut("translations.jsonl", "{}\n"), r"translations\.jsonl:1: direction: Field required"),
+        (cut("scores.json", "{"), r"scores\.json: Invalid JSON"),
+        (cut("scores.json", "[]"), r"scores\.json: Input should be an object"),
+        (cut("scores.json", "{}"), r"scores\.json: directions: Field required"),
+        (cut("tasks.json", "{"), r"tasks\.json: Invalid JSON"),
         (cut("geometry/frames.jsonl", "x\n"), r"frames\.jsonl:1"),
-        (cut("model.json", "{}"), r"model\.json: not the shape"),
+        (cut("model.json", "{}"), r"model\.json: vocabulary_size: Field required"),
         (lambda run: (run / "recipe.yaml").unlink(), "not a run folder"),
     ],
 )

@@ -67,6 +67,14 @@ def test_a_file_that_extends_another_says_only_what_differs(file):
     assert (recipe.training.steps, recipe.data.max_pairs) == (6, 9)
 
 
+@pytest.mark.parametrize("key", ["size", "variant"])
+def test_a_size_that_is_no_name_is_refused(file, key):
+    file.write_text(file.read_text() + f"{key}: [small]\n")
+    chosen = {"size": "small", "variant": "joint"} | {key: None}
+    with pytest.raises(RecipeError, match=rf"{key}: found \['small'\], must be the name of one"):
+        load_recipe(file, **chosen)
+
+
 @pytest.mark.parametrize(
     ("size", "variant", "message"),
     [
@@ -90,8 +98,13 @@ def test_a_choice_must_be_made_and_exist(file, size, variant, message):
         ({"variants": {"../a": {}}}, r"'../a' is no name"),
         ({"sizes": {"small": {"variants": {"kats": {}}}}}, r"\['kats'\] are no variants; there"),
         ({"baseline": "kats"}, r"baseline: found 'kats', must be a variant: joint, cats, bilingu"),
-        ({"seeds": [1, 1]}, r"seeds: found \[1, 1\], must be different numbers >= 0"),
+        ({"seeds": [1, 1]}, r"seeds: found \[1, 1\], must be different numbers from 0"),
         ({"seeds": 3}, r"seeds: found 3"),
+        ({"seeds": [2**64]}, r"seeds: found \[18446744073709551616\], must be different numbers"),
+        (
+            {"sizes": {"small": {"variants": [1]}}},
+            r"sizes\.small\.variants: found \[1\], must map names",
+        ),
         ({"extends": "../x.yaml"}, r"extends: found '\.\./x\.yaml', must be a file in the same"),
         (
             {"sizes": {"small": {"methd.name": "x"}}},

@@ -47,6 +47,28 @@ def test_mantel_equals_a_literal_enumeration(seed: int, hole: bool) -> None:
     assert found.p == pytest.approx(p, abs=1e-12)
 
 
+@pytest.mark.parametrize("noise", [0.0, 4e-7])
+def test_orders_that_mean_the_same_count_whatever_the_rounding(noise: float) -> None:
+    """One pair of a family among five: 12 of 120 orders put it where the highest cosine is."""
+    labels = [*"aabcd"]
+    a = 0.1 + 0.05 * symmetric(5, 3)
+    a[0, 1] = a[1, 0] = 0.9
+    a += noise * np.random.default_rng(0).uniform(-1, 1, (5, 5))  # the two halves differ
+    found = mantel(a, same(labels))
+    assert found.exact and found.p == pytest.approx(12 / 120)
+    assert mantel(a.T, same(labels)).r == found.r
+
+
+def test_eight_languages_are_enumerated_and_nine_are_drawn() -> None:
+    a = symmetric(8, 1)
+    a[0, 1] = a[1, 0] = 9.0
+    found = mantel(a, same([*"aabcdefg"]))
+    assert (found.exact, found.permutations) == (True, 40_320)
+    assert found.p == pytest.approx(1 / 28)  # of 28 pairs one is the highest
+    found = mantel(symmetric(9, 1), symmetric(9, 2))
+    assert (found.exact, found.permutations) == (False, 9999)
+
+
 def test_random_permutations_come_near_the_enumeration() -> None:
     a = symmetric(7, 1)
     b = a + 2.5 * symmetric(7, 2)

@@ -4,9 +4,11 @@ import itertools
 
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from gradvac.errors import GradientError
 from gradvac.methods import CATS
+from gradvac.methods.cats import nearest_weights
 from tests.methods.helpers import geometry, relative
 from tests.reference.cats import LiteralCATS
 
@@ -50,6 +52,44 @@ def test_against_autograd_of_the_lagrangian(parametrization, bound, cross_terms,
         # A free alpha at 0 or 1 is clamped by us alone; this test keeps away from there.
         assert float(expected.min()) > 0 and float(expected.max()) < 1
     assert relative(weights[0], torch.ones(5).double()) > 1e-5
+
+
+@pytest.mark.parametrize("loss_term", ["raw", "ratio", "none"])
+@pytest.mark.parametrize("every", [1, 10])
+@pytest.mark.parametrize("n", [2, 8, 64])
+def test_free_weights_never_leave_the_tasks_without_training(n, every, loss_term):
+    method = CATS(parametrization="lagrangian", update_every=every, loss_term=loss_term)
+    last = torch.ones(n).double()
+    for step in range(600):
+        g, losses = drawn(step, n, 80)
+        weights = method.weights(geometry(g, step=step, losses=losses))[0]
+        assert 0.5 * n - 1e-9 <= float(weights.sum()) <= 2 * n + 1e-9
+        assert float(weights.min()) >= 0.2 - 1e-9
+        if step % every:
+            assert torch.equal(weights, last)
+        last = weights
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_nearest_weights_against_a_qp_solver(seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.rand(6, generator=generator).double() - 0.5) * 10 ** (seed % 3 - 1) + seed % 2
+    low, least, most = 0.02, 0.5, 2.0
+    solved = minimize(
+        lambda a: ((a - x.numpy()) ** 2).sum(),
+        [1 / 6] * 6,
+        bounds=[(low, 1)] * 6,
+        constraints=[
+            {"type": "ineq", "fun": lambda a: a.sum() - least},
+            {"type": "ineq", "fun": lambda a: most - a.sum()},
+        ],
+        method="SLSQP",
+        options={"ftol": 1e-15, "maxiter": 1000},
+    )
+    found = nearest_weights(x, low, least, most)
+    assert found.tolist() == pytest.approx(solved.x.tolist(), abs=1e-6)
+    inside = torch.full((6,), 0.2).double()
+    assert torch.equal(nearest_weights(inside, low, least, most), inside)
 
 
 def high_and_low():

@@ -88,6 +88,35 @@ def test_dividing_by_the_loss_does_not_see_the_share_of_the_batch():
     assert relative(MGDA("loss").weights(mixed), plain) <= 1e-10
 
 
+@pytest.mark.parametrize("normalize", ["none", "l2", "loss", "loss+"])
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_tasks_share_their_weight_whatever_their_order(normalize, seed):
+    """Equal once they are normalised; of all minima the one of the shortest weights, by SLSQP."""
+    g = draw("conflicting", 5, seed, size=12)
+    losses = torch.tensor([1.0, 1.0, 2.0, 3.0, 1.0]).double()
+    factor = {"none": 1.0, "l2": 3.0, "loss": 3.0, "loss+": 3.0}[normalize]
+    g[3], losses[3] = g[1] * factor, losses[1] * (factor if normalize == "loss" else 1.0)
+    norm = g.norm(dim=1)
+    s = {"none": 1 + 0 * norm, "l2": norm, "loss": losses, "loss+": losses * norm}[normalize]
+    v = g / s[:, None]
+    weights = MGDA(normalize).weights(geometry(g, losses=losses))[0]
+    assert float(weights[1]) == pytest.approx(float(weights[3]), rel=1e-12)
+    x = min_norm_weights(v) @ v
+    unit = float(x.norm())
+    solved = minimize(
+        lambda a: a @ a,
+        weights.numpy(),
+        bounds=[(0, 1)] * 5,
+        constraints={"type": "eq", "fun": lambda a: ((a @ v.numpy()) - x.numpy()) / unit},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    assert weights.tolist() == pytest.approx(solved.x.tolist(), abs=1e-5)
+    order = torch.tensor([3, 0, 2, 1, 4])
+    moved = MGDA(normalize).weights(geometry(g[order], losses=losses[order]))[0]
+    assert relative(moved @ g[order], weights @ g) <= 1e-8
+
+
 def test_two_tasks_in_closed_form():
     g = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     assert MGDA().weights(geometry(g)).tolist() == [[pytest.approx(0.2), pytest.approx(0.8)]]

@@ -4,6 +4,7 @@ import pytest
 import sacrebleu
 
 from gradvac.translation.scoring import Average, family_of, score, score_directions, side
+from gradvac.translation.significance import paired_test
 from gradvac.translation.tokenizers import tokenizer
 
 HYPOTHESES = [
@@ -32,6 +33,15 @@ def test_scores_are_those_of_sacrebleu() -> None:
     assert found.chrf_signature == (
         f"nrefs:1|case:mixed|eff:yes|nc:6|nw:2|space:no|version:{sacrebleu.__version__}"
     )
+
+
+def test_how_characters_are_written_does_not_matter() -> None:
+    """Devanagari QA is one character or two, which Unicode calls the same text; a half is not."""
+    composed, decomposed = "\u0958\u0932\u092e caf\u00e9 ½", "\u0915\u093c\u0932\u092e cafe\u0301 ½"
+    found = score([decomposed], [composed], "char")
+    assert (found.bleu, found.chrf) == (pytest.approx(100), 100)
+    assert score(["1/2"], ["½"], "char").chrf < 100
+    assert paired_test([composed] * 3, [decomposed] * 3, [composed] * 3) == {"bleu": 1, "chrf": 1}
 
 
 def test_a_perfect_translation_scores_100() -> None:

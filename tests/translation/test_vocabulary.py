@@ -1,10 +1,20 @@
 """The shared vocabulary: tags nobody can spell, byte fallback, temperature-sampled training."""
 
+import itertools
+import unicodedata
 from collections import Counter
 
+import langcodes
 import pytest
+import regex
+from hypothesis import given
+from hypothesis import strategies as st
+from langcodes.data_dicts import LIKELY_SUBTAGS
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.recipe import resolve
+from gradvac.translation.blocks import normalise
+from gradvac.translation.piece_model import rule_name, with_rule_name
 from gradvac.translation.vocabulary import (
     BOS,
     EOS,
@@ -42,6 +52,91 @@ def test_round_trip_including_bytes_never_seen(vocabulary):
         ids = vocabulary.encode_targets([text])[0]
         assert ids[-1] == EOS and UNK not in ids
         assert vocabulary.decode(ids) == text
+
+
+def scripts() -> list[str]:
+    """Of all languages that langcodes knows, by ISO 15924."""
+    tags = {tag.split("-")[0] for tag in LIKELY_SUBTAGS} - {"und"}
+    found = {str(langcodes.Language.get(tag).maximize().script) for tag in tags}
+    parts = {"Hans": "Hani", "Hant": "Hani", "Aran": "Arab"}  # of which Unicode knows the whole
+    whole = {"Jpan": ["Hira", "Kana", "Hani"], "Kore": ["Hang", "Hani"]}
+    return sorted({s for f in found for s in whole.get(f, [parts.get(f, f)])} - {"None"})
+
+
+CHARACTERS = "".join(c for c in map(chr, range(0x110000)) if unicodedata.category(c)[0] != "C")
+
+
+def text_of(script: str) -> str:
+    """A text with all characters of a script, by Unicode."""
+    found = regex.findall(rf"\p{{Script={script}}}", CHARACTERS)
+    marks = [c for c in found if unicodedata.category(c)[0] == "M"]
+    letters = [c for c in found if unicodedata.category(c)[0] != "M"] or ["o"]
+    cycle = itertools.cycle(marks or [""])
+    words = [letter + next(cycle) for letter in letters] + [letters[0] + mark for mark in marks]
+    return normalise(" ".join(words))
+
+
+def test_all_scripts_come_out_as_they_went_in():
+    texts = {script: text_of(script) for script in scripts()}
+    assert len(texts) >= 100 and all(texts.values())
+    some = {s.lower(): [w] for s, text in texts.items() for w in text.split()[:10]}
+    some["en"] = TEXTS["en"]
+    trained = train_vocabulary(some, size=550, character_coverage=1.0, temperature=100)
+    for script, text in texts.items():
+        (ids,) = trained.encode_targets([text])
+        assert UNK not in ids and trained.decode(ids) == text, script
+
+
+# Five Chinese and Thai sentences' worth of what NMT-NFKC changes, and what else is like it.
+REWRITTEN = [
+    "你好，世界！（一）",
+    "น้ำ ทำ จำ",
+    "…",
+    "m²",
+    "½",
+    "№",
+    "\ufe30",
+    "ﬁ",
+    "ＡＢ１",
+    "™",
+    "㎏",
+]
+
+
+@pytest.mark.parametrize("normalization", ["nfc", "identity"])
+def test_what_goes_in_comes_out(normalization):
+    exact = train_vocabulary(TEXTS, size=SIZE, symbols=["{}"], normalization=normalization)
+    assert exact.normalization == normalization
+    for text in [*REWRITTEN, "\u2581 a\u2581b", "<0x41> <unk>", "a\u200db\ufeffc"]:
+        assert exact.decode(exact.encode_targets([text])[0]) == text
+    decomposed = "cafe\u0301  \u212b \u00a0x"
+    expected = {"identity": decomposed, "nfc": "caf\u00e9 \u00c5 x"}[normalization]
+    assert exact.decode(exact.encode_source(decomposed, "en")) == expected
+
+
+@given(st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="\ufdd0")))
+def test_any_text_in_normal_form_comes_out(vocabulary, text):
+    text = normalise(text)
+    assert vocabulary.decode(vocabulary.encode_targets([text])[0]) == text
+
+
+def test_sentencepieces_own_rule_is_still_there():
+    own = train_vocabulary(TEXTS, size=SIZE, symbols=["{}"], normalization="nmt_nfkc")
+    assert own.normalization == "nmt_nfkc"
+    assert own.decode(own.encode_targets(["½ … №"])[0]) == "1\u20442 ... No"
+    shipped = Vocabulary.load(resolve("shipped:start") / "vocabulary.model")
+    assert shipped.normalization == "nmt_nfkc"
+    with pytest.raises(RecipeError, match="found 'nfkd', must be nfc, identity, nmt_nfkc"):
+        train_vocabulary(TEXTS, size=SIZE, normalization="nfkd")  # type: ignore[arg-type]
+
+
+def test_the_name_of_a_rule_is_all_that_changes(vocabulary):
+    plain = with_rule_name(vocabulary.model, "identity")
+    assert (rule_name(plain), rule_name(vocabulary.model)) == ("identity", "nfc")
+    assert with_rule_name(plain, "nfc") == vocabulary.model and rule_name(b"") == ""
+    long = Vocabulary(with_rule_name(plain, "x" * 300))  # a length of two bytes
+    assert long.normalization == "x" * 300 and len(long) == len(vocabulary)
+    assert Vocabulary(plain).encode_targets(TEXTS["fr"]) == vocabulary.encode_targets(TEXTS["fr"])
 
 
 def test_source_begins_with_the_tag_and_ends_with_eos(vocabulary):

@@ -13,10 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ConfigDict
+from typing_extensions import TypedDict
 
-from gradvac.errors import CorpusError
+from gradvac.errors import CorpusError, RunError
+from gradvac.reading import read_json
 
 MANIFEST = "manifest.json"
+
+
+class _Manifest(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    pairs: dict[str, dict[str, int]]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -26,15 +34,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         CorpusError: there is none, or it cannot be read.
     """
     file = folder / MANIFEST
+    if not file.exists():
+        raise CorpusError(f"{file}: no such file: {folder} is not a corpus folder")
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CorpusError(f"{file}: no such file: {folder} is not a corpus folder") from error
-    except ValueError as error:
-        raise CorpusError(f"{file}: not JSON: {error}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("pairs"), dict):
-        raise CorpusError(f"{file}: not the manifest of a corpus: it has no table 'pairs'")
-    return found
+        return dict(read_json(file, _Manifest))
+    except RunError as error:
+        raise CorpusError(f"{error}; not the manifest of a corpus") from error
 
 
 def finished(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:

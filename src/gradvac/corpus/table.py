@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.table import Table
+from typing_extensions import TypedDict
 
 from gradvac.corpus.folder import read_manifest
 from gradvac.errors import CorpusError
+from gradvac.reading import read_json
 from gradvac.translation.languages import family_order, language, resource_levels
 
 FORMATS = ("md", "csv", "tex")
 HEADER = ("code", "language", "family", "level", "train", "valid", "test")
+
+
+class _Filtered(TypedDict):
+    kept: int
+    left_out: dict[str, int]
+
+
+class _Report(TypedDict):
+    files: dict[str, _Filtered]
 
 
 class Line(NamedTuple):
@@ -96,10 +106,7 @@ def report_table(folder: Path) -> Table:
         CorpusError: `folder` has no report of a cleaning.
     """
     file = folder / "report.json"
-    try:
-        files = json.loads(file.read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CorpusError(f"{file}: not the report of a cleaning: {error}") from error
+    files = read_json(file, _Report)["files"]
     table = Table(title=str(folder))
     table.add_column("rows")
     for name in files:

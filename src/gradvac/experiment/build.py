@@ -27,6 +27,12 @@ def device_of(name: str) -> torch.device:
         raise RecipeError(f"device: {name!r} is not a device; try auto, cpu, cuda or cuda:1") from e
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError(f"device: {name!r} asked for, and PyTorch sees no GPU here")
+    try:  # meta has no numbers, many another one is not built in or has no such index
+        usable = float(torch.ones(1, device=device).sum()) == 1
+    except (RuntimeError, NotImplementedError, AssertionError):
+        usable = False
+    if not usable:
+        raise RecipeError(f"device: {name!r} cannot compute here; try auto, cpu, cuda or cuda:1")
     return device
 
 

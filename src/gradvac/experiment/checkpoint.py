@@ -7,7 +7,6 @@ once; ``SHA256SUMS`` tells whether it still is, to us and to ``sha256sum -c``.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from gradvac.experiment.files import move, replacing, write_json
 from gradvac.experiment.shards import FOLDER
 from gradvac.experiment.sums import SUMS, check_sums, write_sums
 from gradvac.experiment.tensor_file import load_tensors, save_tensors
+from gradvac.reading import read_json, read_text
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -139,17 +139,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     for part in _PARTS[2:] if shards else _PARTS:
         parts[part] = load_tensors(folder / f"{part}.safetensors", checked=False)
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        state = read_json(folder / "state.json")
         step = int(state.pop("step"))
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as e:
+    except (ValueError, LookupError, TypeError, OverflowError) as e:
         raise RunError(f"{folder / 'state.json'}: not the state of a checkpoint: {e}") from e
     return Checkpoint(step=step, state=state, shards=shards, **parts)
 
@@ -168,8 +160,8 @@ def _check_sums(folder: Path) -> None:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        return read_text(file)
+    except RunError:
         return ""
 
 

@@ -8,16 +8,16 @@ translations a list of {"mt": ..., "COMET": score}. `gradvac compare --comet FOL
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from gradvac.errors import RunError
 from gradvac.experiment.compare_results import collect
+from gradvac.experiment.contents import CometLine, Manifest, Translation
 from gradvac.experiment.files import write_json, write_text
+from gradvac.reading import read_json, read_lines
 
 MANIFEST, SCRIPT = "manifest.json", "score.sh"
 MODEL = "Unbabel/wmt22-comet-da"
@@ -65,37 +65,31 @@ def read_comet(folder: Path) -> tuple[str, dict[Path, dict[str, float]]]:
 
     RunError if a file is missing or broken, or its translations are not those of the run any more.
     """
-    tree = _json(folder / MANIFEST)
+    tree = read_json(folder / MANIFEST, Manifest)
     scores: dict[Path, dict[str, float]] = {}
-    made: dict[str, Any] = {}
-    try:
-        for entry in tree["files"]:
-            direction, run = entry["direction"], Path(entry["run"])
-            file = folder / f"{direction}.json"
-            if direction not in made:
-                made[direction] = _json(file)
-            lines = made[direction][entry["file"]]
-            now = [" ".join(t.split()) for t in _translations(run)[direction][2]]
-            if [line["mt"] for line in lines] != now:
-                raise RunError(f"{file}: {entry['file']}: not the translations of {run} any more")
-            mean = statistics.fmean(float(line["COMET"]) for line in lines)
-            scores.setdefault(run, {})[direction] = mean
-        return tree["model"], scores
-    except (KeyError, TypeError, ValueError) as e:
-        raise RunError(f"{folder}: not scores of comet-score --to_json: {e!r}") from e
+    made: dict[str, dict[str, list[CometLine]]] = {}
+    for entry in tree["files"]:
+        direction, run = entry["direction"], Path(entry["run"])
+        file = folder / f"{direction}.json"
+        if not file.exists():
+            raise RunError(f"{folder / MANIFEST}: {direction}: no {file}; score.sh writes it")
+        if direction not in made:
+            made[direction] = read_json(file, dict[str, list[CometLine]])
+        lines = made[direction].get(entry["file"], [])
+        now = _translations(run).get(direction, ([], [], []))[2]
+        if not lines or [line["mt"] for line in lines] != [" ".join(t.split()) for t in now]:
+            raise RunError(f"{file}: {entry['file']}: not the translations of {run} any more")
+        scores.setdefault(run, {})[direction] = statistics.fmean(x["COMET"] for x in lines)
+    return tree["model"], scores
 
 
 def _translations(run: Path) -> dict[str, tuple[list[str], list[str], list[str]]]:
     """Sources, references and translations by direction."""
     found: dict[str, tuple[list[str], list[str], list[str]]] = {}
-    try:
-        with (run / "translations.jsonl").open(encoding="utf-8", newline="\n") as lines:
-            for line in map(json.loads, lines):
-                three = found.setdefault(line["direction"], ([], [], []))
-                for texts, key in zip(three, ("source", "reference", "hypothesis"), strict=True):
-                    texts.append(line[key])
-    except (OSError, ValueError, KeyError) as e:
-        raise RunError(f"{run / 'translations.jsonl'}: no translations: {e!r}") from e
+    for line in read_lines(run / "translations.jsonl", Translation):
+        three = found.setdefault(line["direction"], ([], [], []))
+        for texts, key in zip(three, ("source", "reference", "hypothesis"), strict=True):
+            texts.append(line[key])
     return found
 
 
@@ -103,10 +97,3 @@ def _write(file: Path, texts: Sequence[str]) -> None:
     """One text a line: COMET ends a line at carriage returns too, and strips it."""
     lines = [" ".join(text.split()) + "\n" for text in texts]
     write_text(file, "".join(lines))
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise RunError(f"{file}: cannot be read: {e}; see docs/recipes.md on COMET") from e

@@ -15,7 +15,14 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.compare_results import LOWER_IS_BETTER, METRICS, Metric, Result, collect
 from gradvac.experiment.tagging.compare import p_values_of_tags
 from gradvac.translation.scoring import SIDES, family_of, side
-from gradvac.translation.significance import Test, holm, majority, paired_test
+from gradvac.translation.significance import (
+    FEW,
+    Test,
+    differing,
+    holm,
+    majority,
+    paired_test,
+)
 
 LEVEL = 0.05  # of significance
 Clock = Literal["cpu_seconds", "seconds"]
@@ -51,7 +58,9 @@ class Cell:
 class Row:
     """A method: its cells by metric and column, and what it cost (means over seeds).
 
-    ``first`` is what its first seed found.
+    ``first`` is what its first seed found; ``few`` has the directions that were tested on fewer
+    than `FEW` outputs that differ from the baseline's, and how many those were on the seed with
+    the fewest.
     """
 
     name: str
@@ -64,6 +73,7 @@ class Row:
     several_models: bool
     cost: float = math.nan
     cells: dict[Metric, dict[str, Cell]] = field(default_factory=dict)
+    few: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -126,8 +136,8 @@ def compare(
 ) -> Comparison:
     """Compare runs, or the runs of sweep folders, with a baseline.
 
-    Per direction and seed the outputs are tested against the baseline's of that seed by sacreBLEU's
-    paired tests; a seed on which the difference has the other sign than the mean counts as
+    Per direction and seed the outputs are tested against the baseline's of that seed by a
+    :func:`paired_test`; a seed on which the difference has the other sign than the mean counts as
     p = 1; seeds are combined by :func:`majority`, and :func:`holm` corrects for the directions of a
     row, trained and zero-shot ones apart. ``comet`` has COMET scores by run folder and direction.
     Raises RunError if there is nothing to compare, no such baseline, or runs were scored on
@@ -303,19 +313,26 @@ def _test(
         if not seeds:
             continue
         found = [_p_values(base[s], runs[s], d, test, samples) for s in seeds]
+        few = min(differing(_outputs(base[s], d), _outputs(runs[s], d)) for s in seeds)
+        if few < FEW:
+            row.few[d] = few
         for metric in raw:
             gaps = [runs[s].scores[metric][d] - base[s].scores[metric][d] for s in seeds]
             up = statistics.fmean(gaps) > 0
-            # sacreBLEU's p of equal scores is the smallest there is: nothing exceeds 0 by chance.
             signed = [
-                p[metric] if gap and (gap > 0) == up else 1.0
-                for p, gap in zip(found, gaps, strict=True)
+                p[metric] if (gap > 0) == up else 1.0 for p, gap in zip(found, gaps, strict=True)
             ]
             raw[metric][d], better[metric][d] = majority(signed), up
     for metric, p_values in raw.items():
         cells = row.cells[metric]
         for d, p in zip(p_values, holm(list(p_values.values())), strict=True):
             cells[d] = replace(cells[d], p=p, better=better[metric][d])
+
+
+def _outputs(result: Result, direction: str) -> Sequence[object]:
+    found = result.tags if direction in result.tags else result.outputs
+    own, other = found[direction]
+    return other if direction in result.tags else own
 
 
 def _p_values(

@@ -31,6 +31,7 @@ def records(found: Comparison) -> list[dict[str, Any]]:
             "seeds": len(cell.values),
             "p": _known(cell.p),
             "better": cell.star,
+            **({"differing": row.few[column]} if column in row.few else {}),
             "values": list(cell.values),
         }
         for row in found.rows
@@ -51,7 +52,7 @@ def as_csv(found: Comparison) -> str:
                 | {"seeds": len(row.seeds)}
             )
     names = ["row", "metric", "column", "kind", "mean", "half_width", "seeds", "p", "better"]
-    writer = csv.DictWriter(out, [*names, "values"], lineterminator="\n")
+    writer = csv.DictWriter(out, [*names, "values", "differing"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return out.getvalue()

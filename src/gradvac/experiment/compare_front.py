@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,9 @@ from dataclasses import dataclass
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.compare import Comparison, Row
 from gradvac.experiment.compare_results import LOWER_IS_BETTER, Metric
+from gradvac.experiment.contents import Shape
 from gradvac.experiment.front import Estimate, Place, Point, places
+from gradvac.reading import read_json
 from gradvac.translation.scoring import SIDES
 
 ON_FRONT: tuple[Metric, ...] = ("bleu", "chrf", "comet", "nll")
@@ -130,9 +131,5 @@ def _worst(found: Comparison, metric: Metric) -> Point:
     if metric != "nll":
         return 0.0, 0.0
     folder = next(r for r in found.rows if r.name == found.baseline).first.folders[0]
-    try:
-        shape = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        guess = math.log(shape["vocabulary_size"])
-    except (OSError, ValueError, KeyError) as e:
-        raise RunError(f"{folder / 'model.json'}: not the shape of a model: {e}") from e
+    guess = math.log(read_json(folder / "model.json", Shape)["vocabulary_size"])
     return guess, guess

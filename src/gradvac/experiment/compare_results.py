@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from safetensors import safe_open
-
 from gradvac.errors import RunError
+from gradvac.experiment.contents import (
+    Done,
+    Speed,
+    Sweep,
+    TaggedOutput,
+    Translation,
+    metrics_of,
+    scores_of,
+)
 from gradvac.experiment.recipe import Recipe, any_recipe
 from gradvac.experiment.sweep import DESCRIPTION
+from gradvac.experiment.tensor_file import tensor_shapes
 from gradvac.experiment.variants import row_of
+from gradvac.reading import read_json, read_lines
 from gradvac.translation.languages import Direction
 from gradvac.translation.tokenizers import tokenizer
 
@@ -98,7 +106,7 @@ def collect(
     for folder in folders:
         description = folder / DESCRIPTION
         if description.exists():
-            tree = json.loads(description.read_text(encoding="utf-8"))
+            tree = read_json(description, Sweep)
             baseline = baseline or tree["baseline"]
             front = front or tree.get("front") or []
             for variant, run in runs_of(folder):
@@ -128,7 +136,7 @@ def collect(
 
 def runs_of(sweep: Path) -> Iterator[tuple[str, Path]]:
     """Variant and folder of every run of a sweep that has begun, in the order of the recipe."""
-    tree = json.loads((sweep / DESCRIPTION).read_text(encoding="utf-8"))
+    tree = read_json(sweep / DESCRIPTION, Sweep)
     for variant in tree["variants"]:
         for run in sorted((sweep / variant).glob("seed-*"), key=_seed):
             yield variant, run
@@ -136,32 +144,38 @@ def runs_of(sweep: Path) -> Iterator[tuple[str, Path]]:
 
 def _seed(run: Path) -> int:
     number = run.name.removeprefix("seed-")
-    return int(number) if number.isdigit() else -1
+    return int(number) if number.isdecimal() else -1
 
 
 def read_run(run: Path) -> Result:
     """Read scores, translations, validation NLL and costs of one run; RunError if one is broken."""
+    tree: Any = scores_of(run)
+    if tree is None:
+        raise RunError(f"{run}: not a finished and scored run: no scores.json")
+    if not (run / "done.json").exists():
+        raise RunError(f"{run}: not a finished and scored run: no done.json")
+    done = read_json(run / "done.json", Done)
     try:
-        tree = json.loads((run / "scores.json").read_text(encoding="utf-8"))
-        done = json.loads((run / "done.json").read_text(encoding="utf-8"))
         outputs: dict[str, tuple[list[str], list[str]]] = {}
         tags: dict[str, tuple[list[list[str]], list[list[str]]]] = {}
         tagging = "labels" in tree
-        for line in _lines(run / "tags.jsonl") if tagging else []:
+        for line in read_lines(run / "tags.jsonl", TaggedOutput) if tagging else ():
             gold, predicted = tags.setdefault(line["task"], ([], []))
             gold.append(line["tags"])
             predicted.append(line["predicted"])
-        for line in [] if tagging else _lines(run / "translations.jsonl"):
+        for line in () if tagging else read_lines(run / "translations.jsonl", Translation):
             hypotheses, references = outputs.setdefault(line["direction"], ([], []))
             hypotheses.append(line["hypothesis"])
             references.append(line["reference"])
-        metrics = _lines(run / "metrics.jsonl")
+        metrics = metrics_of(run)
         best = [
             line
             for line in metrics
             if line["kind"] in ("valid", "average") and line["step"] == done["best"]["step"]
         ]
-        best = [line for line in best if line[done["metric"]] == done["best"]["value"]]
+        if best and not any(done["metric"] in line for line in best):
+            raise RunError(f"{run / 'done.json'}: metric: {done['metric']!r} was never measured")
+        best = [line for line in best if line.get(done["metric"]) == done["best"]["value"]]
         seconds, cpu_seconds = times(run / "speed.jsonl")
         zero_shot = frozenset(_each(tree, "zero_shot"))
         scores: dict[Metric, dict[str, float]] = {
@@ -185,7 +199,7 @@ def read_run(run: Path) -> Result:
             seconds=seconds,
             cpu_seconds=cpu_seconds,
             parameters=count_parameters(run / "best" / "model.safetensors"),
-            signatures=tree["signatures"],
+            signatures=tree.get("signatures", {}),
             tokenize={
                 k: tree.get("bleu_tokenize") or tokenizer(Direction.parse(k).target)
                 for k in outputs
@@ -199,24 +213,17 @@ def read_run(run: Path) -> Result:
             tags=tags,
             labels=tree.get("labels", []),
         )
-    except (OSError, ValueError, KeyError) as e:
-        raise RunError(f"{run}: not a finished and scored run: {type(e).__name__} {e}") from e
+    except KeyError as e:
+        raise RunError(f"{run / 'metrics.jsonl'}: a validation line without {e}") from e
 
 
 def _each(scores: dict[str, Any], key: str) -> dict[str, Any]:
     return {k: v[key] for k, v in scores["directions"].items() if key in v}
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    with file.open(encoding="utf-8", newline="\n") as lines:  # a text may hold U+2028
-        return [json.loads(line) for line in lines]
-
-
 def count_parameters(file: Path) -> int:
     """Count the numbers in a file of tensors without reading them."""
-    with safe_open(file, "pt") as tensors:
-        names = tensors.keys()
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in names)
+    return sum(map(math.prod, tensor_shapes(file).values()))
 
 
 def times(file: Path) -> tuple[float, float]:
@@ -225,7 +232,7 @@ def times(file: Path) -> tuple[float, float]:
     The clocks of ``speed.jsonl`` begin anew when a run is resumed, which its lines tell by another
     step at which they ``began``, and those of older runs by a smaller number.
     """
-    lines = _lines(file) if file.exists() else []
+    lines = list(read_lines(file, Speed, growing=True)) if file.exists() else []
     last = [
         line
         for line, after in zip(lines, [*lines, None][1:], strict=True)
@@ -234,5 +241,5 @@ def times(file: Path) -> tuple[float, float]:
         or after["seconds"] < line["seconds"]
     ]
     counted = lambda line: line.get("device") == "cpu" and line.get("processes") == 1
-    cpu = sum(line["cpu_seconds"] if counted(line) else math.nan for line in last)
+    cpu = sum(line.get("cpu_seconds", math.nan) if counted(line) else math.nan for line in last)
     return sum(line["seconds"] for line in last), cpu if last else math.nan

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 
 from rich.table import Table
+from rich.text import Text
 
 from gradvac.experiment.compare import LEVEL, Cell, Clock, Comparison, Row
 from gradvac.experiment.compare_results import Metric
 from gradvac.translation.scoring import family_of
+from gradvac.translation.significance import FEW
 
 NAMES: dict[Metric, str] = {
     "bleu": "BLEU",
@@ -70,7 +72,7 @@ def test_in_words(found: Comparison) -> str | None:
     return (
         "approximate randomisation over sentences"
         if tagging
-        else f"sacreBLEU's paired {found.test}"
+        else f"paired {found.test} over sentences"
     )
 
 
@@ -96,6 +98,7 @@ def notes(found: Comparison) -> list[str]:
             f"{'F1 and accuracy of languages' if tagging else 'BLEU and chrF++ of directions'} are "
             "tested, nothing else."
         )
+        lines += _few(found)
     lines.append("Bold: the best of one model for all directions.")
     lines.append(
         f"Cost: {CLOCKS[found.cost_of]} of training per token, relative to the baseline's. "
@@ -112,6 +115,20 @@ def notes(found: Comparison) -> list[str]:
     return lines
 
 
+def _few(found: Comparison) -> list[str]:
+    """Where so few sentences differ that a test says little."""
+    few = [f"{row.name} {d} ({n})" for row in found.rows for d, n in row.few.items()]
+    if not few:
+        return []
+    return [
+        f"Fewer than {FEW} sentences differ from those of {found.baseline}, too few for a test to "
+        f"say much: {', '.join(few)}."
+    ]
+
+
+_BOLD = "\x01"  # before a cell; no text has it
+
+
 def terminal(
     found: Comparison, metric: Metric, every_direction: bool = False, width: int = 120
 ) -> Table:
@@ -121,8 +138,9 @@ def terminal(
     for name in ("", *names):
         table.add_column(heading(found, name), justify="right" if name else "left", no_wrap=True)
     for row in found.rows:
-        cells = _texts(found, row, metric, names, lambda x: f"[bold]{x}[/bold]")
-        table.add_row(row.name, *cells)
+        cells = _texts(found, row, metric, names, lambda x: f"{_BOLD}{x}")
+        styled = [Text(c.lstrip(_BOLD), "bold" if c.startswith(_BOLD) else "") for c in cells]
+        table.add_row(row.name, *styled)
     return table
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from gradvac.experiment.build import device_of
+from gradvac.experiment.contents import scores_of
 from gradvac.experiment.display import Display
 from gradvac.experiment.evaluate import evaluate_model, evaluate_run, table_rows, test_bitexts
 from gradvac.experiment.model_folder import find_model
@@ -59,7 +59,7 @@ def run_demo(out: Path, *, steps: int, sentences: int, console: Console) -> Path
         out / "report.html",
         list(runs.values()),
         title="gradvac demo: twelve languages into English, jointly and with GradVac",
-        start=json.loads((out / "starting-model" / "scores.json").read_text(encoding="utf-8")),
+        start=scores_of(out / "starting-model"),
         notes=NOTES,
     )
     console.print(NOTES[0])
@@ -100,7 +100,7 @@ def _score_start(recipe: Recipe, out: Path, sentences: int, console: Console) ->
     infos = task_infos(out / "joint")
     return evaluate_model(
         find_model(resolve(str(recipe.training.start_from))),
-        test_bitexts(test_rows(out / "joint"), list(infos)),
+        *test_bitexts(test_rows(out / "joint"), list(infos)),
         levels={name: info.level for name, info in infos.items()},
         beam=recipe.search.beam,
         length_penalty=recipe.search.length_penalty,

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gradvac.experiment.disk import is_refusal
+from gradvac.terminal import Terminal
 
 
 class Display:
@@ -19,7 +20,7 @@ class Display:
     """
 
     def __init__(self, console: Console | None = None, tensorboard: Path | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        self.console = console or Terminal()
         self.seconds, self.cpu_seconds, self.began = 0.0, 0.0, 0
         self.tokens_per_s, self._recent = 0.0, (0, 0.0)
         self._bar: Progress | None = None
@@ -34,7 +35,7 @@ class Display:
             self._bar = Progress(
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(),
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 TimeRemainingColumn(),
                 console=self.console,
             )

@@ -6,7 +6,9 @@ apart. Where there are any, the language of every translation is identified.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +19,24 @@ from rich.table import Table
 from gradvac.engine.ranks import Ranks
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.build import device_of
+from gradvac.experiment.contents import Accounts
 from gradvac.experiment.files import TRANSLATIONS, write_scored
+from gradvac.experiment.files import VOCABULARY as VOCABULARY_FILE
 from gradvac.experiment.model_folder import FoundModel, find_model
-from gradvac.experiment.prepare import run_recipe, task_infos, test_rows
+from gradvac.experiment.prepare import run_recipe, sources_of, task_infos, test_rows
+from gradvac.experiment.recipe import Recipe
 from gradvac.experiment.together import gathered
 from gradvac.experiment.zero_shot import zero_shot_directions
-from gradvac.translation.cleaning import Account, CleaningRules
-from gradvac.translation.corpus import Bitext, bitext
+from gradvac.reading import read_json
+from gradvac.translation.account import EXAMPLES
+from gradvac.translation.cleaning import normalise
+from gradvac.translation.corpus import Bitext, as_given
 from gradvac.translation.identify import Identifier, OffTarget
 from gradvac.translation.languages import Direction
 from gradvac.translation.readers import Row
-from gradvac.translation.scoring import SIDES, DirectionScores, score_directions
+from gradvac.translation.scoring import SIDES, DirectionScores, Remark, score_directions
 from gradvac.translation.tokenizers import FILE, VOCABULARY, check_tokenizer
-from gradvac.translation.translate import Translator
+from gradvac.translation.translate import MAX_SOURCE, Translator
 
 
 def evaluate_run(
@@ -60,7 +67,8 @@ def evaluate_run(
     zero_shot = zero_shot_directions(asked, infos, rows)
     return evaluate_model(
         find_model(folder, checkpoint),
-        test_bitexts(rows, [*infos, *zero_shot]),
+        *test_bitexts(rows, [*infos, *zero_shot]),
+        unread=unread_rows(folder, recipe),
         levels={name: info.level for name, info in infos.items()},
         beam=beam or recipe.search.beam,
         length_penalty=recipe.search.length_penalty if length_penalty is None else length_penalty,
@@ -100,8 +108,9 @@ def score_table(title: str, scores: DirectionScores) -> Table:
     for name in ("direction", "level", "family", *numbers):
         number = name in numbers
         table.add_column(name, justify="right" if number else "left", no_wrap=number)
-    if scores.off_target:
-        table.caption = "off: translations identified as another language; refs: references so"
+    lines = ["off: translations identified as another language; refs: references so"]
+    table.caption = "\n".join([*lines[: bool(scores.off_target)], *scores.notes]) or None
+    table.caption_justify = "left"
     for row in table_rows(scores):
         cells = [str(row["count"]), f"{row['bleu']:.1f}", f"{row['chrf']:.1f}"]
         if found := scores.off_target.get(row["name"]):
@@ -121,15 +130,36 @@ def table_rows(scores: DirectionScores) -> list[dict[str, Any]]:
     return [row for row in rows if row["name"] != "all" or len(sides) > 2]
 
 
-def test_bitexts(rows: Sequence[Row], tasks: Sequence[str]) -> list[Bitext]:
-    """The test pairs of each direction; directions without any are left out."""
-    pairs = [bitext(rows, Direction.parse(t), CleaningRules(), Account()) for t in tasks]
-    return [b for b in pairs if len(b)]
+def test_bitexts(
+    rows: Sequence[Row], tasks: Sequence[str]
+) -> tuple[list[Bitext], dict[str, list[str]]]:
+    """The test pairs of each direction that has any, as they were given, whole.
+
+    Also where the rows are that a direction has nothing of.
+    """
+    found = {task: as_given(rows, Direction.parse(task)) for task in tasks}
+    pairs = [text for text, _ in found.values() if len(text)]
+    return pairs, {task: without for task, (_, without) in found.items() if without}
+
+
+def unread_rows(folder: Path, recipe: Recipe) -> list[Remark]:
+    """Rows of the test files that could not be read when the run was prepared."""
+    file = folder / "data" / "account.json"
+    if not file.exists():  # a run of the first versions
+        return []
+    corpora = read_json(file, Accounts)["corpora"]
+    return [
+        Remark(name, reason, found["count"], False, tuple(found["first"]))
+        for name in dict.fromkeys(source.name for source in sources_of(recipe.data.test))
+        if name in corpora
+        for reason, found in corpora[name]["dropped"].items()
+    ]
 
 
 def evaluate_model(
     found: FoundModel,
     tests: Sequence[Bitext],
+    without: Mapping[str, Sequence[str]],
     *,
     levels: dict[str, str],
     beam: int,
@@ -143,14 +173,16 @@ def evaluate_model(
     zero_shot: Sequence[str] = (),
     bleu_tokenize: str | None = None,
     ranks: Ranks | None = None,
+    unread: Sequence[Remark] = (),
 ) -> DirectionScores:
     """Translate and score ``tests``; all directions share the search's batches.
 
+    ``without`` and ``unread`` are what `test_bitexts` and `unread_rows` could not score.
     ``bleu_tokenize`` None is each target language's own, "spm:vocabulary" the vocabulary of the
     model. With ``ranks`` as `evaluate_run`: the batches are those of one process.
     """
     if bleu_tokenize == VOCABULARY:
-        bleu_tokenize = f"{FILE}{out / VOCABULARY}"
+        bleu_tokenize = f"{FILE}{out / VOCABULARY_FILE}"
     tests = [Bitext(b.direction, b.sources[:sentences], b.targets[:sentences]) for b in tests]
     translator = Translator(
         found.load(device),
@@ -158,6 +190,7 @@ def evaluate_model(
         beam=beam,
         length_penalty=length_penalty,
         batch_tokens=batch_tokens,
+        max_source=MAX_SOURCE,
         every=ranks.size if ranks else 1,
         first=ranks.rank if ranks else 0,
     )
@@ -175,6 +208,8 @@ def evaluate_model(
         tokenize=bleu_tokenize,
         zero_shot=frozenset(zero_shot),
     )
+    remarks = [*unread, *_remarks(tests, without, translator)]
+    scores = replace(scores, remarks=tuple(remarks))
     if zero_shot:
         scores = replace(scores, off_target=_identify(tests, translated, say))
     if ranks and ranks.rank:
@@ -188,11 +223,34 @@ def evaluate_model(
     tree = {
         "checkpoint": name,
         "bleu_tokenize": bleu_tokenize,
+        "first_sentences": sentences,
         **scores.to_dict(),
         "averages": _averages(scores),
     }
     write_scored(out, TRANSLATIONS, lines, tree)
     return scores
+
+
+def _remarks(
+    tests: Sequence[Bitext], without: Mapping[str, Sequence[str]], translator: Translator
+) -> Iterator[Remark]:
+    """What was left out of the scores of each direction, and what they suffer from."""
+    for task, places in without.items():
+        first = tuple(places[:EXAMPLES])
+        yield Remark(task, "not in both languages", len(places), False, first)
+    owners = [b.direction.name for b in tests for _ in b.sources]
+    for task, count in Counter(owners[n] for n in translator.cut).items():
+        yield Remark(task, f"sources cut after {translator.max_source:,} tokens", count, True)
+    vocabulary = translator.vocabulary
+    for b in tests:
+        written = map(vocabulary.decode, vocabulary.encode_targets(b.targets))
+        lost = [normalise(r) != normalise(w) for r, w in zip(b.targets, written, strict=True)]
+        if any(lost):
+            what = f"references that the vocabulary cannot write ({vocabulary.normalization})"
+            yield Remark(b.direction.name, what, sum(lost), True)
+        odd = sum(not unicodedata.is_normalized("NFC", r) for r in b.targets)
+        if odd:
+            yield Remark(b.direction.name, "references scored in Unicode NFC", odd, True)
 
 
 def _identify(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,12 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gradvac.errors import RunError
-from gradvac.experiment.checkpoint import load_tensors
 from gradvac.experiment.files import replacing
 from gradvac.experiment.model_folder import FoundModel, export_model, find_model
+from gradvac.experiment.sums import check_sums, write_sums
+from gradvac.reading import regular
 from gradvac.translation.to_ctranslate2 import ExportedModel, write_ctranslate2
 from gradvac.translation.to_huggingface import write_huggingface
 
+logger = logging.getLogger(__name__)
 FORMATS = ("gradvac", "huggingface", "ctranslate2")
 CACHE = "ctranslate2"  # in a run's folder: the export that `gradvac translate` made for itself
 
@@ -34,12 +37,14 @@ def export_run(
         raise RunError(f"--to {to}; allowed: {', '.join(FORMATS)}")
     if quantization and to != "ctranslate2":
         raise RunError(f"--quantization {quantization}: only --to ctranslate2 has it")
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise RunError(f"{out}: is the working directory, or holds it; name another folder")
     with _in_place_of(out) as new:
         if to == "gradvac":
             export_model(run, new, checkpoint)
         else:
             found = find_model(run, checkpoint)
-            parts = found.config, load_tensors(found.parameters), found.vocabulary
+            parts = found.config, found.tensors(), found.vocabulary
             if to == "huggingface":
                 write_huggingface(*parts, new)
             else:
@@ -78,12 +83,16 @@ def open_with_ctranslate2(folder: Path | None, found: FoundModel) -> ExportedMod
             _write(found, Path(kept_nowhere))
             return ExportedModel(Path(kept_nowhere))
     cache = folder / CACHE / _fingerprint(found)
+    if cache.exists() and (damage := _damage(cache)):
+        logger.warning("%s; the export is made again", damage)
+        shutil.rmtree(cache, ignore_errors=True)
     if not cache.exists():
         try:
             cache.parent.mkdir(parents=True, exist_ok=True)
             with replacing(cache) as new:
                 new.mkdir()
                 _write(found, new)
+                write_sums(new, sorted(file.name for file in new.iterdir()))
         except OSError:
             if not cache.exists():  # else another process was faster
                 return open_with_ctranslate2(None, found)
@@ -93,14 +102,23 @@ def open_with_ctranslate2(folder: Path | None, found: FoundModel) -> ExportedMod
     return ExportedModel(cache)
 
 
+def _damage(cache: Path) -> str:
+    """What is wrong with an export that was kept, or nothing."""
+    try:
+        check_sums(cache, ["model.bin", "config.json"], others=True)
+    except (RunError, OSError) as e:  # no sums: an earlier version made it
+        return str(e) if isinstance(e, RunError) else f"{cache}: no sums to compare it with"
+    return ""
+
+
 def _write(found: FoundModel, folder: Path) -> None:
-    write_ctranslate2(found.config, load_tensors(found.parameters), found.vocabulary, folder)
+    write_ctranslate2(found.config, found.tensors(), found.vocabulary, folder)
 
 
 def _fingerprint(found: FoundModel) -> str:
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(found.config)).encode())
     digest.update(found.vocabulary.model)
-    with found.parameters.open("rb") as file:
+    with regular(found.parameters).open("rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()[:16]

@@ -1,4 +1,6 @@
-"""The files of a run folder: their names, how each is written whole, how each is read.
+"""The files of a run folder: their names, and how each is written whole.
+
+They are read by :mod:`gradvac.reading`; what they hold says :mod:`gradvac.experiment.contents`.
 
 Whoever reads a file finds the old one or the new one, never a part: what is written lies in a
 folder beside its place until it is complete. A process that is killed leaves that folder; the next
@@ -14,16 +16,12 @@ import io
 import json
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
-from gradvac.errors import RunError
 from gradvac.experiment.disk import to_disk
 
 RECIPE, TASKS, VOCABULARY = "recipe.yaml", "tasks.json", "vocabulary.model"
@@ -32,11 +30,7 @@ METRICS, SPEED, DONE = "metrics.jsonl", "speed.jsonl", "done.json"
 ENDED = "ended.json"  # where a run ended before that has gone on since, until its next checkpoint
 SCORES, TRANSLATIONS, TAGS = "scores.json", "translations.jsonl", "tags.jsonl"
 
-LONGEST = 2**28
-"""Bytes of a text that is read whole. Chosen here: far above what a run writes."""
-
 _UNFINISHED, _LOCK = ".gradvac-", ".lock"
-T = TypeVar("T")
 
 
 @contextmanager
@@ -124,44 +118,6 @@ def write_csv(path: Path, lines: Iterable[Sequence[Any]], end: str = "\r\n") -> 
     out = io.StringIO(newline="")
     csv.writer(out, lineterminator=end).writerows(lines)
     write_text(path, out.getvalue())
-
-
-def read_text(path: Path) -> str:
-    """A text of at most `LONGEST` bytes; RunError names a file that has none, or is none."""
-    return _decoded(path, read_bytes(path))
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file of at most `LONGEST` bytes; RunError names one that cannot be read."""
-    try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
-            raise RunError(f"{path}: not a regular file")
-        if found.st_size > LONGEST:
-            raise RunError(f"{path}: {found.st_size:,} bytes, at most {LONGEST:,} are read")
-        return path.read_bytes()
-    except (OSError, ValueError) as e:  # ValueError: a null character in the name
-        raise RunError(f"{path}: cannot be read: {getattr(e, 'strerror', None) or e}") from e
-
-
-def read_json(path: Path, shape: type[T] = dict[str, Any]) -> T:
-    """JSON of the declared ``shape``, by default an object; RunError names file and place.
-
-    ``shape`` is any type pydantic knows: ``dict[str, int]``, a dataclass, a TypedDict.
-    """
-    try:
-        return TypeAdapter(shape).validate_json(read_bytes(path), strict=True)
-    except ValidationError as e:
-        first = e.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise RunError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from e
-
-
-def _decoded(path: Path, data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as e:
-        raise RunError(f"{path}: not UTF-8 at byte {e.start}") from e
 
 
 def _whole_to_disk(path: Path) -> None:

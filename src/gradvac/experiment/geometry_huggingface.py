@@ -23,9 +23,11 @@ from gradvac.experiment.build import device_of
 from gradvac.experiment.geometry_run import Measurement, Origins, measured_folder, prepare_folder
 from gradvac.experiment.geometry_text import aligned_text, file_rows, script
 from gradvac.experiment.process import alone
+from gradvac.foreign import check_loaded, opening
 from gradvac.geometry.kinds import group_of
 from gradvac.geometry.measure import HOLD, measure_seq2seq
 from gradvac.geometry.record import GramRecord
+from gradvac.terminal import Terminal
 from gradvac.translation.corpus import Bitext
 from gradvac.translation.languages import Direction
 
@@ -90,7 +92,7 @@ def measure_huggingface(
     """
     from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-    console = console or Console(highlight=False)
+    console = console or Terminal()
     say = partial(console.print, markup=False, soft_wrap=True)
     there = checkpoints(folder)
     chosen = {step: path for step, path in there.items() if not every or step % every == 0}
@@ -119,7 +121,10 @@ def measure_huggingface(
     out = measured_folder(home)
     record = GramRecord(out)
     first = next(iter(chosen.values()))
-    tokenizer = AutoTokenizer.from_pretrained(first, local_files_only=True, trust_remote_code=False)
+    with opening(first):
+        tokenizer = AutoTokenizer.from_pretrained(
+            first, local_files_only=True, trust_remote_code=False
+        )
     marks = _Marks(tokenizer, named, first)
     batches = {t.direction.name: marks.batches(t, place) for t in texts}
     out.mkdir(parents=True, exist_ok=True)
@@ -131,9 +136,11 @@ def measure_huggingface(
                 origins.check(step, digest)
                 continue
             origins.note(step, digest)
-            model: Any = AutoModelForSeq2SeqLM.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
+            with opening(path):
+                model, said = AutoModelForSeq2SeqLM.from_pretrained(
+                    path, local_files_only=True, trust_remote_code=False, output_loading_info=True
+                )
+            check_loaded(said, path)
             model.to(place)
             prepare_folder(out, _description(texts, model, granularity, origin, multiway))
             record.append(measure_seq2seq(model, batches, granularity, step, hold))

@@ -7,13 +7,12 @@ A measurement is a folder, by default ``measured`` in the run's ``geometry``: ``
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,7 +21,8 @@ from torch import Tensor, nn
 from gradvac.engine.ranks import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import load_tensors, saved_models
-from gradvac.experiment.files import read_json, write_json
+from gradvac.experiment.contents import Curved
+from gradvac.experiment.files import write_json
 from gradvac.experiment.geometry_text import AlignedSet
 from gradvac.experiment.metrics import append, truncate
 from gradvac.experiment.model_folder import fill
@@ -33,6 +33,7 @@ from gradvac.geometry.curvature import curvature
 from gradvac.geometry.kinds import group_of
 from gradvac.geometry.measure import Losses, blocks, measure
 from gradvac.geometry.record import GramRecord
+from gradvac.reading import read_json, read_lines
 from gradvac.translation.encoded import EncodedTask, Sentences, Side
 from gradvac.translation.transformer import Transformer
 
@@ -51,6 +52,8 @@ class Measurement:
     number of sentences per direction the curvature was measured on, 0 if it was not.
     """
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
     tasks: list[str]
     granularity: str
     strings: int
@@ -68,10 +71,7 @@ class Measurement:
         file = folder / "measured.json"
         if not file.exists():
             return None
-        try:
-            return cls(**json.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as e:
-            raise RunError(f"{file}: not the description of a measurement: {e}") from e
+        return read_json(file, cls)
 
 
 class Origins:
@@ -177,16 +177,7 @@ def curvature_lines(folder: Path) -> list[dict[str, Any]]:
     file = folder / "curvature.jsonl"
     if not file.exists():
         return []
-    lines = []
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(True), 1):
-        if not text.endswith("\n"):
-            break  # cut short by the end of the process that wrote it
-        try:
-            line = json.loads(text)
-            lines.append({**line, "step": int(line["step"]), "value": float(line["value"])})
-        except (ValueError, KeyError, TypeError) as e:
-            raise RunError(f"{file}:{number}: not a line about curvature") from e
-    return lines
+    return [dict(line) for line in read_lines(file, Curved, growing=True)]
 
 
 def prepare_folder(out: Path, wanted: Measurement) -> None:
@@ -262,7 +253,7 @@ def _measure_steps(
         if file := saved_models(run).get(step):
             origins.check(step, digest_of(file))
     passes = len(blocks(model, len(losses), hold))
-    columns = TextColumn("step {task.description}"), BarColumn(), MofNCompleteColumn()
+    columns = TextColumn("step {task.description}", markup=False), BarColumn(), MofNCompleteColumn()
     with Progress(
         *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
     ) as bar:

@@ -17,11 +17,12 @@ import numpy as np
 
 from gradvac.errors import RunError
 from gradvac.experiment.prepare import test_rows
-from gradvac.translation.cleaning import Account, CleaningRules, normalise
-from gradvac.translation.corpus import Bitext, bitext, encode, read_corpus
+from gradvac.translation.cleaning import Account, normalise
+from gradvac.translation.corpus import Bitext, as_given, encode, read_corpus
 from gradvac.translation.encoded import EncodedTask
 from gradvac.translation.languages import Direction
 from gradvac.translation.readers import Row, Source
+from gradvac.translation.spellings import Spellings
 from gradvac.translation.vocabulary import Vocabulary
 
 
@@ -104,12 +105,12 @@ def aligned_text(
     They are where some rows have all languages; otherwise ``say`` is told.
     """
     codes = list(dict.fromkeys(code for d in directions for code in (d.source, d.target)))
+    spellings = Spellings(codes, say)
+    rows = [spellings.row(row) for row in rows]
     complete = [row for row in rows if all(row.texts.get(code) for code in codes)]
     if not complete:
         say(f"{origin}: no row is in all {len(codes)} languages; every direction has its own")
-        return [
-            bitext(rows, d, CleaningRules(), Account(), part="geometry") for d in directions
-        ], False
+        return [as_given(rows, d)[0] for d in directions], False
     column = lambda code: [normalise(row.texts[code]) for row in complete]
     return [Bitext(d, column(d.source), column(d.target)) for d in directions], True
 

@@ -25,6 +25,7 @@ from gradvac.experiment.geometry_text import aligned_set
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import run_recipe, task_infos
 from gradvac.geometry.measure import HOLD, Losses
+from gradvac.terminal import Terminal
 from gradvac.translation.batches import in_order
 from gradvac.translation.encoded import EncodedTask
 from gradvac.translation.transformer import Transformer
@@ -66,7 +67,7 @@ def measure_run(
         RunError: without checkpoints or text, for a direction the run has not, or if the folder
             holds a measurement of something else.
     """
-    console = console or Console(highlight=False)
+    console = console or Terminal()
     say = partial(console.print, markup=False, soft_wrap=True)
     recipe, infos = run_recipe(run), task_infos(run)
     if strange := [d for d in directions or () if d not in infos]:

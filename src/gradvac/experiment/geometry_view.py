@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
 
-from gradvac.errors import RunError
+from gradvac.errors import GradientError, RunError
 from gradvac.experiment.checkpoint import saved_models
 from gradvac.experiment.geometry_run import Measurement, measured_folder
 from gradvac.experiment.recipe import Recipe
@@ -27,6 +26,7 @@ from gradvac.experiment.run_view import (
     by_family,
 )
 from gradvac.experiment.tagging.recipe import SentenceBatchSection
+from gradvac.experiment.tensor_file import tensor_shapes
 from gradvac.geometry.kinds import coarser
 from gradvac.geometry.record import Frame, GramRecord, cosine
 from gradvac.geometry.similarity import Similarity, mean_similarity, regrouped, windows
@@ -65,8 +65,11 @@ class Geometry:
         first = next(iter(record), None)
         if said is None or first is None:
             return None
-        shapes = said.parameters
-        groups = coarser(first.groups, said.granularity, shapes)
+        try:
+            groups = coarser(first.groups, said.granularity, said.parameters)
+        except (KeyError, GradientError) as e:
+            file = folder / "measured.json"
+            raise RunError(f"{file}: does not describe the frames beside it: {e}") from e
         return cls(record, said, groups, tuple(sorted(record.steps())))
 
     @classmethod
@@ -182,8 +185,7 @@ class Subject:
         file = best if best.exists() else files[-1] if files else None
         if file is None:
             raise Missing("a checkpoint")
-        with safe_open(file, "np") as tensors:
-            return sum(prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
+        return sum(map(prod, tensor_shapes(file).values()))
 
     @property
     def batch(self) -> int:

@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 
 from gradvac.engine import StepReport
-from gradvac.experiment.files import write_text
+from gradvac.errors import RunError
+from gradvac.experiment.files import write_bytes
+from gradvac.reading import LONGEST_LINE, regular
+
+MOST_NLL = 700.0
+"""Beyond it a perplexity is no number any more; all tokens equally likely have ln V, about 11."""
+
+
+class Diverged(RunError):
+    """A validation has numbers that no training comes back from."""
 
 
 @dataclass
@@ -91,8 +100,16 @@ class Window:
 def averages(nll: Mapping[str, float], levels: Mapping[str, str]) -> dict[str, float]:
     """Means over directions of the NLL per token: all, by resource level, each ``nll/xx-yy``.
 
-    ``perplexity`` is the mean of the directions' perplexities.
+    ``perplexity`` is the mean of the directions' perplexities. Diverged where an NLL is not finite
+    or over `MOST_NLL`.
     """
+    for task, value in nll.items():
+        if not value <= MOST_NLL:  # true of NaN too
+            raise Diverged(
+                f"the validation NLL of {task} is {value:.4g} per token: the run has diverged. "
+                "Lower training.learning_rate or raise training.warmup; best/ keeps the "
+                "parameters of the best validation before, if there was one"
+            )
     mean = lambda values: sum(values) / len(values)
     out = {"nll": mean(list(nll.values()))}
     out["perplexity"] = mean([math.exp(v) for v in nll.values()])
@@ -114,22 +131,25 @@ def append(file: Path, line: Mapping[str, Any]) -> None:
             raise OSError(e.errno, e.strerror, str(file)) from e
 
 
-def truncate(file: Path, step: int, end: int | None = None) -> None:
+def truncate(file: Path, step: int, end: int | None = None) -> int:
     """Drop the lines of a ``.jsonl`` file that a run resumed at ``step`` will write again.
 
-    They begin at byte ``end``, if that is known.
+    They begin at byte ``end``, if that is known. Returns how many whole lines were dropped because
+    they cannot be read.
     """
     if not file.exists():
-        return
-    if end is not None and file.stat().st_size >= end:
+        return 0
+    if end is not None and regular(file).stat().st_size >= end:
         os.truncate(file, end)
-        return
-    kept = []
-    for text in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            line = json.loads(text)
-            if text.endswith("\n") and line["step"] <= step and line.get("kind") != "average":
-                kept.append(text)
-        except (ValueError, KeyError, TypeError):
-            break
-    write_text(file, "".join(kept))
+        return 0
+    kept, damaged = [], 0
+    with regular(file).open("rb") as lines:
+        for text in iter(lambda: lines.readline(LONGEST_LINE), b""):
+            try:
+                line = json.loads(text)
+                if text.endswith(b"\n") and line["step"] <= step and line.get("kind") != "average":
+                    kept.append(text)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                damaged += text.endswith(b"\n")
+    write_bytes(file, b"".join(kept))
+    return damaged

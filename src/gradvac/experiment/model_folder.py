@@ -17,19 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gradvac.errors import RunError
+from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.checkpoint import list_checkpoints, saved_models
-from gradvac.experiment.files import (
-    MODEL,
-    TASKS,
-    VOCABULARY,
-    read_json,
-    replacing,
-    write_bytes,
-    write_text,
-)
+from gradvac.experiment.files import MODEL, TASKS, VOCABULARY, replacing, write_bytes, write_text
 from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.tensor_file import load_tensors, save_tensors
+from gradvac.reading import read_bytes, read_json
 from gradvac.translation.clsr import make_transformer
 from gradvac.translation.languages import Direction
 from gradvac.translation.shapes import TransformerConfig
@@ -47,9 +40,25 @@ class FoundModel:
 
     def load(self, device: torch.device | str = "cpu") -> Transformer:
         """Build the Transformer and fill it, in float32, ready to translate."""
+        tensors = self.tensors()
         model = make_transformer(self.config)
-        fill(model, load_tensors(self.parameters), self.parameters)
+        model.load_state_dict(tensors)  # half-precision tensors become the model's own precision
         return model.to(device).eval()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The parameters by name; RunError when they are not those of a model of this shape."""
+        tensors = load_tensors(self.parameters)
+        numbers, c = sum(t.numel() for t in tensors.values()), self.config
+        layers = c.encoder_layers + c.decoder_layers
+        least = c.vocabulary_size * c.d_model + layers * (c.d_model**2 + c.d_model * c.d_ffn)
+        if least > numbers:  # before a model of any size is made
+            raise RunError(
+                f"{self.parameters}: {numbers:,} parameters; model.json describes a model of more "
+                f"than {least:,}"
+            )
+        with torch.device("meta"):
+            _fits(make_transformer(c), tensors, self.parameters)
+        return tensors
 
 
 def find_model(folder: Path, checkpoint: str = "best") -> FoundModel:
@@ -58,13 +67,11 @@ def find_model(folder: Path, checkpoint: str = "best") -> FoundModel:
     ``checkpoint``: "best", "last", or a step number; only runs have a choice. RunError says what
     is missing or damaged.
     """
+    if not (folder / MODEL).exists():
+        raise RunError(f"{folder}: holds no model: no {folder / MODEL}")
     with suppress(FileNotFoundError):  # of runs and older models, which have no sums
         check_sums(folder, (MODEL, VOCABULARY, TASKS))  # parameters are compared when loaded
-    try:
-        shape = json.loads((folder / MODEL).read_text(encoding="utf-8"))
-        config = TransformerConfig(**shape)
-    except (OSError, ValueError, TypeError) as e:
-        raise RunError(f"{folder}: holds no model: {folder / 'model.json'}: {e}") from e
+    config = read_json(folder / MODEL, TransformerConfig)
     parameters = folder / "model.safetensors"
     if not parameters.exists():
         parameters = parameters_of_run(folder, checkpoint)
@@ -97,8 +104,9 @@ def parameters_of_run(folder: Path, checkpoint: str) -> Path:
     if checkpoint in ("best", "last") and saved:
         return saved[-1] / "model.safetensors"
     models = saved_models(folder)
-    if checkpoint.isdigit() and int(checkpoint) in models:
-        return models[int(checkpoint)]
+    named = {str(step): file for step, file in models.items()}
+    if (number := checkpoint.lstrip("0")) in named:
+        return named[number]
     names = ", ".join(f"step-{step:08d}" for step in models) or "none yet"
     raise RunError(f"{folder}: no checkpoint {checkpoint!r}; there: {names}")
 
@@ -109,8 +117,9 @@ def export_model(run: Path, out: Path, checkpoint: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     save_shape(out, found.config)
     write_bytes(out / VOCABULARY, found.vocabulary.model)
+    trained_directions(run)  # RunError for what is no list of tasks
     shutil.copy(run / TASKS, out)
-    save_parameters(out / "model.safetensors", load_tensors(found.parameters), half=True)
+    save_parameters(out / "model.safetensors", found.tensors(), half=True)
     shutil.copymode(out / MODEL, out / "model.safetensors")  # else private
     write_sums(out, (MODEL, VOCABULARY, TASKS, "model.safetensors"))
 
@@ -120,11 +129,7 @@ def check_target(folder: Path, language: str) -> None:
 
     A tag alone is no knowledge: the vocabulary covers languages that a model may meet later.
     """
-    try:
-        tasks = json.loads((folder / TASKS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise RunError(f"{folder / 'tasks.json'}: not the task list of a model: {e}") from e
-    known = sorted({Direction.parse(name).target for name in tasks})
+    known = sorted({d.target for d in trained_directions(folder)})
     if language not in known:
         raise RunError(
             f"{folder}: this model was not trained to translate into {language!r}; "
@@ -132,11 +137,23 @@ def check_target(folder: Path, language: str) -> None:
         )
 
 
+def trained_directions(folder: Path) -> list[Direction]:
+    """The directions that ``tasks.json`` of a run or model names; RunError if it names none."""
+    file = folder / TASKS
+    try:
+        found = [Direction.parse(name) for name in read_json(file)]
+    except RecipeError as e:
+        raise RunError(f"{file}: {e}") from e
+    if not found:
+        raise RunError(f"{file}: names no task")
+    return found
+
+
 def save_shape(folder: Path, config: TransformerConfig) -> None:
     """Write ``model.json``."""
     text = json.dumps(dataclasses.asdict(config), indent=1)
     file = folder / MODEL
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
+    if not file.exists() or read_bytes(file) != text.encode():
         write_text(file, text)
 
 
@@ -150,6 +167,11 @@ def save_parameters(file: Path, tensors: dict[str, Tensor], *, half: bool = Fals
 
 def fill(model: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
     """Load parameters by name; RunError spells out what is missing, foreign or misshapen."""
+    _fits(model, tensors, origin)
+    model.load_state_dict(tensors)  # half-precision tensors become the model's own precision
+
+
+def _fits(model: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
     own = model.state_dict()
     missing, foreign = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [
@@ -162,4 +184,3 @@ def fill(model: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> No
             f"{origin}: parameters of another model; missing: {missing[:3]}, "
             f"not of this model: {foreign[:3]}, shapes: {shapes[:3]}"
         )
-    model.load_state_dict(tensors)  # half-precision tensors become the model's own precision

@@ -16,10 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.files import (
-    RECIPE,
     TASKS,
     VOCABULARY,
     replacing,
@@ -27,26 +29,23 @@ from gradvac.experiment.files import (
     write_json,
 )
 from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.recipe import Recipe, parse_recipe, resolve
+from gradvac.experiment.recipe import Recipe, resolve, run_recipe, with_normalization
 from gradvac.experiment.resuming import build_once, finish, resume
 from gradvac.experiment.sections import SourceSection
 from gradvac.experiment.sums import check_sums, write_sums
-from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.experiment.zero_shot import zero_shot_directions
+from gradvac.reading import read_json, read_lines
 from gradvac.translation.blocks import Block
-from gradvac.translation.cleaning import Account, CleaningRules, normalise
-from gradvac.translation.corpus import (
-    Bitext,
-    bitext,
-    held_out_keys,
-    read_corpus,
-)
+from gradvac.translation.cleaning import Account, normalise
+from gradvac.translation.corpus import Bitext, as_given, held_out_keys, read_corpus
 from gradvac.translation.encoded import EncodedTask
-from gradvac.translation.languages import Direction, resource_levels
+from gradvac.translation.languages import Direction, resource_levels, same_language
 from gradvac.translation.readers import Row, Source, read_blocks
 from gradvac.translation.scoring import family_of
+from gradvac.translation.spellings import Spellings
 from gradvac.translation.spool import ENGLISH, Spool, directions
 from gradvac.translation.store import Writer, open_encoded
+from gradvac.translation.translate import MAX_SOURCE
 from gradvac.translation.vocabulary import TextSample, Vocabulary, train_vocabulary
 
 _SUMMED = ("train/index.json", "valid/index.json", "valid.jsonl", "test.jsonl")
@@ -57,8 +56,10 @@ _CHUNK = 10_000  # pairs encoded at a time: enough to keep all cores busy
 class TaskInfo:
     """What a run knows of a direction: training pairs, resource level, language family."""
 
-    pairs: int
-    level: str
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    pairs: Annotated[int, Field(ge=0)]
+    level: Literal["high", "medium", "low", ""]
     family: str
 
 
@@ -100,7 +101,7 @@ def build_text(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None
     write_bytes(folder / VOCABULARY, vocabulary.model)
     levels = resource_levels(pairs, recipe.data.levels)
     tasks = {t: asdict(TaskInfo(n, levels[t], family_of(t))) for t, n in pairs.items()}
-    finish(folder, recipe, tasks)
+    finish(folder, with_normalization(recipe, vocabulary.normalization), tasks)
 
 
 def _prepare_text(
@@ -110,14 +111,23 @@ def _prepare_text(
     account = Account(recipe.data.on_problem)
     held = {p: read_corpus(sources_of(getattr(recipe.data, p)), account) for p in ("valid", "test")}
     vocabulary, samples = _given_vocabulary(recipe), dict[str, TextSample]()
-    spool = _read_training(recipe, account, held, folder / "spool", samples, not vocabulary)
+    if vocabulary and vocabulary.normalization != recipe.vocabulary.normalization:
+        say(
+            f"vocabulary.normalization: {vocabulary.normalization}, that of the given vocabulary; "
+            f"{recipe.vocabulary.normalization} is of new ones"
+        )
+    spellings = Spellings(_named(recipe), say)
+    spool = _read_training(
+        recipe, account, held, folder / "spool", samples, spellings, not vocabulary
+    )
+    held = {part: [spellings.row(row) for row in rows] for part, rows in held.items()}
     directions = _directions(recipe, spool)
+    most = recipe.data.max_pairs
+    idle = set(most) - {d.name for d in directions} if isinstance(most, dict) else set[str]()
+    if idle:  # no error: another variant may have them
+        say(f"data.max_pairs: {', '.join(sorted(idle))}: not trained here, so it limits nothing")
     zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
-    most = recipe.data.max_valid
-    valid = [
-        bitext(held["valid"], d, CleaningRules(), account, part="valid").first(most)
-        for d in directions
-    ]
+    valid = [_valid(held["valid"], d, account).first(recipe.data.max_valid) for d in directions]
     pairs = _pairs(recipe, spool, directions, account)
     say(str(account))
     vocabulary = vocabulary or _train_vocabulary(recipe, samples)
@@ -129,7 +139,9 @@ def _prepare_text(
         for sources, targets in spool.texts(d, _CHUNK, pairs[d.name])
     )
     for part, texts in {"train": training, "valid": (text for text in valid if len(text))}.items():
-        _encode(texts, folder / part, vocabulary, recipe.data.max_tokens, say)
+        limit = recipe.data.max_tokens
+        limit = max(limit, MAX_SOURCE) if part == "valid" else limit
+        _encode(texts, folder / part, vocabulary, limit, say)
     shutil.rmtree(folder / "spool")
     for part, rows in held.items():
         with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as lines:
@@ -137,6 +149,26 @@ def _prepare_text(
     write_json(folder / "account.json", account.to_dict())
     write_sums(folder, _SUMMED)
     return vocabulary, pairs
+
+
+def _named(recipe: Recipe) -> list[str]:
+    """The codes that a recipe names itself, and that of English, which others pair with."""
+    data = recipe.data
+    named = [*(data.directions if isinstance(data.directions, list) else [])]
+    named += recipe.search.zero_shot if isinstance(recipe.search.zero_shot, list) else []
+    parsed = [Direction.parse(name) for name in named]
+    codes = [*(data.languages or ()), *(c for d in parsed for c in (d.source, d.target))]
+    return codes if any(same_language(c, ENGLISH) for c in codes) else [*codes, ENGLISH]
+
+
+def _valid(rows: list[Row], direction: Direction, account: Account) -> Bitext:
+    """The validation pairs of a direction, whole; ``account`` counts the rows without one."""
+    pairs, without = as_given(rows, direction)
+    name = f"valid {direction.name}"
+    account.keep(name, len(pairs))
+    for where in without:
+        account.drop(name, "not in both languages", where)
+    return pairs
 
 
 def open_prepared(folder: Path) -> Prepared:
@@ -152,29 +184,12 @@ def open_prepared(folder: Path) -> Prepared:
     return Prepared(folder, recipe, vocabulary, task_infos(folder), **parts)
 
 
-def run_recipe(folder: Path) -> Recipe:
-    """The recipe a run was made from; reading it runs no code."""
-    file = folder / RECIPE
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
-    try:
-        tree = parse_yaml(text)
-    except ValueError as e:
-        raise RunError(f"{file}{e}") from e
-    if not isinstance(tree, dict):
-        raise RunError(f"{file}: not the recipe of a run: found {type(tree).__name__}")
-    return parse_recipe(tree, str(file), run_code=False)
-
-
 def task_infos(folder: Path) -> dict[str, TaskInfo]:
-    """The tasks of a run, in the run's order."""
-    try:
-        tree = json.loads((folder / TASKS).read_text(encoding="utf-8"))
-        return {name: TaskInfo(**info) for name, info in tree.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as e:
-        raise RunError(f"{folder / 'tasks.json'}: not the task list of a run: {e}") from e
+    """The tasks of a run, in the run's order; RunError for a list of none, or of something else."""
+    file = folder / TASKS
+    if not (found := read_json(file, dict[str, TaskInfo])):
+        raise RunError(f"{file}: names no task")
+    return found
 
 
 def test_rows(folder: Path, part: str = "test") -> list[Row]:
@@ -184,11 +199,8 @@ def test_rows(folder: Path, part: str = "test") -> list[Row]:
         return []
     with suppress(FileNotFoundError):
         check_sums(folder / "data", [file.name])
-    try:
-        with file.open(encoding="utf-8", newline="\n") as lines:  # a text may hold U+2028
-            return [Row(json.loads(t), f"{file}:{n}") for n, t in enumerate(lines, 1)]
-    except (OSError, ValueError) as e:
-        raise RunError(f"{file}: not the test set of a run: {e}") from e
+    texts = read_lines(file, dict[str, str])
+    return [Row(text, f"{file}:{n}") for n, text in enumerate(texts, 1)]
 
 
 def sources_of(sections: list[SourceSection]) -> list[Source]:
@@ -214,6 +226,7 @@ def _read_training(
     held: dict[str, list[Row]],
     folder: Path,
     samples: dict[str, TextSample],
+    spellings: Spellings,
     sampling: bool,
 ) -> Spool:
     """Clean training text on disk; ``samples`` gets text for a vocabulary, if ``sampling``."""
@@ -232,7 +245,9 @@ def _read_training(
 
     def rows() -> Iterator[Row | Block]:
         for source in sources_of(data.train):
-            for item in read_blocks(source, account):
+            for read in read_blocks(source, account):
+                block = isinstance(read, Block)
+                item = spellings.block(read) if block else spellings.row(read)
                 if sampling and isinstance(item, Block):
                     for row in item.cells:
                         for code, text in zip(item.languages, row, strict=True):
@@ -313,5 +328,6 @@ def _train_vocabulary(recipe: Recipe, samples: dict[str, TextSample]) -> Vocabul
         byte_fallback=section.byte_fallback,
         character_coverage=section.character_coverage,
         symbols=section.symbols,
+        normalization=section.normalization,
         seed=recipe.seed,
     )

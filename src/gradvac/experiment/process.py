@@ -16,6 +16,7 @@ from typing import IO, Any
 import torch
 
 from gradvac.errors import RunError
+from gradvac.reading import regular
 
 # Seconds in which a rank takes the same signal for the first one. Chosen here: longer than a
 # launcher takes to hand it on, shorter than somebody waits who sends it again.
@@ -69,6 +70,8 @@ def alone(
     ``wait`` gets a line, and then the other process is waited for instead. The lock is the
     kernel's, so it goes with its process, however that ends.
     """
+    if (folder / ".lock").exists():
+        regular(folder / ".lock")  # a FIFO would wait for a reader
     try:
         opened = (folder / ".lock").open("w")
     except OSError as e:

@@ -13,28 +13,12 @@ from functools import cache
 
 import numpy as np
 
-from gradvac.translation.languages import family
+from gradvac.translation.languages import family, language
 
 DISTANCES = ("genetic", "geographic", "syntactic", "phonological")
 SHARED = 20
 """Features that must be known of both languages for a distance: chosen here, because Kazakh and
 Hindi share the dozen syntactic ones known of Kazakh, which would make them the same language."""
-
-# ISO 639-3 codes of two-letter ones, as URIEL+ has them.
-_ISO = {
-    pair[:2]: pair[3:]
-    for pair in """
-fr:fra es:spa de:deu en:eng it:ita pt:por nl:nld ca:cat gl:glg oc:oci ro:ron la:lat sv:swe da:dan
-no:nor nb:nob nn:nno is:isl fo:fao fy:fry lb:ltz af:afr yi:yid pl:pol cs:ces sk:slk mk:mkd bg:bul
-sl:slv hr:hrv sr:srp bs:bos uk:ukr be:bel ru:rus lv:lav lt:lit et:est fi:fin hu:hun se:sme hi:hin
-mr:mar gu:guj ne:nep bn:ben pa:pan ur:urd or:ori as:asm si:sin sd:snd sa:san fa:fas ps:pus ku:kur
-tg:tgk kk:kaz ky:kir tr:tur az:aze uz:uzb tk:tuk tt:tat ba:bak ug:uig sw:swa zu:zul xh:xho yo:yor
-ig:ibo rw:kin sn:sna st:sot tn:tsn ts:tso ve:ven ss:ssw ny:nya lg:lug ln:lin id:ind ms:msa jv:jav
-su:sun tl:tgl mg:mlg mi:mri sm:smo ga:gle gd:gla cy:cym br:bre el:ell sq:sqi hy:hye ka:kat eu:eus
-ar:ara he:heb mt:mlt am:amh ti:tir ha:hau so:som om:orm ta:tam te:tel kn:kan ml:mal mn:mon zh:zho
-my:mya bo:bod dz:dzo ja:jpn ko:kor vi:vie km:khm th:tha lo:lao eo:epo ia:ina
-""".split()
-}
 
 
 def families(languages: Sequence[str]) -> list[str]:
@@ -49,7 +33,7 @@ def typological_distances(languages: tuple[str, ...]) -> dict[str, np.ndarray] |
 
     A string instead says why there are none: the package is missing or cannot read its data.
     """
-    codes = [_ISO.get(base := code.split("_", 1)[0], base) for code in languages]
+    codes = [_iso(language(code).base) for code in languages]
     try:
         with _quiet():
             uriel = _uriel()
@@ -58,6 +42,16 @@ def typological_distances(languages: tuple[str, ...]) -> dict[str, np.ndarray] |
         return "typological distances need the extra: pip install 'gradvac[typology]'"
     except OSError as e:  # it unpacks its data beside itself on first use
         return f"URIEL+ cannot read its data: {e}"
+
+
+def _iso(base: str) -> str:
+    """The ISO 639-3 code of a language, as URIEL+ has them."""
+    from langcodes import Language
+
+    try:
+        return Language.make(base).to_alpha3()
+    except LookupError:
+        return base
 
 
 @cache

@@ -7,15 +7,18 @@ value found, what is allowed, and the nearest spelling or the section where the 
 from __future__ import annotations
 
 import importlib.resources
+import math
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import ValidationError, model_validator
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.files import RECIPE, TASKS
 from gradvac.experiment.recipe_errors import explain
 from gradvac.experiment.sections import (
     BaseRecipe,
@@ -29,8 +32,11 @@ from gradvac.experiment.sections import (
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.experiment.variants import RecipeFile, read_yaml
 from gradvac.experiment.yaml_text import parse_yaml
+from gradvac.reading import read_text
+from gradvac.translation.languages import same_language
 from gradvac.translation.spool import ENGLISH
 from gradvac.translation.tokenizers import FILE, VOCABULARY
+from gradvac.translation.vocabulary import Normalization
 
 SHIPPED = "shipped:"
 
@@ -115,6 +121,8 @@ def load_any(
     """
     file = path if isinstance(path, RecipeFile) else read_recipe_file(path)
     tree = file.choose(size, variant)
+    if (file.path.parent / TASKS).exists():  # the recipe of a run, made again
+        fill_in(tree)
     if seed is not None:
         tree["seed"] = seed
     for change in changes or []:
@@ -129,7 +137,8 @@ def _placed(folder: Path, name: str) -> str:
     if name.startswith(SHIPPED):
         return name
     below, here = folder / Path(name).expanduser(), Path(name).expanduser()
-    return str((here if here.exists() and not below.exists() else below).resolve())
+    there = os.path.exists(here) and not os.path.exists(below)  # False for what no path can be
+    return str((here if there else below).resolve())
 
 
 def parse_recipe(tree: dict[str, Any], where: str, run_code: bool = True) -> Recipe:
@@ -149,6 +158,8 @@ def parse_any(tree: dict[str, Any], where: str, run_code: bool = True) -> BaseRe
     ``run_code``: make the method, for which a package it comes from may be imported. A recipe that
     is only read, such as that of a stranger's run, must not: its method is then taken on trust.
     """
+    if key := _nan(tree):
+        raise RecipeError(f"{where}: {key}: found nan, must be a number")
     model = recipe_type(tree.get("job"))
     try:
         return model.model_validate(tree, context={"run_code": run_code})
@@ -157,16 +168,55 @@ def parse_any(tree: dict[str, Any], where: str, run_code: bool = True) -> BaseRe
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from e
 
 
+def fill_in(tree: Any) -> Any:
+    """The recipe of a run, with what keys that its version had not meant then."""
+    if isinstance(tree, dict) and tree.get("job") is None:
+        section = tree.setdefault("vocabulary", {})
+        if isinstance(section, dict):
+            section.setdefault("normalization", "nmt_nfkc")
+    return tree
+
+
+def with_normalization(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with the normalisation that its vocabulary has; others than ours are not told."""
+    if name == recipe.vocabulary.normalization or name not in get_args(Normalization):
+        return recipe
+    section = recipe.vocabulary.model_copy(update={"normalization": name})
+    return recipe.model_copy(update={"vocabulary": section})
+
+
+def chooses_normalization(recipe: Recipe) -> bool:
+    """Whether the recipe itself says how its vocabulary rewrites text."""
+    given = recipe.vocabulary.path or recipe.training.start_from
+    return not given and "normalization" in recipe.vocabulary.model_fields_set
+
+
+def _nan(tree: Any, at: str = "") -> str:
+    """The dotted key of a value that is not a number, or nothing: no bound excludes all of them."""
+    if isinstance(tree, dict | list):
+        entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
+        found = (_nan(value, f"{at}.{key}".lstrip(".")) for key, value in entries)
+        return next(filter(None, found), "")
+    return at if isinstance(tree, float) and math.isnan(tree) else ""
+
+
 def any_recipe(folder: Path) -> BaseRecipe:
     """The recipe a run of any kind was made from; reading it runs no code."""
-    file = folder / "recipe.yaml"
+    file = folder / RECIPE
+    if not file.exists():
+        raise RunError(f"{folder}: not a run folder: no readable recipe.yaml")
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-        return parse_any(tree, str(file), run_code=False)
-    except (OSError, UnicodeDecodeError) as e:
-        raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
-    except yaml.YAMLError as e:
-        raise RunError(f"{file}: not YAML") from e
+        tree = parse_yaml(read_text(file))
+    except ValueError as e:
+        raise RunError(f"{file}{e}") from e
+    if not isinstance(tree, dict):
+        raise RunError(f"{file}: not the recipe of a run: found {type(tree).__name__}")
+    return parse_any(fill_in(tree), str(file), run_code=False)
+
+
+def run_recipe(folder: Path) -> Recipe:
+    """The recipe that a run of translation was made from; reading it runs no code."""
+    return _translation(any_recipe(folder), str(folder / RECIPE))
 
 
 def dump_recipe(recipe: BaseRecipe) -> str:
@@ -195,7 +245,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     try:
         tree[last] = parse_yaml(value)
     except ValueError as e:
-        raise RecipeError(f"--set {change!r}: the value is not YAML") from e
+        raise RecipeError(f"--set {change[:200]!r}: {str(e).lstrip(':1 ')}") from e
 
 
 def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
@@ -241,8 +291,9 @@ def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
 def _of_corpus(folder: Path, languages: list[str] | None) -> dict[str, list[SourceSection]]:
     """The text of a folder of `gradvac corpus`; training files of other languages are not read."""
     there = sorted((folder / "train").glob("*.tsv"))
-    wanted = {*languages, ENGLISH} if languages else None
-    train = [f for f in there if wanted is None or wanted.issuperset(f.stem.split("-"))]
+    wanted = (*(languages or ()), ENGLISH)
+    named = lambda code: any(same_language(code, w) for w in wanted)
+    train = [f for f in there if not languages or all(map(named, f.stem.split("-")))]
     if not train:
         have = ", ".join(f.stem for f in there) or "no file"
         raise RecipeError(

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from gradvac.experiment.files import replacing, write_json
 from gradvac.experiment.job import Job, TaskBatch
 from gradvac.experiment.memory import tensors_of, with_tensors
 from gradvac.experiment.model_folder import fill
+from gradvac.reading import read_json
 
 # Steps kept of a run. Chosen here: the first tell the most, and each is as large as the model.
 MOST_KEPT = 3
@@ -117,17 +117,17 @@ class Replay:
     def open(cls, run: Path, step: int | None) -> Replay:
         """Open a kept step, by default the first; RunError says which there are."""
         files = sorted((run / "replay").glob("step-*.safetensors"))
-        there = {int(f.stem.removeprefix("step-")): f for f in files if f.stem[5:].isdigit()}
+        there = {int(f.stem.removeprefix("step-")): f for f in files if f.stem[5:].isdecimal()}
         if not there:
             raise RunError(f"{run}: no step is kept in {run / 'replay'}: none was not finite")
         if step is not None and step not in there:
             raise RunError(f"{run}: step {step} is not kept; there: {', '.join(map(str, there))}")
         file = there[min(there) if step is None else step]
         try:
-            state = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+            state = read_json(file.with_suffix(".json"))
             step, count, seed = (int(state[key]) for key in ("step", "batches", "seed"))
             state |= {"learned": dict(state["learned"]), "message": str(state["message"])}
-        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as e:
+        except (ValueError, LookupError, TypeError, OverflowError) as e:
             raise RunError(f"{file.with_suffix('.json')}: not a kept step: {e}") from e
         return cls(
             file, {**state, "step": step, "batches": count, "seed": seed}, load_tensors(file)

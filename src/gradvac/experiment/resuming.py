@@ -14,7 +14,13 @@ from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import list_checkpoints
 from gradvac.experiment.files import DONE, ENDED, RECIPE, SCORES, TASKS, write_json, write_text
 from gradvac.experiment.process import alone
-from gradvac.experiment.recipe import any_recipe, dump_recipe
+from gradvac.experiment.recipe import (
+    Recipe,
+    any_recipe,
+    chooses_normalization,
+    dump_recipe,
+    with_normalization,
+)
 from gradvac.experiment.schedule import learning_rate
 from gradvac.experiment.sections import BaseRecipe
 
@@ -62,6 +68,7 @@ def resume(recipe: BaseRecipe, folder: Path, say: Say) -> None:
     from them, and may have moved.
     """
     kept = any_recipe(folder)
+    recipe = _with_rule_of(kept, recipe)
     changed = differing(kept, recipe)
     old, new = kept.training.steps, recipe.training.steps
     if refused := [key for key in changed if key not in FREE]:
@@ -86,6 +93,15 @@ def resume(recipe: BaseRecipe, folder: Path, say: Say) -> None:
         if old < new and (folder / DONE).exists():
             (folder / DONE).replace(folder / ENDED)
         write_text(folder / RECIPE, dump_recipe(_with(kept, recipe, changed)))
+
+
+def _with_rule_of(kept: BaseRecipe, recipe: BaseRecipe) -> BaseRecipe:
+    """The recipe with the normalization of a run, unless it chooses one itself."""
+    if not (isinstance(kept, Recipe) and isinstance(recipe, Recipe)):
+        return recipe
+    if chooses_normalization(recipe):
+        return recipe
+    return with_normalization(recipe, kept.vocabulary.normalization)
 
 
 def _remove_scores(folder: Path, say: Say) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -11,15 +10,21 @@ from typing import Any, cast
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.balance import sampling_in_words
+from gradvac.experiment.contents import Translation, metrics_of, scores_of
 from gradvac.experiment.geometry_run import Measurement, measured_folder
 from gradvac.experiment.prepare import TaskInfo, task_infos
 from gradvac.experiment.recipe import Recipe, any_recipe, parse_recipe
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.similarity import EditCounts, edit_counts
-from gradvac.translation.languages import Direction, family, family_order, language
+from gradvac.reading import read_json, read_lines
+from gradvac.translation import scoring
+from gradvac.translation.languages import Direction, family_order, language
+from gradvac.translation.scoring import family_of
+from gradvac.translation.shapes import TransformerConfig
 
 TO_ENGLISH, FROM_ENGLISH = "Any\N{RIGHTWARDS ARROW}En", "En\N{RIGHTWARDS ARROW}Any"
+_SIDES = {"any-en": TO_ENGLISH, "en-any": FROM_ENGLISH}
 LANGUAGES = "languages"
 """The side of tasks that are no directions, such as the languages of tagging."""
 METHODS = {
@@ -60,8 +65,8 @@ class TaskView:
         else:
             arrow = "\N{RIGHTWARDS ARROW}"
             label = f"{language(d.source).name} {arrow} {language(d.target).name}"
-            side = TO_ENGLISH if d.target == "en" else FROM_ENGLISH if d.source == "en" else ""
-            kin = info.family if info else family(d.target if d.source == "en" else d.source)
+            side = _SIDES.get(scoring.side(name), "")
+            kin = info.family if info else family_of(name)
             short = f"{d.source}{arrow}{d.target}"
             view = cls(name, label, short, d.source, d.target, side, kin)
         if info is None:
@@ -122,8 +127,8 @@ class RunView:
         }
         if self.train:
             facts["Target tokens seen"] = f"{sum(line['tokens'] for line in self.train):,}"
-        if self.valid:
-            best = min(self.valid, key=lambda line: line[r.training.metric])
+        if valid := [line for line in self.valid if r.training.metric in line]:
+            best = min(valid, key=lambda line: line[r.training.metric])
             facts["Best validation NLL"] = f"{best['nll']:.3f} at step {best['step']:,}"
         return facts
 
@@ -139,16 +144,13 @@ class RunView:
         return words
 
     def _model_in_words(self) -> str:
-        shape = _json(self.folder / "model.json")
-        if shape is None:
+        if not (self.folder / "model.json").exists():
             return self.recipe.model_in_words()
-        try:
-            return (
-                f"{shape['encoder_layers']}+{shape['decoder_layers']} layers, width "
-                f"{shape['d_model']}, vocabulary {shape['vocabulary_size']:,}"
-            )
-        except (KeyError, ValueError) as e:
-            raise RunError(f"{self.folder / 'model.json'}: not the shape of a model") from e
+        shape = read_json(self.folder / "model.json", TransformerConfig)
+        return (
+            f"{shape.encoder_layers}+{shape.decoder_layers} layers, width {shape.d_model}, "
+            f"vocabulary {shape.vocabulary_size:,}"
+        )
 
 
 def load_runs(folders: Iterable[Path]) -> list[RunView]:
@@ -176,10 +178,10 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 
 def _load(folder: Path, name: str) -> RunView:
-    metrics = list(_lines(folder / "metrics.jsonl", ("kind", "step", "nll"), skip="sampling"))
+    metrics = metrics_of(folder)
     translations: dict[str, dict[tuple[str, str], str]] = {}
-    keys = ("direction", "source", "reference", "hypothesis")
-    for line in _lines(folder / "translations.jsonl", keys):
+    outputs = folder / "translations.jsonl"
+    for line in read_lines(outputs, Translation, True) if outputs.exists() else ():
         pair = line["source"], line["reference"]
         translations.setdefault(line["direction"], {})[pair] = line["hypothesis"]
     recipe, tasks = _described(folder)
@@ -190,7 +192,7 @@ def _load(folder: Path, name: str) -> RunView:
         tasks=tasks,
         train=[line for line in metrics if line["kind"] == "train"],
         valid=[line for line in metrics if line["kind"] == "valid"],
-        scores=load_scores(folder),
+        scores=scores_of(folder),
         translations=translations,
         edits=edit_counts(GramRecord(folder / "geometry")),
     )
@@ -204,49 +206,10 @@ def _described(folder: Path) -> tuple[Recipe, dict[str, TaskInfo]]:
     if measured is None:
         # What a view asks of a recipe, those of other jobs have too.
         return cast(Recipe, any_recipe(folder)), task_infos(folder)
-    parsed = [Direction.parse(task) for task in measured.tasks]
-    kin = [family(d.target if d.source == "en" else d.source) for d in parsed]
-    infos = [TaskInfo(0, "", name) for name in kin]
+    try:
+        parsed = [Direction.parse(task) for task in measured.tasks]
+    except RecipeError as e:  # of a run of another kind that has lost its recipe
+        raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
+    infos = [TaskInfo(0, "", family_of(d.name)) for d in parsed]
     recipe = parse_recipe({"data": {"train": [{"path": measured.origin}]}}, str(folder))
     return recipe, dict(zip(measured.tasks, infos, strict=True))
-
-
-def load_scores(folder: Path) -> dict[str, Any] | None:
-    """The scores ``gradvac evaluate`` left in a folder, or None; RunError when they are damaged."""
-    scores = _json(folder / "scores.json")
-    if scores is not None and not isinstance(scores.get("directions"), dict):
-        raise RunError(f"{folder / 'scores.json'}: no scores: run gradvac evaluate again")
-    return scores
-
-
-def _json(file: Path) -> dict[str, Any] | None:
-    try:
-        tree = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as e:
-        raise RunError(f"{file}: not readable JSON: {e}") from e
-    if not isinstance(tree, dict):
-        raise RunError(f"{file}: holds a {type(tree).__name__}, not a mapping")
-    return tree
-
-
-def _lines(file: Path, keys: tuple[str, ...], skip: str = "") -> Iterator[dict[str, Any]]:
-    """The complete lines of a JSONL file, save those of kind ``skip``.
-
-    A run in progress may be writing the last one.
-    """
-    if not file.exists():
-        return
-    with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
-        for number, text in enumerate(lines, 1):
-            if not text.endswith("\n"):
-                return
-            try:
-                line = json.loads(text)
-                if skip and line["kind"] == skip:
-                    continue
-                _ = [line[key] for key in keys]
-            except (ValueError, KeyError, TypeError) as e:
-                raise RunError(f"{file}:{number}: damaged line; expected {', '.join(keys)}") from e
-            yield line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
 
@@ -18,18 +19,25 @@ from pydantic import (
 from gradvac.errors import RecipeError
 from gradvac.experiment.method_options import OWN_KEYS, check_name, import_methods, make_method
 from gradvac.translation.cleaning import CleaningRules
-from gradvac.translation.languages import Direction
+from gradvac.translation.languages import LONGEST_CODE, Direction, is_code
 from gradvac.translation.tokenizers import check_tokenizer
+from gradvac.translation.vocabulary import Normalization
 
 VERSION = 1
 """Of the form of recipes; it rises when a key is renamed or means something else."""
+SEEDS = 2**64
+"""PyTorch's generators take seeds below it."""
 _PLAIN = r"[\w.-]*[\w-][\w.-]*"  # also the name of a folder, so not .. nor /
-FolderName = Annotated[str, Field(pattern=f"^{_PLAIN}$")]
+_LONGEST = 100  # of a name that becomes a folder's: file systems take 255 bytes
+FolderName = Annotated[str, Field(pattern=f"^{_PLAIN}$", max_length=_LONGEST)]
 Granularity = Literal["whole_model", "enc_dec", "all_layer", "all_matrix"]
 Level = Literal["high", "medium", "low"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Unbounded = Annotated[float, Field(gt=0)]
+"""Positive, or ``.inf``: uniform shares, no limit."""
+Languages = Annotated[list[str], Field(min_length=1)]
 
 
 class Section(BaseModel):
@@ -38,17 +46,35 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _code(tag: str) -> str:
+    """A tag with underscores, since a hyphen stands between the languages of a direction."""
+    return tag.replace("-", "_")
+
+
 class SourceSection(Section):
     """Where parallel text comes from: one table, or one file per language."""
 
     format: Literal["tsv", "text", "jsonl", "mo", "po", "csv"] | None = None
     path: str | None = None
-    paths: dict[str, str] | None = None
-    languages: list[str] | None = None
+    paths: Annotated[dict[str, str], Field(min_length=1)] | None = None
+    languages: Languages | None = None
     msgid: str = "en"
     check: bool = True
     quoted: bool = False
     unescape: bool = False
+
+    @field_validator("paths")
+    @classmethod
+    def _tags_have_underscores(cls, found: dict[str, str] | None) -> dict[str, str] | None:
+        paths = found and {_code(tag): path for tag, path in found.items()}
+        if found and paths and len(paths) < len(found):
+            raise ValueError(f"found {', '.join(found)}: a language is named twice")
+        return paths
+
+    @field_validator("languages")
+    @classmethod
+    def _columns_have_underscores(cls, found: list[str] | None) -> list[str] | None:
+        return found and [_code(tag) for tag in found]
 
     @model_validator(mode="after")
     def _one_place(self) -> SourceSection:
@@ -93,8 +119,8 @@ class DataSection(Section):
     train: list[SourceSection] = []
     valid: list[SourceSection] = []
     test: list[SourceSection] = []
-    directions: Literal["to_en", "from_en", "both"] | list[str] = "both"
-    languages: list[str] | None = None
+    directions: Literal["to_en", "from_en", "both"] | Languages = "both"
+    languages: Languages | None = None
     cleaning: CleaningSection = CleaningSection()
     on_problem: Literal["drop", "fail"] = "drop"
     max_tokens: Count = 256
@@ -107,6 +133,11 @@ class DataSection(Section):
         if not self.train and self.corpus is None:
             raise ValueError("give train (sources of text) or corpus (a folder of gradvac corpus)")
         return self
+
+    @field_validator("languages")
+    @classmethod
+    def _languages_are_codes(cls, found: list[str] | None) -> list[str] | None:
+        return check_codes(found and [_code(tag) for tag in found])
 
     @field_validator("directions", "max_pairs")
     @classmethod
@@ -123,11 +154,12 @@ class VocabularySection(Section):
     """The shared SentencePiece vocabulary; ``path`` reuses one instead of training it."""
 
     size: Annotated[int, Field(ge=300)] = 64_000
-    temperature: Positive = 5.0
+    temperature: Unbounded = 5.0
     sample: Count = 1_000_000
     byte_fallback: bool = True
     character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995
     symbols: list[str] = []
+    normalization: Normalization = "nfc"
     path: str | None = None
 
 
@@ -168,7 +200,7 @@ class SamplingSection(Section):
 
     sampling: Literal["temperature", "unimax", "multidds_s"] = "temperature"
     temperature: float | list[tuple[int, float]] = 5.0
-    max_epochs: Positive = 1.0
+    max_epochs: Unbounded = 1.0
     multidds_s: MultiDDSSection = MultiDDSSection()
     pool: Count = 64
     accumulate: Count = 1
@@ -217,8 +249,8 @@ class TrainingSection(Section):
     warmup: Count = 4000
     schedule: Literal["inverse_sqrt", "linear"] = "inverse_sqrt"
     betas: tuple[Share, Share] = (0.9, 0.98)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Positive | None = 1.0
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    clip: Unbounded | None = 1.0
     label_smoothing: Share = 0.1
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     nonfinite: Literal["raise", "skip"] = "raise"
@@ -243,7 +275,7 @@ class MethodSection(Section):
     name: str = "joint"
     engine: Literal["single_pass", "per_task"] = "single_pass"
     granularity: Granularity = "all_layer"
-    tasks: Literal["all"] | Level | list[str] = "all"
+    tasks: Literal["all"] | Level | Languages = "all"
     beta: Annotated[float, Field(ge=0, le=1)] = 1e-2
     target: Literal["adaptive"] | Annotated[float, Field(gt=-1, lt=1)] = "adaptive"
     max_target: Annotated[float, Field(gt=0, lt=1)] = 0.999
@@ -293,7 +325,7 @@ class SearchSection(Section):
     """Beam search when scoring."""
 
     beam: Count = 5
-    length_penalty: Annotated[float, Field(ge=0)] = 1.0
+    length_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     batch_tokens: Count = 8192
     sentences: Count | None = None
     bleu_tokenize: str | None = None
@@ -321,8 +353,10 @@ class BaseRecipe(Section):
     version: int = VERSION
     name: FolderName = "run"
     size: FolderName | None = None
-    variant: Annotated[str, Field(pattern=f"^{_PLAIN}(/{_PLAIN})?$")] | None = None
-    seed: Annotated[int, Field(ge=0)] = 1
+    variant: (
+        Annotated[str, Field(pattern=f"^{_PLAIN}(/{_PLAIN})?$", max_length=_LONGEST)] | None
+    ) = None
+    seed: Annotated[int, Field(ge=0, lt=SEEDS)] = 1
     device: str = "auto"
     batches: SamplingSection = SamplingSection()
     training: TrainingSection = TrainingSection()
@@ -347,6 +381,26 @@ class BaseRecipe(Section):
     def placed(self, place: Callable[[str], str]) -> Self:
         """The same with every relative file name given to ``place``."""
         return self
+
+
+def check_codes(found: Any) -> Any:
+    """The same list or mapping of language codes; ValueError for one that is none."""
+    if odd := [code for code in found or () if not is_code(code)]:
+        raise ValueError(
+            f"found {odd[0][:60]!r}, must be language codes: up to {LONGEST_CODE} letters, digits "
+            "and underscores, as in 'fr' or 'pt_BR'"
+        )
+    return found
+
+
+def check_names(found: Any) -> Any:
+    """The same list or mapping of names that become those of files; ValueError for another one."""
+    if odd := [n for n in found or () if len(n) > _LONGEST or not re.fullmatch(_PLAIN, n)]:
+        raise ValueError(
+            f"found {odd[0][:60]!r}, must be up to {_LONGEST} letters, digits, - . and _, since "
+            "files are called after it"
+        )
+    return found
 
 
 def _may_run_code(info: ValidationInfo) -> bool:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.experiment.files import RECIPE, TASKS, VOCABULARY, link, share, write_text
-from gradvac.experiment.prepare import Prepared, build_text, open_prepared
-from gradvac.experiment.recipe import Recipe, dump_recipe
+from gradvac.experiment.prepare import Prepared, build_text, open_prepared, run_recipe
+from gradvac.experiment.recipe import Recipe, chooses_normalization, dump_recipe, with_normalization
 from gradvac.experiment.resuming import build_once, resume
+from gradvac.experiment.variants import read_yaml
 
 TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
 
@@ -20,6 +21,8 @@ TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not 
 def text_key(recipe: Recipe) -> str:
     """A name for all that the text side of a run depends on."""
     tree = recipe.model_dump(mode="json")
+    if recipe.vocabulary.normalization == "nmt_nfkc":  # the name that earlier versions gave it
+        del tree["vocabulary"]["normalization"]
     return key_of([tree["data"], tree["vocabulary"], tree["training"]["start_from"]])
 
 
@@ -36,10 +39,10 @@ def prepare_sharing(
     The run's folder still needs nothing else: its files are links to those of the store where the
     file system has them, and copies elsewhere.
     """
-    text = store / f"text-{text_key(recipe)}"
-    own = recipe.model_copy(update={"seed": TEXT_SEED})
 
     def build() -> None:
+        own = _of_store(recipe, store, say).model_copy(update={"seed": TEXT_SEED})
+        text = store / f"text-{text_key(own)}"
         build_once(text, lambda: build_text(own, text, say), wait=say)
         share_text(text, folder, recipe)
 
@@ -48,8 +51,21 @@ def prepare_sharing(
     return open_prepared(folder)
 
 
+def _of_store(recipe: Recipe, store: Path, say: Callable[[str], None]) -> Recipe:
+    """The recipe, or what it meant in the version that prepared the text of ``store``."""
+    earlier = with_normalization(recipe, "nmt_nfkc")
+    text = store / f"text-{text_key(earlier)}"
+    if chooses_normalization(recipe) or not (text / TASKS).exists():
+        return recipe
+    if "normalization" in read_yaml(text / RECIPE).get("vocabulary", {}):  # a variant chose it
+        return recipe
+    say("the text of this sweep was prepared with vocabulary.normalization: nmt_nfkc")
+    return earlier
+
+
 def share_text(text: Path, folder: Path, recipe: Recipe) -> None:
-    """Let a run of ``recipe`` hold the text of another folder."""
+    """Let a run of ``recipe`` hold the text of another folder, and say how that was rewritten."""
+    recipe = with_normalization(recipe, run_recipe(text).vocabulary.normalization)
     shutil.rmtree(folder / "data", ignore_errors=True)
     share(text / "data", folder / "data")
     link(text / VOCABULARY, folder / VOCABULARY)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gradvac.errors import RunError
 from gradvac.experiment.files import write_text
+from gradvac.reading import read_text, regular
 
 SUMS = "SHA256SUMS"
 
@@ -26,11 +27,12 @@ def check_sums(folder: Path, names: Iterable[str], *, others: bool = False) -> N
         RunError: they cannot be read, or a file is missing, has no sum or another one; it is named.
     """
     try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+        (folder / SUMS).stat()
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as e:
-        raise RunError(f"{folder / SUMS}: not readable: {e}") from e
+    except OSError as e:
+        raise RunError(f"{folder / SUMS}: cannot be read: {e.strerror}") from e
+    lines = read_text(folder / SUMS).splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in dict.fromkeys([*names, *(sums if others else ())]):
         try:
@@ -45,5 +47,5 @@ def check_sums(folder: Path, names: Iterable[str], *, others: bool = False) -> N
 
 
 def _digest(file: Path) -> str:
-    with file.open("rb") as data:
+    with regular(file).open("rb") as data:
         return hashlib.file_digest(data, "sha256").hexdigest()

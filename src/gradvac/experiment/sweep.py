@@ -7,7 +7,6 @@ that fails, or is killed, stops no other. The same command goes on with what is 
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -22,12 +21,16 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from gradvac.errors import RunError
+from gradvac.experiment.contents import Done, metrics_of
 from gradvac.experiment.files import write_json
 from gradvac.experiment.kinds import has_test, job_of, prepare_run, resume_run, score_run
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe import load_any, read_recipe_file
 from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.variants import RecipeFile, row_of
+from gradvac.reading import read_json
+from gradvac.terminal import Terminal, complain
 
 DESCRIPTION = "sweep.json"
 LOG = "sweep.log"
@@ -54,12 +57,12 @@ class Job:
             return f"failed: {self.error[:40]}"
         try:
             if self.done:
-                done = json.loads((self.folder / "done.json").read_text(encoding="utf-8"))
+                done = read_json(self.folder / "done.json", Done)
                 value = done["best"]["value"]
                 return f"{done['metric']} {value:.3f}" if value < float("inf") else "done"
-            lines = (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            return f"step {json.loads(lines[-1])['step']}/{self.recipe.training.steps}"
-        except (OSError, ValueError, LookupError):  # not begun, or a line half written
+            last = metrics_of(self.folder)[-1]
+            return f"step {last['step']}/{self.recipe.training.steps}"
+        except (RunError, LookupError):  # not begun, or damaged: who reads it says so
             return "waiting"
 
 
@@ -217,7 +220,7 @@ def work(folder: Path, *, score: bool = True) -> int:
     job = job_of(folder)
     if module := job.recipe.method.module:  # the sweep validated and wrote this recipe
         import_methods(module)
-    code = Trainer(job, Display(Console(highlight=False))).train()
+    code = Trainer(job, Display(Terminal())).train()
     if score and not code and has_test(job.recipe):
         score_run(folder)
     return code
@@ -229,5 +232,5 @@ if __name__ == "__main__":
     try:
         raise SystemExit(work(Path(sys.argv[1]), score=len(sys.argv) < 3))
     except GradvacError as problem:
-        print(f"error: {problem}", file=sys.stderr)
+        complain(problem)
         raise SystemExit(2) from None

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.experiment.shards import FOLDER, whole_tensors
+from gradvac.reading import regular
 
 _KEY = "sha256"  # in the metadata, which readers of safetensors leave alone
 
@@ -41,7 +42,7 @@ def load_tensors(file: Path, checked: bool = True) -> dict[str, Tensor]:
     if not file.exists() and file.name == "model.safetensors" and (file.parent / FOLDER).is_dir():
         return whole_tensors(file.parent / FOLDER, "model")
     try:
-        tensors = load_file(file)
+        tensors = load_file(regular(file))
         with safe_open(file, "pt") as opened:
             wanted = (opened.metadata() or {}).get(_KEY)
     except (OSError, SafetensorError) as e:
@@ -61,6 +62,15 @@ def digest_of(file: Path) -> str:
             if said := (opened.metadata() or {}).get(_KEY):
                 return said
     return _digest(load_tensors(file))
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a safetensors file, which are not read; RunError as above."""
+    try:
+        with safe_open(regular(file), "np") as opened:
+            return {n: tuple(opened.get_slice(n).get_shape()) for n in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as e:
+        raise RunError(f"{file}: not a readable safetensors file: {e}") from e
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

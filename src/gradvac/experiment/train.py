@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,12 @@ from gradvac.experiment.checkpoint import (
     save_checkpoint,
     set_aside,
 )
+from gradvac.experiment.contents import Done
 from gradvac.experiment.disk import DISK, Outbox, explain, is_refusal, to_disk
 from gradvac.experiment.display import Display
-from gradvac.experiment.files import DONE, ENDED, METRICS, SPEED, read_json, write_json
+from gradvac.experiment.files import DONE, ENDED, METRICS, SPEED, write_json
 from gradvac.experiment.job import Job
-from gradvac.experiment.metrics import Window, append, truncate
+from gradvac.experiment.metrics import Diverged, Window, append, truncate
 from gradvac.experiment.model_folder import save_parameters
 from gradvac.experiment.process import (
     StopSignal,
@@ -42,19 +42,13 @@ from gradvac.experiment.process import (
     differences,
     made_with,
 )
+from gradvac.experiment.sections import TrainingSection
 from gradvac.experiment.updates import Updates
+from gradvac.reading import read_json
 
 # Checkpoints in a row that the disk may refuse before a run ends. Chosen here: long enough to make
 # room at once, and no more than so much work is lost.
 MOST_UNSAVED = 3
-
-
-@dataclass
-class End:
-    """What ``done.json`` says of the end of a run."""
-
-    step: int
-    best: dict[str, Any]
 
 
 class Trainer:
@@ -95,6 +89,8 @@ class Trainer:
             self._resume()
             for line in [] if self.step else self.job.describe():
                 self.display.line(line)
+            for line in unreached(self.recipe.training):
+                self.display.line(line)
             self.display.start(training.steps, self.step)
             while self.step < training.steps and not self._patience_spent():
                 started, worked = time.perf_counter(), time.process_time()
@@ -133,7 +129,10 @@ class Trainer:
 
     def _validate(self, kind: str = "valid") -> None:
         """Write a validation line; keep the parameters when the chosen metric improved."""
-        values = self.job.validate()
+        try:
+            values = self.job.validate()
+        except Diverged as e:
+            raise RunError(f"{self.folder}: step {self.step}: {e}") from e
         if not values:
             return
         value = values[self.recipe.training.metric]
@@ -299,16 +298,19 @@ class Trainer:
         found = newest_complete(self.folder / "checkpoints")
         positions = self._restore(*found) if found else {}
         spent = self._patience_spent()
-        if (end := self._last_end()) and end.step == self.step:
+        if (end := self._last_end()) and end["step"] == self.step:
             # Perhaps that of an average, which no checkpoint knows of.
-            self.best = {**end.best, "waited": self.best["waited"]}
+            self.best = {**end["best"], "waited": self.best["waited"]}
         last = spent or self.step >= self.recipe.training.steps
         self.finished = (self.folder / DONE).exists() and last
         if not self.finished:
             with suppress(FileNotFoundError):
                 (self.folder / DONE).replace(self.folder / ENDED)
-            truncate(self.folder / METRICS, self.step, positions.get(METRICS))
-            truncate(self.folder / SPEED, self.step)
+            for name in (METRICS, SPEED):
+                if lost := truncate(self.folder / name, self.step, positions.get(name)):
+                    self.display.line(
+                        f"warning: {self.folder / name}: {lost} lines cannot be read and are gone"
+                    )
             self.updates.record.truncate(self.step - 1)
         for file in [self.folder / METRICS, *self.updates.record.files]:
             there = file.stat().st_size if file.exists() else 0
@@ -336,12 +338,12 @@ class Trainer:
         except (LookupError, TypeError, ValueError, AttributeError) as e:
             raise RunError(f"{saved / 'state.json'}: not the state of this run: {e!r}") from e
 
-    def _last_end(self) -> End | None:
+    def _last_end(self) -> Done | None:
         """Where the run ended before, if nothing has been saved since."""
         for file in (self.folder / DONE, self.folder / ENDED):
             if file.exists():
                 try:
-                    return read_json(file, End)
+                    return read_json(file, Done)
                 except RunError as e:
                     self.display.line(f"warning: {e}")
         return None
@@ -358,6 +360,25 @@ class Trainer:
                     f"{', '.join(sorted(there)) or 'none'}; only in the run: {here or 'none'}"
                 )
             raise RunError(f"{folder}: its {key} is {found}, the run has {value}")
+
+
+def unreached(training: TrainingSection) -> list[str]:
+    """What a recipe asks for every so many steps and a run of its length never does, in words."""
+    lines, steps, saved = [], training.steps, training.checkpoint_every
+    first = math.lcm(training.keep_every or 1, saved)
+    if training.keep_every and first > steps:
+        lines.append(
+            f"note: training.keep_every {training.keep_every:,} keeps nothing: with checkpoints at "
+            f"every {saved:,} steps the first to keep is at step {first:,} of {steps:,}"
+        )
+    elif training.keep_every and training.keep_every % saved:
+        lines.append(
+            f"note: training.keep_every {training.keep_every:,}: with checkpoints at every "
+            f"{saved:,} steps one is kept at every {first:,} steps"
+        )
+    if training.log_every > steps:
+        lines.append(f"note: training.log_every {training.log_every:,}: no line in {steps:,} steps")
+    return lines
 
 
 def _to_disk(file: Path) -> int:

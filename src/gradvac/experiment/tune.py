@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradvac.errors import GradvacError, RecipeError, RunError
+from gradvac.experiment.contents import metrics_of
 from gradvac.experiment.files import write_csv, write_json, write_text
 from gradvac.experiment.kinds import has_validation, prepare_run
 from gradvac.experiment.process import StopSignal
@@ -32,6 +33,7 @@ from gradvac.experiment.sweep import LOG, last_line, start
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.tune_space import Parameter, as_yaml, read_space
 from gradvac.experiment.variants import RecipeFile
+from gradvac.reading import read_json
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -181,8 +183,7 @@ def measure_of(recipe: BaseRecipe) -> str:
 
 def lowest(run: Path, measure: str) -> float:
     """The lowest value of a validation number that a run reached; RunError without any."""
-    with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
-        found = [json.loads(line).get(measure) for line in lines]
+    found = [line.get(measure) for line in metrics_of(run)]
     known = [value for value in found if value is not None and math.isfinite(value)]
     if not known:
         raise RunError(f"{run}: no validation {measure} that is finite")
@@ -221,7 +222,7 @@ def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> St
     tree = json.loads(
         json.dumps({"space": [vars(p) for p in parameters], "recipe": base.model_dump(mode="json")})
     )
-    if said.exists() and json.loads(said.read_text(encoding="utf-8")) != tree:
+    if said.exists() and read_json(said) != tree:
         raise RunError(f"{folder}: holds a search of another space or recipe; choose --out")
     write_json(said, tree)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))

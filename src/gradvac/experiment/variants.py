@@ -28,8 +28,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gradvac.errors import RecipeError
+from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.sections import SEEDS
 from gradvac.experiment.yaml_text import parse_yaml
+from gradvac.reading import read_text
 
 KEYS = ("extends", "sizes", "variants", "baseline", "front", "seeds", "tune")
 """What stands in a recipe file beside the sections of a recipe."""
@@ -61,16 +63,21 @@ class RecipeFile:
         own_name = own.pop("extends", None)
         base = cls._base(path, own_name, model) if own_name is not None else cls(path, model, {})
         sizes, variants = (_mappings(path, own, key) for key in ("sizes", "variants"))
+        for name, tree in sizes.items():
+            if "variants" in tree:
+                tree["variants"] = _mappings(path, tree, "variants", f"sizes.{name}.")
         if variants:  # other ones: what the base says of its own is of no use here
             base = replace(base, sizes={k: _only(variants, v) for k, v in base.sizes.items()})
         seeds = own.pop("seeds", list(base.seeds))
         if (
             not isinstance(seeds, list)
             or not seeds
-            or not all(type(s) is int and s >= 0 for s in seeds)
+            or not all(type(s) is int and 0 <= s < SEEDS for s in seeds)
             or len(set(seeds)) < len(seeds)
         ):
-            raise RecipeError(f"{path}: seeds: found {seeds!r}, must be different numbers >= 0")
+            raise RecipeError(
+                f"{path}: seeds: found {seeds!r}, must be different numbers from 0 to {SEEDS - 1}"
+            )
         front = own.pop("front", [] if variants else list(base.front))
         if not isinstance(front, list) or not all(isinstance(name, str) for name in front):
             raise RecipeError(f"{path}: front: found {front!r}, must be a list of variants")
@@ -127,6 +134,8 @@ class RecipeFile:
             if name and self.body.get(what) != name:  # else the record of a run, as it was resolved
                 raise RecipeError(f"{self.path}: has no {what}s; --{what} {name} says nothing here")
             return None
+        if name is not None and not isinstance(name, str):
+            raise RecipeError(f"{self.path}: {what}: found {name!r}, must be the name of one")
         if name in known:
             return name
         names = ", ".join(known)
@@ -178,11 +187,9 @@ def run_folder(root: Path, name: str, size: str | None, variant: str | None, see
 def read_yaml(path: Path) -> Tree:
     """Read a mapping from a YAML file; RecipeError names the file and the line."""
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise RecipeError(f"{path}: cannot read the recipe: {e.strerror}") from e
-    except UnicodeDecodeError as e:
-        raise RecipeError(f"{path}: not UTF-8 at byte {e.start}") from e
+        tree = parse_yaml(read_text(path))
+    except RunError as e:
+        raise RecipeError(str(e)) from e
     except ValueError as e:
         raise RecipeError(f"{path}{e}") from e
     if not isinstance(tree, dict):
@@ -213,16 +220,16 @@ def merge(below: Tree, above: Tree, model: type[BaseModel]) -> Tree:
     return merged
 
 
-def _mappings(path: Path, tree: Tree, key: str) -> dict[str, Tree]:
+def _mappings(path: Path, tree: Tree, key: str, at: str = "") -> dict[str, Tree]:
     """Take a mapping of names to mappings out of a tree."""
     found = tree.pop(key, None)
     found = {} if found is None else found
     if not isinstance(found, dict):
-        raise RecipeError(f"{path}: {key}: found {found!r}, must map names to what they change")
+        raise RecipeError(f"{path}: {at}{key}: found {found!r}, must map names to what they change")
     named = {str(name): {} if value is None else value for name, value in found.items()}
     for name, value in named.items():
         if not isinstance(value, dict):
-            raise RecipeError(f"{path}: {key}.{name}: found {value!r}, must map keys to values")
+            raise RecipeError(f"{path}: {at}{key}.{name}: found {value!r}, must map keys to values")
     return named
 
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gradvac.errors import RunError
+from gradvac.reading import LONGEST_LINE, regular
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,11 @@ class GramRecord:
         """Complete lines of the index whose frame is wholly on disk."""
         if not self._index.exists():
             return
-        size = self._data.stat().st_size if self._data.exists() else 0
-        with self._index.open(encoding="utf-8", errors="replace") as index:
-            for number, text in enumerate(index, 1):
+        size = regular(self._data).stat().st_size if self._data.exists() else 0
+        with regular(self._index).open(encoding="utf-8", errors="replace", newline="\n") as index:
+            for number, text in enumerate(iter(lambda: index.readline(LONGEST_LINE), ""), 1):
+                if len(text) == LONGEST_LINE:
+                    raise RunError(f"{self._index}:{number}: not a line of a Gram record")
                 if not text.endswith("\n"):
                     return
                 try:
@@ -161,8 +164,8 @@ class GramRecord:
 
 def cosine(gram: np.ndarray) -> np.ndarray:
     """Cosines from inner products, ``[..., K, K]``; NaN where a norm is zero."""
-    norm = np.sqrt(np.einsum("...kk->...k", gram))
     with np.errstate(invalid="ignore", divide="ignore"):
+        norm = np.sqrt(np.einsum("...kk->...k", gram))
         return gram / (norm[..., :, None] * norm[..., None, :])
 
 

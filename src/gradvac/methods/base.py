@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,11 +83,13 @@ class StepGeometry:
         group, task = (guilty if bool(guilty.any()) else bad).nonzero()[0].tolist()
         others = int(bad.sum()) - 1
         loss = self.mean_losses[task].item()
+        too_long = bool(self.gram[group, task, task] == math.inf) and math.isfinite(loss)
         raise NotFiniteError(
             f"the gradient of task {self.tasks[task]!r} is not finite in parameter group "
             f"{self.groups[group]!r} at step {self.step}"
             + (f" (and {others} more task-group pairs)" if others else "")
             + ("" if math.isfinite(loss) else f", and its loss is {loss}")
+            + (", or it is longer than 1e154 and float64 does not hold its square" * too_long)
             + "; nothing was updated",
             self.tasks[task],
             self.groups[group],
@@ -137,5 +139,31 @@ class Method(ABC):
         return {"seed": self.seed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where the method that returned ``state`` was."""
+        """Continue exactly where the method that returned ``state`` was.
+
+        Raises:
+            GradientError: if the state is of another kind of method, or damaged; nothing is then
+                changed.
+        """
+        self._check_state(state, whole=type(self).state_dict is Method.state_dict)
         self.seed = int(state["seed"])
+
+    def _check_state(self, state: object, whole: bool = True) -> None:
+        """Raise GradientError unless a state has the keys of this method's own, or a seed."""
+        what = f"the state for {type(self).__name__}"
+        if not isinstance(state, Mapping):
+            raise GradientError(f"{what} is a {type(state).__name__}; it must be a mapping")
+        if whole or "seed" not in state:
+            check_keys(what, state, self.state_dict())
+        if type(state["seed"]) is not int:
+            raise GradientError(f"{what}: seed is {state['seed']!r}; it must be an integer")
+
+
+def check_keys(what: str, state: Mapping[str, Any], expected: Iterable[str]) -> None:
+    """Raise GradientError unless a state has exactly these keys."""
+    missing, foreign = sorted({*expected} - {*state}), sorted(map(str, {*state} - {*expected}))
+    if missing or foreign:
+        parts = [
+            f"{word} {', '.join(k)}" for word, k in (("lacks", missing), ("has", foreign)) if k
+        ]
+        raise GradientError(f"{what} {' and '.join(parts)}: is it of another method or version?")

@@ -17,9 +17,15 @@ Near a minimum the Hessian is about E[g g^T], so a squared gradient norm stands 
 the stacked alpha_n g_n (``diag``) it is sum_n alpha_n^2 |g_n|^2, of the combined gradient
 (``full``) alpha^T G alpha; both come from the Gram matrix of the whole model.
 
-What is ours: eps relative to the curvature at equal weights (an absolute one has the unit of
-a squared gradient and fits one set-up only), the softmax in place of lambda_s and lambda_n, the
-moving averages, the cap on lambda_c, and every default.
+The free alphas of the Lagrangian leave the simplex for a while by design, and with the plain steps
+above they leave it for good: raw losses push all of them below 0 at once, and lambda_s, which only
+grows, throws them from 0 to 1 and back. So a step moves no alpha by more than half an equal share,
+and what it gives is brought back to the nearest point with ``floor <= alpha_n <= 1`` and a sum
+between 1/2 and 2 (`nearest_weights`); where neither binds it is the plain step.
+
+What is ours: these two bounds, eps relative to the curvature at equal weights (an absolute one has
+the unit of a squared gradient and fits one set-up only), the softmax in place of lambda_s and
+lambda_n, the moving averages, the cap on lambda_c, and every default.
 """
 
 import math
@@ -32,11 +38,14 @@ from torch import Tensor
 from gradvac.errors import GradientError
 from gradvac.methods.base import StepGeometry
 from gradvac.methods.pairs import PairTable
-from gradvac.methods.shared import SharedWeights, positive_losses
+from gradvac.methods.shared import SharedWeights, check_number, positive_losses
 
 # Below this share of the sum of squares the task gradients cancel at equal weights: there is no
 # curvature to bound, and a bound relative to it means nothing. Chosen here.
 _CANCELLED = 1e-2
+# Bounds of a step of free alphas. Chosen here: wide enough for the Lagrangian to do its work.
+_SUMS = (0.5, 2.0)
+_SHARE = 0.5  # of 1/N
 
 
 class CATS(SharedWeights):
@@ -50,7 +59,8 @@ class CATS(SharedWeights):
             else eps itself.
         bound: "relative" or "absolute".
         parametrization: "softmax": alpha = floor + (1 - N floor) softmax(a), on the simplex by
-            construction. "lagrangian": free alpha in [0, 1], kept there by lambda_s and lambda_n.
+            construction. "lagrangian": free alpha in [floor, 1] whose sum, between 1/2 and 2,
+            lambda_s draws to 1.
         cross_terms: curvature of the combined gradient ("full") instead of the stacked ("diag").
         loss_term: "raw" losses, their "ratio" to the first loss of each task, or "none": the
             pull of the loss term is towards tasks of low loss.
@@ -152,20 +162,22 @@ class CATS(SharedWeights):
         )
 
     def _gram(self, tasks: tuple[str, ...]) -> Tensor:
-        """Averaged Gram matrix of the curvature, ``[N, N]``, in the unit that rho has."""
-        gram, weight = self._averages.read(("gram", "weight"), tasks)
+        """Averaged Gram matrix of the curvature, in the unit that rho has.
+
+        It is ``[N, N]``, or its diagonal ``[N]`` without cross terms: tasks may be thousands.
+        """
+        read = self._averages.read if self.cross_terms else self._averages.diagonal
+        gram, weight = read(("gram", "weight"), tasks)
         gram = torch.where(weight > 0, gram / weight, 0.0)  # 0 for pairs never seen together
-        squares = gram.diagonal().clone()
-        if not self.cross_terms:
-            gram = squares.diag()
+        squares = gram.diagonal() if self.cross_terms else gram
         if self.bound == "absolute":
             return gram
-        unit, stacked = gram.mean(), squares.sum() / len(tasks) ** 2  # at alpha = 1/N
+        unit, stacked = (x.sum() / len(tasks) ** 2 for x in (gram, squares))  # at alpha = 1/N
         # Without gradients, or where they cancel, there is nothing to bound: curvature 0.
         return gram / unit if unit > _CANCELLED * stacked else torch.zeros_like(gram)
 
     def _curvature(self, alpha: Tensor, gram: Tensor) -> Tensor:
-        return alpha @ gram @ alpha
+        return _times(gram, alpha) @ alpha
 
     def _task_weights(self) -> Tensor:
         """N alpha of all tasks seen, ``[N]``; exactly 1 where they are equal."""
@@ -180,7 +192,7 @@ class CATS(SharedWeights):
     def _update(self, alpha: Tensor, gram: Tensor) -> None:
         """Descend on alpha, ascend on the multipliers, both from where they are."""
         tasks, lr = list(self._state["alpha"]), self.learning_rate
-        slope = 2 * self._lambda_c * gram @ alpha + self._loss_slope(tasks)
+        slope = 2 * self._lambda_c * _times(gram, alpha) + self._loss_slope(tasks)
         excess = float(self._curvature(alpha, gram)) - self.rho
         if self.parametrization == "softmax":
             stored = torch.tensor(list(self._state["alpha"].values()), dtype=torch.float64)
@@ -190,7 +202,10 @@ class CATS(SharedWeights):
             multipliers = torch.tensor([self._state["lambda_n"][t] for t in tasks]).double()
             over = float(alpha.sum()) - 1
             slope = slope + 2 * self._lambda_s * over - multipliers
-            stored = (alpha - lr * slope).clamp(0, 1)
+            step = lr * slope
+            largest, most = float(step.abs().max()), _SHARE / len(tasks)
+            step = step * (most / largest) if largest > most else step
+            stored = nearest_weights(alpha - step, self.floor / len(tasks), *_SUMS)
             self._lambda_s += lr * over**2
             multipliers = (multipliers + lr * (self.floor / len(tasks) - alpha)).clamp_min(0)
             self._state["lambda_n"].update(zip(tasks, multipliers.tolist(), strict=True))
@@ -229,13 +244,47 @@ class CATS(SharedWeights):
         """Continue exactly where the method that returned ``state`` was.
 
         Raises:
-            GradientError: if that method had another parametrization.
+            GradientError: if that method had another parametrization, or the state is of another
+                method, or damaged; nothing is then changed.
         """
+        self._check_state(state)
         _check_choice("parametrization", state["parametrization"], (self.parametrization,))
-        self._averages.load_state_dict(state["averages"])
+        for name in ("lambda_c", "lambda_s", "steps"):
+            check_number(f"state {name!r}", state[name])
+        averages = PairTable()
+        averages.load_state_dict(state["averages"])
+        super().load_state_dict(state)
+        self._averages = averages
         self._lambda_c, self._lambda_s = float(state["lambda_c"]), float(state["lambda_s"])
         self._steps = int(state["steps"])
-        super().load_state_dict(state)
+        alpha = self._state["alpha"]
+        if self.parametrization == "lagrangian" and alpha:  # earlier versions let all of them be 0
+            kept = torch.tensor(list(alpha.values()), dtype=torch.float64)
+            kept = nearest_weights(kept, self.floor / len(alpha), *_SUMS)
+            alpha.update(zip(alpha, kept.tolist(), strict=True))
+
+
+def _times(gram: Tensor, alpha: Tensor) -> Tensor:
+    """The matrix, or the diagonal one given by its diagonal, times a vector."""
+    return gram * alpha if gram.dim() == 1 else gram @ alpha
+
+
+def nearest_weights(weights: Tensor, low: float, least: float, most: float) -> Tensor:
+    """Nearest point [N] with entries in [low, 1] and a sum between ``least`` and ``most``.
+
+    All entries are shifted by one number and then cut at the bounds: the conditions of Karush, Kuhn
+    and Tucker leave nothing else. That number is found by halving.
+    """
+    cut = lambda shift: (weights + shift).clamp(low, 1)
+    found = float(cut(0).sum())
+    if least <= found <= most:
+        return cut(0)
+    goal = least if found < least else most
+    below, above = low - float(weights.max()), 1 - float(weights.min())
+    for _ in range(100):  # then no number is left between the two
+        middle = (below + above) / 2
+        below, above = (middle, above) if float(cut(middle).sum()) < goal else (below, middle)
+    return cut(above)
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

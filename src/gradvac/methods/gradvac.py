@@ -11,7 +11,8 @@ alone and makes the part along g_j ``t / sqrt(1 - t^2) * perp`` long, so the nor
 sqrt(1 - phi^2) / sqrt(1 - t^2). Targets used are therefore capped (``max_target``).
 
 Everything is computed for unit vectors, g_i / ||g_i||: cosines do not depend on lengths, so no
-scale of a loss can overflow, underflow or meet an absolute constant.
+scale of a loss can overflow, underflow or meet an absolute constant, as long as float64 holds the
+squares of the lengths (1e-145 to 1e154; an engine warns of shorter ones, longer ones are an error).
 """
 
 from collections.abc import Iterable, Mapping
@@ -205,6 +206,11 @@ class GradVac(Method):
         return super().state_dict() | self._ema.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where the method that returned ``state`` was."""
-        self._ema.load_state_dict(state)
+        """Continue exactly where the method that returned ``state`` was.
+
+        Raises:
+            GradientError: if the state is of another method, or damaged; nothing is then changed.
+        """
+        self._check_state(state)
+        self._ema.load_state_dict({k: state[k] for k in ("targets", "groups", "tasks")})
         super().load_state_dict(state)

@@ -12,6 +12,9 @@ norms differ much 250 steps are far from the minimum. Here the weights of all ta
 solved for after each t, and a task whose weight would be negative leaves (fully corrective
 Frank-Wolfe, which is Wolfe's 1976 algorithm for this problem): the minimum, in about K steps.
 
+Tasks whose normalised gradients are equal share their weight equally: any split is a minimum, but
+the gradients themselves may differ in length, and no task is the first.
+
 The variant MGDA-UB differentiates by a shared representation instead of by the parameters. It
 needs one input for all tasks; in translation every task has its own sentences.
 """
@@ -27,6 +30,8 @@ from gradvac.methods.base import Method, StepGeometry
 from gradvac.methods.shared import positive_losses
 
 NORMALIZATIONS = ("none", "l2", "loss", "loss+")
+# Rounding of a cosine of two equal vectors, and of their lengths, with room. Chosen here.
+_SAME_COSINE, _SAME_LENGTH = 1e-13, 1e-8
 
 
 def min_norm(cosine: Tensor, length: Tensor, max_iterations: int, tolerance: float) -> Tensor:
@@ -86,6 +91,15 @@ def _on_plane(cosine: Tensor, inverse: Tensor, chosen: Tensor) -> Tensor:
     return solution / (solution * inverse).sum(1, keepdim=True)
 
 
+def _shared_by_equals(alpha: Tensor, cosine: Tensor, length: Tensor) -> Tensor:
+    """The weights ``[groups, K]``, each the mean over the vectors that are equal to its own."""
+    gap = (length[:, :, None] - length[:, None, :]).abs()
+    alike = (cosine >= 1 - _SAME_COSINE) & (gap <= _SAME_LENGTH * length[:, :, None])
+    alike = alike | torch.eye(alpha.shape[1], dtype=torch.bool)
+    means = (alike.to(alpha) @ alpha[:, :, None]).squeeze(2) / alike.sum(2)
+    return torch.where((alike.sum(2) > 1).any(1, keepdim=True), means, alpha)
+
+
 class MGDA(Method):
     """MGDA: the convex combination of task gradients that is shortest, in each group.
 
@@ -137,5 +151,6 @@ class MGDA(Method):
         cosine = (gram / safe[:, :, None] / safe[:, None, :]).clamp(-1, 1)
         cosine.diagonal(dim1=1, dim2=2).fill_(1.0)
         alpha = min_norm(cosine, length, self.max_iterations, self.tolerance)
+        alpha = _shared_by_equals(alpha, cosine, length)
         alpha = torch.where((norm > 0).any(1, keepdim=True), alpha, 1 / alpha.shape[1])
         return alpha.to(geometry.gram.device)

@@ -1,5 +1,6 @@
 """What methods have in common that give a task one weight for the whole model."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -24,11 +25,27 @@ class TaskValues:
         return {kind: dict(values) for kind, values in self._values.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Replace all numbers by a copy of ``state``."""
+        """Replace all numbers by a copy of ``state``.
+
+        Raises:
+            GradientError: if something is no finite number; nothing is then changed.
+        """
+        for kind in self._values:
+            if not isinstance(state[kind], Mapping):
+                raise GradientError(f"state {kind!r} is {state[kind]!r}; it must be task: number")
+            for task, value in state[kind].items():
+                check_number(f"state {kind!r} of task {task!r}", value)
         self._values = {
             kind: {str(task): float(value) for task, value in state[kind].items()}
             for kind in self._values
         }
+
+
+def check_number(what: str, value: Any) -> None:
+    """Raise GradientError unless a value is a finite number."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value):
+        raise GradientError(f"{what} is {value!r}; it must be a finite number")
 
 
 class SharedWeights(Method):
@@ -74,7 +91,12 @@ class SharedWeights(Method):
         return super().state_dict() | self._state.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where the method that returned ``state`` was, perhaps with other groups."""
+        """Continue where the method that returned ``state`` was, perhaps with other groups.
+
+        Raises:
+            GradientError: if the state is of another method, or damaged; nothing is then changed.
+        """
+        self._check_state(state)
         self._state.load_state_dict(state)
         super().load_state_dict(state)
         self._groups = frozenset()

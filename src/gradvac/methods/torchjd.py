@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gradvac.errors import GradientError
-from gradvac.methods.base import Method, StepGeometry
+from gradvac.methods.base import Method, StepGeometry, check_keys
 from gradvac.methods.orders import digest
 
 # Weightings that ask for the gradients J but only look at J J^T, so any J with the right one does.
@@ -111,15 +111,23 @@ class TorchJD(Method):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where the method that returned ``state`` was."""
-        super().load_state_dict(state)
-        self._tasks = tuple(state["tasks"])
-        self._copies = {}
+        """Continue exactly where the method that returned ``state`` was.
+
+        Raises:
+            GradientError: if the state is of another method or weighting; nothing is then changed.
+        """
+        self._check_state(state)
+        tasks, copies = tuple(state["tasks"]), dict[str, nn.Module]()
         for k, group in enumerate(state["groups"]):
-            copied = self._copies[group] = copy.deepcopy(self._prototype)
+            copied = copies[group] = copy.deepcopy(self._prototype)
             with torch.random.fork_rng(devices=[]):
-                copied(torch.eye(len(self._tasks), dtype=torch.float64))  # creates its memory
-            _remember(copied, state["memory"][str(k)])
+                copied(torch.eye(len(tasks), dtype=torch.float64))  # creates its memory
+            kind = type(self._prototype).__name__
+            memory = state["memory"].get(str(k), {})
+            check_keys(f"the memory of {kind} for group {group!r}", memory, _memory(copied))
+            _remember(copied, memory)
+        super().load_state_dict(state)
+        self._tasks, self._copies = tasks, copies
 
 
 def _resolve(weighting: Any, options: dict[str, Any]) -> nn.Module:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import TypedDict
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.foreign import check_loaded, opening
+from gradvac.reading import read_json
 from gradvac.tagging.encoding import IGNORED, TokenBatch
+
+
+class _Labels(TypedDict):
+    id2label: dict[str, str]
 
 
 def transformers() -> Any:
@@ -44,7 +50,8 @@ def _quiet() -> Iterator[None]:
 def open_tokenizer(name: str) -> Any:
     """The tokenizer of an encoder; RecipeError if there is none, or it cannot tell words apart."""
     try:
-        tokenizer = transformers().AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        with _folder(name):
+            tokenizer = transformers().AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as e:
         raise RecipeError(f"model.encoder: no tokenizer in {_absent(name, e)}") from e
     if not tokenizer.is_fast:
@@ -80,23 +87,31 @@ def pretrained_tagger(name: str, shape: Path, seed: int) -> Any:
     torch.manual_seed(seed)
     auto = transformers().AutoModelForTokenClassification
     try:
-        with _quiet():
-            return auto.from_pretrained(
-                name, config=_config(str(shape)), dtype=torch.float32, trust_remote_code=False
+        with _quiet(), _folder(name):
+            model, said = auto.from_pretrained(
+                name,
+                config=_config(str(shape)),
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
+        check_loaded(said, Path(name), head="classifier")
+        return model
     except (OSError, ValueError, RuntimeError) as e:
         raise RecipeError(f"model.encoder: cannot load {name!r}: {_first_line(e)}") from e
 
 
 def empty_tagger(shape: Path) -> Any:
     """The same model without its parameters, from what a run keeps."""
-    auto = transformers().AutoModelForTokenClassification
-    return auto.from_config(_config(str(shape)), trust_remote_code=False)
+    auto, config = transformers().AutoModelForTokenClassification, _config(str(shape))
+    with opening(shape):  # numbers that make no model
+        return auto.from_config(config, trust_remote_code=False)
 
 
 def _config(name: str) -> Any:
     try:
-        return transformers().AutoConfig.from_pretrained(name, trust_remote_code=False)
+        with _folder(name):
+            return transformers().AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as e:
         raise RecipeError(f"model.encoder: no encoder in {_absent(name, e)}") from e
 
@@ -125,11 +140,17 @@ def predict(model: Any, batch: TokenBatch) -> list[list[int]]:
 
 def labels_of(shape: Path) -> list[str]:
     """The labels of the tagger of a run, in the order of its outputs; RunError if it has none."""
-    try:
-        tree = json.loads((shape / "config.json").read_text(encoding="utf-8"))["id2label"]
-        return [tree[str(n)] for n in range(len(tree))]
-    except (OSError, ValueError, KeyError) as e:
-        raise RunError(f"{shape / 'config.json'}: not the configuration of a tagger: {e}") from e
+    file = shape / "config.json"
+    tree = read_json(file, _Labels)["id2label"]
+    found = [tree.get(str(n), "") for n in range(len(tree))]
+    if not found or not all(found):
+        raise RunError(f"{file}: id2label: not the labels of a tagger, numbered from 0 on")
+    return found
+
+
+def _folder(name: str) -> AbstractContextManager[None]:
+    """Open a folder with care; what is none is a name on the hub."""
+    return opening(Path(name)) if Path(name).is_dir() else nullcontext()
 
 
 def _absent(name: str, error: Exception) -> str:

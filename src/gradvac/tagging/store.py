@@ -2,34 +2,53 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NotRequired
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from gradvac.errors import RunError
+from gradvac.reading import read_json, regular
 from gradvac.translation.encoded import Sentences
+from gradvac.translation.store import open_sentences
+
+
+class _Index(TypedDict):
+    tasks: list[str]
+    tokenizer: str
+    sums: NotRequired[dict[str, str]]  # not in runs of earlier versions
 
 
 def save_sentences(folder: Path, corpus: Mapping[str, Sentences], fingerprint: str) -> None:
     """Write the sentences of each task as ``.npy`` files, and which tokenizer made them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, side in corpus.items():
-        np.save(folder / f"{name}.ids.npy", side.ids)
-        np.save(folder / f"{name}.offsets.npy", side.offsets)
-    index = {"tasks": list(corpus), "tokenizer": fingerprint}
+    sums = {}
+    for task, side in corpus.items():
+        for name, array in ((f"{task}.ids.npy", side.ids), (f"{task}.offsets.npy", side.offsets)):
+            np.save(folder / name, array)
+            sums[name] = _digest(folder / name)
+    index = {"tasks": list(corpus), "tokenizer": fingerprint, "sums": sums}
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
 def load_sentences(folder: Path, fingerprint: str) -> dict[str, Sentences]:
-    """Open what `save_sentences` wrote; RunError when another tokenizer made it."""
-    try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        if index["tokenizer"] != fingerprint:
-            other = index["tokenizer"]
-            raise RunError(f"{folder}: encoded by tokenizer {other}, the run has {fingerprint}")
-        part = lambda name, what: np.load(folder / f"{name}.{what}.npy", mmap_mode="r")
-        return {t: Sentences(part(t, "ids"), part(t, "offsets")) for t in index["tasks"]}
-    except (OSError, ValueError, KeyError) as e:
-        raise RunError(f"{folder}: cannot read the encoded text: {e}") from e
+    """Open what `save_sentences` wrote; RunError when damaged, or another tokenizer made it."""
+    index = read_json(folder / "index.json", _Index)
+    if (other := index["tokenizer"]) != fingerprint:
+        raise RunError(f"{folder}: encoded by tokenizer {other}, the run has {fingerprint}")
+    for name, wanted in index.get("sums", {}).items():
+        if (found := _digest(regular(folder / name))) != wanted:
+            raise RunError(
+                f"{folder / name}: damaged: its SHA-256 begins {found[:12]}, and index.json says "
+                f"{wanted[:12]}"
+            )
+    return {t: open_sentences(folder, t) for t in index["tasks"]}
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Small texts in memory: read, clean, split by direction, encode. Training text has a `Spool`."""
+"""Small texts in memory: read, split by direction, encode. Training text has a `Spool`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradvac.translation.cleaning import Account, CleaningRules, clean, text_key
+from gradvac.translation.cleaning import Account, text_key
 from gradvac.translation.encoded import EncodedTask, Sentences
 from gradvac.translation.languages import Direction
 from gradvac.translation.readers import Row, Source, read_rows
@@ -35,22 +35,21 @@ def read_corpus(sources: Sequence[Source], account: Account) -> list[Row]:
     return [row for source in sources for row in read_rows(source, account)]
 
 
-def bitext(
-    rows: Iterable[Row],
-    direction: Direction,
-    rules: CleaningRules,
-    account: Account,
-    exclude: frozenset[str] = frozenset(),
-    part: str = "train",
-) -> Bitext:
-    """The clean pairs of one direction; pairs with a side in ``exclude`` are dropped.
+def as_given(rows: Iterable[Row], direction: Direction) -> tuple[Bitext, list[str]]:
+    """The pairs of one direction as the rows have them, and where the rows are that have none.
 
-    ``account`` counts them under ``part`` and the direction's name.
+    Text to measure on is not cleaned: a copy, a repetition or a long sentence is to be translated
+    as it is.
     """
     source, target = direction.source, direction.target
-    name = f"{part} {direction.name}"
-    pairs = list(clean(rows, source, target, rules, account, exclude=exclude, corpus=name))
-    return Bitext(direction, [p.source for p in pairs], [p.target for p in pairs])
+    sources, targets, without = list[str](), list[str](), list[str]()
+    for row in rows:
+        if row.texts.get(source) and row.texts.get(target):
+            sources.append(row.texts[source])
+            targets.append(row.texts[target])
+        else:
+            without.append(row.where)
+    return Bitext(direction, sources, targets), without
 
 
 def held_out_keys(rows: Iterable[Row]) -> frozenset[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gradvac.errors import RunError
+from gradvac.translation.languages import language
 
 EXTRA = "pip install 'gradvac[langid]'"
 # Codes of ours that py3langid lists under another one.
@@ -71,7 +72,7 @@ class Identifier:
 
 
 def _label(code: str) -> str:
-    base = code.split("_", 1)[0]
+    base = language(code).base
     return _ALIASES.get(base, base)
 
 

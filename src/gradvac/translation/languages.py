@@ -1,4 +1,7 @@
-"""Languages by code: names, families, directions and resource levels.
+"""Languages by tag: names, families, scripts, tokenizers; directions and resource levels.
+
+`language` takes any tag, as a recipe, a file or FLORES spells it (`zh`, `zho_Hans`, `pt-BR`); all
+that is known of a language follows from it.
 
 Families are those of Wang et al. 2021, Table 4 (ten families of 25 languages), in the order of
 that table; German, French and Spanish share the branch "Western European" there. Languages the
@@ -11,6 +14,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from gradvac.errors import RecipeError
@@ -58,34 +62,109 @@ Constructed: eo Esperanto, ia Interlingua
 """
 
 
+# The other languages of FLORES-200, by the same families (NLLB Team et al. 2022, table 1): creoles
+# with the language most of their words come from.
+_FURTHER = """
+Western European: ast Asturian, fur Friulian, lij Ligurian, li Limburgish, lmo Lombard,\
+ sc Sardinian, scn Sicilian, vec Venetian, ht Haitian Creole, kea Kabuverdianu, pap Papiamento,\
+ tpi Tok Pisin
+West Slavic: szl Silesian
+Baltic: ltg Latgalian
+Indo-Iranian: awa Awadhi, bho Bhojpuri, hne Chhattisgarhi, ks Kashmiri, mag Magahi, mai Maithili,\
+ ckb Central Kurdish, pbt Southern Pashto, prs Dari
+Turkic: crh Crimean Tatar, azb South Azerbaijani
+Benue-Congo: bem Bemba, cjk Chokwe, kam Kamba, kmb Kimbundu, ki Kikuyu, kg Kongo, lua Luba-Kasai,\
+ rn Rundi, tum Tumbuka, umb Umbundu
+Kwa: ak Akan, tw Twi, ee Ewe, fon Fon
+Gur: kbp Kabiyè, mos Mossi
+Atlantic: ff Fula, fuv Nigerian Fulfulde, wo Wolof
+Mande: bm Bambara, dyu Dyula
+Ubangian: sg Sango
+Nilotic: din Dinka, luo Luo, nus Nuer
+Saharan: kr Kanuri
+Malayo-Polynesian: ace Acehnese, ban Balinese, bjn Banjar, bug Buginese, fj Fijian, ilo Ilocano,\
+ min Minangkabau, pag Pangasinan, war Waray
+Afro-Asiatic: acm Mesopotamian Arabic, acq Ta'izzi-Adeni Arabic, aeb Tunisian Arabic,\
+ ajp South Levantine Arabic, apc North Levantine Arabic, ars Najdi Arabic, ary Moroccan Arabic,\
+ arz Egyptian Arabic, taq Tamasheq, tzm Central Atlas Tamazight
+Sino-Tibetan: kac Jingpho, lus Mizo, mni Meitei
+Austroasiatic: sat Santali
+Kra-Dai: shn Shan
+Aymaran: ay Aymara
+Quechuan: qu Quechua, quy Ayacucho Quechua
+Tupian: gn Guarani
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Language:
-    """A language as the table knows it; `code` may carry a region or script (`pt_BR`)."""
+    """What is known of the language of a tag.
+
+    Attributes:
+        code: the tag as it was given.
+        name: in English, with region or script where they are said; the tag of an unknown one.
+        family: "other" for a language of neither table.
+        base: the code of the language alone, such as `zh` of `zho_Hans`.
+        script: what it is written in, by ISO 15924: as the tag says or as is usual (CLDR's likely
+            subtags); empty where nobody knows.
+        region: empty unless the tag names another one than that of the bare language.
+    """
 
     code: str
     name: str
     family: str
+    base: str = ""
+    script: str = ""
+    region: str = ""
+
+    @property
+    def tokenizer(self) -> str:
+        """Sacrebleu's name of the tokenizer for BLEU in it; "13a" for most."""
+        return _TOKENIZERS.get(self.script, "13a")
 
 
-def _parse_table() -> dict[str, Language]:
+def _parse_table(table: str) -> dict[str, Language]:
     languages: dict[str, Language] = {}
-    for line in _TABLE.strip().splitlines():
+    for line in table.strip().splitlines():
         family, members = line.split(": ")
         for member in members.split(", "):
             code, name = member.split(" ", 1)
-            languages[code] = Language(code, name, family)
+            languages[code] = Language(code, name, family, code)
     return languages
 
 
-LANGUAGES: Mapping[str, Language] = _parse_table()
+LANGUAGES: Mapping[str, Language] = _parse_table(_TABLE)
 """Code -> language, family by family in the order of the paper."""
 
-_RANK = {code: rank for rank, code in enumerate(LANGUAGES)}
-_CODE = re.compile(r"[A-Za-z0-9_]+")
+_ALL = LANGUAGES | _parse_table(_FURTHER)
+_FAMILIES = list(dict.fromkeys(known.family for known in _ALL.values()))
+_RANK = {
+    code: rank
+    for rank, code in enumerate(sorted(_ALL, key=lambda c: _FAMILIES.index(_ALL[c].family)))
+}
+
+# Chinese as sacreBLEU does by itself. For Japanese and Korean it wants MeCab, which is a heavy
+# dependency: characters there, and for the scripts that put no spaces between words (those of line
+# breaking class SA, and Tibetan: UAX #14), where 13a would take whole sentences for words. The
+# signature of every score says which it was.
+_TOKENIZERS = {
+    script: name
+    for name, scripts in {
+        "zh": "Hans Hant Hani Bopo",
+        "char": "Jpan Hira Kana Hrkt Kore Hang Thai Laoo Khmr Mymr Tibt Lana Tale Talu Tavt Ahom",
+    }.items()
+    for script in scripts.split()
+}
+_WHOLE = {"Hang": "Kore"}  # FLORES says Hangul, CLDR that Korean has Chinese characters too
+# CLDR takes `pt` for Brazil's Portuguese; corpora (TED, Debian) have `pt_BR` beside it.
+_HOME = {"pt": "PT"}
+LONGEST_CODE = 35
+"""Characters: what RFC 5646, section 4.4.1, asks of a field for language tags."""
+_CODE = re.compile(rf"[A-Za-z0-9_]{{1,{LONGEST_CODE}}}")
 
 
 def is_code(text: str) -> bool:
-    """Whether `text` may name a language: ASCII letters, digits and underscores."""
+    """Whether `text` may name a language: up to 35 ASCII letters, digits and underscores."""
     return _CODE.fullmatch(text) is not None
 
 
@@ -94,23 +173,71 @@ def is_known(code: str) -> bool:
     return _base(code) in LANGUAGES
 
 
+@lru_cache(maxsize=4096)
 def language(code: str) -> Language:
-    """Name and family of `code`; a code that is not in the table names itself, family "other"."""
-    known = LANGUAGES.get(_base(code))
+    """All that is known of the language of a tag, however it is spelled."""
+    tag = code.replace("_", "-")
+    base, script, region = _parsed(tag)
+    known = _ALL.get(base)
     if known is None:
-        return Language(code, code, "other")
-    name = known.name if code == known.code else f"{known.name} ({code[len(known.code) + 1 :]})"
-    return Language(code, name, known.family)
+        return Language(code, code, "other", base, script, region)
+    said = tag.split("-")[1:]
+    if tag.split("-")[0] != base:  # FLORES names the script of every language
+        said = [part for part in said if part != _parsed(base)[1]]
+    name = f"{known.name} ({'_'.join(said)})" if said else known.name
+    return Language(code, name, known.family, base, script, region)
+
+
+def _parsed(tag: str) -> tuple[str, str, str]:
+    """Language, script and region of a tag with hyphens; the tag alone if it is none."""
+    import langcodes  # a quarter of a second, which `gradvac --help` does not have
+    from langcodes.data_dicts import LIKELY_SUBTAGS
+    from langcodes.tag_parser import LanguageTagError
+
+    first = tag.split("-")[0]
+    try:
+        # As it stands where a table has it: `tl` is not to become `fil`.
+        found = langcodes.Language.get(tag, normalize=first not in _ALL)
+        base = found.language or first
+        if base not in _ALL:  # `lvs` is the Latvian that everybody calls `lv`
+            wide = langcodes.Language.get(langcodes.standardize_tag(base, macro=True)).language
+            base = wide if wide in _ALL else base
+        whole = langcodes.Language.make(base, script=found.script, territory=found.territory)
+        known = base in LIKELY_SUBTAGS  # else CLDR takes anything for English
+        script = (found.script or (whole.maximize().script if known else None)) or ""
+        bare = langcodes.Language.make(base, script=script).maximize()
+    except LanguageTagError:
+        return first if first in _ALL else tag, "", ""
+    home = _HOME.get(base, bare.territory)
+    # Territories whose usual script is another one, as in zh_TW, are said by the script.
+    implied = not found.script and script != langcodes.Language.make(base).maximize().script
+    region = "" if implied or found.territory in (None, home) else str(found.territory)
+    return base, script, region
+
+
+def same_language(code: str, other: str) -> bool:
+    """Whether two tags are spellings of one language in one script, of one region."""
+    if code == other:
+        return True
+    mine, theirs = (
+        (x.base, _WHOLE.get(x.script, x.script), x.region) for x in map(language, (code, other))
+    )
+    return mine == theirs and bool(mine[1])
+
+
+def is_english(code: str) -> bool:
+    """Whether a tag is of English, whatever its region."""
+    return language(code).base == "en"
 
 
 def family(code: str) -> str:
-    """The language family of `code`, "other" for a code that is not in the table."""
+    """The language family of a tag, "other" for a language that is in neither table."""
     return language(code).family
 
 
 def family_order(codes: Iterable[str]) -> list[str]:
     """Codes sorted as in the paper's heat maps: family by family, unknown ones last by code."""
-    return sorted(codes, key=lambda code: (_RANK.get(_base(code), len(_RANK)), code))
+    return sorted(codes, key=lambda code: (_RANK.get(language(code).base, len(_RANK)), code))
 
 
 def nearest_code(code: str) -> str:
@@ -139,8 +266,8 @@ class Direction:
         for code in (self.source, self.target):
             if not is_code(code):
                 raise RecipeError(
-                    f"{code!r} is not a language code: "
-                    "letters, digits and underscores are allowed, as in 'fr' or 'pt_BR'"
+                    f"{code[:60]!r} is not a language code: up to {LONGEST_CODE} letters, digits "
+                    "and underscores are allowed, as in 'fr' or 'pt_BR'"
                 )
         if self.source == self.target:
             raise RecipeError(f"{self.name!r} translates a language into itself")

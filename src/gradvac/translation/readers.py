@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from gradvac.translation.alignment import watched
 from gradvac.translation.blocks import Block, Row, row_of
 from gradvac.translation.catalogues import Message, mo_messages, po_messages
 from gradvac.translation.escapes import noted, unescaped
-from gradvac.translation.languages import is_code, is_known, nearest_code
+from gradvac.translation.languages import is_code, is_known, language, nearest_code, same_language
 from gradvac.translation.quoted import quoted_rows, records
 from gradvac.translation.tables import aligned_files, table, tables
 from gradvac.translation.textfiles import (
@@ -265,9 +265,8 @@ def _header(source: Source, found: list[str] | None, where: str) -> tuple[str, .
         return None
     cells = tuple(cell.strip().replace("-", "_") for cell in found)
     wanted = source.languages or ()
-    unknown = [
-        cell for cell in cells if cell not in wanted and not (is_code(cell) and is_known(cell))
-    ]
+    cells = tuple(_spelled(cell, cells, wanted) for cell in cells)
+    unknown = [cell for cell in cells if cell not in wanted and not _is_language(cell, wanted)]
     if wanted and unknown:
         return None
     if unknown:
@@ -287,6 +286,24 @@ def _header(source: Source, found: list[str] | None, where: str) -> tuple[str, .
             f"separated by {'tabs' if source.format == 'tsv' else 'commas'}"
         )
     return cells
+
+
+def _is_language(cell: str, wanted: Sequence[str]) -> bool:
+    """Whether a cell names a language; a word of three letters may be text, if it need not."""
+    found = language(cell)
+    return is_code(cell) and (
+        is_known(cell)
+        or ("_" in cell and found.script != "")
+        or (not wanted and found.family != "other")
+    )
+
+
+def _spelled(cell: str, cells: Sequence[str], wanted: Sequence[str]) -> str:
+    """A cell of the header as `languages` spell it: `eng_Latn` is the `en` that is wanted."""
+    if cell in wanted or not _is_language(cell, wanted):
+        return cell
+    same = (c for c in wanted if c not in cells and same_language(c, cell))
+    return next(same, cell)
 
 
 def _text(source: Source) -> Iterator[Row | Fault | Block]:

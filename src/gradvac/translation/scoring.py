@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import unicodedata
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from sacrebleu.metrics.chrf import CHRF
 
 from gradvac.translation.identify import OffTarget
-from gradvac.translation.languages import Direction, family
+from gradvac.translation.languages import Direction, family, is_english
 from gradvac.translation.tokenizers import bleu_metric, tokenizer
 
 Side = Literal["all", "en-any", "any-en", "other", "zero-shot"]
@@ -34,7 +35,8 @@ class Score:
 def score(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = "13a") -> Score:
     """Score translations against one reference each: BLEU, and chrF++ (chrF with word bigrams).
 
-    ``tokenize`` is the tokenizer for BLEU, see `bleu_metric`. Raises ValueError when there is
+    ``tokenize`` is the tokenizer for BLEU, see `bleu_metric`. Both sides are compared in Unicode
+    NFC: the same characters written in another way are no error. Raises ValueError when there is
     nothing to score or the lengths differ.
     """
     if len(hypotheses) != len(references) or not references:
@@ -43,6 +45,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = 
             "needed are equally many, and at least one"
         )
     bleu, chrf = bleu_metric(tokenize), CHRF(word_order=2)
+    hypotheses, references = canonical(hypotheses), canonical(references)
     return Score(
         bleu.corpus_score(hypotheses, [references]).score,
         chrf.corpus_score(hypotheses, [references]).score,
@@ -50,6 +53,11 @@ def score(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = 
         str(chrf.get_signature()),
         len(references),
     )
+
+
+def canonical(texts: Sequence[str]) -> list[str]:
+    """The texts in Unicode NFC, which changes how characters are written but not which they are."""
+    return [unicodedata.normalize("NFC", text) for text in texts]
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,20 @@ class Average:
 
 
 @dataclass(frozen=True)
+class Remark:
+    """What has to be known of a score: ``count`` sentences of ``of`` (a direction or file).
+
+    ``scored`` says whether they were scored all the same; ``first`` is where the first ones are.
+    """
+
+    of: str
+    what: str
+    count: int
+    scored: bool
+    first: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class DirectionScores:
     """The scores of every direction; ``levels`` gives the resource level of those that have one.
 
@@ -80,6 +102,19 @@ class DirectionScores:
     levels: dict[str, str]
     zero_shot: AbstractSet[str] = frozenset()
     off_target: dict[str, OffTarget] = field(default_factory=dict)
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """The remarks in words, a line for each kind, those that were not scored first."""
+        kinds: dict[tuple[bool, str], list[Remark]] = {}
+        for remark in sorted(self.remarks, key=lambda r: r.scored):
+            kinds.setdefault((remark.scored, remark.what), []).append(remark)
+        return [
+            f"{'' if scored else 'not scored: '}{what}: "
+            + ", ".join(f"{r.of} {r.count:,}" for r in remarks)
+            for (scored, what), remarks in kinds.items()
+        ]
 
     @property
     def signatures(self) -> dict[str, str]:
@@ -166,7 +201,7 @@ class DirectionScores:
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON types: ``directions``, ``averages``, ``signatures``."""
+        """Return everything as JSON types; ``unscored`` are the remarks on what was left out."""
         return {
             "directions": {
                 name: {
@@ -184,6 +219,8 @@ class DirectionScores:
             },
             "averages": [asdict(average) for average in self.averages()],
             "signatures": self.signatures,
+            "unscored": [asdict(remark) for remark in self.remarks if not remark.scored],
+            "remarks": [asdict(remark) for remark in self.remarks if remark.scored],
         }
 
     def _identified(self, name: str) -> dict[str, float]:
@@ -198,9 +235,9 @@ def side(direction: str) -> Side:
     if "-" not in direction:
         return "other"
     parsed = Direction.parse(direction)
-    if _is_english(parsed.source):
+    if is_english(parsed.source):
         return "en-any"
-    return "any-en" if _is_english(parsed.target) else "other"
+    return "any-en" if is_english(parsed.target) else "other"
 
 
 def family_of(direction: str) -> str:
@@ -208,11 +245,7 @@ def family_of(direction: str) -> str:
     if "-" not in direction:
         return family(direction)
     parsed = Direction.parse(direction)
-    return family(parsed.source if _is_english(parsed.target) else parsed.target)
-
-
-def _is_english(code: str) -> bool:
-    return code.split("_", 1)[0] == "en"
+    return family(parsed.source if is_english(parsed.target) else parsed.target)
 
 
 def score_directions(

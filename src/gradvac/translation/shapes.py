@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import ClassVar, Literal, TypedDict
 
 
 @dataclass(frozen=True)
@@ -12,6 +12,8 @@ class TransformerConfig:
 
     Raises ValueError when a value is out of range or ``heads`` does not divide ``d_model``.
     """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for what reads it from a file
 
     vocabulary_size: int
     d_model: int

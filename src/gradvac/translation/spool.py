@@ -12,7 +12,7 @@ import numpy as np
 from gradvac.translation.account import EXAMPLES, Account
 from gradvac.translation.blocks import Block, Row
 from gradvac.translation.cleaning import REASONS, BlockJudge, CleaningRules, judge
-from gradvac.translation.languages import Direction
+from gradvac.translation.languages import Direction, same_language
 from gradvac.translation.repeats import Repeats
 
 ENGLISH = "en"
@@ -268,7 +268,9 @@ def directions(wanted: Wanted, languages: Sequence[str]) -> list[Direction]:
     """The directions of ``languages`` that a recipe asks for: into English first, by code."""
     if not isinstance(wanted, str):
         return [Direction.parse(name) for name in wanted]
-    others = sorted({*languages} - {ENGLISH})
-    into = [Direction(code, ENGLISH) for code in others]
-    out_of = [Direction(ENGLISH, code) for code in others]
+    named = (code for code in languages if same_language(code, ENGLISH))
+    english = ENGLISH if ENGLISH in languages else next(named, ENGLISH)
+    others = sorted({*languages} - {english})
+    into = [Direction(code, english) for code in others]
+    out_of = [Direction(english, code) for code in others]
     return {"to_en": into, "from_en": out_of, "both": into + out_of}[wanted]

@@ -20,11 +20,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, Self
 
 import numpy as np
+from pydantic import Field, PositiveInt
+from typing_extensions import TypedDict
 
 from gradvac.errors import RunError
+from gradvac.reading import read_json, regular
 from gradvac.translation.encoded import EncodedTask, Sentences, Side, spans
 
 FORMAT = 2
@@ -40,9 +43,18 @@ _CHECKED = 2**30
 class TaskIndex:
     """Counts of one direction: pairs, and tokens of either side."""
 
-    pairs: int
-    source_tokens: int
-    target_tokens: int
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    pairs: Annotated[int, Field(ge=0)]
+    source_tokens: Annotated[int, Field(ge=0)]
+    target_tokens: Annotated[int, Field(ge=0)]
+
+
+class _Index(TypedDict):
+    dtype: Literal["<u2", "<i4"]
+    shard_pairs: PositiveInt
+    tasks: dict[str, TaskIndex]
+    sums: NotRequired[dict[str, list[tuple[str, str]]]]
 
 
 class Writer:
@@ -209,14 +221,11 @@ class Store:
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
-        index = read_index(folder, fingerprint)
-        try:
-            self.folder, self.dtype = folder, np.dtype(index["dtype"])
-            self.shard_pairs = int(index["shard_pairs"])
-            self.tasks = {name: TaskIndex(**counts) for name, counts in index["tasks"].items()}
-            self._unchecked = self._sums(index) if self._bytes() <= _CHECKED else {}
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
-            raise RunError(f"{folder / 'index.json'}: not an index of encoded text: {e}") from e
+        read_index(folder, fingerprint)
+        index = read_json(folder / "index.json", _Index)
+        self.folder, self.dtype = folder, np.dtype(index["dtype"])
+        self.shard_pairs, self.tasks = index["shard_pairs"], index["tasks"]
+        self._unchecked = self._sums(index) if self._bytes() <= _CHECKED else {}
         self.shard = lru_cache(maxsize=_OPEN_SHARDS)(self._map)
 
     def _bytes(self) -> int:
@@ -224,7 +233,7 @@ class Store:
         return tokens * self.dtype.itemsize + 16 * sum(t.pairs for t in self.tasks.values())
 
     @staticmethod
-    def _sums(index: dict[str, Any]) -> dict[tuple[str, int], list[str]]:
+    def _sums(index: _Index) -> dict[tuple[str, int], tuple[str, str]]:
         """The sums of every shard; none in a corpus of an earlier version."""
         found = index.get("sums", {})
         return {(task, n): pair for task, own in found.items() for n, pair in enumerate(own)}
@@ -237,8 +246,8 @@ class Store:
         name = self.folder / task / f"{number:08}"
         pairs = min(self.tasks[task].pairs - number * self.shard_pairs, self.shard_pairs)
         try:
-            offsets = np.memmap(name.with_suffix(".offsets"), "<i8", "r")
-            ids = np.memmap(name.with_suffix(".ids"), self.dtype, "r")
+            offsets = np.memmap(regular(name.with_suffix(".offsets")), "<i8", "r")
+            ids = np.memmap(regular(name.with_suffix(".ids")), self.dtype, "r")
         except (OSError, ValueError) as e:
             raise RunError(f"{name}: a shard of the encoded corpus cannot be opened: {e}") from e
         if len(offsets) != 2 * pairs + 1 or len(ids) != offsets[-1]:
@@ -258,11 +267,11 @@ class Store:
 
 def read_index(folder: Path, fingerprint: str) -> dict[str, Any]:
     """The index of an encoded corpus, its vocabulary compared; RunError as for `Store`."""
-    try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        found, version = index["vocabulary"], index.get("format", 1)
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
-        raise RunError(f"{folder}: cannot read the encoded corpus: {e}") from e
+    file = folder / "index.json"
+    index = read_json(file)
+    found, version = index.get("vocabulary"), index.get("format", 1)
+    if not isinstance(found, str) or type(version) is not int:
+        raise RunError(f"{file}: not an index of encoded text: no vocabulary, or no format")
     if found != fingerprint:
         raise RunError(f"{folder}: encoded with vocabulary {found}, the run has {fingerprint}")
     if version > FORMAT:
@@ -277,9 +286,30 @@ def open_encoded(folder: Path, fingerprint: str) -> Mapping[str, EncodedTask]:
     index = read_index(folder, fingerprint)
     if index.get("format", 1) == FORMAT:
         return Store(folder, fingerprint).encoded()
-    try:
-        part = lambda name: np.load(folder / name, mmap_mode="r")
-        side = lambda name: Sentences(part(f"{name}.ids.npy"), part(f"{name}.offsets.npy"))
-        return {n: EncodedTask(side(f"{n}.source"), side(f"{n}.target")) for n in index["tasks"]}
-    except (OSError, ValueError) as e:
-        raise RunError(f"{folder}: cannot read the encoded corpus: {e}") from e
+    tasks = index.get("tasks")
+    if not isinstance(tasks, list) or not all(isinstance(name, str) for name in tasks):
+        raise RunError(f"{folder / 'index.json'}: not an index of encoded text: no list of tasks")
+    side = lambda name: open_sentences(folder, name)
+    return {n: EncodedTask(side(f"{n}.source"), side(f"{n}.target")) for n in tasks}
+
+
+def open_sentences(folder: Path, name: str) -> Sentences:
+    """Sentences in two ``.npy`` files, memory-mapped; RunError when one is damaged."""
+    parts = []
+    for what in ("ids", "offsets"):
+        file = regular(folder / f"{name}.{what}.npy")
+        try:
+            parts.append(np.load(file, mmap_mode="r"))
+        except (OSError, ValueError, EOFError) as e:
+            raise RunError(f"{file}: cannot be read: {e}") from e
+        if parts[-1].ndim != 1 or parts[-1].dtype.kind not in "iu":
+            raise RunError(f"{file}: holds {parts[-1].dtype} of {parts[-1].ndim} dimensions")
+    ids, offsets = parts
+    if (
+        not len(offsets)
+        or offsets[0] != 0
+        or offsets[-1] != len(ids)
+        or (np.diff(offsets) < 0).any()
+    ):
+        raise RunError(f"{folder / name}.offsets.npy: does not fit its {len(ids):,} ids")
+    return Sentences(ids, offsets)

@@ -15,7 +15,8 @@ from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from gradvac.errors import CorpusError
+from gradvac.errors import CorpusError, RunError
+from gradvac.reading import regular
 
 LINE_LIMIT = 100_000
 """Longest line in bytes. Chosen here: some 15,000 words, far above any sentence or paragraph."""
@@ -171,6 +172,10 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         raise CorpusError(f"{path}: no such file{_nearest_file(path)}")
     if path.is_dir():
         raise CorpusError(f"{path}: is a directory, not a file")
+    try:
+        regular(path)
+    except RunError as e:
+        raise CorpusError(str(e)) from e
     with path.open("rb") as raw:
         start = raw.peek(_MAGIC_BYTES)
         found = [suffix for suffix, magic in _MAGIC.items() if magic.match(start)]

@@ -12,7 +12,9 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers import tokenizer_spm
 from sacrebleu.tokenizers.tokenizer_base import BaseTokenizer
 
-from gradvac.errors import RecipeError
+from gradvac.errors import RecipeError, RunError
+from gradvac.reading import read_bytes
+from gradvac.translation.languages import language
 
 FILE = "spm:"
 VOCABULARY = "spm:vocabulary"
@@ -21,17 +23,10 @@ VOCABULARY = "spm:vocabulary"
 OFFLINE = ("13a", "intl", "char", "zh", "none", "ja-mecab", "ko-mecab")
 DOWNLOADED = ("flores200", "flores101", "spBLEU-1K")
 
-# Chinese as sacreBLEU does by itself. For Japanese and Korean it wants MeCab, which is a heavy
-# dependency: characters there, and for the scripts that put no spaces between words, where 13a
-# would take whole sentences for words. The signature of every score says which it was.
-_OF_LANGUAGE = {"zh": "zh", "yue": "zh"} | dict.fromkeys(
-    ("ja", "ko", "th", "lo", "km", "my", "bo", "dz"), "char"
-)
 
-
-def tokenizer(language: str) -> str:
-    """Return sacreBLEU's name of the tokenizer for BLEU in this language; "13a" for most."""
-    return _OF_LANGUAGE.get(language.split("_", 1)[0], "13a")
+def tokenizer(code: str) -> str:
+    """Return sacreBLEU's name of the tokenizer for BLEU in the language of a tag."""
+    return language(code).tokenizer
 
 
 def check_tokenizer(name: str) -> str:
@@ -79,10 +74,10 @@ class _Pieces(BaseTokenizer):
 
     def __init__(self, path: Path) -> None:
         try:
-            model = path.read_bytes()
+            model = read_bytes(path)
             self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except OSError as e:
-            raise RecipeError(f"BLEU tokenizer {FILE}{path}: cannot read it: {e.strerror}") from e
+        except RunError as e:
+            raise RecipeError(f"BLEU tokenizer {FILE}{e}") from e
         except RuntimeError as e:
             raise RecipeError(f"BLEU tokenizer {FILE}{path}: not a SentencePiece model") from e
         self.name = f"spm-{hashlib.sha256(model).hexdigest()[:8]}"

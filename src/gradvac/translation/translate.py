@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
@@ -16,6 +16,10 @@ from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+MAX_SOURCE = 2048
+"""Tokens of the longest source that scoring translates whole: about a page. Chosen here, because
+attention to it takes gigabytes."""
 
 
 class Searcher(Protocol):
@@ -47,6 +51,8 @@ class Translator:
             warning. Chosen far above a sentence: memory grows with its square.
         every: translate only each so many-th batch, for others who translate the rest.
         first: the first batch to translate, below ``every``.
+
+    ``cut`` has the numbers of the sentences that the last call cut.
     """
 
     model: Transformer | Searcher
@@ -57,6 +63,7 @@ class Translator:
     max_source: int = 512
     every: int = 1
     first: int = 0
+    cut: list[int] = field(default_factory=list, init=False)
 
     def translate(self, sentences: Sequence[str], targets: Sequence[str]) -> list[str]:
         """Translate each sentence into the language code beside it; order is kept.
@@ -68,6 +75,7 @@ class Translator:
             ValueError: there are not as many languages as sentences.
             RunError: the vocabulary has no tag for a language, or the model has diverged.
         """
+        self.cut = []
         sources = {
             i: self._encode(sentence, target, i)
             for i, (sentence, target) in enumerate(zip(sentences, targets, strict=True))
@@ -103,6 +111,7 @@ class Translator:
         ids = self.vocabulary.encode_source(sentence, target)
         if len(ids) <= self.max_source:
             return ids
+        self.cut.append(index)
         logger.warning(
             "sentence %d has %d tokens and is cut to max_source = %d",
             index + 1, len(ids), self.max_source,

@@ -3,6 +3,9 @@
 Trained on temperature-sampled text (Wang et al. 2021, section 2.1 and appendix B: 64k pieces, a
 ``<2xx>`` tag before the source names the target language). Byte fallback leaves no character
 unknown. Tags are control symbols: they have ids of their own, and no text can spell one.
+
+What goes in comes out, unless the model has a rule that rewrites text, such as SentencePiece's own
+default (``nmt_nfkc``: an ellipsis becomes three dots, full-width punctuation becomes ASCII).
 """
 
 from __future__ import annotations
@@ -12,13 +15,26 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import sentencepiece as spm
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.reading import read_bytes
+from gradvac.translation.blocks import normalise
+from gradvac.translation.piece_model import rule_name, with_rule_name
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
+
+Normalization = Literal["nfc", "identity", "nmt_nfkc"]
+"""How text is rewritten before it is cut: into the normal form of clean text, which is the same
+characters and words (`normalise`); not at all; or by SentencePiece's own rule, which changes
+characters."""
+_EXACT = ("nfc", "identity")
+# SentencePiece writes a space as U+2581, and cannot tell the two apart. U+FDD0 is no character:
+# Unicode keeps it for use within programs (23.7), so that no text has it.
+_BLOCK, _STAND_IN = "\u2581", "\ufdd0"
 
 
 def tag(language: str) -> str:
@@ -49,6 +65,7 @@ class Vocabulary:
             if pieces.is_control(i) and pieces.id_to_piece(i).startswith("<2")
         }
         object.__setattr__(self, "_pieces", pieces)
+        object.__setattr__(self, "_rule", rule_name(self.model))
         object.__setattr__(self, "_tags", tags)
 
     pad, unk, bos, eos = PAD, UNK, BOS, EOS
@@ -57,6 +74,11 @@ class Vocabulary:
     def pieces(self) -> spm.SentencePieceProcessor:
         """The SentencePiece processor itself."""
         return self._pieces  # type: ignore[attr-defined]
+
+    @property
+    def normalization(self) -> str:
+        """How text is rewritten: one of `Normalization`, or the name of a rule of another maker."""
+        return self._rule  # type: ignore[attr-defined]
 
     @property
     def languages(self) -> tuple[str, ...]:
@@ -86,28 +108,31 @@ class Vocabulary:
 
     def encode_source(self, text: str, target_language: str) -> list[int]:
         """``<2target> pieces eos``."""
-        return [self.tag_id(target_language), *self.pieces.encode(text), EOS]
+        return self.encode_sources([text], target_language)[0]
 
     def encode_sources(self, texts: Sequence[str], target_language: str) -> list[list[int]]:
         """`encode_source` for many texts at once."""
         first = self.tag_id(target_language)
-        return [[first, *ids, EOS] for ids in self.pieces.encode(list(texts))]
+        return [[first, *ids, EOS] for ids in self._encode(texts)]
 
     def encode_targets(self, texts: Sequence[str]) -> list[list[int]]:
         """``pieces eos`` for each text."""
-        return [[*ids, EOS] for ids in self.pieces.encode(list(texts))]
+        return [[*ids, EOS] for ids in self._encode(texts)]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.pieces.encode([_written(text, self.normalization) for text in texts])
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``; special symbols vanish."""
-        return self.pieces.decode([int(i) for i in ids if i > EOS])
+        text = self.pieces.decode([int(i) for i in ids if i > EOS])
+        return text.replace(_STAND_IN, _BLOCK) if self.normalization in _EXACT else text
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
         """Read ``vocabulary.model``."""
+        model = read_bytes(path)
         try:
-            return cls(path.read_bytes())
-        except OSError as e:
-            raise RunError(f"{path}: cannot read the vocabulary: {e.strerror}") from e
+            return cls(model)
         except RunError as e:
             raise RunError(f"{path}: {e}") from e
 
@@ -115,6 +140,13 @@ class Vocabulary:
         """Write ``vocabulary.model``; another folder that holds the same file, linked, keeps it."""
         path.unlink(missing_ok=True)
         path.write_bytes(self.model)
+
+
+def _written(text: str, normalization: str) -> str:
+    """A text as SentencePiece is to see it."""
+    if normalization == "nfc":
+        text = normalise(text)
+    return text.replace(_BLOCK, _STAND_IN) if normalization in _EXACT else text
 
 
 class TextSample:
@@ -200,6 +232,7 @@ def train_vocabulary(
     byte_fallback: bool = True,
     character_coverage: float = 0.9995,
     symbols: Iterable[str] = (),
+    normalization: Normalization = "nfc",
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
 ) -> Vocabulary:
@@ -209,13 +242,20 @@ def train_vocabulary(
     applied to that.
 
     ``size`` counts every piece, tags and bytes included. ``symbols`` are kept whole wherever they
-    occur in text. Raises RecipeError when SentencePiece cannot reach ``size`` on this text.
+    occur in text. ``normalization`` is how text is rewritten, here and whenever it is
+    encoded. Raises RecipeError when SentencePiece cannot reach ``size`` on this text.
     """
+    if normalization not in get_args(Normalization):
+        known = ", ".join(get_args(Normalization))
+        raise RecipeError(f"normalization: found {normalization!r}, must be {known}")
     model = io.BytesIO()
     total = min(sample, sum(len(t) for t in texts.values()))
+    drawn = temperature_sample(texts, temperature, total, seed, sizes)
     try:
         spm.SentencePieceTrainer.train(
-            sentence_iterator=temperature_sample(texts, temperature, total, seed, sizes),
+            sentence_iterator=(_written(text, normalization) for text in drawn),
+            normalization_rule_name="identity" if normalization in _EXACT else normalization,
+            remove_extra_whitespaces=normalization != "identity",
             model_writer=model,
             vocab_size=size,
             model_type="unigram",
@@ -236,4 +276,4 @@ def train_vocabulary(
         raise RecipeError(
             f"vocabulary.size: {size} cannot be trained on this text: {reason}"
         ) from e
-    return Vocabulary(model.getvalue())
+    return Vocabulary(with_rule_name(model.getvalue(), normalization))

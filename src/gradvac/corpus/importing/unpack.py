@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from gradvac.errors import CorpusError
+from gradvac.errors import CorpusError, RunError
+from gradvac.reading import regular
 from gradvac.translation.textfiles import BROKEN, open_bytes
 
 # What zipfile and tarfile were seen to raise of damaged archives, encrypted or odd ones included:
@@ -73,6 +74,10 @@ def _named(archive: Path) -> Iterator[list[str]]:
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     if not archive.exists():
         raise CorpusError(f"{archive}: no such file")
+    try:
+        regular(archive)
+    except RunError as e:
+        raise CorpusError(str(e)) from e
     if archive.suffix == ".zip":
         with zipfile.ZipFile(archive) as zipped:
             for info in zipped.infolist():

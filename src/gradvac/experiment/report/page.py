@@ -18,6 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from gradvac.errors import RunError
 from gradvac.experiment.files import write_text
 from gradvac.experiment.report.geometry import (
     conflicts_section,
@@ -92,6 +93,8 @@ def write_report(
         hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise RunError(f"--out {out}: is a folder; name a file for the page, such as report.html")
     write_text(out, page)  # whole: a browser may be reading the old one
     return out
 

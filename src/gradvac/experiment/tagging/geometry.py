@@ -33,6 +33,7 @@ from gradvac.experiment.tagging.prepare import SHAPE, PreparedTagging, open_tagg
 from gradvac.geometry.measure import HOLD, Losses
 from gradvac.tagging.encoder import empty_tagger, label_losses, open_tokenizer
 from gradvac.tagging.encoding import counted_by_sentence, token_batch
+from gradvac.terminal import Terminal
 from gradvac.translation.batches import in_order
 from gradvac.translation.encoded import Side
 
@@ -72,7 +73,7 @@ def measure_tagging(
         smoothing=smoothing,
         curvature_strings=curvature_strings,
         hold=hold,
-        console=console or Console(highlight=False),
+        console=console or Terminal(),
         ranks=ranks,
     )
 

@@ -10,17 +10,20 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.contents import TaggedSentence
 from gradvac.experiment.files import replacing, share, write_json
 from gradvac.experiment.prepare import TaskInfo, task_infos
 from gradvac.experiment.recipe import any_recipe
 from gradvac.experiment.resuming import build_once, finish, resume
+from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.tagging.recipe import FineTuningSection, LanguageSection, TaggingRecipe
+from gradvac.reading import read_lines
 from gradvac.tagging.encoder import (
     check_encoder,
     fingerprint,
@@ -179,13 +182,12 @@ def test_sentences(folder: Path) -> dict[str, list[tuple[list[str], list[str]]]]
     """Words and tags of the test sentences a run keeps, by language."""
     found: dict[str, list[tuple[list[str], list[str]]]] = {}
     file = folder / "data" / "test.jsonl"
-    try:
-        with file.open(encoding="utf-8", newline="\n") as lines:
-            for text in lines:
-                line = json.loads(text)
-                found.setdefault(line["task"], []).append((line["words"], line["tags"]))
-    except (OSError, ValueError, KeyError) as e:
-        raise RunError(f"{file}: not the test set of a run: {e}") from e
+    with suppress(FileNotFoundError):  # a run of an earlier version has no sums
+        check_sums(folder / "data", ["test.jsonl"])
+    for number, line in enumerate(read_lines(file, TaggedSentence), 1):
+        if len(line["words"]) != len(line["tags"]):
+            raise RunError(f"{file}:{number}: as many tags as words are needed")
+        found.setdefault(line["task"], []).append((line["words"], line["tags"]))
     return found
 
 
@@ -227,6 +229,7 @@ def _write_text(
                     line = {"task": code, "words": s.words, "tags": s.tags}
                     out.write(json.dumps(line, ensure_ascii=False) + "\n")
         write_json(new / "account.json", account.to_dict())
+        write_sums(new, ["test.jsonl"])
     levels = resource_levels(sizes, data.levels)
     return {code: asdict(TaskInfo(n, levels[code], family(code))) for code, n in sizes.items()}
 

@@ -15,12 +15,15 @@ from gradvac.experiment.sections import (
     BaseRecipe,
     BatchSection,
     Count,
+    Languages,
     Positive,
     SamplingSection,
     Section,
     Share,
     SourceSection,
     TrainingSection,
+    Unbounded,
+    check_names,
 )
 from gradvac.tagging.labels import UPOS, iob2
 from gradvac.tagging.readers import FORMATS
@@ -91,6 +94,11 @@ class TaggingDataSection(Section):
     max_tokens: Annotated[int, Field(ge=3)] = 128
     on_problem: Literal["drop", "fail"] = "fail"
     levels: tuple[Count, Count] | None = None
+
+    @field_validator("languages")
+    @classmethod
+    def _languages_are_codes(cls, found: Any) -> Any:
+        return check_names(found)
 
     @property
     def test(self) -> list[FileSection]:
@@ -216,11 +224,16 @@ class EncoderDataSection(Section):
     valid: list[SourceSection] = Field(default=[])
     tagged: dict[str, LanguageSection] = Field(default={})
     folder: str | None = None
-    languages: list[str] | None = None
+    languages: Languages | None = None
     max_sentences: Count | None = None
     max_held_out: Count | None = None
     max_tokens: Annotated[int, Field(ge=3)] = 128
     test: list[str] = Field(default=[], max_length=0)  # nothing is scored: a sweep asks
+
+    @field_validator("languages", "tagged")
+    @classmethod
+    def _languages_are_codes(cls, found: Any) -> Any:
+        return check_names(found)
 
     @model_validator(mode="after")
     def _some_text(self) -> EncoderDataSection:
@@ -233,7 +246,7 @@ class WordPieceSection(Section):
     """The vocabulary of an encoder: WordPiece, trained on text drawn by temperature."""
 
     size: Annotated[int, Field(ge=100)] = 8000
-    temperature: Positive = 5.0
+    temperature: Unbounded = 5.0
     sample: Count = 200_000
 
 
@@ -261,7 +274,7 @@ class PretrainingSection(TrainingSection):
     warmup: Count = 200
     schedule: Literal["inverse_sqrt", "linear"] = "linear"
     betas: tuple[Share, Share] = (0.9, 0.999)
-    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.01
     label_smoothing: Share = 0.0
     keep: Count = 1
 

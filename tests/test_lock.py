@@ -1,0 +1,71 @@
+"""`make` installs what is locked and nothing else, each file by its SHA-256."""
+
+import re
+import tomllib
+from importlib.metadata import PackageNotFoundError, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)")
+
+
+def pins(name: str) -> dict[str, tuple[str, int]]:
+    """Name -> version, and how many hashes it has."""
+    text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    found = [(PIN.match(line), line) for line in text.splitlines() if not line.startswith("#")]
+    assert all(match for match, line in found if line), name
+    hashes = re.compile(r"--hash=sha256:[0-9a-f]{64}\b")
+    return {canonicalize_name(m[1]): (m[2], len(hashes.findall(line))) for m, line in found if m}
+
+
+@pytest.mark.parametrize("torch", ["requirements-cpu.txt", "requirements-cuda.txt"])
+def test_all_that_is_needed_is_locked(torch: str) -> None:
+    """From pyproject.toml through what the packages installed here say that they need."""
+    locked = pins("requirements.txt") | pins(torch)
+    assert all(count for _, count in locked.values())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    left = [Requirement(text) for text in [*project["dependencies"], *extras["dev"]]]
+    left += [Requirement(text) for text in extras["build"]]
+    seen: set[tuple[str, str]] = set()
+    while left:
+        one = left.pop()
+        name = canonicalize_name(one.name)
+        for extra in ("", *one.extras):
+            if (name, extra) in seen:
+                continue
+            seen.add((name, extra))
+            if name == "gradvac":
+                below = extras.get(extra, [])
+            else:
+                assert name in locked, f"{name} is not locked; run tools/lock.py"
+                assert one.specifier.contains(locked[name][0], prereleases=True), one
+                try:
+                    below = requires(name) or []
+                except PackageNotFoundError:  # setuptools, in an environment made otherwise
+                    below = []
+            told = [Requirement(text) for text in below]
+            left += [r for r in told if r.marker is None or r.marker.evaluate({"extra": extra})]
+    assert len(seen) > 100
+
+
+def test_the_commands_take_nothing_else() -> None:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    installs = re.findall(r"pip install.*", text)
+    assert installs and all("--no-deps" in line for line in installs)
+    assert sum("--require-hashes" in line for line in installs) == len(installs) - 1
+
+
+def test_the_versions_alone_are_those_that_are_locked() -> None:
+    locked = pins("requirements.txt") | pins("requirements-cuda.txt")
+    alone = pins("constraints.txt")
+    assert alone["torch"][0] == locked["torch"][0]
+    only_for_cuda = re.compile(r"cuda-|nvidia-|triton$")
+    wanted = {
+        name: version for name, (version, _) in locked.items() if not only_for_cuda.match(name)
+    }
+    assert {name: version for name, (version, _) in alone.items()} == wanted
