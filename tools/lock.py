@@ -1,5 +1,6 @@
-"""Write anew what pip may take for `make`: every file's SHA-256, in three lock files, and the versions
-alone for those who install without.
+"""Write anew what pip may take for `make`: every file's SHA-256, in three lock files.
+
+And the versions alone, in constraints.txt, for those who install without.
 
     pip install uv
     python tools/lock.py              # keeps the versions that are locked, as far as they fit
