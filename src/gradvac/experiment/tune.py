@@ -26,7 +26,13 @@ from rich.table import Table
 from gradvac.errors import GradvacError, RecipeError, RunError
 from gradvac.experiment.kinds import has_validation, prepare_run
 from gradvac.experiment.process import StopSignal
-from gradvac.experiment.recipe import dump_recipe, load_any, read_recipe_file
+from gradvac.experiment.recipe import (
+    Recipe,
+    chooses_normalization,
+    dump_recipe,
+    load_any,
+    read_recipe_file,
+)
 from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.sweep import LOG, last_line, start
 from gradvac.experiment.tagging.recipe import TaggingRecipe
@@ -221,9 +227,16 @@ def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> St
     tree = json.loads(
         json.dumps({"space": [vars(p) for p in parameters], "recipe": base.model_dump(mode="json")})
     )
-    if said.exists() and json.loads(said.read_text(encoding="utf-8")) != tree:
-        raise RunError(f"{folder}: holds a search of another space or recipe; choose --out")
-    said.write_text(json.dumps(tree, indent=1), encoding="utf-8")
+    if said.exists():
+        old = json.loads(said.read_text(encoding="utf-8"))
+        if isinstance(base, Recipe) and not chooses_normalization(base):
+            # A search from before the key goes on with the text it has (`prepare_sharing`).
+            for one in (old, tree):
+                one["recipe"]["vocabulary"].pop("normalization", None)
+        if old != tree:
+            raise RunError(f"{folder}: holds a search of another space or recipe; choose --out")
+    else:
+        said.write_text(json.dumps(tree, indent=1), encoding="utf-8")
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     return optuna.create_study(storage=storage, study_name="tune", load_if_exists=True)
 
