@@ -65,7 +65,7 @@ def test_flores_is_taken_from_where_sacrebleu_keeps_it(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match=r"spm:.*/none: cannot read it: No such file"):
+    with pytest.raises(RecipeError, match=r"spm:.*/none: cannot be read: No such file"):
         bleu_metric(f"spm:{tmp_path / 'none'}")
     (tmp_path / "text").write_text("words")
     with pytest.raises(RecipeError, match="text: not a SentencePiece model"):
