@@ -58,7 +58,7 @@ _Plain.add_constructor("tag:yaml.org,2002:int", _Plain.construct_yaml_int)
 def parse_yaml(text: str) -> Any:
     """Plain values of a YAML text; ValueError says what is wrong, with ``:LINE`` where known."""
     try:
-        tree = yaml.load(text, _Plain)
+        tree = _Plain(text).get_single_data()
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
