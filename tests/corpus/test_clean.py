@@ -10,6 +10,7 @@ import pytest
 
 from gradvac.corpus import clean as module
 from gradvac.corpus.clean import CleaningPlan, clean_folder
+from gradvac.corpus.filters import PairFilter
 from gradvac.errors import CorpusError
 from gradvac.translation.cleaning import CleaningRules
 
@@ -31,6 +32,7 @@ Der Arzt sagte, dass mein Bruder sich einige Tage ausruhen sollte.
 """.strip().splitlines()
 GOOD = list(zip(ENGLISH, GERMAN, strict=True))
 PLAN = CleaningPlan()
+COPY = "target repeats the source"
 
 
 def corpus(folder: Path, rows: list[tuple[str, str]], header: str = "en\tde") -> Path:
@@ -82,6 +84,20 @@ def test_what_each_filter_removes(tmp_path: Path) -> None:
     kept = (tmp_path / "out" / "train" / "en-de.tsv").read_text(encoding="utf-8")
     assert kept == "en\tde\n" + "".join(f"{a}\t{b}\n" for a, b in GOOD)
     assert report["kept"] == len(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "reason"),
+    [
+        ("Barack Obama and Angela Merkel", "Barack Obama und Angela Merkel", None),
+        ("Anna Berg, Peter Smith, Maria Garcia", "Anna Berg, Peter Smith, María Garcia", None),
+        ("Firefox, Thunderbird and LibreOffice", "Firefox, Thunderbird et LibreOffice", None),
+        ("Open the browser window", "Open the browser fenster", COPY),
+        ("OPEN THE BROWSER WINDOW", "OPEN THE BROWSER FENSTER", COPY),
+    ],
+)
+def test_names_are_no_sign_of_a_copy(source: str, target: str, reason: str | None) -> None:
+    assert PairFilter("en", "de", CleaningRules()).reason(source, target) == reason
 
 
 def test_pieces_and_processes_change_nothing(
