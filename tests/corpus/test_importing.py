@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from gradvac.corpus.importing.build import Options, import_corpus
 from gradvac.errors import CorpusError, RecipeError
+from gradvac.experiment.recipe import load_recipe
 from tests.corpus import published
 from tests.corpus.published import lines, sentence, write
 
@@ -69,8 +70,19 @@ def test_moses_from_a_zip_with_its_papers(tmp_path):
     assert f"{tmp_path / 'opus.zip'}/News.en-fr.en" in said and "moses, train: en, fr" in said
     assert "LICENSE: no parallel text recognised" in said
     tree = yaml.safe_load((tmp_path / "out" / "corpus.yaml").read_text())
-    assert tree == {"data": {"train": [{"path": str(tmp_path / "out" / "train" / "en-fr.tsv")}]}}
+    assert tree == {"data": {"train": [{"path": "train/en-fr.tsv"}]}}
     assert not (tmp_path / "out" / "work").exists()
+
+
+def test_the_data_of_a_recipe_are_found_wherever_the_folder_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(Path("out"), published.moses(tmp_path / "m", range(40)))
+    (tmp_path / "other").mkdir()
+    shutil.move("out", "other/moved")
+    monkeypatch.chdir("/")
+    recipe = load_recipe(tmp_path / "other" / "moved" / "corpus.yaml", ["name=x"])
+    (source,) = recipe.data.train
+    assert source.path == str(tmp_path / "other" / "moved" / "train" / "en-fr.tsv")
 
 
 def test_opus_100_in_a_tar(tmp_path):
