@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import lzma
+import random
 import re
 import shutil
 import sys
@@ -310,6 +311,47 @@ def test_swapped_languages_are_named(tmp_path, codes):
     refused(tmp_path, r"a\.en:1: the column 'en' .* swapped", tmp_path / "m", check=True)
     published.moses(tmp_path / "right", range(40), codes)
     run(tmp_path / "fine", tmp_path / "right", check=True)
+
+
+@pytest.mark.parametrize("code", ["fr", "ru"])
+def test_columns_that_are_swapped_in_every_other_row_are_named(tmp_path, code):
+    pytest.importorskip("py3langid")
+    rows = [(sentence("en", n), sentence(code, n)) for n in range(90)]
+    rows[1::2] = [(b, a) for a, b in rows[1::2]]
+    table = write(tmp_path / "a.tsv", f"en\t{code}\n" + "".join(f"{a}\t{b}\n" for a, b in rows))
+    told = {  # of Cyrillic and Latin letters together, the identifier says Russian
+        "fr": r"a\.tsv:3: 'en' is in 'fr' and 'fr' in 'en': they are swapped in 4\d of",
+        "ru": r"a\.tsv:2: the column 'en' is in 'ru'.* swapped",
+    }
+    refused(tmp_path, told[code], table, check=True)
+
+
+ARABIC = "ذهب الولد إلى المدرسة في الصباح مع أخيه الصغير وعاد في المساء إلى البيت الكبير".split()
+TIFINAGH = "ⵜⴰⵎⴰⵣⵉⵖⵜ ⵜⴳⴰ ⵜⵓⵜⵍⴰⵢⵜ ⵏ ⵉⵎⴰⵣⵉⵖⵏ ⴳ ⵜⴰⵎⴰⵣⵖⴰ ⴷ ⵜⵉⵏⵉⵔⵉ ⴰⵢⵜ ⵡⴰⵡⴰⵍ".split()
+
+
+def test_flores_in_the_scripts_of_its_tags(tmp_path):
+    for n, (tag, words) in enumerate({"ary_Arab": ARABIC, "taq_Tfng": TIFINAGH}.items()):
+        made = lambda k, words=words, n=n: " ".join(random.Random(k + n).sample(words, 8))
+        for part, first in (("dev", 0), ("devtest", 50)):
+            text = "".join(made(k) + "\n" for k in range(first, first + 20))
+            write(tmp_path / "f" / part / f"{tag}.{part}", text)
+    for part, first in (("dev", 0), ("devtest", 50)):
+        write(tmp_path / "f" / part / f"eng_Latn.{part}", lines("en", range(first, first + 20)))
+    manifest, _ = run(tmp_path / "out", tmp_path / "f", check=True)
+    both = {"ary": 20, "taq_Tfng": 20}
+    assert manifest["pairs"] == {"train": {}, "valid": both, "test": both}
+
+
+def test_both_scripts_of_a_language_stay_and_no_check_drops_nothing(tmp_path):
+    latin = str.maketrans("абвгдежзийклмнопрстуфхцчшщыэюяьё", "abvgdežzijklmnoprstufhcčšŝyèjâ'o")
+    rows = [(sentence("en", n), sentence("ru", n)) for n in range(60)]
+    rows[1::2] = [(a, b.translate(latin)) for a, b in rows[1::2]]
+    text = "".join(f"{a}\t{b}\n" for a, b in rows)
+    manifest, _ = run(tmp_path / "a", write(tmp_path / "a.tsv", f"en\tsr\n{text}"), check=True)
+    assert manifest["pairs"]["train"] == {"sr": 60}
+    table = write(tmp_path / "b.tsv", f"en\tfr\n{text}")
+    assert run(tmp_path / "b", table)[0]["pairs"]["train"] == {"fr": 60}
 
 
 def test_other_encodings_are_named(tmp_path):
