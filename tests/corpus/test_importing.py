@@ -207,7 +207,7 @@ def test_csv(tmp_path, separator):
 def test_tsv_with_quoted_line_ends(tmp_path):
     rows = "".join(f'"{sentence("en", n)}\nand more"\t{sentence("fr", n)}\n' for n in range(30))
     table = write(tmp_path / "web.tsv", f"en\tfr\n{rows}")
-    refused(tmp_path, r"web\.tsv:2: a cell in quotation marks goes on .* --quoted", table)
+    refused(tmp_path, r"web\.tsv:2: a cell in quotation marks goes on .*--quoted", table)
     run(tmp_path / "out", table, quoted=True)
     found = pairs(tmp_path / "out" / "train" / "en-fr.tsv")
     assert found == {(f"{a} and more", b) for a, b in expected(range(30))}
