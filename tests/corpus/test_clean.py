@@ -13,6 +13,7 @@ from gradvac.corpus.clean import CleaningPlan, clean_folder
 from gradvac.corpus.filters import PairFilter
 from gradvac.errors import CorpusError
 from gradvac.translation.cleaning import CleaningRules
+from tests.corpus.published import pairs
 
 ENGLISH = """
 The children were playing in the garden behind the old house yesterday.
@@ -130,6 +131,27 @@ def test_columns_that_are_not_what_they_say(
 ) -> None:
     with pytest.raises(CorpusError, match=message):
         run(corpus(tmp_path / "in", rows, header), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("wrong", ["swapped", "shifted", "escaped"])
+def test_columns_that_no_longer_belong_together(tmp_path: Path, wrong: str) -> None:
+    rows = pairs("de", 0, 900)
+    if wrong == "swapped":
+        rows[500:] = [(b, a) for a, b in rows[500:]]
+    elif wrong == "shifted":
+        rows[500:] = [(rows[n][0], rows[n - 1][1]) for n in range(500, 900)]
+    else:
+        rows[7] = ("It &apos;s a house", "Das ist ein Haus")
+    folder = corpus(tmp_path / "in", rows)
+    if wrong == "escaped":
+        run(folder, tmp_path / "out")
+        (note,) = json.loads((tmp_path / "out" / "report.json").read_text())["problems"]
+        assert "en-de.tsv: 1 rows have escapes of Moses" in note
+        return
+    told = r"en-de\.tsv:50\d: from about this line on"
+    with pytest.raises(CorpusError, match=told):
+        run(folder, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 

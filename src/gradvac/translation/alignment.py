@@ -226,7 +226,8 @@ class _Pair:
         gap = min(near, key=lambda gap: abs(gap[0] - (first + row)), default=None)
         where = gap[1] if gap else _told(places[row])
         empty = ", where one of the two is empty" if gap else ""
-        way = f"{abs(shift)} lines {'later' if shift > 0 else 'earlier'}"
+        lines_ = "1 line" if abs(shift) == 1 else f"{abs(shift)} lines"
+        way = f"{lines_} {'later' if shift > 0 else 'earlier'}"
         raise CorpusError(
             f"{where}: from about this line on{empty}, {self.one!r} and {self.other!r} do not "
             f"belong together: what translates a line is {way}, by lengths, numbers, punctuation "
