@@ -5,11 +5,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from tests.corpus.published import Pairs, pairs, shipped
 
 from gradvac.errors import CorpusError
 from gradvac.translation.account import Account
 from gradvac.translation.readers import Source, read_blocks, read_rows
-from tests.corpus.published import Pairs, pairs, shipped
 
 CODES = ["fr", "de", "cs", "ru", "fi", "tr", "hi", "xh"]
 
