@@ -104,6 +104,7 @@ def test_export_is_half_precision_and_translates_alike(trained, tmp_path):
         "tasks.json",
         "model.safetensors",
         "vocabulary.model",
+        "SHA256SUMS",
     }
     half = load_file(out / "model.safetensors")
     whole = load_file(trained / "best" / "model.safetensors")

@@ -150,7 +150,7 @@ def evaluate_model(
     model. With ``ranks`` as `evaluate_run`: the batches are those of one process.
     """
     if bleu_tokenize == VOCABULARY:
-        bleu_tokenize = f"{FILE}{out / VOCABULARY}"
+        bleu_tokenize = f"{FILE}{out / 'vocabulary.model'}"
     tests = [Bitext(b.direction, b.sources[:sentences], b.targets[:sentences]) for b in tests]
     translator = Translator(
         found.load(device),
