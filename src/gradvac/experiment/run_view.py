@@ -99,8 +99,8 @@ class RunView:
 
     @property
     def scorable(self) -> bool:
-        """Whether `gradvac evaluate` has something to score it on."""
-        return has_test(self.recipe)
+        """Whether `gradvac evaluate` is for runs of its kind; one without test text it tells so."""
+        return self.translates or has_test(self.recipe)
 
     @property
     def translates(self) -> bool:
