@@ -21,7 +21,6 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.build import device_of
 from gradvac.experiment.contents import Accounts
 from gradvac.experiment.files import TRANSLATIONS, write_scored
-from gradvac.experiment.files import VOCABULARY as VOCABULARY_FILE
 from gradvac.experiment.model_folder import FoundModel, find_model
 from gradvac.experiment.prepare import run_recipe, sources_of, task_infos, test_rows
 from gradvac.experiment.recipe import Recipe
@@ -188,7 +187,7 @@ def evaluate_model(
     model. With ``ranks`` as `evaluate_run`: the batches are those of one process.
     """
     if bleu_tokenize == VOCABULARY:
-        bleu_tokenize = f"{FILE}{out / VOCABULARY_FILE}"
+        bleu_tokenize = f"{FILE}{out / 'vocabulary.model'}"
     tests = [Bitext(b.direction, b.sources[:sentences], b.targets[:sentences]) for b in tests]
     translator = Translator(
         found.load(device),

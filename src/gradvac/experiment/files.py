@@ -22,7 +22,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from gradvac.errors import RunError
 from gradvac.experiment.disk import to_disk
+from gradvac.reading import read_json
 
 RECIPE, TASKS, VOCABULARY = "recipe.yaml", "tasks.json", "vocabulary.model"
 MODEL = "model.json"
@@ -39,8 +41,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
     After an exception, or a kill, ``path`` is what it was. OSError names ``path``, not the place
     beside it. A file that other folders hold too, as a hard link, stays theirs as it was; of a
-    symbolic link the file behind it is replaced.
+    symbolic link the file behind it is replaced. A pipe or device is written to as it is.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
     target = path.resolve() if path.is_symlink() else path
     try:
         with _beside(target) as folder:
@@ -120,6 +125,15 @@ def write_csv(path: Path, lines: Iterable[Sequence[Any]], end: str = "\r\n") -> 
     write_text(path, out.getvalue())
 
 
+def is_json(path: Path) -> bool:
+    """Whether there is a file with a whole object of JSON."""
+    try:
+        read_json(path)
+    except RunError:
+        return False
+    return True
+
+
 def _whole_to_disk(path: Path) -> None:
     for file in path.rglob("*") if path.is_dir() else (path,):
         if file.is_file():
@@ -130,7 +144,7 @@ def _whole_to_disk(path: Path) -> None:
 def _beside(target: Path) -> Iterator[Path]:
     """A new folder beside ``target``, locked while it is in use; those nobody uses are removed."""
     for left in target.parent.glob(f"{_UNFINISHED}*"):
-        with suppress(OSError), _locked(left):
+        with suppress(OSError), _locked(left):  # of a link nothing is removed: see `rmtree`
             shutil.rmtree(left, ignore_errors=True)
     with ExitStack() as held:
         folder = None
@@ -149,7 +163,9 @@ def _locked(folder: Path, needed: bool = True) -> Iterator[None]:
 
     ``needed`` False goes on without, on a file system that has no locks: nobody removes it there.
     """
-    with (folder / _LOCK).open("w") as lock:
+    # A stranger's folder in a place that all may write to: no link is followed, nothing emptied.
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
@@ -157,3 +173,5 @@ def _locked(folder: Path, needed: bool = True) -> Iterator[None]:
                 raise
         os.stat(folder / _LOCK)
         yield
+    finally:
+        os.close(lock)

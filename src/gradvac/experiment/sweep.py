@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from gradvac.errors import RunError
+from gradvac.errors import GradvacError, RunError
 from gradvac.experiment.contents import Done, metrics_of
-from gradvac.experiment.files import write_json
+from gradvac.experiment.files import DONE, SCORES, is_json, write_json
 from gradvac.experiment.kinds import has_test, job_of, prepare_run, resume_run, score_run
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe import load_any, read_recipe_file
@@ -47,9 +47,12 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the run is trained, and scored if there is anything to score it on."""
-        scored = (self.folder / "scores.json").exists() or not has_test(self.recipe)
-        return (self.folder / "done.json").exists() and scored
+        """Whether the run is trained, and scored if there is anything to score it on.
+
+        A file that is not whole, such as earlier versions left on a full disk, counts as none.
+        """
+        needed = [DONE, *[SCORES] * has_test(self.recipe)]
+        return all(is_json(self.folder / name) for name in needed)
 
     def state(self) -> str:
         """One cell of the progress table."""
@@ -228,9 +231,15 @@ def work(folder: Path, *, score: bool = True) -> int:
 
 if __name__ == "__main__":
     from gradvac.errors import GradvacError
+    from gradvac.experiment.disk import DISK, explain, is_refusal
 
     try:
         raise SystemExit(work(Path(sys.argv[1]), score=len(sys.argv) < 3))
     except GradvacError as problem:
         complain(problem)
         raise SystemExit(2) from None
+    except OSError as problem:
+        if not is_refusal(problem):
+            raise
+        print(f"error: {explain(problem)}", file=sys.stderr)
+        raise SystemExit(DISK) from None
