@@ -58,6 +58,8 @@ FOLLOWED = {
         y.reshape(-1, 1, D), m.experts[IDS.reshape(-1)]
     ).view(B, T, D).cumsum(1),
     "assigned": lambda y, m: assigned(torch.zeros(B, T, 2 * D, dtype=y.dtype), y * m.vector),
+    "copied": lambda y, m: copied(y.new_empty(B, T, 2 * D), y * m.vector),
+    "columns of images": lambda y, m: F.unfold(y.view(B, 1, T, D), 2),
     "index_add": lambda y, m: torch.zeros_like(y).index_add(
         0, torch.tensor([2, 0, 0]), y[torch.tensor([2, 0, 0])] * m.vector
     ) + y,
@@ -79,6 +81,12 @@ def assigned(buffer, y):
     buffer[..., :D] = y
     buffer[:, 1:, D:] = y[:, 1:]
     buffer[:, 0, D:] = 2 * y[:, 0]
+    return buffer
+
+
+def copied(buffer, y):
+    buffer[..., :D].copy_(y)
+    buffer[..., D:].copy_(2 * y)
     return buffer
 
 

@@ -73,6 +73,11 @@ def sole_owner(rows: RowMap) -> int | None:
     return owners[0] if len(owners) == 1 else None
 
 
+def same_place(one: Place, other: Place) -> bool:
+    """Whether two places are the same."""
+    return one.dim == other.dim and one.rows.same(other.rows)
+
+
 def agreed(places: Sequence[tuple[Tensor, Place]]) -> Place:
     """Return the place all inputs agree on, in dimensions of the output.
 
@@ -80,7 +85,7 @@ def agreed(places: Sequence[tuple[Tensor, Place]]) -> Place:
     """
     (first, found), *others = places
     for x, place in others:
-        if place.dim == found.dim and place.rows.same(found.rows):
+        if same_place(place, found):
             continue
         owner = sole_owner(place.rows)
         if not x.requires_grad or (owner is not None and owner == sole_owner(found.rows)):

@@ -19,6 +19,10 @@ def cut(call: Call) -> Place | list[Place]:
     the result that moves is theirs, and its offset and stride tell which samples are left.
     """
     x, (rows, dim) = call.inputs[0]
+    if call.func is torch.nn.functional.unfold:  # images [B, C, H, W] to columns [B, n, L]
+        if dim or x.ndim != 4:
+            raise Mixed("it expects the samples in its first dimension")
+        return Place(rows, 0)
     strides = [0] * x.ndim
     strides[dim] = 1
     probe = torch.empty(len(rows), dtype=torch.int8).as_strided(x.shape, strides)

@@ -29,7 +29,7 @@ from torch.utils.checkpoint import _StopRecomputationError
 from gradvac.engine import again
 from gradvac.engine.calls import inner, leaves, name_of, template, tensors_in, writes
 from gradvac.engine.declared import entry_of
-from gradvac.engine.flow import Call, Mixed, Place
+from gradvac.engine.flow import Call, Mixed, Place, same_place
 from gradvac.engine.meets import Flow, Meeting, Watch
 from gradvac.engine.rules import IGNORED, KNOWN, Entry
 from gradvac.engine.rules import Meeting as Kind
@@ -190,6 +190,8 @@ class Trace(Tags):
             return self._meet(func, name, entry, args, kwargs, tagged, free)
         if name == "setitem":
             return self._assign(Call(func, name, args, kwargs, tagged, None), entry)
+        if name == "copy" and args[0]._is_view():
+            return self._copy_into(Call(func, name, args, kwargs, tagged, args[0]), entry)
         out = func(*args, **kwargs)
         self.follow(Call(func, name, args, kwargs, tagged, out), entry)
         return out
@@ -207,6 +209,22 @@ class Trace(Tags):
             self.opaque(call, None, why)
         else:
             self.tag_output(call.args[0], places)
+
+    def _copy_into(self, call: Call, entry: Entry | None) -> Any:
+        """Copy samples into a part of a buffer, which then holds them where the part does."""
+        view, base = call.args[0], call.args[0]._base
+        before = self.place(base)
+        empty = self.known(base) is None and not base.requires_grad
+        out = call.func(*call.args, **call.kwargs)
+        self.follow(call, entry)
+        place = self.place(view)
+        if place is not None:
+            size, stride = view.shape[place.dim], view.stride(place.dim)
+            fitting = [d for d, n in enumerate(base.shape) if (n, base.stride(d)) == (size, stride)]
+            whole = Place(place.rows, fitting[0]) if len(fitting) == 1 else None
+            if whole is not None and (empty or (before is not None and same_place(before, whole))):
+                Known(self, base, whole)
+        return out
 
     def _note(
         self,
