@@ -40,7 +40,8 @@ _POINTWISE = """
     add radd iadd sub rsub isub mul rmul imul multiply div rdiv idiv truediv rtruediv itruediv
     true_divide pow rpow ipow neg negative positive abs absolute exp expm1 log log1p log2 sqrt
     rsqrt square reciprocal sin cos tanh sigmoid erf logit relu relu6 gelu silu mish softplus elu
-    selu celu leaky_relu hardtanh hardswish hardsigmoid logsigmoid log_sigmoid softsign tanhshrink threshold
+    selu celu leaky_relu hardtanh hardswish hardsigmoid logsigmoid log_sigmoid softsign
+    tanhshrink threshold
     clamp clip clamp_min clamp_max where masked_fill addcmul addcdiv lerp maximum minimum
     nan_to_num sign round floor ceil trunc frac fmod remainder mod rmod floor_divide floordiv
     rfloordiv float double half bfloat16 to type type_as clone contiguous detach data bool long

@@ -23,6 +23,7 @@ class Step:
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self._positions: dict[str, int] = {}
         self.number = 0
         self.loss_scale = 1.0
         self.shares: Mapping[str, float] | None = None
@@ -40,9 +41,10 @@ class Step:
 
     def position(self, name: str) -> int:
         """Return the position of a task, a new one at the end."""
-        if name not in self.names:
+        if name not in self._positions:
+            self._positions[name] = len(self.names)
             self.names.append(name)
-        return self.names.index(name)
+        return self._positions[name]
 
     def add_losses(self, losses: Tensor, present: Tensor | None = None) -> None:
         """Add the losses ``[K]`` of a micro-batch, and which tasks have any: all, by default."""
