@@ -53,6 +53,10 @@ def test_evaluate_scores_what_it_wrote(trained):
     assert scores["averages"]["Any->En"]["chrf"] == pytest.approx(mean)
     assert scores["averages"]["low"]["chrf"] == scores["directions"]["ne-en"]["chrf"]
     assert "BLEU|" in result.output and "chrF2++|" in result.output
+    rows = [" ".join(line.replace("│", " ").split()) for line in result.output.splitlines()]
+    count = scores["directions"]["fr-en"]["sentences"]
+    assert any(row.startswith(f"fr-en high Western European {count} ") for row in rows)
+    assert any(row.startswith("any-en all 2 directions ") for row in rows)
 
 
 ODD = [

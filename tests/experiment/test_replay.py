@@ -31,7 +31,7 @@ def trainer(toy, run, sets) -> Trainer:
 
 
 def spoilt(toy, run, sets):
-    """A trainer that finds NaN in the losses of training sentences with a Nepali word; and the word."""
+    """A trainer that finds NaN in training sentences with a word of Nepali; and the word."""
     t = trainer(toy, run, sets)
     train = t.job.prepared.train.items()
     ids = {task: {int(i) for n in range(len(d)) for i in d.source[n]} for task, d in train}

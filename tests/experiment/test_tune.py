@@ -18,6 +18,7 @@ from gradvac.cli import app
 from gradvac.errors import GradvacError, RecipeError, RunError
 from gradvac.experiment.recipe import load_recipe, read_recipe_file
 from gradvac.experiment.sweep import work
+from gradvac.experiment.tune import DESCRIPTION
 from gradvac.experiment.tune_space import as_yaml, read_space
 
 SPACE = {
@@ -115,6 +116,21 @@ def test_the_same_command_adds_nothing_and_more_trials_add_the_rest(searched):
     assert whole[:3] == before
     again = tune(recipe, searched / "again", "--only", "gradvac", "--trials", "4")
     assert again.exit_code == 0 and trials(searched / "again" / "gradvac") == whole
+
+
+def test_a_search_from_before_a_key_goes_on(searched):
+    file = searched / "out" / "gradvac" / DESCRIPTION
+    whole = file.read_text()
+    tree = json.loads(whole)
+    assert tree["recipe"]["vocabulary"].pop("normalization") == "nfc"
+    file.write_text(json.dumps(tree))
+    done = tune(searched / "recipe.yaml", searched / "out", "--only", "gradvac")
+    assert done.exit_code == 0, done.output
+    tree["recipe"]["vocabulary"]["size"] += 1
+    file.write_text(json.dumps(tree))
+    done = tune(searched / "recipe.yaml", searched / "out", "--only", "gradvac")
+    assert "another space or recipe" in str(done.exception)
+    file.write_text(whole)
 
 
 def test_a_failed_trial_counts_and_stops_no_other(tmp_path):

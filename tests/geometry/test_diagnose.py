@@ -1,5 +1,6 @@
 """Numbers of a diagnosis against separate float64 backwards and the algebra of whole vectors."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -230,6 +231,17 @@ def test_it_prints_what_it_found():
         (line,) = [x for x in lines if x.split()[:1] == [name]]
         shown = [effect.cosine, effect.norm_ratio, *effect.change, *effect.weights.mean(0)]
         assert numbers(line) == pytest.approx([float(x) for x in shown], abs=6e-3)
+
+
+def test_it_is_one_line_in_a_notebook_and_all_of_it_in_json():
+    d = gradvac.diagnose(build(), batch(), SAMPLES, mean_loss)
+    assert repr(d).startswith(f"Diagnosis(tasks {', '.join(TASKS)}; 3 groups; ")
+    assert f"{int(d.conflicts.sum())} of 9 pairs conflict; methods joint, gradvac, " in repr(d)
+    assert len(repr(d)) < 200 and "\n" not in repr(d)
+    found = json.loads(json.dumps(d.to_dict(), allow_nan=False))
+    assert found["cosine"] == d.cosine.tolist() and found["norms"] == d.norms.tolist()
+    assert found["effects"]["mgda"]["weights"] == d.effects["mgda"].weights.tolist()
+    assert found["effects"]["mgda"]["cosine"] == d.effects["mgda"].cosine
 
 
 def test_many_tasks_are_shown_by_their_extremes():

@@ -74,6 +74,32 @@ def test_one_odd_pair_does_not_pale_all_others() -> None:
     assert Scale.of(cosine).high == pytest.approx(0.2)
 
 
+def test_a_conflict_has_a_colour_of_its_own_on_every_scale() -> None:
+    cosine = np.full((20, 20), 0.3)
+    cosine[0, 1] = cosine[1, 0] = -0.02
+    cosine[0, 2] = cosine[2, 0] = 0.0
+    for scale in (Scale.of(cosine), Scale(0.45, 0.9), Scale(-0.3, 0.3)):
+        red, _, blue, _ = scale.colour(-0.02)
+        assert red > blue + 0.02, scale
+        assert scale.colour(-0.001) == scale.colour(0.0)  # which is written as .00
+    end = Scale(0.0, 0.5).map(-0.1)  # of the colour bar
+    assert end[0] > end[2] + 0.2
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [(0.9962, 0.9991, [".996", ".999"]), (0.9995, 0.9998, [".9995", ".9998"]),
+     (0.61, 0.9, [".61", ".90"]), (0.7, 0.7, [".70", ".70"])],
+)  # fmt: skip
+def test_cells_that_differ_are_told_apart(low: float, high: float, shown: list[str]) -> None:
+    cosine = np.array([[1, low, high], [low, 1, high], [high, high, 1]])
+    scale = Scale.of(cosine)
+    assert scale.low < low <= high <= scale.high
+    assert (scale.colour(low) != scale.colour(high)) == (low != high)
+    found = texts(svg(heatmap(cosine, ["a", "b", "c"], ["f"] * 3)))
+    assert set(shown) <= set(found) and "1.00" not in found
+
+
 def test_a_tree_names_every_leaf_in_its_order() -> None:
     clustering = cluster(COSINE)
     shown = [t for t in texts(svg(tree(clustering, LABELS))) if t in LABELS]

@@ -177,4 +177,6 @@ def test_gradvac_is_a_loop_of_separate_backwards_and_algorithm_1(tmp_path):
     logged = [entry for entry in trainer.state.log_history if "edits" in entry]
     assert [entry["edits"] for entry in logged] == edits
     assert [entry["conflicts"] for entry in logged] == conflicts
+    k, groups = len(tiny.TASKS), len(trainer.report.groups)
+    assert [entry["pairs"] for entry in logged] == [groups * k * (k - 1)] * len(logged)
     assert sum(edits) > 0 < sum(conflicts)

@@ -71,6 +71,18 @@ def test_repeats_are_all_but_the_first_of_a_key_in_its_group(tmp_path, monkeypat
         assert found.tolist() == [key in own[:place] for place, key in enumerate(own)]
 
 
+def test_a_region_of_english_beside_english_is_a_language_like_others(tmp_path):
+    met = [{"en": "a", "en_US": "b"}, {"en": "c", "fr": "d", "en_US": "e"}, {"fr": "f", "en": "g"}]
+    spool = Spool(tmp_path, CleaningRules(), Account(), "to_en", None, frozenset())
+    spool.fill(Row(texts, f"f:{n}") for n, texts in enumerate(met))
+    assert spool.names == ["en_US-en", "fr-en"]
+    assert [d.name for d in directions("to_en", ["eng_Latn", "fr"])] == ["fr-eng_Latn"]
+    assert [d.name for d in directions("to_en", ["eng_Latn", "fr", "en"])] == [
+        "eng_Latn-en",
+        "fr-en",
+    ]
+
+
 def test_directions_are_those_of_the_recipe():
     assert [d.name for d in directions("both", ["ne", "en", "fr"])] == [
         "fr-en", "ne-en", "en-fr", "en-ne",

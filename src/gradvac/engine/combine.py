@@ -1,7 +1,9 @@
 """What every engine does once it has a step's gradients, however it came by them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +14,9 @@ from gradvac.errors import GradientError
 from gradvac.methods import Method, StepGeometry
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepReport:
-    """What happened in one optimizer step; all tensors on the CPU.
+    """What happened in one optimizer step; all tensors on the CPU. Printing it gives one line.
 
     Attributes:
         geometry: step number, names, losses ``[K]`` and Gram matrices ``[groups, K, K]``.
@@ -59,6 +61,51 @@ class StepReport:
         """How many ordered pairs the method edited, ``[groups]``; 0 if it does not edit."""
         none = torch.zeros(len(self.groups), dtype=torch.int64)
         return self.diagnostics.get("edits", none)
+
+    @property
+    def cosine(self) -> Tensor:
+        """Cosines of the task gradients, ``[groups, K, K]``, float64; NaN with a zero gradient."""
+        return cosines(self.gram)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON types; what is not finite is None."""
+        tensors = {"losses": self.losses, "gram": self.gram, "cosine": self.cosine}
+        tensors["weights"] = self.weights
+        return {
+            "step": self.step,
+            "tasks": list(self.tasks),
+            "groups": list(self.groups),
+            **{name: plain(x) for name, x in tensors.items()},
+            "diagnostics": {name: plain(x) for name, x in self.diagnostics.items()},
+            "skipped": self.skipped,
+        }
+
+    def __repr__(self) -> str:
+        what = f"step {self.step}: tasks {', '.join(self.tasks)}; {len(self.groups)} groups"
+        if self.skipped:
+            return f"StepReport({what}; skipped: {self.skipped})"
+        k = len(self.tasks)
+        found = self.cosine[:, ~torch.eye(k, dtype=torch.bool)]
+        pairs = len(self.groups) * k * (k - 1) // 2
+        if pairs:
+            conflicts = int((found < 0).sum()) // 2
+            what += f"; mean cosine {float(found.nanmean()):.2f}, {conflicts} of {pairs} below 0"
+        edits = f", {int(self.edits.sum())} edits" if "edits" in self.diagnostics else ""
+        return f"StepReport({what}{edits})"
+
+
+def cosines(gram: Tensor) -> Tensor:
+    """Cosines ``[..., K, K]`` of the vectors of Gram matrices; NaN where one is zero."""
+    length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    return gram / length[..., :, None] / length[..., None, :]
+
+
+def plain(values: Tensor) -> Any:
+    """Nested lists of the numbers of a tensor, None for those that are not finite."""
+    if values.dim():
+        return [plain(x) for x in values]
+    number = values.item()
+    return number if math.isfinite(number) else None
 
 
 def decide(

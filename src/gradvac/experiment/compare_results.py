@@ -178,6 +178,10 @@ def read_run(run: Path) -> Result:
         best = [line for line in best if line.get(done["metric"]) == done["best"]["value"]]
         seconds, cpu_seconds = times(run / "speed.jsonl")
         zero_shot = frozenset(_each(tree, "zero_shot"))
+        tokenizers = {  # earlier versions knew fewer languages
+            k: signature.partition("|tok:")[2].partition("|")[0]
+            for k, signature in _each(tree, "bleu_signature").items()
+        }
         scores: dict[Metric, dict[str, float]] = {
             "bleu": _each(tree, "bleu"),
             "chrf": _each(tree, "chrf"),
@@ -201,13 +205,12 @@ def read_run(run: Path) -> Result:
             parameters=count_parameters(run / "best" / "model.safetensors"),
             signatures=tree.get("signatures", {}),
             tokenize={
-                k: tree.get("bleu_tokenize") or tokenizer(Direction.parse(k).target)
+                k: tree.get("bleu_tokenize")
+                or tokenizers.get(k)
+                or tokenizer(Direction.parse(k).target)
                 for k in outputs
             },
-            tokenizers={
-                k: signature.partition("|tok:")[2].partition("|")[0]
-                for k, signature in _each(tree, "bleu_signature").items()
-            },
+            tokenizers=tokenizers,
             zero_shot=zero_shot,
             identifier_errors=_each(tree, "off_target_of_references"),
             tags=tags,

@@ -100,7 +100,7 @@ def score_table(title: str, scores: DirectionScores) -> Table:
     """Scores of every direction and average, for the terminal."""
     table = Table(title=title, title_justify="left")
     numbers = [
-        "n",
+        "sentences",
         "BLEU",
         "chrF++",
         *(["off %", "refs %"] * bool(scores.off_target)),
@@ -112,15 +112,21 @@ def score_table(title: str, scores: DirectionScores) -> Table:
     table.caption = "\n".join([*lines[: bool(scores.off_target)], *scores.notes]) or None
     table.caption_justify = "left"
     for row in table_rows(scores):
-        cells = [str(row["count"]), f"{row['bleu']:.1f}", f"{row['chrf']:.1f}"]
+        cells = [_of(row["kind"], row["count"]), f"{row['bleu']:.1f}", f"{row['chrf']:.1f}"]
         if found := scores.off_target.get(row["name"]):
             cells += [f"{found.rate:.1f}", f"{found.of_references:.1f}"]
         table.add_row(row["name"], row["level"], row["family"], *cells)
     for a in scores.averages():
         if a.kind == "family" and a.side != "all":
-            cells = [str(a.directions), f"{a.bleu:.1f}", f"{a.chrf:.1f}"]
+            cells = [_of(a.kind, a.directions), f"{a.bleu:.1f}", f"{a.chrf:.1f}"]
             table.add_row(a.side, "", a.subset, *cells)
     return table
+
+
+def _of(kind: str, count: int) -> str:
+    """How many sentences a score is of, or of how many directions it is a mean."""
+    unit = "direction" if count == 1 else "directions"
+    return f"{count:,}" if kind == "direction" else f"{count} {unit}"
 
 
 def table_rows(scores: DirectionScores) -> list[dict[str, Any]]:

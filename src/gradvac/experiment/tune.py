@@ -23,11 +23,18 @@ from rich.console import Console
 from rich.table import Table
 
 from gradvac.errors import GradvacError, RecipeError, RunError
-from gradvac.experiment.contents import metrics_of
+from gradvac.experiment.contents import Searched, metrics_of
 from gradvac.experiment.files import write_csv, write_json, write_text
 from gradvac.experiment.kinds import has_validation, prepare_run
 from gradvac.experiment.process import StopSignal
-from gradvac.experiment.recipe import any_recipe, dump_recipe, load_any, read_recipe_file
+from gradvac.experiment.recipe import (
+    Recipe,
+    any_recipe,
+    chooses_normalization,
+    dump_recipe,
+    load_any,
+    read_recipe_file,
+)
 from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.sweep import LOG, last_line, start
 from gradvac.experiment.tagging.recipe import TaggingRecipe
@@ -222,9 +229,18 @@ def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> St
     tree = json.loads(
         json.dumps({"space": [vars(p) for p in parameters], "recipe": base.model_dump(mode="json")})
     )
-    if said.exists() and read_json(said) != tree:
-        raise RunError(f"{folder}: holds a search of another space or recipe; choose --out")
-    write_json(said, tree)
+    if said.exists():
+        old = read_json(said, Searched)
+        if isinstance(base, Recipe) and not chooses_normalization(base):
+            # A search from before the key goes on with the text it has (`prepare_sharing`).
+            for one in (old, tree):
+                section = one["recipe"].get("vocabulary")
+                if isinstance(section, dict):
+                    section.pop("normalization", None)
+        if old != tree:
+            raise RunError(f"{folder}: holds a search of another space or recipe; choose --out")
+    else:
+        write_json(said, tree)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / JOURNAL)))
     return optuna.create_study(storage=storage, study_name="tune", load_if_exists=True)
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gradvac.engine.combine import cosines
 from gradvac.engine.groups import Grouping
 from gradvac.engine.per_task import PerTaskEngine
 from gradvac.errors import GradientError
@@ -92,8 +93,8 @@ def diagnose(
         groups=seen[0].groups,
         gram=gram,
         losses=torch.stack([geometry.losses for geometry in seen]),
-        cosine=_cosine(gram).nanmean(0),
-        whole_model=_cosine(gram.sum(1)).nanmean(0),
+        cosine=cosines(gram).nanmean(0),
+        whole_model=cosines(gram.sum(1)).nanmean(0),
         norms=gram.diagonal(dim1=2, dim2=3).sqrt().mean(0),
         conflicts=(gram < 0)[..., pairs].sum(2).double().mean(0),
         effects=effects,
@@ -217,12 +218,6 @@ def _effect(gram: Tensor, weights: Tensor, plain: Tensor) -> Effect:
         group_cosine=us / (uu * ss).sqrt(),
         group_norm_ratio=(uu / ss).sqrt(),
     )
-
-
-def _cosine(gram: Tensor) -> Tensor:
-    """Cosines ``[..., K, K]``; NaN where a gradient is zero."""
-    norm = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-    return gram / norm[..., :, None] / norm[..., None, :]
 
 
 @contextmanager

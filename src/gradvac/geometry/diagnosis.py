@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from gradvac.engine.combine import plain
 
 MOST_TASKS = 12  # more columns than that do not fit on a line; the pairs furthest apart are listed
 MOST_PAIRS = 10
@@ -35,7 +38,7 @@ class Effect:
     group_norm_ratio: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     """Geometry of task gradients at one point; ``print`` shows it as tables.
 
@@ -67,6 +70,32 @@ class Diagnosis:
 
     def __str__(self) -> str:
         return in_words(self)
+
+    def __repr__(self) -> str:
+        pairs = len(self.groups) * len(self.tasks) * (len(self.tasks) - 1) // 2
+        return (
+            f"Diagnosis(tasks {', '.join(self.tasks)}; {len(self.groups)} groups; "
+            f"{float(self.conflicts.sum()):.4g} of {pairs} pairs conflict; methods "
+            f"{', '.join(self.effects)}; print it for tables)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON types; what is not finite is None."""
+        tensors = ("gram", "losses", "cosine", "whole_model", "norms", "conflicts")
+        effects = {
+            name: {
+                key: plain(torch.as_tensor(value, dtype=torch.float64))
+                for key, value in vars(effect).items()
+            }
+            for name, effect in self.effects.items()
+        }
+        return {
+            "tasks": list(self.tasks),
+            "groups": list(self.groups),
+            **{name: plain(getattr(self, name)) for name in tensors},
+            "effects": effects,
+            "refused": dict(self.refused),
+        }
 
 
 def in_words(d: Diagnosis) -> str:

@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Colormap, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
@@ -22,6 +22,8 @@ from scipy.cluster.hierarchy import dendrogram
 from gradvac.geometry.plots import MUTED, ROUND, RULE, axes, styled
 from gradvac.geometry.similarity import Clustering
 
+NEGATIVE = "#f4a582"
+"""The colour of conflict on a scale that has none: a light red of the diverging one."""
 ANNOTATED = 16  # more tasks than this, and numbers in the cells are too small to read
 
 
@@ -37,8 +39,9 @@ class Scale:
         """The range of nearly everything off the diagonal, ``[..., K, K]``, to the next 0.05.
 
         All positive: from 0 up, or from the next 0.05 below where all are more than half of the
-        largest. Otherwise as far below 0 as above, since 0 is where tasks begin to conflict. The
-        outer 2 % do not count, so that one odd pair does not pale all others.
+        largest; where they are closer together than that, to the next 0.005 or 0.0005. Otherwise as
+        far below 0 as above, since 0 is where tasks begin to conflict. The outer 2 % do not count,
+        so that one odd pair does not pale all others; a negative one still has a colour of its own.
         """
         return cls.over(cosines[..., ~np.eye(cosines.shape[-1], dtype=bool)])
 
@@ -51,18 +54,33 @@ class Scale:
         low, high = np.quantile(values, [0.02, 0.98])
         reach = max(0.1, math.ceil(max(-low, high) * 20 - 1e-9) / 20)
         if low > reach / 2:
-            return cls(min(math.floor(low * 20 + 1e-9) / 20, reach - 0.1), reach)
+            step = 0.05
+            while 0 < high - low < step / 2 and step > 0.001:
+                step /= 10
+            top = math.ceil(high / step - 1e-9) * step
+            bottom = min(math.floor(low / step + 1e-9) * step, top - 2 * step)
+            return cls(round(bottom, 4), round(top, 4))
         return cls(0.0 if low >= 0 else -reach, reach)
 
     @property
     def map(self) -> Colormap:
         """Sequential, or diverging with 0 in the middle; both safe for colour-blind eyes."""
         # 41 colours: finer steps cannot be seen, and each is a shape in the SVG of the colour bar.
-        return matplotlib.colormaps["Blues" if self.low >= 0 else "RdBu"].resampled(41)
+        name = "Blues" if self.low >= 0 else "RdBu"
+        colours = matplotlib.colormaps[name].resampled(41)
+        return colours.with_extremes(under=NEGATIVE) if self.low == 0 else colours
+
+    @property
+    def digits(self) -> int:
+        """Digits after the point that tell values of this range apart."""
+        width = self.high - self.low
+        return 2 if width >= 0.05 else 3 if width >= 0.005 else 4
 
     def colour(self, value: float) -> tuple[float, float, float, float]:
         """The colour of a value, as red, green, blue and opacity."""
-        return self.map(Normalize(self.low, self.high)(value))
+        if value <= -0.005 and self.low >= 0:  # what is not 0 when it is written
+            return to_rgba(NEGATIVE)
+        return self.map(Normalize(self.low, self.high)(max(value, self.low)))
 
 
 @dataclass(frozen=True)
@@ -209,7 +227,7 @@ def _cell(
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             ink = "#ffffff" if dark else "#111111"
             blank = "\N{NO-BREAK SPACE}" if named else ""  # a script may write there later
-            text = (short(value) or blank) if numbers else ""
+            text = (short(value, scale.digits) or blank) if numbers else ""
             style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
             number = ax.text(j + 0.5, i + 0.52, text, **style)
             if named:
@@ -219,11 +237,15 @@ def _cell(
         ax.plot([j + 0.35, j + 0.65], [i + 0.65, i + 0.35], color=MUTED, linewidth=0.7)
 
 
-def short(value: float) -> str:
+def short(value: float, digits: int = 2) -> str:
     """A cosine in the width of a cell: ``.42``, ``−.07``; nothing for NaN."""
     if math.isnan(value):
         return ""
-    text = f"{value:.2f}".replace("0.", ".").replace("-.00", ".00")
+    text = f"{value:.{digits}f}"
+    if float(text) == 0:
+        text = text.removeprefix("-")
+    if abs(float(text)) < 1:
+        text = text.replace("0.", ".", 1)
     return text.replace("-", "\N{MINUS SIGN}")
 
 

@@ -216,8 +216,8 @@ class TaskGradients(Trainer):
         """Log as the Trainer does, and with its loss the means since the last one.
 
         Added are ``loss_<task>``, the task's mean loss; ``conflicts``, how many ordered pairs of
-        task gradients have a negative inner product, over all parameter groups; and ``edits``, how
-        many of them the method edited, if it edits.
+        task gradients have a negative inner product, over all parameter groups, and ``pairs``, of
+        how many; and ``edits``, how many of them the method edited, if it edits.
         """
         if "loss" in logs:
             logs |= {key: sum(values) / len(values) for key, values in self._logged.items()}
@@ -289,6 +289,8 @@ class TaskGradients(Trainer):
         for task, loss in zip(report.tasks, means, strict=True):
             self._logged[f"loss_{task}"].append(loss)
         self._logged["conflicts"].append(float((report.gram < 0).sum()))
+        k = len(report.tasks)
+        self._logged["pairs"].append(float(len(report.groups) * k * (k - 1)))
         if "edits" in report.diagnostics:
             self._logged["edits"].append(float(report.edits.sum()))
 

@@ -165,7 +165,7 @@ class Spool:
         new = set(languages)
         self.found |= new
         if self._follow:
-            for direction in directions(self.wanted, sorted(new - {ENGLISH})):
+            for direction in directions(self.wanted, sorted(new | {ENGLISH})):
                 if direction.name not in self._lanes:
                     # The rows so far had no text in one of the two languages.
                     self._open(direction).missing.extend(self._first)

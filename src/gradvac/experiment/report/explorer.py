@@ -17,7 +17,7 @@ from matplotlib.colors import to_hex
 from gradvac.experiment.geometry_view import Geometry
 from gradvac.experiment.report.markup import Pictures, element
 from gradvac.experiment.run_view import TaskView
-from gradvac.geometry.heatmaps import Scale, heatmap
+from gradvac.geometry.heatmaps import NEGATIVE, Scale, heatmap
 from gradvac.geometry.similarity import Similarity
 
 GROUPS = 40  # a granularity with more parameter groups is no choice for a reader
@@ -64,6 +64,7 @@ def explorer(
     data = {
         "scale": [scale.low, scale.high],
         "colours": [to_hex(scale.map(n)) for n in range(scale.map.N)],
+        "negative": NEGATIVE if scale.low >= 0 else None,
         "tasks": [t.short for t in tasks],
         "sources": packed,
     }

@@ -46,7 +46,8 @@ for (const box of document.querySelectorAll(".explorer")) {
       const known = value !== -128;
       const place = (value / 100 - low) / (high - low);
       const n = Math.max(0, Math.min(data.colours.length - 1, Math.floor(place * data.colours.length)));
-      const colour = known ? data.colours[n] : "var(--paper)";
+      const own = value < 0 && data.negative ? data.negative : data.colours[n];
+      const colour = known ? own : "var(--paper)";
       cell.shape.style.fill = colour;
       cell.title.textContent = cell.names + ": " + (known ? short(value) : "never met");
       if (cell.text && numbers) {
