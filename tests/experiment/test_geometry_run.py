@@ -271,7 +271,9 @@ def test_a_damaged_description_is_named(tmp_path: Path) -> None:
     (tmp_path / "measured.json").write_text(json.dumps({"tasks": []}))
     with pytest.raises(RunError, match=r"measured\.json: "):
         Measurement.read(tmp_path)
-    (tmp_path / "curvature.jsonl").write_text('{"step": 1, "value": 2}\n{"step": "x"}\n')
+    (tmp_path / "curvature.jsonl").write_text(
+        '{"step": 1, "group": "high", "value": 2}\n{"step": "x"}\n'
+    )
     with pytest.raises(
         RunError, match=r"curvature\.jsonl:2: step: Input should be a valid integer"
     ):
