@@ -66,7 +66,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
     set_: Changes = None,
 ) -> None:
-    """Train what a recipe describes; the same command again resumes.
+    """Train what a recipe of any kind describes; the same command again resumes.
 
     recipes/reference.yaml lists every key. batches.sampling balances directions, method.name says
     what becomes of their gradients. torchrun starts it on several ranks.

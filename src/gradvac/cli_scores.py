@@ -40,7 +40,7 @@ def evaluate_runs(
         typer.Option(help="A direction never trained, or all; may be given several times."),
     ] = None,
 ) -> None:
-    """Translate and score the test set of each run, in every direction.
+    """Translate, or tag, and score the test set of each run, in every direction or language.
 
     Under torchrun every rank translates a part; the result is that of one process.
 

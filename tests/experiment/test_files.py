@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +65,16 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, monkeypatch, call
     assert os.listdir(tmp_path) == ["scores.json"]
 
 
+def test_a_pipe_is_written_to_as_it_is():
+    reading, writing = os.pipe()
+    try:
+        write_text(Path(f"/dev/fd/{writing}"), "text")
+        assert os.read(reading, 10) == b"text"
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 def test_a_missing_folder_names_the_file(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         write_text(tmp_path / "none" / "a.json", "")
@@ -105,6 +116,18 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+def test_a_strangers_links_beside_a_file_are_not_followed(tmp_path):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_text("kept")
+    shared = tmp_path / "shared"
+    (shared / ".gradvac-theirs").mkdir(parents=True)
+    (shared / ".gradvac-theirs" / ".lock").symlink_to(precious / "file")
+    (shared / ".gradvac-link").symlink_to(precious)
+    write_text(shared / "mine", "")
+    assert (precious / "file").read_text() == "kept"
 
 
 def test_without_locks_files_are_written_and_nothing_of_others_is_removed(tmp_path, monkeypatch):

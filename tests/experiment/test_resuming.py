@@ -20,6 +20,7 @@ from gradvac.experiment.prepare import run_recipe
 from gradvac.experiment.process import alone
 from gradvac.experiment.recipe import load_recipe
 from gradvac.experiment.schedule import learning_rate
+from gradvac.experiment.sweep import Job
 from gradvac.experiment.train import Trainer
 
 
@@ -100,6 +101,25 @@ def test_the_best_of_a_run_that_goes_on_may_be_its_average(toy, tmp_path):
     assert json.loads(file.read_text())["best"]["value"] == 0.5
     now = load_file(tmp_path / "run" / "best" / "model.safetensors")
     assert all((kept[name] == now[name]).all() for name in kept)
+
+
+@pytest.mark.parametrize("name", ["done.json", "scores.json"])
+def test_a_file_that_is_not_whole_is_no_sign_that_a_run_is_done(toy, tmp_path, name):
+    """A full disk left `scores.json` empty in earlier versions."""
+    folder = tmp_path / "run"
+    sets = ["training.steps=4", "training.average=2"]
+    run(toy, folder, sets)
+    evaluate_run(folder, say=lambda text: None)
+    job = Job("joint", run_recipe(folder), folder)
+    assert job.done
+    before = (folder / "done.json").read_bytes()
+    (folder / name).write_text("")
+    assert not job.done
+    code, said = run(toy, folder, sets)
+    assert code == 0 and ("done.json: Invalid JSON" in said) == (name == "done.json")
+    assert (folder / "done.json").read_bytes() == before
+    evaluate_run(folder, say=lambda text: None)
+    assert job.done
 
 
 def test_a_run_says_why_it_stopped_early(toy, tmp_path):

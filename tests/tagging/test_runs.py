@@ -312,6 +312,13 @@ def test_an_encoder_of_ones_own_is_trained_and_fine_tuned(tmp_path):
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     kept = load_file(run / "best" / "model.safetensors")
     assert all(torch.equal(p, kept[n]) for n, p in model.named_parameters())
+    with pytest.raises(RunError, match="encoder has no test set"):
+        CliRunner().invoke(app, ["evaluate", str(run)], catch_exceptions=False)
+    for verb in ("translate", "geometry"):
+        with pytest.raises(RunError, match=r"no run of translation; its|of an encoder; those of"):
+            CliRunner().invoke(app, [verb, str(run)], input="x", catch_exceptions=False)
+    page = write_report(tmp_path / "r.html", [run], title="t", start=None, notes=[]).read_text()
+    assert "gradvac evaluate" not in page and "names no test text" in page
     tagger = train(tmp_path, tree, "tagger", ["model.encoder=encoder-run", "training.epochs=1"])
     assert set(evaluate_tagging(tagger).languages) == {"de", "fr"}
 

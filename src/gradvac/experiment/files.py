@@ -39,8 +39,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
     After an exception, or a kill, ``path`` is what it was. OSError names ``path``, not the place
     beside it. A file that other folders hold too, as a hard link, stays theirs as it was; of a
-    symbolic link the file behind it is replaced.
+    symbolic link the file behind it is replaced. A pipe or device is written to as it is.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        yield path
+        return
     target = path.resolve() if path.is_symlink() else path
     try:
         with _beside(target) as folder:
@@ -130,7 +133,7 @@ def _whole_to_disk(path: Path) -> None:
 def _beside(target: Path) -> Iterator[Path]:
     """A new folder beside ``target``, locked while it is in use; those nobody uses are removed."""
     for left in target.parent.glob(f"{_UNFINISHED}*"):
-        with suppress(OSError), _locked(left):
+        with suppress(OSError), _locked(left):  # of a link nothing is removed: see `rmtree`
             shutil.rmtree(left, ignore_errors=True)
     with ExitStack() as held:
         folder = None
@@ -149,7 +152,9 @@ def _locked(folder: Path, needed: bool = True) -> Iterator[None]:
 
     ``needed`` False goes on without, on a file system that has no locks: nobody removes it there.
     """
-    with (folder / _LOCK).open("w") as lock:
+    # A stranger's folder in a place that all may write to: no link is followed, nothing emptied.
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
@@ -157,3 +162,5 @@ def _locked(folder: Path, needed: bool = True) -> Iterator[None]:
                 raise
         os.stat(folder / _LOCK)
         yield
+    finally:
+        os.close(lock)

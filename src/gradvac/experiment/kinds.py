@@ -153,7 +153,10 @@ def measure_geometry(
     **options: Any,
 ) -> Path:
     """Measure gradients at the checkpoints of a run, as `measure_run` takes ``options``."""
-    if not isinstance(any_recipe(run), TaggingRecipe):
+    recipe = any_recipe(run)
+    if isinstance(recipe, EncoderRecipe):
+        raise RunError(f"{run}: a run of an encoder; those of translation and tagging are measured")
+    if not isinstance(recipe, TaggingRecipe):
         from gradvac.experiment.geometry_translation import measure_run
 
         return measure_run(run, out, rows=rows, directions=directions, **options)

@@ -68,6 +68,10 @@ def find_model(folder: Path, checkpoint: str = "best") -> FoundModel:
     is missing or damaged.
     """
     if not (folder / MODEL).exists():
+        if (best := folder / "best" / "config.json").exists():
+            raise RunError(
+                f"{folder}: no run of translation; its model is in {best.parent}, for transformers"
+            )
         raise RunError(f"{folder}: holds no model: no {folder / MODEL}")
     with suppress(FileNotFoundError):  # of runs and older models, which have no sums
         check_sums(folder, (MODEL, VOCABULARY, TASKS))  # parameters are compared when loaded

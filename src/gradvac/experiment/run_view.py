@@ -12,6 +12,7 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.balance import sampling_in_words
 from gradvac.experiment.contents import Translation, metrics_of, scores_of
 from gradvac.experiment.geometry_run import Measurement, measured_folder
+from gradvac.experiment.kinds import has_test
 from gradvac.experiment.prepare import TaskInfo, task_infos
 from gradvac.experiment.recipe import Recipe, any_recipe, parse_recipe
 from gradvac.experiment.tagging.recipe import TaggingRecipe
@@ -100,6 +101,16 @@ class RunView:
     scores: dict[str, Any] | None
     translations: Mapping[str, Mapping[tuple[str, str], str]]
     edits: EditCounts | None
+
+    @property
+    def scorable(self) -> bool:
+        """Whether `gradvac evaluate` is for runs of its kind; one without test text it tells so."""
+        return self.translates or has_test(self.recipe)
+
+    @property
+    def translates(self) -> bool:
+        """Whether it is a run of translation."""
+        return isinstance(self.recipe, Recipe)
 
     @property
     def method(self) -> str:

@@ -23,13 +23,13 @@ from rich.table import Table
 
 from gradvac.errors import RunError
 from gradvac.experiment.contents import Done, metrics_of
-from gradvac.experiment.files import write_json
+from gradvac.experiment.files import DONE, SCORES, write_json
 from gradvac.experiment.kinds import has_test, job_of, prepare_run, resume_run, score_run
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe import load_any, read_recipe_file
 from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.variants import RecipeFile, row_of
-from gradvac.reading import read_json
+from gradvac.reading import is_json, read_json
 from gradvac.terminal import Terminal, complain
 
 DESCRIPTION = "sweep.json"
@@ -47,9 +47,12 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the run is trained, and scored if there is anything to score it on."""
-        scored = (self.folder / "scores.json").exists() or not has_test(self.recipe)
-        return (self.folder / "done.json").exists() and scored
+        """Whether the run is trained, and scored if there is anything to score it on.
+
+        A file that is not whole, such as earlier versions left on a full disk, counts as none.
+        """
+        needed = [DONE, *[SCORES] * has_test(self.recipe)]
+        return all(is_json(self.folder / name) for name in needed)
 
     def state(self) -> str:
         """One cell of the progress table."""
@@ -57,7 +60,7 @@ class Job:
             return f"failed: {self.error[:40]}"
         try:
             if self.done:
-                done = read_json(self.folder / "done.json", Done)
+                done = read_json(self.folder / DONE, Done)
                 value = done["best"]["value"]
                 return f"{done['metric']} {value:.3f}" if value < float("inf") else "done"
             last = metrics_of(self.folder)[-1]
@@ -228,9 +231,15 @@ def work(folder: Path, *, score: bool = True) -> int:
 
 if __name__ == "__main__":
     from gradvac.errors import GradvacError
+    from gradvac.experiment.disk import DISK, explain, is_refusal
 
     try:
         raise SystemExit(work(Path(sys.argv[1]), score=len(sys.argv) < 3))
     except GradvacError as problem:
         complain(problem)
         raise SystemExit(2) from None
+    except OSError as problem:
+        if not is_refusal(problem):
+            raise
+        complain(explain(problem))
+        raise SystemExit(DISK) from None

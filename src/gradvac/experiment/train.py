@@ -302,7 +302,7 @@ class Trainer:
             # Perhaps that of an average, which no checkpoint knows of.
             self.best = {**end["best"], "waited": self.best["waited"]}
         last = spent or self.step >= self.recipe.training.steps
-        self.finished = (self.folder / DONE).exists() and last
+        self.finished = last and end is not None and (self.folder / DONE).exists()
         if not self.finished:
             with suppress(FileNotFoundError):
                 (self.folder / DONE).replace(self.folder / ENDED)

@@ -172,8 +172,10 @@ def _again(views: Sequence[RunView], out: Path, rows: Sequence[Row]) -> str:
         commands.append(
             f"gradvac train {shlex.quote(folder + '/recipe.yaml')} --run {shlex.quote(folders[-1])}"
         )
-    runs = " ".join(shlex.quote(folder) for folder in folders)
-    commands += [f"gradvac evaluate {runs}", f"gradvac report {runs}"]
+    named = lambda chosen: " ".join(shlex.quote(folder) for folder in chosen)
+    if scored := [f for f, view in zip(folders, views, strict=True) if view.scorable]:
+        commands.append(f"gradvac evaluate {named(scored)}")
+    commands.append(f"gradvac report {named(folders)}")
     markup = paragraph(
         "From the folder of this page. A run is a function of its recipe, which holds its seed; on "
         "the same machine and versions it gives the same numbers. The same command resumes a "

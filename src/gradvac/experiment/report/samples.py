@@ -27,6 +27,8 @@ def samples_section(views: Sequence[RunView], tasks: Sequence[TaskView]) -> str:
         inner = element("summary", summary) + samples
         blocks.append(element("details", inner, open=not blocks))
     if not blocks:
+        if not any(view.translates for view in views):
+            return missing("No translations: no run here is one of translation.")
         return missing("No translations yet: gradvac evaluate writes them.")
     hint = f"{SAMPLES} of each direction's test sentences, evenly spaced, not chosen by eye."
     return paragraph(hint, class_="lead") + "".join(blocks)

@@ -37,7 +37,11 @@ def averages_section(
 ) -> str:
     """The table of averages by side and level, and the one by family below it."""
     unsaid = "".join(
-        missing(f"{view.name} has no scores yet: gradvac evaluate writes them.")
+        missing(
+            f"{view.name} has no scores yet: gradvac evaluate writes them."
+            if view.scorable
+            else f"{view.name} has no scores: its recipe names no test text."
+        )
         for view in views
         if view.scores is None
     )
