@@ -1,7 +1,10 @@
 """Small files in the layouts in which corpora are published, of sentences no two of which agree."""
 
+import importlib.resources
+import lzma
 import random
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 WORDS = {
@@ -77,3 +80,21 @@ def flores(folder: Path, numbers: Sequence[int], part: str) -> Path:
     for tag, code in (("eng_Latn", "en"), ("fra_Latn", "fr"), ("rus_Cyrl", "ru")):
         write(folder / part / f"{tag}.{part}", lines(code, numbers))
     return folder
+
+
+Pairs = list[tuple[str, str]]
+
+
+@cache
+def shipped() -> tuple[list[str], list[list[str]]]:
+    """Codes and rows of the shipped corpus, which is real text."""
+    file = importlib.resources.files("gradvac") / "assets" / "corpus" / "train.tsv.xz"
+    header, *rows = lzma.decompress(file.read_bytes()).decode().splitlines()
+    return header.split("\t"), [row.split("\t") for row in rows]
+
+
+def pairs(code: str, first: int = 0, count: int | None = None) -> Pairs:
+    header, rows = shipped()
+    columns = header.index("en"), header.index(code)
+    found = [(row[columns[0]], row[columns[1]]) for row in rows]
+    return [(a, b) for a, b in found if a and b][first:][:count]

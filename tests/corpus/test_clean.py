@@ -10,8 +10,10 @@ import pytest
 
 from gradvac.corpus import clean as module
 from gradvac.corpus.clean import CleaningPlan, clean_folder
+from gradvac.corpus.filters import PairFilter
 from gradvac.errors import CorpusError
 from gradvac.translation.cleaning import CleaningRules
+from tests.corpus.published import pairs
 
 ENGLISH = """
 The children were playing in the garden behind the old house yesterday.
@@ -31,6 +33,7 @@ Der Arzt sagte, dass mein Bruder sich einige Tage ausruhen sollte.
 """.strip().splitlines()
 GOOD = list(zip(ENGLISH, GERMAN, strict=True))
 PLAN = CleaningPlan()
+COPY = "target repeats the source"
 
 
 def corpus(folder: Path, rows: list[tuple[str, str]], header: str = "en\tde") -> Path:
@@ -84,6 +87,20 @@ def test_what_each_filter_removes(tmp_path: Path) -> None:
     assert report["kept"] == len(GOOD)
 
 
+@pytest.mark.parametrize(
+    ("source", "target", "reason"),
+    [
+        ("Barack Obama and Angela Merkel", "Barack Obama und Angela Merkel", None),
+        ("Anna Berg, Peter Smith, Maria Garcia", "Anna Berg, Peter Smith, María Garcia", None),
+        ("Firefox, Thunderbird and LibreOffice", "Firefox, Thunderbird et LibreOffice", None),
+        ("Open the browser window", "Open the browser fenster", COPY),
+        ("OPEN THE BROWSER WINDOW", "OPEN THE BROWSER FENSTER", COPY),
+    ],
+)
+def test_names_are_no_sign_of_a_copy(source: str, target: str, reason: str | None) -> None:
+    assert PairFilter("en", "de", CleaningRules()).reason(source, target) == reason
+
+
 def test_pieces_and_processes_change_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,6 +131,27 @@ def test_columns_that_are_not_what_they_say(
 ) -> None:
     with pytest.raises(CorpusError, match=message):
         run(corpus(tmp_path / "in", rows, header), tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
+
+
+@pytest.mark.parametrize("wrong", ["swapped", "shifted", "escaped"])
+def test_columns_that_no_longer_belong_together(tmp_path: Path, wrong: str) -> None:
+    rows = pairs("de", 0, 900)
+    if wrong == "swapped":
+        rows[500:] = [(b, a) for a, b in rows[500:]]
+    elif wrong == "shifted":
+        rows[500:] = [(rows[n][0], rows[n - 1][1]) for n in range(500, 900)]
+    else:
+        rows[7] = ("It &apos;s a house", "Das ist ein Haus")
+    folder = corpus(tmp_path / "in", rows)
+    if wrong == "escaped":
+        run(folder, tmp_path / "out")
+        (note,) = json.loads((tmp_path / "out" / "report.json").read_text())["problems"]
+        assert "en-de.tsv: 1 rows have escapes of Moses" in note
+        return
+    told = r"en-de\.tsv:50\d: from about this line on"
+    with pytest.raises(CorpusError, match=told):
+        run(folder, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 

@@ -5,6 +5,7 @@ import csv
 import gzip
 import json
 import lzma
+import random
 import re
 import shutil
 import sys
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from gradvac.corpus.importing.build import Options, import_corpus
 from gradvac.errors import CorpusError, RecipeError
+from gradvac.experiment.recipe import load_recipe
 from tests.corpus import published
 from tests.corpus.published import lines, sentence, write
 
@@ -69,8 +71,19 @@ def test_moses_from_a_zip_with_its_papers(tmp_path):
     assert f"{tmp_path / 'opus.zip'}/News.en-fr.en" in said and "moses, train: en, fr" in said
     assert "LICENSE: no parallel text recognised" in said
     tree = yaml.safe_load((tmp_path / "out" / "corpus.yaml").read_text())
-    assert tree == {"data": {"train": [{"path": str(tmp_path / "out" / "train" / "en-fr.tsv")}]}}
+    assert tree == {"data": {"train": [{"path": "train/en-fr.tsv"}]}}
     assert not (tmp_path / "out" / "work").exists()
+
+
+def test_the_data_of_a_recipe_are_found_wherever_the_folder_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(Path("out"), published.moses(tmp_path / "m", range(40)))
+    (tmp_path / "other").mkdir()
+    shutil.move("out", "other/moved")
+    monkeypatch.chdir("/")
+    recipe = load_recipe(tmp_path / "other" / "moved" / "corpus.yaml", ["name=x"])
+    (source,) = recipe.data.train
+    assert source.path == str(tmp_path / "other" / "moved" / "train" / "en-fr.tsv")
 
 
 def test_opus_100_in_a_tar(tmp_path):
@@ -194,7 +207,7 @@ def test_csv(tmp_path, separator):
 def test_tsv_with_quoted_line_ends(tmp_path):
     rows = "".join(f'"{sentence("en", n)}\nand more"\t{sentence("fr", n)}\n' for n in range(30))
     table = write(tmp_path / "web.tsv", f"en\tfr\n{rows}")
-    refused(tmp_path, r"web\.tsv:2: a cell in quotation marks goes on .* --quoted", table)
+    refused(tmp_path, r"web\.tsv:2: a cell in quotation marks goes on .*--quoted", table)
     run(tmp_path / "out", table, quoted=True)
     found = pairs(tmp_path / "out" / "train" / "en-fr.tsv")
     assert found == {(f"{a} and more", b) for a, b in expected(range(30))}
@@ -298,6 +311,47 @@ def test_swapped_languages_are_named(tmp_path, codes):
     refused(tmp_path, r"a\.en:1: the column 'en' .* swapped", tmp_path / "m", check=True)
     published.moses(tmp_path / "right", range(40), codes)
     run(tmp_path / "fine", tmp_path / "right", check=True)
+
+
+@pytest.mark.parametrize("code", ["fr", "ru"])
+def test_columns_that_are_swapped_in_every_other_row_are_named(tmp_path, code):
+    pytest.importorskip("py3langid")
+    rows = [(sentence("en", n), sentence(code, n)) for n in range(90)]
+    rows[1::2] = [(b, a) for a, b in rows[1::2]]
+    table = write(tmp_path / "a.tsv", f"en\t{code}\n" + "".join(f"{a}\t{b}\n" for a, b in rows))
+    told = {  # of Cyrillic and Latin letters together, the identifier says Russian
+        "fr": r"a\.tsv:3: 'en' is in 'fr' and 'fr' in 'en': they are swapped in 4\d of",
+        "ru": r"a\.tsv:2: the column 'en' is in 'ru'.* swapped",
+    }
+    refused(tmp_path, told[code], table, check=True)
+
+
+ARABIC = "ذهب الولد إلى المدرسة في الصباح مع أخيه الصغير وعاد في المساء إلى البيت الكبير".split()
+TIFINAGH = "ⵜⴰⵎⴰⵣⵉⵖⵜ ⵜⴳⴰ ⵜⵓⵜⵍⴰⵢⵜ ⵏ ⵉⵎⴰⵣⵉⵖⵏ ⴳ ⵜⴰⵎⴰⵣⵖⴰ ⴷ ⵜⵉⵏⵉⵔⵉ ⴰⵢⵜ ⵡⴰⵡⴰⵍ".split()
+
+
+def test_flores_in_the_scripts_of_its_tags(tmp_path):
+    for n, (tag, words) in enumerate({"ary_Arab": ARABIC, "taq_Tfng": TIFINAGH}.items()):
+        made = lambda k, words=words, n=n: " ".join(random.Random(k + n).sample(words, 8))
+        for part, first in (("dev", 0), ("devtest", 50)):
+            text = "".join(made(k) + "\n" for k in range(first, first + 20))
+            write(tmp_path / "f" / part / f"{tag}.{part}", text)
+    for part, first in (("dev", 0), ("devtest", 50)):
+        write(tmp_path / "f" / part / f"eng_Latn.{part}", lines("en", range(first, first + 20)))
+    manifest, _ = run(tmp_path / "out", tmp_path / "f", check=True)
+    both = {"ary": 20, "taq_Tfng": 20}
+    assert manifest["pairs"] == {"train": {}, "valid": both, "test": both}
+
+
+def test_both_scripts_of_a_language_stay_and_no_check_drops_nothing(tmp_path):
+    latin = str.maketrans("абвгдежзийклмнопрстуфхцчшщыэюяьё", "abvgdežzijklmnoprstufhcčšŝyèjâ'o")
+    rows = [(sentence("en", n), sentence("ru", n)) for n in range(60)]
+    rows[1::2] = [(a, b.translate(latin)) for a, b in rows[1::2]]
+    text = "".join(f"{a}\t{b}\n" for a, b in rows)
+    manifest, _ = run(tmp_path / "a", write(tmp_path / "a.tsv", f"en\tsr\n{text}"), check=True)
+    assert manifest["pairs"]["train"] == {"sr": 60}
+    table = write(tmp_path / "b.tsv", f"en\tfr\n{text}")
+    assert run(tmp_path / "b", table)[0]["pairs"]["train"] == {"fr": 60}
 
 
 def test_other_encodings_are_named(tmp_path):

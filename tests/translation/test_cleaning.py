@@ -172,8 +172,13 @@ def test_rows_without_one_of_the_languages_are_counted() -> None:
     pairs = list(clean(rows, "fr", "en", CleaningRules(), account))
     assert pairs == [Pair("b", "a", "x:1")]
     (kept, missing) = account.table()
-    assert (kept.corpus, kept.reason, kept.count, kept.share) == ("fr-en", "kept", 1, 0.5)
+    assert (kept.corpus, kept.reason, kept.count, kept.share) == ("fr-en", "kept", 1, 1.0)
     assert (missing.reason, missing.first) == ("not in both languages", "x:2")
+    account.drop("fr-en", "empty side", "x:3", 3)
+    assert [(line.reason, line.count, line.share) for line in account.table()] == [
+        ("kept", 1, 0.25), ("empty side", 3, 0.75), ("not in both languages", 1, 0)
+    ]  # fmt: skip
+    assert str(account).splitlines()[-1].split() == "fr-en not in both languages 1 x:2".split()
 
 
 @pytest.mark.parametrize(

@@ -302,10 +302,14 @@ def test_what_csv_writes_is_read(tmp_path_factory, rows, separator: str) -> None
 def test_quoted_line_ends_are_not_lost_in_silence(tmp_path: Path) -> None:
     text = 'en\tfr\na\tb\n"one\ntwo, ""three"""\tun\nc\td\n'
     path = write(tmp_path / "a.tsv", text)
-    with pytest.raises(CorpusError, match=r"a\.tsv:3: a cell in quotation marks .* quoted: true"):
+    with pytest.raises(CorpusError, match=r"a\.tsv:3: a cell in quotation marks .*quoted: true"):
         read(Source(path=path))
     rows, _ = read(Source(path=path, quoted=True))
     assert texts(rows)[1] == {"en": 'one\ntwo, "three"', "fr": "un"}
+    path = write(tmp_path / "c.tsv", 'en\tfr\na\tb\nun\t"one\n\ntwo"\nc\td\n')  # in the last cell
+    with pytest.raises(CorpusError, match=r"c\.tsv:\d: a cell in quotation marks"):
+        read(Source(path=path))
+    assert texts(read(Source(path=path, quoted=True))[0])[1] == {"en": "un", "fr": "one\n\ntwo"}
     # A quotation mark in the text of a table without them is text.
     path = write(tmp_path / "b.tsv", 'en\tfr\n"Hello," he said\t"Salut"\n"a\tb\tc\n6" x\ty\n')
     rows, account = read(Source(path=path))

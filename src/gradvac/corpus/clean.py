@@ -138,7 +138,7 @@ def clean_folder(
                 for name, f in found.items()
             },
         }
-        write_folder(new, out, manifest, report, [other[file.stem] for file in files])
+        write_folder(new, manifest, report, [other[file.stem] for file in files])
     return manifest
 
 

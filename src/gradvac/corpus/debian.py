@@ -128,7 +128,7 @@ def build_debian(
             "processes": jobs,
         }
         manifest = {**plan.to_dict(), "pairs": _plain(assembled.pairs), "sources": sources}
-        write_folder(folder, out, manifest, report, plan.languages)
+        write_folder(folder, manifest, report, plan.languages)
     return manifest
 
 

@@ -65,8 +65,10 @@ class PairFilter:
         return None if fits else f"{code} side in another script"
 
     def _copy(self, source: str, target: str) -> str | None:
-        own = frozenset(words(source.casefold()))
-        return "target repeats the source" if mostly_english(own, target) else None
+        names = _names(source) & _names(target)
+        own = frozenset(words(source.casefold())) - names
+        rest = " ".join(word for word in words(target) if word.casefold() not in names)
+        return "target repeats the source" if mostly_english(own, rest) else None
 
     def _language(self, text: str, code: str) -> str | None:
         if self._identifier is None or code in self._identifier.unknown:
@@ -75,6 +77,12 @@ class PairFilter:
             return None
         found = self._identifier.identify(text)
         return None if confusable(found, _base(code)) else f"{code} side in another language"
+
+
+def _names(text: str) -> frozenset[str]:
+    """Words with a capital, casefolded, but of text in capitals: a line of names has few others."""
+    capital = () if text.isupper() else (w for w in words(text) if w[:1].isupper())
+    return frozenset(word.casefold() for word in capital)
 
 
 def check_columns(name: str, codes: Sequence[str], rows: Sequence[Sequence[str]]) -> str | None:

@@ -72,12 +72,11 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 def write_folder(
     folder: Path,
-    name: Path,
     manifest: Mapping[str, Any],
     report: Mapping[str, Any],
     languages: Sequence[str],
 ) -> None:
-    """Write manifest, report and the recipe fragment of a folder that will be called `name`."""
+    """Write manifest, report and the recipe fragment, whose paths begin at its own folder."""
     for file, tree in (("report.json", report), (MANIFEST, manifest)):
         text = json.dumps(tree, ensure_ascii=False, indent=1)
         (folder / file).write_text(text + "\n", encoding="utf-8")
@@ -87,13 +86,13 @@ def write_folder(
         if manifest["pairs"]["train"].get(c)
     ]
     data = {
-        "train": [{"path": str(name / file)} for file in train],
+        "train": [{"path": file} for file in train],
         **{
-            part: [{"path": str(name / f"{part}.tsv")}]
+            part: [{"path": f"{part}.tsv"}]
             for part in ("valid", "test")
             if (folder / f"{part}.tsv").exists()
         },
     }
-    text = "# The data of a recipe that trains on this corpus.\n"
+    text = "# The data of a recipe in this folder; elsewhere, data: {corpus: FOLDER}.\n"
     text += yaml.safe_dump({"data": data}, sort_keys=False)
     (folder / "corpus.yaml").write_text(text, encoding="utf-8")

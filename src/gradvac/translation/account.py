@@ -10,6 +10,9 @@ from gradvac.errors import CorpusError
 Policy = Literal["drop", "fail"]
 """What happens to a row with a problem: it is counted and dropped, or it ends the reading."""
 
+ABSENT = "not in both languages"
+"""The reason of rows that a direction could not have kept; shares leave them out."""
+
 EXAMPLES = 3  # chosen here: enough to see a pattern, few enough to print
 
 
@@ -17,8 +20,9 @@ EXAMPLES = 3  # chosen here: enough to see a pattern, few enough to print
 class AccountLine:
     """One line of an account: how many rows of `corpus` were left out for `reason`.
 
-    The first line of each corpus has the reason "kept". `share` is of the rows of the corpus, in
-    [0, 1]; `first` is the first place, as `file:line`, empty for kept rows.
+    The first line of each corpus has the reason "kept". `share`, in [0, 1], is of the rows that
+    could have been kept, which those not in both languages could not: it is 0 for them. `first` is
+    the first place, as `file:line`, empty for kept rows.
     """
 
     corpus: str
@@ -117,14 +121,19 @@ class Account:
         )
 
     def table(self) -> list[AccountLine]:
-        """Lines to print: corpora in the order they came, in each "kept", then the commonest."""
+        """Lines to print: corpora in the order they came, in each "kept", then the commonest.
+
+        Rows not in both languages come last.
+        """
         lines: list[AccountLine] = []
         for name, corpus in self._corpora.items():
-            read = max(corpus.read, 1)
-            lines.append(AccountLine(name, "kept", corpus.kept, corpus.kept / read, ""))
+            absent = corpus.dropped.get(ABSENT, _Tally()).count
+            fit = max(corpus.read - absent, 1)
+            lines.append(AccountLine(name, "kept", corpus.kept, corpus.kept / fit, ""))
+            order = lambda item: (item[0] == ABSENT, -item[1].count)
             lines += [
-                AccountLine(name, reason, tally.count, tally.count / read, tally.first[0])
-                for reason, tally in sorted(corpus.dropped.items(), key=lambda item: -item[1].count)
+                AccountLine(name, why, t.count, t.count / fit if why != ABSENT else 0, t.first[0])
+                for why, t in sorted(corpus.dropped.items(), key=order)
             ]
         return lines
 
@@ -149,7 +158,7 @@ class Account:
         reasons = max((len(line.reason) for line in lines), default=0)
         told = [
             f"{line.corpus:<{corpora}}  {line.reason:<{reasons}}  {line.count:>11,}  "
-            f"{line.share:>6.1%}  {line.first}".rstrip()
+            f"{'' if line.reason == ABSENT else f'{line.share:.1%}':>6}  {line.first}".rstrip()
             for line in lines
         ]
         told += [

@@ -28,7 +28,7 @@ from gradvac.translation.textfiles import Fault
 # translations by 0.5 to 0.95.
 WINDOW = 128
 _KEPT = 6 * WINDOW  # rows that are looked back at
-_NEAR, _FAR = 8, 64  # shifts looked at by lengths alone, and by everything
+_NEAR, _FAR = 4, 64  # shifts looked at by lengths alone, and by everything
 _SURE = 0.4
 _MARGIN = 0.15
 # Standard errors by which a shift has to be better than none: 5 happen by chance once in three
@@ -36,6 +36,7 @@ _MARGIN = 0.15
 _ERRORS = 5.0
 _CLIP = 4.0
 _ONLY = 0.7  # of its gain another shift may have
+_GAP = 8  # rows from an empty line at which a shift may seem to begin
 _FEWEST = 12  # rows that a shift has to be better in
 
 _MEND = "mend the files, or trust them with check: false (in an import, --no-check)"
@@ -222,11 +223,12 @@ class _Pair:
         if shift == 0:
             self.sure = first + len(lines) - WINDOW // 2
             return
-        near = [gap for gap in self.gaps if abs(gap[0] - (first + row)) <= _NEAR]
+        near = [gap for gap in self.gaps if abs(gap[0] - (first + row)) <= _GAP]
         gap = min(near, key=lambda gap: abs(gap[0] - (first + row)), default=None)
         where = gap[1] if gap else _told(places[row])
         empty = ", where one of the two is empty" if gap else ""
-        way = f"{abs(shift)} lines {'later' if shift > 0 else 'earlier'}"
+        lines_ = "1 line" if abs(shift) == 1 else f"{abs(shift)} lines"
+        way = f"{lines_} {'later' if shift > 0 else 'earlier'}"
         raise CorpusError(
             f"{where}: from about this line on{empty}, {self.one!r} and {self.other!r} do not "
             f"belong together: what translates a line is {way}, by lengths, numbers, punctuation "

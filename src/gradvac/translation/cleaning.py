@@ -14,7 +14,7 @@ import numpy as np
 import regex
 
 from gradvac.errors import RecipeError
-from gradvac.translation.account import Account, AccountLine, Policy
+from gradvac.translation.account import ABSENT, Account, AccountLine, Policy
 from gradvac.translation.blocks import Block, Row, normalise
 
 __all__ = [
@@ -168,7 +168,7 @@ def judge(
     """
     source, target = row.texts.get(source_language), row.texts.get(target_language)
     if source is None or target is None:
-        return "not in both languages"
+        return ABSENT
     source, target = normalise(source), normalise(target)
     reason = rejection(source, target, rules)
     if reason:

@@ -66,6 +66,11 @@ class Identifier:
             100 * statistics.fmean(wrong(r) for _, r in pairs),
         )
 
+    @staticmethod
+    def label(code: str) -> str:
+        """The identifier's code of a language."""
+        return _label(code)
+
     def identify(self, text: str) -> str:
         """The most probable language of a text, by the identifier's code."""
         return self._model.classify(text)[0]

@@ -65,14 +65,18 @@ def quoted_rows(
             yield fault
 
 
-def goes_on(lines: Sequence[bytes | None], width: int) -> bool:
-    """Whether the first line begins a record of `width` cells, quoted, that ends in a later one."""
-    if not lines or lines[0] is None or b'"' not in lines[0]:
-        return False
-    text = ""
-    for number, line in enumerate(lines[:_MOST]):
-        text += (line or b"").decode("utf-8", "replace") + "\n"
-        if text.count('"') % 2 == 0:
-            found = _record(text[:-1], "", "\t")
-            return number > 0 and not isinstance(found, Fault) and len(found[1]) == width
+def goes_on(lines: Sequence[bytes | None], line: int, width: int) -> bool:
+    """Whether a line is of a record of `width` cells, quoted, that takes up several lines.
+
+    Such a record has an odd number of quotation marks in its first and in its last line.
+    """
+    odd = lambda number: (lines[number] or b"").count(b'"') % 2
+    before = next(filter(odd, range(line - 1, max(line - _MOST, 0) - 1, -1)), line)
+    for start in {line, before}:
+        last = next(filter(odd, range(start + 1, min(start + _MOST, len(lines)))), -1)
+        if odd(start) and last >= line:
+            text = b"\n".join(part or b"" for part in lines[start : last + 1])
+            found = _record(text.decode("utf-8", "replace"), "", "\t")
+            if not isinstance(found, Fault) and len(found[1]) == width:
+                return True
     return False

@@ -9,8 +9,9 @@ import numpy as np
 # All chosen here.
 LEARNED, _TRIED = 200, 100  # rows that columns are learned from, and those it is tried on
 _SAMPLE = 8  # every so many-th row is asked which column is which
-_TOLD = 0.8  # share of rows that have to be told right, or nothing is said
-_SWAPPED = 0.4  # share of swapped rows in a window; one in a hundred is mistaken
+# Shares of the rows tried that have to be told right, and may be told wrong, or nothing is said.
+_TOLD, _MISTAKEN = 0.65, 0.03
+_SWAPPED = 0.4  # share of swapped rows in a window
 _WINDOW = 128  # rows judged together
 
 
@@ -20,7 +21,7 @@ class Sides:
     def __init__(self) -> None:
         self._rows: list[bytes] = []
         self._table = np.zeros(0, np.float32)  # how much each pair of bytes speaks for the first
-        self._told = 0.0  # share of rows of which both texts are told right
+        self._telling = False
 
     def first_swapped(self, lines: list[bytes]) -> int | None:
         """The first of the lines from which on columns are swapped; None if they are not."""
@@ -29,7 +30,7 @@ class Sides:
             if len(self._rows) < LEARNED + _TRIED:
                 return None
             self._learn()
-        if self._told < _TOLD:
+        if not self._telling:
             return None
         wrong = self._sides(lines[::_SAMPLE]) < 0
         size = _WINDOW // _SAMPLE
@@ -51,7 +52,8 @@ class Sides:
         for end in b"\t\n":  # they say which column it is
             table[end] = table[:, end] = 0
         self._table = table.reshape(-1)
-        self._told = float((self._sides(self._rows[LEARNED:]) > 0).mean())
+        tried = self._sides(self._rows[LEARNED:])
+        self._telling = bool((tried > 0).mean() >= _TOLD and (tried < 0).mean() <= _MISTAKEN)
         self._rows = []
 
     def _sides(self, lines: Sequence[bytes]) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from gradvac.translation.account import EXAMPLES, Account
+from gradvac.translation.account import ABSENT, EXAMPLES, Account
 from gradvac.translation.blocks import Block, Row
 from gradvac.translation.cleaning import REASONS, BlockJudge, CleaningRules, judge
 from gradvac.translation.languages import Direction, same_language
@@ -133,7 +133,7 @@ class Spool:
         flags = self._repeats.flags([lane.count for lane in lanes])
         for lane, own in zip(lanes, flags, strict=True):
             lane.flags = own
-            self._drop(lane, "not in both languages", lane.missing, self.rows - lane.met)
+            self._drop(lane, ABSENT, lane.missing, self.rows - lane.met)
             repeated = int(own.sum())
             self.account.keep(lane.name, lane.count - repeated)
             self._drop(lane, "duplicate", lane.where(_first(own)), repeated)

@@ -41,10 +41,10 @@ def table(
         if len(cells) != width:
             if cells == [""]:
                 raise Fault("empty line", where)
-            if goes_on(lines[i:], width):
+            if goes_on(lines, i, width):
                 raise CorpusError(
-                    f"{where}: a cell in quotation marks goes on in the next line; read such a "
-                    "file with quoted: true (in an import, --quoted)"
+                    f"{where}: a cell in quotation marks goes on over the end of a line; read such "
+                    "a file with quoted: true (in an import, --quoted)"
                 )
             raise Fault("wrong number of columns", where, f"{len(cells)} instead of {width}")
         return row_of({code: cells[column] for code, column in columns.items()}, where)

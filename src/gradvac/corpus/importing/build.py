@@ -72,16 +72,14 @@ def import_corpus(sources: Sequence[Path], out: Path, options: Options, say: Say
     partial = None
     try:
         with new_folder(out) as partial:
-            return _build(sources, partial, out, options, say)
+            return _build(sources, partial, options, say)
     except BaseException:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _build(
-    sources: Sequence[Path], folder: Path, out: Path, options: Options, say: Say
-) -> dict[str, Any]:
+def _build(sources: Sequence[Path], folder: Path, options: Options, say: Say) -> dict[str, Any]:
     unpacked: dict[str, str] = {}
     work = folder / "work"
     account = Account(options.on_problem)
@@ -125,7 +123,7 @@ def _build(
     }
     shutil.rmtree(work, ignore_errors=True)
     report = _shown_tree(account.to_dict(), unpacked)
-    write_folder(folder, out, manifest, report, list(pairs["train"]))
+    write_folder(folder, manifest, report, list(pairs["train"]))
     return manifest
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 
+from gradvac.corpus.filters import confusable
 from gradvac.corpus.importing.layouts import Piece
 from gradvac.corpus.scripts import letters_of, script_in, script_plausible, scripts_of
 from gradvac.errors import CorpusError, RunError
@@ -16,6 +18,9 @@ SAMPLE = 400
 # here: single short sentences mislead an identifier, and a tenth of a good corpus is noise.
 _LOT = 8
 _WRONG = 0.7
+# Letters of a text whose language is told alone, and the share of such rows that may be swapped.
+_LONG = 25
+_SOME = 0.15
 
 
 def in_script(code: str, text: str) -> bool:
@@ -63,6 +68,24 @@ def check_columns(piece: Piece, rows: Sequence[Row], identifier: Identifier | No
                 f"{_where(piece, rows, code, texts[0])}: the column {code!r} is in {found!r}: "
                 f"{texts[0][:60]!r}; are the languages swapped?"
             )
+    if identifier is not None:
+        for one, other in combinations([c for c in columns if c not in identifier.unknown], 2):
+            _check_rows(rows, one, other, identifier)
+
+
+def _check_rows(rows: Sequence[Row], one: str, other: str, identifier: Identifier) -> None:
+    """Refuse two columns that change places in some of the rows."""
+    if confusable(one.split("_")[0], other.split("_")[0]):
+        return
+    swapped = [identifier.label(other), identifier.label(one)]
+    texts = [(row.where, [row.texts.get(code, "") for code in (one, other)]) for row in rows]
+    long = [(w, pair) for w, pair in texts if min(len(letters_of(t)) for t in pair) > _LONG]
+    wrong = [w for w, pair in long if [identifier.identify(text) for text in pair] == swapped]
+    if len(wrong) > _SOME * len(long):
+        raise CorpusError(
+            f"{wrong[0]}: {one!r} is in {swapped[0]!r} and {other!r} in {swapped[1]!r}: they are "
+            f"swapped in {len(wrong)} of the first {len(long)} rows long enough to tell"
+        )
 
 
 def _swapped(code: str, columns: dict[str, list[str]]) -> str:
