@@ -68,6 +68,15 @@ def read_json(path: Path, shape: type[T] = dict[str, Any]) -> T:
     return _parsed(read_bytes(path), shape, str(path))
 
 
+def is_json(path: Path) -> bool:
+    """Whether there is a file with a whole object of JSON."""
+    try:
+        read_json(path)
+    except RunError:
+        return False
+    return True
+
+
 def read_lines(path: Path, shape: type[T] = dict[str, Any], growing: bool = False) -> Iterator[T]:
     r"""The lines of JSON of a file, each of ``shape``; only ``\n`` ends one.
 

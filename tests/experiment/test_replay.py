@@ -31,7 +31,7 @@ def trainer(toy, run, sets) -> Trainer:
 
 
 def spoilt(toy, run, sets):
-    """A trainer that finds NaN in the losses of sentences with a word of Nepali; and the word."""
+    """A trainer that finds NaN in training sentences with a word of Nepali; and the word."""
     t = trainer(toy, run, sets)
     train = t.job.prepared.train.items()
     ids = {task: {int(i) for n in range(len(d)) for i in d.source[n]} for task, d in train}
@@ -40,6 +40,8 @@ def spoilt(toy, run, sets):
 
     def spoil(batch):
         loss, nll, rows = losses(batch)
+        if not t.job.model.training:  # a validation with NaN ends a run
+            return loss, nll, rows
         bad = (batch.source == word).any(1)[rows]
         scale = torch.where(bad, math.nan, 1.0)
         return loss * scale, nll * scale, rows

@@ -164,6 +164,13 @@ class Sweep(TypedDict):
     front: NotRequired[list[str] | None]
 
 
+class Searched(TypedDict):
+    """``tune.json``: what a search of hyper-parameters is of."""
+
+    space: list[dict[str, Any]]
+    recipe: dict[str, Any]
+
+
 class _Metrics(TypedDict):
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     kind: str

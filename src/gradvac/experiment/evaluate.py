@@ -187,7 +187,7 @@ def evaluate_model(
     model. With ``ranks`` as `evaluate_run`: the batches are those of one process.
     """
     if bleu_tokenize == VOCABULARY:
-        bleu_tokenize = f"{FILE}{out / 'vocabulary.model'}"
+        bleu_tokenize = f"{FILE}{out / VOCABULARY_FILE}"
     tests = [Bitext(b.direction, b.sources[:sentences], b.targets[:sentences]) for b in tests]
     translator = Translator(
         found.load(device),

@@ -125,15 +125,6 @@ def write_csv(path: Path, lines: Iterable[Sequence[Any]], end: str = "\r\n") -> 
     write_text(path, out.getvalue())
 
 
-def is_json(path: Path) -> bool:
-    """Whether there is a file with a whole object of JSON."""
-    try:
-        read_json(path)
-    except RunError:
-        return False
-    return True
-
-
 def _whole_to_disk(path: Path) -> None:
     for file in path.rglob("*") if path.is_dir() else (path,):
         if file.is_file():

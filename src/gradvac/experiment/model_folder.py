@@ -67,11 +67,11 @@ def find_model(folder: Path, checkpoint: str = "best") -> FoundModel:
     ``checkpoint``: "best", "last", or a step number; only runs have a choice. RunError says what
     is missing or damaged.
     """
-    if (folder / "best" / "config.json").exists() and not (folder / MODEL).exists():
-        raise RunError(
-            f"{folder}: no run of translation; its model is in {folder / 'best'}, for transformers"
-        )
     if not (folder / MODEL).exists():
+        if (best := folder / "best" / "config.json").exists():
+            raise RunError(
+                f"{folder}: no run of translation; its model is in {best.parent}, for transformers"
+            )
         raise RunError(f"{folder}: holds no model: no {folder / MODEL}")
     with suppress(FileNotFoundError):  # of runs and older models, which have no sums
         check_sums(folder, (MODEL, VOCABULARY, TASKS))  # parameters are compared when loaded

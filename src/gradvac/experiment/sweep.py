@@ -21,15 +21,15 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from gradvac.errors import GradvacError, RunError
+from gradvac.errors import RunError
 from gradvac.experiment.contents import Done, metrics_of
-from gradvac.experiment.files import DONE, SCORES, is_json, write_json
+from gradvac.experiment.files import DONE, SCORES, write_json
 from gradvac.experiment.kinds import has_test, job_of, prepare_run, resume_run, score_run
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe import load_any, read_recipe_file
 from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.variants import RecipeFile, row_of
-from gradvac.reading import read_json
+from gradvac.reading import is_json, read_json
 from gradvac.terminal import Terminal, complain
 
 DESCRIPTION = "sweep.json"
@@ -60,7 +60,7 @@ class Job:
             return f"failed: {self.error[:40]}"
         try:
             if self.done:
-                done = read_json(self.folder / "done.json", Done)
+                done = read_json(self.folder / DONE, Done)
                 value = done["best"]["value"]
                 return f"{done['metric']} {value:.3f}" if value < float("inf") else "done"
             last = metrics_of(self.folder)[-1]
@@ -241,5 +241,5 @@ if __name__ == "__main__":
     except OSError as problem:
         if not is_refusal(problem):
             raise
-        print(f"error: {explain(problem)}", file=sys.stderr)
+        complain(explain(problem))
         raise SystemExit(DISK) from None

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gradvac.errors import GradvacError, RecipeError, RunError
-from gradvac.experiment.contents import metrics_of
+from gradvac.experiment.contents import Searched, metrics_of
 from gradvac.experiment.files import write_csv, write_json, write_text
 from gradvac.experiment.kinds import has_validation, prepare_run
 from gradvac.experiment.process import StopSignal
@@ -230,11 +230,13 @@ def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> St
         json.dumps({"space": [vars(p) for p in parameters], "recipe": base.model_dump(mode="json")})
     )
     if said.exists():
-        old = read_json(said)
+        old = read_json(said, Searched)
         if isinstance(base, Recipe) and not chooses_normalization(base):
             # A search from before the key goes on with the text it has (`prepare_sharing`).
             for one in (old, tree):
-                one.get("recipe", {}).get("vocabulary", {}).pop("normalization", None)
+                section = one["recipe"].get("vocabulary")
+                if isinstance(section, dict):
+                    section.pop("normalization", None)
         if old != tree:
             raise RunError(f"{folder}: holds a search of another space or recipe; choose --out")
     else:
