@@ -21,6 +21,7 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.build import device_of
 from gradvac.experiment.contents import Accounts
 from gradvac.experiment.files import TRANSLATIONS, write_scored
+from gradvac.experiment.files import VOCABULARY as VOCABULARY_FILE
 from gradvac.experiment.model_folder import FoundModel, find_model
 from gradvac.experiment.prepare import run_recipe, sources_of, task_infos, test_rows
 from gradvac.experiment.recipe import Recipe

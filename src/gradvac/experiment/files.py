@@ -22,9 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gradvac.errors import RunError
 from gradvac.experiment.disk import to_disk
-from gradvac.reading import read_json
 
 RECIPE, TASKS, VOCABULARY = "recipe.yaml", "tasks.json", "vocabulary.model"
 MODEL = "model.json"
