@@ -187,10 +187,14 @@ def test_joint_training_in_shards_is_that_of_one_process_to_the_averaged_end(in_
 
 
 def test_hosts_exchange_one_message_a_step_and_one_for_the_passes_of_shards(in_shards):
-    for name, first, others in (("joint", 1, 1), ("method", 3, 2)):  # the first step is checked
-        for rank in range(2):
-            counts = json.loads((in_shards / f"{name}-messages-{rank}").read_text())
-            assert counts[0] == first and set(counts[1:]) == {others}, name
+    for rank in range(2):
+        joint, method = (
+            json.loads((in_shards / f"{name}-messages-{rank}").read_text())
+            for name in ("joint", "method")
+        )
+        assert set(joint) == {1}
+        # One more in the steps that are checked, in which a rank does something new.
+        assert set(method) <= {2, 3} and method.count(2) > method.count(3)
 
 
 def test_two_ranks_score_and_measure_what_one_does(in_shards):
@@ -223,7 +227,7 @@ def test_one_process_goes_on_where_two_stopped_in_shards(in_shards):
     with pytest.raises(RunError, match=rf"{damaged.name}: damaged: its SHA-256"):
         load_checkpoint(copy)
     damaged.unlink()
-    with pytest.raises(RunError, match=rf"{damaged.name}: not readable"):
+    with pytest.raises(RunError, match=rf"{damaged.name}: cannot be read"):
         load_checkpoint(copy)
 
 
