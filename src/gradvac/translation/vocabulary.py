@@ -54,7 +54,7 @@ class Vocabulary:
     def __post_init__(self) -> None:
         try:
             pieces = spm.SentencePieceProcessor(model_proto=self.model)
-        except RuntimeError as e:
+        except (RuntimeError, ValueError) as e:  # ValueError: its own message is not UTF-8
             raise RunError("not a SentencePiece model") from e
         ids = (pieces.pad_id(), pieces.unk_id(), pieces.bos_id(), pieces.eos_id())
         if ids != (PAD, UNK, BOS, EOS):
