@@ -38,10 +38,15 @@ def opening(folder: Path) -> Iterator[None]:
     except RunError:
         raise
     except Exception as e:  # it declares none of its errors
-        said = (str(e).strip().splitlines() or [""])[0]
-        raise RunError(
-            f"{folder}: transformers cannot open it: {type(e).__name__}: {said[:300]}"
-        ) from e
+        said = first_line(e)[:300]
+        raise RunError(f"{folder}: transformers cannot open it: {type(e).__name__}: {said}") from e
+
+
+def first_line(error: Exception) -> str:
+    """What the package says first; of a folder with code, that none is run."""
+    if "trust_remote_code" in str(error):
+        return "it needs code of its own, and no code of a model's folder is run"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def check_loaded(said: Any, folder: Path, head: str = "") -> None:

@@ -56,7 +56,7 @@ def test_evaluate_scores_what_it_wrote(trained):
     rows = [" ".join(line.replace("│", " ").split()) for line in result.output.splitlines()]
     count = scores["directions"]["fr-en"]["sentences"]
     assert any(row.startswith(f"fr-en high Western European {count} ") for row in rows)
-    assert any(row.startswith("any-en all 2 directions ") for row in rows)
+    assert any(row.startswith("any-en all 2 dir. ") for row in rows)
 
 
 ODD = [

@@ -14,10 +14,11 @@ import pytest
 from gradvac.errors import RunError
 from gradvac.experiment import process
 from gradvac.experiment.checkpoint import list_checkpoints, load_checkpoint
-from gradvac.experiment.files import SCORES, TRANSLATIONS, read_json, write_scored
+from gradvac.experiment.files import SCORES, TRANSLATIONS, write_scored
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.process import StopSignal, alone
 from gradvac.experiment.recipe import load_recipe
+from gradvac.reading import read_json
 from tests.faults.bench import RUN, SETS, copy, everything, in_child, said, start, train, trainer
 
 # 6 moments on every change; all 50: FAULT_MOMENTS=50 python -m pytest tests/faults

@@ -243,3 +243,11 @@ def test_conflicts_are_counted_where_both_have_a_gradient() -> None:
             known = [p for p in pairs if all(np.any(x) for x in p)]
             assert found.pairs[n, g] == len(known)
             assert found.conflicts[n, g] == sum(float(a @ b) < 0 for a, b in known)
+
+
+def test_a_cosine_that_was_rounded_above_one_is_no_negative_distance() -> None:
+    cosine = np.array([[1, 1 + 1e-6, 0.5], [1 + 1e-6, 1, 0.5], [0.5, 0.5, 1]])
+    assert cluster(cosine).linkage[:, 2] == pytest.approx([0, 0.5])
+    assert hierarchy.dendrogram(
+        cluster(cosine).linkage, no_plot=True
+    )  # which refuses negative heights

@@ -124,9 +124,11 @@ def score_table(title: str, scores: DirectionScores) -> Table:
 
 
 def _of(kind: str, count: int) -> str:
-    """How many sentences a score is of, or of how many directions it is a mean."""
-    unit = "direction" if count == 1 else "directions"
-    return f"{count:,}" if kind == "direction" else f"{count} {unit}"
+    """How many sentences a score is of, or of how many directions it is a mean.
+
+    The unit is short: a table of 80 columns has no room for the whole word beside off-target rates.
+    """
+    return f"{count:,}" if kind == "direction" else f"{count} dir."
 
 
 def table_rows(scores: DirectionScores) -> list[dict[str, Any]]:

@@ -208,9 +208,9 @@ class Clustering:
 def cluster(cosine: np.ndarray) -> Clustering:
     """Average-linkage clustering with distance 1 - cosine, ``cosine`` [K, K], K >= 2.
 
-    A pair that never met counts as orthogonal.
+    A pair that never met counts as orthogonal; a cosine over 1 is one that was rounded.
     """
-    distance = 1 - np.nan_to_num(cosine, nan=0.0)
+    distance = 1 - np.minimum(np.nan_to_num(cosine, nan=0.0), 1.0)
     condensed = squareform((distance + distance.T) / 2, checks=False)
     linkage = average(condensed)
     order = tuple(int(n) for n in leaves_list(linkage))

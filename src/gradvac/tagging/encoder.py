@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from typing_extensions import TypedDict
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.foreign import check_loaded, opening
+from gradvac.foreign import check_loaded, first_line, opening
 from gradvac.reading import read_json
 from gradvac.tagging.encoding import IGNORED, TokenBatch
 
@@ -98,7 +98,7 @@ def pretrained_tagger(name: str, shape: Path, seed: int) -> Any:
         check_loaded(said, Path(name), head="classifier")
         return model
     except (OSError, ValueError, RuntimeError) as e:
-        raise RecipeError(f"model.encoder: cannot load {name!r}: {_first_line(e)}") from e
+        raise RecipeError(f"model.encoder: cannot load {name!r}: {first_line(e)}") from e
 
 
 def empty_tagger(shape: Path) -> Any:
@@ -156,10 +156,4 @@ def _folder(name: str) -> AbstractContextManager[None]:
 def _absent(name: str, error: Exception) -> str:
     """What was looked for, and where; a folder that is not there is taken for a name on the hub."""
     where = "" if Path(name).is_dir() else "no such folder, and on the hub: "
-    return f"{name!r}: {where}{_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    if "trust_remote_code" in str(error):
-        return "it needs code of its own, and no code of a model's folder is run"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{name!r}: {where}{first_line(error)}"

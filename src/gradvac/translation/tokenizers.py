@@ -78,7 +78,7 @@ class _Pieces(BaseTokenizer):
             self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RunError as e:
             raise RecipeError(f"BLEU tokenizer {FILE}{e}") from e
-        except RuntimeError as e:
+        except (RuntimeError, ValueError) as e:  # ValueError: its own message is not UTF-8
             raise RecipeError(f"BLEU tokenizer {FILE}{path}: not a SentencePiece model") from e
         self.name = f"spm-{hashlib.sha256(model).hexdigest()[:8]}"
         self.cut = lru_cache(2**16)(lambda line: " ".join(self.pieces.encode(line, out_type=str)))

@@ -54,16 +54,15 @@ class Vocabulary:
     def __post_init__(self) -> None:
         try:
             pieces = spm.SentencePieceProcessor(model_proto=self.model)
-        except RuntimeError as e:
+            controls = {
+                i: pieces.id_to_piece(i) for i in range(len(pieces)) if pieces.is_control(i)
+            }
+        except (RuntimeError, ValueError) as e:  # ValueError: a piece, or the fault, is not UTF-8
             raise RunError("not a SentencePiece model") from e
         ids = (pieces.pad_id(), pieces.unk_id(), pieces.bos_id(), pieces.eos_id())
         if ids != (PAD, UNK, BOS, EOS):
             raise RunError(f"vocabulary has pad, unk, bos, eos = {ids}; gradvac needs 0, 1, 2, 3")
-        tags = {
-            pieces.id_to_piece(i)[2:-1]: i
-            for i in range(len(pieces))
-            if pieces.is_control(i) and pieces.id_to_piece(i).startswith("<2")
-        }
+        tags = {piece[2:-1]: i for i, piece in controls.items() if piece.startswith("<2")}
         object.__setattr__(self, "_pieces", pieces)
         object.__setattr__(self, "_rule", rule_name(self.model))
         object.__setattr__(self, "_tags", tags)
