@@ -43,6 +43,7 @@ def measure(n_tasks: int, tokens: int, size: str, granularity: str, rounds: int)
         steps, records = [], []
         for n in range(rounds + 1):
             start = time.process_time()
+            s.model.zero_grad()
             with engine.tasks((s.task, s.names)):
                 report = engine.backward(*s.losses())
             between = time.process_time()

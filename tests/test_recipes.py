@@ -88,7 +88,9 @@ def test_tagging_runs_at_size_smoke_without_the_network(path, tmp_path, monkeypa
     tags = {"ner": ["B-PER", "B-LOC"], "pos": ["NOUN", "VERB"]}[file.body["data"]["task"]]
     words = "".join(f"word{n} {tag}\n" for n, tag in enumerate(tags)) + "\n"
     (tmp_path / "text").write_text(words * 9, encoding="utf-8")
-    own = {part: [str(tmp_path / "text")] for part in ("train", "valid", "test")}
+    (tmp_path / "held-out").write_text(words.replace("word0", "other") * 9, encoding="utf-8")
+    own = {part: [str(tmp_path / "held-out")] for part in ("valid", "test")}
+    own["train"] = [str(tmp_path / "text")]
     languages = {code: {"format": "two-column", **own} for code in ("de", "fr")}
     changes = ["device=cpu", f"data.languages={json.dumps(languages)}"]
     recipe = load_any(file, changes, size="smoke", variant=next(iter(file.variants)))

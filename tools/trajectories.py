@@ -87,6 +87,7 @@ def descend(
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     points, on_the_way, opposed = [model.theta.detach().clone()], 0, 0
     for _ in range(steps):
+        optimizer.zero_grad()
         values = losses(model.theta)
         report = engine.backward(dict(zip(TASKS, values, strict=True)))
         gram, weights = report.gram[0], report.weights[0]

@@ -32,7 +32,9 @@ def frames():
 def run(tmp_path):
     folder = make_run(tmp_path / "geometry-small" / "en-any" / "seed-1", "gradvac", TASKS)
     write_json(folder / "done.json", {})
-    write_json(tmp_path / "geometry-small" / "sweep.json", {"variants": ["en-any"]})
+    write_json(
+        tmp_path / "geometry-small" / "sweep.json", {"variants": ["en-any"], "baseline": None}
+    )
     measured = folder / "geometry" / "measured"
     for step, gram in frames():
         none = (0, 0)
@@ -107,7 +109,7 @@ def test_partners_have_the_other_language_and_the_scores_of_the_first(tmp_path):
     lines = [
         {"kind": "valid", "step": n, "nll": a, "nll/en-fr": b} for n, (a, b) in enumerate(valid)
     ]
-    shown = dict.fromkeys(("loss", "nll", "gradient_norm", "tokens", "learning_rate"), 1.0)
+    shown = dict.fromkeys(("loss", "nll", "gradient_norm", "learning_rate"), 1.0) | {"tokens": 1}
     tokens = {"task_nll": {}, "task_tokens": {"en-fr": 300, "en-hi": 9}}
     lines += [{"kind": "train", "step": n, **shown, **tokens} for n in (1, 2)]
     write_lines(folder / "metrics.jsonl", lines)

@@ -3,6 +3,7 @@
 Usage, in place of ``loss.backward()``::
 
     engine = Engine(model, GradVac(beta=1e-2), granularity="all_layer")
+    optimizer.zero_grad()
     with engine.tasks(task_of_each_sample):        # one name per sample, in any order
         loss_per_token = ...                       # an ordinary forward pass, nothing averaged
         engine.backward(loss_per_token / tokens)   # adds to p.grad

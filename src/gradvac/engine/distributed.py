@@ -5,6 +5,7 @@ Usage: initialise ``torch.distributed``, build the same model on every rank, and
     torch.distributed.init_process_group()
     engine = Engine(model, GradVac(beta=1e-2))
     tokens = ...                                   # of the step, on all ranks together
+    optimizer.zero_grad()
     with engine.tasks(task_of_each_sample):        # of this rank's part of the batch
         losses = loss_of_each_token(model(part))
         engine.backward(losses / tokens, rows)     # p.grad is bitwise the same on all ranks

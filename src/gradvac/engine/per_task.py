@@ -7,6 +7,7 @@ Usage, in place of ``loss.backward()``::
         engine.accumulate(task, loss_of(batch))   # one backward through that task's own graph
     report = engine.combine()                     # adds to p.grad
     optimizer.step()
+    optimizer.zero_grad()
 
 For results comparable with plain training, divide each task's loss by what the joint loss would
 be divided by (all tokens of the step, not the task's own): the sum of the losses is then the

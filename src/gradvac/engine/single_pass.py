@@ -3,6 +3,7 @@
 Usage, in place of ``loss.backward()``::
 
     engine = SinglePassEngine(model, GradVac(), granularity="all_layer")
+    optimizer.zero_grad()
     with engine.tasks(task_of_each_sample):          # one name per sample, in any order
         losses = loss_of_each_token(model(batch))    # an ordinary forward pass, nothing averaged
         report = engine.backward(losses / tokens, rows)      # adds to p.grad
