@@ -17,8 +17,7 @@ or, for several losses of one forward pass or a forward pass for each task::
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -32,7 +31,6 @@ from gradvac.engine.per_task import PerTaskEngine
 from gradvac.engine.ranks import Ranks
 from gradvac.engine.single_pass import SinglePassEngine
 from gradvac.engine.tags import Refusal
-from gradvac.engine.task_names import TaskOfSample
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 
@@ -131,34 +129,6 @@ class Engine(SinglePassEngine):
         logging.getLogger("gradvac").warning(
             "one backward pass per task from now on: %s", refusal.reason
         )
-
-    @contextmanager
-    def tasks(
-        self,
-        tasks: TaskOfSample,
-        batch_dim: int = 0,
-        inputs: Sequence[Tensor] | None = None,
-    ) -> Iterator[Engine]:
-        """Follow the samples of a batch through the forward pass inside.
-
-        Where samples of several tasks meet, or cannot be followed, the forward pass goes on as it
-        is written, and :meth:`backward` runs one backward pass per task; :attr:`refused` says why.
-
-        Args:
-            tasks: the task of each of the B samples: B names, in anything that can be gone through,
-                integers meaning their digits; or ``(positions, names)``, B integers and what they
-                stand for.
-            batch_dim: the dimension of the inputs that holds the samples.
-            inputs: the tensors the samples come in. By default the tensors given to the model
-                whose size along ``batch_dim`` is B.
-
-        Raises:
-            GradientError: if a sample has no task or an unknown one, if this is inside another such
-                block, if the parameters are not those the engine was made for, or, with
-                ``engine="single_pass"``, if the samples cannot be followed.
-        """
-        with super().tasks(tasks, batch_dim, inputs):
-            yield self
 
     def backward(
         self,

@@ -29,7 +29,6 @@ from torch.autograd.graph import GradientEdge
 from gradvac.engine.collect import Collector
 from gradvac.engine.combine import combine
 from gradvac.engine.meets import Meeting, meeting_of
-from gradvac.engine.step import Step
 
 CHECKS = 2
 """Backward passes through the whole graph that a check makes."""
@@ -108,15 +107,14 @@ class Rehearsal:
 
     Args:
         collector: where the split gradients arrive; left as it was.
-        step: the step under way.
         weights: the numbers r_k, ``[K]``.
 
     Attributes:
         sums: the sums, by the id of what a forward pass uses as the parameter; None if unused.
     """
 
-    def __init__(self, collector: Collector, step: Step, weights: Tensor) -> None:
-        self.collector, self.step, self.weights = collector, step, weights
+    def __init__(self, collector: Collector, weights: Tensor) -> None:
+        self.collector, self.weights = collector, weights
         self.sums: dict[int, Tensor | None] = {}
 
     @contextmanager

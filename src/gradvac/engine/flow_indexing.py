@@ -23,13 +23,18 @@ def cut(call: Call) -> Place | list[Place]:
         if dim or x.ndim != 4:
             raise Mixed("it expects the samples in its first dimension")
         return Place(rows, 0)
-    strides = [0] * x.ndim
-    strides[dim] = 1
-    probe = torch.empty(len(rows), dtype=torch.int8).as_strided(x.shape, strides)
+    probe = _probe(x.shape, dim)
     result = call.func(probe, *call.args[1:], **call.kwargs)
     if isinstance(result, Tensor):
         return _cut_place(result, rows)
     return [_cut_place(piece, rows) for piece in result]
+
+
+def _probe(shape: torch.Size, dim: int) -> Tensor:
+    """A tensor of a shape that moves in memory along one dimension alone."""
+    strides = [0] * len(shape)
+    strides[dim] = 1
+    return torch.empty(shape[dim], dtype=torch.int8).as_strided(shape, strides)
 
 
 def _cut_place(probe: Tensor, rows: RowMap) -> Place:
@@ -209,9 +214,7 @@ def assign(call: Call) -> Place | None:
 
 def _moves(x: Tensor, index: Any, d: int) -> tuple[int, int] | None:
     """Which dimension of a region is the whole of dimension ``d`` of a tensor, and its size."""
-    strides = [0] * x.ndim
-    strides[d] = 1
-    probe = torch.empty(x.shape[d], dtype=torch.int8).as_strided(x.shape, strides)[index]
+    probe = _probe(x.shape, d)[index]
     moving = [e for e, s in enumerate(probe.stride()) if s == 1 and probe.shape[e] == x.shape[d]]
     return (moving[0], probe.shape[moving[0]]) if len(moving) == 1 else None
 

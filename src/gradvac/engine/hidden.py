@@ -7,7 +7,7 @@ autograd then finds none and says nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -19,16 +19,19 @@ from gradvac.engine.meets import meeting_of
 from gradvac.errors import GradientError
 
 
-def refuse_hidden(loss: Tensor, model: nn.Module, named: Iterable[tuple[str, Tensor]]) -> None:
+def refuse_hidden(
+    loss: Tensor, model: nn.Module, parameters: Iterable[Tensor], name: Callable[[Tensor], str]
+) -> None:
     """Check that the graph shows all parameters that a backward pass would train.
 
-    Costs a look at the graph; and a backward pass, if there are custom functions in it and
-    parameters that it does not show.
+    Costs a look at the graph; a second one if there are custom functions in it; and a backward
+    pass, if there are parameters then that it does not show.
 
     Args:
         loss: with its graph, which is kept.
         model: to name modules in errors.
-        named: the parameters, with their names.
+        parameters: those that are to be trained.
+        name: says what one of them is called.
 
     Raises:
         GradientError: if it does not show one.
@@ -38,14 +41,17 @@ def refuse_hidden(loss: Tensor, model: nn.Module, named: Iterable[tuple[str, Ten
         for node in nodes(loss)
         if isinstance(node, BackwardCFunction) and meeting_of(node) is None
     }
-    shown = {id(leaf) for leaf in leaves(loss)}
-    missing = [(name, p) for name, p in named if id(p) not in shown]
-    if not functions or not missing:
+    if not functions:
         return
-    everything = [*leaves(loss), *(p for p in model.parameters() if p.requires_grad)]
+    reached = leaves(loss)
+    shown = {id(leaf) for leaf in reached}
+    missing = [p for p in parameters if id(p) not in shown]
+    if not missing:
+        return
+    everything = [*reached, *(p for p in model.parameters() if p.requires_grad)]
     with _gradients_aside({id(p): p for p in everything}.values()):
         inner(torch.autograd.backward)(loss, torch.ones_like(loss), retain_graph=True)
-        trained = [name for name, p in missing if p.grad is not None and bool(p.grad.any())]
+        trained = [name(p) for p in missing if p.grad is not None and bool(p.grad.any())]
     if not trained:
         return
     if "CheckpointFunction" in functions:

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -131,19 +131,25 @@ class SinglePassEngine(TaskEngine):
         tasks: TaskOfSample,
         batch_dim: int = 0,
         inputs: Sequence[Tensor] | None = None,
-    ) -> Iterator[SinglePassEngine]:
+    ) -> Iterator[Self]:
         """Follow the samples of a batch through the forward pass inside.
 
+        Where samples of several tasks meet, or cannot be followed, an :class:`gradvac.Engine` goes
+        on with the forward pass as it is written and runs one backward pass per task; its
+        ``refused`` says why. With ``engine="single_pass"`` it raises an error.
+
         Args:
-            tasks: the task of each of the B samples; see
-                :func:`gradvac.engine.task_names.names_and_index`.
+            tasks: the task of each of the B samples: B names, in anything that can be gone through,
+                integers meaning their digits; or ``(positions, names)``, B integers and what they
+                stand for.
             batch_dim: the dimension of the inputs that holds the samples.
             inputs: the tensors the samples come in. By default the tensors given to the model
                 whose size along ``batch_dim`` is B.
 
         Raises:
-            GradientError: if a sample has no task or an unknown one, if the forward pass mixes
-                samples, or if the parameters are not those the engine was made for.
+            GradientError: if a sample has no task or an unknown one, if this is inside another such
+                block, if the parameters are not those the engine was made for, or if the samples
+                cannot be followed and there is no other way.
         """
         if _UNDER_WAY:
             raise GradientError(
@@ -334,10 +340,15 @@ class SinglePassEngine(TaskEngine):
         elif self._collector.passes == 2:
             self._in_two_passes(loss, owners)
         else:
-            self._split(loss, retain_graph=any(slot.asleep for slot in self._slots.values()))
+            self._split(loss, retain_graph=self._may_wake)
             batch.carry_on(owners.n_tasks)
         self._batch = None
         return batch, loss, owners
+
+    @property
+    def _may_wake(self) -> bool:
+        """Whether a gradient may turn out not to be zero, so that the graph is needed once more."""
+        return any(slot.asleep for slot in self._slots.values())
 
     def _check_woken(self, batch: Batch, loss: Tensor, owners: RowMap) -> None:
         """Check again where gradients that were zero in the check no longer are.
@@ -361,15 +372,19 @@ class SinglePassEngine(TaskEngine):
         """Refuse parameters that the graph does not show, where the graph may be another one."""
         splits = batch.trace.splits and batch.only is None
         if self._shards is None and (self._guard.fresh or batch.trace.new or not splits):
-            named = ((self._name(leaf), leaf) for leaf in self._leaves[: len(self._slots)])
+            shared = self._leaves[: len(self._slots)]
             with batch.trace.watch.flowing(Flow.PLAIN), batch.trace.repeats():
-                refuse_hidden(loss, self.model, named)
+                refuse_hidden(loss, self.model, shared, self._name)
 
     def _due(self, batch: Batch) -> bool:
         """Whether something about a batch is to be checked before its gradients are split."""
         if batch.only is not None or not batch.trace.splits:
             return False
-        return not batch.followed or self._checks_left > 0 or bool(batch.trace.new)
+        return not batch.followed or self._does_something_new(batch)
+
+    def _does_something_new(self, batch: Batch) -> bool:
+        """Whether a batch, or one of its kind, has not been checked yet."""
+        return self._checks_left > 0 or bool(batch.trace.new)
 
     def _backward_alike(self, shards: Shards, loss: Tensor, owners: RowMap, ends: bool) -> None:
         """Make the backward passes of a sharded model, as many as any rank needs."""
@@ -443,13 +458,16 @@ class SinglePassEngine(TaskEngine):
         """Refuse gradients of parameters that autograd found where all should have been split."""
         for leaf, gradient in zip(self._leaves, found, strict=False):
             if gradient is not None and bool(gradient.to_dense().any()):
-                refusal = Refusal(
-                    f"parameter {self._name(leaf)!r} is used by an operation that the engine "
-                    "cannot see (a custom autograd function?)"
-                )
+                refusal = self._unseen(leaf)
                 if self._give_up is not None:
                     self._give_up(refusal)
                 raise refusal
+
+    def _unseen(self, leaf: Tensor) -> Refusal:
+        return Refusal(
+            f"parameter {self._name(leaf)!r} is used by an operation that the engine cannot see (a "
+            "custom autograd function?)"
+        )
 
     def _check(
         self, loss: Tensor, owners: RowMap, gather: AbstractContextManager[Any] | None = None
@@ -465,13 +483,11 @@ class SinglePassEngine(TaskEngine):
         try:
             if not batch.followed:
                 self._check_end(loss, owners)
-            rehearses = self._proved is not None and (
-                self._checks_left > 0 or bool(batch.trace.new)
-            )
+            rehearses = self._does_something_new(batch)
             if rehearses:
                 self._rehearse(loss, owners, gather or nullcontext())
-                assert self._proved is not None
-                self._proved |= batch.trace.new
+                if self._proved is not None:
+                    self._proved |= batch.trace.new
                 self._checks_left -= 1
         except Refusal as refusal:
             batch.trace.stop(refusal)
@@ -488,10 +504,7 @@ class SinglePassEngine(TaskEngine):
         nodes, reached = last_meetings(loss)
         for leaf in self._leaves[: len(self._slots)]:
             if id(leaf) in reached:
-                raise Refusal(
-                    f"parameter {self._name(leaf)!r} is used by an operation that the engine "
-                    "cannot see (a custom autograd function?)"
-                )
+                raise self._unseen(leaf)
         weights = task_weights(owners.n_tasks, self.step)
         scaled = weights[owners.index].to(loss)
         plain, weighted, again = (
@@ -530,7 +543,7 @@ class SinglePassEngine(TaskEngine):
         assert self._batch is not None
         batch, watch = self._batch, self._batch.trace.watch
         weights = task_weights(owners.n_tasks, self.step)
-        rehearsal = Rehearsal(self._collector, self._step, weights)
+        rehearsal = Rehearsal(self._collector, weights)
         before, watch.done = watch.done, rehearsal.release
         scaled = weights[owners.index].to(loss)
         try:
@@ -553,15 +566,12 @@ class SinglePassEngine(TaskEngine):
             slot = self._slots[id(leaf)]
             slot.asleep, slot.woken = n in silent and self._shards is None, False
         if wrong:
-            hidden = found[wrong[0]]
+            leaf, hidden = leaves[wrong[0]], found[wrong[0]]
+            if hidden is not None and bool(hidden.to_dense().any()):
+                raise self._unseen(leaf)
             raise Refusal(
-                f"parameter {self._name(leaves[wrong[0]])!r} "
-                + (
-                    "is used by an operation that the engine cannot see (a custom autograd "
-                    "function?)"
-                    if hidden is not None and bool(hidden.to_dense().any())
-                    else "has a gradient that does not split by tasks as the engine followed it"
-                )
+                f"parameter {self._name(leaf)!r} has a gradient that does not split by tasks as "
+                "the engine followed it"
             )
         self._check_heads(loss, owners, found[shared:], plain[shared:], weights)
 
@@ -589,9 +599,8 @@ class SinglePassEngine(TaskEngine):
         self._split(loss, retain_graph=True)
         batch.carry_on(owners.n_tasks)
         weights = collector.weights(step, self.method)
-        keep = any(slot.asleep for slot in self._slots.values())
         with batch.trace.watch.flowing(Flow.JOINT):
-            self._run(loss, weights[owners.index].to(loss), [], Flow.JOINT, keep)
+            self._run(loss, weights[owners.index].to(loss), [], Flow.JOINT, self._may_wake)
             batch.carry_on(1)
         collector.joint(step)
 

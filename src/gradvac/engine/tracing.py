@@ -253,10 +253,7 @@ class Trace(Tags):
         why: str,
     ) -> Any:
         """Do an operation that cannot be followed."""
-        known = [(x, k) for x in tensors_in(args, kwargs) if (k := self.known(x))]
-        inputs = [(x, k.place) for x, k in known if k.place is not None]
-        inputs.sort(key=lambda pair: not pair[0].requires_grad)
-        lost = any(k.lost for _, k in known)
+        inputs, lost = self._whose_inputs(args, kwargs)
         out = func(*args, **kwargs)  # an error of the user's own comes from here
         entry = entry_of(func, name)
         self.opaque(Call(func, name, args, kwargs, inputs, out), entry, why, lost)
@@ -269,15 +266,14 @@ class Trace(Tags):
         if name == "multi_head_attention_forward":
             with self:
                 return inner(func)(*args, **kwargs)
-        tensors = tensors_in(args, kwargs)
-        tagged = [(x, place) for x in tensors if (place := self._soft(x)) is not None]
-        tagged.sort(key=lambda pair: not pair[0].requires_grad)
-        lost = any((k := self.known(x)) is not None and k.lost for x in tensors)
+        tagged, lost = self._whose_inputs(args, kwargs)
         out = func(*args, **kwargs)
         call = Call(func, name, args, kwargs, tagged, out)
         written = args[0] if name == "setitem" else out
         entry = entry_of(func, name)
-        hidden = any(x.grad_fn is not None and self._soft(x) is None for x in tensors)
+        hidden = any(
+            x.grad_fn is not None and self._soft(x) is None for x in tensors_in(args, kwargs)
+        )
         if tagged and hidden and not tagged[0][0].requires_grad:
             # Labels and masks beside losses whose samples were lost.
             same = [place for x, place in tagged if x.shape == getattr(out, "shape", None)]
@@ -288,6 +284,17 @@ class Trace(Tags):
             with suppress(Exception):  # only a help: the user may say whose losses they are
                 self.tag_output(written, entry.rule(call))
         return out
+
+    def _whose_inputs(
+        self, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[list[tuple[Tensor, Place]], bool]:
+        """Return the arguments whose samples are known, for certain or not, those with a gradient
+        first; and whether any argument has lost them.
+        """
+        known = [(x, k) for x in tensors_in(args, kwargs) if (k := self.known(x))]
+        inputs = [(x, k.place) for x, k in known if k.place is not None]
+        inputs.sort(key=lambda pair: not pair[0].requires_grad)
+        return inputs, any(k.lost for _, k in known)
 
     def _soft(self, x: Tensor) -> Place | None:
         known = self.known(x)

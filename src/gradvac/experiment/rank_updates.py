@@ -17,7 +17,7 @@ from gradvac.experiment.disk import Outbox
 from gradvac.experiment.job import TaskBatch
 from gradvac.experiment.rank_job import SharedJob
 from gradvac.experiment.shards import whole
-from gradvac.experiment.updates import Updates
+from gradvac.experiment.updates import Updates, shares_of
 from gradvac.translation.batches import Batch
 
 
@@ -105,33 +105,13 @@ class RankUpdates(Updates):
 
     def _combine_tasks(self, engine: Engine, batches: list[TaskBatch], tokens: int) -> float:
         self._seed()
-        report = None
         present = [batch for batch in batches if len(batch.task)]
-        counts: dict[str, int] = {}
-        for batch in present:
-            for task, own in batch.counts.items():
-                counts[task] = counts.get(task, 0) + own
-        shares = {task: count / tokens for task, count in counts.items()}
+        shares = shares_of(present, tokens)
         if self.shared.sharded:
             report = self._combine_shards(engine, batches, tokens, shares)
-        for batch in present if not self.shared.sharded else ():
-            if self.recipe.method.engine == "per_task":
-                for index in batch.present:
-                    loss, nll, _ = self.job.losses(batch.of_task(index))
-                    engine.accumulate({batch.tasks[index]: loss.sum() / tokens})
-                    self.window.add(batch.tasks[index], nll)
-                continue
-            with engine.tasks((batch.task, batch.tasks)):
-                loss, nll, rows = self.job.losses(batch)
-                if len(batches) == 1:
-                    report = engine.backward(loss / tokens, rows, step=self.step, shares=shares)
-                else:
-                    engine.accumulate(loss / tokens, rows)
-            self._count(batch, nll, rows)
-        report = report or engine.combine(step=self.step, shares=shares)
-        self.window.observe(report)
-        self._report = report
-        return float(report.losses.sum())
+        else:
+            report = self._give(engine, present, tokens, shares, alone=len(batches) == 1)
+        return self._end(engine, report, shares)
 
     def _combine_shards(
         self, engine: Engine, batches: list[TaskBatch], tokens: int, shares: dict[str, float]

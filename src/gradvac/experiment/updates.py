@@ -186,6 +186,27 @@ class Updates:
 
         Each task's loss is its share of the mean token loss: their sum is the joint loss.
         """
+        shares = shares_of(batches, tokens)
+        report = self._give(engine, batches, tokens, shares, alone=len(batches) == 1)
+        return self._end(engine, report, shares)
+
+    def _give(
+        self,
+        engine: Engine,
+        batches: Sequence[TaskBatch],
+        tokens: int,
+        shares: dict[str, float],
+        alone: bool,
+    ) -> StepReport | None:
+        """Run the backward passes of some batches; the report if one of them, ``alone``, ends it.
+
+        Args:
+            engine: gets the losses.
+            batches: each with samples.
+            tokens: of the whole step.
+            shares: by task.
+            alone: whether the step has one batch, so that layers are freed one by one.
+        """
         report = None
         for batch in batches:
             if self.recipe.method.engine == "per_task":
@@ -196,14 +217,16 @@ class Updates:
                 continue
             with engine.tasks((batch.task, batch.tasks)):
                 loss, nll, rows = self.job.losses(batch)
-                if len(batches) == 1:  # combines and frees each layer as the backward leaves it
-                    report = engine.backward(
-                        loss / tokens, rows, step=self.step, shares=_shares(batches)
-                    )
+                if alone:  # combines and frees each layer as the backward leaves it
+                    report = engine.backward(loss / tokens, rows, step=self.step, shares=shares)
                 else:
                     engine.accumulate(loss / tokens, rows)
             self._count(batch, nll, rows)
-        report = report or engine.combine(step=self.step, shares=_shares(batches))
+        return report
+
+    def _end(self, engine: Engine, report: StepReport | None, shares: dict[str, float]) -> float:
+        """Combine what was accumulated, if it is not yet, and note it; the loss of the step."""
+        report = report or engine.combine(step=self.step, shares=shares)
         self.window.observe(report)
         self._report = report
         return float(report.losses.sum())
@@ -310,11 +333,10 @@ def frame(report: StepReport) -> Frame:
     )
 
 
-def _shares(batches: Sequence[TaskBatch]) -> dict[str, float]:
-    """Each task's share of the tokens of a step."""
+def shares_of(batches: Sequence[TaskBatch], tokens: int) -> dict[str, float]:
+    """Each task's share of the ``tokens`` of a step."""
     counts: dict[str, int] = {}
     for batch in batches:
         for task, own in batch.counts.items():
             counts[task] = counts.get(task, 0) + own
-    total = sum(counts.values())
-    return {task: count / total for task, count in counts.items()}
+    return {task: count / tokens for task, count in counts.items()}

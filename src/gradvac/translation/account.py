@@ -88,12 +88,7 @@ class Account:
 
     def noted(self, what: str | None = None, corpus: str | None = None) -> int:
         """Rows of which `what`, or anything, was noted, in `corpus` or in all."""
-        return sum(
-            tally.count
-            for name, c in self._corpora.items()
-            for why, tally in c.notes.items()
-            if corpus in (None, name) and what in (None, why)
-        )
+        return self._counted({name: c.notes for name, c in self._corpora.items()}, what, corpus)
 
     def problem(
         self, corpus: str, reason: str, where: str, detail: str = "", count: int = 1
@@ -113,10 +108,16 @@ class Account:
 
     def dropped(self, reason: str | None = None, corpus: str | None = None) -> int:
         """Rows left out, for `reason` or for any, in `corpus` or in all."""
+        return self._counted({name: c.dropped for name, c in self._corpora.items()}, reason, corpus)
+
+    @staticmethod
+    def _counted(
+        tallies: dict[str, dict[str, _Tally]], reason: str | None, corpus: str | None
+    ) -> int:
         return sum(
             tally.count
-            for name, c in self._corpora.items()
-            for why, tally in c.dropped.items()
+            for name, own in tallies.items()
+            for why, tally in own.items()
             if corpus in (None, name) and reason in (None, why)
         )
 
