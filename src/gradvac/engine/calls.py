@@ -61,9 +61,8 @@ def name_of(func: Any) -> str:
     name = getattr(func, "__name__", "")
     if name == "__get__":
         name = getattr(func.__self__, "__name__", "")
-        name = (
-            name if name in ("T", "mT", "H", "mH", "data", "real", "imag") else "size"
-        )  # others tell, not compute
+        if name not in ("T", "mT", "H", "mH", "data", "real", "imag"):
+            name = "size"  # others tell, not compute
     elif name in ("__set__", "__delete__"):
         name = "set " + getattr(func.__self__, "__name__", "")
         name = "size" if name in ("set grad", "set requires_grad") else name
