@@ -46,8 +46,9 @@ class Changed(Slot):
     def pieces(self, n_tasks):
         fresh = self.held is None
         if fresh:
-            tensor = getattr(self.slot, "parameter", None)
-            shape = self.slot.pieces(n_tasks)[0][0].shape if tensor is None else tensor.shape
+            # Not by `pieces`: who asks for these has to fill them.
+            tensor = getattr(self.slot, "parameter", getattr(self.slot, "tensor", None))
+            shape = self.slot.probe().shape if tensor is None else tensor.shape
             self.held = torch.zeros(n_tasks, *shape, dtype=torch.float64)
         return self.held.unbind(0), False
 

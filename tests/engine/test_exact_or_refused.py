@@ -265,6 +265,19 @@ def test_reentrant_checkpointing_is_refused_whatever_its_inputs(lora, engine):
         made.backward(model[2](h).sum(1))
 
 
+@pytest.mark.parametrize("made_by", [Engine, PerTaskEngine])
+@pytest.mark.parametrize("heads", [None, {"b": "1"}], ids=["shared", "head"])
+def test_a_loss_of_a_task_refuses_reentrant_checkpointing_too(made_by, heads):
+    """The module's parameters alone are hidden, so `.grad` would stay None without a word."""
+    model = net(nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D))
+    model[0].requires_grad_(False)
+    made = made_by(model, Joint(), heads=heads)
+    h = checkpoint(model[1], model[0](X).requires_grad_(), use_reentrant=True)
+    with pytest.raises(GradientError, match=r"'1\.weight'.*use_reentrant=False"):
+        made.backward({"b": model[2](h).sum()})
+    assert all(p.grad is None for p in model.parameters())
+
+
 class Inside(torch.autograd.Function):
     """Trains a module it does not take as an input."""
 

@@ -75,6 +75,16 @@ class TaskEngine:
         if self._shards is not None and self._ranks is not None:
             self._shards.check_ranks(dist.get_process_group_ranks(self._ranks.group))
 
+    def _name(self, leaf: Tensor) -> str:
+        """Return the name of a parameter, or of the one that a whole parameter is a shard of."""
+        groups = [*self.groups, *self._heads.heads]
+        return next(
+            name
+            for group in groups
+            for name, p in zip(group.names, group.parameters, strict=True)
+            if p is leaf or (self._shards and self._shards.whole(p) is leaf)
+        )
+
     def _agree(self) -> Agreement | None:
         """Hear of the tasks that other ranks bring to the step; None without other ranks.
 

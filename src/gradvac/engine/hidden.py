@@ -43,12 +43,13 @@ def refuse_hidden(
     }
     if not functions:
         return
-    reached = leaves(loss)
+    reached, parameters = leaves(loss), list(parameters)
     shown = {id(leaf) for leaf in reached}
     missing = [p for p in parameters if id(p) not in shown]
     if not missing:
         return
-    everything = [*reached, *(p for p in model.parameters() if p.requires_grad)]
+    others = [p for p in model.parameters() if p.requires_grad]
+    everything = [*reached, *parameters, *others]
     with _gradients_aside({id(p): p for p in everything}.values()):
         inner(torch.autograd.backward)(loss, torch.ones_like(loss), retain_graph=True)
         trained = [name(p) for p in missing if p.grad is not None and bool(p.grad.any())]

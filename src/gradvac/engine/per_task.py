@@ -35,6 +35,7 @@ from gradvac.engine.combine import StepReport, combine, decide
 from gradvac.engine.exchange import Exchange
 from gradvac.engine.gram import gram
 from gradvac.engine.groups import Grouping, Heads, ParameterGroup
+from gradvac.engine.hidden import refuse_hidden
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.ranks import Ranks
 from gradvac.engine.sharded import Shards
@@ -97,9 +98,9 @@ class PerTaskEngine(TaskEngine):
             retain_graph: keep the graph for another loss that shares it.
 
         Raises:
-            GradientError: if the loss is not a scalar, does not depend on the parameters, or
-                depends on another task's head; or if the task is unknown or the parameters are not
-                those the engine was made for.
+            GradientError: if the loss is not a scalar, does not depend on the parameters, trains
+                one that autograd's graph does not show, or depends on another task's head; or if
+                the task is unknown or the parameters are not those the engine was made for.
         """
         task = task_name(task)
         self._guard.check_tasks([task])
@@ -112,6 +113,8 @@ class PerTaskEngine(TaskEngine):
             )
         if self._shards is not None:
             self._shards.stand()
+        else:
+            refuse_hidden(loss.reshape(()), self._named, self._leaves, self._name)
         with explained(loss, self._named):
             gradients = torch.autograd.grad(
                 loss.reshape(()), self._leaves, retain_graph=retain_graph, allow_unused=True

@@ -372,9 +372,8 @@ class SinglePassEngine(TaskEngine):
         """Refuse parameters that the graph does not show, where the graph may be another one."""
         splits = batch.trace.splits and batch.only is None
         if self._shards is None and (self._guard.fresh or batch.trace.new or not splits):
-            shared = self._leaves[: len(self._slots)]
             with batch.trace.watch.flowing(Flow.PLAIN), batch.trace.repeats():
-                refuse_hidden(loss, self.model, shared, self._name)
+                refuse_hidden(loss, self.model, self._leaves, self._name)
 
     def _due(self, batch: Batch) -> bool:
         """Whether something about a batch is to be checked before its gradients are split."""
@@ -655,14 +654,6 @@ class SinglePassEngine(TaskEngine):
             return inner(torch.autograd.grad)(
                 loss, [trace.anchor, *inputs], gradient, retain_graph, allow_unused=True
             )[1:]
-
-    def _name(self, parameter: Tensor) -> str:
-        return next(
-            name
-            for group in self.groups
-            for name, p in zip(group.names, group.parameters, strict=True)
-            if p is parameter or (self._shards and self._shards.whole(p) is parameter)
-        )
 
     def _finish(self, end: End) -> None:
         """Combine what is left and say what is to be added to ``p.grad`` of every parameter."""
