@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.methods.registry import METHODS
 
 ROOT = Path(__file__).parents[1]

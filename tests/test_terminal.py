@@ -7,7 +7,7 @@ import pytest
 from rich.table import Table
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import CorpusError
 from gradvac.terminal import Terminal, any_encoding, complain, printable
 

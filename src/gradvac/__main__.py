@@ -1,5 +1,5 @@
 """``python -m gradvac`` is the command line."""
 
-from gradvac.cli import main
+from gradvac.cli.main import main
 
 main()

@@ -8,7 +8,7 @@ import pytest
 from scored_runs import LEVELS, REFERENCES, outputs, write_run
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.comet import export_comet, read_comet
 

@@ -14,7 +14,7 @@ from sacrebleu.significance import PairedTest
 from scored_runs import LEVELS, REFERENCES, outputs, write_run
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.compare import _groups, compare, half_width
 from gradvac.experiment.compare_files import as_csv, as_json

@@ -9,7 +9,7 @@ import pytest
 from scored_runs import LEVELS, REFERENCES, write_run
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import GradvacError, RecipeError, RunError
 from gradvac.experiment.compare import compare
 from gradvac.experiment.compare_front import fronts

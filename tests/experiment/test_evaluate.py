@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.experiment.prepare import open_prepared
 
 runner = CliRunner()

@@ -14,7 +14,7 @@ from tests.faults.damage import FAULTS
 from transformers import AutoConfig
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.recipe import resolve

@@ -13,7 +13,7 @@ from scipy.spatial.distance import squareform
 from synthetic import PAIRS, make_run, side, write_json, write_lines
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.figures import CATALOGUE
 from gradvac.experiment.figures.write import draw_all

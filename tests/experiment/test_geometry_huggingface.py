@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from toy import make_toy
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.display import Display
 from gradvac.experiment.export import export_run

@@ -13,7 +13,7 @@ from rich.console import Console
 from toy import toy_recipe, toy_rows, write_tsv
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import GradientError, RunError
 from gradvac.experiment import geometry_run
 from gradvac.experiment.display import Display

@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import GradientError, RunError
 from gradvac.experiment.display import Display
 from gradvac.experiment.prepare import prepare

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe import load_recipe, read_recipe_file
 from gradvac.experiment.shared_text import text_key

@@ -14,7 +14,7 @@ from toy import make_toy, toy_recipe
 from typer.testing import CliRunner
 
 import gradvac.experiment.tune
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import GradvacError, RecipeError, RunError
 from gradvac.experiment.recipe import load_recipe, read_recipe_file
 from gradvac.experiment.sweep import work

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import RecipeError
 from gradvac.experiment.prepare import run_recipe
 from gradvac.experiment.recipe import load_recipe, read_recipe_file

@@ -8,7 +8,7 @@ import sacrebleu
 from toy import make_toy
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import RecipeError
 from gradvac.experiment.report import write_report
 from gradvac.experiment.zero_shot import zero_shot_directions

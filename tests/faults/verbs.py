@@ -94,7 +94,8 @@ def _become(argv: Sequence[str], folder: Path, out: int) -> None:
         torch.set_num_threads(1)
         os.chdir(folder)
         sys.argv = ["gradvac", *argv]
-        from gradvac import cli, cli_options
+        from gradvac.cli import main as cli
+        from gradvac.cli import options as cli_options
 
         cli_options.console.file = sys.stdout
         try:

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.display import Display
 from gradvac.experiment.figures import write_figures

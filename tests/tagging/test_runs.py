@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gradvac import FAMO, MGDA, Engine, GradVac
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import CorpusError, NotFiniteError, RecipeError, RunError
 from gradvac.experiment import replay
 from gradvac.experiment.compare import compare

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gradvac.cli import app
+from gradvac.cli.main import app
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe import load_any
 from tests.tagging.helpers import make_toy, write_recipe

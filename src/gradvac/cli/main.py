@@ -10,8 +10,11 @@ from typing import Annotated
 
 import typer
 
-from gradvac import cli_corpus, cli_replay, cli_scores, cli_tagging
-from gradvac.cli_options import (
+from gradvac.cli import corpus as cli_corpus
+from gradvac.cli import replay as cli_replay
+from gradvac.cli import scores as cli_scores
+from gradvac.cli import tagging as cli_tagging
+from gradvac.cli.options import (
     Changes,
     CheckpointName,
     RecipePath,

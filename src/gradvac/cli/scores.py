@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gradvac.cli_options import (
+from gradvac.cli.options import (
     Beam,
     Changes,
     CheckpointName,

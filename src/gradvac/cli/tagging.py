@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gradvac.cli_options import Changes, RecipePath, Size, console, say
+from gradvac.cli.options import Changes, RecipePath, Size, console, say
 from gradvac.errors import RecipeError
 
 app = typer.Typer()

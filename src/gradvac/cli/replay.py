@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gradvac.cli_options import RunFolder, say
+from gradvac.cli.options import RunFolder, say
 
 app = typer.Typer()
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from gradvac.cli_options import console, finite, say
+from gradvac.cli.options import console, finite, say
 from gradvac.errors import CorpusError
 from gradvac.terminal import printable
 
