@@ -96,9 +96,9 @@ def train_vocabularies(folder: Path) -> None:
 
 
 def ours_clean(folder: Path) -> dict[str, float]:
-    from gradvac.translation.cleaning import Account, CleaningRules
-    from gradvac.translation.languages import Direction
-    from gradvac.translation.readers import Source, read_blocks
+    from gradvac.text.cleaning import Account, CleaningRules
+    from gradvac.text.languages import Direction
+    from gradvac.text.readers import Source, read_blocks
     from gradvac.translation.spool import Spool
 
     account = Account()

@@ -8,8 +8,8 @@ import sacrebleu
 
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.recipe import load_recipe, resolve
-from gradvac.translation.account import Account
-from gradvac.translation.readers import Source, read_rows
+from gradvac.text.account import Account
+from gradvac.text.readers import Source, read_rows
 from gradvac.translation.translate import Translator
 
 START = resolve("shipped:start")

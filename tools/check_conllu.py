@@ -17,7 +17,7 @@ from pathlib import Path
 import conllu
 
 from gradvac.tagging.readers import read_tagged
-from gradvac.translation.account import Account
+from gradvac.text.account import Account
 
 
 def theirs(file: Path) -> tuple[list[list[tuple[str, str]]], int]:

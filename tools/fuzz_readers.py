@@ -38,9 +38,9 @@ with atheris.instrument_imports(include=["gradvac", "zipfile", "tarfile"]):
     from gradvac.errors import GradvacError
     from gradvac.experiment.yaml_text import parse_yaml
     from gradvac.geometry.record import GramRecord
-    from gradvac.translation.account import Account
-    from gradvac.translation.catalogues import parse_mo
-    from gradvac.translation.readers import Source, read_rows
+    from gradvac.text.account import Account
+    from gradvac.text.catalogues import parse_mo
+    from gradvac.text.readers import Source, read_rows
 
 FOLDER = Path(tempfile.mkdtemp())
 Read = Callable[[bytes], object]

@@ -12,7 +12,7 @@ from gradvac.corpus import clean as module
 from gradvac.corpus.clean import CleaningPlan, clean_folder
 from gradvac.corpus.filters import PairFilter
 from gradvac.errors import CorpusError
-from gradvac.translation.cleaning import CleaningRules
+from gradvac.text.cleaning import CleaningRules
 from tests.corpus.published import pairs
 
 ENGLISH = """

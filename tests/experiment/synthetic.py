@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gradvac.geometry.record import Frame, GramRecord
-from gradvac.translation.languages import Direction, family
+from gradvac.text.languages import Direction, family
 
 PAIRS = {"fr": 40_000, "de": 38_000, "es": 30_000, "pl": 12_000, "uk": 11_000, "fi": 9_000}
 PAIRS |= {"hi": 4_000, "tr": 8_000, "sw": 900, "ar": 2_500, "id": 5_000}

@@ -12,7 +12,7 @@ from gradvac.cli.main import app
 from gradvac.errors import RecipeError
 from gradvac.experiment.report import write_report
 from gradvac.experiment.zero_shot import zero_shot_directions
-from gradvac.translation.readers import Row
+from gradvac.text.readers import Row
 
 runner = CliRunner()
 BOTH = ["fr-en", "ne-en", "en-fr", "en-ne"]

@@ -18,9 +18,9 @@ from gradvac.experiment.recipe import load_recipe, parse_recipe
 from gradvac.experiment.replay import Replay
 from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.geometry.record import GramRecord
-from gradvac.translation.account import Account
-from gradvac.translation.catalogues import parse_mo
-from gradvac.translation.readers import Source, read_rows
+from gradvac.text.account import Account
+from gradvac.text.catalogues import parse_mo
+from gradvac.text.readers import Source, read_rows
 
 BENCH = settings(
     max_examples=int(os.environ.get("FAULT_CASES", "200")),

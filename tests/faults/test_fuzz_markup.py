@@ -17,8 +17,8 @@ from gradvac.corpus.deb import read_deb
 from gradvac.corpus.formats import read_jar, read_messages, read_xml_help
 from gradvac.corpus.importing import markup, unpack
 from gradvac.errors import CorpusError
-from gradvac.translation.readers import Row
-from gradvac.translation.textfiles import LINE_LIMIT
+from gradvac.text.readers import Row
+from gradvac.text.textfiles import LINE_LIMIT
 from tests.corpus.helpers import deb, xpi
 from tests.faults.test_fuzz import BENCH, BYTES, edited
 

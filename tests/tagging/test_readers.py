@@ -6,7 +6,7 @@ import pytest
 
 from gradvac.errors import CorpusError, RecipeError
 from gradvac.tagging.readers import Tagged, check_overlap, read_tagged
-from gradvac.translation.account import Account
+from gradvac.text.account import Account
 
 conllu = pytest.importorskip("conllu")
 

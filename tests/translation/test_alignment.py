@@ -8,8 +8,8 @@ import pytest
 from tests.corpus.published import Pairs, pairs, shipped
 
 from gradvac.errors import CorpusError
-from gradvac.translation.account import Account
-from gradvac.translation.readers import Source, read_blocks, read_rows
+from gradvac.text.account import Account
+from gradvac.text.readers import Source, read_blocks, read_rows
 
 CODES = ["fr", "de", "cs", "ru", "fi", "tr", "hi", "xh"]
 

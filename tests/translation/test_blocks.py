@@ -10,10 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gradvac.errors import CorpusError
-from gradvac.translation import readers, tables, textfiles
-from gradvac.translation.account import EXAMPLES, Account
-from gradvac.translation.blocks import Block, Row, block_of, doubtful, is_blank, normalise, row_of
-from gradvac.translation.cleaning import (
+from gradvac.text import readers, tables, textfiles
+from gradvac.text.account import EXAMPLES, Account
+from gradvac.text.blocks import Block, Row, block_of, doubtful, is_blank, normalise, row_of
+from gradvac.text.cleaning import (
     REASONS,
     BlockJudge,
     CleaningRules,
@@ -22,10 +22,10 @@ from gradvac.translation.cleaning import (
     text_key,
     text_keys,
 )
-from gradvac.translation.languages import Direction
-from gradvac.translation.readers import Source, read_blocks, read_rows
+from gradvac.text.languages import Direction
+from gradvac.text.readers import Source, read_blocks, read_rows
+from gradvac.text.textfiles import Fault, decode, raw_lines
 from gradvac.translation.spool import Spool
-from gradvac.translation.textfiles import Fault, decode, raw_lines
 
 # What tidy lines are made of, and everything that they have not.
 PLAIN = ["a", "b", "A", "é", "ß", "д", "कि", " x", " y"]

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradvac.errors import CorpusError, RecipeError
-from gradvac.translation.account import Account
-from gradvac.translation.cleaning import CleaningRules, Pair, clean, text_key
-from gradvac.translation.readers import Row, Source, read_rows
+from gradvac.text.account import Account
+from gradvac.text.cleaning import CleaningRules, Pair, clean, text_key
+from gradvac.text.readers import Row, Source, read_rows
 
 
 def rows_of(*pairs: tuple[str, str]) -> list[Row]:

@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from gradvac.errors import RunError
-from gradvac.translation.identify import Identifier, OffTarget
+from gradvac.text.identify import Identifier, OffTarget
 
 PAPER = "fr es de pl cs mk bg uk be ru lv lt et fi hi mr gu ne kk ky sw zu xh id ms en".split()
 FRENCH = ["Ouvrez le fichier que vous avez enregistré.", "Le document ne peut être imprimé."]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradvac.errors import RecipeError
-from gradvac.translation.languages import (
+from gradvac.text.languages import (
     LANGUAGES,
     Direction,
     family,

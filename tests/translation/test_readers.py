@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradvac.errors import CorpusError, RecipeError
-from gradvac.translation.account import Account
-from gradvac.translation.blocks import is_blank
-from gradvac.translation.escapes import undone
-from gradvac.translation.readers import FORMATS, Row, Source, read_blocks, read_rows
+from gradvac.text.account import Account
+from gradvac.text.blocks import is_blank
+from gradvac.text.escapes import undone
+from gradvac.text.readers import FORMATS, Row, Source, read_blocks, read_rows
 
 
 def write(path: Path, content: str | bytes) -> Path:

@@ -6,10 +6,10 @@ import pytest
 
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe import parse_recipe
-from gradvac.translation.account import Account
-from gradvac.translation.blocks import Row
-from gradvac.translation.readers import Source, read_blocks, read_rows
-from gradvac.translation.spellings import Spellings
+from gradvac.text.account import Account
+from gradvac.text.blocks import Row
+from gradvac.text.readers import Source, read_blocks, read_rows
+from gradvac.text.spellings import Spellings
 
 
 def test_the_first_spelling_is_that_of_the_run() -> None:

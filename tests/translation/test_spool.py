@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
+from gradvac.text.cleaning import Account, CleaningRules, clean, text_key
+from gradvac.text.languages import Direction
+from gradvac.text.readers import Row
 from gradvac.translation import repeats as repeats_module
-from gradvac.translation.cleaning import Account, CleaningRules, clean, text_key
-from gradvac.translation.languages import Direction
-from gradvac.translation.readers import Row
 from gradvac.translation.repeats import Repeats
 from gradvac.translation.spool import Spool, directions
 from gradvac.translation.vocabulary import TextSample

@@ -13,7 +13,7 @@ from langcodes.data_dicts import LIKELY_SUBTAGS
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe import resolve
-from gradvac.translation.blocks import normalise
+from gradvac.text.blocks import normalise
 from gradvac.translation.piece_model import rule_name, with_rule_name
 from gradvac.translation.vocabulary import (
     BOS,

@@ -185,7 +185,7 @@ def clean(
     """
     from gradvac.corpus.clean import CleaningPlan, clean_folder
     from gradvac.corpus.table import report_table
-    from gradvac.translation.cleaning import CleaningRules
+    from gradvac.text.cleaning import CleaningRules
 
     plan = CleaningPlan(CleaningRules(max_words=max_words, max_ratio=max_ratio), identify, near)
     with _progress() as tick:

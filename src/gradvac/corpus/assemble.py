@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from gradvac.corpus.heldout import HeldOut, NearIndex
 from gradvac.corpus.workers import workers
-from gradvac.translation.cleaning import text_key
+from gradvac.text.cleaning import text_key
 
 ENGLISH = "en"
 # Chosen here: ten million pairs make buckets of some 25 MB each.

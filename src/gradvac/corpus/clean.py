@@ -34,12 +34,12 @@ from gradvac.corpus.folder import MANIFEST, finished, new_folder, read_manifest,
 from gradvac.corpus.heldout import HeldOut
 from gradvac.corpus.workers import Map, workers
 from gradvac.errors import CorpusError
-from gradvac.translation.account import Account
-from gradvac.translation.cleaning import CleaningRules, normalise
-from gradvac.translation.escapes import NOTE
-from gradvac.translation.languages import is_code
-from gradvac.translation.readers import Source, read_blocks, read_rows
-from gradvac.translation.textfiles import LINE_LIMIT, Fault, decode
+from gradvac.text.account import Account
+from gradvac.text.cleaning import CleaningRules, normalise
+from gradvac.text.escapes import NOTE
+from gradvac.text.languages import is_code
+from gradvac.text.readers import Source, read_blocks, read_rows
+from gradvac.text.textfiles import LINE_LIMIT, Fault, decode
 
 PIECE = 8 * 2**20
 """Bytes of text in one piece. Chosen here: about a second of work."""

@@ -13,7 +13,7 @@ from typing import Literal
 from gradvac.corpus.apt import Package
 from gradvac.corpus.members import ENGLISH, classify
 from gradvac.errors import CorpusError
-from gradvac.translation.textfiles import open_bytes
+from gradvac.text.textfiles import open_bytes
 
 Profile = Literal["tiny", "core", "full"]
 PROFILES: tuple[Profile, ...] = ("tiny", "core", "full")

@@ -8,7 +8,7 @@ from pathlib import Path
 from gradvac.corpus.extract import Documents, Extract, write_pairs
 from gradvac.corpus.formats import read_descriptions
 from gradvac.corpus.members import ENGLISH
-from gradvac.translation.textfiles import raw_lines
+from gradvac.text.textfiles import raw_lines
 
 NAME = "package-descriptions"
 

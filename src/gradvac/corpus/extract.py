@@ -31,8 +31,8 @@ from gradvac.corpus.formats import (
 from gradvac.corpus.members import ENGLISH, Member, classify
 from gradvac.corpus.text import message_pairs, rejection
 from gradvac.errors import CorpusError
-from gradvac.translation.catalogues import Message, parse_mo
-from gradvac.translation.textfiles import Fault, check_text
+from gradvac.text.catalogues import Message, parse_mo
+from gradvac.text.textfiles import Fault, check_text
 
 RULES = 2
 """Raised whenever the same package would give other pairs, so that caches are read anew."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from gradvac.corpus.scripts import letters_of, script_plausible, scripts_of
 from gradvac.corpus.text import mostly_english, words
 from gradvac.errors import CorpusError, RunError
-from gradvac.translation.cleaning import CleaningRules, rejection
-from gradvac.translation.identify import Identifier
+from gradvac.text.cleaning import CleaningRules, rejection
+from gradvac.text.identify import Identifier
+from gradvac.text.scripts import letters_of, script_plausible, scripts_of
 
 # Half of the letters: names and quotations are often in another script than the text around them.
 _SCRIPT_SHARE = 0.5
@@ -119,7 +119,7 @@ def check_columns(name: str, codes: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def _all_languages() -> Collection[str]:
-    from gradvac.translation.languages import LANGUAGES
+    from gradvac.text.languages import LANGUAGES
 
     return tuple(LANGUAGES)
 

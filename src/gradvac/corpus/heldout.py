@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
 from gradvac.corpus.text import words
-from gradvac.translation.cleaning import text_key
+from gradvac.text.cleaning import text_key
 
 NEAR = 0.8
 """Word Jaccard from which two strings count as near-duplicates.

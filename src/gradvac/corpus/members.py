@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gradvac.translation.languages import is_known
+from gradvac.text.languages import is_known
 
 ENGLISH = "en"
 

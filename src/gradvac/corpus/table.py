@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from gradvac.corpus.folder import read_manifest
 from gradvac.errors import CorpusError
 from gradvac.reading import read_json
-from gradvac.translation.languages import family_order, language, resource_levels
+from gradvac.text.languages import family_order, language, resource_levels
 
 FORMATS = ("md", "csv", "tex")
 HEADER = ("code", "language", "family", "level", "train", "valid", "test")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import regex
 
-from gradvac.corpus.scripts import script_plausible, usual_scripts
+from gradvac.text.scripts import script_plausible, usual_scripts
 
 MIN_WORDS = 3
 MAX_CHARACTERS = 400  # about 100 subwords: longer help paragraphs are mostly lists run together

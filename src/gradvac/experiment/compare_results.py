@@ -23,7 +23,7 @@ from gradvac.experiment.sweep import DESCRIPTION
 from gradvac.experiment.tensor_file import tensor_shapes
 from gradvac.experiment.variants import row_of
 from gradvac.reading import read_json, read_lines
-from gradvac.translation.languages import Direction
+from gradvac.text.languages import Direction
 from gradvac.translation.tokenizers import tokenizer
 
 Metric = Literal["bleu", "chrf", "comet", "f1", "accuracy", "nll", "off_target"]

@@ -28,12 +28,12 @@ from gradvac.experiment.recipe import Recipe
 from gradvac.experiment.together import gathered
 from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.reading import read_json
-from gradvac.translation.account import EXAMPLES
-from gradvac.translation.cleaning import normalise
+from gradvac.text.account import EXAMPLES
+from gradvac.text.cleaning import normalise
+from gradvac.text.identify import Identifier, OffTarget
+from gradvac.text.languages import Direction
+from gradvac.text.readers import Row
 from gradvac.translation.corpus import Bitext, as_given
-from gradvac.translation.identify import Identifier, OffTarget
-from gradvac.translation.languages import Direction
-from gradvac.translation.readers import Row
 from gradvac.translation.scoring import SIDES, DirectionScores, Remark, score_directions
 from gradvac.translation.tokenizers import FILE, VOCABULARY, check_tokenizer
 from gradvac.translation.translate import MAX_SOURCE, Translator

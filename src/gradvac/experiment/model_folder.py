@@ -23,8 +23,8 @@ from gradvac.experiment.files import MODEL, TASKS, VOCABULARY, replacing, write_
 from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.tensor_file import load_tensors, save_tensors
 from gradvac.reading import read_bytes, read_json
+from gradvac.text.languages import Direction
 from gradvac.translation.clsr import make_transformer
-from gradvac.translation.languages import Direction
 from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary

@@ -35,14 +35,14 @@ from gradvac.experiment.sections import SourceSection
 from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.reading import read_json, read_lines
-from gradvac.translation.blocks import Block
-from gradvac.translation.cleaning import Account, normalise
+from gradvac.text.blocks import Block
+from gradvac.text.cleaning import Account, normalise
+from gradvac.text.languages import Direction, resource_levels, same_language
+from gradvac.text.readers import Row, Source, read_blocks
+from gradvac.text.spellings import Spellings
 from gradvac.translation.corpus import Bitext, as_given, held_out_keys, read_corpus
 from gradvac.translation.encoded import EncodedTask
-from gradvac.translation.languages import Direction, resource_levels, same_language
-from gradvac.translation.readers import Row, Source, read_blocks
 from gradvac.translation.scoring import family_of
-from gradvac.translation.spellings import Spellings
 from gradvac.translation.spool import ENGLISH, Spool, directions
 from gradvac.translation.store import Writer, open_encoded
 from gradvac.translation.translate import MAX_SOURCE

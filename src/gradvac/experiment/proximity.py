@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from gradvac.translation.languages import family, language
+from gradvac.text.languages import family, language
 
 DISTANCES = ("genetic", "geographic", "syntactic", "phonological")
 SHARED = 20

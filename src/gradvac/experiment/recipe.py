@@ -33,7 +33,7 @@ from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.experiment.variants import RecipeFile, read_yaml
 from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.reading import read_text
-from gradvac.translation.languages import same_language
+from gradvac.text.languages import same_language
 from gradvac.translation.spool import ENGLISH
 from gradvac.translation.tokenizers import FILE, VOCABULARY
 from gradvac.translation.vocabulary import Normalization

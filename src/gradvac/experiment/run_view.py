@@ -19,8 +19,8 @@ from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.similarity import EditCounts, edit_counts
 from gradvac.reading import read_json, read_lines
+from gradvac.text.languages import Direction, family_order, language
 from gradvac.translation import scoring
-from gradvac.translation.languages import Direction, family_order, language
 from gradvac.translation.scoring import family_of
 from gradvac.translation.shapes import TransformerConfig
 

@@ -18,8 +18,8 @@ from pydantic import (
 
 from gradvac.errors import RecipeError
 from gradvac.experiment.method_options import OWN_KEYS, check_name, import_methods, make_method
-from gradvac.translation.cleaning import CleaningRules
-from gradvac.translation.languages import LONGEST_CODE, Direction, is_code
+from gradvac.text.cleaning import CleaningRules
+from gradvac.text.languages import LONGEST_CODE, Direction, is_code
 from gradvac.translation.tokenizers import check_tokenizer
 from gradvac.translation.vocabulary import Normalization
 

@@ -16,8 +16,8 @@ from gradvac.experiment.metrics import averages
 from gradvac.experiment.model_folder import fill, find_model, load_tensors, save_shape
 from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.recipe import resolve
+from gradvac.text.languages import Direction
 from gradvac.translation.batches import Batch, in_order
-from gradvac.translation.languages import Direction
 from gradvac.translation.transformer import Transformer
 
 VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from gradvac.errors import RecipeError
-from gradvac.translation.languages import Direction
-from gradvac.translation.readers import Row
+from gradvac.text.languages import Direction
+from gradvac.text.readers import Row
 
 
 def zero_shot_directions(

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.errors import CorpusError, RecipeError
-from gradvac.translation.account import Account
-from gradvac.translation.blocks import is_blank
-from gradvac.translation.textfiles import Fault, decode, raw_lines
+from gradvac.text.account import Account
+from gradvac.text.blocks import is_blank
+from gradvac.text.textfiles import Fault, decode, raw_lines
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from sacrebleu.metrics.chrf import CHRF
 
-from gradvac.translation.identify import OffTarget
-from gradvac.translation.languages import Direction, family, is_english
+from gradvac.text.identify import OffTarget
+from gradvac.text.languages import Direction, family, is_english
 from gradvac.translation.tokenizers import bleu_metric, tokenizer
 
 Side = Literal["all", "en-any", "any-en", "other", "zero-shot"]

@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 
-from gradvac.translation.account import ABSENT, EXAMPLES, Account
-from gradvac.translation.blocks import Block, Row
-from gradvac.translation.cleaning import REASONS, BlockJudge, CleaningRules, judge
-from gradvac.translation.languages import Direction, same_language
+from gradvac.text.account import ABSENT, EXAMPLES, Account
+from gradvac.text.blocks import Block, Row
+from gradvac.text.cleaning import REASONS, BlockJudge, CleaningRules, judge
+from gradvac.text.languages import Direction, same_language
 from gradvac.translation.repeats import Repeats
 
 ENGLISH = "en"

@@ -14,7 +14,7 @@ from sacrebleu.tokenizers.tokenizer_base import BaseTokenizer
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.reading import read_bytes
-from gradvac.translation.languages import language
+from gradvac.text.languages import language
 
 FILE = "spm:"
 VOCABULARY = "spm:vocabulary"

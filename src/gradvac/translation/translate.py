@@ -10,7 +10,7 @@ from typing import Protocol
 
 import torch
 
-from gradvac.translation.blocks import is_blank
+from gradvac.text.blocks import is_blank
 from gradvac.translation.search import beam_search
 from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary

@@ -22,7 +22,7 @@ import sentencepiece as spm
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.reading import read_bytes
-from gradvac.translation.blocks import normalise
+from gradvac.text.blocks import normalise
 from gradvac.translation.piece_model import rule_name, with_rule_name
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3

@@ -18,10 +18,10 @@ from gradvac.corpus.importing.checks import SAMPLE, check_columns, identifier_of
 from gradvac.corpus.importing.layouts import KINDS, Piece, Split, find_pieces
 from gradvac.corpus.importing.unpack import is_archive, unpack
 from gradvac.errors import CorpusError, RecipeError
-from gradvac.translation.account import Account, Policy
-from gradvac.translation.cleaning import CleaningRules, normalise, text_key
-from gradvac.translation.languages import Direction, family_order
-from gradvac.translation.readers import Row
+from gradvac.text.account import Account, Policy
+from gradvac.text.cleaning import CleaningRules, normalise, text_key
+from gradvac.text.languages import Direction, family_order
+from gradvac.text.readers import Row
 from gradvac.translation.spool import ENGLISH, Spool
 
 Say = Callable[[str], None]

@@ -8,10 +8,10 @@ from itertools import combinations
 
 from gradvac.corpus.filters import confusable
 from gradvac.corpus.importing.layouts import Piece
-from gradvac.corpus.scripts import letters_of, script_in, script_plausible, scripts_of
 from gradvac.errors import CorpusError, RunError
-from gradvac.translation.identify import Identifier
-from gradvac.translation.readers import Row
+from gradvac.text.identify import Identifier
+from gradvac.text.readers import Row
+from gradvac.text.scripts import letters_of, script_in, script_plausible, scripts_of
 
 SAMPLE = 400
 # Sentences judged together, and the share of such lots that has to be in another language. Chosen

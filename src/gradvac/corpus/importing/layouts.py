@@ -13,11 +13,11 @@ from typing import Literal
 from gradvac.corpus.importing import markup, tables
 from gradvac.corpus.importing.tags import language_code, merged
 from gradvac.errors import CorpusError
-from gradvac.translation.account import Account
-from gradvac.translation.alignment import watched
-from gradvac.translation.escapes import noted, unescaped
-from gradvac.translation.readers import Row, Source, counted, one_by_one, read_rows
-from gradvac.translation.textfiles import COMPRESSED, Fault, decode, open_bytes, raw_lines
+from gradvac.text.account import Account
+from gradvac.text.alignment import watched
+from gradvac.text.escapes import noted, unescaped
+from gradvac.text.readers import Row, Source, counted, one_by_one, read_rows
+from gradvac.text.textfiles import COMPRESSED, Fault, decode, open_bytes, raw_lines
 
 Split = Literal["train", "valid", "test"]
 KINDS = (

@@ -9,8 +9,8 @@ from pathlib import Path
 from xml.parsers import expat
 
 from gradvac.errors import CorpusError
-from gradvac.translation.blocks import Row, row_of
-from gradvac.translation.textfiles import (
+from gradvac.text.blocks import Row, row_of
+from gradvac.text.textfiles import (
     BROKEN,
     LINE_LIMIT,
     Fault,

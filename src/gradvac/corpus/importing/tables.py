@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.errors import CorpusError, RunError
-from gradvac.translation.blocks import Row, row_of
-from gradvac.translation.quoted import quoted_rows, records
-from gradvac.translation.tables import tables
-from gradvac.translation.textfiles import LINE_LIMIT, Fault, check_text, decode, raw_lines
+from gradvac.text.blocks import Row, row_of
+from gradvac.text.quoted import quoted_rows, records
+from gradvac.text.tables import tables
+from gradvac.text.textfiles import LINE_LIMIT, Fault, check_text, decode, raw_lines
 
 # The multi-way table of TED talks (Qi et al. 2018) has it for "not translated".
 NULL = "__NULL__"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import combinations
 
 from gradvac.errors import RunError
-from gradvac.translation.languages import is_code, is_known
+from gradvac.text.languages import is_code, is_known
 
 # CLDR takes `pt` for Brazil's Portuguese; corpora (TED, Debian) have `pt-br` beside it.
 _HOME = {"pt": "PT"}

@@ -12,7 +12,7 @@ from typing import IO
 
 from gradvac.errors import CorpusError, RunError
 from gradvac.reading import regular
-from gradvac.translation.textfiles import BROKEN, open_bytes
+from gradvac.text.textfiles import BROKEN, open_bytes
 
 # What zipfile and tarfile were seen to raise of damaged archives, encrypted or odd ones included:
 # fuzzing finds more than their manuals tell.

@@ -22,8 +22,8 @@ from gradvac.tagging.encoder import empty_tagger, open_tokenizer, predict
 from gradvac.tagging.encoding import counted_by_sentence, encode_tagged, token_batch
 from gradvac.tagging.readers import Tagged
 from gradvac.tagging.scores import TaggingScore, score
+from gradvac.text.languages import family_order
 from gradvac.translation.batches import in_order
-from gradvac.translation.languages import family_order
 
 TOKENS = 8192  # padded cells of a batch: a matter of speed alone
 ACROSS = 12  # languages of a table that are columns

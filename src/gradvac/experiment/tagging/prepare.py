@@ -35,9 +35,9 @@ from gradvac.tagging.encoding import counted_by_sentence, encode_tagged
 from gradvac.tagging.labels import check_labels, common_labels, renamed
 from gradvac.tagging.readers import Tagged, check_overlap, read_tagged
 from gradvac.tagging.store import load_sentences, save_sentences
-from gradvac.translation.account import Account
+from gradvac.text.account import Account
+from gradvac.text.languages import family, resource_levels
 from gradvac.translation.encoded import EncodedTask
-from gradvac.translation.languages import family, resource_levels
 
 PARTS = ("train", "valid", "test")
 FOLLOWING = ("warmup", "validate_every", "checkpoint_every")  # from the steps, unless given

@@ -23,11 +23,11 @@ from gradvac.tagging.encoder import fingerprint, open_tokenizer
 from gradvac.tagging.encoding import encode_text
 from gradvac.tagging.pretraining import build_encoder, save_encoder_shape, train_tokenizer
 from gradvac.tagging.store import load_sentences, save_sentences
-from gradvac.translation.account import Account
-from gradvac.translation.cleaning import normalise
+from gradvac.text.account import Account
+from gradvac.text.cleaning import normalise
+from gradvac.text.languages import family, resource_levels
 from gradvac.translation.corpus import read_corpus
 from gradvac.translation.encoded import EncodedTask
-from gradvac.translation.languages import family, resource_levels
 
 Texts = dict[str, dict[str, None]]
 """Language -> its sentences, each once, in order."""

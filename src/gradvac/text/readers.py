@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.errors import CorpusError, RecipeError
-from gradvac.translation.account import Account
-from gradvac.translation.alignment import watched
-from gradvac.translation.blocks import Block, Row, row_of
-from gradvac.translation.catalogues import Message, mo_messages, po_messages
-from gradvac.translation.escapes import noted, unescaped
-from gradvac.translation.languages import is_code, is_known, language, nearest_code, same_language
-from gradvac.translation.quoted import quoted_rows, records
-from gradvac.translation.tables import aligned_files, table, tables
-from gradvac.translation.textfiles import (
+from gradvac.text.account import Account
+from gradvac.text.alignment import watched
+from gradvac.text.blocks import Block, Row, row_of
+from gradvac.text.catalogues import Message, mo_messages, po_messages
+from gradvac.text.escapes import noted, unescaped
+from gradvac.text.languages import is_code, is_known, language, nearest_code, same_language
+from gradvac.text.quoted import quoted_rows, records
+from gradvac.text.tables import aligned_files, table, tables
+from gradvac.text.textfiles import (
     COMPRESSED,
     LINE_LIMIT,
     Fault,

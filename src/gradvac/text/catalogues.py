@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gradvac.errors import CorpusError
-from gradvac.translation.textfiles import Fault, check_text, decode, raw_lines, read_bytes
+from gradvac.text.textfiles import Fault, check_text, decode, raw_lines, read_bytes
 
 # Chosen here: some twenty times the largest catalogues of Debian; a compressed file that grows
 # beyond it is not a catalogue.

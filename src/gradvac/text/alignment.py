@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from gradvac.errors import CorpusError
-from gradvac.translation.blocks import Block, Row, normalise
-from gradvac.translation.sides import LEARNED, Sides
-from gradvac.translation.textfiles import Fault
+from gradvac.text.blocks import Block, Row, normalise
+from gradvac.text.sides import LEARNED, Sides
+from gradvac.text.textfiles import Fault
 
 # All chosen here. Windows of 128 rows: lengths of unrelated texts correlate by 0.09 then, those of
 # translations by 0.5 to 0.95.

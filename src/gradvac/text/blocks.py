@@ -18,8 +18,8 @@ from typing import cast
 import numpy as np
 import regex
 
-from gradvac.translation.account import EXAMPLES
-from gradvac.translation.textfiles import Fault
+from gradvac.text.account import EXAMPLES
+from gradvac.text.textfiles import Fault
 
 LINES = 4096
 """Lines of a block. Chosen here: about a megabyte, which stays in a processor's cache."""

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from gradvac.errors import RunError
-from gradvac.translation.languages import language
+from gradvac.text.languages import language
 
 EXTRA = "pip install 'gradvac[langid]'"
 # Codes of ours that py3langid lists under another one.

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-from gradvac.translation.account import Account
-from gradvac.translation.blocks import Block, Row
-from gradvac.translation.textfiles import Fault
+from gradvac.text.account import Account
+from gradvac.text.blocks import Block, Row
+from gradvac.text.textfiles import Fault
 
 # tokenizer.perl of Moses, "escape special chars"; `&amp;` is undone last, as it was written first.
 _CHARACTERS = {

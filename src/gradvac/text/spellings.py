@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from gradvac.translation.blocks import Block, Row
-from gradvac.translation.languages import same_language
+from gradvac.text.blocks import Block, Row
+from gradvac.text.languages import same_language
 
 
 class Spellings:

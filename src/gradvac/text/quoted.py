@@ -9,8 +9,8 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from gradvac.translation.blocks import Row, row_of
-from gradvac.translation.textfiles import Fault, decode, raw_lines
+from gradvac.text.blocks import Row, row_of
+from gradvac.text.textfiles import Fault, decode, raw_lines
 
 # Lines that a cell may go on for. Chosen here: a cell is a sentence, at most a paragraph.
 _MOST = 50

@@ -7,9 +7,9 @@ from itertools import islice
 from pathlib import Path
 
 from gradvac.errors import CorpusError
-from gradvac.translation.blocks import LINES, Block, Row, block_of, row_of
-from gradvac.translation.quoted import goes_on
-from gradvac.translation.textfiles import Fault, decode, raw_lines
+from gradvac.text.blocks import LINES, Block, Row, block_of, row_of
+from gradvac.text.quoted import goes_on
+from gradvac.text.textfiles import Fault, decode, raw_lines
 
 # A control character stands for a line over the limit: it is read by itself, and found too long.
 _TOO_LONG = b"\0"

@@ -14,8 +14,8 @@ import numpy as np
 import regex
 
 from gradvac.errors import RecipeError
-from gradvac.translation.account import ABSENT, Account, AccountLine, Policy
-from gradvac.translation.blocks import Block, Row, normalise
+from gradvac.text.account import ABSENT, Account, AccountLine, Policy
+from gradvac.text.blocks import Block, Row, normalise
 
 __all__ = [
     "Account",
