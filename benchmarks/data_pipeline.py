@@ -96,10 +96,10 @@ def train_vocabularies(folder: Path) -> None:
 
 
 def ours_clean(folder: Path) -> dict[str, float]:
+    from gradvac.data.spool import Spool
     from gradvac.text.cleaning import Account, CleaningRules
     from gradvac.text.languages import Direction
     from gradvac.text.readers import Source, read_blocks
-    from gradvac.translation.spool import Spool
 
     account = Account()
     with tempfile.TemporaryDirectory() as work:
@@ -120,8 +120,8 @@ def ours_prepare(folder: Path) -> dict[str, float]:
 
 
 def ours_batches(folder: Path) -> dict[str, float]:
+    from gradvac.data.batches import BatchPlan
     from gradvac.experiment.prepare import open_prepared
-    from gradvac.translation.batches import BatchPlan
 
     start = time.process_time()
     prepared = open_prepared(folder / "run")
@@ -292,8 +292,8 @@ def step_share(folder: Path) -> dict[str, float]:
     """Batch assembly as a share of a joint training step of the preset `small`, on this machine."""
     import torch
 
+    from gradvac.data.batches import BatchPlan
     from gradvac.experiment.prepare import open_prepared
-    from gradvac.translation.batches import BatchPlan
     from gradvac.translation.shapes import PRESETS, TransformerConfig
     from gradvac.translation.transformer import Transformer
 

@@ -14,6 +14,8 @@ from toy import toy_recipe, toy_rows, write_tsv
 from typer.testing import CliRunner
 
 from gradvac.cli.main import app
+from gradvac.data.batches import collate
+from gradvac.data.encoded import EncodedTask, Sentences
 from gradvac.errors import GradientError, RunError
 from gradvac.experiment import geometry_run
 from gradvac.experiment.display import Display
@@ -28,8 +30,6 @@ from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.geometry.curvature import TopEigenvalue
 from gradvac.geometry.record import Frame, GramRecord
-from gradvac.translation.batches import collate
-from gradvac.translation.encoded import EncodedTask, Sentences
 
 TASKS = ("fr-en", "ne-en", "en-fr", "en-ne")
 QUIET = Console(quiet=True)

@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gradvac.data.batches import collate
+from gradvac.data.encoded import EncodedTask
 from gradvac.experiment.tagging.evaluate import tag_words
 from gradvac.tagging.encoder import label_losses
 from gradvac.tagging.encoding import (
@@ -16,8 +18,6 @@ from gradvac.tagging.encoding import (
     token_batch,
 )
 from gradvac.tagging.readers import Tagged
-from gradvac.translation.batches import collate
-from gradvac.translation.encoded import EncodedTask
 from tests.engine.partition import largest_error
 from tests.tagging.helpers import LABELS, SHAPE, make_tokenizer, tagged_rows
 

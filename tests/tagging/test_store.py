@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gradvac.data.encoded import Sentences
 from gradvac.errors import RunError
 from gradvac.tagging.store import load_sentences, save_sentences
-from gradvac.translation.encoded import Sentences
 from tests.faults.damage import FAULTS, JSON_FAULTS
 
 PRINT = "f" * 16

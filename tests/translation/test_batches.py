@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradvac.errors import RecipeError
-from gradvac.translation.batches import (
+from gradvac.data.batches import (
     Batch,
     BatchPlan,
     in_order,
     random_batch,
 )
-from gradvac.translation.encoded import EncodedTask, Sentences, Side
+from gradvac.data.encoded import EncodedTask, Sentences, Side
+from gradvac.errors import RecipeError
 from gradvac.translation.vocabulary import BOS, EOS, PAD, sampling_probabilities
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gradvac.data.spool import Spool
 from gradvac.errors import CorpusError
 from gradvac.text import readers, tables, textfiles
 from gradvac.text.account import EXAMPLES, Account
@@ -25,7 +26,6 @@ from gradvac.text.cleaning import (
 from gradvac.text.languages import Direction
 from gradvac.text.readers import Source, read_blocks, read_rows
 from gradvac.text.textfiles import Fault, decode, raw_lines
-from gradvac.translation.spool import Spool
 
 # What tidy lines are made of, and everything that they have not.
 PLAIN = ["a", "b", "A", "é", "ß", "д", "कि", " x", " y"]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from gradvac.translation.permutation import permuted
+from gradvac.data.permutation import permuted
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**32), st.integers(0, 50))

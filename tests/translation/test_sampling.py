@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.reference.multidds import literal_fit, literal_scorer, literal_update
 
-from gradvac.translation.sampling import MultiDDS, unimax
+from gradvac.data.sampling import MultiDDS, unimax
 
 
 def test_unimax_by_hand():

@@ -5,12 +5,12 @@ import random
 import numpy as np
 import pytest
 
+from gradvac.data import repeats as repeats_module
+from gradvac.data.repeats import Repeats
+from gradvac.data.spool import Spool, directions
 from gradvac.text.cleaning import Account, CleaningRules, clean, text_key
 from gradvac.text.languages import Direction
 from gradvac.text.readers import Row
-from gradvac.translation import repeats as repeats_module
-from gradvac.translation.repeats import Repeats
-from gradvac.translation.spool import Spool, directions
 from gradvac.translation.vocabulary import TextSample
 
 WORDS = "open close file page table image sheet the a of not".split()

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gradvac.data.batches import BatchPlan
+from gradvac.data.encoded import EncodedTask, Sentences
+from gradvac.data.store import Store, Writer, locate, open_encoded
 from gradvac.errors import RunError
-from gradvac.translation.batches import BatchPlan
-from gradvac.translation.encoded import EncodedTask, Sentences
-from gradvac.translation.store import Store, Writer, locate, open_encoded
 
 PRINT = "0123456789abcdef"
 Pairs = list[tuple[list[int], list[int]]]

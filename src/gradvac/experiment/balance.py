@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gradvac.data.batches import Batch, BatchPlan, random_batch
+from gradvac.data.encoded import EncodedTask
+from gradvac.data.sampling import MultiDDS, unimax
 from gradvac.engine.gram import cross_cosine
 from gradvac.errors import GradientError, RecipeError
 from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.sections import BatchSection
-from gradvac.translation.batches import Batch, BatchPlan, random_batch
-from gradvac.translation.encoded import EncodedTask
-from gradvac.translation.sampling import MultiDDS, unimax
 from gradvac.translation.vocabulary import sampling_probabilities
 
 LossOf = Callable[[Batch], Tensor]

@@ -33,7 +33,7 @@ from gradvac.text.cleaning import normalise
 from gradvac.text.identify import Identifier, OffTarget
 from gradvac.text.languages import Direction
 from gradvac.text.readers import Row
-from gradvac.translation.corpus import Bitext, as_given
+from gradvac.translation.bitext import Bitext, as_given
 from gradvac.translation.scoring import SIDES, DirectionScores, Remark, score_directions
 from gradvac.translation.tokenizers import FILE, VOCABULARY, check_tokenizer
 from gradvac.translation.translate import MAX_SOURCE, Translator

@@ -29,7 +29,7 @@ from gradvac.geometry.measure import HOLD, measure_seq2seq
 from gradvac.geometry.record import GramRecord
 from gradvac.terminal import Terminal
 from gradvac.text.languages import Direction
-from gradvac.translation.corpus import Bitext
+from gradvac.translation.bitext import Bitext
 
 SENTENCES = 16  # of a batch: a matter of speed and memory alone
 

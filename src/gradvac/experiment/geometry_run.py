@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from gradvac.data.encoded import EncodedTask, Sentences, Side
 from gradvac.engine.ranks import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import load_tensors, saved_models
@@ -34,7 +35,6 @@ from gradvac.geometry.kinds import group_of
 from gradvac.geometry.measure import Losses, blocks, measure
 from gradvac.geometry.record import GramRecord
 from gradvac.reading import read_json, read_lines
-from gradvac.translation.encoded import EncodedTask, Sentences, Side
 from gradvac.translation.transformer import Transformer
 
 TOKENS = 4096  # padded cells of a batch: a matter of speed and memory alone

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
+from gradvac.data.encoded import EncodedTask
 from gradvac.errors import RunError
 from gradvac.experiment.prepare import test_rows
 from gradvac.text.cleaning import Account, normalise
 from gradvac.text.languages import Direction
 from gradvac.text.readers import Row, Source
 from gradvac.text.spellings import Spellings
-from gradvac.translation.corpus import Bitext, as_given, encode, read_corpus
-from gradvac.translation.encoded import EncodedTask
+from gradvac.translation.bitext import Bitext, as_given, encode, read_corpus
 from gradvac.translation.vocabulary import Vocabulary
 
 

@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from gradvac.data.batches import in_order
+from gradvac.data.encoded import EncodedTask
 from gradvac.engine.ranks import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.build import device_of
@@ -26,8 +28,6 @@ from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import run_recipe, task_infos
 from gradvac.geometry.measure import HOLD, Losses
 from gradvac.terminal import Terminal
-from gradvac.translation.batches import in_order
-from gradvac.translation.encoded import EncodedTask
 from gradvac.translation.transformer import Transformer
 
 

@@ -20,6 +20,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from gradvac.data.encoded import EncodedTask
+from gradvac.data.spool import ENGLISH, Spool, directions
+from gradvac.data.store import Writer, open_encoded
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.files import (
     TASKS,
@@ -40,11 +43,8 @@ from gradvac.text.cleaning import Account, normalise
 from gradvac.text.languages import Direction, resource_levels, same_language
 from gradvac.text.readers import Row, Source, read_blocks
 from gradvac.text.spellings import Spellings
-from gradvac.translation.corpus import Bitext, as_given, held_out_keys, read_corpus
-from gradvac.translation.encoded import EncodedTask
+from gradvac.translation.bitext import Bitext, as_given, held_out_keys, read_corpus
 from gradvac.translation.scoring import family_of
-from gradvac.translation.spool import ENGLISH, Spool, directions
-from gradvac.translation.store import Writer, open_encoded
 from gradvac.translation.translate import MAX_SOURCE
 from gradvac.translation.vocabulary import TextSample, Vocabulary, train_vocabulary
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from gradvac.data.batches import Batch
 from gradvac.engine.distributed import cost
 from gradvac.engine.ranks import Ranks
 from gradvac.errors import RecipeError
@@ -14,7 +15,6 @@ from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.recipe import Recipe
 from gradvac.experiment.shards import shard_model
 from gradvac.experiment.translation_job import TranslationJob
-from gradvac.translation.batches import Batch
 
 SHARDS_FROM = (2, 9)
 """The first torch whose HuggingFaceStorageWriter has ``save_distributed``; 2.8 has the rest."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from gradvac.data.batches import Batch
 from gradvac.engine import Engine, StepReport
 from gradvac.engine.distributed import Reduction
 from gradvac.engine.ranks import Ranks
@@ -18,7 +19,6 @@ from gradvac.experiment.job import TaskBatch
 from gradvac.experiment.rank_job import SharedJob
 from gradvac.experiment.shards import whole
 from gradvac.experiment.updates import Updates, shares_of
-from gradvac.translation.batches import Batch
 
 
 class RankUpdates(Updates):

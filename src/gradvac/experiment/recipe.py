@@ -17,6 +17,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError, model_validator
 
+from gradvac.data.spool import ENGLISH
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.files import RECIPE, TASKS
 from gradvac.experiment.recipe_errors import explain
@@ -34,7 +35,6 @@ from gradvac.experiment.variants import RecipeFile, read_yaml
 from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.reading import read_text
 from gradvac.text.languages import same_language
-from gradvac.translation.spool import ENGLISH
 from gradvac.translation.tokenizers import FILE, VOCABULARY
 from gradvac.translation.vocabulary import Normalization
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradvac.data.batches import Batch, in_order
 from gradvac.experiment.balance import Balance
 from gradvac.experiment.build import build_model, device_of, parameter_count, uses_bf16
 from gradvac.experiment.checkpoint import list_checkpoints
@@ -17,7 +18,6 @@ from gradvac.experiment.model_folder import fill, find_model, load_tensors, save
 from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.recipe import resolve
 from gradvac.text.languages import Direction
-from gradvac.translation.batches import Batch, in_order
 from gradvac.translation.transformer import Transformer
 
 VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone

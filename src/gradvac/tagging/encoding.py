@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradvac.data.batches import Batch
+from gradvac.data.encoded import EncodedTask, Sentences
 from gradvac.tagging.readers import Tagged
-from gradvac.translation.batches import Batch
-from gradvac.translation.encoded import EncodedTask, Sentences
 
 IGNORED = -100  # as PyTorch and transformers mark positions without a label
 AT_ONCE = 1000  # sentences given to a tokenizer together

@@ -11,10 +11,10 @@ from typing import NotRequired
 import numpy as np
 from typing_extensions import TypedDict
 
+from gradvac.data.encoded import Sentences
+from gradvac.data.store import open_sentences
 from gradvac.errors import RunError
 from gradvac.reading import read_json, regular
-from gradvac.translation.encoded import Sentences
-from gradvac.translation.store import open_sentences
 
 
 class _Index(TypedDict):

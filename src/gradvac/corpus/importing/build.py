@@ -17,12 +17,12 @@ from gradvac.corpus.heldout import HeldOut
 from gradvac.corpus.importing.checks import SAMPLE, check_columns, identifier_of, in_script
 from gradvac.corpus.importing.layouts import KINDS, Piece, Split, find_pieces
 from gradvac.corpus.importing.unpack import is_archive, unpack
+from gradvac.data.spool import ENGLISH, Spool
 from gradvac.errors import CorpusError, RecipeError
 from gradvac.text.account import Account, Policy
 from gradvac.text.cleaning import CleaningRules, normalise, text_key
 from gradvac.text.languages import Direction, family_order
 from gradvac.text.readers import Row
-from gradvac.translation.spool import ENGLISH, Spool
 
 Say = Callable[[str], None]
 # Chosen here: a file with more bad lines than this is not what it says it is.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradvac.data.batches import Batch, in_order
 from gradvac.experiment.balance import Balance
 from gradvac.experiment.build import device_of, uses_bf16
 from gradvac.experiment.job import Job
@@ -17,7 +18,6 @@ from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.tagging.prepare_encoder import PreparedEncoder
 from gradvac.tagging.encoding import TokenBatch, masked, token_batch
 from gradvac.tagging.pretraining import build_encoder, masked_losses
-from gradvac.translation.batches import Batch, in_order
 
 VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone
 

@@ -12,6 +12,7 @@ import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from gradvac.data.batches import in_order
 from gradvac.errors import RunError
 from gradvac.experiment.build import device_of
 from gradvac.experiment.checkpoint import load_tensors
@@ -23,7 +24,6 @@ from gradvac.tagging.encoding import counted_by_sentence, encode_tagged, token_b
 from gradvac.tagging.readers import Tagged
 from gradvac.tagging.scores import TaggingScore, score
 from gradvac.text.languages import family_order
-from gradvac.translation.batches import in_order
 
 TOKENS = 8192  # padded cells of a batch: a matter of speed alone
 ACROSS = 12  # languages of a table that are columns

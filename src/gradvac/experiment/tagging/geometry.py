@@ -16,6 +16,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from gradvac.data.batches import in_order
+from gradvac.data.encoded import Side
 from gradvac.engine.ranks import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.build import device_of
@@ -34,8 +36,6 @@ from gradvac.geometry.measure import HOLD, Losses
 from gradvac.tagging.encoder import empty_tagger, label_losses, open_tokenizer
 from gradvac.tagging.encoding import counted_by_sentence, token_batch
 from gradvac.terminal import Terminal
-from gradvac.translation.batches import in_order
-from gradvac.translation.encoded import Side
 
 
 def measure_tagging(

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gradvac.data.batches import Batch, in_order
 from gradvac.experiment.balance import Balance
 from gradvac.experiment.build import device_of, uses_bf16
 from gradvac.experiment.checkpoint import list_checkpoints
@@ -18,7 +19,6 @@ from gradvac.experiment.tagging.prepare import SHAPE, PreparedTagging
 from gradvac.tagging.encoder import empty_tagger, label_losses, pretrained_tagger
 from gradvac.tagging.encoding import IGNORED, TokenBatch, token_batch
 from gradvac.tagging.scores import entity_counts, entity_f1
-from gradvac.translation.batches import Batch, in_order
 
 VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gradvac.data.encoded import EncodedTask
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.contents import TaggedSentence
 from gradvac.experiment.files import replacing, share, write_json
@@ -37,7 +38,6 @@ from gradvac.tagging.readers import Tagged, check_overlap, read_tagged
 from gradvac.tagging.store import load_sentences, save_sentences
 from gradvac.text.account import Account
 from gradvac.text.languages import family, resource_levels
-from gradvac.translation.encoded import EncodedTask
 
 PARTS = ("train", "valid", "test")
 FOLLOWING = ("warmup", "validate_every", "checkpoint_every")  # from the steps, unless given

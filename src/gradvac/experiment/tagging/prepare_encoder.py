@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gradvac.data.encoded import EncodedTask
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.files import RECIPE, TASKS, link, write_json, write_text
 from gradvac.experiment.prepare import TaskInfo, sources_of, task_infos
@@ -26,8 +27,7 @@ from gradvac.tagging.store import load_sentences, save_sentences
 from gradvac.text.account import Account
 from gradvac.text.cleaning import normalise
 from gradvac.text.languages import family, resource_levels
-from gradvac.translation.corpus import read_corpus
-from gradvac.translation.encoded import EncodedTask
+from gradvac.translation.bitext import read_corpus
 
 Texts = dict[str, dict[str, None]]
 """Language -> its sentences, each once, in order."""

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradvac.data.encoded import EncodedTask, Side
+from gradvac.data.permutation import permuted
 from gradvac.errors import RecipeError
-from gradvac.translation.encoded import EncodedTask, Side
-from gradvac.translation.permutation import permuted
 from gradvac.translation.vocabulary import BOS, PAD
 
 

@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 
+from gradvac.data.repeats import Repeats
 from gradvac.text.account import ABSENT, EXAMPLES, Account
 from gradvac.text.blocks import Block, Row
 from gradvac.text.cleaning import REASONS, BlockJudge, CleaningRules, judge
 from gradvac.text.languages import Direction, same_language
-from gradvac.translation.repeats import Repeats
 
 ENGLISH = "en"
 Wanted = Literal["to_en", "from_en", "both"] | Sequence[str]

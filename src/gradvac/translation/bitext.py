@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gradvac.data.encoded import EncodedTask, Sentences
 from gradvac.text.cleaning import Account, text_key
 from gradvac.text.languages import Direction
 from gradvac.text.readers import Row, Source, read_rows
-from gradvac.translation.encoded import EncodedTask, Sentences
 from gradvac.translation.vocabulary import Vocabulary
 
 

@@ -26,9 +26,9 @@ import numpy as np
 from pydantic import Field, PositiveInt
 from typing_extensions import TypedDict
 
+from gradvac.data.encoded import EncodedTask, Sentences, Side, spans
 from gradvac.errors import RunError
 from gradvac.reading import read_json, regular
-from gradvac.translation.encoded import EncodedTask, Sentences, Side, spans
 
 FORMAT = 2
 # Chosen here: some 100 MB a shard, and 25 billion pairs in 24,000 files.
