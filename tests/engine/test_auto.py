@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gradvac.engine import Engine, PerTaskEngine, SinglePassEngine, calls
+from gradvac.engine import Engine, PerTaskEngine, SinglePassEngine
+from gradvac.engine.samples import calls
 from gradvac.errors import GradientError
 from gradvac.methods import GradVac, Joint, PCGrad, StaticWeights
 from tests.engine.partition import largest_error

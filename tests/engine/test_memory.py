@@ -8,7 +8,7 @@ from torch import nn
 
 from gradvac.engine import Engine, SinglePassEngine
 from gradvac.engine.held import Held, Lookup, Product
-from gradvac.engine.rows import RowMap
+from gradvac.engine.samples.rows import RowMap
 from gradvac.errors import GradientError
 from gradvac.methods import GradVac, PCGrad, StaticWeights
 from tests.engine.partition import largest_error

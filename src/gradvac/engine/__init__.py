@@ -2,9 +2,9 @@
 
 from gradvac.engine.auto import Engine
 from gradvac.engine.combine import StepReport
-from gradvac.engine.declared import keeps_samples_apart
 from gradvac.engine.groups import GRANULARITIES, ParameterGroup, parameter_groups
 from gradvac.engine.per_task import PerTaskEngine
+from gradvac.engine.samples.declared import keeps_samples_apart
 from gradvac.engine.single_pass import SinglePassEngine
 
 __all__ = [

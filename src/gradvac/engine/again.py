@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gradvac.engine.flow import Place
 from gradvac.engine.meets import Flow, Meeting
+from gradvac.engine.samples.flow import Place
 from gradvac.engine.slots import Slot
 
 

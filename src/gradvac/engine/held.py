@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradvac.engine.rows import RowMap
+from gradvac.engine.samples.rows import RowMap
 
 
 class Product(NamedTuple):

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from gradvac.engine.calls import inner, leaves, nodes, reentrant
 from gradvac.engine.meets import meeting_of
+from gradvac.engine.samples.calls import inner, leaves, nodes, reentrant
 from gradvac.errors import GradientError
 
 

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gradvac.engine.calls import tensors_within
+from gradvac.engine.samples.calls import tensors_within
 from gradvac.engine.tags import Known, Tags
 from gradvac.errors import GradientError
 

@@ -33,7 +33,6 @@ from torch import Tensor, nn
 
 from gradvac.engine.alike import NO_SAMPLES, Passes, agree_on_passes
 from gradvac.engine.base import End, TaskEngine
-from gradvac.engine.calls import as_written, explained, inner, leaves, tensors_within
 from gradvac.engine.check import (
     CHECKS,
     Rehearsal,
@@ -52,7 +51,8 @@ from gradvac.engine.hidden import refuse_hidden, without_hooks
 from gradvac.engine.meets import Flow, Watch, meeting_of
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.ranks import Ranks
-from gradvac.engine.rows import RowMap
+from gradvac.engine.samples.calls import as_written, explained, inner, leaves, tensors_within
+from gradvac.engine.samples.rows import RowMap
 from gradvac.engine.sharded import Shards
 from gradvac.engine.step import Batch
 from gradvac.engine.stores import ParameterSlot

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gradvac.engine import recurrent
-from gradvac.engine.calls import inner
-from gradvac.engine.flow import Call, Mixed, Place
 from gradvac.engine.meets import Meeting, embedding, layer_norm, linear
+from gradvac.engine.samples import recurrent
+from gradvac.engine.samples.calls import inner
+from gradvac.engine.samples.flow import Call, Mixed, Place
 from gradvac.engine.slots import Slot
 from gradvac.engine.stores import ParameterSlot
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gradvac.engine.agreement import Agreement
-from gradvac.engine.calls import inner
 from gradvac.engine.combine import StepReport
-from gradvac.engine.flow import Place
-from gradvac.engine.rows import RowMap
+from gradvac.engine.samples.calls import inner
+from gradvac.engine.samples.flow import Place
+from gradvac.engine.samples.rows import RowMap
 from gradvac.engine.tracing import Trace
 from gradvac.errors import GradientError
 

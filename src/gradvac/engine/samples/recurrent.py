@@ -15,8 +15,8 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.overrides import handle_torch_function, has_torch_function
 
-from gradvac.engine.flow import Call, Mixed, Place
-from gradvac.engine.rows import RowMap
+from gradvac.engine.samples.flow import Call, Mixed, Place
+from gradvac.engine.samples.rows import RowMap
 
 
 class Trace(Protocol):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradvac.engine.rows import RowMap
+from gradvac.engine.samples.rows import RowMap
 
 
 class Mixed(Exception):

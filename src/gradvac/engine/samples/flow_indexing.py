@@ -1,4 +1,4 @@
-"""How samples travel through indexing and selecting; see :mod:`gradvac.engine.flow`."""
+"""How samples travel through indexing and selecting; see :mod:`gradvac.engine.samples.flow`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradvac.engine.flow import Call, Lost, Mixed, Place, agreed, sole_owner
-from gradvac.engine.rows import RowMap
+from gradvac.engine.samples.flow import Call, Lost, Mixed, Place, agreed, sole_owner
+from gradvac.engine.samples.rows import RowMap
 
 
 def cut(call: Call) -> Place | list[Place]:

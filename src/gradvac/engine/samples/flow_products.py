@@ -1,4 +1,4 @@
-"""How samples travel through products, norms and losses; see :mod:`gradvac.engine.flow`."""
+"""How samples travel through products, norms and losses; see :mod:`gradvac.engine.samples.flow`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from gradvac.engine.flow import Call, Lost, Mixed, Place, Rule, agreed, broadcast
+from gradvac.engine.samples.flow import Call, Lost, Mixed, Place, Rule, agreed, broadcast
 
 
 def last_dims(count: Callable[[Call], int], what: str) -> Rule:

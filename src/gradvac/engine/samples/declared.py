@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from gradvac.engine.calls import is_torch, tensors_in
-from gradvac.engine.flow import Call, Mixed, Place
-from gradvac.engine.rules import KNOWN, Entry, Meeting
+from gradvac.engine.samples.calls import is_torch, tensors_in
+from gradvac.engine.samples.flow import Call, Mixed, Place
+from gradvac.engine.samples.rules import KNOWN, Entry, Meeting
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import NamedTuple
 
-from gradvac.engine import flow, flow_indexing, flow_products, recurrent
-from gradvac.engine.flow import Call, Rule
+from gradvac.engine.samples import flow, flow_indexing, flow_products, recurrent
+from gradvac.engine.samples.flow import Call, Rule
 
 
 class Meeting(Enum):
