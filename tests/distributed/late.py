@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradvac.engine.gradients.stores import Pool
 from gradvac.engine.ranks import Ranks
-from gradvac.engine.stores import Pool
 
 
 class LateRanks(Ranks):

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gradvac.engine import Engine, meets
-from gradvac.engine.slots import Slot
+from gradvac.engine.gradients.slots import Slot
 from gradvac.errors import GradientError
 from gradvac.methods import StaticWeights
 from tests.engine import test_recurrent, test_single_pass

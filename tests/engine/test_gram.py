@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gradvac.engine.gram import cross_cosine, full_precision, gram
+from gradvac.engine.gradients.gram import cross_cosine, full_precision, gram
 
 
 def exact(*rows):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradvac.engine import Engine, SinglePassEngine
-from gradvac.engine.held import Held, Lookup, Product
+from gradvac.engine.gradients.on_demand import Held, Lookup, Product
 from gradvac.engine.samples.rows import RowMap
 from gradvac.errors import GradientError
 from gradvac.methods import GradVac, PCGrad, StaticWeights

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.meets import Flow, Meeting
 from gradvac.engine.samples.flow import Place
-from gradvac.engine.slots import Slot
 
 
 class Again:

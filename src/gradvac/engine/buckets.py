@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gradvac.engine.gradients.on_demand import Held
 from gradvac.engine.groups import ParameterGroup
-from gradvac.engine.held import Held
 from gradvac.engine.sharded import is_sharded
 
 

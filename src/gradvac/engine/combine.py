@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradvac.engine.gram import full_precision
-from gradvac.engine.held import Rows
+from gradvac.engine.gradients.gram import full_precision
+from gradvac.engine.gradients.on_demand import Rows
 from gradvac.errors import GradientError
 from gradvac.methods import Method, StepGeometry
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from gradvac.engine.buckets import Bucket, Segment, Source
-from gradvac.engine.held import Held
+from gradvac.engine.gradients.on_demand import Held
 from gradvac.engine.sharded import as_shard, local_rows, rows_of_a_rank
 
 

@@ -29,7 +29,7 @@ from gradvac.engine.buckets import Bucket, Segment, Source
 from gradvac.engine.combine import combine, decide_present
 from gradvac.engine.cuts import Cut
 from gradvac.engine.cuts import cut as cut_of
-from gradvac.engine.gram import doubtful, full_precision, inner
+from gradvac.engine.gradients.gram import doubtful, full_precision, inner
 from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.ranks import Ranks, Wait, on_host
 from gradvac.engine.step import Step

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gradvac.engine.held import Lookup, Product, add_product
+from gradvac.engine.gradients.on_demand import Lookup, Product, add_product
+from gradvac.engine.gradients.slots import Slot
+from gradvac.engine.gradients.stores import ParameterSlot
 from gradvac.engine.samples.flow import Place
 from gradvac.engine.samples.rows import RowMap
-from gradvac.engine.slots import Slot
-from gradvac.engine.stores import ParameterSlot
 from gradvac.errors import GradientError
 
 

@@ -32,7 +32,7 @@ from gradvac.engine.base import End, TaskEngine
 from gradvac.engine.buckets import Source, buckets_of
 from gradvac.engine.combine import StepReport, combine, decide
 from gradvac.engine.exchange import Exchange
-from gradvac.engine.gram import gram
+from gradvac.engine.gradients.gram import gram
 from gradvac.engine.groups import Grouping, Heads, ParameterGroup
 from gradvac.engine.hidden import refuse_hidden
 from gradvac.engine.nonfinite import NonFinite

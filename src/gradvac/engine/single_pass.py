@@ -46,6 +46,7 @@ from gradvac.engine.check import (
 from gradvac.engine.collect import BUDGET, Collector
 from gradvac.engine.combine import StepReport
 from gradvac.engine.distributed import RankCollector
+from gradvac.engine.gradients.stores import ParameterSlot
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.hidden import refuse_hidden, without_hooks
 from gradvac.engine.meets import Flow, Watch, meeting_of
@@ -55,7 +56,6 @@ from gradvac.engine.samples.calls import as_written, explained, inner, leaves, t
 from gradvac.engine.samples.rows import RowMap
 from gradvac.engine.sharded import Shards
 from gradvac.engine.step import Batch
-from gradvac.engine.stores import ParameterSlot
 from gradvac.engine.tags import Refusal, because
 from gradvac.engine.task_names import TaskOfSample, names_and_index
 from gradvac.engine.tracing import Trace

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.samples.calls import tensors_in
 from gradvac.engine.samples.flow import Call, Lost, Mixed, Place
 from gradvac.engine.samples.rules import Entry
-from gradvac.engine.slots import Slot
 from gradvac.errors import GradientError
 
 _MARK = "_gradvac"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradvac.data.batches import Batch, BatchPlan, random_batch
 from gradvac.data.encoded import EncodedTask
 from gradvac.data.sampling import MultiDDS, unimax
-from gradvac.engine.gram import cross_cosine
+from gradvac.engine.gradients.gram import cross_cosine
 from gradvac.errors import GradientError, RecipeError
 from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.sections import BatchSection

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradvac.engine.gradients.on_demand import Held, Lookup, Product, Rows
+from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.groups import ParameterGroup
-from gradvac.engine.held import Held, Lookup, Product, Rows
-from gradvac.engine.slots import Slot
 from gradvac.errors import GradientError
 
 
@@ -223,7 +223,8 @@ class ParameterSlot(Slot):
 
     A table in which rows were looked up and nothing else was done has gradients that are zero but
     for those rows. They are kept apart and only for the rows that some task looked up. Gradients
-    above the budget are kept apart too, as what they are made of, see :mod:`gradvac.engine.held`.
+    above the budget are kept apart too, as what they are made of, see
+    :mod:`gradvac.engine.gradients.on_demand`.
 
     Attributes:
         apart: whether the gradients are above the budget.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from gradvac.engine.held import Rows, blocks
+from gradvac.engine.gradients.on_demand import Rows, blocks
 
 _CHUNK = 4096  # elements added in fp32; the error grows with it (1024: 4e-9, 65536: 1e-6)
 _BLOCK = 64 * _CHUNK  # elements handled at once, so that copies of a K x P matrix stay small
