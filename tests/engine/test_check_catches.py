@@ -13,8 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from gradvac.engine import Engine, meets
+from gradvac.engine import Engine
 from gradvac.engine.gradients.slots import Slot
+from gradvac.engine.tracing import meetings as meets
 from gradvac.errors import GradientError
 from gradvac.methods import StaticWeights
 from tests.engine import test_recurrent, test_single_pass

@@ -30,7 +30,7 @@ from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.per_task import PerTaskEngine
 from gradvac.engine.ranks import Ranks
 from gradvac.engine.single_pass import SinglePassEngine
-from gradvac.engine.tags import Refusal
+from gradvac.engine.tracing.known import Refusal
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 

@@ -28,7 +28,7 @@ from torch.autograd.graph import GradientEdge
 
 from gradvac.engine.collect import Collector
 from gradvac.engine.combine import combine
-from gradvac.engine.meets import Meeting, meeting_of
+from gradvac.engine.tracing.meetings import Meeting, meeting_of
 
 CHECKS = 2
 """Backward passes through the whole graph that a check makes."""

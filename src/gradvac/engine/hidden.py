@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
-from gradvac.engine.meets import meeting_of
 from gradvac.engine.samples.calls import inner, leaves, nodes, reentrant
+from gradvac.engine.tracing.meetings import meeting_of
 from gradvac.errors import GradientError
 
 

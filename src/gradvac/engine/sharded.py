@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gradvac.engine.samples.calls import tensors_within
-from gradvac.engine.tags import Known, Tags
+from gradvac.engine.tracing.known import Known, Tags
 from gradvac.errors import GradientError
 
 if TYPE_CHECKING:

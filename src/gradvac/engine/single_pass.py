@@ -49,16 +49,16 @@ from gradvac.engine.distributed import RankCollector
 from gradvac.engine.gradients.stores import ParameterSlot
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.hidden import refuse_hidden, without_hooks
-from gradvac.engine.meets import Flow, Watch, meeting_of
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.ranks import Ranks
 from gradvac.engine.samples.calls import as_written, explained, inner, leaves, tensors_within
 from gradvac.engine.samples.rows import RowMap
 from gradvac.engine.sharded import Shards
 from gradvac.engine.step import Batch
-from gradvac.engine.tags import Refusal, because
 from gradvac.engine.task_names import TaskOfSample, names_and_index
-from gradvac.engine.tracing import Trace
+from gradvac.engine.tracing.known import Refusal, because
+from gradvac.engine.tracing.meetings import Flow, Watch, meeting_of
+from gradvac.engine.tracing.trace import Trace
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 

@@ -14,7 +14,7 @@ from gradvac.engine.combine import StepReport
 from gradvac.engine.samples.calls import inner
 from gradvac.engine.samples.flow import Place
 from gradvac.engine.samples.rows import RowMap
-from gradvac.engine.tracing import Trace
+from gradvac.engine.tracing.trace import Trace
 from gradvac.errors import GradientError
 
 

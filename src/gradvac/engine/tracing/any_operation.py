@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gradvac.engine.gradients.slots import Slot
-from gradvac.engine.meets import Flow, Meeting
 from gradvac.engine.samples.flow import Place
+from gradvac.engine.tracing.meetings import Flow, Meeting
 
 
 class Again:

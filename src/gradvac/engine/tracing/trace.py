@@ -26,17 +26,17 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils.checkpoint import _StopRecomputationError
 
-from gradvac.engine import again
 from gradvac.engine.gradients.slots import ChainSlot, Slot, ViewSlot
 from gradvac.engine.gradients.stores import ParameterSlot
-from gradvac.engine.meets import Flow, Meeting, Watch
 from gradvac.engine.samples.calls import inner, leaves, name_of, template, tensors_in, writes
 from gradvac.engine.samples.declared import entry_of
 from gradvac.engine.samples.flow import Call, Mixed, Place, same_place
 from gradvac.engine.samples.rules import IGNORED, KNOWN, Entry
 from gradvac.engine.samples.rules import Meeting as Kind
-from gradvac.engine.special import COMPOSED, SPECIAL
-from gradvac.engine.tags import Known, Refusal, Tags, because, fits, refuse
+from gradvac.engine.tracing import any_operation as again
+from gradvac.engine.tracing.formulas import COMPOSED, SPECIAL
+from gradvac.engine.tracing.known import Known, Refusal, Tags, because, fits, refuse
+from gradvac.engine.tracing.meetings import Flow, Meeting, Watch
 from gradvac.errors import GradientError
 
 _VIEWS = frozenset(

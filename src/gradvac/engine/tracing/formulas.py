@@ -10,10 +10,10 @@ from torch import Tensor
 
 from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.gradients.stores import ParameterSlot
-from gradvac.engine.meets import Meeting, embedding, layer_norm, linear
 from gradvac.engine.samples import recurrent
 from gradvac.engine.samples.calls import inner
 from gradvac.engine.samples.flow import Call, Mixed, Place
+from gradvac.engine.tracing.meetings import Meeting, embedding, layer_norm, linear
 
 
 class Trace(Protocol):
