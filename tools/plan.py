@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from gradvac import GradVac
-from gradvac.engine.distributed import cost
 from gradvac.engine.groups import parameter_groups
-from gradvac.engine.ranks import bucket_of
+from gradvac.engine.ranks.collector import cost
+from gradvac.engine.ranks.group import bucket_of
 from gradvac.methods import StepGeometry
 from gradvac.translation.shapes import PRESETS, TransformerConfig
 from gradvac.translation.transformer import Transformer

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrize import register_parametrization
 
 from gradvac.engine import Engine
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.group import Ranks
 from gradvac.methods import CATS, FAMO, MGDA, GradNorm, GradVac, Joint, PCGrad, StaticWeights
 from gradvac.methods.torchjd import TorchJD
 from tests.distributed.late import LateRanks

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from gradvac.engine import Engine, ranks
+from gradvac.engine import Engine
+from gradvac.engine.ranks import group as ranks
 from gradvac.methods import GradVac
 
 FILES = ("exchange.py", "ranks.py", "distributed.py", "cuts.py", "agreement.py", "alike.py")

@@ -14,8 +14,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
-from gradvac.engine import Engine, PerTaskEngine, agreement, ranks, signs
-from gradvac.engine.distributed import Reduction
+from gradvac.engine import Engine, PerTaskEngine
+from gradvac.engine.ranks import agreement
+from gradvac.engine.ranks import group as ranks
+from gradvac.engine.ranks import heartbeats as signs
+from gradvac.engine.ranks.collector import Reduction
 from gradvac.errors import GradvacError
 from gradvac.experiment.shards import empty_like, read_shards, shapes, write_shards
 from gradvac.methods import GradVac, Joint

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradvac.engine.gradients.stores import Pool
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.group import Ranks
 
 
 class LateRanks(Ranks):

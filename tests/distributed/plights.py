@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from gradvac.engine import signs
+from gradvac.engine.ranks import heartbeats as signs
 from gradvac.experiment import lookout, ranks, together
 from gradvac.experiment.prepare import Prepared, prepare
 from gradvac.experiment.recipe import load_recipe

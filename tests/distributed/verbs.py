@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.group import Ranks
 from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.prepare import prepare

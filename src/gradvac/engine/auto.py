@@ -28,7 +28,7 @@ from gradvac.engine.combine import StepReport
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.per_task import PerTaskEngine
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.single_pass import SinglePassEngine
 from gradvac.engine.tracing.known import Refusal
 from gradvac.errors import GradientError
@@ -68,7 +68,7 @@ class Engine(SinglePassEngine):
         budget: bytes; the K gradients of a parameter that would take more are formed in chunks of
             rows, once to measure and once to combine them. A backward pass per task holds them all.
         process_group: the ranks to train with; by default all of ``torch.distributed``, if that is
-            initialised. See :mod:`gradvac.engine.distributed`.
+            initialised. See :mod:`gradvac.engine.ranks.collector`.
 
     Attributes:
         refused: why every task has a backward pass of its own; empty while gradients are split.

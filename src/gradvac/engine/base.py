@@ -10,14 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gradvac.engine.agreement import Agreement, agree, sameness, tell_failure
 from gradvac.engine.combine import StepReport
 from gradvac.engine.groups import Grouping, Heads, parameter_groups, task_heads
 from gradvac.engine.guards import Guard, refuse_wrapped
 from gradvac.engine.heads import HeadGradients
 from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or_raise
-from gradvac.engine.ranks import Ranks
-from gradvac.engine.sharded import Shards, failure_of_a_collective, shards_of
+from gradvac.engine.ranks.agreement import Agreement, agree, sameness, tell_failure
+from gradvac.engine.ranks.group import Ranks
+from gradvac.engine.ranks.shards import Shards, failure_of_a_collective, shards_of
 from gradvac.engine.step import Step
 from gradvac.errors import GradientError, NotFiniteError, RankError
 from gradvac.methods import Method
@@ -37,7 +37,7 @@ class TaskEngine:
         nonfinite: "raise" or "skip".
 
     With ``torch.distributed`` initialised, or a process group of several ranks given, the gradients
-    of each task are added up over the ranks; see :mod:`gradvac.engine.distributed`.
+    of each task are added up over the ranks; see :mod:`gradvac.engine.ranks.collector`.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train, or an

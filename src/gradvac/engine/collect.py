@@ -13,7 +13,7 @@ from gradvac.engine.gradients.gram import gram
 from gradvac.engine.gradients.on_demand import Held, Rows
 from gradvac.engine.gradients.stores import GroupStore, Pool
 from gradvac.engine.groups import ParameterGroup, parameter_groups
-from gradvac.engine.sharded import Shards
+from gradvac.engine.ranks.shards import Shards
 from gradvac.engine.step import Step
 from gradvac.errors import GradientError
 from gradvac.methods import Method

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gradvac.engine.groups import ParameterGroup
-from gradvac.engine.ranks import Ranks
-from gradvac.engine.sharded import Shards, shard_of
+from gradvac.engine.ranks.group import Ranks
+from gradvac.engine.ranks.shards import Shards, shard_of
 from gradvac.errors import GradientError, NotFiniteError
 
 

@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.alike import NO_SAMPLES, Passes, agree_on_passes
 from gradvac.engine.base import End, TaskEngine
 from gradvac.engine.check import (
     CHECKS,
@@ -45,15 +44,16 @@ from gradvac.engine.check import (
 )
 from gradvac.engine.collect import BUDGET, Collector
 from gradvac.engine.combine import StepReport
-from gradvac.engine.distributed import RankCollector
 from gradvac.engine.gradients.stores import ParameterSlot
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.hidden import refuse_hidden, without_hooks
 from gradvac.engine.nonfinite import NonFinite
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.collector import RankCollector
+from gradvac.engine.ranks.group import Ranks
+from gradvac.engine.ranks.passes import NO_SAMPLES, Passes, agree_on_passes
+from gradvac.engine.ranks.shards import Shards
 from gradvac.engine.samples.calls import as_written, explained, inner, leaves, tensors_within
 from gradvac.engine.samples.rows import RowMap
-from gradvac.engine.sharded import Shards
 from gradvac.engine.step import Batch
 from gradvac.engine.task_names import TaskOfSample, names_and_index
 from gradvac.engine.tracing.known import Refusal, because

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.build import device_of
 from gradvac.experiment.contents import Accounts

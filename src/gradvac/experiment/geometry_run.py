@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from gradvac.data.encoded import EncodedTask, Sentences, Side
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import load_tensors, saved_models
 from gradvac.experiment.contents import Curved

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.job import Job
 from gradvac.experiment.recipe import Recipe, any_recipe

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from gradvac.engine.ranks import Ranks
-from gradvac.engine.signs import gone
+from gradvac.engine.ranks.group import Ranks
+from gradvac.engine.ranks.heartbeats import gone
 
 # Chosen here. A rank shows that it is there every five seconds, and is given up when it has not for
 # sixty looks of another one, five minutes: Python may be held up by a call that takes minutes. Then

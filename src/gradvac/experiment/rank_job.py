@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gradvac.data.batches import Batch
-from gradvac.engine.distributed import cost
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.collector import cost
+from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError
 from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.recipe import Recipe

@@ -10,8 +10,8 @@ import torch
 
 from gradvac.data.batches import Batch
 from gradvac.engine import Engine, StepReport
-from gradvac.engine.distributed import Reduction
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.collector import Reduction
+from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import NotFiniteError
 from gradvac.experiment import replay
 from gradvac.experiment.disk import Outbox

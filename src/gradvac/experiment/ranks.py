@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from torch import Tensor
 
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RankError
 from gradvac.experiment.checkpoint import Checkpoint, newest_complete, save_checkpoint
 from gradvac.experiment.disk import Outbox

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gradvac.engine.sharded import (
+from gradvac.engine.ranks.shards import (
     as_shard,
     failure_of_a_collective,
     is_sharded,

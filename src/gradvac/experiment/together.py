@@ -12,8 +12,8 @@ import torch.distributed as dist
 from rich.console import Console
 from torch.distributed.rendezvous import rendezvous
 
-from gradvac.engine.ranks import Ranks
-from gradvac.engine.sharded import failure_of_a_collective
+from gradvac.engine.ranks.group import Ranks
+from gradvac.engine.ranks.shards import failure_of_a_collective
 from gradvac.errors import RankError, RecipeError
 
 # Until a rank that says nothing is given up. Chosen here: longer than a checkpoint of the others

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradvac.engine import Engine, StepReport
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import GradientError, NotFiniteError
 from gradvac.experiment import replay
 from gradvac.experiment.build import build_method

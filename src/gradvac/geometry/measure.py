@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from gradvac.engine import PerTaskEngine, parameter_groups
 from gradvac.engine.groups import Grouping
 from gradvac.engine.guards import refuse_wrapped
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import GradientError
 from gradvac.geometry.kinds import grouping, summed
 from gradvac.geometry.record import Frame

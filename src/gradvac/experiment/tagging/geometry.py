@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gradvac.data.batches import in_order
 from gradvac.data.encoded import Side
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.build import device_of
 from gradvac.experiment.geometry_run import (

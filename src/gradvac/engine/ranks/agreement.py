@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from gradvac.engine.groups import ParameterGroup
-from gradvac.engine.ranks import Ranks
-from gradvac.engine.sharded import is_sharded
+from gradvac.engine.ranks.group import Ranks
+from gradvac.engine.ranks.shards import is_sharded
 from gradvac.errors import GradientError, RankError
 from gradvac.methods import Method
 
@@ -201,7 +201,7 @@ def _plain(value: Any) -> str:
 def _code() -> str:
     """Hash of this package's source."""
     found = hashlib.blake2b(digest_size=8)
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     for file in sorted(root.rglob("*.py")):
         found.update(str(file.relative_to(root)).encode() + file.read_bytes())
     return found.hexdigest()

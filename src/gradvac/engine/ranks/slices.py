@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from gradvac.engine.buckets import Bucket, Segment, Source
 from gradvac.engine.gradients.on_demand import Held
-from gradvac.engine.sharded import as_shard, local_rows, rows_of_a_rank
+from gradvac.engine.ranks.buckets import Bucket, Segment, Source
+from gradvac.engine.ranks.shards import as_shard, local_rows, rows_of_a_rank
 
 
 class Cut(Protocol):

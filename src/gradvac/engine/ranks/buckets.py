@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gradvac.engine.gradients.on_demand import Held
 from gradvac.engine.groups import ParameterGroup
-from gradvac.engine.sharded import is_sharded
+from gradvac.engine.ranks.shards import is_sharded
 
 
 @dataclass(frozen=True)

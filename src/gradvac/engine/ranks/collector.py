@@ -17,10 +17,10 @@ rank: a token then counts the same wherever it is. Shares given to ``backward`` 
 task may be on one rank, on several or on all. Every rank makes every step: one without samples
 calls ``engine.combine()`` instead of ``engine.backward``.
 
-How the gradients travel is told in :mod:`gradvac.engine.exchange`. A wrapper for data parallelism
-is neither needed nor allowed. A model sharded by ``fully_shard`` is trained in the same way, but
-for what follows from gathering parameters together: :mod:`gradvac.engine.sharded` and
-:mod:`gradvac.engine.alike`. What is not finite on one rank makes all ranks skip the step or
+How the gradients travel is told in :mod:`gradvac.engine.ranks.exchange`. A wrapper for data
+parallelism is neither needed nor allowed. A model sharded by ``fully_shard`` is trained in the same
+way, but for what follows from gathering parameters together: :mod:`gradvac.engine.ranks.shards` and
+:mod:`gradvac.engine.ranks.passes`. What is not finite on one rank makes all ranks skip the step or
 raise, alike. At the first step ranks check that they run the same code on the same parameters; a
 rank that fails tells the others why, and one that is gone is named.
 """
@@ -36,12 +36,12 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.buckets import Source, buckets_of
 from gradvac.engine.collect import Collector
-from gradvac.engine.exchange import Exchange
 from gradvac.engine.groups import ParameterGroup
-from gradvac.engine.ranks import Ranks, Wait, bucket_of, on_host
-from gradvac.engine.sharded import Shards
+from gradvac.engine.ranks.buckets import Source, buckets_of
+from gradvac.engine.ranks.exchange import Exchange
+from gradvac.engine.ranks.group import Ranks, Wait, bucket_of, on_host
+from gradvac.engine.ranks.shards import Shards
 from gradvac.engine.step import Step
 from gradvac.errors import GradientError
 from gradvac.methods import Method

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gradvac.engine.signs import Signs
+from gradvac.engine.ranks.heartbeats import Signs
 from gradvac.errors import RankError
 
 Found = TypeVar("Found")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gradvac.engine.ranks import Ranks
+from gradvac.engine.ranks.group import Ranks
 
 
 class Passes(NamedTuple):
