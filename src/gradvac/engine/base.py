@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gradvac.engine.combine import StepReport
 from gradvac.engine.groups import Grouping, Heads, parameter_groups, task_heads
 from gradvac.engine.guards import Guard, refuse_wrapped
 from gradvac.engine.heads import HeadGradients
@@ -18,6 +17,7 @@ from gradvac.engine.nonfinite import LossScale, NonFinite, check_policy, skip_or
 from gradvac.engine.ranks.agreement import Agreement, agree, sameness, tell_failure
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.ranks.shards import Shards, failure_of_a_collective, shards_of
+from gradvac.engine.report import StepReport
 from gradvac.engine.step import Step
 from gradvac.errors import GradientError, NotFiniteError, RankError
 from gradvac.methods import Method

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from gradvac.engine.collect import Collector
-from gradvac.engine.combine import combine
+from gradvac.engine.collector import Collector
+from gradvac.engine.report import combine
 from gradvac.engine.tracing.meetings import Meeting, meeting_of
 
 CHECKS = 2

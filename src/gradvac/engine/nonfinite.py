@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gradvac.engine.combine import StepReport
+from gradvac.engine.report import StepReport
 from gradvac.errors import GradientError, NotFiniteError
 from gradvac.methods import StepGeometry
 

@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from gradvac.engine.base import End, TaskEngine
-from gradvac.engine.combine import StepReport, combine, decide
 from gradvac.engine.gradients.gram import gram
 from gradvac.engine.groups import Grouping, Heads, ParameterGroup
 from gradvac.engine.hidden import refuse_hidden
@@ -38,6 +37,7 @@ from gradvac.engine.ranks.exchange import Exchange
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.ranks.passes import NO_SAMPLES, agree_on_passes
 from gradvac.engine.ranks.shards import Shards
+from gradvac.engine.report import StepReport, combine, decide
 from gradvac.engine.samples.calls import explained, leaves
 from gradvac.engine.task_names import task_name
 from gradvac.errors import GradientError

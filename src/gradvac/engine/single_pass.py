@@ -42,8 +42,7 @@ from gradvac.engine.check import (
     same,
     task_weights,
 )
-from gradvac.engine.collect import BUDGET, Collector
-from gradvac.engine.combine import StepReport
+from gradvac.engine.collector import BUDGET, Collector
 from gradvac.engine.gradients.stores import ParameterSlot
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.hidden import refuse_hidden, without_hooks
@@ -52,6 +51,7 @@ from gradvac.engine.ranks.collector import RankCollector
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.ranks.passes import NO_SAMPLES, Passes, agree_on_passes
 from gradvac.engine.ranks.shards import Shards
+from gradvac.engine.report import StepReport
 from gradvac.engine.samples.calls import as_written, explained, inner, leaves, tensors_within
 from gradvac.engine.samples.rows import RowMap
 from gradvac.engine.step import Batch

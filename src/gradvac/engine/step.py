@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.combine import StepReport
 from gradvac.engine.ranks.agreement import Agreement
+from gradvac.engine.report import StepReport
 from gradvac.engine.samples.calls import inner
 from gradvac.engine.samples.flow import Place
 from gradvac.engine.samples.rows import RowMap

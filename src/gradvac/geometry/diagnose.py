@@ -19,9 +19,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.combine import cosines
 from gradvac.engine.groups import Grouping
 from gradvac.engine.per_task import PerTaskEngine
+from gradvac.engine.report import cosines
 from gradvac.errors import GradientError
 from gradvac.geometry.diagnosis import Diagnosis, Effect
 from gradvac.methods import METHODS, Joint, Method, StaticWeights, StepGeometry

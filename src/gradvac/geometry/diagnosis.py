@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradvac.engine.combine import plain
+from gradvac.engine.report import plain
 
 MOST_TASKS = 12  # more columns than that do not fit on a line; the pairs furthest apart are listed
 MOST_PAIRS = 10

@@ -36,7 +36,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.collect import Collector
+from gradvac.engine.collector import Collector
 from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.ranks.buckets import Source, buckets_of
 from gradvac.engine.ranks.exchange import Exchange

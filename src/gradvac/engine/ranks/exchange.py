@@ -25,13 +25,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradvac.engine.combine import combine, decide_present
 from gradvac.engine.gradients.gram import doubtful, full_precision, inner
 from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.ranks.buckets import Bucket, Segment, Source
 from gradvac.engine.ranks.group import Ranks, Wait, on_host
 from gradvac.engine.ranks.slices import Cut
 from gradvac.engine.ranks.slices import cut as cut_of
+from gradvac.engine.report import combine, decide_present
 from gradvac.engine.step import Step
 from gradvac.errors import NotFiniteError
 from gradvac.methods import Method

@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.collect import BUDGET
-from gradvac.engine.combine import StepReport
+from gradvac.engine.collector import BUDGET
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.per_task import PerTaskEngine
 from gradvac.engine.ranks.group import Ranks
+from gradvac.engine.report import StepReport
 from gradvac.engine.single_pass import SinglePassEngine
 from gradvac.engine.tracing.known import Refusal
 from gradvac.errors import GradientError

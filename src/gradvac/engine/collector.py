@@ -8,12 +8,12 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.combine import combine, decide_present
 from gradvac.engine.gradients.gram import gram
 from gradvac.engine.gradients.on_demand import Held, Rows
 from gradvac.engine.gradients.stores import GroupStore, Pool
 from gradvac.engine.groups import ParameterGroup, parameter_groups
 from gradvac.engine.ranks.shards import Shards
+from gradvac.engine.report import combine, decide_present
 from gradvac.engine.step import Step
 from gradvac.errors import GradientError
 from gradvac.methods import Method
