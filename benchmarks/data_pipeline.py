@@ -62,7 +62,7 @@ def write_text(file: Path, pairs: int) -> None:
 
 
 def recipe(folder: Path) -> Any:
-    from gradvac.experiment.recipe import parse_recipe
+    from gradvac.experiment.recipe.load import parse_recipe
 
     tree = {
         "name": "data",

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from gradvac.experiment.display import Display
 from gradvac.experiment.evaluate import evaluate_run
-from gradvac.experiment.recipe import load_any, load_recipe, read_recipe_file
+from gradvac.experiment.recipe.load import load_any, load_recipe, read_recipe_file
 from gradvac.experiment.shared_text import prepare_sharing
 from gradvac.experiment.tagging.job import TaggingJob
 from gradvac.experiment.tagging.prepare import prepare_tagging

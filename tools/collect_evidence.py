@@ -26,7 +26,7 @@ from gradvac.experiment.compare_results import runs_of, times
 from gradvac.experiment.geometry_numbers import HEADER, PARTS, findings, row
 from gradvac.experiment.geometry_run import curvature_lines, measured_folder
 from gradvac.experiment.geometry_view import SIDES, Missing, Subject, subjects_of
-from gradvac.experiment.recipe import any_recipe
+from gradvac.experiment.recipe.load import any_recipe
 from gradvac.experiment.run_view import TaskView, load_runs
 from gradvac.geometry.record import cosine
 from gradvac.geometry.similarity import between

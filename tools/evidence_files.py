@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gradvac.experiment.compare import half_width
-from gradvac.experiment.variants import row_of
+from gradvac.experiment.recipe.variants import row_of
 from gradvac.geometry.statistics import correlation
 from gradvac.translation.significance import majority
 

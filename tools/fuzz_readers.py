@@ -36,7 +36,7 @@ with atheris.instrument_imports(include=["gradvac", "zipfile", "tarfile"]):
     from gradvac.corpus.importing import markup
     from gradvac.corpus.importing.unpack import unpack
     from gradvac.errors import GradvacError
-    from gradvac.experiment.yaml_text import parse_yaml
+    from gradvac.experiment.recipe.yaml_text import parse_yaml
     from gradvac.geometry.record import GramRecord
     from gradvac.text.account import Account
     from gradvac.text.catalogues import parse_mo

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from gradvac.corpus.importing.build import Options, import_corpus
 from gradvac.errors import CorpusError, RecipeError
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from tests.corpus import published
 from tests.corpus.published import lines, sentence, write
 

@@ -17,7 +17,7 @@ import torch
 from gradvac.engine.ranks import heartbeats as signs
 from gradvac.experiment import lookout, ranks, together
 from gradvac.experiment.prepare import Prepared, prepare
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from tests.distributed.verbs import COMMON, QUIET, SHARD
 
 WAITS = 8  # seconds of a collective here

@@ -25,7 +25,7 @@ from gradvac.experiment.geometry_run import curvature_lines
 from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.rank_job import check_shard
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.together import joined
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob

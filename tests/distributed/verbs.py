@@ -18,7 +18,7 @@ from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.ranks import RankTrainer, train_on_ranks
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.together import joined
 
 QUIET = Console(quiet=True)

@@ -13,7 +13,7 @@ from tests.reference.multidds import literal_rewards, literal_scorer, literal_up
 from gradvac.errors import GradientError, RecipeError
 from gradvac.experiment.display import Display
 from gradvac.experiment.prepare import prepare
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.recipe import resolve
+from gradvac.experiment.recipe.load import resolve
 from gradvac.translation.transformer import Transformer
 
 runner = CliRunner()

@@ -20,7 +20,7 @@ from gradvac.experiment.geometry_huggingface import measure_huggingface
 from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import prepare
-from gradvac.experiment.recipe import load_recipe, resolve
+from gradvac.experiment.recipe.load import load_recipe, resolve
 from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.tensor_file import load_tensors, save_tensors
 from gradvac.experiment.train import Trainer

@@ -26,7 +26,7 @@ from gradvac.experiment.geometry_run import measured_folder
 from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.geometry_view import subjects_of
 from gradvac.experiment.prepare import prepare
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run_view import load_runs
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob

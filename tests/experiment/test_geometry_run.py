@@ -25,7 +25,7 @@ from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import open_prepared, prepare
 from gradvac.experiment.prepare import test_rows as kept_rows
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.geometry.curvature import TopEigenvalue

@@ -5,7 +5,7 @@ import torch
 
 from gradvac.experiment.display import Display
 from gradvac.experiment.prepare import prepare
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 

@@ -8,7 +8,7 @@ from gradvac.experiment.build import device_of
 from gradvac.experiment.display import Display
 from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.prepare import prepare
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.train import Trainer, unreached
 from gradvac.experiment.translation_job import TranslationJob
 

@@ -12,7 +12,7 @@ from gradvac.errors import RunError
 from gradvac.experiment.display import Display
 from gradvac.experiment.metrics import Window, averages
 from gradvac.experiment.prepare import prepare
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.geometry.record import GramRecord

@@ -7,9 +7,9 @@ import yaml
 
 from gradvac.errors import RunError
 from gradvac.experiment.prepare import open_prepared, prepare, run_recipe
-from gradvac.experiment.recipe import any_recipe, load_recipe
+from gradvac.experiment.recipe.load import any_recipe, load_recipe
+from gradvac.experiment.recipe.variants import read_yaml
 from gradvac.experiment.shared_text import prepare_sharing, share_text
-from gradvac.experiment.variants import read_yaml
 
 OLD = ["vocabulary.normalization=nmt_nfkc"]
 

@@ -9,14 +9,14 @@ import yaml
 
 from gradvac.errors import GradientError, RecipeError, RunError
 from gradvac.experiment.build import build_method
-from gradvac.experiment.recipe import (
+from gradvac.experiment.recipe.load import (
     any_recipe,
     dump_recipe,
     load_recipe,
     parse_recipe,
     read_recipe_file,
 )
-from gradvac.experiment.yaml_text import parse_yaml
+from gradvac.experiment.recipe.yaml_text import parse_yaml
 from gradvac.methods import (
     CATS,
     FAMO,

@@ -12,7 +12,7 @@ from gradvac.cli.main import app
 from gradvac.errors import GradientError, RunError
 from gradvac.experiment.display import Display
 from gradvac.experiment.prepare import prepare
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.replay import Replay, replay, replay_run
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob

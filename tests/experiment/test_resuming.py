@@ -18,7 +18,7 @@ from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.kinds import job_of, prepare_run
 from gradvac.experiment.prepare import run_recipe
 from gradvac.experiment.process import alone
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.schedule import learning_rate
 from gradvac.experiment.sweep import Job
 from gradvac.experiment.train import Trainer

@@ -22,7 +22,7 @@ from gradvac.experiment.display import Display
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.process import alone
-from gradvac.experiment.recipe import load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.geometry.record import GramRecord

@@ -16,10 +16,10 @@ from typer.testing import CliRunner
 import gradvac.experiment.tune
 from gradvac.cli.main import app
 from gradvac.errors import GradvacError, RecipeError, RunError
-from gradvac.experiment.recipe import load_recipe, read_recipe_file
+from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
+from gradvac.experiment.recipe.tune_space import as_yaml, read_space
 from gradvac.experiment.sweep import work
 from gradvac.experiment.tune import DESCRIPTION
-from gradvac.experiment.tune_space import as_yaml, read_space
 
 SPACE = {
     "trials": 3,

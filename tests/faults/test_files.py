@@ -25,11 +25,11 @@ from gradvac.experiment.model_folder import check_target, find_model
 from gradvac.experiment.prepare import open_prepared, task_infos
 from gradvac.experiment.prepare import test_rows as rows_of_the_test_set
 from gradvac.experiment.process import alone
-from gradvac.experiment.recipe import any_recipe
+from gradvac.experiment.recipe.load import any_recipe
+from gradvac.experiment.recipe.variants import read_yaml
 from gradvac.experiment.replay import Replay
 from gradvac.experiment.run_view import load_runs
 from gradvac.experiment.tensor_file import save_tensors
-from gradvac.experiment.variants import read_yaml
 from gradvac.geometry.record import GramRecord
 from tests.faults.bench import RUN
 from tests.faults.damage import faults_of

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gradvac.experiment import sweep
 from gradvac.experiment.process import StopSignal
-from gradvac.experiment.recipe import parse_recipe
+from gradvac.experiment.recipe.load import parse_recipe
 
 WORKER = """
 import pathlib, signal, sys, time

@@ -18,7 +18,7 @@ from gradvac.experiment.figures import write_figures
 from gradvac.experiment.geometry_numbers import findings
 from gradvac.experiment.geometry_view import subjects_of
 from gradvac.experiment.kinds import job_of, measure_geometry, prepare_below
-from gradvac.experiment.recipe import load_any
+from gradvac.experiment.recipe.load import load_any
 from gradvac.experiment.report import write_report
 from gradvac.experiment.run_view import load_runs
 from gradvac.experiment.tagging.evaluate import evaluate_tagging

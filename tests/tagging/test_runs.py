@@ -21,7 +21,7 @@ from gradvac.experiment.compare import compare
 from gradvac.experiment.compare_tables import markdown
 from gradvac.experiment.display import Display
 from gradvac.experiment.kinds import job_of, prepare_below
-from gradvac.experiment.recipe import any_recipe, load_any, load_recipe
+from gradvac.experiment.recipe.load import any_recipe, load_any, load_recipe
 from gradvac.experiment.report import write_report
 from gradvac.experiment.tagging.evaluate import TaggingScores, evaluate_tagging, score_table
 from gradvac.experiment.train import Trainer

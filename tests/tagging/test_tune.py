@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import RecipeError
-from gradvac.experiment.recipe import load_any
+from gradvac.experiment.recipe.load import load_any
 from tests.tagging.helpers import make_toy, write_recipe
 
 pytest.importorskip("transformers")

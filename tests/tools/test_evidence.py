@@ -12,8 +12,8 @@ from evidence_claims import claims
 from evidence_cost import empty_corpus
 from evidence_files import FAILS, HOLDS, UNKNOWN, Absent, Evidence, Figure, seeds
 
-from gradvac.experiment.recipe import load_any
-from gradvac.experiment.variants import row_of
+from gradvac.experiment.recipe.load import load_any
+from gradvac.experiment.recipe.variants import row_of
 
 ROOT = Path(__file__).parents[2]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.recipe import parse_recipe
+from gradvac.experiment.recipe.load import parse_recipe
 from gradvac.text.account import Account
 from gradvac.text.blocks import Row
 from gradvac.text.readers import Source, read_blocks, read_rows

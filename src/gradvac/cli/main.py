@@ -78,7 +78,7 @@ def train(
     Example: torchrun --nproc-per-node 2 -m gradvac train recipes/starting-model.yaml
     """
     from gradvac.experiment.kinds import train_recipe, train_together
-    from gradvac.experiment.recipe import load_any
+    from gradvac.experiment.recipe.load import load_any
     from gradvac.experiment.together import started_by_torchrun
 
     loaded = load_any(recipe, set_, size=size, variant=variant, seed=seed)
@@ -245,7 +245,7 @@ def geometry(
     from gradvac.experiment.geometry_numbers import print_numbers
     from gradvac.experiment.geometry_run import measured_folder
     from gradvac.experiment.kinds import measure_geometry
-    from gradvac.experiment.recipe import any_recipe
+    from gradvac.experiment.recipe.load import any_recipe
     from gradvac.experiment.together import shared, started_by_torchrun
 
     hold = int(memory * 2**28)  # of float32

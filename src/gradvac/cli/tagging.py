@@ -36,7 +36,7 @@ def tag(
     Example: gradvac tag recipes/tagging/table3-ner.yaml --size small --variant gradvac
     --set data.folder=corpora/ner --set model.encoder=runs/encoder-small
     """
-    from gradvac.experiment.recipe import any_recipe
+    from gradvac.experiment.recipe.load import any_recipe
     from gradvac.experiment.tagging.evaluate import evaluate_tagging, score_table
     from gradvac.experiment.tagging.recipe import TaggingRecipe
 
@@ -82,7 +82,7 @@ def _train(
 ) -> tuple[Path, int]:
     """Prepare and train one run; its folder and the exit code."""
     from gradvac.experiment.kinds import train_recipe
-    from gradvac.experiment.recipe import load_any
+    from gradvac.experiment.recipe.load import load_any
 
     loaded = load_any(recipe, changes, size=size, variant=variant, seed=seed)
     if not isinstance(loaded, kind):

@@ -18,10 +18,10 @@ from gradvac.experiment.contents import (
     metrics_of,
     scores_of,
 )
-from gradvac.experiment.recipe import Recipe, any_recipe
+from gradvac.experiment.recipe.load import Recipe, any_recipe
+from gradvac.experiment.recipe.variants import row_of
 from gradvac.experiment.sweep import DESCRIPTION
 from gradvac.experiment.tensor_file import tensor_shapes
-from gradvac.experiment.variants import row_of
 from gradvac.reading import read_json, read_lines
 from gradvac.text.languages import Direction
 from gradvac.translation.tokenizers import tokenizer

@@ -24,7 +24,7 @@ from gradvac.experiment.files import TRANSLATIONS, write_scored
 from gradvac.experiment.files import VOCABULARY as VOCABULARY_FILE
 from gradvac.experiment.model_folder import FoundModel, find_model
 from gradvac.experiment.prepare import run_recipe, sources_of, task_infos, test_rows
-from gradvac.experiment.recipe import Recipe
+from gradvac.experiment.recipe.load import Recipe
 from gradvac.experiment.together import gathered
 from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.reading import read_json

@@ -9,7 +9,7 @@ from typing import BinaryIO, TextIO
 from gradvac.errors import CorpusError, RunError
 from gradvac.experiment.export import open_with_ctranslate2
 from gradvac.experiment.model_folder import check_target, find_model
-from gradvac.experiment.recipe import resolve
+from gradvac.experiment.recipe.load import resolve
 from gradvac.translation.translate import Translator
 
 SHIPPED_MODEL = "shipped:start"

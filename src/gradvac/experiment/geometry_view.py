@@ -16,7 +16,7 @@ import numpy as np
 from gradvac.errors import GradientError, RunError
 from gradvac.experiment.checkpoint import saved_models
 from gradvac.experiment.geometry_run import Measurement, measured_folder
-from gradvac.experiment.recipe import Recipe
+from gradvac.experiment.recipe.load import Recipe
 from gradvac.experiment.run_view import (
     FROM_ENGLISH,
     LANGUAGES,

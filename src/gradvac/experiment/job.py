@@ -11,7 +11,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from gradvac.experiment.sections import BaseRecipe
+from gradvac.experiment.recipe.sections import BaseRecipe
 
 
 class TaskBatch(Protocol):

@@ -11,12 +11,12 @@ from rich.console import Console
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.job import Job
-from gradvac.experiment.recipe import Recipe, any_recipe
+from gradvac.experiment.recipe.load import Recipe, any_recipe
+from gradvac.experiment.recipe.sections import BaseRecipe
+from gradvac.experiment.recipe.variants import run_folder
 from gradvac.experiment.resuming import resume
-from gradvac.experiment.sections import BaseRecipe
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.experiment.together import started_by_torchrun
-from gradvac.experiment.variants import run_folder
 
 Say = Callable[[str], None]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradvac.errors import RunError
 from gradvac.experiment.job import TaskBatch
-from gradvac.experiment.sections import BaseRecipe
+from gradvac.experiment.recipe.sections import BaseRecipe
 
 B = TypeVar("B", bound=TaskBatch)
 

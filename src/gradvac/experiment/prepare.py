@@ -32,9 +32,9 @@ from gradvac.experiment.files import (
     write_json,
 )
 from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.recipe import Recipe, resolve, run_recipe, with_normalization
+from gradvac.experiment.recipe.load import Recipe, resolve, run_recipe, with_normalization
+from gradvac.experiment.recipe.sections import SourceSection
 from gradvac.experiment.resuming import build_once, finish, resume
-from gradvac.experiment.sections import SourceSection
 from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.reading import read_json, read_lines

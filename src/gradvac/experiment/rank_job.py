@@ -12,7 +12,7 @@ from gradvac.engine.ranks.collector import cost
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError
 from gradvac.experiment.prepare import Prepared
-from gradvac.experiment.recipe import Recipe
+from gradvac.experiment.recipe.load import Recipe
 from gradvac.experiment.shards import shard_model
 from gradvac.experiment.translation_job import TranslationJob
 

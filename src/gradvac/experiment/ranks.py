@@ -25,7 +25,7 @@ from gradvac.experiment.prepare import Prepared, open_prepared
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.rank_job import SharedJob
 from gradvac.experiment.rank_updates import RankUpdates
-from gradvac.experiment.recipe import Recipe, dump_recipe
+from gradvac.experiment.recipe.load import Recipe, dump_recipe
 from gradvac.experiment.shards import whole, write_shards
 from gradvac.experiment.together import joined
 from gradvac.experiment.train import Trainer

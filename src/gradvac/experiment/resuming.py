@@ -14,15 +14,15 @@ from gradvac.errors import RunError
 from gradvac.experiment.checkpoint import list_checkpoints
 from gradvac.experiment.files import DONE, ENDED, RECIPE, SCORES, TASKS, write_json, write_text
 from gradvac.experiment.process import alone
-from gradvac.experiment.recipe import (
+from gradvac.experiment.recipe.load import (
     Recipe,
     any_recipe,
     chooses_normalization,
     dump_recipe,
     with_normalization,
 )
+from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.schedule import learning_rate
-from gradvac.experiment.sections import BaseRecipe
 
 Say = Callable[[str], None]
 

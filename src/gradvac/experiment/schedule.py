@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from gradvac.experiment.sections import TrainingSection
+from gradvac.experiment.recipe.sections import TrainingSection
 
 
 def learning_rate(training: TrainingSection, step: int) -> float:

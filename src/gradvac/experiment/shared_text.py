@@ -11,9 +11,14 @@ from typing import Any
 
 from gradvac.experiment.files import RECIPE, TASKS, VOCABULARY, link, share, write_text
 from gradvac.experiment.prepare import Prepared, build_text, open_prepared, run_recipe
-from gradvac.experiment.recipe import Recipe, chooses_normalization, dump_recipe, with_normalization
+from gradvac.experiment.recipe.load import (
+    Recipe,
+    chooses_normalization,
+    dump_recipe,
+    with_normalization,
+)
+from gradvac.experiment.recipe.variants import read_yaml
 from gradvac.experiment.resuming import build_once, resume
-from gradvac.experiment.variants import read_yaml
 
 TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
 

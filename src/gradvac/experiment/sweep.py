@@ -26,9 +26,9 @@ from gradvac.experiment.contents import Done, metrics_of
 from gradvac.experiment.files import DONE, SCORES, write_json
 from gradvac.experiment.kinds import has_test, job_of, prepare_run, resume_run, score_run
 from gradvac.experiment.process import StopSignal
-from gradvac.experiment.recipe import load_any, read_recipe_file
-from gradvac.experiment.sections import BaseRecipe
-from gradvac.experiment.variants import RecipeFile, row_of
+from gradvac.experiment.recipe.load import load_any, read_recipe_file
+from gradvac.experiment.recipe.sections import BaseRecipe
+from gradvac.experiment.recipe.variants import RecipeFile, row_of
 from gradvac.reading import is_json, read_json
 from gradvac.terminal import Terminal, complain
 
@@ -217,7 +217,7 @@ def last_line(log: Path, code: int) -> str:
 def work(folder: Path, *, score: bool = True) -> int:
     """Train and score one prepared run; returns the exit code."""
     from gradvac.experiment.display import Display
-    from gradvac.experiment.method_options import import_methods
+    from gradvac.experiment.recipe.method_options import import_methods
     from gradvac.experiment.train import Trainer
 
     job = job_of(folder)

@@ -42,7 +42,7 @@ from gradvac.experiment.process import (
     differences,
     made_with,
 )
-from gradvac.experiment.sections import TrainingSection
+from gradvac.experiment.recipe.sections import TrainingSection
 from gradvac.experiment.updates import Updates
 from gradvac.reading import read_json
 

@@ -16,7 +16,7 @@ from gradvac.experiment.job import Job
 from gradvac.experiment.metrics import averages
 from gradvac.experiment.model_folder import fill, find_model, load_tensors, save_shape
 from gradvac.experiment.prepare import Prepared
-from gradvac.experiment.recipe import resolve
+from gradvac.experiment.recipe.load import resolve
 from gradvac.text.languages import Direction
 from gradvac.translation.transformer import Transformer
 

@@ -27,7 +27,7 @@ from gradvac.experiment.contents import Searched, metrics_of
 from gradvac.experiment.files import write_csv, write_json, write_text
 from gradvac.experiment.kinds import has_validation, prepare_run
 from gradvac.experiment.process import StopSignal
-from gradvac.experiment.recipe import (
+from gradvac.experiment.recipe.load import (
     Recipe,
     any_recipe,
     chooses_normalization,
@@ -35,11 +35,11 @@ from gradvac.experiment.recipe import (
     load_any,
     read_recipe_file,
 )
-from gradvac.experiment.sections import BaseRecipe
+from gradvac.experiment.recipe.sections import BaseRecipe
+from gradvac.experiment.recipe.tune_space import Parameter, as_yaml, read_space
+from gradvac.experiment.recipe.variants import RecipeFile
 from gradvac.experiment.sweep import LOG, last_line, start
 from gradvac.experiment.tagging.recipe import TaggingRecipe
-from gradvac.experiment.tune_space import Parameter, as_yaml, read_space
-from gradvac.experiment.variants import RecipeFile
 from gradvac.reading import read_json
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.contents import TaggedSentence
 from gradvac.experiment.files import replacing, share, write_json
 from gradvac.experiment.prepare import TaskInfo, task_infos
-from gradvac.experiment.recipe import any_recipe
+from gradvac.experiment.recipe.load import any_recipe
 from gradvac.experiment.resuming import build_once, finish, resume
 from gradvac.experiment.sums import check_sums, write_sums
 from gradvac.experiment.tagging.recipe import FineTuningSection, LanguageSection, TaggingRecipe

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gradvac.experiment.sections import (
+from gradvac.experiment.recipe.sections import (
     BaseRecipe,
     BatchSection,
     Count,
@@ -149,7 +149,7 @@ class EncoderSection(Section):
 
     def placed(self, place: Place) -> EncoderSection:
         """The same with a folder made absolute: a name that is no folder here is the hub's."""
-        from gradvac.experiment.recipe import resolve  # which knows of this module
+        from gradvac.experiment.recipe.load import resolve  # which knows of this module
 
         folder = resolve(place(self.encoder))
         if (folder / "best" / "config.json").exists():

@@ -29,8 +29,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.sections import SEEDS
-from gradvac.experiment.yaml_text import parse_yaml
+from gradvac.experiment.recipe.sections import SEEDS
+from gradvac.experiment.recipe.yaml_text import parse_yaml
 from gradvac.reading import read_text
 
 KEYS = ("extends", "sizes", "variants", "baseline", "front", "seeds", "tune")

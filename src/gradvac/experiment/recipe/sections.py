@@ -17,7 +17,12 @@ from pydantic import (
 )
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.method_options import OWN_KEYS, check_name, import_methods, make_method
+from gradvac.experiment.recipe.method_options import (
+    OWN_KEYS,
+    check_name,
+    import_methods,
+    make_method,
+)
 from gradvac.text.cleaning import CleaningRules
 from gradvac.text.languages import LONGEST_CODE, Direction, is_code
 from gradvac.translation.tokenizers import check_tokenizer

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.variants import RecipeFile, row_of
+from gradvac.experiment.recipe.variants import RecipeFile, row_of
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from pydantic import ValidationError, model_validator
 from gradvac.data.spool import ENGLISH
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.files import RECIPE, TASKS
-from gradvac.experiment.recipe_errors import explain
-from gradvac.experiment.sections import (
+from gradvac.experiment.recipe.errors import explain
+from gradvac.experiment.recipe.sections import (
     BaseRecipe,
     BatchSection,
     DataSection,
@@ -30,9 +30,9 @@ from gradvac.experiment.sections import (
     SourceSection,
     VocabularySection,
 )
+from gradvac.experiment.recipe.variants import RecipeFile, read_yaml
+from gradvac.experiment.recipe.yaml_text import parse_yaml
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
-from gradvac.experiment.variants import RecipeFile, read_yaml
-from gradvac.experiment.yaml_text import parse_yaml
 from gradvac.reading import read_text
 from gradvac.text.languages import same_language
 from gradvac.translation.tokenizers import FILE, VOCABULARY
@@ -115,8 +115,8 @@ def load_any(
     """Read a recipe of any job; ``changes`` are ``section.key=value`` overrides with YAML values.
 
     ``size`` and ``variant`` choose where the file holds several, see
-    :mod:`gradvac.experiment.variants`. Relative file names are taken from the recipe's own folder,
-    and those of files that are not there from the working directory, as on a command line.
+    :mod:`gradvac.experiment.recipe.variants`. Relative file names are taken from the recipe's own
+    folder, and those of files that are not there from the working directory, as on a command line.
     Raises RecipeError.
     """
     file = path if isinstance(path, RecipeFile) else read_recipe_file(path)
