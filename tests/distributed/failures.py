@@ -20,7 +20,7 @@ from gradvac.engine.ranks import group as ranks
 from gradvac.engine.ranks import heartbeats as signs
 from gradvac.engine.ranks.collector import Reduction
 from gradvac.errors import GradvacError
-from gradvac.experiment.shards import empty_like, read_shards, shapes, write_shards
+from gradvac.experiment.run.shards import empty_like, read_shards, shapes, write_shards
 from gradvac.methods import GradVac, Joint
 
 X = torch.linspace(-1, 1, 12, dtype=torch.float64).view(4, 3)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from gradvac.errors import RunError
-from gradvac.experiment import checkpoint as module
-from gradvac.experiment import tensor_file
-from gradvac.experiment.checkpoint import (
+from gradvac.experiment.run import checkpoint as module
+from gradvac.experiment.run import tensor_file
+from gradvac.experiment.run.checkpoint import (
     Checkpoint,
     average,
     join_state,

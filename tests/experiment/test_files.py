@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gradvac.experiment.files import replacing, write_json, write_text
+from gradvac.experiment.run.files import replacing, write_json, write_text
 from gradvac.reading import read_json
 
 
@@ -90,7 +90,7 @@ def test_errors_about_other_files_stay_theirs(tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from gradvac.experiment.files import replacing
+from gradvac.experiment.run.files import replacing
 with replacing(Path(sys.argv[1])) as new:
     new.write_text("half")
     print("written", flush=True)

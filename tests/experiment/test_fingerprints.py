@@ -21,8 +21,8 @@ from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe, resolve
-from gradvac.experiment.sums import check_sums, write_sums
-from gradvac.experiment.tensor_file import load_tensors, save_tensors
+from gradvac.experiment.run.sums import check_sums, write_sums
+from gradvac.experiment.run.tensor_file import load_tensors, save_tensors
 from gradvac.experiment.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.translation.vocabulary import Vocabulary

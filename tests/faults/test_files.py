@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from gradvac.errors import GradvacError
-from gradvac.experiment.checkpoint import load_checkpoint
 from gradvac.experiment.comet import read_comet
 from gradvac.experiment.compare_results import collect, read_run
 from gradvac.experiment.geometry_run import Measurement, curvature_lines
@@ -28,8 +27,9 @@ from gradvac.experiment.process import alone
 from gradvac.experiment.recipe.load import any_recipe
 from gradvac.experiment.recipe.variants import read_yaml
 from gradvac.experiment.replay import Replay
+from gradvac.experiment.run.checkpoint import load_checkpoint
+from gradvac.experiment.run.tensor_file import save_tensors
 from gradvac.experiment.run_view import load_runs
-from gradvac.experiment.tensor_file import save_tensors
 from gradvac.geometry.record import GramRecord
 from tests.faults.bench import RUN
 from tests.faults.damage import faults_of

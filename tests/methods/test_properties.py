@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gradvac.errors import GradientError
-from gradvac.experiment.checkpoint import join_state, split_state
+from gradvac.experiment.run.checkpoint import join_state, split_state
 from gradvac.methods import (
     CATS,
     FAMO,

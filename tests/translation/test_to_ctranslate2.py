@@ -7,7 +7,7 @@ import torch
 from exported import KINDS, ours, padded, shipped, shipped_sources, toy, toy_vocabulary
 
 from gradvac.errors import RunError
-from gradvac.experiment.checkpoint import load_tensors
+from gradvac.experiment.run.checkpoint import load_tensors
 from gradvac.translation.search import MAX_LENGTH_OFFSET, MAX_LENGTH_RATIO, divisor
 from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.to_ctranslate2 import ExportedModel, write_ctranslate2

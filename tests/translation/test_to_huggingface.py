@@ -9,7 +9,7 @@ from exported import KINDS, ours, padded, shipped, shipped_sources, toy, toy_voc
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from gradvac.errors import RunError
-from gradvac.experiment.checkpoint import load_tensors
+from gradvac.experiment.run.checkpoint import load_tensors
 from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.to_huggingface import write_huggingface
 from gradvac.translation.transformer import Transformer

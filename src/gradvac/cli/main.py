@@ -343,7 +343,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as e:
-        from gradvac.experiment.disk import DISK, explain, is_refusal
+        from gradvac.experiment.run.disk import DISK, explain, is_refusal
 
         if not is_refusal(e):
             raise

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from gradvac.errors import RunError
 from gradvac.experiment.compare_results import collect
-from gradvac.experiment.contents import CometLine, Manifest, Translation
-from gradvac.experiment.files import write_json, write_text
+from gradvac.experiment.run.contents import CometLine, Manifest, Translation
+from gradvac.experiment.run.files import write_json, write_text
 from gradvac.reading import read_json, read_lines
 
 MANIFEST, SCRIPT = "manifest.json", "score.sh"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.compare import Comparison, Row
 from gradvac.experiment.compare_results import LOWER_IS_BETTER, Metric
-from gradvac.experiment.contents import Shape
 from gradvac.experiment.front import Estimate, Place, Point, places
+from gradvac.experiment.run.contents import Shape
 from gradvac.reading import read_json
 from gradvac.translation.scoring import SIDES
 

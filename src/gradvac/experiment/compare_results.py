@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from gradvac.errors import RunError
-from gradvac.experiment.contents import (
+from gradvac.experiment.recipe.load import Recipe, any_recipe
+from gradvac.experiment.recipe.variants import row_of
+from gradvac.experiment.run.contents import (
     Done,
     Speed,
     Sweep,
@@ -18,10 +20,8 @@ from gradvac.experiment.contents import (
     metrics_of,
     scores_of,
 )
-from gradvac.experiment.recipe.load import Recipe, any_recipe
-from gradvac.experiment.recipe.variants import row_of
+from gradvac.experiment.run.tensor_file import tensor_shapes
 from gradvac.experiment.sweep import DESCRIPTION
-from gradvac.experiment.tensor_file import tensor_shapes
 from gradvac.reading import read_json, read_lines
 from gradvac.text.languages import Direction
 from gradvac.translation.tokenizers import tokenizer

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from gradvac.experiment.disk import is_refusal
+from gradvac.experiment.run.disk import is_refusal
 from gradvac.terminal import Terminal
 
 

@@ -15,8 +15,8 @@ from gradvac.experiment.compare_front import Front, fronts
 from gradvac.experiment.compare_tables import DIGITS, NAMES, escape
 from gradvac.experiment.figures.base import Picture
 from gradvac.experiment.figures.write import write_picture
-from gradvac.experiment.files import write_csv, write_text
 from gradvac.experiment.front import Estimate, Place
+from gradvac.experiment.run.files import write_csv, write_text
 from gradvac.geometry.plots import INK, MUTED, RULE, axes, colour, legend, styled
 
 __all__ = ["add_to", "fronts", "notes", "terminal", "write_pictures"]

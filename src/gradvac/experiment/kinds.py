@@ -14,7 +14,7 @@ from gradvac.experiment.job import Job
 from gradvac.experiment.recipe.load import Recipe, any_recipe
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import run_folder
-from gradvac.experiment.resuming import resume
+from gradvac.experiment.run.resuming import resume
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.experiment.together import started_by_torchrun
 

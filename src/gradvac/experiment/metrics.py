@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradvac.engine import StepReport
 from gradvac.errors import RunError
-from gradvac.experiment.files import write_bytes
+from gradvac.experiment.run.files import write_bytes
 from gradvac.reading import LONGEST_LINE, regular
 
 MOST_NLL = 700.0

@@ -18,10 +18,17 @@ import torch
 from torch import Tensor
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.checkpoint import list_checkpoints, saved_models
-from gradvac.experiment.files import MODEL, TASKS, VOCABULARY, replacing, write_bytes, write_text
-from gradvac.experiment.sums import check_sums, write_sums
-from gradvac.experiment.tensor_file import load_tensors, save_tensors
+from gradvac.experiment.run.checkpoint import list_checkpoints, saved_models
+from gradvac.experiment.run.files import (
+    MODEL,
+    TASKS,
+    VOCABULARY,
+    replacing,
+    write_bytes,
+    write_text,
+)
+from gradvac.experiment.run.sums import check_sums, write_sums
+from gradvac.experiment.run.tensor_file import load_tensors, save_tensors
 from gradvac.reading import read_bytes, read_json
 from gradvac.text.languages import Direction
 from gradvac.translation.clsr import make_transformer

@@ -24,18 +24,18 @@ from gradvac.data.encoded import EncodedTask
 from gradvac.data.spool import ENGLISH, Spool, directions
 from gradvac.data.store import Writer, open_encoded
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.files import (
+from gradvac.experiment.model_folder import find_model
+from gradvac.experiment.recipe.load import Recipe, resolve, run_recipe, with_normalization
+from gradvac.experiment.recipe.sections import SourceSection
+from gradvac.experiment.run.files import (
     TASKS,
     VOCABULARY,
     replacing,
     write_bytes,
     write_json,
 )
-from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.recipe.load import Recipe, resolve, run_recipe, with_normalization
-from gradvac.experiment.recipe.sections import SourceSection
-from gradvac.experiment.resuming import build_once, finish, resume
-from gradvac.experiment.sums import check_sums, write_sums
+from gradvac.experiment.run.resuming import build_once, finish, resume
+from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.zero_shot import zero_shot_directions
 from gradvac.reading import read_json, read_lines
 from gradvac.text.blocks import Block

@@ -13,7 +13,7 @@ from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError
 from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.recipe.load import Recipe
-from gradvac.experiment.shards import shard_model
+from gradvac.experiment.run.shards import shard_model
 from gradvac.experiment.translation_job import TranslationJob
 
 SHARDS_FROM = (2, 9)

@@ -14,10 +14,10 @@ from gradvac.engine.ranks.collector import Reduction
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import NotFiniteError
 from gradvac.experiment import replay
-from gradvac.experiment.disk import Outbox
 from gradvac.experiment.job import TaskBatch
 from gradvac.experiment.rank_job import SharedJob
-from gradvac.experiment.shards import whole
+from gradvac.experiment.run.disk import Outbox
+from gradvac.experiment.run.shards import whole
 from gradvac.experiment.updates import Updates, shares_of
 
 

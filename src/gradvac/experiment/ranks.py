@@ -17,8 +17,6 @@ from torch import Tensor
 
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RankError
-from gradvac.experiment.checkpoint import Checkpoint, newest_complete, save_checkpoint
-from gradvac.experiment.disk import Outbox
 from gradvac.experiment.display import Display
 from gradvac.experiment.lookout import lookout
 from gradvac.experiment.prepare import Prepared, open_prepared
@@ -26,7 +24,9 @@ from gradvac.experiment.process import StopSignal
 from gradvac.experiment.rank_job import SharedJob
 from gradvac.experiment.rank_updates import RankUpdates
 from gradvac.experiment.recipe.load import Recipe, dump_recipe
-from gradvac.experiment.shards import whole, write_shards
+from gradvac.experiment.run.checkpoint import Checkpoint, newest_complete, save_checkpoint
+from gradvac.experiment.run.disk import Outbox
+from gradvac.experiment.run.shards import whole, write_shards
 from gradvac.experiment.together import joined
 from gradvac.experiment.train import Trainer
 

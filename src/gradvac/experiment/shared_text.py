@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradvac.experiment.files import RECIPE, TASKS, VOCABULARY, link, share, write_text
 from gradvac.experiment.prepare import Prepared, build_text, open_prepared, run_recipe
 from gradvac.experiment.recipe.load import (
     Recipe,
@@ -18,7 +17,8 @@ from gradvac.experiment.recipe.load import (
     with_normalization,
 )
 from gradvac.experiment.recipe.variants import read_yaml
-from gradvac.experiment.resuming import build_once, resume
+from gradvac.experiment.run.files import RECIPE, TASKS, VOCABULARY, link, share, write_text
+from gradvac.experiment.run.resuming import build_once, resume
 
 TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
 

@@ -22,13 +22,13 @@ from rich.live import Live
 from rich.table import Table
 
 from gradvac.errors import RunError
-from gradvac.experiment.contents import Done, metrics_of
-from gradvac.experiment.files import DONE, SCORES, write_json
 from gradvac.experiment.kinds import has_test, job_of, prepare_run, resume_run, score_run
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe.load import load_any, read_recipe_file
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import RecipeFile, row_of
+from gradvac.experiment.run.contents import Done, metrics_of
+from gradvac.experiment.run.files import DONE, SCORES, write_json
 from gradvac.reading import is_json, read_json
 from gradvac.terminal import Terminal, complain
 
@@ -231,7 +231,7 @@ def work(folder: Path, *, score: bool = True) -> int:
 
 if __name__ == "__main__":
     from gradvac.errors import GradvacError
-    from gradvac.experiment.disk import DISK, explain, is_refusal
+    from gradvac.experiment.run.disk import DISK, explain, is_refusal
 
     try:
         raise SystemExit(work(Path(sys.argv[1]), score=len(sys.argv) < 3))

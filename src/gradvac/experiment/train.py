@@ -17,20 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.checkpoint import (
-    Checkpoint,
-    average,
-    keep_newest,
-    list_checkpoints,
-    newest_complete,
-    recover,
-    save_checkpoint,
-    set_aside,
-)
-from gradvac.experiment.contents import Done
-from gradvac.experiment.disk import DISK, Outbox, explain, is_refusal, to_disk
 from gradvac.experiment.display import Display
-from gradvac.experiment.files import DONE, ENDED, METRICS, SPEED, write_json
 from gradvac.experiment.job import Job
 from gradvac.experiment.metrics import Diverged, Window, append, truncate
 from gradvac.experiment.model_folder import save_parameters
@@ -43,6 +30,19 @@ from gradvac.experiment.process import (
     made_with,
 )
 from gradvac.experiment.recipe.sections import TrainingSection
+from gradvac.experiment.run.checkpoint import (
+    Checkpoint,
+    average,
+    keep_newest,
+    list_checkpoints,
+    newest_complete,
+    recover,
+    save_checkpoint,
+    set_aside,
+)
+from gradvac.experiment.run.contents import Done
+from gradvac.experiment.run.disk import DISK, Outbox, explain, is_refusal, to_disk
+from gradvac.experiment.run.files import DONE, ENDED, METRICS, SPEED, write_json
 from gradvac.experiment.updates import Updates
 from gradvac.reading import read_json
 

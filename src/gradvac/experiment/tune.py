@@ -23,8 +23,6 @@ from rich.console import Console
 from rich.table import Table
 
 from gradvac.errors import GradvacError, RecipeError, RunError
-from gradvac.experiment.contents import Searched, metrics_of
-from gradvac.experiment.files import write_csv, write_json, write_text
 from gradvac.experiment.kinds import has_validation, prepare_run
 from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe.load import (
@@ -38,6 +36,8 @@ from gradvac.experiment.recipe.load import (
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.tune_space import Parameter, as_yaml, read_space
 from gradvac.experiment.recipe.variants import RecipeFile
+from gradvac.experiment.run.contents import Searched, metrics_of
+from gradvac.experiment.run.files import write_csv, write_json, write_text
 from gradvac.experiment.sweep import LOG, last_line, start
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.reading import read_json

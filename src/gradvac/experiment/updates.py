@@ -16,20 +16,20 @@ from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import GradientError, NotFiniteError
 from gradvac.experiment import replay
 from gradvac.experiment.build import build_method
-from gradvac.experiment.checkpoint import (
+from gradvac.experiment.job import Job, TaskBatch
+from gradvac.experiment.memory import halves, is_out_of_memory, too_large
+from gradvac.experiment.metrics import Window
+from gradvac.experiment.model_folder import fill
+from gradvac.experiment.run.checkpoint import (
     Checkpoint,
     join_state,
     load_optimizer_tensors,
     optimizer_tensors,
     split_state,
 )
-from gradvac.experiment.disk import Outbox
-from gradvac.experiment.job import Job, TaskBatch
-from gradvac.experiment.memory import halves, is_out_of_memory, too_large
-from gradvac.experiment.metrics import Window
-from gradvac.experiment.model_folder import fill
+from gradvac.experiment.run.disk import Outbox
+from gradvac.experiment.run.shards import empty_like, read_shards, rows_of, shapes
 from gradvac.experiment.schedule import learning_rate
-from gradvac.experiment.shards import empty_like, read_shards, rows_of, shapes
 from gradvac.geometry.record import Frame, GramRecord
 
 # Steps skipped in a row before a run gives up. Chosen here: bad batches come singly, and parameters

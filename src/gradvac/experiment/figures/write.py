@@ -9,9 +9,9 @@ from pathlib import Path
 
 from gradvac.experiment.figures import several, similarity, training
 from gradvac.experiment.figures.base import Drawer, Picture, each
-from gradvac.experiment.files import replacing, write_csv, write_text
 from gradvac.experiment.geometry_numbers import HEADER, findings, row
 from gradvac.experiment.geometry_view import Missing, Subject, subjects_of
+from gradvac.experiment.run.files import replacing, write_csv, write_text
 from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, load_runs
 from gradvac.experiment.seeds import of_seed, over_seeds
 from gradvac.geometry.plots import save

@@ -19,7 +19,6 @@ from pydantic import ValidationError, model_validator
 
 from gradvac.data.spool import ENGLISH
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.files import RECIPE, TASKS
 from gradvac.experiment.recipe.errors import explain
 from gradvac.experiment.recipe.sections import (
     BaseRecipe,
@@ -32,6 +31,7 @@ from gradvac.experiment.recipe.sections import (
 )
 from gradvac.experiment.recipe.variants import RecipeFile, read_yaml
 from gradvac.experiment.recipe.yaml_text import parse_yaml
+from gradvac.experiment.run.files import RECIPE, TASKS
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.reading import read_text
 from gradvac.text.languages import same_language

@@ -19,7 +19,6 @@ from string import Template
 from typing import Any
 
 from gradvac.errors import RunError
-from gradvac.experiment.files import write_text
 from gradvac.experiment.report.geometry import (
     conflicts_section,
     edits_section,
@@ -29,6 +28,7 @@ from gradvac.experiment.report.markup import Pictures, element, missing, paragra
 from gradvac.experiment.report.samples import samples_section
 from gradvac.experiment.report.scores import LEVELS, Row, averages_section, directions_section
 from gradvac.experiment.report.weights import weights_section
+from gradvac.experiment.run.files import write_text
 from gradvac.experiment.run_view import RunView, TaskView, by_family, load_runs
 from gradvac.geometry.plots import Line, curves
 

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.errors import RunError
-from gradvac.experiment.checkpoint import list_checkpoints
-from gradvac.experiment.files import DONE, ENDED, RECIPE, SCORES, TASKS, write_json, write_text
 from gradvac.experiment.process import alone
 from gradvac.experiment.recipe.load import (
     Recipe,
@@ -22,6 +20,8 @@ from gradvac.experiment.recipe.load import (
     with_normalization,
 )
 from gradvac.experiment.recipe.sections import BaseRecipe
+from gradvac.experiment.run.checkpoint import list_checkpoints
+from gradvac.experiment.run.files import DONE, ENDED, RECIPE, SCORES, TASKS, write_json, write_text
 from gradvac.experiment.schedule import learning_rate
 
 Say = Callable[[str], None]

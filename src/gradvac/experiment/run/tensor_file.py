@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gradvac.errors import RunError
-from gradvac.experiment.shards import FOLDER, whole_tensors
+from gradvac.experiment.run.shards import FOLDER, whole_tensors
 from gradvac.reading import regular
 
 _KEY = "sha256"  # in the metadata, which readers of safetensors leave alone

@@ -1,6 +1,6 @@
 """The files of a run folder: their names, and how each is written whole.
 
-They are read by :mod:`gradvac.reading`; what they hold says :mod:`gradvac.experiment.contents`.
+They are read by :mod:`gradvac.reading`; what they hold says :mod:`gradvac.experiment.run.contents`.
 
 Whoever reads a file finds the old one or the new one, never a part: what is written lies in a
 folder beside its place until it is complete. A process that is killed leaves that folder; the next
@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from gradvac.experiment.disk import to_disk
+from gradvac.experiment.run.disk import to_disk
 
 RECIPE, TASKS, VOCABULARY = "recipe.yaml", "tasks.json", "vocabulary.model"
 MODEL = "model.json"

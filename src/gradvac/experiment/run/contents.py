@@ -9,7 +9,7 @@ from pydantic import ConfigDict, PositiveInt
 from typing_extensions import TypedDict
 
 from gradvac.errors import RunError
-from gradvac.experiment.files import METRICS, SCORES
+from gradvac.experiment.run.files import METRICS, SCORES
 from gradvac.reading import read_json, read_lines
 
 _OPEN = ConfigDict(extra="allow")

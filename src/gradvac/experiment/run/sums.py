@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gradvac.errors import RunError
-from gradvac.experiment.files import write_text
+from gradvac.experiment.run.files import write_text
 from gradvac.reading import read_text, regular
 
 SUMS = "SHA256SUMS"
