@@ -26,7 +26,7 @@ from measuring import setting
 
 from gradvac import GradVac
 from gradvac.engine import SinglePassEngine
-from gradvac.experiment.updates import frame
+from gradvac.experiment.training.updates import frame
 from gradvac.geometry.record import GramRecord
 
 RECORDS = 20  # of every step: one alone is shorter than the clock's grain

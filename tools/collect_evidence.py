@@ -24,10 +24,10 @@ import numpy as np
 
 from gradvac.experiment.compare_results import runs_of, times
 from gradvac.experiment.geometry_numbers import HEADER, PARTS, findings, row
-from gradvac.experiment.geometry_run import curvature_lines, measured_folder
 from gradvac.experiment.geometry_view import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.recipe.load import any_recipe
 from gradvac.experiment.run_view import TaskView, load_runs
+from gradvac.experiment.training.measuring import curvature_lines, measured_folder
 from gradvac.geometry.record import cosine
 from gradvac.geometry.similarity import between
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from gradvac.experiment.display import Display
 from gradvac.experiment.prepare import prepare
-from gradvac.experiment.ranks import RankTrainer, train_on_ranks
 from gradvac.experiment.recipe.load import load_recipe
-from gradvac.experiment.train import Trainer
+from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.ranks import RankTrainer, train_on_ranks
+from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from tests.distributed.verbs import METHOD, QUIET, SHARD
 

@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 
 from gradvac.experiment.demo import run_demo
-from gradvac.experiment.display import Display
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import open_prepared
 from gradvac.experiment.recipe.load import resolve
 from gradvac.experiment.run.checkpoint import load_tensors
-from gradvac.experiment.train import Trainer
+from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 
 

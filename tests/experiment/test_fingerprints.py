@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 from toy import make_toy
 
 from gradvac.errors import RunError
-from gradvac.experiment.display import Display
 from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.export import export_run
 from gradvac.experiment.filter import translate_lines
@@ -23,7 +22,8 @@ from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe, resolve
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.run.tensor_file import load_tensors, save_tensors
-from gradvac.experiment.train import Trainer
+from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.translation.vocabulary import Vocabulary
 

@@ -17,16 +17,16 @@ from gradvac.cli.main import app
 from gradvac.data.batches import collate
 from gradvac.data.encoded import EncodedTask, Sentences
 from gradvac.errors import GradientError, RunError
-from gradvac.experiment import geometry_run
-from gradvac.experiment.display import Display
-from gradvac.experiment.geometry_run import Measurement, curvature_lines
 from gradvac.experiment.geometry_text import aligned_set, script
 from gradvac.experiment.geometry_translation import measure_run
 from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.prepare import open_prepared, prepare
 from gradvac.experiment.prepare import test_rows as kept_rows
 from gradvac.experiment.recipe.load import load_recipe
-from gradvac.experiment.train import Trainer
+from gradvac.experiment.training import measuring as geometry_run
+from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.measuring import Measurement, curvature_lines
+from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from gradvac.geometry.curvature import TopEigenvalue
 from gradvac.geometry.record import Frame, GramRecord

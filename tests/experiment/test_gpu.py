@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from gradvac.experiment.display import Display
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
-from gradvac.experiment.train import Trainer
+from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 
 pytestmark = [

@@ -4,12 +4,12 @@ import pytest
 from rich.console import Console
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.build import device_of
-from gradvac.experiment.display import Display
 from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
-from gradvac.experiment.train import Trainer, unreached
+from gradvac.experiment.training.build import device_of
+from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.train import Trainer, unreached
 from gradvac.experiment.translation_job import TranslationJob
 
 

@@ -10,11 +10,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from gradvac.errors import GradientError
-from gradvac.experiment.display import Display
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
-from gradvac.experiment.train import Trainer
+from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 
 SKIP = "training.nonfinite=skip"

@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from gradvac.errors import GradientError, RecipeError, RunError
-from gradvac.experiment.build import build_method
 from gradvac.experiment.recipe.load import (
     any_recipe,
     dump_recipe,
@@ -17,6 +16,7 @@ from gradvac.experiment.recipe.load import (
     read_recipe_file,
 )
 from gradvac.experiment.recipe.yaml_text import parse_yaml
+from gradvac.experiment.training.build import build_method
 from gradvac.methods import (
     CATS,
     FAMO,

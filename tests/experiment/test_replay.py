@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import GradientError, RunError
-from gradvac.experiment.display import Display
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
-from gradvac.experiment.replay import Replay, replay, replay_run
-from gradvac.experiment.train import Trainer
+from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.replay import Replay, replay, replay_run
+from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 
 WAYS = {
@@ -120,7 +120,7 @@ def test_only_the_first_are_kept_and_a_full_disk_costs_only_the_copy(toy, tmp_pa
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gradvac.experiment.replay.save_tensors", full)
+    monkeypatch.setattr("gradvac.experiment.training.replay.save_tensors", full)
     t, _ = spoilt(toy, tmp_path / "full", sets)
     t.train()
     assert t.step == 8 and not list((tmp_path / "full" / "replay").glob("*.safetensors"))

@@ -14,11 +14,11 @@ import yaml
 from rich.console import Console
 
 from gradvac.errors import GradvacError
-from gradvac.experiment.display import Display
 from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
-from gradvac.experiment.train import Trainer
+from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation_job import TranslationJob
 from tests.experiment.toy import toy_recipe, toy_rows, write_tsv
 

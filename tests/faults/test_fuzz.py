@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from gradvac.errors import GradvacError, RecipeError, RunError
 from gradvac.experiment.recipe.load import load_recipe, parse_recipe
 from gradvac.experiment.recipe.yaml_text import parse_yaml
-from gradvac.experiment.replay import Replay
 from gradvac.experiment.run.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gradvac.experiment.training.replay import Replay
 from gradvac.geometry.record import GramRecord
 from gradvac.text.account import Account
 from gradvac.text.catalogues import parse_mo

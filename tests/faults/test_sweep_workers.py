@@ -12,8 +12,8 @@ from pathlib import Path
 from rich.console import Console
 
 from gradvac.experiment import sweep
-from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe.load import parse_recipe
+from gradvac.experiment.training.process import StopSignal
 
 WORKER = """
 import pathlib, signal, sys, time

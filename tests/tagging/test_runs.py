@@ -16,15 +16,15 @@ from typer.testing import CliRunner
 from gradvac import FAMO, MGDA, Engine, GradVac
 from gradvac.cli.main import app
 from gradvac.errors import CorpusError, NotFiniteError, RecipeError, RunError
-from gradvac.experiment import replay
 from gradvac.experiment.compare import compare
 from gradvac.experiment.compare_tables import markdown
-from gradvac.experiment.display import Display
 from gradvac.experiment.kinds import job_of, prepare_below
 from gradvac.experiment.recipe.load import any_recipe, load_any, load_recipe
 from gradvac.experiment.report import write_report
 from gradvac.experiment.tagging.evaluate import TaggingScores, evaluate_tagging, score_table
-from gradvac.experiment.train import Trainer
+from gradvac.experiment.training import replay
+from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.train import Trainer
 from gradvac.tagging.scores import TaggingScore
 from tests.tagging.helpers import make_encoder, make_toy, tagged_rows, write_recipe
 

@@ -79,7 +79,7 @@ def train(
     """
     from gradvac.experiment.kinds import train_recipe, train_together
     from gradvac.experiment.recipe.load import load_any
-    from gradvac.experiment.together import started_by_torchrun
+    from gradvac.experiment.training.together import started_by_torchrun
 
     loaded = load_any(recipe, set_, size=size, variant=variant, seed=seed)
     if started_by_torchrun():
@@ -243,10 +243,10 @@ def geometry(
     """
     from gradvac.experiment.geometry_huggingface import is_huggingface, measure_huggingface
     from gradvac.experiment.geometry_numbers import print_numbers
-    from gradvac.experiment.geometry_run import measured_folder
     from gradvac.experiment.kinds import measure_geometry
     from gradvac.experiment.recipe.load import any_recipe
-    from gradvac.experiment.together import shared, started_by_torchrun
+    from gradvac.experiment.training.measuring import measured_folder
+    from gradvac.experiment.training.together import shared, started_by_torchrun
 
     hold = int(memory * 2**28)  # of float32
     names = directions.split(",") if directions else None

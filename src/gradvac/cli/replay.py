@@ -25,7 +25,7 @@ def replay(
 
     Example: gradvac replay runs/gradvac 512
     """
-    from gradvac.experiment.replay import replay_run
+    from gradvac.experiment.training.replay import replay_run
 
     if not replay_run(run, step, say):
         raise typer.Exit(1)

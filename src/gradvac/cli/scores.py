@@ -49,7 +49,7 @@ def evaluate_runs(
     from gradvac.experiment.evaluate import tokenizer_option
     from gradvac.experiment.kinds import evaluate
     from gradvac.experiment.recipe.load import any_recipe
-    from gradvac.experiment.together import shared
+    from gradvac.experiment.training.together import shared
 
     options = {
         "checkpoint": checkpoint,

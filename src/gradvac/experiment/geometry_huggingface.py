@@ -19,10 +19,15 @@ import torch
 from rich.console import Console
 
 from gradvac.errors import RunError
-from gradvac.experiment.build import device_of
-from gradvac.experiment.geometry_run import Measurement, Origins, measured_folder, prepare_folder
 from gradvac.experiment.geometry_text import aligned_text, file_rows, script
-from gradvac.experiment.process import alone
+from gradvac.experiment.training.build import device_of
+from gradvac.experiment.training.measuring import (
+    Measurement,
+    Origins,
+    measured_folder,
+    prepare_folder,
+)
+from gradvac.experiment.training.process import alone
 from gradvac.foreign import check_loaded, opening
 from gradvac.geometry.kinds import group_of
 from gradvac.geometry.measure import HOLD, measure_seq2seq

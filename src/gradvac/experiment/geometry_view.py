@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from gradvac.errors import GradientError, RunError
-from gradvac.experiment.geometry_run import Measurement, measured_folder
 from gradvac.experiment.recipe.load import Recipe
 from gradvac.experiment.run.checkpoint import saved_models
 from gradvac.experiment.run.tensor_file import tensor_shapes
@@ -27,6 +26,7 @@ from gradvac.experiment.run_view import (
     by_family,
 )
 from gradvac.experiment.tagging.recipe import SentenceBatchSection
+from gradvac.experiment.training.measuring import Measurement, measured_folder
 from gradvac.geometry.kinds import coarser
 from gradvac.geometry.record import Frame, GramRecord, cosine
 from gradvac.geometry.similarity import Similarity, mean_similarity, regrouped, windows

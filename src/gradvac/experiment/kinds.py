@@ -10,13 +10,13 @@ from rich.console import Console
 
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.job import Job
 from gradvac.experiment.recipe.load import Recipe, any_recipe
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import run_folder
 from gradvac.experiment.run.resuming import resume
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
-from gradvac.experiment.together import started_by_torchrun
+from gradvac.experiment.training.job import Job
+from gradvac.experiment.training.together import started_by_torchrun
 
 Say = Callable[[str], None]
 
@@ -70,8 +70,8 @@ def train_recipe(
 
     RecipeError under torchrun, whose ranks `train_together`.
     """
-    from gradvac.experiment.display import Display
-    from gradvac.experiment.train import Trainer
+    from gradvac.experiment.training.display import Display
+    from gradvac.experiment.training.train import Trainer
 
     if started_by_torchrun():
         raise RecipeError("job: torchrun trains recipes of translation alone; leave torchrun")
@@ -83,7 +83,7 @@ def train_recipe(
 def train_together(recipe: BaseRecipe, folder: Path | None, console: Console, say: Say) -> int:
     """Train as `train_recipe`, as one of the ranks that torchrun started; the exit code."""
     from gradvac.experiment.prepare import open_prepared
-    from gradvac.experiment.ranks import train_on_ranks
+    from gradvac.experiment.training.ranks import train_on_ranks
 
     if not isinstance(recipe, Recipe):
         return train_recipe(recipe, folder, console, say)[1]  # refuses

@@ -23,12 +23,12 @@ from rich.table import Table
 
 from gradvac.errors import RunError
 from gradvac.experiment.kinds import has_test, job_of, prepare_run, resume_run, score_run
-from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe.load import load_any, read_recipe_file
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import RecipeFile, row_of
 from gradvac.experiment.run.contents import Done, metrics_of
 from gradvac.experiment.run.files import DONE, SCORES, write_json
+from gradvac.experiment.training.process import StopSignal
 from gradvac.reading import is_json, read_json
 from gradvac.terminal import Terminal, complain
 
@@ -216,9 +216,9 @@ def last_line(log: Path, code: int) -> str:
 
 def work(folder: Path, *, score: bool = True) -> int:
     """Train and score one prepared run; returns the exit code."""
-    from gradvac.experiment.display import Display
     from gradvac.experiment.recipe.method_options import import_methods
-    from gradvac.experiment.train import Trainer
+    from gradvac.experiment.training.display import Display
+    from gradvac.experiment.training.train import Trainer
 
     job = job_of(folder)
     if module := job.recipe.method.module:  # the sweep validated and wrote this recipe

@@ -24,7 +24,6 @@ from rich.table import Table
 
 from gradvac.errors import GradvacError, RecipeError, RunError
 from gradvac.experiment.kinds import has_validation, prepare_run
-from gradvac.experiment.process import StopSignal
 from gradvac.experiment.recipe.load import (
     Recipe,
     any_recipe,
@@ -40,6 +39,7 @@ from gradvac.experiment.run.contents import Searched, metrics_of
 from gradvac.experiment.run.files import write_csv, write_json, write_text
 from gradvac.experiment.sweep import LOG, last_line, start
 from gradvac.experiment.tagging.recipe import TaggingRecipe
+from gradvac.experiment.training.process import StopSignal
 from gradvac.reading import read_json
 
 if TYPE_CHECKING:

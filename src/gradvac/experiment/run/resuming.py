@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.errors import RunError
-from gradvac.experiment.process import alone
 from gradvac.experiment.recipe.load import (
     Recipe,
     any_recipe,
@@ -22,7 +21,8 @@ from gradvac.experiment.recipe.load import (
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
 from gradvac.experiment.run.files import DONE, ENDED, RECIPE, SCORES, TASKS, write_json, write_text
-from gradvac.experiment.schedule import learning_rate
+from gradvac.experiment.training.process import alone
+from gradvac.experiment.training.schedule import learning_rate
 
 Say = Callable[[str], None]
 

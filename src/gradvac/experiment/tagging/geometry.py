@@ -20,8 +20,10 @@ from gradvac.data.batches import in_order
 from gradvac.data.encoded import Side
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RunError
-from gradvac.experiment.build import device_of
-from gradvac.experiment.geometry_run import (
+from gradvac.experiment.geometry_text import AlignedSet, script
+from gradvac.experiment.tagging.prepare import SHAPE, PreparedTagging, open_tagging
+from gradvac.experiment.training.build import device_of
+from gradvac.experiment.training.measuring import (
     TOKENS,
     Shares,
     first_of,
@@ -30,8 +32,6 @@ from gradvac.experiment.geometry_run import (
     measured_folder,
     steps_of,
 )
-from gradvac.experiment.geometry_text import AlignedSet, script
-from gradvac.experiment.tagging.prepare import SHAPE, PreparedTagging, open_tagging
 from gradvac.geometry.measure import HOLD, Losses
 from gradvac.tagging.encoder import empty_tagger, label_losses, open_tokenizer
 from gradvac.tagging.encoding import counted_by_sentence, token_batch

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gradvac.errors import RunError
-from gradvac.experiment.job import TaskBatch
 from gradvac.experiment.recipe.sections import BaseRecipe
+from gradvac.experiment.training.job import TaskBatch
 
 B = TypeVar("B", bound=TaskBatch)
 

@@ -17,18 +17,18 @@ from torch import Tensor
 
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RankError
-from gradvac.experiment.display import Display
-from gradvac.experiment.lookout import lookout
 from gradvac.experiment.prepare import Prepared, open_prepared
-from gradvac.experiment.process import StopSignal
 from gradvac.experiment.rank_job import SharedJob
-from gradvac.experiment.rank_updates import RankUpdates
 from gradvac.experiment.recipe.load import Recipe, dump_recipe
 from gradvac.experiment.run.checkpoint import Checkpoint, newest_complete, save_checkpoint
 from gradvac.experiment.run.disk import Outbox
 from gradvac.experiment.run.shards import whole, write_shards
-from gradvac.experiment.together import joined
-from gradvac.experiment.train import Trainer
+from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.process import StopSignal
+from gradvac.experiment.training.rank_updates import RankUpdates
+from gradvac.experiment.training.together import joined
+from gradvac.experiment.training.train import Trainer
+from gradvac.experiment.training.watchdog import lookout
 
 
 def train_on_ranks(

@@ -22,14 +22,14 @@ from gradvac.data.encoded import EncodedTask, Sentences, Side
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.geometry_text import AlignedSet
-from gradvac.experiment.metrics import append, truncate
 from gradvac.experiment.model_folder import fill
 from gradvac.experiment.prepare import TaskInfo
-from gradvac.experiment.process import alone
 from gradvac.experiment.run.checkpoint import load_tensors, saved_models
 from gradvac.experiment.run.contents import Curved
 from gradvac.experiment.run.files import write_json
 from gradvac.experiment.run.tensor_file import digest_of
+from gradvac.experiment.training.metrics import append, truncate
+from gradvac.experiment.training.process import alone
 from gradvac.geometry.curvature import curvature
 from gradvac.geometry.kinds import group_of
 from gradvac.geometry.measure import Losses, blocks, measure
