@@ -112,7 +112,7 @@ def ours_clean(folder: Path) -> dict[str, float]:
 
 
 def ours_prepare(folder: Path) -> dict[str, float]:
-    from gradvac.experiment.prepare import prepare
+    from gradvac.experiment.translation.prepare import prepare
 
     start = time.process_time()
     prepared = prepare(recipe(folder), folder / "run", lambda text: None)
@@ -121,7 +121,7 @@ def ours_prepare(folder: Path) -> dict[str, float]:
 
 def ours_batches(folder: Path) -> dict[str, float]:
     from gradvac.data.batches import BatchPlan
-    from gradvac.experiment.prepare import open_prepared
+    from gradvac.experiment.translation.prepare import open_prepared
 
     start = time.process_time()
     prepared = open_prepared(folder / "run")
@@ -293,7 +293,7 @@ def step_share(folder: Path) -> dict[str, float]:
     import torch
 
     from gradvac.data.batches import BatchPlan
-    from gradvac.experiment.prepare import open_prepared
+    from gradvac.experiment.translation.prepare import open_prepared
     from gradvac.translation.shapes import PRESETS, TransformerConfig
     from gradvac.translation.transformer import Transformer
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from gradvac.experiment.model_folder import FoundModel, find_model
 from gradvac.experiment.recipe.load import resolve
 from gradvac.experiment.run.checkpoint import load_tensors
+from gradvac.experiment.translation.model_folder import FoundModel, find_model
 from gradvac.translation.search import MAX_LENGTH_OFFSET, MAX_LENGTH_RATIO, beam_search
 from gradvac.translation.to_ctranslate2 import ExportedModel, write_ctranslate2
 from gradvac.translation.to_huggingface import write_huggingface

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.recipe.load import load_any, load_recipe, read_recipe_file
-from gradvac.experiment.shared_text import prepare_sharing
 from gradvac.experiment.tagging.job import TaggingJob
 from gradvac.experiment.tagging.prepare import prepare_tagging
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation_job import TranslationJob
+from gradvac.experiment.translation.evaluate import evaluate_run
+from gradvac.experiment.translation.job import TranslationJob
+from gradvac.experiment.translation.shared_text import prepare_sharing
 
 ROOT = Path(__file__).parents[1] / "recipes"
 PAPERS = sorted(ROOT.glob("*/*.yaml"))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import sacrebleu
 
-from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.recipe.load import load_recipe, resolve
+from gradvac.experiment.translation.model_folder import find_model
 from gradvac.text.account import Account
 from gradvac.text.readers import Source, read_rows
 from gradvac.translation.translate import Translator

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from gradvac.engine.ranks import heartbeats as signs
-from gradvac.experiment.prepare import Prepared, prepare
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training import ranks, together
 from gradvac.experiment.training import watchdog as lookout
+from gradvac.experiment.translation.prepare import Prepared, prepare
 from tests.distributed.verbs import COMMON, QUIET, SHARD
 
 WAITS = 8  # seconds of a collective here

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.ranks import RankTrainer, train_on_ranks
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation_job import TranslationJob
+from gradvac.experiment.translation.job import TranslationJob
+from gradvac.experiment.translation.prepare import prepare
 from tests.distributed.verbs import METHOD, QUIET, SHARD
 
 SIZES = (1, 2, 3)

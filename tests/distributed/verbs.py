@@ -14,12 +14,12 @@ import torch
 from rich.console import Console
 
 from gradvac.engine.ranks.group import Ranks
-from gradvac.experiment.evaluate import evaluate_run
-from gradvac.experiment.geometry_translation import measure_run
-from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.ranks import RankTrainer, train_on_ranks
 from gradvac.experiment.training.together import joined
+from gradvac.experiment.translation.evaluate import evaluate_run
+from gradvac.experiment.translation.geometry import measure_run
+from gradvac.experiment.translation.prepare import prepare
 
 QUIET = Console(quiet=True)
 COMMON = ["model.dropout=0", "batches.tokens=120", "training.log_every=2"]

@@ -11,11 +11,11 @@ from rich.console import Console
 from tests.reference.multidds import literal_rewards, literal_scorer, literal_update
 
 from gradvac.errors import GradientError, RecipeError
-from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation_job import TranslationJob
+from gradvac.experiment.translation.job import TranslationJob
+from gradvac.experiment.translation.prepare import prepare
 
 MULTIDDS = ["batches.sampling=multidds_s", "batches.multidds_s={every: 4, learning_rate: 0.01}"]
 

@@ -10,13 +10,13 @@ import torch
 from rich.console import Console
 
 from gradvac.experiment.demo import run_demo
-from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.prepare import open_prepared
 from gradvac.experiment.recipe.load import resolve
 from gradvac.experiment.run.checkpoint import load_tensors
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation_job import TranslationJob
+from gradvac.experiment.translation.job import TranslationJob
+from gradvac.experiment.translation.model_folder import find_model
+from gradvac.experiment.translation.prepare import open_prepared
 
 
 @pytest.fixture(scope="module")

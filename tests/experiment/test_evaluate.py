@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from gradvac.cli.main import app
-from gradvac.experiment.prepare import open_prepared
+from gradvac.experiment.translation.prepare import open_prepared
 
 runner = CliRunner()
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import RunError
-from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.recipe.load import resolve
+from gradvac.experiment.translation.model_folder import find_model
 from gradvac.translation.transformer import Transformer
 
 runner = CliRunner()
@@ -83,7 +83,7 @@ def test_an_export_that_fails_leaves_things_as_they_were(model, tmp_path, monkey
         (Path(str(parts[-1])) / "config.json").write_text("half")
         raise RunError("the disk is full")
 
-    monkeypatch.setattr("gradvac.experiment.export.write_huggingface", half)
+    monkeypatch.setattr("gradvac.experiment.translation.export.write_huggingface", half)
     assert refused("export", str(model), "--to", "huggingface", str(out)) == "the disk is full"
     assert {f.name: f.read_bytes() for f in out.iterdir()} == before
     assert {f.name for f in tmp_path.iterdir()} == {"model", "out"}

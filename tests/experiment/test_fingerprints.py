@@ -12,19 +12,19 @@ from safetensors.torch import load_file
 from toy import make_toy
 
 from gradvac.errors import RunError
-from gradvac.experiment.evaluate import evaluate_run
-from gradvac.experiment.export import export_run
-from gradvac.experiment.filter import translate_lines
-from gradvac.experiment.geometry_huggingface import measure_huggingface
-from gradvac.experiment.geometry_translation import measure_run
-from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe, resolve
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.run.tensor_file import load_tensors, save_tensors
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation_job import TranslationJob
+from gradvac.experiment.translation.evaluate import evaluate_run
+from gradvac.experiment.translation.export import export_run
+from gradvac.experiment.translation.filter import translate_lines
+from gradvac.experiment.translation.geometry import measure_run
+from gradvac.experiment.translation.geometry_huggingface import measure_huggingface
+from gradvac.experiment.translation.job import TranslationJob
+from gradvac.experiment.translation.model_folder import find_model
+from gradvac.experiment.translation.prepare import prepare
 from gradvac.translation.vocabulary import Vocabulary
 
 QUIET = Console(quiet=True)

@@ -10,12 +10,12 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from gradvac.errors import GradientError
-from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation_job import TranslationJob
+from gradvac.experiment.translation.job import TranslationJob
+from gradvac.experiment.translation.prepare import prepare
 
 SKIP = "training.nonfinite=skip"
 WAYS = {

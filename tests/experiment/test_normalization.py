@@ -6,10 +6,10 @@ import pytest
 import yaml
 
 from gradvac.errors import RunError
-from gradvac.experiment.prepare import open_prepared, prepare, run_recipe
 from gradvac.experiment.recipe.load import any_recipe, load_recipe
 from gradvac.experiment.recipe.variants import read_yaml
-from gradvac.experiment.shared_text import prepare_sharing, share_text
+from gradvac.experiment.translation.prepare import open_prepared, prepare, run_recipe
+from gradvac.experiment.translation.shared_text import prepare_sharing, share_text
 
 OLD = ["vocabulary.normalization=nmt_nfkc"]
 

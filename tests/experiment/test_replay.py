@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import GradientError, RunError
-from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.replay import Replay, replay, replay_run
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation_job import TranslationJob
+from gradvac.experiment.translation.job import TranslationJob
+from gradvac.experiment.translation.prepare import prepare
 
 WAYS = {
     "joint": ["method.name=joint"],

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from toy import make_toy, toy_recipe
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.evaluate import evaluate_run
 from gradvac.experiment.kinds import job_of, prepare_run
-from gradvac.experiment.prepare import run_recipe
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.sweep import Job
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.process import alone
 from gradvac.experiment.training.schedule import learning_rate
 from gradvac.experiment.training.train import Trainer
+from gradvac.experiment.translation.evaluate import evaluate_run
+from gradvac.experiment.translation.prepare import run_recipe
 
 
 @pytest.fixture(scope="module")

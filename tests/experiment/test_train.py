@@ -17,14 +17,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints, load_tensors, saved_models
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.process import alone
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation_job import TranslationJob
+from gradvac.experiment.translation.job import TranslationJob
+from gradvac.experiment.translation.model_folder import find_model
+from gradvac.experiment.translation.prepare import prepare
 from gradvac.geometry.record import GramRecord
 
 METHODS = {

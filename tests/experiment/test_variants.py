@@ -8,9 +8,9 @@ from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import RecipeError
-from gradvac.experiment.prepare import run_recipe
 from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.recipe.variants import row_of, run_folder
+from gradvac.experiment.translation.prepare import run_recipe
 
 FILE = """
 name: many

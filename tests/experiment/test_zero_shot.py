@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from gradvac.cli.main import app
 from gradvac.errors import RecipeError
 from gradvac.experiment.report import write_report
-from gradvac.experiment.zero_shot import zero_shot_directions
+from gradvac.experiment.translation.zero_shot import zero_shot_directions
 from gradvac.text.readers import Row
 
 runner = CliRunner()

@@ -14,12 +14,12 @@ import yaml
 from rich.console import Console
 
 from gradvac.errors import GradvacError
-from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation_job import TranslationJob
+from gradvac.experiment.translation.job import TranslationJob
+from gradvac.experiment.translation.prepare import prepare
 from tests.experiment.toy import toy_recipe, toy_rows, write_tsv
 
 SETS = ["method.name=gradvac", "method.beta=0.2"]

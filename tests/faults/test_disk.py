@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from gradvac.errors import RunError
-from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.prepare import test_rows as rows_of_the_test_set
 from gradvac.experiment.run.checkpoint import list_checkpoints
 from gradvac.experiment.run.disk import DISK
+from gradvac.experiment.translation.model_folder import find_model
+from gradvac.experiment.translation.prepare import test_rows as rows_of_the_test_set
 from tests.faults.bench import RUN, SETS, copy, everything, in_child, said, start, train, trainer
 
 

@@ -18,9 +18,6 @@ import torch
 from gradvac.errors import GradvacError
 from gradvac.experiment.comet import read_comet
 from gradvac.experiment.compare_results import collect, read_run
-from gradvac.experiment.model_folder import check_target, find_model
-from gradvac.experiment.prepare import open_prepared, task_infos
-from gradvac.experiment.prepare import test_rows as rows_of_the_test_set
 from gradvac.experiment.recipe.load import any_recipe
 from gradvac.experiment.recipe.variants import read_yaml
 from gradvac.experiment.run.checkpoint import load_checkpoint
@@ -30,6 +27,9 @@ from gradvac.experiment.training.measuring import Measurement, curvature_lines
 from gradvac.experiment.training.metrics import truncate
 from gradvac.experiment.training.process import alone
 from gradvac.experiment.training.replay import Replay
+from gradvac.experiment.translation.model_folder import check_target, find_model
+from gradvac.experiment.translation.prepare import open_prepared, task_infos
+from gradvac.experiment.translation.prepare import test_rows as rows_of_the_test_set
 from gradvac.geometry.record import GramRecord
 from tests.faults.bench import RUN
 from tests.faults.damage import faults_of

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from gradvac.errors import RunError
-from gradvac.experiment.prepare import prepare
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints, load_checkpoint
 from gradvac.experiment.run.files import SCORES, TRANSLATIONS, write_scored
 from gradvac.experiment.training import process
 from gradvac.experiment.training.process import StopSignal, alone
+from gradvac.experiment.translation.prepare import prepare
 from gradvac.reading import read_json
 from tests.faults.bench import RUN, SETS, copy, everything, in_child, said, start, train, trainer
 

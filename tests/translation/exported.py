@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from gradvac.experiment.model_folder import FoundModel, find_model
 from gradvac.experiment.recipe.load import resolve
+from gradvac.experiment.translation.model_folder import FoundModel, find_model
 from gradvac.translation.search import beam_search
 from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.transformer import Transformer

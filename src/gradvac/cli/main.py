@@ -155,7 +155,7 @@ def translate(
 
     Example: echo "Ouvrir le fichier" | gradvac translate --to en
     """
-    from gradvac.experiment.filter import translate_lines
+    from gradvac.experiment.translation.filter import translate_lines
 
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  as what it reads
     translate_lines(
@@ -179,7 +179,7 @@ def export(
 
     Example: gradvac export shipped:start --to ctranslate2 models/start
     """
-    from gradvac.experiment.export import export_run
+    from gradvac.experiment.translation.export import export_run
 
     say(f"{export_run(run, out, to, checkpoint, quantization):,} bytes in {out}")
 
@@ -241,12 +241,15 @@ def geometry(
     Example: gradvac geometry runs/gradvac --every 1000 --curvature 8
     Example: gradvac geometry models/m2m --rows valid.tsv --directions fr-en,hi-en,en-fr,en-hi
     """
-    from gradvac.experiment.geometry_huggingface import is_huggingface, measure_huggingface
     from gradvac.experiment.geometry_numbers import print_numbers
     from gradvac.experiment.kinds import measure_geometry
     from gradvac.experiment.recipe.load import any_recipe
     from gradvac.experiment.training.measuring import measured_folder
     from gradvac.experiment.training.together import shared, started_by_torchrun
+    from gradvac.experiment.translation.geometry_huggingface import (
+        is_huggingface,
+        measure_huggingface,
+    )
 
     hold = int(memory * 2**28)  # of float32
     names = directions.split(",") if directions else None

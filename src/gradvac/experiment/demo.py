@@ -7,18 +7,29 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from gradvac.experiment.evaluate import evaluate_model, evaluate_run, table_rows, test_bitexts
-from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.prepare import Prepared, open_prepared, prepare, task_infos, test_rows
 from gradvac.experiment.recipe.load import Recipe, load_recipe, resolve
 from gradvac.experiment.report import write_report
 from gradvac.experiment.run.contents import scores_of
 from gradvac.experiment.run.resuming import build_once
-from gradvac.experiment.shared_text import share_text
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation_job import TranslationJob
+from gradvac.experiment.translation.evaluate import (
+    evaluate_model,
+    evaluate_run,
+    table_rows,
+    test_bitexts,
+)
+from gradvac.experiment.translation.job import TranslationJob
+from gradvac.experiment.translation.model_folder import find_model
+from gradvac.experiment.translation.prepare import (
+    Prepared,
+    open_prepared,
+    prepare,
+    task_infos,
+    test_rows,
+)
+from gradvac.experiment.translation.shared_text import share_text
 from gradvac.translation.scoring import DirectionScores
 
 METHODS = {"joint": "joint", "gradvac": "GradVac"}

@@ -32,8 +32,8 @@ def prepare_run(recipe: BaseRecipe, folder: Path, store: Path | None, say: Say) 
 
         prepare_encoder(recipe, folder, store, say)
     elif isinstance(recipe, Recipe):
-        from gradvac.experiment.prepare import prepare
-        from gradvac.experiment.shared_text import prepare_sharing
+        from gradvac.experiment.translation.prepare import prepare
+        from gradvac.experiment.translation.shared_text import prepare_sharing
 
         if store is None:
             prepare(recipe, folder, say)
@@ -82,8 +82,8 @@ def train_recipe(
 
 def train_together(recipe: BaseRecipe, folder: Path | None, console: Console, say: Say) -> int:
     """Train as `train_recipe`, as one of the ranks that torchrun started; the exit code."""
-    from gradvac.experiment.prepare import open_prepared
     from gradvac.experiment.training.ranks import train_on_ranks
+    from gradvac.experiment.translation.prepare import open_prepared
 
     if not isinstance(recipe, Recipe):
         return train_recipe(recipe, folder, console, say)[1]  # refuses
@@ -105,7 +105,7 @@ def evaluate(
     """
     recipe = any_recipe(folder)
     if isinstance(recipe, Recipe):
-        from gradvac.experiment import evaluate as translation
+        from gradvac.experiment.translation import evaluate as translation
 
         scores = translation.evaluate_run(folder, **options, say=say, ranks=ranks)
         console.print(translation.score_table(str(folder), scores))
@@ -139,8 +139,8 @@ def job_of(folder: Path) -> Job:
         from gradvac.experiment.tagging.prepare_encoder import open_encoder
 
         return EncoderJob(open_encoder(folder))
-    from gradvac.experiment.prepare import open_prepared
-    from gradvac.experiment.translation_job import TranslationJob
+    from gradvac.experiment.translation.job import TranslationJob
+    from gradvac.experiment.translation.prepare import open_prepared
 
     return TranslationJob(open_prepared(folder))
 
@@ -157,7 +157,7 @@ def measure_geometry(
     if isinstance(recipe, EncoderRecipe):
         raise RunError(f"{run}: a run of an encoder; those of translation and tagging are measured")
     if not isinstance(recipe, TaggingRecipe):
-        from gradvac.experiment.geometry_translation import measure_run
+        from gradvac.experiment.translation.geometry import measure_run
 
         return measure_run(run, out, rows=rows, directions=directions, **options)
     from gradvac.experiment.tagging.geometry import measure_tagging
@@ -193,6 +193,6 @@ def score_run(folder: Path) -> None:
 
         evaluate_tagging(folder)
         return
-    from gradvac.experiment.evaluate import evaluate_run
+    from gradvac.experiment.translation.evaluate import evaluate_run
 
     evaluate_run(folder)

@@ -10,12 +10,12 @@ from typing import Any, cast
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.kinds import has_test
-from gradvac.experiment.prepare import TaskInfo, task_infos
 from gradvac.experiment.recipe.load import Recipe, any_recipe, parse_recipe
 from gradvac.experiment.run.contents import Translation, metrics_of, scores_of
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.training.balance import sampling_in_words
 from gradvac.experiment.training.measuring import Measurement, measured_folder
+from gradvac.experiment.translation.prepare import TaskInfo, task_infos
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.similarity import EditCounts, edit_counts
 from gradvac.reading import read_json, read_lines

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from gradvac.data.batches import Batch, in_order
-from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.tagging.prepare_encoder import PreparedEncoder
 from gradvac.experiment.training.balance import Balance
 from gradvac.experiment.training.build import device_of, uses_bf16
 from gradvac.experiment.training.job import Job
 from gradvac.experiment.training.metrics import averages
+from gradvac.experiment.translation.prepare import Prepared
 from gradvac.tagging.encoding import TokenBatch, masked, token_batch
 from gradvac.tagging.pretraining import build_encoder, masked_losses
 

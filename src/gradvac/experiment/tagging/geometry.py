@@ -20,7 +20,6 @@ from gradvac.data.batches import in_order
 from gradvac.data.encoded import Side
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RunError
-from gradvac.experiment.geometry_text import AlignedSet, script
 from gradvac.experiment.tagging.prepare import SHAPE, PreparedTagging, open_tagging
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.measuring import (
@@ -32,6 +31,7 @@ from gradvac.experiment.training.measuring import (
     measured_folder,
     steps_of,
 )
+from gradvac.experiment.translation.geometry_text import AlignedSet, script
 from gradvac.geometry.measure import HOLD, Losses
 from gradvac.tagging.encoder import empty_tagger, label_losses, open_tokenizer
 from gradvac.tagging.encoding import counted_by_sentence, token_batch
@@ -54,7 +54,7 @@ def measure_tagging(
     """Measure the saved checkpoints of a run on its validation text; returns the folder.
 
     The loss of a language is the training loss per word. Arguments and files are those of
-    `gradvac.experiment.geometry_translation.measure_run`. RunError without checkpoints or
+    `gradvac.experiment.translation.geometry.measure_run`. RunError without checkpoints or
     validation text, or if the folder holds a measurement of something else.
     """
     prepared, steps = open_tagging(run), steps_of(run, every)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from gradvac.data.batches import Batch, in_order
-from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.run.checkpoint import list_checkpoints
 from gradvac.experiment.tagging.prepare import SHAPE, PreparedTagging
 from gradvac.experiment.training.balance import Balance
 from gradvac.experiment.training.build import device_of, uses_bf16
 from gradvac.experiment.training.job import Job
 from gradvac.experiment.training.metrics import averages
+from gradvac.experiment.translation.prepare import Prepared
 from gradvac.tagging.encoder import empty_tagger, label_losses, pretrained_tagger
 from gradvac.tagging.encoding import IGNORED, TokenBatch, token_batch
 from gradvac.tagging.scores import entity_counts, entity_f1

@@ -17,13 +17,13 @@ from typing import Any
 
 from gradvac.data.encoded import EncodedTask
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.prepare import TaskInfo, task_infos
 from gradvac.experiment.recipe.load import any_recipe
 from gradvac.experiment.run.contents import TaggedSentence
 from gradvac.experiment.run.files import replacing, share, write_json
 from gradvac.experiment.run.resuming import build_once, finish, resume
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.tagging.recipe import FineTuningSection, LanguageSection, TaggingRecipe
+from gradvac.experiment.translation.prepare import TaskInfo, task_infos
 from gradvac.reading import read_lines
 from gradvac.tagging.encoder import (
     check_encoder,
@@ -192,7 +192,7 @@ def test_sentences(folder: Path) -> dict[str, list[tuple[list[str], list[str]]]]
 
 
 def _key(recipe: TaggingRecipe) -> str:
-    from gradvac.experiment.shared_text import key_of
+    from gradvac.experiment.translation.shared_text import key_of
 
     return key_of([recipe.data.model_dump(mode="json"), recipe.model.model_dump(mode="json")])
 

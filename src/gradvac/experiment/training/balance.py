@@ -14,8 +14,8 @@ from gradvac.data.encoded import EncodedTask
 from gradvac.data.sampling import MultiDDS, unimax
 from gradvac.engine.gradients.gram import cross_cosine
 from gradvac.errors import GradientError, RecipeError
-from gradvac.experiment.prepare import Prepared
 from gradvac.experiment.recipe.sections import BatchSection
+from gradvac.experiment.translation.prepare import Prepared
 from gradvac.translation.vocabulary import sampling_probabilities
 
 LossOf = Callable[[Batch], Tensor]

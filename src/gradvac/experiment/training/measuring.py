@@ -21,15 +21,15 @@ from torch import Tensor, nn
 from gradvac.data.encoded import EncodedTask, Sentences, Side
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RunError
-from gradvac.experiment.geometry_text import AlignedSet
-from gradvac.experiment.model_folder import fill
-from gradvac.experiment.prepare import TaskInfo
 from gradvac.experiment.run.checkpoint import load_tensors, saved_models
 from gradvac.experiment.run.contents import Curved
 from gradvac.experiment.run.files import write_json
 from gradvac.experiment.run.tensor_file import digest_of
 from gradvac.experiment.training.metrics import append, truncate
 from gradvac.experiment.training.process import alone
+from gradvac.experiment.translation.geometry_text import AlignedSet
+from gradvac.experiment.translation.model_folder import fill
+from gradvac.experiment.translation.prepare import TaskInfo
 from gradvac.geometry.curvature import curvature
 from gradvac.geometry.kinds import group_of
 from gradvac.geometry.measure import Losses, blocks, measure
@@ -129,7 +129,7 @@ def measure_text(
 
     ``model`` is filled with the parameters of each of ``steps``; ``losses_of`` gives the parts of
     the mean loss of tasks, each times its share, added up. The rest is as in
-    `gradvac.experiment.geometry_translation.measure_run`.
+    `gradvac.experiment.translation.geometry.measure_run`.
     """
     wanted = _description(text, model, granularity, smoothing, curvature_strings)
     writes = ranks is None or not ranks.rank

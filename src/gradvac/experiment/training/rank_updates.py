@@ -13,12 +13,12 @@ from gradvac.engine import Engine, StepReport
 from gradvac.engine.ranks.collector import Reduction
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import NotFiniteError
-from gradvac.experiment.rank_job import SharedJob
 from gradvac.experiment.run.disk import Outbox
 from gradvac.experiment.run.shards import whole
 from gradvac.experiment.training import replay
 from gradvac.experiment.training.job import TaskBatch
 from gradvac.experiment.training.updates import Updates, shares_of
+from gradvac.experiment.translation.shared_job import SharedJob
 
 
 class RankUpdates(Updates):

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RankError
-from gradvac.experiment.prepare import Prepared, open_prepared
-from gradvac.experiment.rank_job import SharedJob
 from gradvac.experiment.recipe.load import Recipe, dump_recipe
 from gradvac.experiment.run.checkpoint import Checkpoint, newest_complete, save_checkpoint
 from gradvac.experiment.run.disk import Outbox
@@ -29,6 +27,8 @@ from gradvac.experiment.training.rank_updates import RankUpdates
 from gradvac.experiment.training.together import joined
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.training.watchdog import lookout
+from gradvac.experiment.translation.prepare import Prepared, open_prepared
+from gradvac.experiment.translation.shared_job import SharedJob
 
 
 def train_on_ranks(

@@ -17,7 +17,6 @@ from typing import Any
 from torch import Tensor
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.model_folder import save_parameters
 from gradvac.experiment.recipe.sections import TrainingSection
 from gradvac.experiment.run.checkpoint import (
     Checkpoint,
@@ -44,6 +43,7 @@ from gradvac.experiment.training.process import (
     made_with,
 )
 from gradvac.experiment.training.updates import Updates
+from gradvac.experiment.translation.model_folder import save_parameters
 from gradvac.reading import read_json
 
 # Checkpoints in a row that the disk may refuse before a run ends. Chosen here: long enough to make

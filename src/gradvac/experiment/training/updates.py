@@ -14,7 +14,6 @@ from torch import Tensor
 from gradvac.engine import Engine, StepReport
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import GradientError, NotFiniteError
-from gradvac.experiment.model_folder import fill
 from gradvac.experiment.run.checkpoint import (
     Checkpoint,
     join_state,
@@ -30,6 +29,7 @@ from gradvac.experiment.training.job import Job, TaskBatch
 from gradvac.experiment.training.memory import halves, is_out_of_memory, too_large
 from gradvac.experiment.training.metrics import Window
 from gradvac.experiment.training.schedule import learning_rate
+from gradvac.experiment.translation.model_folder import fill
 from gradvac.geometry.record import Frame, GramRecord
 
 # Steps skipped in a row before a run gives up. Chosen here: bad batches come singly, and parameters

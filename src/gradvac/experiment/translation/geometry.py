@@ -14,9 +14,6 @@ from gradvac.data.batches import in_order
 from gradvac.data.encoded import EncodedTask
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RunError
-from gradvac.experiment.geometry_text import aligned_set
-from gradvac.experiment.model_folder import find_model
-from gradvac.experiment.prepare import run_recipe, task_infos
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.measuring import (
     TOKENS,
@@ -26,6 +23,9 @@ from gradvac.experiment.training.measuring import (
     measured_folder,
     steps_of,
 )
+from gradvac.experiment.translation.geometry_text import aligned_set
+from gradvac.experiment.translation.model_folder import find_model
+from gradvac.experiment.translation.prepare import run_recipe, task_infos
 from gradvac.geometry.measure import HOLD, Losses
 from gradvac.terminal import Terminal
 from gradvac.translation.transformer import Transformer

@@ -17,7 +17,7 @@ import numpy as np
 
 from gradvac.data.encoded import EncodedTask
 from gradvac.errors import RunError
-from gradvac.experiment.prepare import test_rows
+from gradvac.experiment.translation.prepare import test_rows
 from gradvac.text.cleaning import Account, normalise
 from gradvac.text.languages import Direction
 from gradvac.text.readers import Row, Source

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradvac.experiment.prepare import Prepared, build_text, open_prepared, run_recipe
 from gradvac.experiment.recipe.load import (
     Recipe,
     chooses_normalization,
@@ -19,6 +18,7 @@ from gradvac.experiment.recipe.load import (
 from gradvac.experiment.recipe.variants import read_yaml
 from gradvac.experiment.run.files import RECIPE, TASKS, VOCABULARY, link, share, write_text
 from gradvac.experiment.run.resuming import build_once, resume
+from gradvac.experiment.translation.prepare import Prepared, build_text, open_prepared, run_recipe
 
 TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
 
@@ -39,7 +39,8 @@ def key_of(parts: list[Any]) -> str:
 def prepare_sharing(
     recipe: Recipe, folder: Path, store: Path, say: Callable[[str], None]
 ) -> Prepared:
-    """Prepare a run like :func:`gradvac.experiment.prepare.prepare`, with the text of ``store``.
+    """Prepare a run like :func:`gradvac.experiment.translation.prepare.prepare`, with the text of
+    ``store``.
 
     The run's folder still needs nothing else: its files are links to those of the store where the
     file system has them, and copies elsewhere.

@@ -19,7 +19,6 @@ import torch
 from rich.console import Console
 
 from gradvac.errors import RunError
-from gradvac.experiment.geometry_text import aligned_text, file_rows, script
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.measuring import (
     Measurement,
@@ -28,6 +27,7 @@ from gradvac.experiment.training.measuring import (
     prepare_folder,
 )
 from gradvac.experiment.training.process import alone
+from gradvac.experiment.translation.geometry_text import aligned_text, file_rows, script
 from gradvac.foreign import check_loaded, opening
 from gradvac.geometry.kinds import group_of
 from gradvac.geometry.measure import HOLD, measure_seq2seq

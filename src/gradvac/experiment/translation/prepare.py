@@ -24,7 +24,6 @@ from gradvac.data.encoded import EncodedTask
 from gradvac.data.spool import ENGLISH, Spool, directions
 from gradvac.data.store import Writer, open_encoded
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.model_folder import find_model
 from gradvac.experiment.recipe.load import Recipe, resolve, run_recipe, with_normalization
 from gradvac.experiment.recipe.sections import SourceSection
 from gradvac.experiment.run.files import (
@@ -36,7 +35,8 @@ from gradvac.experiment.run.files import (
 )
 from gradvac.experiment.run.resuming import build_once, finish, resume
 from gradvac.experiment.run.sums import check_sums, write_sums
-from gradvac.experiment.zero_shot import zero_shot_directions
+from gradvac.experiment.translation.model_folder import find_model
+from gradvac.experiment.translation.zero_shot import zero_shot_directions
 from gradvac.reading import read_json, read_lines
 from gradvac.text.blocks import Block
 from gradvac.text.cleaning import Account, normalise
