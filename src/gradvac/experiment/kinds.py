@@ -28,7 +28,7 @@ def prepare_run(recipe: BaseRecipe, folder: Path, store: Path | None, say: Say) 
 
         prepare_tagging(recipe, folder, store, say)
     elif isinstance(recipe, EncoderRecipe):
-        from gradvac.experiment.tagging.prepare_encoder import prepare_encoder
+        from gradvac.experiment.encoder.prepare import prepare_encoder
 
         prepare_encoder(recipe, folder, store, say)
     elif isinstance(recipe, Recipe):
@@ -135,8 +135,8 @@ def job_of(folder: Path) -> Job:
 
         return TaggingJob(open_tagging(folder))
     if isinstance(recipe, EncoderRecipe):
-        from gradvac.experiment.tagging.encoder_job import EncoderJob
-        from gradvac.experiment.tagging.prepare_encoder import open_encoder
+        from gradvac.experiment.encoder.job import EncoderJob
+        from gradvac.experiment.encoder.prepare import open_encoder
 
         return EncoderJob(open_encoder(folder))
     from gradvac.experiment.translation.job import TranslationJob

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradvac.data.batches import Batch, in_order
-from gradvac.experiment.tagging.prepare_encoder import PreparedEncoder
+from gradvac.experiment.encoder.prepare import PreparedEncoder
 from gradvac.experiment.training.balance import Balance
 from gradvac.experiment.training.build import device_of, uses_bf16
 from gradvac.experiment.training.job import Job
