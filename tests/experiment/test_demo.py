@@ -9,9 +9,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from gradvac.experiment.demo import run_demo
 from gradvac.experiment.recipe.load import resolve
 from gradvac.experiment.run.checkpoint import load_tensors
+from gradvac.experiment.sweep.demo import run_demo
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.job import TranslationJob

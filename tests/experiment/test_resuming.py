@@ -15,7 +15,7 @@ from toy import make_toy, toy_recipe
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.kinds import job_of, prepare_run
 from gradvac.experiment.recipe.load import load_recipe
-from gradvac.experiment.sweep import Job
+from gradvac.experiment.sweep.sweep import Job
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.process import alone
 from gradvac.experiment.training.schedule import learning_rate

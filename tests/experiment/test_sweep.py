@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from gradvac.cli.main import app
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
-from gradvac.experiment.sweep import plan
+from gradvac.experiment.sweep.sweep import plan
 from gradvac.experiment.translation.shared_text import text_key
 
 VARIANTS = {

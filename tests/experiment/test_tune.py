@@ -13,13 +13,13 @@ import yaml
 from toy import make_toy, toy_recipe
 from typer.testing import CliRunner
 
-import gradvac.experiment.tune
+import gradvac.experiment.sweep.tune
 from gradvac.cli.main import app
 from gradvac.errors import GradvacError, RecipeError, RunError
 from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.recipe.tune_space import as_yaml, read_space
-from gradvac.experiment.sweep import work
-from gradvac.experiment.tune import DESCRIPTION
+from gradvac.experiment.sweep.sweep import work
+from gradvac.experiment.sweep.tune import DESCRIPTION
 
 SPACE = {
     "trials": 3,
@@ -46,7 +46,7 @@ class InThisProcess:
 @pytest.fixture(scope="module", autouse=True)
 def in_this_process():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradvac.experiment.tune, "start", InThisProcess)
+        patch.setattr(gradvac.experiment.sweep.tune, "start", InThisProcess)
         yield
 
 
@@ -176,7 +176,7 @@ def test_a_stopped_search_goes_on_with_the_trial_it_was_at(tmp_path, monkeypatch
             self.returncode = 128 + signal.SIGTERM
 
     with monkeypatch.context() as patch:
-        patch.setattr(gradvac.experiment.tune, "start", Endless)
+        patch.setattr(gradvac.experiment.sweep.tune, "start", Endless)
         stopped = tune(recipe, out, "--only", "joint")
     assert stopped.exit_code == 128 + signal.SIGTERM and told == [signal.SIGTERM]
     assert "the same command goes on" in stopped.output

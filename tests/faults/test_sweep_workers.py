@@ -11,8 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from gradvac.experiment import sweep
 from gradvac.experiment.recipe.load import parse_recipe
+from gradvac.experiment.sweep import sweep
 from gradvac.experiment.training.process import StopSignal
 
 WORKER = """

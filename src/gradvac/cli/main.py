@@ -50,7 +50,7 @@ def demo(
 
     Example: gradvac demo --out runs/demo
     """
-    from gradvac.experiment.demo import run_demo
+    from gradvac.experiment.sweep.demo import run_demo
 
     run_demo(out, steps=steps, sentences=sentences, console=console)
 
@@ -115,7 +115,7 @@ def sweep(
 
     Example: gradvac sweep recipes/gradvac/table1-to-en.yaml --size small --jobs 2
     """
-    from gradvac.experiment.sweep import run_sweep
+    from gradvac.experiment.sweep.sweep import run_sweep
 
     code = run_sweep(
         recipe,

@@ -193,7 +193,7 @@ def tune(
 
     Example: gradvac tune recipes/gradvac/tune.yaml --size small --only gradvac
     """
-    from gradvac.experiment.tune import run_tune
+    from gradvac.experiment.sweep.tune import run_tune
 
     code = run_tune(
         recipe,

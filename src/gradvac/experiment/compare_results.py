@@ -21,7 +21,7 @@ from gradvac.experiment.run.contents import (
     scores_of,
 )
 from gradvac.experiment.run.tensor_file import tensor_shapes
-from gradvac.experiment.sweep import DESCRIPTION
+from gradvac.experiment.sweep.sweep import DESCRIPTION
 from gradvac.reading import read_json, read_lines
 from gradvac.text.languages import Direction
 from gradvac.translation.tokenizers import tokenizer

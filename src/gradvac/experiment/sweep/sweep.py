@@ -199,7 +199,7 @@ def start(folder: Path, gpu: str = "", *, score: bool = True) -> subprocess.Pope
     flags = [] if score else ["unscored"]
     with (folder / LOG).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "gradvac.experiment.sweep", str(folder), *flags],
+            [sys.executable, "-m", "gradvac.experiment.sweep.sweep", str(folder), *flags],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})},
