@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from gradvac.experiment.compare_results import runs_of, times
+from gradvac.experiment.compare.results import runs_of, times
 from gradvac.experiment.geometry_numbers import HEADER, PARTS, findings, row
 from gradvac.experiment.geometry_view import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.recipe.load import any_recipe

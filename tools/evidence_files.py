@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from gradvac.experiment.compare import half_width
+from gradvac.experiment.compare.compare import half_width
 from gradvac.experiment.recipe.variants import row_of
 from gradvac.geometry.statistics import correlation
 from gradvac.translation.significance import majority

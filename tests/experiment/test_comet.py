@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import RunError
-from gradvac.experiment.comet import export_comet, read_comet
+from gradvac.experiment.compare.comet import export_comet, read_comet
 
 SCORES = {"joint": {"fr-en": 0.5, "de-en": 0.6, "ne-en": 0.25}, "better": {"ne-en": 0.75}}
 

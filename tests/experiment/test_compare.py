@@ -16,9 +16,9 @@ from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import RunError
-from gradvac.experiment.compare import _groups, compare, half_width
-from gradvac.experiment.compare_files import as_csv, as_json
-from gradvac.experiment.compare_tables import latex, markdown
+from gradvac.experiment.compare.compare import _groups, compare, half_width
+from gradvac.experiment.compare.files import as_csv, as_json
+from gradvac.experiment.compare.tables import latex, markdown
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import GradvacError, RecipeError, RunError
-from gradvac.experiment.compare import compare
-from gradvac.experiment.compare_front import fronts
+from gradvac.experiment.compare.compare import compare
+from gradvac.experiment.compare.fronts import fronts
 
 # BLEU of high- and of low-resource directions by row, seed 1 and 2; two rows sweep, one is a method
 SCORES = {

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradvac.experiment.compare import half_width
-from gradvac.experiment.front import (
+from gradvac.experiment.compare.compare import half_width
+from gradvac.experiment.compare.front import (
     hypervolume,
     jackknife,
     non_dominated,

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from gradvac.errors import GradvacError
-from gradvac.experiment.comet import read_comet
-from gradvac.experiment.compare_results import collect, read_run
+from gradvac.experiment.compare.comet import read_comet
+from gradvac.experiment.compare.results import collect, read_run
 from gradvac.experiment.recipe.load import any_recipe
 from gradvac.experiment.recipe.variants import read_yaml
 from gradvac.experiment.run.checkpoint import load_checkpoint

@@ -117,12 +117,12 @@ def compare(
 
     Example: gradvac compare runs/front-small --front --out front.tex --out front.csv
     """
-    from gradvac.experiment import front_view
-    from gradvac.experiment.comet import read_comet
-    from gradvac.experiment.compare import chosen_test
-    from gradvac.experiment.compare import compare as compare_runs
-    from gradvac.experiment.compare_files import write
-    from gradvac.experiment.compare_tables import costs, differences, notes, terminal
+    from gradvac.experiment.compare import front_view
+    from gradvac.experiment.compare.comet import read_comet
+    from gradvac.experiment.compare.compare import chosen_test
+    from gradvac.experiment.compare.compare import compare as compare_runs
+    from gradvac.experiment.compare.files import write
+    from gradvac.experiment.compare.tables import costs, differences, notes, terminal
 
     model, scores = read_comet(comet) if comet else ("", {})
     found = compare_runs(
@@ -164,7 +164,7 @@ def comet(
 
     Example: gradvac comet runs/table1-to-en-small --out comet
     """
-    from gradvac.experiment.comet import export_comet
+    from gradvac.experiment.compare.comet import export_comet
 
     export_comet(folders, out, model, say)
 

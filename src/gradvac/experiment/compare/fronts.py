@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.compare import Comparison, Row
-from gradvac.experiment.compare_results import LOWER_IS_BETTER, Metric
-from gradvac.experiment.front import Estimate, Place, Point, places
+from gradvac.experiment.compare.compare import Comparison, Row
+from gradvac.experiment.compare.front import Estimate, Place, Point, places
+from gradvac.experiment.compare.results import LOWER_IS_BETTER, Metric
 from gradvac.experiment.run.contents import Shape
 from gradvac.reading import read_json
 from gradvac.translation.scoring import SIDES

@@ -11,11 +11,11 @@ from typing import Any
 from matplotlib.figure import Figure
 from rich.table import Table
 
-from gradvac.experiment.compare_front import Front, fronts
-from gradvac.experiment.compare_tables import DIGITS, NAMES, escape
+from gradvac.experiment.compare.front import Estimate, Place
+from gradvac.experiment.compare.fronts import Front, fronts
+from gradvac.experiment.compare.tables import DIGITS, NAMES, escape
 from gradvac.experiment.figures.base import Picture
 from gradvac.experiment.figures.write import write_picture
-from gradvac.experiment.front import Estimate, Place
 from gradvac.experiment.run.files import write_csv, write_text
 from gradvac.geometry.plots import INK, MUTED, RULE, axes, colour, legend, styled
 

@@ -12,8 +12,8 @@ from typing import Literal
 from scipy.stats import t as student_t
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.compare_results import LOWER_IS_BETTER, METRICS, Metric, Result, collect
-from gradvac.experiment.tagging.compare import p_values_of_tags
+from gradvac.experiment.compare.results import LOWER_IS_BETTER, METRICS, Metric, Result, collect
+from gradvac.experiment.compare.tagging import p_values_of_tags
 from gradvac.translation.scoring import SIDES, family_of, side
 from gradvac.translation.significance import (
     FEW,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gradvac.errors import RunError
-from gradvac.experiment.compare_results import collect
+from gradvac.experiment.compare.results import collect
 from gradvac.experiment.run.contents import CometLine, Manifest, Translation
 from gradvac.experiment.run.files import write_json, write_text
 from gradvac.reading import read_json, read_lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradvac.experiment.compare_results import Result
+from gradvac.experiment.compare.results import Result
 from gradvac.tagging.scores import accuracy, entity_counts, entity_f1, word_counts
 from gradvac.tagging.significance import TRIALS, randomisation_test
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.compare import LEVEL, Comparison
-from gradvac.experiment.compare_tables import latex, markdown, test_in_words
+from gradvac.experiment.compare.compare import LEVEL, Comparison
+from gradvac.experiment.compare.tables import latex, markdown, test_in_words
 from gradvac.experiment.run.files import write_text
 
 

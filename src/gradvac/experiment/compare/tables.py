@@ -8,8 +8,8 @@ from collections.abc import Callable
 from rich.table import Table
 from rich.text import Text
 
-from gradvac.experiment.compare import LEVEL, Cell, Clock, Comparison, Row
-from gradvac.experiment.compare_results import Metric
+from gradvac.experiment.compare.compare import LEVEL, Cell, Clock, Comparison, Row
+from gradvac.experiment.compare.results import Metric
 from gradvac.translation.scoring import family_of
 from gradvac.translation.significance import FEW
 
