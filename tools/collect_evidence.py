@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from gradvac.experiment.compare.results import runs_of, times
-from gradvac.experiment.geometry_numbers import HEADER, PARTS, findings, row
-from gradvac.experiment.geometry_view import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.recipe.load import any_recipe
-from gradvac.experiment.run_view import TaskView, load_runs
 from gradvac.experiment.training.measuring import curvature_lines, measured_folder
+from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_of
+from gradvac.experiment.view.numbers import HEADER, PARTS, findings, row
+from gradvac.experiment.view.run_view import TaskView, load_runs
 from gradvac.geometry.record import cosine
 from gradvac.geometry.similarity import between
 

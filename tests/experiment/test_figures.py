@@ -17,9 +17,9 @@ from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.figures import CATALOGUE
 from gradvac.experiment.figures.write import draw_all
-from gradvac.experiment.geometry_view import Missing, subjects_of
-from gradvac.experiment.run_view import load_runs
 from gradvac.experiment.training.measuring import Measurement
+from gradvac.experiment.view.geometry import Missing, subjects_of
+from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import Frame, GramRecord
 
 BOTH = ("fr-en", "es-en", "hi-en", "sw-en", "en-fr", "en-es", "en-hi", "en-sw")

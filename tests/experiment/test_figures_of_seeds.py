@@ -9,14 +9,14 @@ import pytest
 from synthetic import make_run
 from test_figures import BOTH, check_pairs, gram, mean_cosine, measure
 
-from gradvac.experiment import geometry_numbers
 from gradvac.experiment.figures import write
 from gradvac.experiment.figures.write import draw_all, write_picture
-from gradvac.experiment.geometry_numbers import findings, in_words
-from gradvac.experiment.geometry_view import subjects_of
 from gradvac.experiment.report import write_report
-from gradvac.experiment.run_view import load_runs
-from gradvac.experiment.seeds import over_seeds
+from gradvac.experiment.view import numbers as geometry_numbers
+from gradvac.experiment.view.geometry import subjects_of
+from gradvac.experiment.view.numbers import findings, in_words
+from gradvac.experiment.view.run_view import load_runs
+from gradvac.experiment.view.seeds import over_seeds
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.statistics import mantel, same
 

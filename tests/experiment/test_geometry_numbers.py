@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 from synthetic import info, make_run, write_json
 
-from gradvac.experiment import geometry_numbers
-from gradvac.experiment.geometry_numbers import Finding, findings, print_numbers, words
-from gradvac.experiment.geometry_view import Subject, subjects_of
-from gradvac.experiment.run_view import load_runs
 from gradvac.experiment.training.measuring import Measurement
+from gradvac.experiment.view import numbers as geometry_numbers
+from gradvac.experiment.view.geometry import Subject, subjects_of
+from gradvac.experiment.view.numbers import Finding, findings, print_numbers, words
+from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import Frame, GramRecord
 from gradvac.geometry.statistics import mantel
 

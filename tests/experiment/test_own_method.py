@@ -7,7 +7,7 @@ import sys
 import pytest
 from tests.methods.test_registry import SOURCE, install
 
-from gradvac.experiment.run_view import load_runs
+from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import GramRecord
 
 

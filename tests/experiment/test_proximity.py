@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from gradvac.experiment import proximity
-from gradvac.experiment.proximity import (
+from gradvac.experiment.view import proximity
+from gradvac.experiment.view.proximity import (
     DISTANCES,
     SHARED,
     angular_distances,

@@ -13,10 +13,10 @@ import pytest
 from synthetic import GROUPS, make_run, scores, write_json, write_lines
 
 from gradvac.errors import RunError
-from gradvac.experiment import geometry_numbers
 from gradvac.experiment.report import watch_report, write_report
 from gradvac.experiment.report.samples import spread
-from gradvac.experiment.run_view import load_runs
+from gradvac.experiment.view import numbers as geometry_numbers
+from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import GramRecord
 
 EVIL = '</script><script>alert("x&y")</script>'

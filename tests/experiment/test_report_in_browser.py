@@ -11,8 +11,8 @@ from browser import Browser, find
 from synthetic import make_run
 from test_figures import BOTH, measure
 
-from gradvac.experiment import geometry_numbers
 from gradvac.experiment.report import write_report
+from gradvac.experiment.view import numbers as geometry_numbers
 
 BINARY = find()
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no Chromium here to open the report with")

@@ -22,7 +22,6 @@ from gradvac.experiment.recipe.load import any_recipe
 from gradvac.experiment.recipe.variants import read_yaml
 from gradvac.experiment.run.checkpoint import load_checkpoint
 from gradvac.experiment.run.tensor_file import save_tensors
-from gradvac.experiment.run_view import load_runs
 from gradvac.experiment.training.measuring import Measurement, curvature_lines
 from gradvac.experiment.training.metrics import truncate
 from gradvac.experiment.training.process import alone
@@ -30,6 +29,7 @@ from gradvac.experiment.training.replay import Replay
 from gradvac.experiment.translation.model_folder import check_target, find_model
 from gradvac.experiment.translation.prepare import open_prepared, task_infos
 from gradvac.experiment.translation.prepare import test_rows as rows_of_the_test_set
+from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import GramRecord
 from tests.faults.bench import RUN
 from tests.faults.damage import faults_of

@@ -14,15 +14,15 @@ from typer.testing import CliRunner
 from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.figures import write_figures
-from gradvac.experiment.geometry_numbers import findings
-from gradvac.experiment.geometry_view import subjects_of
 from gradvac.experiment.kinds import job_of, measure_geometry, prepare_below
 from gradvac.experiment.recipe.load import load_any
 from gradvac.experiment.report import write_report
-from gradvac.experiment.run_view import load_runs
 from gradvac.experiment.tagging.evaluate import evaluate_tagging
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
+from gradvac.experiment.view.geometry import subjects_of
+from gradvac.experiment.view.numbers import findings
+from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import GramRecord
 from tests.tagging.helpers import LABELS, make_toy, tagged_rows, write_recipe, write_two_column
 

@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiment"))
 from collect_evidence import curvature, edits, geometry, main, partners, validation
 from synthetic import make_run, write_json, write_lines
 
-from gradvac.experiment.run_view import load_runs
 from gradvac.experiment.training.measuring import Measurement
+from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import Frame, GramRecord, cosine
 
 TASKS = ("en-fr", "en-es", "en-hi", "en-sw")

@@ -241,7 +241,6 @@ def geometry(
     Example: gradvac geometry runs/gradvac --every 1000 --curvature 8
     Example: gradvac geometry models/m2m --rows valid.tsv --directions fr-en,hi-en,en-fr,en-hi
     """
-    from gradvac.experiment.geometry_numbers import print_numbers
     from gradvac.experiment.kinds import measure_geometry
     from gradvac.experiment.recipe.load import any_recipe
     from gradvac.experiment.training.measuring import measured_folder
@@ -250,6 +249,7 @@ def geometry(
         is_huggingface,
         measure_huggingface,
     )
+    from gradvac.experiment.view.numbers import print_numbers
 
     hold = int(memory * 2**28)  # of float32
     names = directions.split(",") if directions else None

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.figure import Figure
 
-from gradvac.experiment.geometry_view import Missing, Subject
-from gradvac.experiment.run_view import TaskView
+from gradvac.experiment.view.geometry import Missing, Subject
+from gradvac.experiment.view.run_view import TaskView
 from gradvac.geometry.panels import Panel
 
 

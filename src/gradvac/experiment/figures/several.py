@@ -12,9 +12,9 @@ import numpy as np
 from gradvac.experiment.figures.base import LINES, PAIRS, Picture, line_rows, pair_rows
 from gradvac.experiment.figures.similarity import as_matrix
 from gradvac.experiment.figures.training import losses, seeds_in_words
-from gradvac.experiment.geometry_view import Missing, Subject
-from gradvac.experiment.run_view import FROM_ENGLISH, TO_ENGLISH, RunView, TaskView
-from gradvac.experiment.seeds import of_seed, recorded
+from gradvac.experiment.view.geometry import Missing, Subject
+from gradvac.experiment.view.run_view import FROM_ENGLISH, TO_ENGLISH, RunView, TaskView
+from gradvac.experiment.view.seeds import of_seed, recorded
 from gradvac.geometry.heatmaps import heatmaps
 from gradvac.geometry.panels import line_panels, scatter, strips
 from gradvac.geometry.similarity import cluster

@@ -8,8 +8,8 @@ import numpy as np
 
 from gradvac.experiment.figures.base import LINES, PAIRS, Picture, line_rows, pair_rows
 from gradvac.experiment.figures.training import seeds_in_words
-from gradvac.experiment.geometry_view import SIDES, Geometry, Missing, Subject, among
-from gradvac.experiment.run_view import FROM_ENGLISH, LANGUAGES, TO_ENGLISH, TaskView
+from gradvac.experiment.view.geometry import SIDES, Geometry, Missing, Subject, among
+from gradvac.experiment.view.run_view import FROM_ENGLISH, LANGUAGES, TO_ENGLISH, TaskView
 from gradvac.geometry.heatmaps import Matrix, Scale, heatmap_and_tree, heatmaps, tables
 from gradvac.geometry.panels import Panel, line_panels, strips
 from gradvac.geometry.plots import Line

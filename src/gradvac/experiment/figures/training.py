@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from gradvac.experiment.figures.base import LINES, Picture, line_rows
-from gradvac.experiment.geometry_view import Missing, Subject
 from gradvac.experiment.training.measuring import TOTAL, curvature_lines
+from gradvac.experiment.view.geometry import Missing, Subject
 from gradvac.geometry.panels import Panel, bars, line_panels
 from gradvac.geometry.plots import Line
 from gradvac.geometry.record import cosine

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.colors import to_hex
 
-from gradvac.experiment.geometry_view import Geometry
 from gradvac.experiment.report.markup import Pictures, element
-from gradvac.experiment.run_view import TaskView
+from gradvac.experiment.view.geometry import Geometry
+from gradvac.experiment.view.run_view import TaskView
 from gradvac.geometry.heatmaps import NEGATIVE, Scale, heatmap
 from gradvac.geometry.similarity import Similarity
 

@@ -8,8 +8,6 @@ from html import escape
 
 import numpy as np
 
-from gradvac.experiment.geometry_numbers import chance, findings, in_words, words
-from gradvac.experiment.geometry_view import Geometry, Subject, subjects_of
 from gradvac.experiment.report.explorer import explorer
 from gradvac.experiment.report.markup import (
     Pictures,
@@ -20,8 +18,10 @@ from gradvac.experiment.report.markup import (
     series,
     table,
 )
-from gradvac.experiment.run_view import RunView, TaskView
-from gradvac.experiment.seeds import over_seeds
+from gradvac.experiment.view.geometry import Geometry, Subject, subjects_of
+from gradvac.experiment.view.numbers import chance, findings, in_words, words
+from gradvac.experiment.view.run_view import RunView, TaskView
+from gradvac.experiment.view.seeds import over_seeds
 from gradvac.geometry.heatmaps import tree
 from gradvac.geometry.plots import Line, curves, dots
 from gradvac.geometry.similarity import cluster, conflict_counts, contrast

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from gradvac.experiment.report.markup import element, missing, paragraph, series
-from gradvac.experiment.run_view import RunView, TaskView
+from gradvac.experiment.view.run_view import RunView, TaskView
 
 SAMPLES = 5  # a direction: a screenful, chosen here
 # Written from right to left; a sentence may begin with a Latin name, so dir="auto" would err.

@@ -18,7 +18,7 @@ from gradvac.experiment.report.markup import (
     series,
     table,
 )
-from gradvac.experiment.run_view import RunView, TaskView
+from gradvac.experiment.view.run_view import RunView, TaskView
 from gradvac.geometry.plots import dots
 
 TRANSLATION = (("chrf", "chrF++", 1), ("bleu", "BLEU", 1))

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from gradvac.experiment.report.markup import Pictures, element, missing, series
-from gradvac.experiment.run_view import RunView, TaskView
+from gradvac.experiment.view.run_view import RunView, TaskView
 from gradvac.geometry.plots import PALETTE, Line, curves
 
 MOST_LINES = 2 * len(PALETTE)  # solid, then dashed: more cannot be told apart

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from gradvac.experiment.geometry_view import Geometry, Subject
-from gradvac.experiment.run_view import RunView
+from gradvac.experiment.view.geometry import Geometry, Subject
+from gradvac.experiment.view.run_view import RunView
 from gradvac.geometry.similarity import EditCounts
 
 

@@ -17,7 +17,9 @@ from gradvac.errors import GradientError, RunError
 from gradvac.experiment.recipe.load import Recipe
 from gradvac.experiment.run.checkpoint import saved_models
 from gradvac.experiment.run.tensor_file import tensor_shapes
-from gradvac.experiment.run_view import (
+from gradvac.experiment.tagging.recipe import SentenceBatchSection
+from gradvac.experiment.training.measuring import Measurement, measured_folder
+from gradvac.experiment.view.run_view import (
     FROM_ENGLISH,
     LANGUAGES,
     TO_ENGLISH,
@@ -25,8 +27,6 @@ from gradvac.experiment.run_view import (
     TaskView,
     by_family,
 )
-from gradvac.experiment.tagging.recipe import SentenceBatchSection
-from gradvac.experiment.training.measuring import Measurement, measured_folder
 from gradvac.geometry.kinds import coarser
 from gradvac.geometry.record import Frame, GramRecord, cosine
 from gradvac.geometry.similarity import Similarity, mean_similarity, regrouped, windows
@@ -48,7 +48,7 @@ class Geometry:
         measured: what was measured; None for what the run recorded of its own batches.
         granularities: granularity -> {recorded group: group}, finest first.
         steps: of the frames, ascending.
-        seeds: what this is the mean of, see `gradvac.experiment.seeds`; empty for one run.
+        seeds: what this is the mean of, see `gradvac.experiment.view.seeds`; empty for one run.
     """
 
     record: GramRecord

@@ -16,14 +16,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gradvac.experiment.geometry_view import SIDES, Missing, Subject, subjects_of
-from gradvac.experiment.proximity import families, typological_distances
 from gradvac.experiment.run.files import write_csv
-from gradvac.experiment.run_view import LANGUAGES, TaskView, load_runs
 from gradvac.experiment.tagging.prepare import test_sentences
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.translation.geometry_text import script
 from gradvac.experiment.translation.prepare import test_rows
+from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_of
+from gradvac.experiment.view.proximity import families, typological_distances
+from gradvac.experiment.view.run_view import LANGUAGES, TaskView, load_runs
 from gradvac.geometry.statistics import cophenetic_test, correlation, mantel, residual, same
 
 LEVEL = 0.05
