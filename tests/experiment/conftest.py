@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from toy import make_toy
+
+from tests.experiment.toy import make_toy
 
 
 @pytest.fixture

@@ -3,18 +3,15 @@
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiment"))
 from collect_evidence import curvature, edits, geometry, main, partners, validation
-from synthetic import make_run, write_json, write_lines
 
 from gradvac.experiment.training.measuring import Measurement
 from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import Frame, GramRecord, cosine
+from tests.experiment.synthetic import make_run, write_json, write_lines
 
 TASKS = ("en-fr", "en-es", "en-hi", "en-sw")
 SHAPES = {"encoder.layers.0.linear1.weight": [40, 5], "decoder.layers.1.linear1.weight": [40, 5]}

@@ -4,7 +4,6 @@ from pathlib import Path
 import ctranslate2
 import pytest
 import torch
-from exported import KINDS, ours, padded, shipped, shipped_sources, toy, toy_vocabulary
 
 from gradvac.errors import RunError
 from gradvac.experiment.run.checkpoint import load_tensors
@@ -13,6 +12,15 @@ from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.to_ctranslate2 import ExportedModel, write_ctranslate2
 from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary
+from tests.translation.exported import (
+    KINDS,
+    ours,
+    padded,
+    shipped,
+    shipped_sources,
+    toy,
+    toy_vocabulary,
+)
 
 SOURCES = [[5, 40, 50, 60, 3], [4, 70, 3], [5, 200, 3]]
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from exported import KINDS, ours, padded, shipped, shipped_sources, toy, toy_vocabulary
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from gradvac.errors import RunError
@@ -14,6 +13,15 @@ from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.to_huggingface import write_huggingface
 from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import train_vocabulary
+from tests.translation.exported import (
+    KINDS,
+    ours,
+    padded,
+    shipped,
+    shipped_sources,
+    toy,
+    toy_vocabulary,
+)
 
 HARD = [
     "Wählen Sie die  Zellen aus",
