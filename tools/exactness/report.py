@@ -104,32 +104,32 @@ With {versions}.
 | outcome | |
 |---|---|
 | exact | the task gradients came from one backward pass and are correct |
-| falls back | the engine logged the reason, ran one backward pass per task, and the gradients are correct |
+| falls back | the engine logged why and ran a backward pass per task; the gradients are correct |
 | refused | an error says why; nothing was trained |
 | WRONG | a gradient or a Gram matrix differs, and there was no message |
 | CRASH | an error that is not one of gradvac's |
 | not tested | plain PyTorch does not run it either, or no small model of it is known |
 
 Correct means: no entry of a group's Gram matrix, and no parameter's combined gradient, differs from
-the separate passes by more than 1e-8 of its size, or of a thousandth of the whole gradient's if it is
-smaller than that. If a model computes something in float32 (many norms do), the bound is 1e-3 instead of
-1e-8, and the row says so."""
+the separate passes by more than 1e-8 of its size, or of a thousandth of the whole gradient's if it
+is smaller than that. If a model computes something in float32 (many norms do), the bound is 1e-3
+instead of 1e-8, and the row says so."""
 
 MODELS = """\
 Tiny configurations and random weights of every text, vision and audio model that transformers
-has, each with six samples of three tasks in mixed order, dropout on. Models with experts are tested with
-each way of computing them; `grouped_mm` runs in float32. Each model is run with unequal weights by
-matrix, with PCGrad on the whole model, a second time, after a first batch of one task, with a
+has, each with six samples of three tasks in mixed order, dropout on. Models with experts are tested
+with each way of computing them; `grouped_mm` runs in float32. Each model runs with unequal weights
+by matrix, with PCGrad on the whole model, a second time, after a first batch of one task, with a
 budget of 1,000 bytes and with two passes; the row shows the worst of these, and the largest error.
 Models of torchvision are tested if it is installed, in training and in eval mode."""
 
 OPERATORS = """\
 The operators of torch's own list of operators with sample inputs
-(`torch.testing._internal.common_methods_invocations.op_db`). Several small models are made for each sample
-input: one argument holds samples, along its first or a middle dimension, multiplied by a parameter
-before; each other argument is a parameter, or a parameter expanded to the batch;
-the samples have no gradient; all arguments hold samples; or the operator gets only parameters.
-The losses are taken along each dimension of the result that is as long as the batch, so some of these
+(`torch.testing._internal.common_methods_invocations.op_db`). Several small models are made for each
+sample input: one argument holds samples, along its first or a middle dimension, multiplied by a
+parameter before; each other argument is a parameter, or a parameter expanded to the batch; the
+samples have no gradient; all arguments hold samples; or the operator gets only parameters. The
+losses are taken along each dimension of the result that is as long as the batch, so some of these
 models mix samples; for these, falling back is correct. The row counts the models and shows the
 worst."""
 
