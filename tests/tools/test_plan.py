@@ -8,7 +8,7 @@ import pytest
 from tools import plan
 
 ARGS = argparse.Namespace(flops=100, memory=2000, network=25, latency=10)
-MEASURED = ("algebra ms", "step / plain: bytes hidden", "in turn")
+MEASURED = ("algebra ms", "step / plain: exchange hidden", "not hidden")
 
 
 @pytest.fixture(scope="module")
