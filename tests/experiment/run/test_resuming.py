@@ -21,7 +21,7 @@ from gradvac.experiment.training.schedule import learning_rate
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.evaluate import evaluate_run
 from gradvac.experiment.translation.prepare import run_recipe
-from tests.experiment.toy import make_toy, toy_recipe
+from tests.build import make_toy, toy_recipe
 
 
 @pytest.fixture(scope="module")
