@@ -15,7 +15,7 @@ from rich.console import Console
 
 from gradvac.errors import GradvacError
 from gradvac.experiment.kinds import job_of, prepare_below
-from gradvac.experiment.recipe.load import load_any, load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
@@ -43,7 +43,7 @@ def make_toy(folder: Path) -> None:
 def trainer(sets: list[str] = SETS) -> Trainer:
     """A trainer of the run in the working directory; what it says goes to ``said.txt``."""
     console = Console(file=SAID.open("a"), highlight=False, width=1000)
-    recipe = load_any(Path("recipe.yaml"), sets)
+    recipe = load_recipe(Path("recipe.yaml"), sets)
     return Trainer(job_of(prepare_below(Path(), recipe, RUN, lambda text: None)), Display(console))
 
 

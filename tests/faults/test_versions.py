@@ -9,8 +9,9 @@ import torch
 import yaml
 
 from gradvac.experiment.run.checkpoint import list_checkpoints, load_checkpoint, saved_models
+from gradvac.experiment.run.folder import task_infos
 from gradvac.experiment.translation.model_folder import find_model
-from gradvac.experiment.translation.prepare import run_recipe, task_infos
+from gradvac.experiment.translation.recipe import run_recipe
 from gradvac.geometry.record import GramRecord
 from tests.faults.bench import RUN, copy, everything, in_child, said, train, trainer
 from tests.faults.fixture import SETS_OF, golden, old_run

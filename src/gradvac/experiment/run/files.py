@@ -24,7 +24,7 @@ from typing import Any
 
 from gradvac.experiment.run.disk import to_disk
 
-RECIPE, TASKS, VOCABULARY = "recipe.yaml", "tasks.json", "vocabulary.model"
+VOCABULARY = "vocabulary.model"
 MODEL = "model.json"
 METRICS, SPEED, DONE = "metrics.jsonl", "speed.jsonl", "done.json"
 ENDED = "ended.json"  # where a run ended before that has gone on since, until its next checkpoint
