@@ -16,7 +16,6 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.encoder.recipe import EncoderRecipe
 from gradvac.experiment.recipe.load import dump_recipe
 from gradvac.experiment.recipe.paths import RECIPE, TASKS
-from gradvac.experiment.run.files import link, write_json, write_text
 from gradvac.experiment.run.folder import TaskInfo, any_recipe, task_infos
 from gradvac.experiment.run.resuming import build_once, finish, resume
 from gradvac.experiment.tagging.prepare import SHAPE, new_text, read_language, share_parts
@@ -30,6 +29,7 @@ from gradvac.text.account import Account
 from gradvac.text.cleaning import normalise
 from gradvac.text.languages import family, resource_levels
 from gradvac.translation.bitext import read_corpus
+from gradvac.writing import link, write_json, write_text
 
 Texts = dict[str, dict[str, None]]
 """Language -> its sentences, each once, in order."""

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.errors import explain
 from gradvac.experiment.recipe.kinds import recipe_type
+from gradvac.experiment.recipe.method_options import drop_other_spelling, of_a_run
 from gradvac.experiment.recipe.paths import SHIPPED, TASKS, resolve
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import RecipeFile, read_yaml
@@ -89,6 +90,8 @@ def parse_recipe(tree: dict[str, Any], where: str, run_code: bool = True) -> Bas
 
 def fill_in(tree: Any) -> Any:
     """The recipe of a run, with what keys that its version had not meant then."""
+    if isinstance(tree, dict) and isinstance(method := tree.get("method"), dict):
+        tree["method"] = of_a_run(method)
     if isinstance(tree, dict) and tree.get("job") is None:
         section = tree.setdefault("vocabulary", {})
         if isinstance(section, dict):
@@ -116,6 +119,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     if not equals or not key:
         raise RecipeError(f"--set {change!r}: write section.key=value, such as method.name=pcgrad")
     *sections, last = key.split(".")
+    drop_other_spelling(tree, key)
     for section in sections:
         below = tree.setdefault(section, {})
         if not isinstance(below, dict):

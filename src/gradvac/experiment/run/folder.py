@@ -16,9 +16,9 @@ from gradvac.experiment.recipe.paths import RECIPE, TASKS
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.yaml_text import parse_yaml
 from gradvac.experiment.run.checkpoint import list_checkpoints, saved_models
-from gradvac.experiment.run.files import replacing
 from gradvac.experiment.run.tensor_file import save_tensors
 from gradvac.reading import read_json, read_text
+from gradvac.writing import replacing
 
 
 @dataclass(frozen=True)

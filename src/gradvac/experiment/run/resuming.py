@@ -16,10 +16,11 @@ from gradvac.experiment.recipe.paths import RECIPE, TASKS
 from gradvac.experiment.recipe.schedule import learning_rate
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
-from gradvac.experiment.run.files import DONE, ENDED, SCORES, write_json, write_text
+from gradvac.experiment.run.files import DONE, ENDED, SCORES
 from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.run.lock import alone
 from gradvac.experiment.translation.recipe import Recipe, chooses_normalization, with_normalization
+from gradvac.writing import write_json, write_text
 
 Say = Callable[[str], None]
 

@@ -8,10 +8,11 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+
+from gradvac import __version__
 
 # Seconds in which a rank takes the same signal for the first one. Chosen here: longer than a
 # launcher takes to hand it on, shorter than somebody waits who sends it again.
@@ -75,12 +76,8 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 def made_with(device: torch.device) -> dict[str, Any]:
     """On what the last bits of a run's numbers depend, besides its recipe."""
-    try:
-        own = version("gradvac")
-    except PackageNotFoundError:  # run from its source folder
-        own = "source"
     return {
-        "gradvac": own,
+        "gradvac": __version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": device.type,

@@ -20,7 +20,7 @@ from torch import Tensor
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.paths import TASKS
 from gradvac.experiment.run.checkpoint import list_checkpoints
-from gradvac.experiment.run.files import MODEL, VOCABULARY, write_bytes, write_text
+from gradvac.experiment.run.files import MODEL, VOCABULARY
 from gradvac.experiment.run.folder import check_fits, parameters_of_run, save_parameters
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.run.tensor_file import load_tensors
@@ -30,6 +30,7 @@ from gradvac.translation.clsr import make_transformer
 from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary
+from gradvac.writing import write_bytes, write_text
 
 
 @dataclass(frozen=True)
