@@ -9,7 +9,7 @@ import yaml
 from rich.console import Console
 
 from gradvac.experiment.kinds import job_of, prepare_run
-from gradvac.experiment.recipe.load import load_any
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
 
@@ -96,7 +96,7 @@ def trainer(
     folder: Path, run: Path, changes: Sequence[str] = (), console: Console = QUIET
 ) -> Trainer:
     """The trainer of the recipe in ``folder``, of any kind, with the run prepared in ``run``."""
-    prepare_run(load_any(folder / "recipe.yaml", list(changes)), run, None, lambda text: None)
+    prepare_run(load_recipe(folder / "recipe.yaml", list(changes)), run, None, lambda text: None)
     return Trainer(job_of(run), Display(console))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from gradvac.experiment.translation.model_folder import save_parameters
+from gradvac.experiment.run.folder import save_parameters
 from gradvac.translation.scoring import score_directions
 from tests.build import write_lines
 

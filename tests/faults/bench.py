@@ -37,8 +37,8 @@ def trainer(sets: list[str] = SETS) -> Trainer:
     return build.trainer(Path(), RUN, sets, console)
 
 
-def train() -> int:
-    return trainer().train()
+def train(sets: list[str] = SETS) -> int:
+    return trainer(sets).train()
 
 
 def in_child(folder: Path, action: Callable[[], int | None]) -> int:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from gradvac.errors import RunError
-from gradvac.experiment.recipe.load import resolve
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.run.tensor_file import load_tensors, save_tensors
 from gradvac.experiment.translation.evaluate import evaluate_run
