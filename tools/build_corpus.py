@@ -19,7 +19,8 @@ from pathlib import Path
 
 from corpus_sources import ENGLISH_PACKAGE, LANGUAGES, Language, fetch, project_of
 
-from gradvac.corpus.text import clean, rejection, sentence_pairs, words
+from gradvac.text.messages import clean, rejection, sentence_pairs
+from gradvac.text.scripts import words
 
 Rows = dict[str, dict[str, str]]  # English -> language code -> translation
 

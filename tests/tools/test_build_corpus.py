@@ -34,7 +34,7 @@ from corpus_sources import (
     read_properties,
 )
 
-from gradvac.corpus.text import clean, rejection, sentence_pairs, sentences
+from gradvac.text.messages import clean, rejection, sentence_pairs, sentences
 
 GERMAN = next(language for language in LANGUAGES if language.code == "de")
 

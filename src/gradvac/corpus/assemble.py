@@ -19,9 +19,9 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from gradvac.corpus.heldout import HeldOut, NearIndex
 from gradvac.corpus.workers import workers
 from gradvac.text.cleaning import text_key
+from gradvac.text.heldout import HeldOut, NearIndex
 
 ENGLISH = "en"
 # Chosen here: ten million pairs make buckets of some 25 MB each.

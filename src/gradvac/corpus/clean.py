@@ -20,7 +20,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gradvac.corpus.duplicates import (
+from gradvac.corpus.folder import MANIFEST, finished, new_folder, read_manifest, write_folder
+from gradvac.corpus.workers import Map, workers
+from gradvac.data.duplicates import (
     KEPT,
     NEAR_DUPLICATE,
     Lines,
@@ -29,14 +31,12 @@ from gradvac.corpus.duplicates import (
     mark_near,
     text_hash,
 )
-from gradvac.corpus.filters import SAMPLE_ROWS, PairFilter, check_columns
-from gradvac.corpus.folder import MANIFEST, finished, new_folder, read_manifest, write_folder
-from gradvac.corpus.heldout import HeldOut
-from gradvac.corpus.workers import Map, workers
 from gradvac.errors import CorpusError
 from gradvac.text.account import Account
 from gradvac.text.cleaning import CleaningRules, normalise
 from gradvac.text.escapes import NOTE
+from gradvac.text.filters import SAMPLE_ROWS, PairFilter, check_columns
+from gradvac.text.heldout import HeldOut
 from gradvac.text.languages import is_code
 from gradvac.text.readers import Source, read_blocks, read_rows
 from gradvac.text.textfiles import LINE_LIMIT, Fault, decode

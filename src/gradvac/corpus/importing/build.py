@@ -13,14 +13,14 @@ from typing import Any, cast
 
 from gradvac.corpus.apt import sha256_of
 from gradvac.corpus.folder import new_folder, write_folder
-from gradvac.corpus.heldout import HeldOut
-from gradvac.corpus.importing.checks import SAMPLE, check_columns, identifier_of, in_script
 from gradvac.corpus.importing.layouts import KINDS, Piece, Split, find_pieces
 from gradvac.corpus.importing.unpack import is_archive, unpack
 from gradvac.data.spool import ENGLISH, Spool
 from gradvac.errors import CorpusError, RecipeError
 from gradvac.text.account import Account, Policy
 from gradvac.text.cleaning import CleaningRules, normalise, text_key
+from gradvac.text.columns import SAMPLE, check_columns, identifier_of, in_script
+from gradvac.text.heldout import HeldOut
 from gradvac.text.languages import Direction, family_order
 from gradvac.text.readers import Row
 

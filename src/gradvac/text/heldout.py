@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
-from gradvac.corpus.text import words
 from gradvac.text.cleaning import text_key
+from gradvac.text.scripts import words
 
 NEAR = 0.8
 """Word Jaccard from which two strings count as near-duplicates.

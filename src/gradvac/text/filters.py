@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from gradvac.corpus.text import mostly_english, words
 from gradvac.errors import CorpusError, RunError
 from gradvac.text.cleaning import CleaningRules, rejection
 from gradvac.text.identify import Identifier
-from gradvac.text.scripts import letters_of, script_plausible, scripts_of
+from gradvac.text.scripts import letters_of, mostly_english, script_plausible, scripts_of, words
 
 # Half of the letters: names and quotations are often in another script than the text around them.
 _SCRIPT_SHARE = 0.5

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
-from gradvac.corpus.filters import confusable
 from gradvac.corpus.importing.layouts import Piece
 from gradvac.errors import CorpusError, RunError
+from gradvac.text.filters import confusable
 from gradvac.text.identify import Identifier
 from gradvac.text.readers import Row
 from gradvac.text.scripts import letters_of, script_in, script_plausible, scripts_of
