@@ -37,13 +37,12 @@ from gradvac.text.cleaning import CleaningRules, normalise
 from gradvac.text.escapes import NOTE
 from gradvac.text.filters import SAMPLE_ROWS, PairFilter, check_columns
 from gradvac.text.heldout import HeldOut
-from gradvac.text.languages import is_code
+from gradvac.text.languages import ENGLISH, is_code
 from gradvac.text.readers import Source, read_blocks, read_rows
 from gradvac.text.textfiles import LINE_LIMIT, Fault, decode
 
 PIECE = 8 * 2**20
 """Bytes of text in one piece. Chosen here: about a second of work."""
-ENGLISH = "en"
 SAMPLES = 3
 
 Tick = Callable[[str, int, int], None]

@@ -11,17 +11,17 @@ from itertools import chain, combinations, islice
 from pathlib import Path
 from typing import Any, cast
 
-from gradvac.corpus.apt import sha256_of
 from gradvac.corpus.folder import new_folder, write_folder
 from gradvac.corpus.importing.layouts import KINDS, Piece, Split, find_pieces
 from gradvac.corpus.importing.unpack import is_archive, unpack
-from gradvac.data.spool import ENGLISH, Spool
+from gradvac.data.spool import Spool
 from gradvac.errors import CorpusError, RecipeError
+from gradvac.reading import sha256_of
 from gradvac.text.account import Account, Policy
 from gradvac.text.cleaning import CleaningRules, normalise, text_key
 from gradvac.text.columns import SAMPLE, check_columns, identifier_of, in_script
 from gradvac.text.heldout import HeldOut
-from gradvac.text.languages import Direction, family_order
+from gradvac.text.languages import ENGLISH, Direction, family_order, pivot
 from gradvac.text.readers import Row
 
 Say = Callable[[str], None]
@@ -240,13 +240,13 @@ class _KeepOut:
         if not self.rows:
             self.account.keep(_TRAINING)
             return row
-        pivot = ENGLISH if ENGLISH in row.texts else min(row.texts)
-        held = self._by_pivot.get(pivot)
+        first = pivot(sorted(row.texts))
+        held = self._by_pivot.get(first)
         if held is None:
-            held = self._by_pivot[pivot] = HeldOut(self.rows, pivot)
-        why = held.english_reason(row.texts[pivot])
+            held = self._by_pivot[first] = HeldOut(self.rows, first)
+        why = held.english_reason(row.texts[first])
         if why is None:
-            leaks = {c: held.translation_reason(c, t) for c, t in row.texts.items() if c != pivot}
+            leaks = {c: held.translation_reason(c, t) for c, t in row.texts.items() if c != first}
             why = next(filter(None, leaks.values()), None)
             if why is None:
                 self.account.keep(_TRAINING)

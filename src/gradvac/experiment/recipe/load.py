@@ -17,7 +17,6 @@ from typing import Any, get_args
 import yaml
 from pydantic import ValidationError, model_validator
 
-from gradvac.data.spool import ENGLISH
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.errors import explain
 from gradvac.experiment.recipe.sections import (
@@ -34,7 +33,7 @@ from gradvac.experiment.recipe.yaml_text import parse_yaml
 from gradvac.experiment.run.files import RECIPE, TASKS
 from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
 from gradvac.reading import read_text
-from gradvac.text.languages import same_language
+from gradvac.text.languages import ENGLISH, same_language
 from gradvac.translation.tokenizers import FILE, VOCABULARY
 from gradvac.translation.vocabulary import Normalization
 

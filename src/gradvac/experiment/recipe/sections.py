@@ -24,7 +24,7 @@ from gradvac.experiment.recipe.method_options import (
     make_method,
 )
 from gradvac.text.cleaning import CleaningRules
-from gradvac.text.languages import LONGEST_CODE, Direction, is_code
+from gradvac.text.languages import ENGLISH, LONGEST_CODE, Direction, is_code
 from gradvac.translation.tokenizers import check_tokenizer
 from gradvac.translation.vocabulary import Normalization
 
@@ -63,7 +63,7 @@ class SourceSection(Section):
     path: str | None = None
     paths: Annotated[dict[str, str], Field(min_length=1)] | None = None
     languages: Languages | None = None
-    msgid: str = "en"
+    msgid: str = ENGLISH
     check: bool = True
     quoted: bool = False
     unescape: bool = False
