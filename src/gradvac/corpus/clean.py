@@ -34,8 +34,9 @@ from gradvac.data.duplicates import (
 from gradvac.errors import CorpusError
 from gradvac.text.account import Account
 from gradvac.text.cleaning import CleaningRules, normalise
+from gradvac.text.columns import check_header
 from gradvac.text.escapes import NOTE
-from gradvac.text.filters import SAMPLE_ROWS, PairFilter, check_columns
+from gradvac.text.filters import PairFilter
 from gradvac.text.heldout import HeldOut
 from gradvac.text.languages import ENGLISH, is_code
 from gradvac.text.readers import Source, read_blocks, read_rows
@@ -44,6 +45,8 @@ from gradvac.text.textfiles import LINE_LIMIT, Fault, decode
 PIECE = 8 * 2**20
 """Bytes of text in one piece. Chosen here: about a second of work."""
 SAMPLES = 3
+# Rows of a file that are looked at together, which tells any two languages apart.
+_SAMPLE_ROWS = 200
 
 Tick = Callable[[str, int, int], None]
 
@@ -173,7 +176,7 @@ def _check_files(codes: dict[Path, tuple[str, str]]) -> list[str]:
             raise CorpusError(f"{file}: holds the same text as {twin}: remove one of them")
         rows = [line.split("\t") for line in _first_lines(file)]
         rows = [row for row in rows if len(row) == 2]
-        if rows and (note := check_columns(str(file), pair, rows)):
+        if rows and (note := check_header(str(file), pair, rows)):
             notes.append(note)
         account = Account()
         for _ in read_blocks(Source(format="tsv", path=file, languages=pair), account):
@@ -186,7 +189,7 @@ def _check_files(codes: dict[Path, tuple[str, str]]) -> list[str]:
 def _first_lines(file: Path) -> Iterator[str]:
     with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
         next(lines, None)
-        for _, line in zip(range(SAMPLE_ROWS), lines, strict=False):
+        for _, line in zip(range(_SAMPLE_ROWS), lines, strict=False):
             yield line.rstrip("\r\n")
 
 

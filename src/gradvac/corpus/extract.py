@@ -22,7 +22,7 @@ from gradvac.corpus.deb import read_deb
 from gradvac.corpus.members import Member, classify
 from gradvac.errors import CorpusError
 from gradvac.text.catalogues import Message, parse_mo
-from gradvac.text.filters import confusable
+from gradvac.text.identify import confusable
 from gradvac.text.languages import ENGLISH
 from gradvac.text.messages import message_pairs, rejection
 from gradvac.text.program_files import (

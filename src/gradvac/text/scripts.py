@@ -119,6 +119,14 @@ def script_plausible(text: str, scripts: frozenset[str], share: float) -> bool:
     return len(letters) - len(pattern.sub("", letters)) >= share * len(letters)
 
 
+def in_script(code: str, text: str) -> bool:
+    """Whether half of the letters of a text are of a script of its language, or it has none.
+
+    Half, because names and quotations are often in another script than the text around them.
+    """
+    return not letters_of(text) or script_plausible(text, scripts_of(code), 0.5)
+
+
 @cache
 def script_of_character(character: str) -> str:
     """The code of the one script a character is of; "Zyyy" where there are none or several."""
