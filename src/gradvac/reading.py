@@ -6,6 +6,7 @@ device without end and a file of gigabytes where a page is due are refused befor
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -58,6 +59,12 @@ def read_text(path: Path) -> str:
         return read_bytes(path).decode()
     except UnicodeDecodeError as e:
         raise RunError(f"{path}: not UTF-8 at byte {e.start}") from e
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file of any size, in hexadecimal."""
+    with regular(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path, shape: type[T] = dict[str, Any]) -> T:
