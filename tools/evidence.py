@@ -23,8 +23,8 @@ from evidence_files import FAILS, HOLDS, UNKNOWN, Absent, Evidence
 from evidence_files import Figure as Finding
 from evidence_pictures import PICTURES
 
+from gradvac.experiment.compare.comparison_view import DIGITS, NAMES
 from gradvac.experiment.compare.results import Metric
-from gradvac.experiment.compare.tables import DIGITS, NAMES
 from gradvac.geometry.plots import save
 
 

@@ -9,10 +9,8 @@ one that writes there removes it.
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.experiment.run.disk import to_disk
+from gradvac.tables import csv_text
 
 RECIPE, TASKS, VOCABULARY = "recipe.yaml", "tasks.json", "vocabulary.model"
 MODEL = "model.json"
@@ -118,9 +117,7 @@ def write_json(path: Path, tree: Any, indent: int | None = 1) -> None:
 
 def write_csv(path: Path, lines: Iterable[Sequence[Any]], end: str = "\r\n") -> None:
     """Write a table whole, by default with the line ends of RFC 4180; OSError names the file."""
-    out = io.StringIO(newline="")
-    csv.writer(out, lineterminator=end).writerows(lines)
-    write_text(path, out.getvalue())
+    write_text(path, csv_text(lines, end))
 
 
 def _whole_to_disk(path: Path) -> None:
