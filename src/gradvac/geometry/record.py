@@ -19,6 +19,7 @@ import numpy as np
 
 from gradvac.errors import RunError
 from gradvac.reading import LONGEST_LINE, regular
+from gradvac.writing import write_text
 
 __all__ = ["Frame", "GramRecord", "cosine"]
 
@@ -151,9 +152,7 @@ class GramRecord:
             return
         text = "".join(json.dumps(line) + "\n" for line in lines)
         if self._index.read_text(encoding="utf-8", errors="replace") != text:
-            new = self._index.with_suffix(".new")
-            new.write_text(text, encoding="utf-8")
-            new.replace(self._index)
+            write_text(self._index, text)
 
     def __iter__(self) -> Iterator[Frame]:
         return self._frames(self._lines())

@@ -11,8 +11,8 @@ from typing import Any
 from gradvac.errors import RecipeError
 from gradvac.experiment.compare.compare import LEVEL, Comparison
 from gradvac.experiment.compare.comparison_view import latex, markdown, test_in_words
-from gradvac.experiment.run.files import write_text
 from gradvac.tables import csv_text
+from gradvac.writing import write_text
 
 
 def records(found: Comparison) -> list[dict[str, Any]]:

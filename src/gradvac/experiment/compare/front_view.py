@@ -16,9 +16,9 @@ from gradvac.experiment.compare.front import Estimate
 from gradvac.experiment.compare.fronts import Front
 from gradvac.experiment.figures.base import Picture
 from gradvac.experiment.figures.write import write_picture
-from gradvac.experiment.run.files import write_csv, write_text
 from gradvac.geometry.plots import INK, MUTED, RULE, axes, colour, legend, styled
 from gradvac.tables import Table
+from gradvac.writing import write_csv, write_text
 
 
 def table(front: Front) -> Table:

@@ -36,12 +36,12 @@ from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.tune_space import Parameter, as_yaml, read_space
 from gradvac.experiment.recipe.variants import RecipeFile
 from gradvac.experiment.run.contents import Searched, metrics_of
-from gradvac.experiment.run.files import write_csv, write_json, write_text
 from gradvac.experiment.sweep.sweep import LOG, last_line, start
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.training.process import StopSignal
 from gradvac.reading import read_json
 from gradvac.tables import Cell, Table
+from gradvac.writing import write_csv, write_json, write_text
 
 if TYPE_CHECKING:
     from optuna import Study
