@@ -9,7 +9,7 @@ shipped corpus: what fine-tuning on it shows is that everything runs, without th
 import lzma
 from pathlib import Path
 
-from gradvac.experiment.recipe.load import resolve
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.tagging.encoder import transformers
 from gradvac.tagging.pretraining import train_tokenizer
 

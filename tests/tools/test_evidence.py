@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradvac.experiment.recipe.load import load_any
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.recipe.variants import row_of
 from tools.evidence.claims import claims
 from tools.evidence.cost import empty_corpus
@@ -198,7 +198,7 @@ def test_every_row_had_the_same_rates_to_choose_from_and_has_the_best(name, tmp_
     for variant in {run["variant"] for run in runs}:
         own = rows[row_of(variant)]
         file = ROOT / "recipes" / RATES[name]
-        recipe = load_any(file, changes, size="small", variant=variant)
+        recipe = load_recipe(file, changes, size="small", variant=variant)
         assert recipe.training.learning_rate == min(own, key=own.__getitem__), variant
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from gradvac.experiment.compare.results import runs_of, times
-from gradvac.experiment.recipe.load import any_recipe
+from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.training.measuring import curvature_lines, measured_folder
 from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.view.numbers import HEADER, PARTS, findings, row
