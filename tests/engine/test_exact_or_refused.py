@@ -125,8 +125,9 @@ def test_a_check_is_made_again_where_the_forward_pass_changes(monkeypatch):
     model = net()
     engine = Engine(model, Joint())
     made = []
-    rehearse = engine._rehearse
-    monkeypatch.setattr(engine, "_rehearse", lambda *args: made.append(1) or rehearse(*args))
+    checks = engine._single_pass.checks
+    rehearse = checks.rehearse
+    monkeypatch.setattr(checks, "rehearse", lambda *args: made.append(1) or rehearse(*args))
 
     def step(loss, tasks=TASKS):
         with engine.tasks(tasks, inputs=[X]):

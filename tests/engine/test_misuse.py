@@ -145,7 +145,7 @@ def test_the_look_at_the_optimizer_ends_and_keeps_nothing_alive():
     assert not hooks
     engine = SinglePassEngine(model, Joint())
     step(engine, loss(model))
-    alive = weakref.ref(engine._guard)
+    alive = weakref.ref(engine._setup.guard)
     del engine
     gc.collect()
     assert alive() is None

@@ -1,11 +1,10 @@
 """Engines: the gradients of every task of a step, grouped, measured and combined."""
 
-from gradvac.engine.engine import Engine
+from gradvac.engine.engine import Engine, SinglePassEngine
 from gradvac.engine.groups import GRANULARITIES, ParameterGroup, parameter_groups
 from gradvac.engine.per_task import PerTaskEngine
 from gradvac.engine.report import StepReport
 from gradvac.engine.samples.declared import keeps_samples_apart
-from gradvac.engine.single_pass import SinglePassEngine
 
 __all__ = [
     "GRANULARITIES",

@@ -10,8 +10,8 @@ import torch
 
 from gradvac.data.batches import Batch
 from gradvac.engine import Engine, StepReport
-from gradvac.engine.ranks.collector import Reduction
 from gradvac.engine.ranks.group import Ranks
+from gradvac.engine.ranks.reduction import Reduction
 from gradvac.errors import NotFiniteError
 from gradvac.experiment.run.disk import Outbox
 from gradvac.experiment.run.shards import whole
