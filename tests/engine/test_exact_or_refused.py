@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gradvac.engine import Engine, PerTaskEngine, keeps_samples_apart, parameter_groups
-from gradvac.engine.tracing import any_operation as again
+from gradvac.engine.tracing import any_operation
 from gradvac.errors import GradientError
 from gradvac.methods import Joint, PCGrad, StaticWeights
 from tests.engine.partition import flat, largest_error
@@ -157,8 +157,8 @@ def test_a_gate_that_opens_where_two_passes_are_made():
 @pytest.mark.parametrize("accumulates", [False, True])
 def test_a_wrong_split_behind_a_gate_is_found_when_the_gate_opens(monkeypatch, accumulates):
     """Its gradients are zero while it is checked, so that nothing is shown."""
-    reduce = again._reduce
-    monkeypatch.setattr(again, "_reduce", lambda *args: 1.5 * reduce(*args))
+    reduce = any_operation._reduce
+    monkeypatch.setattr(any_operation, "_reduce", lambda *args: 1.5 * reduce(*args))
     model = net()
     model.scale = nn.Parameter(torch.ones(D, dtype=torch.float64))
     engine = Engine(model, Joint())

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from gradvac.engine.collector import Collector
-from gradvac.engine.gradients.stores import ParameterSlot
+from gradvac.engine.gradients.parameter_slot import ParameterSlot
 from gradvac.engine.local_collector import LocalCollector
 from gradvac.engine.samples.calls import explained, inner
-from gradvac.engine.samples.rows import RowMap
+from gradvac.engine.samples.owners import Owners
 from gradvac.engine.setup import Setup
 from gradvac.engine.step import Step
 from gradvac.engine.tracing.batch import TracedBatch
-from gradvac.engine.tracing.known import Refusal
-from gradvac.engine.tracing.meetings import Flow
+from gradvac.engine.tracing.parameter_use import PassKind
+from gradvac.engine.tracing.tensor_info import Refusal
 
 
 class BackwardPasses:
@@ -42,7 +42,7 @@ class BackwardPasses:
         step: Step,
         batch: TracedBatch,
         loss: Tensor,
-        owners: RowMap,
+        owners: Owners,
     ) -> None:
         self.setup, self.collector, self.step = setup, collector, step
         self.batch, self.loss, self.owners = batch, loss, owners
@@ -51,7 +51,7 @@ class BackwardPasses:
         self,
         factors: Tensor | None,
         inputs: Sequence[Any],
-        flow: Flow,
+        kind: PassKind,
         retain_graph: bool = False,
     ) -> Sequence[Tensor | None]:
         """Run a backward pass of the losses times some factors ``[N]``, 1 by default.
@@ -63,8 +63,8 @@ class BackwardPasses:
         if factors is None:
             factors = torch.ones_like(loss)
         if setup.shards is not None:
-            setup.shards.stand()
-        with trace.watch.flowing(flow), trace.repeats(), explained(loss, setup.module):
+            setup.shards.gather_kept_whole()
+        with trace.backward_state.running(kind), trace.repeats(), explained(loss, setup.module):
             return inner(torch.autograd.grad)(
                 loss, [trace.anchor, *inputs], factors, retain_graph, allow_unused=True
             )[1:]
@@ -73,13 +73,13 @@ class BackwardPasses:
         """Run backward passes that other ranks need and this one does not."""
         for n in range(count):
             keep = retain_graph or n + 1 < count
-            self.run(torch.zeros_like(self.loss), self.setup.leaves, Flow.IDLE, keep)
+            self.run(torch.zeros_like(self.loss), self.setup.leaves, PassKind.IDLE, keep)
 
     def split(self, retain_graph: bool = False) -> None:
         """Run the backward pass that splits gradients.
 
         Raises:
-            GradientError: if a gradient reaches a parameter past all meetings.
+            GradientError: if a gradient reaches a parameter but through a use that was followed.
         """
         found, n_shared = self.run_split(retain_graph), self.setup.n_shared
         for leaf, gradient in zip(self.setup.leaves, found[:n_shared], strict=False):
@@ -96,16 +96,16 @@ class BackwardPasses:
         None for what other tensors are made of, which wait with their graph for the end, and for
         parameters with hooks, which are not made for nothing to come.
         """
-        chains, leaves = self.batch.trace.chains, self.setup.leaves
-        waiting = {id(s.leaf) for c in chains for s in c.sources if isinstance(s, ParameterSlot)}
+        derived, leaves = self.batch.trace.derived, self.setup.leaves
+        waiting = {id(s.leaf) for d in derived for s in d.sources if isinstance(s, ParameterSlot)}
         waiting |= {id(slot.leaf) for slot in self.collector.slots.values() if slot.hooked}
         asked = [leaf for leaf in leaves if id(leaf) not in waiting]
-        found = iter(self.run(None, asked, Flow.SPLIT, retain_graph))
+        found = iter(self.run(None, asked, PassKind.SPLIT, retain_graph))
         return [None if id(leaf) in waiting else next(found) for leaf in leaves]
 
-    def carry_on(self) -> None:
-        """Carry gradients of what was made of parameters alone on to these parameters."""
-        self.batch.carry_on(self.owners.n_tasks)
+    def pass_on(self) -> None:
+        """Pass gradients of what was made of parameters alone on to these parameters."""
+        self.batch.pass_on(self.owners.n_tasks)
 
     def unseen(self, leaf: Tensor) -> Refusal:
         """Return the refusal of a parameter that is used out of sight."""
@@ -119,11 +119,11 @@ class BackwardPasses:
         collector = self.collector
         assert isinstance(collector, LocalCollector)
         self.split(retain_graph=True)
-        self.carry_on()
+        self.pass_on()
         weights = collector.weights(self.step)
-        with self.batch.trace.watch.flowing(Flow.JOINT):
-            self.run(weights[self.owners.index].to(self.loss), [], Flow.JOINT, retain_graph)
-            self.batch.carry_on(1)
+        with self.batch.trace.backward_state.running(PassKind.JOINT):
+            self.run(weights[self.owners.index].to(self.loss), [], PassKind.JOINT, retain_graph)
+            self.batch.pass_on(1)
         collector.take_combined(self.step)
 
     def one_by_one(self, passes: int = 0) -> None:
@@ -143,7 +143,7 @@ class BackwardPasses:
         self._add(self._plain(None, False), task)
 
     def _plain(self, factors: Tensor | None, retain_graph: bool) -> Sequence[Tensor | None]:
-        return self.run(factors, self.setup.leaves, Flow.PLAIN, retain_graph)
+        return self.run(factors, self.setup.leaves, PassKind.PLAIN, retain_graph)
 
     def _add(self, gradients: Sequence[Tensor | None], task: int) -> None:
         """Add a task's gradients of the leaves."""

@@ -12,17 +12,17 @@ from torch import Tensor
 from gradvac.engine.backward_passes import BackwardPasses
 from gradvac.engine.comparison import (
     Rehearsal,
-    apart,
     different,
     edges,
-    last_meetings,
+    last_uses,
     same,
+    split_by_task,
     task_weights,
 )
 from gradvac.engine.hidden import without_hooks
 from gradvac.engine.tracing.batch import TracedBatch
-from gradvac.engine.tracing.known import Refusal, because
-from gradvac.engine.tracing.meetings import Flow, meeting_of
+from gradvac.engine.tracing.parameter_use import PassKind, use_of
+from gradvac.engine.tracing.tensor_info import Refusal, because
 from gradvac.errors import GradientError
 
 Gather = AbstractContextManager[Any]
@@ -78,7 +78,7 @@ class Checks:
 
     def may_recheck(self, passes: BackwardPasses) -> bool:
         """Whether a gradient may turn out not to be zero, so that the graph is needed once more."""
-        return any(slot.asleep for slot in passes.collector.slots.values())
+        return any(slot.zero_when_checked for slot in passes.collector.slots.values())
 
     def recheck(self, passes: BackwardPasses) -> None:
         """Check again where gradients that were zero in the check no longer are.
@@ -87,8 +87,8 @@ class Checks:
             Refusal: if one would be wrong; it is too late then for a backward pass per task.
         """
         batch = passes.batch
-        woken = any(slot.woken for slot in passes.collector.slots.values())
-        if not woken or not batch.trace.splits or batch.only is not None:
+        nonzero_since = any(slot.nonzero_since for slot in passes.collector.slots.values())
+        if not nonzero_since or not batch.trace.splits or batch.only is not None:
             return
         try:
             self.rehearse(passes, nullcontext())
@@ -105,30 +105,30 @@ class Checks:
         setup, loss, owners = passes.setup, passes.loss, passes.owners
         if setup.shards is not None:  # what follows a sharded module gathers, with all ranks
             raise Refusal("the samples were not followed to the losses of a sharded model")
-        nodes, reached = last_meetings(loss)
+        nodes, reached = last_uses(loss)
         for leaf in setup.leaves[: setup.n_shared]:
             if id(leaf) in reached:
                 raise passes.unseen(leaf)
         weights = task_weights(owners.n_tasks, setup.next_step)
         scaled = weights[owners.index].to(loss)
         plain, weighted, again = (
-            passes.run(factors, edges(nodes), Flow.PLAIN, retain_graph=True)
+            passes.run(factors, edges(nodes), PassKind.PLAIN, retain_graph=True)
             for factors in (None, scaled, None)
         )
         for n, node in enumerate(nodes):
-            meeting = meeting_of(node)
+            use = use_of(node)
             dy, dy_weighted, dy_again = plain[n], weighted[n], again[n]
-            if meeting is None or dy is None or dy_weighted is None or dy_again is None:
+            if use is None or dy is None or dy_weighted is None or dy_again is None:
                 continue
             if not same(dy, dy_again):
                 raise GradientError(
-                    f"the backward pass that follows {meeting.what} gives another gradient when it "
+                    f"the backward pass that follows {use.what} gives another gradient when it "
                     "is run a second time: a custom autograd function that can be used once alone; "
                     "gradients of tasks cannot be told apart"
                 )
-            if not apart(meeting, dy, dy_weighted, weights):
+            if not split_by_task(use, dy, dy_weighted, weights):
                 raise Refusal(
-                    f"losses have a gradient at samples of other tasks, seen at {meeting.what}: "
+                    f"losses have a gradient at samples of other tasks, seen at {use.what}: "
                     "what follows it mixes samples"
                 )
 
@@ -141,24 +141,24 @@ class Checks:
             Refusal: if a parameter's gradient would be wrong.
             GradientError: if a head gets a gradient from another task.
         """
-        setup, watch = passes.setup, passes.batch.trace.watch
+        setup, backward_state = passes.setup, passes.batch.trace.backward_state
         weights = task_weights(passes.owners.n_tasks, setup.next_step)
         rehearsal = Rehearsal(passes.collector, weights)
-        before, watch.done = watch.done, rehearsal.release
+        before, backward_state.use_done = backward_state.use_done, rehearsal.release
         scaled = weights[passes.owners.index].to(passes.loss)
         try:
             with rehearsal.running(), without_hooks(setup.leaves):
                 found = passes.run_split(retain_graph=True)
-                plain = passes.run(scaled, setup.leaves, Flow.PLAIN, retain_graph=True)
+                plain = passes.run(scaled, setup.leaves, PassKind.PLAIN, retain_graph=True)
                 with gather:
-                    passes.carry_on()
+                    passes.pass_on()
                 rehearsal.finish()
         except (GradientError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             raise Refusal(f"an operation could not be split: {because(error)}") from error
         finally:
-            watch.done = before
+            backward_state.use_done = before
         self._compare(passes, rehearsal, found, plain)
         shared = setup.n_shared
         self._check_heads(passes, found[shared:], plain[shared:], weights)
@@ -172,11 +172,14 @@ class Checks:
     ) -> None:
         """Compare the split gradients with those of plain training."""
         setup = passes.setup
-        leaves, coarsest = setup.leaves[: setup.n_shared], passes.batch.trace.watch.coarsest
+        leaves, coarsest = (
+            setup.leaves[: setup.n_shared],
+            passes.batch.trace.backward_state.coarsest,
+        )
         wrong, silent = different(leaves, rehearsal.sums, plain[: setup.n_shared], coarsest)
         for n, leaf in enumerate(leaves):
             slot = passes.collector.slots[id(leaf)]
-            slot.asleep, slot.woken = n in silent and setup.shards is None, False
+            slot.zero_when_checked, slot.nonzero_since = n in silent and setup.shards is None, False
         if wrong:
             leaf, hidden = leaves[wrong[0]], found[wrong[0]]
             if hidden is not None and bool(hidden.to_dense().any()):
@@ -196,8 +199,10 @@ class Checks:
         """Check that the heads of tasks get a gradient from their own task alone."""
         heads, names = passes.setup.heads, passes.step.names
         factor = dict(zip(names, weights.tolist(), strict=False))
-        if heads.apart(joint, weighted, factor):
+        if heads.from_own_task(joint, weighted, factor):
             return
         for task in range(passes.owners.n_tasks):  # say which
             own = (passes.owners.index == task).to(passes.loss.device, passes.loss.dtype)
-            heads.check(names[task], passes.run(own, heads.leaves, Flow.PLAIN, retain_graph=True))
+            heads.check(
+                names[task], passes.run(own, heads.leaves, PassKind.PLAIN, retain_graph=True)
+            )

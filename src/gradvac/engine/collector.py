@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gradvac.engine.gradients.stores import GroupStore, Pool
+from gradvac.engine.gradients.pool import Pool
+from gradvac.engine.gradients.stores import GroupStore
 from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.setup import Setup
 from gradvac.engine.step import Step

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradvac.engine.collector import Collector
 from gradvac.engine.gradients.gram import gram
-from gradvac.engine.gradients.on_demand import Held, Rows
+from gradvac.engine.gradients.on_demand import OnDemand, TaskGradients
 from gradvac.engine.gradients.stores import GroupStore
 from gradvac.engine.groups import ParameterGroup, parameter_groups
 from gradvac.engine.report import combine, decide_present
@@ -75,17 +75,17 @@ class LocalCollector(Collector):
 
     def _measure(self, stores: Sequence[GroupStore], step: Step) -> None:
         """Add to the Gram matrix of the whole model and free the gradients."""
-        rows = _rows(stores, step, len(step.names))
-        if rows:
-            step.gram = step.gram + gram([list(chain(*rows))])
+        gradients = _task_gradients(stores, step, len(step.names))
+        if gradients:
+            step.gram = step.gram + gram([list(chain(*gradients))])
         for store in stores:
             store.close()
 
     def take_combined(self, step: Step) -> None:
         """Take over the gradients of the second of two passes."""
         one = torch.ones(1)
-        rows = _rows(self.stores, step, 1)
-        self._assign(step, self.stores, rows, [one] * len(self.stores))
+        gradients = _task_gradients(self.stores, step, 1)
+        self._assign(step, self.stores, gradients, [one] * len(self.stores))
 
     def finish(self, step: Step) -> None:
         """Combine what is left."""
@@ -93,15 +93,15 @@ class LocalCollector(Collector):
         if left and not self._two_passes:
             self._combine(left, step)
         elif left:  # of two passes one was enough: it brought all gradients of each task
-            rows = _rows(left, step, len(step.names))
-            inner = gram([list(chain(*rows))])
+            gradients = _task_gradients(left, step, len(step.names))
+            inner = gram([list(chain(*gradients))])
             weights = self._decide(step, inner, self.setup.groups)
-            self._assign(step, left, rows, [weights[0]] * len(left))
+            self._assign(step, left, gradients, [weights[0]] * len(left))
 
     def _combine(self, stores: Sequence[GroupStore], step: Step) -> None:
-        rows = _rows(stores, step, len(step.names))
-        weights = self._decide(step, gram(rows), [store.group for store in stores])
-        self._assign(step, stores, rows, weights)
+        gradients = _task_gradients(stores, step, len(step.names))
+        weights = self._decide(step, gram(gradients), [store.group for store in stores])
+        self._assign(step, stores, gradients, weights)
 
     def _decide(self, step: Step, inner: Tensor, groups: Sequence[ParameterGroup]) -> Tensor:
         """Return the weights ``[groups, K]`` that the method gives, and note its report."""
@@ -122,24 +122,26 @@ class LocalCollector(Collector):
         self,
         step: Step,
         stores: Sequence[GroupStore],
-        rows: Sequence[Sequence[Rows]],
+        found: Sequence[Sequence[TaskGradients]],
         weights: Iterable[Tensor],
     ) -> None:
         """Note the combined gradients of the parameters and free those of the tasks."""
-        for store, matrices, w in zip(stores, rows, weights, strict=True):
+        for store, matrices, w in zip(stores, found, weights, strict=True):
             gradients = store.gradients([combine(w, matrix) for matrix in matrices])
             for slot, gradient in zip(store.slots, gradients, strict=True):
                 step.gradients[id(slot.parameter)] = gradient
             store.close()
 
 
-def _rows(stores: Sequence[GroupStore], step: Step, n_tasks: int) -> list[list[Rows]]:
+def _task_gradients(
+    stores: Sequence[GroupStore], step: Step, n_tasks: int
+) -> list[list[TaskGradients]]:
     """Return the task gradients, without the loss scale."""
-    found = [store.rows(n_tasks) for store in stores]
+    found = [store.task_gradients(n_tasks) for store in stores]
     if step.loss_scale != 1.0:
-        for rows in chain(*found):
-            if isinstance(rows, Held):
-                rows.scale = 1 / step.loss_scale
+        for gradients in chain(*found):
+            if isinstance(gradients, OnDemand):
+                gradients.scale = 1 / step.loss_scale
             else:
-                rows.mul_(1 / step.loss_scale)
+                gradients.mul_(1 / step.loss_scale)
     return found

@@ -75,7 +75,7 @@ class PerTask(Strategy):
                 f"{loss.requires_grad}; it must be a scalar computed from the model's parameters"
             )
         if setup.shards is not None:
-            setup.shards.stand()
+            setup.shards.gather_kept_whole()
         else:
             refuse_hidden(loss.reshape(()), setup.module, setup.leaves, setup.name)
         with explained(loss, setup.module):
@@ -110,7 +110,7 @@ class PerTask(Strategy):
             loss = list(losses.values())[-1].reshape(())
             nothing = torch.zeros_like(loss)
             assert setup.shards is not None
-            setup.shards.stand()
+            setup.shards.gather_kept_whole()
             torch.autograd.grad(
                 loss, setup.leaves, nothing, retain_graph=n < count, allow_unused=True
             )
@@ -136,17 +136,19 @@ class PerTask(Strategy):
     def _finish_alone(self) -> tuple[StepReport, Gradients]:
         step, setup = self.step, self.setup
         losses = step.losses(len(step.names)) / step.loss_scale
-        rows = [buffer.rows(len(step.names), step.loss_scale) for buffer in self._buffers]
+        gradients = [
+            buffer.task_gradients(len(step.names), step.loss_scale) for buffer in self._buffers
+        ]
         report = decide(
             setup.method,
-            gram([[r] for r in rows]),
+            gram([[each] for each in gradients]),
             losses,
             step.tasks,
             setup.group_names,
             step.number,
             step.shares,
         )
-        parts = zip(self._buffers, rows, report.weights, strict=True)
+        parts = zip(self._buffers, gradients, report.weights, strict=True)
         return report, [pair for buffer, m, w in parts for pair in buffer.gradients(combine(w, m))]
 
     def _finish_with_ranks(self) -> tuple[StepReport, Gradients]:
@@ -158,11 +160,11 @@ class PerTask(Strategy):
         try:
             for bucket in buckets:
                 found = [buffers[p.name].piece(p, len(step.names)) for p in bucket.pieces]
-                sources, used = [rows for rows, _ in found], chain(*(used for _, used in found))
+                sources, used = [source for source, _ in found], chain(*(used for _, used in found))
                 exchange.launch(sources, list(used))
             gradients = exchange.finish()
         except GradientError:
-            if step.failed_alike:
+            if step.failed_everywhere:
                 exchange.drain()
             raise
         setup.heads.add_ranks(ranks)

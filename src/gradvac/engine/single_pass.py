@@ -1,8 +1,8 @@
 """Exact per-task gradients of a mixed batch from one forward and one backward pass.
 
 The samples of different tasks are independent, so the gradient of a parameter splits by the rows
-of the batch. The engine follows the samples through the forward pass, and where a parameter meets
-them its gradient is formed once for each task from that task's rows. The K gradients of a
+of the batch. The engine follows the samples through the forward pass, and where a parameter is
+used with them its gradient is formed once for each task from that task's rows. The K gradients of a
 parameter group are combined and freed as soon as the backward has passed the group.
 
 Whatever mixes samples is refused by name. On top of that everything that a forward pass does for
@@ -23,7 +23,7 @@ from torch import Tensor
 from gradvac.engine.backward_passes import BackwardPasses
 from gradvac.engine.checks import Checks
 from gradvac.engine.comparison import CHECKS
-from gradvac.engine.gradients.stores import ParameterSlot
+from gradvac.engine.gradients.parameter_slot import ParameterSlot
 from gradvac.engine.hidden import refuse_hidden
 from gradvac.engine.local_collector import LocalCollector
 from gradvac.engine.ranks.collector import RankCollector
@@ -31,13 +31,13 @@ from gradvac.engine.ranks.passes import Passes, agree_on_passes
 from gradvac.engine.ranks.shards import Shards
 from gradvac.engine.report import StepReport
 from gradvac.engine.samples.calls import as_written, leaves
-from gradvac.engine.samples.rows import RowMap
+from gradvac.engine.samples.owners import Owners
 from gradvac.engine.setup import Setup
 from gradvac.engine.strategy import Gradients, Strategy
 from gradvac.engine.task_names import TaskOfSample, names_and_index
 from gradvac.engine.tracing.batch import TracedBatch
-from gradvac.engine.tracing.known import Refusal
-from gradvac.engine.tracing.meetings import Flow, Watch
+from gradvac.engine.tracing.parameter_use import BackwardState, PassKind
+from gradvac.engine.tracing.tensor_info import Refusal
 from gradvac.engine.tracing.trace import Trace
 from gradvac.errors import GradientError
 
@@ -133,25 +133,25 @@ class SinglePass(Strategy):
     def _new_batch(self, names: Sequence[str], index: Tensor, batch_dim: int) -> TracedBatch:
         positions = torch.tensor([self.step.position(name) for name in names], dtype=torch.int64)
         trace = Trace(
-            self.collector.slots,
             self.setup.module,
+            self.collector.slots,
             self.collector.device,
             remember=self.checks.left > 0,
-            watch=Watch(lambda: self.collector.release(self.step)),
+            backward_state=BackwardState(lambda: self.collector.release(self.step)),
             heads=frozenset(id(p) for p in self.setup.heads.leaves),
             splits=self._splits,
             give_up=self._give_up,
             proved=self.checks.proved,
         )
         only = self.step.position(names[0]) if len(names) == 1 else None
-        rows = RowMap(positions[index], len(self.step.names))
-        return TracedBatch(trace, rows, only, batch_dim)
+        owners = Owners(positions[index], len(self.step.names))
+        return TracedBatch(trace, owners, only, batch_dim)
 
     @contextmanager
     def _following(self, batch: TracedBatch) -> Iterator[None]:
         shards = self.setup.shards
-        carrying = shards.carrying(batch.trace) if shards else nullcontext()
-        with batch.trace, as_written(self.setup.module), carrying:
+        passing_info_on = shards.passing_info_on(batch.trace) if shards else nullcontext()
+        with batch.trace, as_written(self.setup.module), passing_info_on:
             yield
 
     # -- the step -------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ class SinglePass(Strategy):
                 )
             passes = self._backward(loss, rows, mask, ends=False)
             for slot in self.collector.slots.values():
-                slot.stir()
+                slot.note_nonzero()
             self.checks.recheck(passes)
         except BaseException as e:
             self.tell(e)
@@ -251,7 +251,7 @@ class SinglePass(Strategy):
         setup.guard.pending = False
         self.collector.stream(self.step.streams)
         with torch._C.DisableTorchFunction():
-            loss, owners = batch.owners(loss, rows, mask)
+            loss, owners = batch.flat_losses(loss, rows, mask)
             self.step.add_losses_of(loss, owners)
         if self.first_step:
             setup.guard.check_leaves(leaves(loss))
@@ -269,7 +269,7 @@ class SinglePass(Strategy):
         setup, batch, trace = self.setup, passes.batch, passes.batch.trace
         splits = trace.splits and batch.only is None
         if setup.shards is None and (self.first_step or trace.new or not splits):
-            with trace.watch.flowing(Flow.PLAIN), trace.repeats():
+            with trace.backward_state.running(PassKind.PLAIN), trace.repeats():
                 refuse_hidden(passes.loss, setup.module, setup.leaves, setup.name)
 
     def _backward_alone(self, passes: BackwardPasses, ends: bool) -> None:
@@ -287,7 +287,7 @@ class SinglePass(Strategy):
             passes.split_in_two(self.checks.may_recheck(passes))
         else:
             passes.split(self.checks.may_recheck(passes))
-            passes.carry_on()
+            passes.pass_on()
 
     def _backward_sharded(self, shards: Shards, passes: BackwardPasses, ends: bool) -> None:
         """Make the backward passes of a sharded model, as many as any rank needs."""
@@ -313,7 +313,7 @@ class SinglePass(Strategy):
         passes.idle(joint.number - own)
         with shards.gathered(joint.units):
             if trace.splits:
-                passes.carry_on()
+                passes.pass_on()
 
     def _agree_on_passes(self, shards: Shards, passes: BackwardPasses, checks: int) -> Passes:
         """Hear how many passes the ranks make, with those of checks that are to come before."""
@@ -321,6 +321,6 @@ class SinglePass(Strategy):
         trace = passes.batch.trace
         own = 1 if trace.splits else len(passes.owners.index.unique())
         uses = [store.expected for store in self.collector.stores] if trace.splits else ()
-        sources = [slot for chain in trace.chains for slot in chain.sources]
+        sources = [slot for derived in trace.derived for slot in derived.sources]
         units = shards.units_of(s.leaf for s in sources if isinstance(s, ParameterSlot))
         return agree_on_passes(self.setup.ranks, own, uses, frozenset(units), checks)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradvac.engine.ranks.agreement import Agreement
 from gradvac.engine.report import StepReport
-from gradvac.engine.samples.rows import RowMap
+from gradvac.engine.samples.owners import Owners
 
 
 class Step:
@@ -30,7 +30,7 @@ class Step:
         self.gradients: dict[int, Tensor | None] = {}  # combined, by the id of the parameter
         self.reports: list[StepReport] = []
         self.agreed: Agreement | None = None  # with the other ranks
-        self.failed_alike = False  # on all ranks, who then need not be told
+        self.failed_everywhere = False  # on all ranks, who then need not be told
         self._losses: list[Tensor] = []
         self._present: list[Tensor] = []
 
@@ -46,7 +46,7 @@ class Step:
         self._losses.append(losses)
         self._present.append(torch.ones_like(losses) > 0 if present is None else present)
 
-    def add_losses_of(self, loss: Tensor, owners: RowMap) -> None:
+    def add_losses_of(self, loss: Tensor, owners: Owners) -> None:
         """Add losses ``[N]`` to those of their tasks; one that is 0 makes no task present."""
         task, value = owners.index.to(loss.device), loss.detach().double()
         total = torch.zeros(owners.n_tasks, dtype=torch.float64, device=loss.device)

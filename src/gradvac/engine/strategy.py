@@ -65,7 +65,7 @@ class Strategy:
         if ranks is None or error is ranks.known or isinstance(error, RankError):
             return
         ranks.known = error
-        if step.failed_alike or isinstance(error, NotFiniteError):
+        if step.failed_everywhere or isinstance(error, NotFiniteError):
             if shards is not None:
                 shards.reset()
             return

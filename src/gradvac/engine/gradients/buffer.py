@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.ranks.buckets import Source
 from gradvac.errors import GradientError
@@ -27,8 +28,7 @@ class GroupBuffer:
                 f"parameter group {self.group.name!r} lies on several devices; choose a finer "
                 "granularity"
             )
-        widest = max((p.dtype for p in parameters), key=lambda dtype: dtype.itemsize)
-        dtype = torch.promote_types(torch.float32, widest)
+        dtype = at_least_float32(*(p.dtype for p in parameters))
         return torch.empty(1, sum(self._sizes), dtype=dtype, device=parameters[0].device)
 
     def add(self, row: int, gradients: list[Tensor | None]) -> None:
@@ -50,7 +50,7 @@ class GroupBuffer:
             else:
                 piece.add_(flat)
 
-    def rows(self, n_tasks: int, loss_scale: float) -> Tensor:
+    def task_gradients(self, n_tasks: int, loss_scale: float) -> Tensor:
         """Return the gradients of the step, ``[K, P]``, with the loss scale divided out."""
         matrix = self._matrix[:n_tasks]
         return matrix if loss_scale == 1.0 else matrix.mul_(1 / loss_scale)

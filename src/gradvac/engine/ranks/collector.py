@@ -110,6 +110,6 @@ class RankCollector(Collector):
     def clear(self) -> None:
         """Drop what was collected since the last step."""
         exchange, self._exchange = self._exchange, None
-        if exchange is not None and exchange.step.failed_alike:
+        if exchange is not None and exchange.step.failed_everywhere:
             exchange.drain()
         super().clear()

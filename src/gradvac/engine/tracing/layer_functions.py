@@ -1,10 +1,9 @@
-"""The backward of operations in which a parameter meets samples of several tasks.
+"""The backward of projections, embeddings and layer normalisation on samples of several tasks.
 
 For y = x W^T the gradient of W splits by rows, dL_k/dW = dy[rows of k]^T x[rows of k], and the K
 products cost together what the one of plain training costs. Each function here computes what the
 plain operation does, passes the gradient of its input on, and hands the K gradients of the
-parameters to their slots. In a pass that splits, autograd gets no gradient of a parameter from
-here; in a plain pass it gets the one of plain training.
+parameters to their slots.
 
 Every function takes ``anchor`` first, a number that requires a gradient, so that it has a backward
 even if nothing before it has one.
@@ -12,9 +11,7 @@ even if nothing before it has one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from enum import Enum, auto
+from collections.abc import Sequence
 from itertools import repeat
 from typing import Any
 
@@ -23,113 +20,18 @@ from torch import Tensor
 from torch.autograd import Function
 
 from gradvac.engine.gradients.on_demand import Lookup, Product, add_product
+from gradvac.engine.gradients.parameter_slot import ParameterSlot
 from gradvac.engine.gradients.slots import Slot
-from gradvac.engine.gradients.stores import ParameterSlot
-from gradvac.engine.samples.flow import Place
-from gradvac.engine.samples.rows import RowMap
-from gradvac.errors import GradientError
+from gradvac.engine.samples.owners import Owners
+from gradvac.engine.samples.places import Place
+from gradvac.engine.tracing.parameter_use import ParameterUse
 
 
-class Flow(Enum):
-    """What flows backward through the meetings."""
-
-    FOREIGN = auto()  # a backward pass that is not the engine's: nobody may run one
-    PLAIN = auto()  # what plain training computes, on to the parameters
-    SPLIT = auto()  # gradients of parameters are split by tasks and go to their slots
-    JOINT = auto()  # they go to their slots as one
-    IDLE = auto()  # nothing: the pass is made because other ranks make one
-
-
-class Watch:
-    """What the meetings of a batch have in common.
-
-    Attributes:
-        flow: what the backward pass under way does at the meetings.
-        done: called whenever a use has handed its gradients over.
-        coarsest: the largest rounding error of the gradients that have flowed, relative.
-    """
-
-    def __init__(self, done: Callable[[], None]) -> None:
-        self.flow = Flow.FOREIGN
-        self.done = done
-        self.coarsest = 0.0
-
-    @contextmanager
-    def flowing(self, flow: Flow) -> Iterator[None]:
-        """Say what the backward pass inside does."""
-        before, self.flow = self.flow, flow
-        try:
-            yield
-        finally:
-            self.flow = before
-
-
-class Meeting:
-    """One use of parameters in the forward pass.
-
-    Attributes:
-        slots: where the gradients of the parameters go, None for one that needs none.
-        what: the operation, for error messages.
-    """
-
-    _place: Place
-
-    def __init__(self, slots: Sequence[Slot | None], what: str, watch: Watch) -> None:
-        self.slots, self.what, self.watch = slots, what, watch
-
-    @property
-    def place(self) -> Place:
-        """Where the samples lie in the output; known once the output is."""
-        if self.watch.flow is Flow.JOINT:
-            rows, dim = self._place
-            return Place(rows.all_of(0, 1), dim)
-        return self._place
-
-    @place.setter
-    def place(self, place: Place) -> None:
-        self._place = place
-
-    def collects(self, dy: Tensor) -> bool:
-        """Whether gradients are to be collected.
-
-        Raises:
-            GradientError: if the engine does not run this backward pass.
-        """
-        flow = self.watch.flow
-        if flow is Flow.FOREIGN:
-            raise GradientError(
-                "a backward pass that engine.backward() does not run goes through what was "
-                "computed inside `with engine.tasks(...)`; call engine.backward(loss) in place of "
-                "loss.backward(), once for each forward pass"
-            )
-        self.watch.coarsest = max(self.watch.coarsest, torch.finfo(dy.dtype).eps)
-        return flow is Flow.SPLIT or flow is Flow.JOINT
-
-    def plain(self, wanted: bool) -> bool:
-        """Whether a parameter's own gradient is to be returned, if it is ``wanted``."""
-        return wanted and self.watch.flow is Flow.PLAIN
-
-    def finish(self) -> None:
-        """Count the use as done."""
-        if self.watch.flow is Flow.JOINT:
-            return  # tasks came through here before
-        for slot in self.slots:
-            if slot is not None:
-                slot.arrived()
-        self.watch.done()
-
-
-def meeting_of(node: Any) -> Meeting | None:
-    """Return the meeting that a node of autograd's graph is, None if it is something else."""
-    meeting = getattr(node, "meeting", None)
-    return meeting if isinstance(meeting, Meeting) else None
-
-
-def _flat_rows(place: Place, shape: torch.Size, kept: int) -> RowMap:
+def _flat_rows(place: Place, shape: torch.Size, kept: int) -> Owners:
     """Owners of the rows of a tensor flattened to ``[rows, last `kept` dimensions]``."""
     dim = place.dim
     before, after = shape[:dim].numel(), shape[dim + 1 : len(shape) - kept].numel()
-    return place.rows.spread(before, after)
+    return place.owners.spread(before, after)
 
 
 def _linear_gradients(
@@ -137,25 +39,25 @@ def _linear_gradients(
     dy: Tensor,
     transposed: bool,
     slots: Sequence[Slot | None],
-    rows: RowMap,
+    owners: Owners,
 ) -> None:
     """Hand over ``dy_k^T x_k`` (or its transpose) and the sums of dy_k of the rows of each task k.
 
     Sums are not a product with zeros and ones, in which one task's NaN would reach all.
     """
     on_w, on_b = slots
-    if isinstance(on_w, ParameterSlot) and on_w.holds(rows.n_tasks):
-        on_w.add_made_of(Product(x.detach(), dy, transposed, rows))
+    if isinstance(on_w, ParameterSlot) and on_w.takes_factors(owners.n_tasks):
+        on_w.add_factors(Product(x.detach(), dy, transposed, owners))
         on_w = None
-    ws, fresh_w = ((), False) if on_w is None else on_w.pieces(rows.n_tasks)
-    bs, fresh_b = ((), False) if on_b is None else on_b.pieces(rows.n_tasks)
-    width = _columns_at_once(dy, rows.n_tasks)
+    ws, fresh_w = ((), False) if on_w is None else on_w.pieces(owners.n_tasks)
+    bs, fresh_b = ((), False) if on_b is None else on_b.pieces(owners.n_tasks)
+    width = _columns_at_once(dy, owners.n_tasks)
     for first in range(0, dy.shape[1], width):
         columns = slice(first, first + width)
         of_w = [w[:, columns] if transposed else w[columns] for w in ws]
         of_b = [b[columns] for b in bs]
-        owns = rows.blocks(x) if ws else repeat(None, rows.n_tasks)
-        ys = rows.blocks(dy[:, columns] if width < dy.shape[1] else dy)
+        owns = owners.blocks(x) if ws else repeat(None, owners.n_tasks)
+        ys = owners.blocks(dy[:, columns] if width < dy.shape[1] else dy)
         for k, (own, y) in enumerate(zip(owns, ys, strict=True)):
             if own is not None:
                 _product(*((own.T, y) if transposed else (y.T, own)), of_w[k], fresh_w)
@@ -198,10 +100,10 @@ class _Linear(Function):
         w: Tensor,
         b: Tensor | None,
         transposed: bool,
-        meeting: Meeting,
+        use: ParameterUse,
     ) -> Tensor:
         ctx.save_for_backward(x, w)
-        ctx.meeting, ctx.transposed = meeting, transposed
+        ctx.use, ctx.transposed = use, transposed
         x2, w = x.reshape(-1, x.shape[-1]), w if transposed else w.T
         y = torch.mm(x2, w) if b is None else torch.addmm(b, x2, w)
         # A view made here could not be written to by an activation that works in place.
@@ -211,22 +113,22 @@ class _Linear(Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         x, w = ctx.saved_tensors
-        meeting: Meeting = ctx.meeting
+        use: ParameterUse = ctx.use
         with torch._C.DisableTorchFunction():
             dy2 = dy.reshape(-1, dy.shape[-1])  # a copy after attention: made once
-            if meeting.collects(dy):
-                rows = _flat_rows(meeting.place, dy.shape, 1)
+            if use.collects(dy):
+                owners = _flat_rows(use.place, dy.shape, 1)
                 x2 = x.reshape(-1, x.shape[-1])
-                _linear_gradients(x2, dy2, ctx.transposed, meeting.slots, rows)
-                meeting.finish()
+                _linear_gradients(x2, dy2, ctx.transposed, use.slots, owners)
+                use.finish()
             dx = dw = db = None
             _, on_x, on_w, on_b, *_ = ctx.needs_input_grad
             if on_x:
                 dx = torch.mm(dy2, w.T if ctx.transposed else w).view(x.shape)
-            if meeting.plain(on_w):
+            if use.plain(on_w):
                 x2 = x.reshape(-1, x.shape[-1])
                 dw = x2.T @ dy2 if ctx.transposed else dy2.T @ x2
-            if meeting.plain(on_b):
+            if use.plain(on_b):
                 db = dy2.sum(0)
         return None, dx, dw, db, None, None
 
@@ -236,38 +138,38 @@ class _Embedding(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, ids: Tensor, table: Tensor, padding: int, meeting: Meeting
+        ctx: Any, anchor: Tensor, ids: Tensor, table: Tensor, padding: int, use: ParameterUse
     ) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.padding, ctx.meeting, ctx.height = padding, meeting, len(table)
+        ctx.padding, ctx.use, ctx.height = padding, use, len(table)
         return torch.nn.functional.embedding(ids, table)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         (ids,) = ctx.saved_tensors
-        meeting: Meeting = ctx.meeting
+        use: ParameterUse = ctx.use
         dw = None
         with torch._C.DisableTorchFunction():
-            if meeting.plain(ctx.needs_input_grad[2]):
+            if use.plain(ctx.needs_input_grad[2]):
                 dw = torch.ops.aten.embedding_dense_backward(
                     dy, ids, ctx.height, ctx.padding, False
                 )
-            if meeting.collects(dy):
-                rows = _flat_rows(meeting.place, dy.shape, 1)
-                (slot,) = meeting.slots
+            if use.collects(dy):
+                owners = _flat_rows(use.place, dy.shape, 1)
+                (slot,) = use.slots
                 assert slot is not None
-                ids, dy = rows.sort(ids.reshape(-1)), rows.sort(dy.reshape(-1, dy.shape[-1]))
+                ids, dy = owners.sort(ids.reshape(-1)), owners.sort(dy.reshape(-1, dy.shape[-1]))
                 if ctx.padding >= 0:
                     dy = dy.masked_fill((ids == ctx.padding)[:, None], 0.0)
-                if isinstance(slot, ParameterSlot) and slot.holds(rows.n_tasks):
-                    slot.add_made_of(Lookup(ids, dy, rows.bounds))
+                if isinstance(slot, ParameterSlot) and slot.takes_factors(owners.n_tasks):
+                    slot.add_factors(Lookup(ids, dy, owners.bounds))
                 else:
                     for piece, (start, end) in zip(
-                        slot.zero(rows.n_tasks), rows.bounds, strict=True
+                        slot.zero(owners.n_tasks), owners.bounds, strict=True
                     ):
                         piece.index_add_(0, ids[start:end], dy[start:end].to(piece.dtype))
-                meeting.finish()
+                use.finish()
         return None, None, dw, None, None
 
 
@@ -276,7 +178,7 @@ def _norm_gradients(
     w: Tensor | None,
     shape: Sequence[int],
     slots: Sequence[Slot | None],
-    rows: RowMap,
+    owners: Owners,
 ) -> None:
     """Hand over gradients of scale and shift from dy, x ``[N, d]``, mean and 1/std ``[N, 1]``."""
     on_w, on_b = slots
@@ -284,7 +186,7 @@ def _norm_gradients(
     found: list[tuple[Tensor, Tensor]] = []
     d = tensors[0].shape[1]
     scale = tensors[0].new_ones(d) if w is None else w.reshape(d)
-    for dy, x, mean, rstd in zip(*(rows.blocks(t) for t in tensors), strict=True):
+    for dy, x, mean, rstd in zip(*(owners.blocks(t) for t in tensors), strict=True):
         found.append(
             torch.ops.aten.native_layer_norm_backward(dy, x, (d,), mean, rstd, scale, scale, mask)[
                 1:
@@ -292,7 +194,7 @@ def _norm_gradients(
         )
     for slot, n in ((on_w, 0), (on_b, 1)):
         if slot is not None:
-            slot.add(torch.stack([pair[n] for pair in found]).view(rows.n_tasks, *shape))
+            slot.add(torch.stack([pair[n] for pair in found]).view(owners.n_tasks, *shape))
 
 
 class _LayerNorm(Function):
@@ -307,26 +209,26 @@ class _LayerNorm(Function):
         w: Tensor | None,
         b: Tensor | None,
         eps: float,
-        meeting: Meeting,
+        use: ParameterUse,
     ) -> Tensor:
         y, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
         ctx.save_for_backward(x, w, b, mean, rstd)
-        ctx.shape, ctx.meeting = shape, meeting
+        ctx.shape, ctx.use = shape, use
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         x, w, b, mean, rstd = ctx.saved_tensors
-        meeting: Meeting = ctx.meeting
+        use: ParameterUse = ctx.use
         with torch._C.DisableTorchFunction():
-            if meeting.collects(dy):
-                rows = _flat_rows(meeting.place, dy.shape, len(ctx.shape))
-                tensors = [t.reshape(len(rows), -1) for t in (dy, x, mean, rstd)]
-                _norm_gradients(tensors, w, ctx.shape, meeting.slots, rows)
-                meeting.finish()
+            if use.collects(dy):
+                owners = _flat_rows(use.place, dy.shape, len(ctx.shape))
+                tensors = [t.reshape(len(owners), -1) for t in (dy, x, mean, rstd)]
+                _norm_gradients(tensors, w, ctx.shape, use.slots, owners)
+                use.finish()
             _, on_x, _, on_w, on_b, *_ = ctx.needs_input_grad
-            mask = [on_x, meeting.plain(on_w), meeting.plain(on_b)]
+            mask = [on_x, use.plain(on_w), use.plain(on_b)]
             dx, dw, db = torch.ops.aten.native_layer_norm_backward(
                 dy, x, ctx.shape, mean, rstd, w, b, mask
             )
@@ -335,15 +237,17 @@ class _LayerNorm(Function):
 
 
 def linear(
-    anchor: Tensor, x: Tensor, w: Tensor, b: Tensor | None, transposed: bool, meeting: Meeting
+    anchor: Tensor, x: Tensor, w: Tensor, b: Tensor | None, transposed: bool, use: ParameterUse
 ) -> Tensor:
     """Return ``x @ w^T + b``, or ``x @ w + b`` if ``transposed``."""
-    return _call(_Linear, anchor, x, w, b, transposed, meeting)
+    return _call(_Linear, anchor, x, w, b, transposed, use)
 
 
-def embedding(anchor: Tensor, ids: Tensor, table: Tensor, padding: int, meeting: Meeting) -> Tensor:
+def embedding(
+    anchor: Tensor, ids: Tensor, table: Tensor, padding: int, use: ParameterUse
+) -> Tensor:
     """Return the rows ``ids`` of a table; row ``padding`` gets no gradient, -1 for none such."""
-    return _call(_Embedding, anchor, ids, table, padding, meeting)
+    return _call(_Embedding, anchor, ids, table, padding, use)
 
 
 def layer_norm(
@@ -353,10 +257,10 @@ def layer_norm(
     w: Tensor | None,
     b: Tensor | None,
     eps: float,
-    meeting: Meeting,
+    use: ParameterUse,
 ) -> Tensor:
     """Return ``x`` normalised over its last dimensions, scaled and shifted."""
-    return _call(_LayerNorm, anchor, x, shape, w, b, eps, meeting)
+    return _call(_LayerNorm, anchor, x, shape, w, b, eps, use)
 
 
 def _call(function: type[Function], *args: Any) -> Tensor:
