@@ -167,7 +167,7 @@ def test_the_page_marks_what_is_wrong():
     text = page(rows, {"torch": "2"})
     assert "| A | decoder | **WRONG** | 5e-01 | gradient of x [default] |" in text
     assert "| `f` | 2 |  |  | **CRASH** [sample 0] ValueError: no |" in text
-    assert "| B | too \\| large |" in text and "2 tried: 1 WRONG, 1 not tested." in text
+    assert "| B | too \\| large |" in text and "2 tested: 1 WRONG, 1 not tested." in text
 
 
 def test_a_model_that_cannot_be_built_is_listed():

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import plan
 
 ARGS = argparse.Namespace(flops=100, memory=2000, network=25, latency=10)
-MEASURED = ("algebra ms", "step / plain: bytes hidden", "in turn")
+MEASURED = ("algebra ms", "step / plain: exchange hidden", "not hidden")
 
 
 @pytest.fixture(scope="module")

@@ -319,10 +319,10 @@ def test_methods_without_targets_record_none(toy, tmp_path):
     [
         ("training.metric=nll/none", r"training\.metric: 'nll/none' is not among: nll, perplexity"),
         ("model.heads=3", r"model: .*d_model"),
-        ("method.tasks=[xx-en]", r"method\.tasks: \['xx-en'\] are no tasks"),
+        ("method.tasks=[xx-en]", r"method\.options\.tasks: \['xx-en'\] are no tasks"),
         (
             "method.tasks=medium",
-            r"method\.tasks: no task is 'medium'; levels: fr-en high, ne-en low",
+            r"method\.options\.tasks: no task is 'medium'; levels: fr-en high, ne-en low",
         ),
         ("device=cuda:9", r"device: 'cuda:9' asked for|device"),
         ("device=gpu", r"device: 'gpu' is not a device"),

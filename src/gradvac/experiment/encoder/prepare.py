@@ -14,7 +14,7 @@ from typing import Any
 from gradvac.data.encoded import EncodedTask
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.load import any_recipe, dump_recipe
-from gradvac.experiment.run.files import RECIPE, TASKS, link, write_json, write_text
+from gradvac.experiment.run.files import RECIPE, TASKS
 from gradvac.experiment.run.resuming import build_once, finish, resume
 from gradvac.experiment.tagging.prepare import SHAPE, new_text, read_language, share_parts
 from gradvac.experiment.tagging.recipe import EncoderRecipe
@@ -28,6 +28,7 @@ from gradvac.text.account import Account
 from gradvac.text.cleaning import normalise
 from gradvac.text.languages import family, resource_levels
 from gradvac.translation.bitext import read_corpus
+from gradvac.writing import link, write_json, write_text
 
 Texts = dict[str, dict[str, None]]
 """Language -> its sentences, each once, in order."""

@@ -20,6 +20,7 @@ from pydantic import ValidationError, model_validator
 from gradvac.data.spool import ENGLISH
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.errors import explain
+from gradvac.experiment.recipe.method_options import drop_other_spelling, of_a_run
 from gradvac.experiment.recipe.sections import (
     BaseRecipe,
     BatchSection,
@@ -170,6 +171,8 @@ def parse_any(tree: dict[str, Any], where: str, run_code: bool = True) -> BaseRe
 
 def fill_in(tree: Any) -> Any:
     """The recipe of a run, with what keys that its version had not meant then."""
+    if isinstance(tree, dict) and isinstance(method := tree.get("method"), dict):
+        tree["method"] = of_a_run(method)
     if isinstance(tree, dict) and tree.get("job") is None:
         section = tree.setdefault("vocabulary", {})
         if isinstance(section, dict):
@@ -237,6 +240,7 @@ def _apply(tree: dict[str, Any], change: str) -> None:
     if not equals or not key:
         raise RecipeError(f"--set {change!r}: write section.key=value, such as method.name=pcgrad")
     *sections, last = key.split(".")
+    drop_other_spelling(tree, key)
     for section in sections:
         below = tree.setdefault(section, {})
         if not isinstance(below, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -18,10 +18,11 @@ from pydantic import (
 
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.method_options import (
-    OWN_KEYS,
+    READERS,
     check_name,
     import_methods,
     make_method,
+    with_old_keys,
 )
 from gradvac.text.cleaning import CleaningRules
 from gradvac.text.languages import LONGEST_CODE, Direction, is_code
@@ -36,7 +37,6 @@ _PLAIN = r"[\w.-]*[\w-][\w.-]*"  # also the name of a folder, so not .. nor /
 _LONGEST = 100  # of a name that becomes a folder's: file systems take 255 bytes
 FolderName = Annotated[str, Field(pattern=f"^{_PLAIN}$", max_length=_LONGEST)]
 Granularity = Literal["whole_model", "enc_dec", "all_layer", "all_matrix"]
-Level = Literal["high", "medium", "low"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -274,20 +274,23 @@ class TrainingSection(Section):
 
 
 class MethodSection(Section):
-    """How task gradients become one update."""
+    """How task gradients become one update.
+
+    ``options`` are the arguments of the method's constructor. Those of GradVac, PCGrad and static
+    weights may stand in the section itself, as `with_old_keys` says, and are there with defaults.
+    """
 
     module: str | None = None
     name: str = "joint"
     engine: Literal["single_pass", "per_task"] = "single_pass"
     granularity: Granularity = "all_layer"
-    tasks: Literal["all"] | Level | Languages = "all"
-    beta: Annotated[float, Field(ge=0, le=1)] = 1e-2
-    target: Literal["adaptive"] | Annotated[float, Field(gt=-1, lt=1)] = "adaptive"
-    max_target: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    rescale: bool = False
-    weights: dict[str, float] = {}
     options: Annotated[dict[str, Any], Field(validate_default=True)] = {}
     record_every: int | list[tuple[int, int]] = 10
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys_are_options(cls, found: Any) -> Any:
+        return with_old_keys(cast(dict[str, Any], found)) if isinstance(found, dict) else found
 
     @field_validator("record_every", mode="before")
     @classmethod
@@ -319,10 +322,8 @@ class MethodSection(Section):
     @classmethod
     def _options_fit_the_method(cls, options: dict[str, Any], info: ValidationInfo) -> Any:
         name = info.data.get("name")  # missing if it was refused
-        if name in OWN_KEYS and options:
-            raise ValueError(f"{name} has none; its keys stand in the method section itself")
-        if name and name not in OWN_KEYS and "module" in info.data and _may_run_code(info):
-            make_method(name, options)
+        if name in READERS or (name and "module" in info.data and _may_run_code(info)):
+            make_method(name, options, seed=0, compare_pcgrad=False)
         return options
 
 

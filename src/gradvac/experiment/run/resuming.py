@@ -20,9 +20,10 @@ from gradvac.experiment.recipe.load import (
 )
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
-from gradvac.experiment.run.files import DONE, ENDED, RECIPE, SCORES, TASKS, write_json, write_text
+from gradvac.experiment.run.files import DONE, ENDED, RECIPE, SCORES, TASKS
 from gradvac.experiment.training.process import alone
 from gradvac.experiment.training.schedule import learning_rate
+from gradvac.writing import write_json, write_text
 
 Say = Callable[[str], None]
 

@@ -27,10 +27,11 @@ from gradvac.experiment.recipe.load import load_any, read_recipe_file
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import RecipeFile, row_of
 from gradvac.experiment.run.contents import Done, metrics_of
-from gradvac.experiment.run.files import DONE, SCORES, write_json
+from gradvac.experiment.run.files import DONE, SCORES
 from gradvac.experiment.training.process import StopSignal
 from gradvac.reading import is_json, read_json
 from gradvac.terminal import Terminal, complain
+from gradvac.writing import write_json
 
 DESCRIPTION = "sweep.json"
 LOG = "sweep.log"

@@ -32,15 +32,16 @@ from gradvac.experiment.recipe.load import (
     load_any,
     read_recipe_file,
 )
+from gradvac.experiment.recipe.method_options import of_a_run, with_old_keys
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.tune_space import Parameter, as_yaml, read_space
 from gradvac.experiment.recipe.variants import RecipeFile
 from gradvac.experiment.run.contents import Searched, metrics_of
-from gradvac.experiment.run.files import write_csv, write_json, write_text
 from gradvac.experiment.sweep.sweep import LOG, last_line, start
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.training.process import StopSignal
 from gradvac.reading import read_json
+from gradvac.writing import write_csv, write_json, write_text
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -231,6 +232,8 @@ def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> St
     )
     if said.exists():
         old = read_json(said, Searched)
+        if isinstance(method := old["recipe"].get("method"), dict):
+            old["recipe"]["method"] = with_old_keys(of_a_run(method))
         if isinstance(base, Recipe) and not chooses_normalization(base):
             # A search from before the key goes on with the text it has (`prepare_sharing`).
             for one in (old, tree):
@@ -303,6 +306,7 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
 
 def _value_of(recipe: BaseRecipe, key: str) -> Any:
     value: Any = recipe.model_dump(mode="json")
+    value["method"] = {**value["method"]["options"], **value["method"]}  # the old keys of it
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value

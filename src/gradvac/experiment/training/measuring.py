@@ -23,7 +23,6 @@ from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.run.checkpoint import load_tensors, saved_models
 from gradvac.experiment.run.contents import Curved
-from gradvac.experiment.run.files import write_json
 from gradvac.experiment.run.tensor_file import digest_of
 from gradvac.experiment.training.metrics import append, truncate
 from gradvac.experiment.training.process import alone
@@ -36,6 +35,7 @@ from gradvac.geometry.measure import Losses, blocks, measure
 from gradvac.geometry.record import GramRecord
 from gradvac.reading import read_json, read_lines
 from gradvac.translation.transformer import Transformer
+from gradvac.writing import write_json
 
 TOKENS = 4096  # padded cells of a batch: a matter of speed and memory alone
 Shares = Sequence[tuple[EncodedTask, float]]

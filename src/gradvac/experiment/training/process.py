@@ -9,12 +9,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
+from gradvac import __version__
 from gradvac.errors import RunError
 from gradvac.reading import regular
 
@@ -115,12 +115,8 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 def made_with(device: torch.device) -> dict[str, Any]:
     """On what the last bits of a run's numbers depend, besides its recipe."""
-    try:
-        own = version("gradvac")
-    except PackageNotFoundError:  # run from its source folder
-        own = "source"
     return {
-        "gradvac": own,
+        "gradvac": __version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": device.type,

@@ -19,14 +19,7 @@ from torch import Tensor
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.run.checkpoint import list_checkpoints, saved_models
-from gradvac.experiment.run.files import (
-    MODEL,
-    TASKS,
-    VOCABULARY,
-    replacing,
-    write_bytes,
-    write_text,
-)
+from gradvac.experiment.run.files import MODEL, TASKS, VOCABULARY
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.run.tensor_file import load_tensors, save_tensors
 from gradvac.reading import read_bytes, read_json
@@ -35,6 +28,7 @@ from gradvac.translation.clsr import make_transformer
 from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary
+from gradvac.writing import replacing, write_bytes, write_text
 
 
 @dataclass(frozen=True)

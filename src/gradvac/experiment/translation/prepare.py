@@ -26,13 +26,7 @@ from gradvac.data.store import Writer, open_encoded
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.load import Recipe, resolve, run_recipe, with_normalization
 from gradvac.experiment.recipe.sections import SourceSection
-from gradvac.experiment.run.files import (
-    TASKS,
-    VOCABULARY,
-    replacing,
-    write_bytes,
-    write_json,
-)
+from gradvac.experiment.run.files import TASKS, VOCABULARY
 from gradvac.experiment.run.resuming import build_once, finish, resume
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.translation.model_folder import find_model
@@ -47,6 +41,7 @@ from gradvac.translation.bitext import Bitext, as_given, held_out_keys, read_cor
 from gradvac.translation.scoring import family_of
 from gradvac.translation.translate import MAX_SOURCE
 from gradvac.translation.vocabulary import TextSample, Vocabulary, train_vocabulary
+from gradvac.writing import replacing, write_bytes, write_json
 
 _SUMMED = ("train/index.json", "valid/index.json", "valid.jsonl", "test.jsonl")
 _CHUNK = 10_000  # pairs encoded at a time: enough to keep all cores busy

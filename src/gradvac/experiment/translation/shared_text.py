@@ -16,9 +16,10 @@ from gradvac.experiment.recipe.load import (
     with_normalization,
 )
 from gradvac.experiment.recipe.variants import read_yaml
-from gradvac.experiment.run.files import RECIPE, TASKS, VOCABULARY, link, share, write_text
+from gradvac.experiment.run.files import RECIPE, TASKS, VOCABULARY
 from gradvac.experiment.run.resuming import build_once, resume
 from gradvac.experiment.translation.prepare import Prepared, build_text, open_prepared, run_recipe
+from gradvac.writing import link, share, write_text
 
 TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
 

@@ -144,14 +144,18 @@ class RunView:
         return facts
 
     def _method_in_words(self) -> str:
-        m = self.recipe.method
+        m, o = self.recipe.method, self.recipe.method.options
         if m.name not in ("gradvac", "pcgrad"):
             return self.method
-        tasks = m.tasks if isinstance(m.tasks, str) else ", ".join(m.tasks)
+        tasks = o["tasks"] if isinstance(o["tasks"], str) else ", ".join(o["tasks"])
         words = f"{self.method}, {m.granularity}, tasks {tasks}"
         if m.name == "gradvac":
-            goal = f"beta {m.beta:g}" if m.target == "adaptive" else f"fixed target {m.target:g}"
-            words += f", {goal}" + (", rescaled" if m.rescale else "")
+            goal = (
+                f"beta {o['beta']:g}"
+                if o["target"] == "adaptive"
+                else f"fixed target {o['target']:g}"
+            )
+            words += f", {goal}" + (", rescaled" if o["rescale"] else "")
         return words
 
     def _model_in_words(self) -> str:
