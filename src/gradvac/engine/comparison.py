@@ -29,6 +29,7 @@ from torch.autograd.graph import GradientEdge
 from gradvac.engine.collector import Collector
 from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.engine.report import combine
+from gradvac.engine.samples.calls import nodes
 from gradvac.engine.tracing.parameter_use import ParameterUse, use_of
 
 CHECKS = 2
@@ -50,22 +51,10 @@ def last_uses(loss: Tensor) -> tuple[list[Any], set[int]]:
     Returns:
         Nodes of autograd's graph, and ids of the leaves that no use comes after either.
     """
-    uses: list[Any] = []
-    reached: set[int] = set()
-    seen: set[Any] = set()
-    waiting: list[Any] = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if use_of(node) is not None:
-            uses.append(node)
-            continue
-        if (variable := getattr(node, "variable", None)) is not None:
-            reached.add(id(variable))
-        waiting.extend(following for following, _ in node.next_functions)
-    return uses, reached
+    found = list(nodes(loss, end=lambda node: use_of(node) is not None))
+    variables = (getattr(node, "variable", None) for node in found)
+    reached = {id(variable) for variable in variables if variable is not None}
+    return [node for node in found if use_of(node) is not None], reached
 
 
 def edges(uses: Sequence[Any]) -> list[GradientEdge]:

@@ -76,6 +76,17 @@ class Engine(TaskEngine):
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train, or an
             argument is not one of those allowed.
+
+    Example:
+        >>> import gradvac
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> engine = gradvac.Engine(model, gradvac.PCGrad())
+        >>> with engine.tasks(["fr", "hi"]):  # their gradients are (1, 0) and (-1, 1)
+        ...     report = engine.backward(model(torch.tensor([[1.0, 0.0], [-1.0, 1.0]])))
+        >>> report.weights
+        tensor([[2.0000, 1.5000]], dtype=torch.float64)
+        >>> model.weight.grad  # 2.0 * (1, 0) + 1.5 * (-1, 1)
+        tensor([[0.5000, 1.5000]])
     """
 
     def __init__(
@@ -257,6 +268,16 @@ class SinglePassEngine(Engine):
     It takes losses of samples alone; its arguments are those of :class:`Engine`. Holds K x P_g
     numbers for K tasks and the parameters P_g of the groups that the backward pass is in, in
     float32 (float64 for float64 parameters).
+
+    Example:
+        >>> import gradvac
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> engine = SinglePassEngine(model, gradvac.Joint())
+        >>> with engine.tasks(["fr", "hi", "fr"]):
+        ...     report = engine.backward(model(torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, 2.0]])))
+        >>> report.gram  # of (1, 2) and (-1, 1)
+        tensor([[[5., 1.],
+                 [1., 2.]]], dtype=torch.float64)
     """
 
     def __init__(

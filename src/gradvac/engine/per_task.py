@@ -199,6 +199,17 @@ class PerTaskEngine(TaskEngine):
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train.
+
+    Example:
+        >>> import gradvac
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> engine = PerTaskEngine(model, gradvac.PCGrad())
+        >>> for task, x in {"fr": [1.0, 0.0], "hi": [-1.0, 1.0]}.items():
+        ...     engine.accumulate(task, model(torch.tensor(x)).sum())
+        >>> engine.combine().weights
+        tensor([[2.0000, 1.5000]], dtype=torch.float64)
+        >>> model.weight.grad
+        tensor([[0.5000, 1.5000]])
     """
 
     def __init__(

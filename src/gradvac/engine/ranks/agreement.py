@@ -88,6 +88,11 @@ def agree(
             )
     if any(message["sameness"] for message in said):
         _check_sameness([message["sameness"] or {} for message in said])
+    return _added_up(step, said)
+
+
+def _added_up(step: int, said: Sequence[Mapping[str, Any]]) -> Agreement:
+    """Add up what the ranks bring to a step."""
     tasks = tuple(dict.fromkeys(task for message in said for task in message["losses"]))
     if not tasks:
         raise GradientError(f"no rank has a loss at step {step}; there is nothing to combine")

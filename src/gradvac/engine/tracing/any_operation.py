@@ -211,23 +211,11 @@ def _split(
             slot.add(torch.stack(stack))
 
 
-def pointwise(
-    anchor: Tensor, operation: Recomputation, use: ParameterUse, tensors: Sequence[Tensor]
-) -> Tensor:
-    """Do an elementwise operation."""
-    out = _Pointwise.apply(anchor, operation, use, *tensors)
-    assert isinstance(out, Tensor)
-    return out
+pointwise = _Pointwise.apply
+"""Takes anchor, operation, use and the tensors; does an elementwise operation."""
 
+slices = _Slices.apply
+"""Takes anchor, operation, masked, use and the tensors; does any operation.
 
-def slices(
-    anchor: Tensor,
-    operation: Recomputation,
-    masked: bool,
-    use: ParameterUse,
-    tensors: Sequence[Tensor],
-) -> Tensor:
-    """Do any operation; ``masked`` if its samples cannot be taken one task at a time."""
-    out = _Slices.apply(anchor, operation, masked, use, *tensors)
-    assert isinstance(out, Tensor)
-    return out
+``masked`` if its samples cannot be taken one task at a time.
+"""

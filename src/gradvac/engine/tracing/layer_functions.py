@@ -236,34 +236,11 @@ class _LayerNorm(Function):
         return None, own(dx, mask[0]), None, own(dw, mask[1]), own(db, mask[2]), None, None
 
 
-def linear(
-    anchor: Tensor, x: Tensor, w: Tensor, b: Tensor | None, transposed: bool, use: ParameterUse
-) -> Tensor:
-    """Return ``x @ w^T + b``, or ``x @ w + b`` if ``transposed``."""
-    return _call(_Linear, anchor, x, w, b, transposed, use)
+linear = _Linear.apply
+"""Takes anchor, x, w, b, transposed and use; ``x @ w^T + b``, or ``x @ w + b`` if transposed."""
 
+embedding = _Embedding.apply
+"""Takes anchor, ids, table, padding and use; row ``padding`` gets no gradient, -1 for none such."""
 
-def embedding(
-    anchor: Tensor, ids: Tensor, table: Tensor, padding: int, use: ParameterUse
-) -> Tensor:
-    """Return the rows ``ids`` of a table; row ``padding`` gets no gradient, -1 for none such."""
-    return _call(_Embedding, anchor, ids, table, padding, use)
-
-
-def layer_norm(
-    anchor: Tensor,
-    x: Tensor,
-    shape: Sequence[int],
-    w: Tensor | None,
-    b: Tensor | None,
-    eps: float,
-    use: ParameterUse,
-) -> Tensor:
-    """Return ``x`` normalised over its last dimensions, scaled and shifted."""
-    return _call(_LayerNorm, anchor, x, shape, w, b, eps, use)
-
-
-def _call(function: type[Function], *args: Any) -> Tensor:
-    out = function.apply(*args)
-    assert isinstance(out, Tensor)
-    return out
+layer_norm = _LayerNorm.apply
+"""Takes anchor, x, shape, w, b, eps and use; normalised over the last dimensions, of ``shape``."""

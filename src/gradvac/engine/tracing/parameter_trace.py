@@ -15,7 +15,7 @@ from gradvac.engine.gradients.slots import DerivedSlot, Slot, ViewSlot
 from gradvac.engine.samples.calls import leaves, template, writes
 from gradvac.engine.samples.operations import Entry, SplitBy
 from gradvac.engine.samples.places import Call, Mixed, Place
-from gradvac.engine.tracing import any_operation
+from gradvac.engine.tracing.any_operation import Recomputation, pointwise, slices
 from gradvac.engine.tracing.formulas import FORMULAS
 from gradvac.engine.tracing.parameter_use import BackwardState, ParameterUse
 from gradvac.engine.tracing.tensor_info import (
@@ -170,14 +170,14 @@ class ParameterTrace(TensorPlaces):
             return call.func(*positional, **named)
 
         where = [places.get(id(x)) for x in tensors]
-        work = any_operation.Recomputation(func, where, slots, self.anchor.device.type)
+        work = Recomputation(func, where, slots, self.anchor.device.type)
         if inplace:
             given[0] = given[0].clone()
         if entry.split_by is SplitBy.POINTWISE:
-            return any_operation.pointwise(self.anchor, work, use, given), use
+            return pointwise(self.anchor, work, use, *given), use
         masked = entry.split_by is SplitBy.MASKED
         masked = masked or any(_may_hold_samples(x, call.inputs[0]) for x in parameters)
-        return any_operation.slices(self.anchor, work, masked, use, given), use
+        return slices(self.anchor, work, masked, use, *given), use
 
 
 def _may_hold_samples(x: Tensor, sample: tuple[Tensor, Place]) -> bool:

@@ -58,11 +58,7 @@ class Trace(ParameterTrace):
     """The forward pass of one batch.
 
     Args:
-        model: the model, to name modules in errors.
-        slots: where the gradients of each parameter go, by its id.
-        device: where the model is.
-        remember: whether to note the module of every use of parameters, which takes time.
-        backward_state: what the uses of parameters report to.
+        model, slots, device, remember, backward_state: see :class:`ParameterTrace`.
         heads: ids of the parameters that belong to one task's head each.
         splits: whether to split gradients at all.
         give_up: what to tell when the forward pass cannot be split; None to raise.

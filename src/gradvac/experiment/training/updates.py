@@ -22,7 +22,7 @@ from gradvac.experiment.run.checkpoint import (
     split_state,
 )
 from gradvac.experiment.run.disk import Outbox
-from gradvac.experiment.run.shards import empty_like, read_shards, rows_of, shapes
+from gradvac.experiment.run.shards import empty_like, read_shards, rows_of, shapes, whole
 from gradvac.experiment.training import replay
 from gradvac.experiment.training.build import build_method
 from gradvac.experiment.training.job import Job, TaskBatch
@@ -240,7 +240,7 @@ class Updates:
     def _clip(self) -> float:
         """Clip the combined gradient; returns its norm before."""
         limit = self.recipe.training.clip or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
 
     def _check_finite(self, loss: float, norm: float) -> None:
         """Check what joint training makes of a step; engines look at every task themselves."""
