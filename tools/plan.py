@@ -1,8 +1,8 @@
 """The tables of docs/plan.md: the calculation for a run of 375 million parameters on 64 ranks.
 
-    python tools/plan.py                # print them
-    python tools/plan.py --write        # put them into docs/plan.md
-    python tools/plan.py --flops 400 --memory 4300 --network 50 --latency 10    # other accelerators
+    python -m tools.plan                # print them
+    python -m tools.plan --write        # put them into docs/plan.md
+    python -m tools.plan --flops 400 --memory 4300 --network 50 --latency 10    # other accelerators
 
 Counted: the parameters and groups of the model, bytes, messages and waits. Measured here, in this
 call: the method's algebra on the host. Assumed: the rates of the accelerator, by the options.

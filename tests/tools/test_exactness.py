@@ -4,15 +4,15 @@ import json
 
 import pytest
 import torch
-from exactness import __main__ as command
-from exactness import models, operators, run
-from exactness.compare import WAYS, examine, worst
-from exactness.reference import Case, Unfit
-from exactness.report import Row, page, read_json
-from exactness.run import TooLong, seconds
 from torch import nn
 
 import gradvac
+from tools.exactness import __main__ as command
+from tools.exactness import models, operators, run
+from tools.exactness.compare import WAYS, examine, worst
+from tools.exactness.reference import Case, Unfit
+from tools.exactness.report import Row, page, read_json
+from tools.exactness.run import TooLong, seconds
 
 TASKS = list("bacab")
 

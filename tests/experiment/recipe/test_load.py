@@ -8,14 +8,9 @@ import pytest
 import yaml
 
 from gradvac.errors import GradientError, RecipeError, RunError
-from gradvac.experiment.recipe.load import (
-    any_recipe,
-    dump_recipe,
-    load_recipe,
-    parse_recipe,
-    read_recipe_file,
-)
+from gradvac.experiment.recipe.load import dump_recipe, load_recipe, parse_recipe, read_recipe_file
 from gradvac.experiment.recipe.yaml_text import parse_yaml
+from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.training.build import build_method
 from gradvac.methods import (
     CATS,

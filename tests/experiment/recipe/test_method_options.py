@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.recipe.load import any_recipe, dump_recipe, load_recipe, parse_recipe
-from gradvac.experiment.run.files import RECIPE, TASKS
+from gradvac.experiment.recipe.load import dump_recipe, load_recipe, parse_recipe
+from gradvac.experiment.recipe.paths import RECIPE, TASKS
+from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.run.resuming import differing
 from gradvac.experiment.training.build import build_method
 from gradvac.methods import GradVac, PCGrad, StaticWeights

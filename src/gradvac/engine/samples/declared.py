@@ -50,7 +50,7 @@ def keeps_samples_apart(dim: int = 0) -> Callable[[F], F]:
     """
 
     def rule(call: Call) -> Place:
-        places = [place for x, place in call.inputs]
+        places = [place for _, place in call.inputs]
         if any(place.dim != dim or not place.owners.same(places[0].owners) for place in places):
             raise Mixed(f"it was declared for samples along dimension {dim}, which they are not")
         return places[0]

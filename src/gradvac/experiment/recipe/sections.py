@@ -25,9 +25,7 @@ from gradvac.experiment.recipe.method_options import (
     with_old_keys,
 )
 from gradvac.text.cleaning import CleaningRules
-from gradvac.text.languages import LONGEST_CODE, Direction, is_code
-from gradvac.translation.tokenizers import check_tokenizer
-from gradvac.translation.vocabulary import Normalization
+from gradvac.text.languages import LONGEST_CODE, is_code
 
 VERSION = 1
 """Of the form of recipes; it rises when a key is renamed or means something else."""
@@ -51,7 +49,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _code(tag: str) -> str:
+def underscored(tag: str) -> str:
     """A tag with underscores, since a hyphen stands between the languages of a direction."""
     return tag.replace("-", "_")
 
@@ -71,7 +69,7 @@ class SourceSection(Section):
     @field_validator("paths")
     @classmethod
     def _tags_have_underscores(cls, found: dict[str, str] | None) -> dict[str, str] | None:
-        paths = found and {_code(tag): path for tag, path in found.items()}
+        paths = found and {underscored(tag): path for tag, path in found.items()}
         if found and paths and len(paths) < len(found):
             raise ValueError(f"found {', '.join(found)}: a language is named twice")
         return paths
@@ -79,7 +77,7 @@ class SourceSection(Section):
     @field_validator("languages")
     @classmethod
     def _columns_have_underscores(cls, found: list[str] | None) -> list[str] | None:
-        return found and [_code(tag) for tag in found]
+        return found and [underscored(tag) for tag in found]
 
     @model_validator(mode="after")
     def _one_place(self) -> SourceSection:
@@ -111,85 +109,6 @@ class CleaningSection(Section):
         except RecipeError as e:
             raise ValueError(str(e)) from e
         return self
-
-
-class DataSection(Section):
-    """Corpora and the directions to learn.
-
-    ``corpus`` is a folder that `gradvac corpus` made: it stands for train, valid and test where
-    these are not given.
-    """
-
-    corpus: str | None = None
-    train: list[SourceSection] = []
-    valid: list[SourceSection] = []
-    test: list[SourceSection] = []
-    directions: Literal["to_en", "from_en", "both"] | Languages = "both"
-    languages: Languages | None = None
-    cleaning: CleaningSection = CleaningSection()
-    on_problem: Literal["drop", "fail"] = "drop"
-    max_tokens: Count = 256
-    max_pairs: Count | dict[str, Count] | None = None
-    max_valid: Count | None = None
-    levels: tuple[Count, Count] | None = None
-
-    @model_validator(mode="after")
-    def _there_is_text(self) -> DataSection:
-        if not self.train and self.corpus is None:
-            raise ValueError("give train (sources of text) or corpus (a folder of gradvac corpus)")
-        return self
-
-    @field_validator("languages")
-    @classmethod
-    def _languages_are_codes(cls, found: list[str] | None) -> list[str] | None:
-        return check_codes(found and [_code(tag) for tag in found])
-
-    @field_validator("directions", "max_pairs")
-    @classmethod
-    def _directions_parse(cls, found: Any) -> Any:
-        try:
-            for name in found if isinstance(found, list | dict) else []:
-                Direction.parse(name)
-        except RecipeError as e:
-            raise ValueError(str(e)) from e
-        return found
-
-
-class VocabularySection(Section):
-    """The shared SentencePiece vocabulary; ``path`` reuses one instead of training it."""
-
-    size: Annotated[int, Field(ge=300)] = 64_000
-    temperature: Unbounded = 5.0
-    sample: Count = 1_000_000
-    byte_fallback: bool = True
-    character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995
-    symbols: list[str] = []
-    normalization: Normalization = "nfc"
-    path: str | None = None
-
-
-class CLSRSection(Section):
-    """Routing by language (Zhang et al. 2021): share of language-specific tokens, gates' width."""
-
-    budget: Annotated[float, Field(ge=0, le=1)] = 0.3
-    hidden: Count = 128
-
-
-class ModelSection(Section):
-    """A preset of the Transformer and what differs from it."""
-
-    preset: Literal["tiny", "small", "base", "big"] = "base"
-    d_model: Count | None = None
-    d_ffn: Count | None = None
-    heads: Count | None = None
-    encoder_layers: Count | None = None
-    decoder_layers: Count | None = None
-    dropout: Share | None = None
-    attention_dropout: Share | None = None
-    activation_dropout: Share | None = None
-    norm: Literal["pre", "post"] | None = None
-    activation: Literal["relu", "gelu"] | None = None
-    clsr: CLSRSection | None = None
 
 
 class MultiDDSSection(Section):
@@ -325,32 +244,6 @@ class MethodSection(Section):
         if name in READERS or (name and "module" in info.data and _may_run_code(info)):
             make_method(name, options, seed=0, compare_pcgrad=False)
         return options
-
-
-class SearchSection(Section):
-    """Beam search when scoring."""
-
-    beam: Count = 5
-    length_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    batch_tokens: Count = 8192
-    sentences: Count | None = None
-    bleu_tokenize: str | None = None
-    zero_shot: Literal["all"] | list[str] = []
-
-    @field_validator("bleu_tokenize")
-    @classmethod
-    def _tokenizer_is_known(cls, name: str | None) -> str | None:
-        return name if name is None else check_tokenizer(name)
-
-    @field_validator("zero_shot")
-    @classmethod
-    def _directions_parse(cls, found: Any) -> Any:
-        try:
-            for name in found if isinstance(found, list) else []:
-                Direction.parse(name)
-        except RecipeError as e:
-            raise ValueError(str(e)) from e
-        return found
 
 
 class BaseRecipe(Section):

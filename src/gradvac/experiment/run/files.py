@@ -9,7 +9,7 @@ from typing import Any
 
 from gradvac.writing import replacing
 
-RECIPE, TASKS, VOCABULARY = "recipe.yaml", "tasks.json", "vocabulary.model"
+VOCABULARY = "vocabulary.model"
 MODEL = "model.json"
 METRICS, SPEED, DONE = "metrics.jsonl", "speed.jsonl", "done.json"
 ENDED = "ended.json"  # where a run ended before that has gone on since, until its next checkpoint

@@ -24,22 +24,17 @@ from rich.table import Table
 
 from gradvac.errors import GradvacError, RecipeError, RunError
 from gradvac.experiment.kinds import has_validation, prepare_run
-from gradvac.experiment.recipe.load import (
-    Recipe,
-    any_recipe,
-    chooses_normalization,
-    dump_recipe,
-    load_any,
-    read_recipe_file,
-)
+from gradvac.experiment.recipe.load import dump_recipe, load_recipe, read_recipe_file
 from gradvac.experiment.recipe.method_options import of_a_run, with_old_keys
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.tune_space import Parameter, as_yaml, read_space
 from gradvac.experiment.recipe.variants import RecipeFile
 from gradvac.experiment.run.contents import Searched, metrics_of
+from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.sweep.sweep import LOG, last_line, start
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.training.process import StopSignal
+from gradvac.experiment.translation.recipe import Recipe, chooses_normalization
 from gradvac.reading import read_json
 from gradvac.writing import write_csv, write_json, write_text
 
@@ -74,7 +69,7 @@ class Search:
         """The recipe of a trial."""
         values = {p.key: trial.params[p.key] for p in self.parameters}
         told = [f"{k}={v if isinstance(v, str) else as_yaml(v)}" for k, v in values.items()]
-        return load_any(
+        return load_recipe(
             self.file,
             [*self.changes, *told],
             size=self.base.size,
@@ -120,7 +115,7 @@ def run_tune(
         file.choose(size, min(unknown))  # raises, with the nearest name
     searches = []
     for variant in names or [None]:
-        base = load_any(file, changes, size=size, variant=variant, seed=seed)
+        base = load_recipe(file, changes, size=size, variant=variant, seed=seed)
         name = "-".join(filter(None, (base.name, base.size, "tuned")))
         root = out or Path("runs") / name
         searches.append(_plan(file, variant, base, changes or [], space.of(variant), root))
@@ -214,7 +209,7 @@ def _check(
     for parameter in parameters:
         for value in parameter.samples:
             told = [*changes, f"{parameter.key}={value}"]
-            load_any(file, told, size=base.size, variant=variant, seed=base.seed)
+            load_recipe(file, told, size=base.size, variant=variant, seed=base.seed)
 
 
 def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> Study:

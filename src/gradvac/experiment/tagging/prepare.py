@@ -17,12 +17,11 @@ from typing import Any
 
 from gradvac.data.encoded import EncodedTask
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.recipe.load import any_recipe
 from gradvac.experiment.run.contents import TaggedSentence
+from gradvac.experiment.run.folder import TaskInfo, any_recipe, task_infos
 from gradvac.experiment.run.resuming import build_once, finish, resume
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.tagging.recipe import FineTuningSection, LanguageSection, TaggingRecipe
-from gradvac.experiment.translation.prepare import TaskInfo, task_infos
 from gradvac.reading import read_lines
 from gradvac.tagging.encoder import (
     check_encoder,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.recipe.load import Recipe
 from gradvac.experiment.recipe.method_options import OptionError, make_method
 from gradvac.experiment.recipe.sections import MethodSection
+from gradvac.experiment.translation.recipe import Recipe
 from gradvac.methods import Method
 from gradvac.translation.clsr import OF_LANGUAGES, make_transformer
 from gradvac.translation.shapes import PRESETS, TransformerConfig

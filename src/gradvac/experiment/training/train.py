@@ -31,19 +31,19 @@ from gradvac.experiment.run.checkpoint import (
 from gradvac.experiment.run.contents import Done
 from gradvac.experiment.run.disk import DISK, Outbox, explain, is_refusal
 from gradvac.experiment.run.files import DONE, ENDED, METRICS, SPEED
+from gradvac.experiment.run.folder import save_parameters
+from gradvac.experiment.run.lock import alone
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.job import Job
 from gradvac.experiment.training.metrics import Diverged, Window, append, truncate
 from gradvac.experiment.training.process import (
     StopSignal,
-    alone,
     bound_kernel_caches,
     deterministic,
     differences,
     made_with,
 )
 from gradvac.experiment.training.updates import Updates
-from gradvac.experiment.translation.model_folder import save_parameters
 from gradvac.reading import read_json
 from gradvac.writing import to_disk, write_json
 
@@ -57,7 +57,7 @@ class Trainer:
 
     processes = 1  # that share the steps
 
-    def __init__(self, job: Job, display: Display) -> None:
+    def __init__(self, job: Job[Any], display: Display) -> None:
         bound_kernel_caches()
         self.job, self.display = job, display
         self.recipe, self.folder = job.recipe, job.folder
