@@ -31,8 +31,8 @@ class Reduction:
         self.buckets: list[list[nn.Parameter]] = [[]]
         for p in reversed(self.parameters):
             last = self.buckets[-1]
-            alike = not last or (last[0].dtype, last[0].device) == (p.dtype, p.device)
-            if _numel(last) >= size or not alike:
+            fits = not last or (last[0].dtype, last[0].device) == (p.dtype, p.device)
+            if _numel(last) >= size or not fits:
                 self.buckets.append([])
             self.buckets[-1].append(p)
         self._waits: list[tuple[Tensor, Wait]] = []

@@ -1,4 +1,4 @@
-"""Functions of others that keep samples apart, by their own word; the first step checks it."""
+"""Functions of users, declared to keep samples apart; the first step checks that they do."""
 
 from __future__ import annotations
 

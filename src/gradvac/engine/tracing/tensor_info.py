@@ -1,4 +1,4 @@
-"""What is known of the tensors of a forward pass, and how it is handed on."""
+"""What is known of the tensors of a forward pass, and how operations pass it on."""
 
 from __future__ import annotations
 
@@ -38,24 +38,15 @@ class TensorInfo:
 
     Attributes:
         place: where its samples lie; if ``why`` is given too, only whose losses these would be.
-        why: why samples of several tasks may have met in it; None if they have not.
+        why: why it may mix samples of several tasks; None if it does not.
         lost: whether its slices belong to no sample, whatever its size.
         slot: where the gradients of a tensor made of parameters alone go.
         base: the tensor that it is a view of, and how.
         left_to_autograd: whether its gradient is left to autograd.
     """
 
-    __slots__ = (
-        "base",
-        "computed",
-        "left_to_autograd",
-        "lost",
-        "place",
-        "slot",
-        "trace",
-        "version",
-        "why",
-    )
+    __slots__ = ("base", "computed", "left_to_autograd", "lost", "place", "slot", "trace",
+                 "version", "why")  # fmt: skip
 
     def __init__(
         self,
@@ -69,14 +60,9 @@ class TensorInfo:
         lost: bool = False,
     ) -> None:
         self.trace, self.version = trace, tensor._version
-        self.place, self.slot, self.base, self.why, self.left_to_autograd = (
-            place,
-            slot,
-            base,
-            why,
-            left_to_autograd,
-        )
-        self.lost, self.computed = lost, tensor.grad_fn is not None
+        self.place, self.slot, self.base = place, slot, base
+        self.why, self.left_to_autograd, self.lost = why, left_to_autograd, lost
+        self.computed = tensor.grad_fn is not None
         setattr(tensor, _MARK, self)
 
 
