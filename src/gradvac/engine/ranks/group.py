@@ -50,7 +50,7 @@ class Ranks:
         sent: bytes sent by this rank, by kind, under the algorithms that move the least: R - 1
             slices of R of what is exchanged or gathered, twice that of what is summed.
         attachment: what to send along with the next message.
-        attachments: what ranks sent along with messages, a list in their order for each such message.
+        attachments: what ranks sent along with each such message, in their order.
         broken: why nothing more can be exchanged; empty while all is well.
         same: whether all ranks have been found to run the same.
         known: the last failure of this rank that the others know of.
