@@ -1,0 +1,194 @@
+"""Checks that the gradients of a forward pass were split as they are.
+
+Two things are certain without a check: up to where samples are followed they are apart, and no
+gradient reaches a parameter but through a use that was followed, or it would show. What is checked:
+
+*Losses whose samples were not followed* (made by a custom function, or by an operation that mixes
+samples), in every step. From the last uses of parameters on, the losses of task k are multiplied by
+a random number r_k. Where samples keep apart, the gradient at the rows of task k is r_k times what
+it is otherwise, so that one more pass through the end of the model tells for all tasks at once. The
+r_k are powers of two with signs: what is apart differs by no rounding error.
+
+*What a forward pass does for the first time*: an operation that was not there before, another
+order, a parameter at another place, samples of several tasks. One pass brings, split and put
+together again, sum_k r_k g_k of every parameter; another one brings the gradient of sum_k r_k L_k
+as autograd computes it in plain training. They are equal if every gradient of a task came from its
+own samples and no use of a parameter was lost, added or counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from gradvac.engine.collector import Collector
+from gradvac.engine.gradients.precision import at_least_float32
+from gradvac.engine.report import combine
+from gradvac.engine.samples.calls import nodes
+from gradvac.engine.tracing.parameter_use import ParameterUse, use_of
+
+CHECKS = 2
+"""Backward passes through the whole graph that a check makes."""
+
+_POWERS = 8  # of two, each with both signs: 16 numbers, after which tasks share one
+
+
+def task_weights(n_tasks: int, step: int) -> Tensor:
+    """Return a random number r_k for each task, ``[K]``, float64; another one in every step."""
+    generator = torch.Generator().manual_seed(step)
+    n = torch.randperm(max(n_tasks, 2 * _POWERS), generator=generator)[:n_tasks] % (2 * _POWERS)
+    return torch.where(n % 2 == 0, 1.0, -1.0).double() * 0.5 ** (n // 2)
+
+
+def last_uses(loss: Tensor) -> tuple[list[Any], set[int]]:
+    """Return the uses of parameters that no other use follows on the way to a loss.
+
+    Returns:
+        Nodes of autograd's graph, and ids of the leaves that no use comes after either.
+    """
+    found = list(nodes(loss, end=lambda node: use_of(node) is not None))
+    variables = (getattr(node, "variable", None) for node in found)
+    reached = {id(variable) for variable in variables if variable is not None}
+    return [node for node in found if use_of(node) is not None], reached
+
+
+def edges(uses: Sequence[Any]) -> list[GradientEdge]:
+    """Return where autograd finds the gradients of the outputs of uses."""
+    return [GradientEdge(node, 0) for node in uses]
+
+
+def split_by_task(use: ParameterUse, plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
+    """Whether the gradient at each sample is that of its own task's losses.
+
+    Args:
+        use: where the gradients are.
+        plain: of the sum of all losses.
+        weighted: of the losses times the number of their task.
+        weights: these numbers, ``[K]``.
+    """
+    owners, dim = use.place
+    shape = [1] * plain.ndim
+    shape[dim] = -1
+    factor = weights[owners.index].to(plain).view(shape)
+    return same(plain, weighted / factor)
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two gradients are equal but for additions in another order."""
+    if not one.numel():
+        return True
+    # NaN of another task spreads by 0 * NaN; who it came from is seen when gradients are split.
+    one, other = one.nan_to_num(0.0, 0.0, 0.0), other.nan_to_num(0.0, 0.0, 0.0)
+    return bool((one - other).abs().amax() <= _slack_of(one) * one.abs().amax())
+
+
+def _slack_of(x: Tensor) -> float:
+    eps = torch.finfo(x.dtype).eps
+    return 2 * eps if eps > 1e-4 else 100 * eps
+
+
+class Rehearsal:
+    """Brings, in place of a step, ``sum_k r_k g_k`` of every parameter from the split gradients.
+
+    Args:
+        collector: where the split gradients arrive; left as it was.
+        weights: the numbers r_k, ``[K]``.
+
+    Attributes:
+        sums: the sums, by the id of what a forward pass uses as the parameter; None if unused.
+    """
+
+    def __init__(self, collector: Collector, weights: Tensor) -> None:
+        self.collector, self.weights = collector, weights
+        self.sums: dict[int, Tensor | None] = {}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Take what arrives inside."""
+        stores, ready = self.collector.stores, self.collector.ready
+        before = [store.set_aside() for store in stores]
+        waiting, ready[:] = list(ready), []
+        self.collector.stream(True)
+        try:
+            yield
+        finally:
+            for store, state in zip(stores, before, strict=True):
+                store.put_back(state)
+            ready[:] = waiting
+
+    def release(self) -> None:
+        """Take the groups that are complete."""
+        for store in self.collector.ready:
+            self._take(store)
+        self.collector.ready.clear()
+
+    def finish(self) -> None:
+        """Take what is left."""
+        self.collector.ready.clear()
+        for store in self.collector.stores:
+            if id(store.slots[0].leaf) not in self.sums:
+                self._take(store)
+
+    def _take(self, store: Any) -> None:
+        found = store.task_gradients(len(self.weights))
+        found = store.gradients([combine(self.weights, g) for g in found], wide=True)
+        for slot, gradient in zip(store.slots, found, strict=True):
+            self.sums[id(slot.leaf)] = gradient
+        store.close()
+
+
+def different(
+    leaves: Sequence[Tensor],
+    split: dict[int, Tensor | None],
+    plain: Sequence[Tensor | None],
+    coarsest: float,
+) -> tuple[list[int], list[int]]:
+    """Compare gradients put together from split ones with those of plain training.
+
+    Args:
+        leaves: the parameters.
+        split: the former, by the id of the parameter.
+        plain: the latter.
+        coarsest: relative rounding error of what they were computed from.
+
+    Returns:
+        Positions of the parameters for which they differ, and of those that were used and for
+        which both are zero, so that nothing was shown.
+    """
+    norms = torch.zeros(len(leaves), 3, dtype=torch.float64)
+    for n, (leaf, g) in enumerate(zip(leaves, plain, strict=True)):
+        s = split.get(id(leaf))
+        if s is None and g is None:
+            continue
+        s = torch.zeros_like(g) if s is None and g is not None else s
+        assert s is not None
+        dense = torch.zeros_like(s) if g is None else (g.to_dense() if g.is_sparse else g)
+        wide = at_least_float32(s.dtype)
+        s, dense = s.to(wide), dense.to(wide)
+        numbers = [torch.linalg.vector_norm(x) for x in (s - dense, s, dense)]
+        norms[n] = torch.stack(numbers).double().cpu()
+    if not bool(norms.isfinite().all()):
+        return [], []  # the step is not finite: others say so
+    error, size = norms[:, 0], norms[:, 1:].amax(1)
+    relative, absolute = _slack(coarsest)
+    wrong = error > relative * size + absolute * size.square().sum().sqrt()
+    used = torch.tensor([split.get(id(leaf)) is not None for leaf in leaves])
+    return wrong.nonzero().flatten().tolist(), (used & (size == 0)).nonzero().flatten().tolist()
+
+
+def _slack(coarsest: float) -> tuple[float, float]:
+    """Return by how much two right gradients may differ, relative to themselves and to all.
+
+    Chosen here: thirty times what was seen on models of the tests, and far below what a lost use of
+    a parameter makes.
+    """
+    if coarsest < 1e-10:  # float64
+        return 1e-6, 1e-9
+    if coarsest < 1e-5:  # float32
+        return 1e-2, 1e-5
+    return 0.2, 1e-2
