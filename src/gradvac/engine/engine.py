@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.nonfinite import NonFinite
-from gradvac.engine.options import BUDGET, Options
+from gradvac.engine.options import BUDGET, EngineOptions
 from gradvac.engine.per_task import PerTask
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.report import StepReport
@@ -104,7 +104,7 @@ class Engine(TaskEngine):
         budget: int = BUDGET,
         process_group: ProcessGroup | Ranks | None = None,
     ) -> None:
-        options = Options(
+        options = EngineOptions(
             granularity,
             heads,
             engine,

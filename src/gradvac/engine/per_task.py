@@ -32,7 +32,7 @@ from gradvac.engine.gradients.gram import gram
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.hidden import refuse_hidden
 from gradvac.engine.nonfinite import NonFinite
-from gradvac.engine.options import Options
+from gradvac.engine.options import EngineOptions
 from gradvac.engine.ranks.buckets import buckets_of
 from gradvac.engine.ranks.exchange import Exchange
 from gradvac.engine.ranks.group import Ranks
@@ -224,7 +224,7 @@ class PerTaskEngine(TaskEngine):
         task_names: Collection[str] | None = None,
         process_group: ProcessGroup | Ranks | None = None,
     ) -> None:
-        options = Options(
+        options = EngineOptions(
             granularity,
             heads,
             engine="per_task",
