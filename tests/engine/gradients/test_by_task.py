@@ -8,7 +8,6 @@ from gradvac.engine.gradients import by_task
 from gradvac.engine.gradients.by_task import TaskRows, batched, sums
 from gradvac.engine.samples.rows import RowMap
 
-CPU = torch.device("cpu")
 OWNERS = {
     "equal and sorted": [0, 0, 1, 1, 2, 2],
     "equal, mixed": [2, 0, 1, 1, 0, 2],
@@ -135,7 +134,10 @@ def test_the_number_of_operations_does_not_grow_with_the_tasks():
 
 def test_a_cpu_takes_large_products_one_by_one():
     rows = made([0] * 900 + [1] * 100, 2)
-    assert not batched(rows, 512 * 2048, CPU)
-    assert batched(rows, 16, CPU)
-    assert batched(made([0, 1] * 500, 2), 512 * 2048, CPU)  # nothing to fill up
-    assert batched(rows, 512 * 2048, torch.device("meta"))
+    wide, narrow = torch.empty(1000, 512), torch.empty(1000, 4)
+    assert not batched(rows, wide, wide)
+    assert batched(rows, narrow, narrow)
+    assert batched(made([0, 1] * 500, 2), wide, wide)  # nothing to fill up
+    large = torch.empty(1000, 1).expand(1000, 2000)
+    assert not batched(made([0, 1] * 500, 2), large, narrow)  # copies leave the cache
+    assert batched(rows, wide.to("meta"), wide.to("meta"))

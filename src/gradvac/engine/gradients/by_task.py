@@ -1,4 +1,4 @@
-"""Products and sums over the rows of each task, in a number of operations that does not grow with K.
+"""Products and sums over the rows of each task, in as many operations for any number of tasks.
 
 The gradient of a weight is a product of two matrices whose rows belong to tasks, K products of the
 rows of one task each; those of a bias or of a scale are K sums. A loop over the tasks launches K
@@ -12,6 +12,8 @@ taken one task at a time; :func:`batched` decides.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,25 +21,26 @@ from gradvac.engine.samples.rows import Padding, RowMap
 
 _LAUNCH = 150_000
 """Multiplications that cost a CPU what one more product of a few rows does (measured: 10 us)."""
+_CACHED = 2**22  # bytes that fit a shared cache, chosen here
 
 
-def batched(rows: RowMap, width: int, device: torch.device) -> bool:
-    """Whether to take the rows of all tasks as one batch, on a device.
+def batched(rows: RowMap, *sides: Tensor) -> bool:
+    """Whether to take the rows of all tasks as one batch.
 
     Args:
         rows: the task of each row.
-        width: multiplications for each row: the product of the widths of both sides, or the width
-            of what is summed.
-        device: where.
+        sides: the factors ``[N, p]`` and ``[N, q]`` of products, or what is summed.
     """
-    if device.type != "cpu":
+    if sides[0].device.type != "cpu":
         return True
+    if sum(side.numel() * side.element_size() for side in sides) > _CACHED:
+        return False
     filling = sum(p.height * len(p.tasks) for p in rows.padded) - len(rows)
-    return filling * width < _LAUNCH * rows.n_tasks
+    return filling * math.prod(side.shape[1] for side in sides) < _LAUNCH * rows.n_tasks
 
 
 class TaskRows:
-    """The rows ``[N, d]`` of each task among K, for products and sums of them.
+    """The rows ``[N, ...]`` of each task among K side by side, for products and sums of them.
 
     Args:
         values: the rows.
@@ -51,64 +54,89 @@ class TaskRows:
         for padding in rows.padded:
             index = padding.index.on(values.device)
             shape = (len(padding.tasks), padding.height, *values.shape[1:])
-            if index is None:  # sorted by task, and all of one height
-                part = values.view(shape)
-            else:
-                part = values.index_select(0, index).view(shape)
-                gaps = padding.gaps.on(values.device)
-                if clear and gaps is not None:
-                    part = part.masked_fill_(gaps.view(*gaps.shape, *[1] * (values.ndim - 1)), 0.0)
+            # Without an index they are sorted by task already, and all tasks have as many.
+            part = (values if index is None else values.index_select(0, index)).view(shape)
+            gaps = padding.gaps.on(values.device)
+            if clear and gaps is not None:
+                part = part.masked_fill_(gaps.view(*gaps.shape, *[1] * (values.ndim - 1)), 0.0)
             self.parts.append((padding, part))
 
     def product(self, other: TaskRows, out: Tensor, fresh: bool) -> None:
         """Write ``self_k^T other_k`` to ``out`` ``[K, p, q]``, or add it if that is not fresh."""
         for (padding, left), (_, right) in zip(self.parts, other.parts, strict=True):
-            a, b = left.mT, right
-            if not padding.all_tasks or out.dtype != a.dtype:
-                self._put(padding, torch.bmm(a, b), out, fresh)
+            if not padding.all_tasks or out.dtype != left.dtype:
+                _put(padding, torch.bmm(left.mT, right), out, fresh)
             elif fresh:
-                torch.bmm(a, b, out=out)
+                torch.bmm(left.mT, right, out=out)
             else:
-                out.baddbmm_(a, b)
-        self._clear_others(out, fresh)
+                out.baddbmm_(left.mT, right)
+        self._clear_absent(out, fresh)
 
     def sums(self, out: Tensor, fresh: bool) -> None:
-        """Write the sum of the rows of each task to ``out`` ``[K, d]``, or add it.
-
-        The rows have to be cleared.
-        """
+        """Write the sums of cleared rows of each task to ``out`` ``[K, ...]``, or add them."""
         for padding, part in self.parts:
             if padding.all_tasks and fresh:
                 torch.sum(part, 1, dtype=out.dtype, out=out)
             else:
-                self._put(padding, part.sum(1, dtype=out.dtype), out, fresh)
-        self._clear_others(out, fresh)
+                _put(padding, part.sum(1, dtype=out.dtype), out, fresh)
+        self._clear_absent(out, fresh)
 
-    @staticmethod
-    def _put(padding: Padding, found: Tensor, out: Tensor, fresh: bool) -> None:
-        """Write or add what was found for the tasks of a class."""
-        if padding.all_tasks:
-            out.copy_(found) if fresh else out.add_(found)
-        elif fresh:
-            out.index_copy_(0, padding.positions.on(out.device), found.to(out.dtype))
-        else:
-            out.index_add_(0, padding.positions.on(out.device), found.to(out.dtype))
-
-    def _clear_others(self, out: Tensor, fresh: bool) -> None:
+    def _clear_absent(self, out: Tensor, fresh: bool) -> None:
         """Set to zero what belongs to tasks without rows."""
         absent = self.rows.absent.on(out.device)
         if fresh and absent is not None:
             out.index_fill_(0, absent, 0.0)
 
 
+def _put(padding: Padding, found: Tensor, out: Tensor, fresh: bool) -> None:
+    """Write to ``out`` ``[K, ...]``, or add, what was found for the tasks of a class."""
+    if padding.all_tasks:
+        out.copy_(found) if fresh else out.add_(found)
+        return
+    tasks = padding.positions.on(out.device)
+    assert tasks is not None
+    if fresh:
+        out.index_copy_(0, tasks, found.to(out.dtype))
+    else:
+        out.index_add_(0, tasks, found.to(out.dtype))
+
+
+def add_products(left: Tensor, right: Tensor, rows: RowMap, out: Tensor) -> None:
+    """Add ``left_k^T right_k`` to ``out`` ``[K, p, q]``, for the rows of each task k."""
+    if batched(rows, left, right):
+        TaskRows(left, rows, clear=True).product(TaskRows(right, rows), out, fresh=False)
+        return
+    for a, b, own in zip(rows.blocks(left), rows.blocks(right), out, strict=True):
+        put_product(a.T, b, own, fresh=False)
+
+
+def put_product(a: Tensor, b: Tensor, out: Tensor, fresh: bool) -> None:
+    """Write ``a @ b`` to ``out``, which may be wider, or add it if that is not fresh."""
+    if fresh and out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    elif fresh:
+        out.copy_(a @ b)
+    elif len(b) and out.dtype == a.dtype:
+        out.addmm_(a, b)
+    elif len(b):
+        out.add_(a @ b)
+
+
+def put_sums(values: Tensor, rows: RowMap, out: Tensor, fresh: bool) -> None:
+    """Write the sum of the rows ``[N, ...]`` of each task to ``out`` ``[K, ...]``, or add it."""
+    if batched(rows, values.flatten(1)):
+        TaskRows(values, rows, clear=True).sums(out, fresh)
+        return
+    for part, own in zip(rows.blocks(values), out, strict=True):
+        if fresh:
+            torch.sum(part, 0, dtype=out.dtype, out=own)
+        elif len(part):
+            own.add_(part.sum(0, dtype=out.dtype))
+
+
 def sums(values: Tensor, rows: RowMap) -> Tensor:
-    """Return the sum of the rows ``[N, d]`` of each task, ``[K, d]``, in at least float32."""
+    """Return the sum of the rows ``[N, ...]`` of each task, ``[K, ...]``, in at least float32."""
     dtype = torch.promote_types(torch.float32, values.dtype)
     out = torch.empty(rows.n_tasks, *values.shape[1:], dtype=dtype, device=values.device)
-    if batched(rows, values[0].numel() if len(values) else 0, values.device):
-        TaskRows(values, rows, clear=True).sums(out, fresh=True)
-        return out
-    for own, part in zip(rows.blocks(values), out, strict=True):
-        torch.sum(own, 0, dtype=dtype, out=part)
+    put_sums(values, rows, out, fresh=True)
     return out
-

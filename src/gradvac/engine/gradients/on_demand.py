@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradvac.engine.gradients.by_task import add_products
 from gradvac.engine.samples.rows import RowMap
 
 
@@ -36,32 +37,36 @@ class Product(NamedTuple):
         """Add rows ``start, start + 1, ...`` of the gradients to ``chunk`` ``[K, rows, d]``."""
         of_rows, of_columns = (self.x, self.dy) if self.transposed else (self.dy, self.x)
         of_rows = of_rows[:, start : start + chunk.shape[1]]
-        both = zip(self.rows.blocks(of_rows), self.rows.blocks(of_columns), strict=True)
-        for k, (a, b) in enumerate(both):
-            if len(a):
-                add_product(a.T, b, chunk[k])
+        add_products(of_rows, of_columns, self.rows, chunk)
 
 
 class Lookup(NamedTuple):
     """Gradients of rows looked up in a table.
 
     Attributes:
-        ids: which rows, ``[N]``, sorted by task.
-        rows: the gradients of what was looked up, ``[N, d]``.
-        bounds: first and one past the last of each task.
+        ids: which rows, ``[N]``.
+        gradients: those of what was looked up, ``[N, d]``.
+        rows: the task of each.
     """
 
     ids: Tensor
-    rows: Tensor
-    bounds: list[tuple[int, int]]
+    gradients: Tensor
+    rows: RowMap
 
     def add_to(self, chunk: Tensor, start: int) -> None:
         """Add rows ``start, start + 1, ...`` of the gradients to ``chunk`` ``[K, rows, d]``."""
-        for k, (first, last) in enumerate(self.bounds):
-            ids = self.ids[first:last] - start
+        ids, gradients, device = self.ids - start, self.gradients.to(chunk.dtype), chunk.device
+        if device.type != "cpu":  # without asking which are in the chunk
             here = (ids >= 0) & (ids < chunk.shape[1])
-            found = self.rows[first:last][here].to(chunk.dtype)
-            chunk[k].index_add_(0, ids[here], found)
+            gradients = gradients.where(here[:, None], 0.0)
+            ids = ids.clamp(0, chunk.shape[1] - 1)
+            chunk.index_put_((self.rows.owners(device), ids), gradients, accumulate=True)
+            return
+        for part, own, found in zip(
+            chunk, self.rows.blocks(ids), self.rows.blocks(gradients), strict=True
+        ):
+            here = (own >= 0) & (own < chunk.shape[1])
+            part.index_add_(0, own[here], found[here])
 
 
 class Held:
@@ -125,11 +130,3 @@ def blocks(rows: Rows) -> Iterator[Tensor]:
         yield rows
     else:
         yield from rows.chunks()
-
-
-def add_product(a: Tensor, b: Tensor, piece: Tensor) -> None:
-    """Add ``a @ b`` to ``piece``, which may be wider."""
-    if piece.dtype == a.dtype:
-        piece.addmm_(a, b)
-    else:
-        piece.add_(a @ b)

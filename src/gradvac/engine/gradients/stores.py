@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -306,22 +305,13 @@ class ParameterSlot(Slot):
         if not self.store.expected:
             self.store.ready.append(self.store)
 
-    def pieces(self, n_tasks: int) -> tuple[Sequence[Tensor], bool]:
-        """Return the K tensors to add gradients to, and whether they hold nothing yet."""
+    def collected(self, n_tasks: int) -> tuple[Tensor, bool]:
+        """Return the K gradients, ``[K, *shape]``, and whether they hold nothing yet."""
         self.store.open(n_tasks)
         if self.apart and len(self.buffer) < n_tasks:
             self._form(n_tasks)
         fresh, self.fresh = self.fresh, False
-        return self.buffer[:n_tasks].unbind(0), fresh
-
-    def add(self, gradients: Tensor) -> None:
-        """Add gradients ``[K, *shape]``."""
-        pieces, fresh = self.pieces(len(gradients))
-        buffer = self.buffer[: len(pieces)]
-        if fresh:
-            buffer.copy_(gradients)
-        else:
-            buffer.add_(gradients)
+        return self.buffer[:n_tasks], fresh
 
     def add_made_of(self, use: Product | Lookup) -> None:
         """Add gradients as what they are made of, if the slot :meth:`holds` them so."""
@@ -331,8 +321,7 @@ class ParameterSlot(Slot):
     def whole(self, n_tasks: int) -> Rows:
         """Return gradients above the budget, ``[K, P]``, made on demand if they can be."""
         if len(self.buffer):
-            self.pieces(n_tasks)
-            return self.buffer[:n_tasks].flatten(1)
+            return self.collected(n_tasks)[0].flatten(1)
         shape = self.parameter.shape
         return Held(self._made_of, shape, n_tasks, self.store.dtype, self.store.budget)
 
@@ -356,7 +345,7 @@ class ParameterSlot(Slot):
         result = torch.zeros(shape, dtype=dtype, device=table.device)
         places = where.split([len(use.ids) for use in found])
         for use, place in zip(found, places, strict=True):
-            Lookup(place, use.rows, use.bounds).add_to(result, 0)
+            use._replace(ids=place).add_to(result, 0)
         return result.flatten(1)
 
     def as_sparse(self, gradient: Tensor) -> Tensor:

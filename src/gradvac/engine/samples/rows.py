@@ -87,6 +87,16 @@ class RowMap:
         """The slices at ``positions`` ``[m]``."""
         return RowMap(self.index.index_select(0, positions.detach().cpu()), self.n_tasks)
 
+    def owners(self, device: torch.device) -> Tensor:
+        """Position of the owning task of each slice, ``[n]``, on a device."""
+        found = self._owners.on(device)
+        assert found is not None
+        return found
+
+    @cached_property
+    def _owners(self) -> Positions:
+        return Positions(self.index)
+
     @cached_property
     def bounds(self) -> list[tuple[int, int]]:
         """First and one past the last row of each task once the rows are sorted by task."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from gradvac.engine.gradients.by_task import sums
 from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.samples.flow import Place
 from gradvac.engine.tracing.meetings import Flow, Meeting
@@ -117,15 +118,12 @@ def _reduce(g: Tensor, shape: torch.Size, place: Place) -> Tensor:
     if others:
         g = g.sum(others, keepdim=True)
     if own[dim] == 1:
-        order = rows.order(g.device)
-        g = g if order is None else g.index_select(dim, order)
-        parts = [g.narrow(dim, start, end - start).sum(dim) for start, end in rows.bounds]
-        return torch.stack(parts).reshape(rows.n_tasks, *shape)
+        return sums(g.movedim(dim, 0), rows).reshape(rows.n_tasks, *shape)
     # The tensor has values of its own for each sample: theirs for the owner, 0 for others.
-    spread = [1] * g.ndim
-    spread[dim] = len(rows)
-    mine = [(rows.index == k).view(spread).to(g.device) for k in range(rows.n_tasks)]
-    return torch.stack([g.where(m, 0.0) for m in mine]).reshape(rows.n_tasks, *shape)
+    whole = g.new_zeros(rows.n_tasks, *g.shape)
+    owners, samples = rows.owners(g.device), torch.arange(len(rows), device=g.device)
+    whole.movedim(dim + 1, 1).index_put_((owners, samples), g.movedim(dim, 0))
+    return whole.reshape(rows.n_tasks, *shape)
 
 
 class _Slices(Function):
