@@ -98,20 +98,27 @@ class Collector:
         step.waiting = len(self.ready)
         if self.passes == 2:
             self.measure(self.ready, step)
-        elif sum(store.size for store in self.ready) >= self._largest(step) // 4:
-            # Methods take all groups at once, so some are worth waiting for: as many as fill a
-            # quarter of what the largest needs anyway (chosen here: a half and more held more
-            # memory and saved no time, an eighth cost time under all_matrix).
+        elif sum(store.size for store in self.ready) >= self._at_once(step):
             self._combine(self.ready, step, method)
         else:
             return
         self.ready.clear()
         step.waiting = 0
 
-    def _largest(self, step: Step) -> int:
-        if step.largest is None:
-            step.largest = max(store.size for store in self.stores)
-        return step.largest
+    def _at_once(self, step: Step) -> int:
+        """Return how many numbers a task's gradients have that are worth waiting for.
+
+        Methods take all groups at once. On an accelerator every call of one waits for the device,
+        so groups are held while they fit into a quarter of the memory that is free (chosen here).
+        On a CPU they fill a quarter of what the largest needs anyway (chosen here: a half and more
+        held more memory and saved no time, an eighth cost time under all_matrix).
+        """
+        if step.at_once is None:
+            step.at_once = max(store.size for store in self.stores) // 4
+            if self.device.type != "cpu":
+                each = len(step.names) * self.stores[0].dtype.itemsize
+                step.at_once = max(step.at_once, _free(self.device) // 4 // each)
+        return step.at_once
 
     def measure(self, stores: Sequence[GroupStore], step: Step) -> None:
         """Add to the Gram matrix of the whole model and free the gradients."""
@@ -140,13 +147,14 @@ class Collector:
             self._combine(left, step, method)
         elif left:  # of two passes one was enough: it brought all gradients of each task
             rows = _rows(left, step, len(step.names))
-            inner = gram([list(chain(*rows))])
+            inner = gram([list(chain(*rows))], step.fetch)
             weights = self._decide(step, method, inner, self.groups)
             self._assign(step, left, rows, [weights[0]] * len(left))
 
     def _combine(self, stores: Sequence[GroupStore], step: Step, method: Method) -> None:
         rows = _rows(stores, step, len(step.names))
-        weights = self._decide(step, method, gram(rows), [store.group for store in stores])
+        inner = gram(rows, step.fetch)
+        weights = self._decide(step, method, inner, [store.group for store in stores])
         self._assign(step, stores, rows, weights)
 
     def _decide(
@@ -169,7 +177,8 @@ class Collector:
         weights: Iterable[Tensor],
     ) -> None:
         """Note the combined gradients of the parameters and free those of the tasks."""
-        for store, matrices, w in zip(stores, rows, weights, strict=True):
+        there = torch.stack(list(weights)).to(self.device)  # sent once
+        for store, matrices, w in zip(stores, rows, there, strict=True):
             gradients = store.gradients([combine(w, matrix) for matrix in matrices])
             for slot, gradient in zip(store.slots, gradients, strict=True):
                 step.gradients[id(slot.parameter)] = gradient
@@ -180,6 +189,14 @@ class Collector:
         for store in self.stores:
             store.close()
         self.ready.clear()
+
+
+def _free(device: torch.device) -> int:
+    """Return how many bytes an accelerator has left; :data:`BUDGET` if it does not say."""
+    if device.type != "cuda":
+        return BUDGET
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def _rows(stores: Sequence[GroupStore], step: Step, n_tasks: int) -> list[list[Rows]]:

@@ -176,9 +176,9 @@ class PerTaskEngine(TaskEngine):
             combined = self._finish_with_ranks(end)
         else:
             tasks, groups = tuple(now.names), tuple(group.name for group in self.groups)
-            losses = now.losses(len(tasks)) / now.loss_scale
             rows = [buffer.rows(len(tasks), now.loss_scale) for buffer in self._buffers]
-            inner = gram([[r] for r in rows])
+            inner = gram([[r] for r in rows], now.fetch)
+            losses = now.losses(len(tasks)) / now.loss_scale
             end.report = decide(self.method, inner, losses, tasks, groups, now.number, now.shares)
             parts = zip(self._buffers, rows, end.report.weights, strict=True)
             combined = [pair for buffer, m, w in parts for pair in buffer.gradients(combine(w, m))]

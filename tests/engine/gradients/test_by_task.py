@@ -71,6 +71,12 @@ def test_sums_either_way(rows, at_once, monkeypatch):
     torch.testing.assert_close(sums(x, rows), expected)
 
 
+def test_sums_of_numbers(rows):
+    x = values(rows, 1)[:, 0]
+    expected = torch.stack([of_task(x, rows, k).sum() for k in range(rows.n_tasks)])
+    torch.testing.assert_close(sums(x, rows), expected)
+
+
 def test_low_precision_is_added_up_in_float32():
     rows = made([0] * 3000, 1)
     ones = torch.ones(3000, 2, dtype=torch.bfloat16)  # bfloat16 stalls at 256

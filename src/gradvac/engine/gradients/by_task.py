@@ -29,14 +29,15 @@ def batched(rows: RowMap, *sides: Tensor) -> bool:
 
     Args:
         rows: the task of each row.
-        sides: the factors ``[N, p]`` and ``[N, q]`` of products, or what is summed.
+        sides: the factors ``[N, p]`` and ``[N, q]`` of products, or what is summed,
+            ``[N, ...]``.
     """
     if sides[0].device.type != "cpu":
         return True
     if sum(side.numel() * side.element_size() for side in sides) > _CACHED:
         return False
     filling = sum(p.height * len(p.tasks) for p in rows.padded) - len(rows)
-    return filling * math.prod(side.shape[1] for side in sides) < _LAUNCH * rows.n_tasks
+    return filling * math.prod(side.shape[1:].numel() for side in sides) < _LAUNCH * rows.n_tasks
 
 
 class TaskRows:
@@ -124,7 +125,7 @@ def put_product(a: Tensor, b: Tensor, out: Tensor, fresh: bool) -> None:
 
 def put_sums(values: Tensor, rows: RowMap, out: Tensor, fresh: bool) -> None:
     """Write the sum of the rows ``[N, ...]`` of each task to ``out`` ``[K, ...]``, or add it."""
-    if batched(rows, values.flatten(1)):
+    if batched(rows, values):
         TaskRows(values, rows, clear=True).sums(out, fresh)
         return
     for part, own in zip(rows.blocks(values), out, strict=True):

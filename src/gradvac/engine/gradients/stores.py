@@ -339,7 +339,9 @@ class ParameterSlot(Slot):
     def compact(self, n_tasks: int, dtype: torch.dtype) -> Tensor:
         """Return the gradients of the rows looked up, ``[K, rows * d]``."""
         found = [use for use in self._made_of if isinstance(use, Lookup)]
-        self._touched, where = torch.cat([use.ids for use in found]).unique(return_inverse=True)
+        ids = torch.cat([use.ids for use in found])
+        waits = ids.device.type == "cpu" or self.wants_sparse
+        self._touched, where = ids.unique(return_inverse=True) if waits else _distinct(ids)
         table = self.parameter
         shape = (n_tasks, len(self._touched), table.shape[1])
         result = torch.zeros(shape, dtype=dtype, device=table.device)
@@ -362,4 +364,17 @@ class ParameterSlot(Slot):
     def spread(self, combined: Tensor) -> Tensor:
         """Return the gradient of the whole table from that of the rows looked up."""
         gradient = combined.new_zeros(self.parameter.shape)
-        return gradient.index_copy_(0, self._touched, combined.view(len(self._touched), -1))
+        return gradient.index_add_(0, self._touched, combined.view(len(self._touched), -1))
+
+
+def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Do what ``ids.unique(return_inverse=True)`` does, without asking the device how many.
+
+    As many as there are ids are returned; zeros follow the distinct ones.
+    """
+    ordered, order = ids.sort()
+    new = torch.ones_like(ordered)
+    new[1:] = ordered[1:] != ordered[:-1]
+    place = new.cumsum(0) - 1
+    distinct = torch.zeros_like(ids).scatter_(0, place, ordered)
+    return distinct, torch.empty_like(ids).scatter_(0, order, place)

@@ -138,11 +138,6 @@ class RowMap:
         """Positions of the rows sorted by task, ``[n]``, on a device; None if they are sorted."""
         return self._order.on(device)
 
-    def sort(self, rows: Tensor) -> Tensor:
-        """Return the rows of ``[n, ...]`` sorted by task."""
-        order = self.order(rows.device)
-        return rows if order is None else rows.index_select(0, order)
-
     def blocks(self, rows: Tensor) -> Iterator[Tensor]:
         """Yield the rows of each task among ``[n, ...]``.
 
