@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from gradvac.experiment.recipe.load import resolve
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.run.checkpoint import load_tensors
 from gradvac.experiment.translation.model_folder import FoundModel, find_model
 from gradvac.translation.search import MAX_LENGTH_OFFSET, MAX_LENGTH_RATIO, beam_search

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradvac.experiment.recipe.load import Recipe
-from gradvac.experiment.recipe.sections import CLSRSection
+from gradvac.experiment.translation.recipe import CLSRSection, Recipe
 from gradvac.methods import METHODS, MGDA, GradNorm, StepGeometry
 from gradvac.translation.clsr import make_transformer
 from gradvac.translation.shapes import PRESETS, TransformerConfig

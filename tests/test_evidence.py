@@ -22,10 +22,10 @@ PAGES = [  # page, the heading above its tables, file, tables by heading: metric
         "table1-from-en-small.json",
         {"BLEU": ("bleu", 1), "chrF++": ("chrf", 1), "validation NLL": NLL},
     ),
-    ("tagging.md", "## Table 3, here", "table3-ner-small.json", {"F1": F1}),
+    ("tagging.md", "## Table 3 at this size", "table3-ner-small.json", {"F1": F1}),
     (
         "tagging.md",
-        "## Table 9, here",
+        "## Table 9 at this size",
         "table9-pos-small.json",
         {"accuracy": ACCURACY, "F1": F1},
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gradvac.experiment.recipe.load import load_any, load_recipe, read_recipe_file
+from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.tagging.job import TaggingJob
 from gradvac.experiment.tagging.prepare import prepare_tagging
 from gradvac.experiment.training.display import Display
@@ -37,7 +37,7 @@ def test_every_size_and_variant_is_valid(path, corpus):
     changes = [] if path.parent.name == "tagging" else [f"data.corpus={corpus}"]
     for size in file.sizes:
         for variant in file.variants or [None]:
-            recipe = load_any(file, changes, size=size, variant=variant)
+            recipe = load_recipe(file, changes, size=size, variant=variant)
             assert (recipe.size, recipe.variant) == (size, variant)
             rule = recipe.method.options.get("warmup_steps")
             assert rule is None or rule == recipe.training.warmup  # CATS begins after Adam's
@@ -69,7 +69,7 @@ def test_every_variant_runs_at_size_smoke(path, store):
         assert Trainer(TranslationJob(prepared), Display(Console(quiet=True))).train() == 0
     scores = evaluate_run(run, say=lambda text: None)
     assert set(scores.directions) == set(prepared.tasks)
-    if any(method.tasks == "low" for _, _, method in trained):
+    if any(method.options.get("tasks") == "low" for _, _, method in trained):
         assert "low" in prepared.levels.values()  # so that there is something to edit
 
 
@@ -93,6 +93,6 @@ def test_tagging_runs_at_size_smoke_without_the_network(path, tmp_path, monkeypa
     own["train"] = [str(tmp_path / "text")]
     languages = {code: {"format": "two-column", **own} for code in ("de", "fr")}
     changes = ["device=cpu", f"data.languages={json.dumps(languages)}"]
-    recipe = load_any(file, changes, size="smoke", variant=next(iter(file.variants)))
+    recipe = load_recipe(file, changes, size="smoke", variant=next(iter(file.variants)))
     prepared = prepare_tagging(recipe, tmp_path / "run", tmp_path, lambda text: None)
     assert Trainer(TaggingJob(prepared), Display(Console(quiet=True))).train() == 0

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import sacrebleu
 
-from gradvac.experiment.recipe.load import load_recipe, resolve
+from gradvac.experiment.recipe.load import load_recipe
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.translation.model_folder import find_model
 from gradvac.text.account import Account
 from gradvac.text.readers import Source, read_rows

@@ -1,9 +1,9 @@
 """Fuzz the readers of files from strangers, guided by coverage. Needs: pip install atheris.
 
-    python tools/fuzz_readers.py mo -max_total_time=60
-    python tools/fuzz_readers.py zip -runs=100000
-    for reader in $(python tools/fuzz_readers.py --list); do
-        python tools/fuzz_readers.py $reader -max_total_time=60 || break
+    python -m tools.fuzz_readers mo -max_total_time=60
+    python -m tools.fuzz_readers zip -runs=100000
+    for reader in $(python -m tools.fuzz_readers --list); do
+        python -m tools.fuzz_readers $reader -max_total_time=60 || break
     done
 
 Anything raised that is not a declared error ends it, with the input in a file ``crash-...`` here.

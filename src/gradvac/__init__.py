@@ -1,11 +1,19 @@
 """gradvac: train one model on many languages and manage the tension between them.
 
-Importing this package needs PyTorch alone; the toolkit (text, translation, reports) lives in
+Importing this package needs PyTorch alone. The toolkit (text, translation, reports) is in
 subpackages with their own dependencies.
+
+Public are the names in ``__all__`` here, in ``gradvac.methods``, in ``gradvac.engine`` and in the
+modules of ``gradvac.geometry`` and ``gradvac.integrations``. Everything else may change.
 """
+
+from importlib.metadata import PackageNotFoundError, version
 
 from gradvac.engine import (
     Engine,
+    Grouping,
+    Heads,
+    NonFinite,
     ParameterGroup,
     StepReport,
     parameter_groups,
@@ -15,6 +23,7 @@ from gradvac.errors import (
     GradientError,
     GradvacError,
     NotFiniteError,
+    RankError,
     RecipeError,
     RunError,
 )
@@ -31,7 +40,13 @@ from gradvac.methods import (
     StaticWeights,
     StepGeometry,
     TorchJD,
+    register,
 )
+
+try:
+    __version__ = version("gradvac")
+except PackageNotFoundError:  # run from its source folder
+    __version__ = "source"
 
 __all__ = [
     "CATS",
@@ -44,17 +59,23 @@ __all__ = [
     "GradVac",
     "GradientError",
     "GradvacError",
+    "Grouping",
+    "Heads",
     "Joint",
     "Method",
+    "NonFinite",
     "NotFiniteError",
     "PCGrad",
     "ParameterGroup",
+    "RankError",
     "RecipeError",
     "RunError",
     "StaticWeights",
     "StepGeometry",
     "StepReport",
     "TorchJD",
+    "__version__",
     "diagnose",
     "parameter_groups",
+    "register",
 ]

@@ -18,9 +18,10 @@ from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.tracing import meetings as meets
 from gradvac.errors import GradientError
 from gradvac.methods import StaticWeights
-from tests.engine import test_recurrent, test_single_pass
+from tests.engine import test_single_pass
 from tests.engine import test_single_pass_models as suite
 from tests.engine.partition import flat, separate
+from tests.engine.samples import test_recurrent
 from tests.engine.test_single_pass_properties import OPERATIONS, Chain
 
 EXACT = 1e-9

@@ -36,5 +36,6 @@ def test_the_public_names():
         "CorpusError", "Diagnosis", "Engine", "GradVac", "GradientError", "GradvacError", "Joint",
         "Method", "NotFiniteError", "PCGrad", "ParameterGroup", "RecipeError", "RunError",
         "StaticWeights", "StepGeometry", "StepReport", "diagnose", "parameter_groups",
+        "Grouping", "Heads", "NonFinite", "RankError", "__version__", "register",
     }  # fmt: skip
     assert all(hasattr(gradvac, name) for name in gradvac.__all__)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from gradvac.experiment.translation.model_folder import save_parameters
+from gradvac.experiment.run.folder import save_parameters
 from gradvac.translation.scoring import score_directions
 
 WORDS = "open close the file page sheet save print table of image style in a new window".split()

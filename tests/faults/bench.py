@@ -14,11 +14,11 @@ import yaml
 from rich.console import Console
 
 from gradvac.errors import GradvacError
+from gradvac.experiment.kinds import job_of, prepare_below
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.prepare import prepare
 from tests.experiment.toy import toy_recipe, toy_rows, write_tsv
 
@@ -44,11 +44,11 @@ def trainer(sets: list[str] = SETS) -> Trainer:
     """A trainer of the run in the working directory; what it says goes to ``said.txt``."""
     console = Console(file=SAID.open("a"), highlight=False, width=1000)
     recipe = load_recipe(Path("recipe.yaml"), sets)
-    return Trainer(TranslationJob(prepare(recipe, RUN, lambda text: None)), Display(console))
+    return Trainer(job_of(prepare_below(Path(), recipe, RUN, lambda text: None)), Display(console))
 
 
-def train() -> int:
-    return trainer().train()
+def train(sets: list[str] = SETS) -> int:
+    return trainer(sets).train()
 
 
 def in_child(folder: Path, action: Callable[[], int | None]) -> int:

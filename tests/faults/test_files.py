@@ -18,16 +18,16 @@ import torch
 from gradvac.errors import GradvacError
 from gradvac.experiment.compare.comet import read_comet
 from gradvac.experiment.compare.results import collect, read_run
-from gradvac.experiment.recipe.load import any_recipe
 from gradvac.experiment.recipe.variants import read_yaml
 from gradvac.experiment.run.checkpoint import load_checkpoint
+from gradvac.experiment.run.folder import any_recipe, task_infos
+from gradvac.experiment.run.lock import alone
 from gradvac.experiment.run.tensor_file import save_tensors
 from gradvac.experiment.training.measuring import Measurement, curvature_lines
 from gradvac.experiment.training.metrics import truncate
-from gradvac.experiment.training.process import alone
 from gradvac.experiment.training.replay import Replay
 from gradvac.experiment.translation.model_folder import check_target, find_model
-from gradvac.experiment.translation.prepare import open_prepared, task_infos
+from gradvac.experiment.translation.prepare import open_prepared
 from gradvac.experiment.translation.prepare import test_rows as rows_of_the_test_set
 from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import GramRecord

@@ -1,7 +1,7 @@
 """What an earlier version left behind is read and gone on with; numbers are what they were."""
 
 import json
-import tarfile
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,11 +9,12 @@ import torch
 import yaml
 
 from gradvac.experiment.run.checkpoint import list_checkpoints, load_checkpoint, saved_models
+from gradvac.experiment.run.folder import task_infos
 from gradvac.experiment.translation.model_folder import find_model
-from gradvac.experiment.translation.prepare import run_recipe, task_infos
+from gradvac.experiment.translation.recipe import run_recipe
 from gradvac.geometry.record import GramRecord
 from tests.faults.bench import RUN, copy, everything, in_child, said, train, trainer
-from tests.faults.fixture import GOLDEN, OLD_RUN
+from tests.faults.fixture import SETS_OF, golden, old_run
 
 # Between processors: sums of float32 in another order, 12 steps on. On the machine that wrote them
 # the numbers are equal to the last bit.
@@ -23,9 +24,7 @@ ACROSS_MACHINES = 1e-4
 @pytest.fixture
 def old(tmp_path) -> Path:
     """A run of version 0.1 that was stopped at step 8, in another folder than it was made in."""
-    with tarfile.open(OLD_RUN) as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path / "run-0.1"
+    return old_run("translation", tmp_path)
 
 
 def numbers(tree: object) -> list[float]:
@@ -34,12 +33,13 @@ def numbers(tree: object) -> list[float]:
     return [float(tree)] if isinstance(tree, int | float) else []
 
 
-def assert_golden(metrics: Path) -> None:
-    ours, golden = (
-        [json.loads(line) for line in file.read_text().splitlines()] for file in (metrics, GOLDEN)
+def assert_golden(metrics: Path, kind: str = "translation") -> None:
+    ours, wanted = (
+        [json.loads(line) for line in file.read_text().splitlines()]
+        for file in (metrics, golden(kind))
     )
-    assert [(x["kind"], x["step"]) for x in ours] == [(x["kind"], x["step"]) for x in golden]
-    for a, b in zip(ours, golden, strict=True):
+    assert [(x["kind"], x["step"]) for x in ours] == [(x["kind"], x["step"]) for x in wanted]
+    for a, b in zip(ours, wanted, strict=True):
         assert numbers(a) == pytest.approx(numbers(b), rel=ACROSS_MACHINES)
 
 
@@ -56,10 +56,26 @@ def test_a_run_of_an_earlier_version_is_readable(old):
     assert [frame.step for frame in GramRecord(run / "geometry")] == [0, 2, 4, 6]
 
 
-def test_a_run_of_an_earlier_version_goes_on(old):
-    assert in_child(old, train) == 0
+@pytest.mark.parametrize("kind", SETS_OF)
+def test_a_run_of_an_earlier_version_goes_on(kind, tmp_path):
+    """In another folder than it was made in, and of tagging without the encoder it began with."""
+    if kind != "translation":
+        pytest.importorskip("transformers")
+    old = old_run(kind, tmp_path)
+    shutil.rmtree(old / "encoder", ignore_errors=True)
+    assert in_child(old, lambda: train(SETS_OF[kind])) == 0
     assert "resuming at step 8 of 12" in said(old)
-    assert_golden(old / RUN / "metrics.jsonl")
+    assert_golden(old / RUN / "metrics.jsonl", kind)
+
+
+@pytest.mark.parametrize("kind", ["tagging", "encoder"])
+def test_the_losses_of_every_kind_are_golden(kind, tmp_path):
+    """From the text of the fixture: no two tokenizers that `tokenizers` trains are the same."""
+    pytest.importorskip("transformers")
+    old = old_run(kind, tmp_path)
+    shutil.rmtree(old / RUN)
+    assert in_child(old, lambda: train(SETS_OF[kind])) == 0
+    assert_golden(old / RUN / "metrics.jsonl", kind)
 
 
 def test_two_runs_are_equal_to_the_last_bit(case, whole):

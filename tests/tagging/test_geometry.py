@@ -15,7 +15,7 @@ from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.figures import write_figures
 from gradvac.experiment.kinds import job_of, measure_geometry, prepare_below
-from gradvac.experiment.recipe.load import load_any
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.report import write_report
 from gradvac.experiment.tagging.evaluate import evaluate_tagging
 from gradvac.experiment.training.display import Display
@@ -44,7 +44,7 @@ def run(tmp_path_factory) -> Path:
         languages[code] = {"format": "two-column", **files}
     changes = ["method.name=gradvac", "method.record_every=1", "training.keep=2"]
     changes += ["batches.sentences=8", "training.epochs=4"]
-    recipe = load_any(write_recipe(folder, tree), changes)
+    recipe = load_recipe(write_recipe(folder, tree), changes)
     out = prepare_below(folder, recipe, folder / "run", lambda text: None)
     assert Trainer(job_of(out), Display(QUIET)).train() == 0
     evaluate_tagging(out)
@@ -154,7 +154,7 @@ def test_parallel_text_and_missing_text_are_refused(run, tmp_path):
     tree = make_toy(tmp_path, n=4)
     del tree["data"]["languages"]["fr"]["valid"]
     tree["training"] |= {"epochs": 1, "metric": "nll"}
-    recipe = load_any(write_recipe(tmp_path, tree))
+    recipe = load_recipe(write_recipe(tmp_path, tree))
     out = prepare_below(tmp_path, recipe, tmp_path / "run", lambda text: None)
     assert Trainer(job_of(out), Display(QUIET)).train() == 0
     with pytest.raises(RunError, match=r"no validation text to measure on for fr; data\.lang"):

@@ -19,8 +19,9 @@ from gradvac.errors import CorpusError, NotFiniteError, RecipeError, RunError
 from gradvac.experiment.compare.compare import compare
 from gradvac.experiment.compare.tables import markdown
 from gradvac.experiment.kinds import job_of, prepare_below
-from gradvac.experiment.recipe.load import any_recipe, load_any, load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.report import write_report
+from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.tagging.evaluate import TaggingScores, evaluate_tagging, score_table
 from gradvac.experiment.training import replay
 from gradvac.experiment.training.display import Display
@@ -36,7 +37,7 @@ def quiet(text: str) -> None:
 
 
 def train(folder: Path, tree: dict, run: str, changes: list[str] | None = None) -> Path:
-    recipe = load_any(write_recipe(folder, tree), changes)
+    recipe = load_recipe(write_recipe(folder, tree), changes)
     out = prepare_below(folder, recipe, folder / run, quiet)
     assert Trainer(job_of(out), Display(Console(quiet=True))).train() == 0
     return out
@@ -110,7 +111,7 @@ def test_two_keys_that_decide_the_same_thing_are_refused(tmp_path, given, found)
     with pytest.raises(RecipeError, match=found):
         train(tmp_path, tree, "run")
     tree["training"] = given | {list(given)[-1]: None}
-    recipe = load_any(write_recipe(tmp_path, tree))
+    recipe = load_recipe(write_recipe(tmp_path, tree))
     prepare_below(tmp_path, recipe, tmp_path / "run", quiet)
 
 
@@ -122,7 +123,7 @@ def test_more_epochs_go_on_from_the_end(tmp_path):
     training = any_recipe(out).training
     assert (training.steps, training.warmup, training.validate_every) == (6, 1, 3)
     assert json.loads((out / "done.json").read_text())["step"] == 6
-    again = load_any(out / "recipe.yaml")
+    again = load_recipe(out / "recipe.yaml")
     copied = prepare_below(tmp_path, again, tmp_path / "again", quiet)
     assert any_recipe(copied).training == training
 
@@ -168,7 +169,7 @@ def test_both_runs_begin_alike(runs):
 
 def prepared(runs: Path, name: str) -> Path:
     """A run folder of that method in which nothing is trained yet."""
-    recipe = load_any(runs / name / "recipe.yaml")
+    recipe = load_recipe(runs / name / "recipe.yaml")
     return prepare_below(runs, recipe, runs / f"fresh-{name}", quiet)
 
 
@@ -199,7 +200,7 @@ def test_a_stopped_run_resumes_to_the_same_parameters(runs, tmp_path, monkeypatc
     """After the first epoch, and with the encoder gone."""
     tree = make_toy(tmp_path) | {"method": {"name": "gradvac"}, "name": "gradvac"}
     shutil.copytree(runs / "encoder", tmp_path / "encoder", dirs_exist_ok=True)
-    recipe = load_any(write_recipe(tmp_path, tree))
+    recipe = load_recipe(write_recipe(tmp_path, tree))
     out = prepare_below(tmp_path, recipe, tmp_path / "run", quiet)
     trainer = Trainer(job_of(out), Display(Console(quiet=True)))
     step = trainer.train_step
@@ -218,7 +219,7 @@ def test_a_stopped_run_resumes_to_the_same_parameters(runs, tmp_path, monkeypatc
 
 
 def test_another_recipe_is_refused(runs):
-    recipe = load_any(runs / "joint" / "recipe.yaml", ["training.learning_rate=0.5"])
+    recipe = load_recipe(runs / "joint" / "recipe.yaml", ["training.learning_rate=0.5"])
     with pytest.raises(RunError, match=r"these keys differ: training\.learning_rate"):
         prepare_below(runs, recipe, runs / "joint", quiet)
 
@@ -329,7 +330,7 @@ def test_an_encoder_has_the_gradients_of_its_languages(tmp_path, method):
     tree = make_toy(tmp_path)
     data = {"tagged": tree["data"]["languages"], "max_tokens": 32}
     model = ENCODER["model"] | {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
-    recipe = load_any(write_recipe(tmp_path, ENCODER | {"data": data, "model": model}))
+    recipe = load_recipe(write_recipe(tmp_path, ENCODER | {"data": data, "model": model}))
     job = job_of(prepare_below(tmp_path, recipe, tmp_path / "run", quiet))
     batch = next(b for b in map(job.batch, range(12)) if len(b.present) == 2)
     losses, gradients = [], []
@@ -359,24 +360,24 @@ def test_paths_of_a_command_line_begin_where_it_is_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run" / "best").mkdir(parents=True)
     (tmp_path / "run" / "best" / "config.json").write_text("{}")
-    recipe = load_any(path, ["data.folder=.", "model.encoder=run"])
+    recipe = load_recipe(path, ["data.folder=.", "model.encoder=run"])
     assert recipe.data.folder == str(recipes)  # it exists beside the recipe
     assert recipe.model.encoder == str(tmp_path / "run" / "best")
     (tmp_path / "corpora").mkdir()
-    assert load_any(path, ["data.folder=corpora"]).data.folder == str(tmp_path / "corpora")
-    assert load_any(path, ["data.folder=data"]).data.folder == str(below)
-    assert load_any(path, ["data.folder=none"]).data.folder == str(recipes / "none")
+    assert load_recipe(path, ["data.folder=corpora"]).data.folder == str(tmp_path / "corpora")
+    assert load_recipe(path, ["data.folder=data"]).data.folder == str(below)
+    assert load_recipe(path, ["data.folder=none"]).data.folder == str(recipes / "none")
 
 
 def test_errors_name_key_or_line(tmp_path):
     tree = make_toy(tmp_path, n=4)
     path = write_recipe(tmp_path, tree)
     with pytest.raises(RecipeError, match=r"data\.languages\.de\.format: .*must be conllu"):
-        load_any(path, ["data.languages.de.format=conll"])
+        load_recipe(path, ["data.languages.de.format=conll"])
     with pytest.raises(RecipeError, match="job: this is a recipe of another job"):
         load_recipe(path)
     with pytest.raises(RecipeError, match="job: found 'tag', must be tagging, encoder"):
-        load_any(write_recipe(tmp_path, tree | {"job": "tag"}))
+        load_recipe(write_recipe(tmp_path, tree | {"job": "tag"}))
     # The encoder before the text, which takes minutes to read: of two mistakes this is the first.
     with pytest.raises(RecipeError, match=r"model\.encoder: no encoder in .*: no such folder, and"):
         train(tmp_path, tree, "a", [f"model.encoder={tmp_path}/nothing", "data.labels=[X]"])

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import RecipeError
-from gradvac.experiment.recipe.load import load_any
+from gradvac.experiment.recipe.load import load_recipe
 from tests.tagging.helpers import make_toy, write_recipe
 
 pytest.importorskip("transformers")
@@ -34,7 +34,7 @@ def test_sequence_labelling_is_searched_by_validation_error(tmp_path):
         each = [(x["error/de"] + x["error/fr"]) / 2 for x in valid]
         assert float(line["error"]) == pytest.approx(min(each)) and len(each) == 2
     best = min(trials, key=lambda line: float(line["error"]))
-    recipe = load_any(out / "best.yaml")
+    recipe = load_recipe(out / "best.yaml")
     assert recipe.training.learning_rate == float(best["training.learning_rate"])
     assert not list(out.rglob("scores.json"))
     for own in tree["data"]["languages"].values():

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from gradvac.experiment.recipe.load import resolve
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.translation.model_folder import FoundModel, find_model
 from gradvac.translation.search import beam_search
 from gradvac.translation.shapes import TransformerConfig

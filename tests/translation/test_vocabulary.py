@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from langcodes.data_dicts import LIKELY_SUBTAGS
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.recipe.load import resolve
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.text.blocks import normalise
 from gradvac.translation.piece_model import rule_name, with_rule_name
 from gradvac.translation.vocabulary import (

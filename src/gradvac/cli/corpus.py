@@ -156,7 +156,7 @@ def table(
     Example: gradvac corpus table corpora/debian --out table4.tex
     """
     from gradvac.corpus.table import size_table, size_text
-    from gradvac.experiment.run.files import write_text
+    from gradvac.writing import write_text
 
     console.print(size_table(folder))
     for file in out or ():

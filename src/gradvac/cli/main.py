@@ -78,10 +78,10 @@ def train(
     Example: torchrun --nproc-per-node 2 -m gradvac train recipes/starting-model.yaml
     """
     from gradvac.experiment.kinds import train_recipe, train_together
-    from gradvac.experiment.recipe.load import load_any
+    from gradvac.experiment.recipe.load import load_recipe
     from gradvac.experiment.training.together import started_by_torchrun
 
-    loaded = load_any(recipe, set_, size=size, variant=variant, seed=seed)
+    loaded = load_recipe(recipe, set_, size=size, variant=variant, seed=seed)
     if started_by_torchrun():
         code = train_together(loaded, run, console, say)
     else:
@@ -242,7 +242,7 @@ def geometry(
     Example: gradvac geometry models/m2m --rows valid.tsv --directions fr-en,hi-en,en-fr,en-hi
     """
     from gradvac.experiment.kinds import measure_geometry
-    from gradvac.experiment.recipe.load import any_recipe
+    from gradvac.experiment.run.folder import any_recipe
     from gradvac.experiment.training.measuring import measured_folder
     from gradvac.experiment.training.together import shared, started_by_torchrun
     from gradvac.experiment.translation.geometry_huggingface import (

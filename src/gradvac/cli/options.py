@@ -29,7 +29,7 @@ def placed(folder: Path | None) -> Path | None:
     """A folder as it is named on a command line: "shipped:start" is in the package."""
     if folder is None or not str(folder).startswith("shipped:"):
         return folder
-    from gradvac.experiment.recipe.load import resolve
+    from gradvac.experiment.recipe.paths import resolve
 
     return resolve(str(folder))
 

@@ -47,7 +47,7 @@ def evaluate_runs(
     Example: gradvac evaluate runs/joint runs/gradvac --zero-shot fr-de --bleu-tokenize flores200
     """
     from gradvac.experiment.kinds import evaluate
-    from gradvac.experiment.recipe.load import any_recipe
+    from gradvac.experiment.run.folder import any_recipe
     from gradvac.experiment.training.together import shared
     from gradvac.experiment.translation.evaluate import tokenizer_option
 

@@ -36,7 +36,7 @@ def tag(
     Example: gradvac tag recipes/tagging/table3-ner.yaml --size small --variant gradvac
     --set data.folder=corpora/ner --set model.encoder=runs/encoder-small
     """
-    from gradvac.experiment.recipe.load import any_recipe
+    from gradvac.experiment.run.folder import any_recipe
     from gradvac.experiment.tagging.evaluate import evaluate_tagging, score_table
     from gradvac.experiment.tagging.recipe import TaggingRecipe
 
@@ -63,7 +63,7 @@ def pretrain_encoder(
 
     Example: gradvac pretrain-encoder recipes/tagging/encoder.yaml --size small
     """
-    from gradvac.experiment.tagging.recipe import EncoderRecipe
+    from gradvac.experiment.encoder.recipe import EncoderRecipe
 
     folder, code = _train(recipe, EncoderRecipe, run, size, variant, seed, set_)
     if code:
@@ -82,9 +82,9 @@ def _train(
 ) -> tuple[Path, int]:
     """Prepare and train one run; its folder and the exit code."""
     from gradvac.experiment.kinds import train_recipe
-    from gradvac.experiment.recipe.load import load_any
+    from gradvac.experiment.recipe.load import load_recipe
 
-    loaded = load_any(recipe, changes, size=size, variant=variant, seed=seed)
+    loaded = load_recipe(recipe, changes, size=size, variant=variant, seed=seed)
     if not isinstance(loaded, kind):
         raise RecipeError(f"{recipe}: job: this recipe is of another job; gradvac train takes any")
     return train_recipe(loaded, run, console, say)

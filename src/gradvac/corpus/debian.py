@@ -33,6 +33,7 @@ from gradvac.corpus.folder import finished, new_folder, write_folder
 from gradvac.corpus.members import ENGLISH
 from gradvac.corpus.workers import workers
 from gradvac.errors import CorpusError
+from gradvac.writing import replacing, write_json
 
 PAPER = "fr es de pl cs mk bg uk be ru lv lt et fi hi mr gu ne kk ky sw zu xh id ms".split()
 """The 25 languages of Wang et al. 2021, Table 4."""
@@ -159,7 +160,7 @@ def _holdings(apt: Apt, cache: Path, tick: Tick) -> dict[str, Holding]:
             name: [h.files, [[*what, count] for what, count in sorted(h.texts.items())]]
             for name, h in read_contents(files).items()
         }
-        _write(kept, json.dumps(found))
+        write_json(kept, found, indent=None)
         tick("reading the index of contents", 1, 1)
     tree = json.loads(kept.read_text(encoding="utf-8"))
     return {
@@ -226,7 +227,7 @@ def _extract(
         with gzip.open(reading.pairs, "wt"):
             pass
         result = {"package": reading.name, "problems": [str(error)]}
-    _write(reading.counts, json.dumps(result, ensure_ascii=False))
+    write_json(reading.counts, result, indent=None)
 
 
 def _english(
@@ -248,10 +249,8 @@ def _english(
             tick(f"reading the English side of {kind}", 0, 1)
             debs = apt.download(sources, cache / "debs")
             texts = english_texts([debs[p.name] for p in sources], kind)
-            partial = file.with_suffix(".partial")
-            with gzip.open(partial, "wt", encoding="utf-8") as out:
+            with replacing(file) as new, gzip.open(new, "wt", encoding="utf-8") as out:
                 json.dump(texts, out, ensure_ascii=False)
-            partial.replace(file)
             tick(f"reading the English side of {kind}", 1, 1)
         found[kind] = file
     return found
@@ -265,7 +264,7 @@ def _read_descriptions(apt: Apt, plan: Plan, cache: Path) -> _Reading:
     reading = _Reading(DESCRIPTIONS, pairs, pairs.with_name(f"{DESCRIPTIONS}-{key}.json"))
     if not reading.counts.exists():
         result = extract_descriptions(indexes, plan.languages, pairs)
-        _write(reading.counts, json.dumps(result.to_dict(), ensure_ascii=False))
+        write_json(reading.counts, result.to_dict(), indent=None)
     return reading
 
 
@@ -314,12 +313,6 @@ def _results(readings: Sequence[_Reading]) -> Iterator[tuple[_Reading, dict[str,
 
 def _digest(parts: Sequence[object]) -> str:
     return blake2b("\n".join(map(str, parts)).encode(), digest_size=5).hexdigest()
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
 
 
 def default_cache() -> Path:

@@ -33,6 +33,7 @@ from gradvac.corpus.text import message_pairs, rejection
 from gradvac.errors import CorpusError
 from gradvac.text.catalogues import Message, parse_mo
 from gradvac.text.textfiles import Fault, check_text
+from gradvac.writing import replacing
 
 RULES = 2
 """Raised whenever the same package would give other pairs, so that caches are read anew."""
@@ -113,8 +114,10 @@ Documents = Iterator[tuple[str, str, Iterator[tuple[str, str]]]]
 
 def write_pairs(documents: Documents, result: Extract, out: Path) -> None:
     """Clean the pairs of documents and write them; `result` counts."""
-    partial = out.with_suffix(".partial")
-    with gzip.open(partial, "wt", encoding="utf-8", compresslevel=1) as lines:
+    with (
+        replacing(out) as new,
+        gzip.open(new, "wt", encoding="utf-8", compresslevel=1) as lines,
+    ):
         for document, language, pairs in documents:
             kind = document.split(":", 1)[0]
             kept = _clean(document, kind, language, pairs, result)
@@ -122,7 +125,6 @@ def write_pairs(documents: Documents, result: Extract, out: Path) -> None:
                 row = [language, document, source, target]
                 lines.write(json.dumps(row, ensure_ascii=False) + "\n")
             result.pairs[language] += len(kept)
-    partial.replace(out)
 
 
 def _clean(

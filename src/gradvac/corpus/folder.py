@@ -6,7 +6,6 @@ train/en-XX.tsv   valid.tsv   test.tsv   manifest.json   report.json   corpus.ya
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing_extensions import TypedDict
 
 from gradvac.errors import CorpusError, RunError
 from gradvac.reading import read_json
+from gradvac.writing import replacing
 
 MANIFEST = "manifest.json"
 
@@ -60,14 +60,11 @@ def finished(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` at the end, and only if all went well."""
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    if out.exists():
-        out.rmdir()  # an empty one: anything else was refused
-    partial.rename(out)
+    """A new folder that becomes `out` when the block ends without an error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out) as new:
+        new.mkdir()
+        yield new
 
 
 def write_folder(

@@ -14,7 +14,6 @@ up to a gigabyte; in larger ones, where that would delay the first batches by mi
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -29,6 +28,7 @@ from typing_extensions import TypedDict
 from gradvac.data.encoded import EncodedTask, Sentences, Side, spans
 from gradvac.errors import RunError
 from gradvac.reading import read_json, regular
+from gradvac.writing import write_json
 
 FORMAT = 2
 # Chosen here: some 100 MB a shard, and 25 billion pairs in 24,000 files.
@@ -107,7 +107,7 @@ class Writer:
             },
             "sums": {name: w.sums for name, w in self._tasks.items()},
         }
-        (self.folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        write_json(self.folder / "index.json", index, indent=None)
 
 
 class _TaskWriter:

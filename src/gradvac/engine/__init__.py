@@ -1,7 +1,14 @@
 """Engines: the gradients of every task of a step, grouped, measured and combined."""
 
 from gradvac.engine.engine import Engine
-from gradvac.engine.groups import GRANULARITIES, ParameterGroup, parameter_groups
+from gradvac.engine.groups import (
+    GRANULARITIES,
+    Grouping,
+    Heads,
+    ParameterGroup,
+    parameter_groups,
+)
+from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.per_task import PerTaskEngine
 from gradvac.engine.report import StepReport
 from gradvac.engine.samples.declared import keeps_samples_apart
@@ -10,6 +17,9 @@ from gradvac.engine.single_pass import SinglePassEngine
 __all__ = [
     "GRANULARITIES",
     "Engine",
+    "Grouping",
+    "Heads",
+    "NonFinite",
     "ParameterGroup",
     "PerTaskEngine",
     "SinglePassEngine",

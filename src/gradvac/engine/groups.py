@@ -54,6 +54,13 @@ class ParameterGroup:
         name: name of the group, the key of all state kept for it.
         names: names of its parameters in the model.
         parameters: the parameters, in the same order.
+
+    Example:
+        >>> import torch
+        >>> import gradvac
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+        >>> gradvac.parameter_groups(model, "whole_model")[0].names
+        ('0.weight', '0.bias', '1.weight', '1.bias')
     """
 
     name: str
@@ -76,6 +83,14 @@ def parameter_groups(
 
     Raises:
         GradientError: if nothing is trainable or the granularity is unknown.
+
+    Example:
+        >>> import torch
+        >>> import gradvac
+        >>> layer = torch.nn.TransformerEncoderLayer(d_model=8, nhead=2, batch_first=True)
+        >>> model = torch.nn.TransformerEncoder(layer, num_layers=2)
+        >>> [group.name for group in gradvac.parameter_groups(model, "all_layer")]
+        ['layers.0', 'layers.1']
     """
     own = {id(p) for head in heads for p in head.parameters}
     found: dict[int, tuple[str, nn.Parameter]] = {}

@@ -24,6 +24,16 @@ class StepReport:
         diagnostics: the method's own report, tensors ``[groups, ...]``; empty for some methods.
         skipped: why nothing was updated, naming task, group and step; empty after an update. Of a
             skipped step the Gram matrices are NaN and the weights 0.
+
+    Example:
+        >>> import torch
+        >>> import gradvac
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> engine = gradvac.Engine(model, gradvac.PCGrad())
+        >>> with engine.tasks(["fr", "hi"]):  # their gradients are the rows, (1, 0) and (-1, 1)
+        ...     report = engine.backward(model(torch.tensor([[1.0, 0.0], [-1.0, 1.0]])))
+        >>> report.tasks, report.gram.tolist(), report.weights.tolist()
+        (('fr', 'hi'), [[[1.0, -1.0], [-1.0, 2.0]]], [[2.0, 1.5]])
     """
 
     geometry: StepGeometry

@@ -10,13 +10,15 @@ from rich.console import Console
 
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.recipe.load import Recipe, any_recipe
+from gradvac.experiment.encoder.recipe import EncoderRecipe
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import run_folder
+from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.run.resuming import resume
-from gradvac.experiment.tagging.recipe import EncoderRecipe, TaggingRecipe
+from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.training.job import Job
 from gradvac.experiment.training.together import started_by_torchrun
+from gradvac.experiment.translation.recipe import Recipe
 
 Say = Callable[[str], None]
 

@@ -26,6 +26,8 @@ from gradvac.errors import GradientError
 from gradvac.geometry.diagnosis import Diagnosis, Effect
 from gradvac.methods import METHODS, Joint, Method, StaticWeights, StepGeometry
 
+__all__ = ["diagnose"]
+
 Losses = Callable[[], Mapping[str, Tensor]]
 """Returns a scalar loss for each task; called once per step."""
 
@@ -64,6 +66,17 @@ def diagnose(
     Raises:
         GradientError: if tasks and samples do not fit, a task has no loss, or a loss or gradient is
             not finite.
+
+    Example:
+        >>> import torch
+        >>> import gradvac
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> batch = torch.tensor([[1.0, 0.0], [-3.0, 4.0]])  # also the gradients
+        >>> found = gradvac.diagnose(model, batch, ["fr", "hi"], lambda model, x: model(x).mean())
+        >>> round(float(found.whole_model[0, 1]), 2)  # their cosine, -3 / (1 * 5)
+        -0.6
+        >>> float(found.conflicts.sum())
+        1.0
     """
     shares: Mapping[str, float] | None = None
     if not callable(batch):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from gradvac.engine.report import plain
 
+__all__ = ["Diagnosis", "Effect"]
+
 MOST_TASKS = 12  # more columns than that do not fit on a line; the pairs furthest apart are listed
 MOST_PAIRS = 10
 
@@ -27,6 +29,15 @@ class Effect:
         change: ``alignment`` less that of the plain sum, ``[K]``.
         group_cosine: as ``cosine``, ``[groups]``.
         group_norm_ratio: as ``norm_ratio``, ``[groups]``.
+
+    Example:
+        >>> import torch
+        >>> import gradvac
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> batch = torch.tensor([[1.0, 0.0], [-3.0, 4.0]])
+        >>> found = gradvac.diagnose(model, batch, ["fr", "hi"], lambda model, x: model(x).mean())
+        >>> [round(float(x), 2) for x in found.effects["joint"].alignment]  # of the sum (-2, 4)
+        [-0.45, 0.98]
     """
 
     weights: Tensor
@@ -55,6 +66,15 @@ class Diagnosis:
         conflicts: pairs of tasks whose gradients point against each other, ``[groups]``.
         effects: by method, what it would do in the last step.
         refused: by method, why it cannot be used on these tasks.
+
+    Example:
+        >>> import torch
+        >>> import gradvac
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> batch = torch.tensor([[1.0, 0.0], [-3.0, 4.0]])
+        >>> found = gradvac.diagnose(model, batch, ["fr", "hi"], lambda model, x: model(x).mean())
+        >>> found.tasks, tuple(found.cosine.shape)  # [groups, K, K]
+        (('fr', 'hi'), (1, 2, 2))
     """
 
     tasks: tuple[str, ...]

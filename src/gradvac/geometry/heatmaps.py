@@ -22,6 +22,8 @@ from scipy.cluster.hierarchy import dendrogram
 from gradvac.geometry.plots import MUTED, ROUND, RULE, axes, styled
 from gradvac.geometry.similarity import Clustering
 
+__all__ = ["Matrix", "Scale", "heatmap", "heatmap_and_tree", "heatmaps", "tables", "tree"]
+
 NEGATIVE = "#f4a582"
 """The colour of conflict on a scale that has none: a light red of the diverging one."""
 ANNOTATED = 16  # more tasks than this, and numbers in the cells are too small to read
@@ -29,7 +31,14 @@ ANNOTATED = 16  # more tasks than this, and numbers in the cells are too small t
 
 @dataclass(frozen=True)
 class Scale:
-    """Colours of a range of cosines, so that several heat maps can be compared."""
+    """Colours of a range of cosines, so that several heat maps can be compared.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.heatmaps import Scale
+        >>> Scale.of(np.array([[1.0, -0.3], [0.2, 1.0]]))  # symmetric where one is negative
+        Scale(low=-0.3, high=0.3)
+    """
 
     low: float
     high: float
@@ -88,6 +97,12 @@ class Matrix:
     """Something known of every pair of tasks: ``values`` [K, K], and how to name and order them.
 
     Neighbours of the same family share a bracket.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.heatmaps import Matrix
+        >>> Matrix(np.eye(2), labels=["fr", "hi"], families=["Romance", "Indic"]).values.shape
+        (2, 2)
     """
 
     values: np.ndarray
@@ -109,6 +124,14 @@ def heatmap(
     The diagonal says nothing and is left blank; pairs that never met are crossed out. ``named``
     gives the SVG of every cell, and of the number in it, an id a script can find: ``c0-1``,
     ``t0-1``.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.heatmaps import heatmap
+        >>> from gradvac.geometry.plots import svg
+        >>> cosine = np.array([[1.0, 0.42], [0.42, 1.0]])
+        >>> ".42" in svg(heatmap(cosine, ["fr", "hi"], ["Romance", "Indic"]))
+        True
     """
     scale = scale or Scale.of(cosine)
     side = _side(len(labels))
@@ -120,7 +143,17 @@ def heatmap(
 
 
 def heatmap_and_tree(matrix: Matrix, clustering: Clustering, scale: Scale | None = None) -> Figure:
-    """A heat map, and the tree of its hierarchical clustering beside it."""
+    """A heat map, and the tree of its hierarchical clustering beside it.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.heatmaps import Matrix, heatmap_and_tree
+        >>> from gradvac.geometry.similarity import cluster
+        >>> cosine = np.array([[1.0, 0.42], [0.42, 1.0]])
+        >>> figure = heatmap_and_tree(Matrix(cosine, ["fr", "hi"], ["", ""]), cluster(cosine))
+        >>> len(figure.axes)  # heat map, tree, colours
+        3
+    """
     scale = scale or Scale.of(matrix.values)
     side = _side(len(matrix.labels))
     with styled():
@@ -140,7 +173,15 @@ def heatmaps(
     scale: Scale | None = None,
     trees: Sequence[Clustering] = (),
 ) -> Figure:
-    """Several heat maps side by side, on one scale; ``trees``, if given, below each its own."""
+    """Several heat maps side by side, on one scale; ``trees``, if given, below each its own.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.heatmaps import Matrix, heatmaps
+        >>> matrix = Matrix(np.array([[1.0, 0.42], [0.42, 1.0]]), ["fr", "hi"], ["", ""])
+        >>> len(heatmaps([matrix, matrix]).axes)  # two heat maps and their colours
+        3
+    """
     values = [m.values for m in matrices]
     scale = scale or Scale.over(np.concatenate([v[~np.eye(len(v), dtype=bool)] for v in values]))
     side = _side(max(len(m.labels) for m in matrices))
@@ -164,7 +205,16 @@ def heatmaps(
 
 
 def tree(clustering: Clustering, labels: Sequence[str]) -> Figure:
-    """The clusters of K tasks as a tree; the height of a fork is 1 - cosine."""
+    """The clusters of K tasks as a tree; the height of a fork is 1 - cosine.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.heatmaps import tree
+        >>> from gradvac.geometry.similarity import cluster
+        >>> figure = tree(cluster(np.array([[1.0, 0.42], [0.42, 1.0]])), ["fr", "hi"])
+        >>> figure.axes[0].get_xlabel()
+        '1 − cosine'
+    """
     with styled():
         figure, ax = axes(3.6, _tree_height(len(labels)))
         draw_tree(ax, clustering, labels)
@@ -174,7 +224,15 @@ def tree(clustering: Clustering, labels: Sequence[str]) -> Figure:
 def tables(
     panels: Sequence[tuple[str, np.ndarray]], rows: Sequence[str], columns: Sequence[str]
 ) -> Figure:
-    """Tables of numbers as colours, one below the other: ``values`` [rows, columns] each."""
+    """Tables of numbers as colours, one below the other: ``values`` [rows, columns] each.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.heatmaps import tables
+        >>> figure = tables([("cosine", np.array([[0.1, 0.2]]))], rows=["fr"], columns=["en", "de"])
+        >>> figure.axes[0].get_title(loc="left")
+        'cosine'
+    """
     with styled():
         height = 0.34 * len(rows) + 0.75
         figure = Figure(figsize=(0.36 * len(columns) + 1.6, height * len(panels) + 1.2))

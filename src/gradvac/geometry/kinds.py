@@ -16,6 +16,8 @@ from torch import nn
 from gradvac.engine import GRANULARITIES, parameter_groups
 from gradvac.engine.groups import Grouping
 
+__all__ = ["MEASURED", "coarser", "group_of", "grouping", "parameter_kind", "summed"]
+
 MEASURED = ("parameter", "parameter_kind", *reversed(GRANULARITIES))
 """Granularities of a measurement; all of them follow from the first."""
 
@@ -48,6 +50,11 @@ def parameter_kind(name: str) -> str:
     matrix), ``feed_forward`` with ``1`` and ``2``, and ``other``; with the side in front where the
     name tells it. Knows the names of this package, ``nn.Transformer``, fairseq and the encoders,
     decoders and seq2seq models of Hugging Face; a function from name to kind may be given instead.
+
+    Example:
+        >>> from gradvac.geometry.kinds import parameter_kind
+        >>> parameter_kind("model.decoder.layers.0.encoder_attn.q_proj.weight")
+        'decoder.cross_attention.q'
     """
     low = name.lower()
     kind = _kind(low)
@@ -72,7 +79,13 @@ def _kind(name: str) -> str:
 
 
 def grouping(granularity: Grouping) -> Grouping:
-    """A granularity of a measurement as the engine takes it."""
+    """A granularity of a measurement as the engine takes it.
+
+    Example:
+        >>> from gradvac.geometry.kinds import grouping
+        >>> grouping("parameter_kind")("encoder.layers.0.linear1.weight")
+        'encoder.feed_forward.1'
+    """
     named = {"parameter": lambda name: name, "parameter_kind": parameter_kind}
     return named.get(granularity, granularity) if isinstance(granularity, str) else granularity
 
@@ -81,6 +94,11 @@ def group_of(shapes: Mapping[str, Sequence[int]], granularity: Grouping) -> dict
     """The group of every parameter, given their names and shapes, in the order of the model.
 
     Raises GradientError for a granularity there is not.
+
+    Example:
+        >>> from gradvac.geometry.kinds import group_of
+        >>> group_of({"layers.0.weight": (2, 2), "layers.1.weight": (2, 2)}, "all_layer")
+        {'layers.0.weight': 'layers.0', 'layers.1.weight': 'layers.1'}
     """
     named = [(n, nn.Parameter(torch.empty(*s, device="meta"))) for n, s in shapes.items()]
     groups = parameter_groups(named, grouping(granularity))
@@ -93,6 +111,13 @@ def summed(
     """Coarser groups and their Gram matrices ``[coarser, K, K]`` from ``gram`` [groups, K, K].
 
     ``group_of`` maps each of ``groups`` to the coarser one it is part of.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.kinds import summed
+        >>> names, gram = summed(np.ones((2, 3, 3)), ["w", "b"], {"w": "layer", "b": "layer"})
+        >>> names, gram.shape, float(gram[0, 0, 0])
+        (('layer',), (1, 3, 3), 2.0)
     """
     names = tuple(dict.fromkeys(group_of[g] for g in groups))
     out = np.zeros((len(names), *gram.shape[1:]))
@@ -108,6 +133,11 @@ def coarser(
     Returns granularity -> {recorded group: coarser group}. ``shapes`` of the parameters let a
     record made parameter by parameter give ``all_matrix``; without them it is left out. Groups
     of a user's own function can only be summed to the whole model.
+
+    Example:
+        >>> from gradvac.geometry.kinds import coarser
+        >>> list(coarser(["layers.0", "layers.1"], "all_layer"))
+        ['all_layer', 'enc_dec', 'whole_model']
     """
     if granularity == "parameter":
         wanted = [g for g in MEASURED if g != "all_matrix" or shapes]

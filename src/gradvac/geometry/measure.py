@@ -24,6 +24,8 @@ from gradvac.geometry.kinds import grouping, summed
 from gradvac.geometry.record import Frame
 from gradvac.methods import Joint
 
+__all__ = ["HOLD", "Losses", "measure", "measure_seq2seq", "seq2seq_losses", "undisturbed"]
+
 Losses = Callable[[], Iterable[Tensor]]
 """Yields scalars with a graph, such as one per batch, whose sum is the loss of a task."""
 HOLD = 2**30
@@ -55,6 +57,15 @@ def measure(
 
     Raises:
         GradientError: if a task has no loss or, in a pass, no gradient; or one is not finite.
+
+    Example:
+        >>> import torch
+        >>> from gradvac.geometry.measure import measure
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> x = {"fr": torch.tensor([[1.0, 0.0]]), "hi": torch.tensor([[-3.0, 4.0]])}
+        >>> losses = {task: lambda own=own: [model(own).sum()] for task, own in x.items()}
+        >>> measure(model, losses).gram.tolist()  # the gradients are the rows of x
+        [[[1.0, -3.0], [-3.0, 25.0]]]
     """
     refuse_wrapped(model)
     own = {n: g.name for g in parameter_groups(model, grouping(granularity)) for n in g.names}
@@ -111,6 +122,18 @@ def seq2seq_losses(
 
     ``batches`` hold what the model's forward takes, ``labels`` [B, T] with ``ignore`` at padding
     among it; the model returns ``logits`` [B, T, V].
+
+    Example:
+        >>> import torch
+        >>> from transformers import T5Config, T5ForConditionalGeneration
+        >>> from gradvac.geometry.measure import seq2seq_losses
+        >>> shape = dict(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+        >>> model = T5ForConditionalGeneration(T5Config(vocab_size=10, **shape)).eval()
+        >>> model.config.decoder_start_token_id = 0
+        >>> batch = {"input_ids": torch.tensor([[4, 5]]), "labels": torch.tensor([[6, 1]])}
+        >>> (loss,) = seq2seq_losses(model, [batch])()
+        >>> torch.allclose(loss, model(**batch).loss)
+        True
     """
     tokens = sum(int((batch["labels"] != ignore).sum()) for batch in batches)
 
@@ -134,6 +157,18 @@ def measure_seq2seq(
     """`measure` a Hugging Face seq2seq model (Marian, T5, mBART, M2M-100 ...).
 
     ``batches`` are the batches of each task as in `seq2seq_losses`, on the model's device.
+
+    Example:
+        >>> import torch
+        >>> from transformers import T5Config, T5ForConditionalGeneration
+        >>> from gradvac.geometry.measure import measure_seq2seq
+        >>> shape = dict(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+        >>> model = T5ForConditionalGeneration(T5Config(vocab_size=10, **shape))
+        >>> model.config.decoder_start_token_id = 0
+        >>> batch = {"input_ids": torch.tensor([[4, 5]]), "labels": torch.tensor([[6, 1]])}
+        >>> frame = measure_seq2seq(model, {"fr-en": [batch], "hi-en": [batch]}, "enc_dec")
+        >>> frame.groups, bool((abs(frame.cosine() - 1) < 1e-6).all())  # equal batches, cosine 1
+        (('embedding', 'encoder', 'decoder'), True)
     """
     losses = {task: seq2seq_losses(model, own) for task, own in batches.items()}
     return measure(model, losses, granularity, step, hold)
@@ -141,7 +176,18 @@ def measure_seq2seq(
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module's mode and ``p.grad`` are as before."""
+    """Evaluation mode inside; afterwards every module's mode and ``p.grad`` are as before.
+
+    Example:
+        >>> import torch
+        >>> from gradvac.geometry.measure import undisturbed
+        >>> model = torch.nn.Dropout()
+        >>> with undisturbed(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
+    """
     modes = {module: module.training for module in model.modules()}
     gradients = {p: p.grad for p in model.parameters()}
     for p in gradients:

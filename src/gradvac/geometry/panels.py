@@ -27,12 +27,21 @@ from gradvac.geometry.plots import (
     styled,
 )
 
+__all__ = ["Panel", "bars", "line_panels", "scatter", "strips"]
+
 Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves that share axes: what the vertical one shows, and a title."""
+    """Curves that share axes: what the vertical one shows, and a title.
+
+    Example:
+        >>> from gradvac.geometry.panels import Panel
+        >>> from gradvac.geometry.plots import Line
+        >>> Panel([Line("joint", [0, 1], [3.0, 2.5], colour=0)], "loss").ylabel
+        'loss'
+    """
 
     lines: Sequence[Line]
     ylabel: str
@@ -43,7 +52,15 @@ class Panel:
 def line_panels(
     panels: Sequence[Panel], xlabel: str = "step", *, stacked: bool = False, same_y: bool = True
 ) -> Figure:
-    """Panels side by side, or one below the other, under one legend of all that is drawn."""
+    """Panels side by side, or one below the other, under one legend of all that is drawn.
+
+    Example:
+        >>> from gradvac.geometry.panels import Panel, line_panels
+        >>> from gradvac.geometry.plots import Line
+        >>> lines = [Line("joint", [0, 1], [3.0, 2.5], colour=0)]
+        >>> len(line_panels([Panel(lines, "loss", "fr"), Panel(lines, "loss", "hi")]).axes)
+        2
+    """
     n = len(panels)
     with styled():
         size = (4.7, 2.3 * n + 0.4) if stacked else (3.6 * n + 0.4, 2.9)
@@ -84,6 +101,12 @@ def scatter(
     """Named points, with the least-squares line where there are three or more.
 
     ``spread`` has the ends of a bar through each point, horizontal ones and vertical ones.
+
+    Example:
+        >>> from gradvac.geometry.panels import scatter
+        >>> figure = scatter(["fr", "hi"], [0.1, 0.4], [20.0, 30.0], "cosine", "BLEU")
+        >>> figure.axes[0].get_ylabel()
+        'BLEU'
     """
     with styled():
         figure, ax = axes(4.2, 3.2)
@@ -118,7 +141,14 @@ def bars(
     *,
     log: bool = False,
 ) -> Figure:
-    """A bar per name; ``kinds`` colours them and is explained in a legend."""
+    """A bar per name; ``kinds`` colours them and is explained in a legend.
+
+    Example:
+        >>> from gradvac.geometry.panels import bars
+        >>> figure = bars(["encoder", "decoder"], [0.4, 0.3], "cosine")
+        >>> len(figure.axes[0].patches)
+        2
+    """
     kinds = kinds or [""] * len(names)
     order = list(dict.fromkeys(kinds))
     with styled():
@@ -159,6 +189,12 @@ def strips(
 
     ``spread``, a list per row, has the ends of a bar through each point.
     Columns without an order of their own are not ``joined``: points alone.
+
+    Example:
+        >>> from gradvac.geometry.panels import strips
+        >>> figure = strips(["high", "low"], [("joint", 0, [30.0, 20.0])], "BLEU")
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['high', 'low']
     """
     with styled():
         few = len(columns) <= 4

@@ -24,6 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+__all__ = ["Line", "curves", "dots", "save", "svg"]
+
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, MUTED, RULE = "#1d2126", "#5d6772", "#d3d7db"
 MARKERS = "osD^vP"  # by the number of a colour: for those who cannot tell colours apart
@@ -69,7 +71,14 @@ def colour(n: int) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as SVG with text as text, without date; equal figures give equal text."""
+    """The figure as SVG with text as text, without date; equal figures give equal text.
+
+    Example:
+        >>> from gradvac.geometry.plots import dots, svg
+        >>> text = svg(dots(["fr", "hi"], {"joint": (0, [20.0, 30.0])}, "BLEU"))
+        >>> text.startswith("<?xml"), "BLEU" in text
+        (True, True)
+    """
     out = io.StringIO()
     with styled():
         figure.savefig(
@@ -86,6 +95,15 @@ def save(figure: Figure, path: Path) -> None:
     """Write a file of the kind its name ends with: ``.svg``, ``.pdf`` or ``.png``.
 
     The same figure gives the same bytes. PNG, which cannot follow a page's colours, is on white.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from gradvac.geometry.plots import dots, save
+        >>> file = Path(tempfile.mkdtemp(), "scores.png")
+        >>> save(dots(["fr", "hi"], {"joint": (0, [20.0, 30.0])}, "BLEU"), file)
+        >>> file.read_bytes()[:4]
+        b'\x89PNG'
     """
     if path.suffix == ".svg":
         path.write_text(svg(figure), encoding="utf-8")
@@ -108,6 +126,11 @@ class Line:
     """One curve: its name in the legend, points, number of its colour, and whether dashed.
 
     ``low`` and ``high``, if given, bound a band about it, such as that of several seeds.
+
+    Example:
+        >>> from gradvac.geometry.plots import Line
+        >>> Line("joint", x=[0, 100], y=[3.0, 2.5], colour=0).dashed
+        False
     """
 
     name: str
@@ -123,6 +146,12 @@ def curves(lines: Sequence[Line], ylabel: str, *, zero: bool = False) -> Figure:
     """Curves over training steps; many points are averaged to about a hundred.
 
     ``zero`` lets the vertical axis begin there, as counts should.
+
+    Example:
+        >>> from gradvac.geometry.plots import Line, curves
+        >>> figure = curves([Line("joint", [0, 100], [3.0, 2.5], colour=0)], "loss", zero=True)
+        >>> float(figure.axes[0].get_ylim()[0])
+        0.0
     """
     with styled():
         figure, ax = axes(4.7, 2.9)
@@ -179,7 +208,14 @@ def _thinned(values: Sequence[float]) -> np.ndarray:
 def dots(
     rows: Sequence[str], series: Mapping[str, tuple[int, Sequence[float]]], xlabel: str
 ) -> Figure:
-    """One row per name, one dot per series: (number of its colour, or -1 for ink; values)."""
+    """One row per name, one dot per series: (number of its colour, or -1 for ink; values).
+
+    Example:
+        >>> from gradvac.geometry.plots import dots
+        >>> figure = dots(["fr", "hi"], {"joint": (0, [20.0, 30.0])}, "BLEU")
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['fr', 'hi']
+    """
     with styled():
         figure, ax = axes(4.7, 0.7 + 0.23 * max(2, len(rows)))
         table = np.array([values for _, values in series.values()], dtype=float)

@@ -19,6 +19,9 @@ import numpy as np
 
 from gradvac.errors import RunError
 from gradvac.reading import LONGEST_LINE, regular
+from gradvac.writing import write_text
+
+__all__ = ["Frame", "GramRecord", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,14 @@ class Frame:
     gradients; ``comparisons``: ordered pairs per group that were compared. ``targets``
     [groups, K, K]: the cosine the method wanted of each ordered pair before this step (GradVac's
     phi hat), if it has any.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.record import Frame
+        >>> gram = np.array([[[1.0, -3.0], [-3.0, 25.0]]])
+        >>> frame = Frame(0, ("fr", "hi"), ("all",), gram, np.ones((1, 2)), (0,), (0,), (0,))
+        >>> frame.cosine().tolist()
+        [[[1.0, -0.6], [-0.6, 1.0]]]
     """
 
     step: int
@@ -56,7 +67,22 @@ _LISTS = ("tasks", "groups", "edits", "pcgrad_edits", "comparisons")
 
 
 class GramRecord:
-    """The Gram record of a run: `append` while training, iterate to read, `truncate` on resume."""
+    """The Gram record of a run: `append` while training, iterate to read, `truncate` on resume.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import numpy as np
+        >>> from gradvac.geometry.record import Frame, GramRecord
+        >>> record = GramRecord(Path(tempfile.mkdtemp()))
+        >>> gram, none = np.eye(2)[None], (0,)
+        >>> for step in range(3):
+        ...     frame = Frame(step, ("fr", "hi"), ("all",), gram, gram[:, 0], none, none, none)
+        ...     record.append(frame)
+        >>> record.truncate(1)
+        >>> record.steps(), [frame.gram.shape for frame in record]
+        ([0, 1], [(1, 2, 2), (1, 2, 2)])
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -126,9 +152,7 @@ class GramRecord:
             return
         text = "".join(json.dumps(line) + "\n" for line in lines)
         if self._index.read_text(encoding="utf-8", errors="replace") != text:
-            new = self._index.with_suffix(".new")
-            new.write_text(text, encoding="utf-8")
-            new.replace(self._index)
+            write_text(self._index, text)
 
     def __iter__(self) -> Iterator[Frame]:
         return self._frames(self._lines())
@@ -163,7 +187,14 @@ class GramRecord:
 
 
 def cosine(gram: np.ndarray) -> np.ndarray:
-    """Cosines from inner products, ``[..., K, K]``; NaN where a norm is zero."""
+    """Cosines from inner products, ``[..., K, K]``; NaN where a norm is zero.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.record import cosine
+        >>> cosine(np.array([[1.0, -3.0], [-3.0, 25.0]])).tolist()
+        [[1.0, -0.6], [-0.6, 1.0]]
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         norm = np.sqrt(np.einsum("...kk->...k", gram))
         return gram / (norm[..., :, None] * norm[..., None, :])

@@ -16,6 +16,23 @@ from scipy.spatial.distance import squareform
 from gradvac.geometry.kinds import summed
 from gradvac.geometry.record import Frame, cosine
 
+__all__ = [
+    "Clustering",
+    "ConflictCounts",
+    "EditCounts",
+    "Similarity",
+    "alignment",
+    "between",
+    "cluster",
+    "conflict_counts",
+    "contrast",
+    "edit_counts",
+    "mean_similarity",
+    "norm_similarity",
+    "regrouped",
+    "windows",
+]
+
 
 @dataclass(frozen=True)
 class Similarity:
@@ -27,6 +44,14 @@ class Similarity:
         cosine: ``[groups, K, K]``, NaN for pairs that never met in a batch.
         whole_model: ``[K, K]``, cosines of the gradients of all groups as one vector.
         steps: the recorded steps.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.similarity import Similarity
+        >>> cosine = np.array([[[1.0, 0.2], [0.2, 1.0]], [[1.0, 0.4], [0.4, 1.0]]])
+        >>> found = Similarity(("fr", "hi"), ("encoder", "decoder"), cosine, cosine[0], (0,))
+        >>> found.by_group().tolist()
+        [0.2, 0.4]
     """
 
     tasks: tuple[str, ...]
@@ -62,6 +87,12 @@ def norm_similarity(gram: np.ndarray) -> np.ndarray:
 
     Yu et al. 2020 call it gradient magnitude similarity. The CATS poster (Li and Gong 2021,
     figure 2) shows a "norm similarity" without defining it; taken to be this one.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.similarity import norm_similarity
+        >>> float(norm_similarity(np.diag([1.0, 9.0]))[0, 1])  # 2 * 1 * 3 / (1 + 9)
+        0.6
     """
     norm, mean = _norms(gram)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -73,6 +104,12 @@ def alignment(gram: np.ndarray) -> np.ndarray:
 
     1 only for equal gradients. The poster's figure 3 shows an "alignment" that it does not define;
     this is our reading, which joins both panels of its figure 2.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.similarity import alignment
+        >>> float(alignment(np.array([[1.0, 3.0], [3.0, 9.0]]))[0, 1])  # parallel, lengths 1 and 3
+        0.6
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         return gram / _norms(gram)[1]
@@ -92,6 +129,16 @@ def mean_similarity(
     Tasks and groups may differ from frame to frame; they are matched by name, in the order of
     their first appearance. None without frames. ``of`` is what to average in place of the cosine:
     a function of Gram matrices ``[..., K, K]``, such as `norm_similarity`.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.record import Frame
+        >>> from gradvac.geometry.similarity import mean_similarity
+        >>> def frame(step, c):
+        ...     gram = np.array([[[1.0, c], [c, 1.0]]])
+        ...     return Frame(step, ("fr", "hi"), ("all",), gram, np.ones((1, 2)), (0,), (0,), (0,))
+        >>> float(mean_similarity([frame(0, 0.25), frame(1, 0.75)]).whole_model[0, 1])
+        0.5
     """
     tasks: dict[str, int] = {}
     groups: dict[str, int] = {}
@@ -120,6 +167,16 @@ def regrouped(frames: Iterable[Frame], group_of: Mapping[str, str]) -> Iterator[
     """The same frames with coarser groups; weights, which do not add up, are NaN.
 
     ``group_of`` maps the recorded groups to coarser ones, see `gradvac.geometry.kinds.coarser`.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.record import Frame
+        >>> from gradvac.geometry.similarity import regrouped
+        >>> gram, none = np.ones((2, 1, 1)), (0, 0)
+        >>> frame = Frame(0, ("fr",), ("encoder", "decoder"), gram, gram[:, 0], none, none, none)
+        >>> (coarse,) = regrouped([frame], {"encoder": "whole_model", "decoder": "whole_model"})
+        >>> coarse.groups, coarse.gram.tolist()
+        (('whole_model',), [[[2.0]]])
     """
     for frame in frames:
         groups, gram = summed(frame.gram, frame.groups, group_of)
@@ -146,6 +203,17 @@ def windows(
     """`mean_similarity` of at most ``count`` consecutive stretches of equally many frames.
 
     ``steps`` are those of all ``frames`` (`GramRecord.steps`), which are read once and not held.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.record import Frame
+        >>> from gradvac.geometry.similarity import windows
+        >>> frames = [
+        ...     Frame(n, ("fr",), ("all",), np.ones((1, 1, 1)), np.ones((1, 1)), (0,), (0,), (0,))
+        ...     for n in range(4)
+        ... ]
+        >>> [similarity.steps for similarity in windows(frames, range(4), 2)]
+        [(0, 1), (2, 3)]
     """
     count = min(count, len(steps))
     number = {step: n * count // len(steps) for n, step in enumerate(steps)}
@@ -174,6 +242,12 @@ def between(
     """Inner products ``[G, G]`` of the summed gradients of G groups of tasks.
 
     ``gram`` [K, K] is that of ``tasks``. None when a group has no task among them.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.similarity import between
+        >>> between(np.eye(3), ["fr", "es", "hi"], [["fr", "es"], ["hi"]]).tolist()
+        [[2.0, 0.0], [0.0, 1.0]]
     """
     members = np.array([[float(t in group) for t in tasks] for group in groups])
     return members @ gram @ members.T if members.any(1).all() else None
@@ -183,6 +257,13 @@ def contrast(cosine: np.ndarray, labels: Sequence[str]) -> tuple[float, float]:
     """Mean cosine of pairs of tasks with the same label, and with different labels.
 
     ``cosine`` [K, K]; the diagonal counts for neither; NaN when there is no such pair.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.similarity import contrast
+        >>> cosine = np.array([[1.0, 0.8, 0.1], [0.8, 1.0, 0.3], [0.1, 0.3, 1.0]])
+        >>> contrast(cosine, ["Romance", "Romance", "Indic"])
+        (0.8, 0.2)
     """
     same = np.array([[a == b for b in labels] for a in labels], dtype=bool)
     other = ~np.eye(len(labels), dtype=bool)
@@ -198,6 +279,13 @@ class Clustering:
         order: positions of the tasks, neighbours next to each other.
         cophenetic: correlation of the tree's distances with the true ones; 1 is a perfect tree,
             NaN when all distances are equal.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.similarity import cluster
+        >>> found = cluster(np.array([[1.0, 0.8, 0.1], [0.8, 1.0, 0.1], [0.1, 0.1, 1.0]]))
+        >>> found.linkage[:, 2].round(2).tolist(), round(found.cophenetic, 6)  # heights, 1 - cosine
+        ([0.2, 0.9], 1.0)
     """
 
     linkage: np.ndarray
@@ -209,6 +297,13 @@ def cluster(cosine: np.ndarray) -> Clustering:
     """Average-linkage clustering with distance 1 - cosine, ``cosine`` [K, K], K >= 2.
 
     A pair that never met counts as orthogonal; a cosine over 1 is one that was rounded.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.similarity import cluster
+        >>> found = cluster(np.array([[1.0, 0.1, 0.8], [0.1, 1.0, 0.1], [0.8, 0.1, 1.0]]))
+        >>> found.order  # tasks 0 and 2 are neighbours
+        (1, 0, 2)
     """
     distance = 1 - np.minimum(np.nan_to_num(cosine, nan=0.0), 1.0)
     condensed = squareform((distance + distance.T) / 2, checks=False)
@@ -233,6 +328,16 @@ class EditCounts:
 
     ``edits``, ``pcgrad`` and ``comparisons`` are ``[frames, groups]``; ``pcgrad`` is what PCGrad
     would have edited on the same gradients, NaN where that was not counted.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.record import Frame
+        >>> from gradvac.geometry.similarity import edit_counts
+        >>> gram = np.ones((1, 1, 1))
+        >>> frame = Frame(0, ("fr",), ("all",), gram, gram[:, 0], (3,), (1,), (6,))
+        >>> counts = edit_counts([frame])
+        >>> float((counts.edits / counts.comparisons).sum())  # share of the pairs that were edited
+        0.5
     """
 
     steps: tuple[int, ...]
@@ -243,7 +348,17 @@ class EditCounts:
 
 
 def edit_counts(frames: Iterable[Frame]) -> EditCounts | None:
-    """Collect the counts of a record, 0 for a group a frame does not have; None without frames."""
+    """Collect the counts of a record, 0 for a group a frame does not have; None without frames.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.record import Frame
+        >>> from gradvac.geometry.similarity import edit_counts
+        >>> gram = np.ones((1, 1, 1))
+        >>> frame = Frame(0, ("fr",), ("all",), gram, gram[:, 0], (3,), (1,), (6,))
+        >>> edit_counts([frame]).edits.tolist()
+        [[3.0]]
+    """
     seen = [(f.step, f.groups, f.edits, f.pcgrad_edits, f.comparisons) for f in frames]
     if not seen:
         return None
@@ -258,7 +373,15 @@ def edit_counts(frames: Iterable[Frame]) -> EditCounts | None:
 
 @dataclass(frozen=True)
 class ConflictCounts:
-    """Unordered pairs of tasks, and those with a negative cosine, ``[frames, groups]`` each."""
+    """Unordered pairs of tasks, and those with a negative cosine, ``[frames, groups]`` each.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.similarity import ConflictCounts
+        >>> counts = ConflictCounts((0, 1), ("all",), np.array([[1], [3]]), np.array([[6], [6]]))
+        >>> float(counts.conflicts.sum() / counts.pairs.sum())  # share of the pairs
+        0.3333333333333333
+    """
 
     steps: tuple[int, ...]
     groups: tuple[str, ...]
@@ -270,6 +393,16 @@ def conflict_counts(frames: Iterable[Frame]) -> ConflictCounts | None:
     """Count conflicts frame by frame, 0 pairs for a group a frame does not have; None without any.
 
     A pair counts where both have a gradient.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.record import Frame
+        >>> from gradvac.geometry.similarity import conflict_counts
+        >>> gram = np.array([[[1.0, -3.0], [-3.0, 25.0]]])
+        >>> frame = Frame(0, ("fr", "hi"), ("all",), gram, np.ones((1, 2)), (0,), (0,), (0,))
+        >>> found = conflict_counts([frame])
+        >>> found.conflicts.tolist(), found.pairs.tolist()
+        ([[1]], [[1]])
     """
     seen: list[tuple[int, dict[str, tuple[int, int]]]] = []
     for frame in frames:

@@ -16,6 +16,8 @@ from scipy.cluster.hierarchy import average
 
 from gradvac.geometry.similarity import cluster, cophenetic
 
+__all__ = ["Correlation", "Mantel", "cophenetic_test", "correlation", "mantel", "residual", "same"]
+
 _CHUNK = 2_000_000  # numbers of permuted matrices held at once
 _EVERY_ORDER = 8  # tasks up to which all orders are tried: 40,320
 _SAMPLED = 9999  # random orders of more
@@ -34,6 +36,13 @@ class Mantel:
         pairs: pairs known in both.
         permutations: how many were tried; all K! of them when ``exact``.
         exact: whether all were tried.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.statistics import mantel, same
+        >>> found = mantel(same("aabb"), same("aabb"))
+        >>> found.pairs, found.permutations, found.exact
+        (6, 24, True)
     """
 
     r: float
@@ -49,6 +58,12 @@ def mantel(a: np.ndarray, b: np.ndarray, permutations: int | None = None, seed: 
     NaN marks unknown pairs, the diagonal does not count, and of a pair's two entries the mean does.
     All permutations are tried if there are at most ``permutations``, by default 8!; otherwise p
     counts the order found among as many random ones, by default 9,999.
+
+    Example:
+        >>> from gradvac.geometry.statistics import mantel, same
+        >>> found = mantel(same("aabb"), same("aabb"))
+        >>> round(found.r, 6), found.p  # 8 of the 24 orders keep the pairs together
+        (1.0, 0.3333333333333333)
     """
     k, a, b = len(a), (a + a.T) / 2, (b + b.T) / 2
     rows, columns = np.triu_indices(k, 1)
@@ -94,6 +109,13 @@ def cophenetic_test(
 
     Any matrix gives some tree. p is the share of matrices with the same entries in random places
     whose tree fits them at least as well; NaN where the correlation is.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.statistics import cophenetic_test
+        >>> r, p = cophenetic_test(np.array([[1.0, 0.8, 0.1], [0.8, 1.0, 0.1], [0.1, 0.1, 1.0]]))
+        >>> round(r, 6), p  # three tasks: every order of the entries gives a perfect tree
+        (1.0, 1.0)
     """
     r = cluster(cosine).cophenetic
     if math.isnan(r):
@@ -114,6 +136,13 @@ class Correlation:
 
     ``low`` and ``high`` are percentiles over resampled points; ``p`` is the share of permutations
     with at least this magnitude. NaN where either variable does not vary, or under 3 points.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.statistics import correlation
+        >>> found = correlation(np.arange(10), np.arange(10))
+        >>> found.n, round(found.low, 6), round(found.high, 6)
+        (10, 1.0, 1.0)
     """
 
     r: float
@@ -124,7 +153,15 @@ class Correlation:
 
 
 def correlation(x: np.ndarray, y: np.ndarray, resamples: int = 9999, seed: int = 0) -> Correlation:
-    """Correlate ``x`` and ``y``, ``[n]`` each; points with a NaN are left out."""
+    """Correlate ``x`` and ``y``, ``[n]`` each; points with a NaN are left out.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.statistics import correlation
+        >>> found = correlation(np.arange(10), -np.arange(10))
+        >>> round(found.r, 6), found.p < 0.001
+        (-1.0, True)
+    """
     known = ~(np.isnan(x) | np.isnan(y))
     x, y = np.asarray(x, dtype=float)[known], np.asarray(y, dtype=float)[known]
     n = len(x)
@@ -153,6 +190,13 @@ def residual(values: np.ndarray, controls: Sequence[np.ndarray]) -> np.ndarray:
     """What least squares on ``controls`` leaves of ``values``, pair by pair, ``[K, K]`` each.
 
     A Mantel test of what is left is one "given" the controls. Unknown where any of them is.
+
+    Example:
+        >>> import numpy as np
+        >>> from gradvac.geometry.statistics import residual, same
+        >>> left = residual(3 + 2 * same("aab"), [same("aab")])  # all of it is explained
+        >>> bool(np.nanmax(np.abs(left)) < 1e-12)
+        True
     """
     rows, columns = np.triu_indices(len(values), 1)
     x = np.stack([np.ones(len(rows)), *(c[rows, columns] for c in controls)], 1)
@@ -167,5 +211,11 @@ def residual(values: np.ndarray, controls: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def same(labels: Sequence[str]) -> np.ndarray:
-    """1 where two tasks share a label, 0 elsewhere, ``[K, K]``."""
+    """1 where two tasks share a label, 0 elsewhere, ``[K, K]``.
+
+    Example:
+        >>> from gradvac.geometry.statistics import same
+        >>> same(["Romance", "Romance", "Indic"])[0].tolist()
+        [1.0, 1.0, 0.0]
+    """
     return np.array([[float(a == b) for b in labels] for a in labels])

@@ -14,6 +14,8 @@ from torch import Tensor
 from gradvac.engine import Engine, StepReport
 from gradvac.errors import GradientError
 
+__all__ = ["backward"]
+
 
 def backward(
     accelerator: Accelerator,
@@ -42,6 +44,19 @@ def backward(
 
     Raises:
         GradientError: on more than one process, and as the engine does.
+
+    Example:
+        >>> import torch
+        >>> from accelerate import Accelerator
+        >>> import gradvac
+        >>> from gradvac.integrations.accelerate import backward
+        >>> accelerator, model = Accelerator(cpu=True), torch.nn.Linear(2, 1, bias=False)
+        >>> engine = gradvac.Engine(model, gradvac.PCGrad())
+        >>> with engine.tasks(["fr", "hi"]):
+        ...     loss = model(torch.tensor([[1.0, 0.0], [-1.0, 1.0]]))
+        ...     report = backward(accelerator, engine, loss)
+        >>> report.weights  # of gradients (1, 0) and (-1, 1)
+        tensor([[2.0000, 1.5000]], dtype=torch.float64)
     """
     refuse_ranks(accelerator)
     scaler = accelerator.scaler

@@ -33,6 +33,8 @@ from gradvac.integrations.transformers_batch import TaskCollator, take_tasks
 from gradvac.integrations.transformers_loss import OVERRIDE, ModelLoss
 from gradvac.methods import Method
 
+__all__ = ["TaskGradients"]
+
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "task_gradients.pt"
@@ -58,6 +60,25 @@ class TaskGradients(Trainer):
     Raises:
         GradientError: if the Trainer is set up for several devices, for a compiled model, or for a
             loss or an optimizer that leaves no room for per-task gradients.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> from transformers import BertConfig, BertForTokenClassification, TrainingArguments
+        >>> from gradvac import PCGrad
+        >>> from gradvac.integrations.transformers import TaskGradients
+        >>> shape = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> model = BertForTokenClassification(BertConfig(vocab_size=9, **shape))
+        >>> words, labels = torch.tensor([3, 4]), torch.tensor([0, 1])
+        >>> data = [{"input_ids": words, "labels": labels, "task": task} for task in ("fr", "hi")]
+        >>> args = TrainingArguments(
+        ...     tempfile.mkdtemp(), max_steps=1, use_cpu=True, report_to="none", disable_tqdm=True
+        ... )
+        >>> trainer = TaskGradients(model, args, train_dataset=data, method=PCGrad())
+        >>> _ = trainer.train()  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        >>> sorted(trainer.report.tasks), tuple(trainer.report.weights.shape)  # [groups, K]
+        (['fr', 'hi'], (3, 2))
     """
 
     def __init__(

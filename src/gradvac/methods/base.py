@@ -30,6 +30,15 @@ class StepGeometry:
 
     Raises:
         GradientError: if shapes, dtypes or names do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from gradvac import StepGeometry
+        >>> gradients = torch.tensor([[3.0, 0.0], [0.0, 4.0]], dtype=torch.float64)  # one per row
+        >>> gram, losses = (gradients @ gradients.T)[None], torch.ones(2, dtype=torch.float64)
+        >>> step = StepGeometry(gram, losses, ("fr", "hi"), ("whole_model",), step=0)
+        >>> step.gram.diagonal(dim1=1, dim2=2).sqrt()  # norms of the task gradients, [groups, K]
+        tensor([[3., 4.]], dtype=torch.float64)
     """
 
     gram: Tensor
@@ -106,6 +115,17 @@ class Method(ABC):
         needs_all_groups: the weights of a group depend on other groups, so that an engine must
             hand over all groups of a step in one call.
         seed: of whatever is random.
+
+    Example:
+        >>> import torch
+        >>> from gradvac import Method, StepGeometry
+        >>> class EqualNorms(Method):  # every task gradient is scaled to length 1
+        ...     def _weights(self, geometry):
+        ...         return 1 / geometry.gram.diagonal(dim1=1, dim2=2).sqrt()
+        >>> gram = torch.diag(torch.tensor([1.0, 4.0]).double())[None]
+        >>> step = StepGeometry(gram, torch.ones(2).double(), ("fr", "hi"), ("all",), step=0)
+        >>> EqualNorms().weights(step)
+        tensor([[1.0000, 0.5000]], dtype=torch.float64)
     """
 
     needs_all_groups: bool = False

@@ -74,6 +74,17 @@ class CATS(SharedWeights):
     Raises:
         GradientError: if an argument is out of range and, from ``weights`` with "ratio", if a
             first loss is not positive.
+
+    Example:
+        >>> import torch
+        >>> from gradvac import CATS, StepGeometry
+        >>> gram = torch.diag(torch.tensor([1.0, 9.0]).double())[None]  # lengths 1 and 3
+        >>> method, losses = CATS(update_every=1, loss_term="none"), torch.ones(2).double()
+        >>> for step in range(3):  # a smaller weight of the longer gradient: less curvature
+        ...     method.weights(StepGeometry(gram, losses, ("fr", "hi"), ("all",), step))
+        tensor([[1., 1.]], dtype=torch.float64)
+        tensor([[1., 1.]], dtype=torch.float64)
+        tensor([[1.0010, 0.9990]], dtype=torch.float64)
     """
 
     def __init__(

@@ -41,6 +41,14 @@ class FAMO(SharedWeights):
     Raises:
         GradientError: if an argument is out of range and, from ``weights``, if a loss is not
             above its bound: its logarithm is taken.
+
+    Example:
+        >>> import torch
+        >>> from gradvac import FAMO, StepGeometry
+        >>> losses = torch.tensor([1.0, 3.0]).double()
+        >>> step = StepGeometry(torch.eye(2).double()[None], losses, ("fr", "hi"), ("all",), step=0)
+        >>> FAMO().weights(step)  # at first in proportion to 1 / loss
+        tensor([[0.7500, 0.2500]], dtype=torch.float64)
     """
 
     def __init__(

@@ -53,6 +53,16 @@ class GradNorm(SharedWeights):
     Raises:
         GradientError: if an argument is out of range and, from ``weights``, if a loss is negative,
             a first loss is 0, a task has no initial loss, or the group does not exist.
+
+    Example:
+        >>> import torch
+        >>> from gradvac import GradNorm, StepGeometry
+        >>> gram = torch.diag(torch.tensor([1.0, 9.0]).double())[None]  # lengths 1 and 3
+        >>> method, losses = GradNorm(learning_rate=0.1), torch.ones(2).double()
+        >>> for step in range(2):  # equal losses: the shorter gradient gets the larger weight
+        ...     method.weights(StepGeometry(gram, losses, ("fr", "hi"), ("all",), step))
+        tensor([[1., 1.]], dtype=torch.float64)
+        tensor([[1.1053, 0.8947]], dtype=torch.float64)
     """
 
     def __init__(

@@ -103,6 +103,14 @@ class GradVac(Method):
 
     Raises:
         GradientError: if an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from gradvac import GradVac, StepGeometry
+        >>> gram = torch.eye(2).double()[None]  # two orthogonal task gradients of length 1
+        >>> step = StepGeometry(gram, torch.ones(2).double(), ("fr", "hi"), ("all",), step=0)
+        >>> GradVac(target=0.5).weights(step)  # 1 + 0.5 / sqrt(1 - 0.5^2)
+        tensor([[1.5774, 1.5774]], dtype=torch.float64)
     """
 
     def __init__(

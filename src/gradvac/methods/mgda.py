@@ -119,6 +119,14 @@ class MGDA(Method):
     Raises:
         GradientError: if an argument is out of range and, from ``weights`` with "loss" or "loss+",
             if a loss is not positive.
+
+    Example:
+        >>> import torch
+        >>> from gradvac import MGDA, StepGeometry
+        >>> gram = torch.diag(torch.tensor([1.0, 4.0]).double())[None]  # lengths 1, 2
+        >>> step = StepGeometry(gram, torch.ones(2).double(), ("fr", "hi"), ("all",), step=0)
+        >>> MGDA().weights(step)  # in proportion to 1 / length^2
+        tensor([[0.8000, 0.2000]], dtype=torch.float64)
     """
 
     def __init__(

@@ -45,6 +45,12 @@ def visiting_order(seed: int, step: int, groups: tuple[str, ...], tasks: tuple[s
     """Return in which order each task visits the others, ``[groups, K, K - 1]``, int64, CPU.
 
     ``order[k, i]`` lists the positions in ``tasks`` of all tasks but i, uniformly at random.
+
+    Example:
+        >>> from gradvac.methods import visiting_order
+        >>> order = visiting_order(seed=0, step=0, groups=("all",), tasks=("fr", "hi", "tr"))
+        >>> order.shape, sorted(order[0, 0].tolist())  # fr visits hi and tr
+        (torch.Size([1, 3, 2]), [1, 2])
     """
     start = digest(f"{seed} {step}")
     group = torch.tensor([_signed(start + digest(name)) for name in groups], dtype=torch.int64)

@@ -16,6 +16,14 @@ class PCGrad(GradVac):
     Args:
         tasks: names of the tasks whose gradients may be edited, or "all", as in PCGrad's paper.
         seed: of the visiting orders.
+
+    Example:
+        >>> import torch
+        >>> from gradvac import PCGrad, StepGeometry
+        >>> gram = torch.tensor([[[1.0, -1.0], [-1.0, 2.0]]]).double()  # of (1, 0) and (-1, 1)
+        >>> step = StepGeometry(gram, torch.ones(2).double(), ("fr", "hi"), ("all",), step=0)
+        >>> PCGrad().weights(step)  # g_1 + g_2 / 2 and g_2 + g_1, added up
+        tensor([[2.0000, 1.5000]], dtype=torch.float64)
     """
 
     def __init__(self, tasks: Literal["all"] | Iterable[str] = "all", seed: int = 0) -> None:

@@ -50,6 +50,16 @@ def register(name: str) -> Callable[[_M], _M]:
 
     Raises:
         GradientError: if another class has the name; a notebook cell may be run again.
+
+    Example:
+        >>> from gradvac import Joint, register
+        >>> from gradvac.methods import METHODS, find_method
+        >>> @register("my-sum")
+        ... class MySum(Joint):
+        ...     pass
+        >>> find_method("my-sum") is MySum
+        True
+        >>> del METHODS["my-sum"]
     """
 
     def add(kind: _M) -> _M:
@@ -68,6 +78,11 @@ def find_method(name: str) -> type[Method]:
     Raises:
         GradientError: if no method has the name, or the entry point is broken, is no method or
             exists twice; it names the entry point and the package it came with.
+
+    Example:
+        >>> from gradvac.methods import find_method
+        >>> find_method("pcgrad").__name__
+        'PCGrad'
     """
     if name in METHODS:
         return METHODS[name]

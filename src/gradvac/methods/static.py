@@ -19,6 +19,14 @@ class StaticWeights(Method):
     Raises:
         GradientError: if a weight is negative or not finite and, from ``weights``, if a task of
             the step has none: a misspelt name must not train with a silent default.
+
+    Example:
+        >>> import torch
+        >>> from gradvac import StaticWeights, StepGeometry
+        >>> gram = torch.eye(2).double()[None]
+        >>> step = StepGeometry(gram, torch.ones(2).double(), ("fr", "hi"), ("all",), step=0)
+        >>> StaticWeights({"fr": 1, "hi": 3}).weights(step)
+        tensor([[1., 3.]], dtype=torch.float64)
     """
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
@@ -45,7 +53,16 @@ class StaticWeights(Method):
 
 
 class Joint(StaticWeights):
-    """Plain multi-task training: the sum of the task gradients."""
+    """Plain multi-task training: the sum of the task gradients.
+
+    Example:
+        >>> import torch
+        >>> from gradvac import Joint, StepGeometry
+        >>> gram = torch.eye(2).double()[None]
+        >>> step = StepGeometry(gram, torch.ones(2).double(), ("fr", "hi"), ("all",), step=0)
+        >>> Joint().weights(step)
+        tensor([[1., 1.]], dtype=torch.float64)
+    """
 
     def __init__(self) -> None:
         super().__init__(None)

@@ -45,6 +45,14 @@ class TorchJD(Method):
             unknown or the weighting needs more than a Gram matrix. From ``weights``: if TorchJD
             refuses the matrix or returns weights that are not finite, or if a weighting with
             memory meets other tasks than it remembers; the state is then unchanged.
+
+    Example:
+        >>> import torch
+        >>> from gradvac import StepGeometry, TorchJD
+        >>> gram = torch.eye(2).double()[None]
+        >>> step = StepGeometry(gram, torch.ones(2).double(), ("fr", "hi"), ("all",), step=0)
+        >>> TorchJD("Mean").weights(step)
+        tensor([[0.5000, 0.5000]], dtype=torch.float64)
     """
 
     def __init__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NotRequired
@@ -15,6 +14,7 @@ from gradvac.data.encoded import Sentences
 from gradvac.data.store import open_sentences
 from gradvac.errors import RunError
 from gradvac.reading import read_json, regular
+from gradvac.writing import write_json
 
 
 class _Index(TypedDict):
@@ -32,7 +32,7 @@ def save_sentences(folder: Path, corpus: Mapping[str, Sentences], fingerprint: s
             np.save(folder / name, array)
             sums[name] = _digest(folder / name)
     index = {"tasks": list(corpus), "tokenizer": fingerprint, "sums": sums}
-    (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    write_json(folder / "index.json", index, indent=None)
 
 
 def load_sentences(folder: Path, fingerprint: str) -> dict[str, Sentences]:

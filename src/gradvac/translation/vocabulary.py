@@ -24,6 +24,7 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.reading import read_bytes
 from gradvac.text.blocks import normalise
 from gradvac.translation.piece_model import rule_name, with_rule_name
+from gradvac.writing import write_bytes
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
 
@@ -137,8 +138,7 @@ class Vocabulary:
 
     def save(self, path: Path) -> None:
         """Write ``vocabulary.model``; another folder that holds the same file, linked, keeps it."""
-        path.unlink(missing_ok=True)
-        path.write_bytes(self.model)
+        write_bytes(path, self.model)
 
 
 def _written(text: str, normalization: str) -> str:

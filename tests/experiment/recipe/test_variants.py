@@ -10,7 +10,7 @@ from gradvac.cli.main import app
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.recipe.variants import row_of, run_folder
-from gradvac.experiment.translation.prepare import run_recipe
+from gradvac.experiment.translation.recipe import run_recipe
 
 FILE = """
 name: many

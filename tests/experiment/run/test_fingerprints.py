@@ -11,7 +11,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from gradvac.errors import RunError
-from gradvac.experiment.recipe.load import load_recipe, resolve
+from gradvac.experiment.recipe.load import load_recipe
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.run.tensor_file import load_tensors, save_tensors
 from gradvac.experiment.training.display import Display

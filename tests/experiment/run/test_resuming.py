@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.kinds import job_of, prepare_run
 from gradvac.experiment.recipe.load import load_recipe
+from gradvac.experiment.recipe.schedule import learning_rate
+from gradvac.experiment.run.lock import alone
 from gradvac.experiment.sweep.sweep import Job
 from gradvac.experiment.training.display import Display
-from gradvac.experiment.training.process import alone
-from gradvac.experiment.training.schedule import learning_rate
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.evaluate import evaluate_run
-from gradvac.experiment.translation.prepare import run_recipe
+from gradvac.experiment.translation.recipe import run_recipe
 from tests.experiment.toy import make_toy, toy_recipe
 
 

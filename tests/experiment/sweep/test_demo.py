@@ -9,7 +9,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from gradvac.experiment.recipe.load import resolve
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.run.checkpoint import load_tensors
 from gradvac.experiment.sweep.demo import run_demo
 from gradvac.experiment.training.display import Display

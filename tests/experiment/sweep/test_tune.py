@@ -92,7 +92,7 @@ def test_the_best_trial_is_that_of_the_lowest_validation_perplexity(searched):
     best = load_recipe(out / "best.yaml")
     line = trials(out)[int(number)]
     assert best.training.learning_rate == float(line["training.learning_rate"])
-    assert best.method.beta == float(line["method.beta"])
+    assert best.method.options["beta"] == float(line["method.beta"])
     assert not (out / f"trial-00{number}" / "scores.json").exists()  # the test set is not touched
 
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints, load_tensors, saved_models
+from gradvac.experiment.run.lock import alone
 from gradvac.experiment.training.display import Display
-from gradvac.experiment.training.process import alone
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.model_folder import find_model
@@ -319,10 +319,10 @@ def test_methods_without_targets_record_none(toy, tmp_path):
     [
         ("training.metric=nll/none", r"training\.metric: 'nll/none' is not among: nll, perplexity"),
         ("model.heads=3", r"model: .*d_model"),
-        ("method.tasks=[xx-en]", r"method\.tasks: \['xx-en'\] are no tasks"),
+        ("method.tasks=[xx-en]", r"method\.options\.tasks: \['xx-en'\] are no tasks"),
         (
             "method.tasks=medium",
-            r"method\.tasks: no task is 'medium'; levels: fr-en high, ne-en low",
+            r"method\.options\.tasks: no task is 'medium'; levels: fr-en high, ne-en low",
         ),
         ("device=cuda:9", r"device: 'cuda:9' asked for|device"),
         ("device=gpu", r"device: 'gpu' is not a device"),

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import RunError
-from gradvac.experiment.recipe.load import resolve
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.translation.model_folder import find_model
 from gradvac.translation.transformer import Transformer
 from tests.faults.damage import FAULTS

@@ -6,9 +6,11 @@ import pytest
 import yaml
 
 from gradvac.errors import RunError
-from gradvac.experiment.recipe.load import any_recipe, load_recipe
+from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.recipe.variants import read_yaml
-from gradvac.experiment.translation.prepare import open_prepared, prepare, run_recipe
+from gradvac.experiment.run.folder import any_recipe
+from gradvac.experiment.translation.prepare import open_prepared, prepare
+from gradvac.experiment.translation.recipe import run_recipe
 from gradvac.experiment.translation.shared_text import prepare_sharing, share_text
 
 OLD = ["vocabulary.normalization=nmt_nfkc"]

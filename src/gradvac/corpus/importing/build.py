@@ -69,14 +69,8 @@ def import_corpus(sources: Sequence[Path], out: Path, options: Options, say: Say
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CorpusError(f"{out}: is there already; choose another folder")
-    partial = None
-    try:
-        with new_folder(out) as partial:
-            return _build(sources, partial, options, say)
-    except BaseException:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with new_folder(out) as new:
+        return _build(sources, new, options, say)
 
 
 def _build(sources: Sequence[Path], folder: Path, options: Options, say: Say) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from gradvac.errors import RunError
 from gradvac.experiment.compare.results import collect
 from gradvac.experiment.run.contents import CometLine, Manifest, Translation
-from gradvac.experiment.run.files import write_json, write_text
 from gradvac.reading import read_json, read_lines
+from gradvac.writing import write_json, write_text
 
 MANIFEST, SCRIPT = "manifest.json", "score.sh"
 MODEL = "Unbabel/wmt22-comet-da"

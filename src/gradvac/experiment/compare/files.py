@@ -13,7 +13,7 @@ from typing import Any
 from gradvac.errors import RecipeError
 from gradvac.experiment.compare.compare import LEVEL, Comparison
 from gradvac.experiment.compare.tables import latex, markdown, test_in_words
-from gradvac.experiment.run.files import write_text
+from gradvac.writing import write_text
 
 
 def records(found: Comparison) -> list[dict[str, Any]]:

@@ -16,8 +16,8 @@ from gradvac.experiment.compare.fronts import Front, fronts
 from gradvac.experiment.compare.tables import DIGITS, NAMES, escape
 from gradvac.experiment.figures.base import Picture
 from gradvac.experiment.figures.write import write_picture
-from gradvac.experiment.run.files import write_csv, write_text
 from gradvac.geometry.plots import INK, MUTED, RULE, axes, colour, legend, styled
+from gradvac.writing import write_csv, write_text
 
 __all__ = ["add_to", "fronts", "notes", "terminal", "write_pictures"]
 HEADS = ("distance", "verdict", "gained", "dominated by")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from gradvac.errors import RunError
-from gradvac.experiment.recipe.load import Recipe, any_recipe
 from gradvac.experiment.recipe.variants import row_of
 from gradvac.experiment.run.contents import (
     Done,
@@ -20,8 +19,10 @@ from gradvac.experiment.run.contents import (
     metrics_of,
     scores_of,
 )
+from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.run.tensor_file import tensor_shapes
 from gradvac.experiment.sweep.sweep import DESCRIPTION
+from gradvac.experiment.translation.recipe import Recipe
 from gradvac.reading import read_json, read_lines
 from gradvac.text.languages import Direction
 from gradvac.translation.tokenizers import tokenizer

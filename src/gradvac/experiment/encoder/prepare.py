@@ -13,12 +13,13 @@ from typing import Any
 
 from gradvac.data.encoded import EncodedTask
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.recipe.load import any_recipe, dump_recipe
-from gradvac.experiment.run.files import RECIPE, TASKS, link, write_json, write_text
+from gradvac.experiment.encoder.recipe import EncoderRecipe
+from gradvac.experiment.recipe.load import dump_recipe
+from gradvac.experiment.recipe.paths import RECIPE, TASKS
+from gradvac.experiment.run.folder import TaskInfo, any_recipe, task_infos
 from gradvac.experiment.run.resuming import build_once, finish, resume
 from gradvac.experiment.tagging.prepare import SHAPE, new_text, read_language, share_parts
-from gradvac.experiment.tagging.recipe import EncoderRecipe
-from gradvac.experiment.translation.prepare import TaskInfo, sources_of, task_infos
+from gradvac.experiment.translation.prepare import sources_of
 from gradvac.experiment.translation.shared_text import TEXT_SEED, key_of
 from gradvac.tagging.encoder import fingerprint, open_tokenizer
 from gradvac.tagging.encoding import encode_text
@@ -28,6 +29,7 @@ from gradvac.text.account import Account
 from gradvac.text.cleaning import normalise
 from gradvac.text.languages import family, resource_levels
 from gradvac.translation.bitext import read_corpus
+from gradvac.writing import link, write_json, write_text
 
 Texts = dict[str, dict[str, None]]
 """Language -> its sentences, each once, in order."""

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from gradvac.experiment.figures import several, similarity, training
 from gradvac.experiment.figures.base import Drawer, Picture, each
-from gradvac.experiment.run.files import replacing, write_csv, write_text
 from gradvac.experiment.view.geometry import Missing, Subject, subjects_of
 from gradvac.experiment.view.numbers import HEADER, findings, row
 from gradvac.experiment.view.run_view import FROM_ENGLISH, TO_ENGLISH, load_runs
 from gradvac.experiment.view.seeds import of_seed, over_seeds
 from gradvac.geometry.plots import save
+from gradvac.writing import replacing, write_csv, write_text
 
 _ENCODER = similarity.clustered("gradvac-fig-01-encoder-any-en", "encoder", TO_ENGLISH)
 _DECODER = similarity.clustered("gradvac-fig-10-decoder-en-any", "decoder", FROM_ENGLISH)

@@ -8,6 +8,8 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from gradvac.experiment.recipe.method_options import OLD_KEYS, OptionError
+
 
 def _keys(section: type[BaseModel], at: str = "") -> dict[str, list[str]]:
     """Dotted section -> keys, the top level under ''."""
@@ -17,6 +19,11 @@ def _keys(section: type[BaseModel], at: str = "") -> dict[str, list[str]]:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 keys |= _keys(kind, f"{at}.{name}".strip("."))
     return keys
+
+
+def _known_keys(recipe: type[BaseModel]) -> dict[str, list[str]]:
+    keys = _keys(recipe)
+    return keys | {"method": [*keys["method"], *OLD_KEYS]}
 
 
 def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) -> str:
@@ -38,7 +45,10 @@ def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) 
     if error["type"] == "missing":
         return f"{'.'.join(parts)}: required, and not there"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{key}: unknown key{_hint(parts, _keys(recipe))}"
+        return f"{key}: unknown key{_hint(parts, _known_keys(recipe))}"
+    if isinstance(problem := context.get("error"), OptionError):
+        old = problem.option in tree["method"]
+        return f"method.{'' if old else 'options.'}{problem.option}: {problem}"
     if error["type"] == "value_error":
         return f"{key or 'recipe'}: {context['error']}"
     allowed = error["msg"].replace("Input should be", "must be")

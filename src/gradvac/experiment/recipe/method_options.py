@@ -5,15 +5,40 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from gradvac.errors import GradientError
-from gradvac.methods import Method, find_method
+from gradvac.methods import GradVac, Method, find_method
 
-OWN_KEYS = ("joint", "gradvac", "pcgrad", "static")
-"""Methods that a recipe configures by keys of the method section, not by options."""
+OLD_KEYS: dict[str, Any] = {
+    key: inspect.signature(GradVac).parameters[key].default
+    for key in ("tasks", "beta", "target", "max_target", "rescale")
+} | {"weights": {}}
+"""Options that may stand in the method section itself, as they did at first, and their defaults."""
+
+READERS: dict[str, tuple[str, ...]] = {
+    "joint": (),
+    "gradvac": ("tasks", "beta", "target", "max_target", "rescale"),
+    "pcgrad": ("tasks",),
+    "static": ("weights",),
+}
+"""The methods that `OLD_KEYS` were made for, and which of them each reads."""
+
+_TYPES: dict[str, Any] = {  # of recipes, which may name a resource level and leave out weights of 1
+    "tasks": Literal["all", "high", "medium", "low"] | Annotated[list[str], Field(min_length=1)],
+    "weights": dict[str, float],
+}
+_LEVELS = ("high", "medium", "low")
+
+
+class OptionError(ValueError):
+    """What is wrong with one option of a method; ``option`` is its name."""
+
+    def __init__(self, option: str, text: str) -> None:
+        super().__init__(text)
+        self.option = option
 
 
 def import_methods(module: str) -> None:
@@ -37,26 +62,94 @@ def check_name(name: str) -> str:
     return name
 
 
-def make_method(name: str, options: dict[str, Any], seed: int = 0) -> Method:
-    """Make a known method from options; the seed goes to those that take one.
+def with_old_keys(section: dict[str, Any]) -> dict[str, Any]:
+    """A method section whose `OLD_KEYS` are options, those that its method reads all there.
+
+    An old key that its method does not read becomes an option all the same, which is then
+    rejected, unless it has its default: complete recipes of earlier versions name all of them.
 
     Raises:
-        ValueError: in the words of a recipe, if an option is unknown or out of range.
+        OptionError: if one is given twice.
+    """
+    read = _read_by(section)
+    options = section.get("options", {})
+    rest = {key: value for key, value in section.items() if key not in OLD_KEYS}
+    if not isinstance(options, dict):
+        return rest
+    old = {
+        key: value
+        for key, value in section.items()
+        if key in OLD_KEYS and (key in read or value != OLD_KEYS[key])
+    }
+    for key in old:
+        if key in options:
+            raise OptionError(key, f"given twice; keep method.options.{key}")
+    return rest | {"options": {key: OLD_KEYS[key] for key in read} | options | old}
+
+
+def of_a_run(section: dict[str, Any]) -> dict[str, Any]:
+    """The method section of a recorded recipe, without what its method did not read.
+
+    Nor with what has its default, so that ``--set`` may name another method.
+    """
+    read = _read_by(section)
+    kept = {k: v for k, v in section.items() if k not in OLD_KEYS or k in read}
+    if isinstance(options := kept.get("options"), dict):
+        plain = {k: v for k, v in options.items() if k not in read or v != OLD_KEYS[k]}
+        kept["options"] = plain
+    return kept
+
+
+def drop_other_spelling(tree: dict[str, Any], key: str) -> None:
+    """Take ``method.beta`` out of a recipe before ``method.options.beta`` is set, or vice versa."""
+    section: Any = tree.get("method")
+    options: Any = section.get("options") if isinstance(section, dict) else None
+    match key.split("."):
+        case ["method", option] if option in OLD_KEYS and isinstance(options, dict):
+            options.pop(option, None)
+        case ["method", "options", option] if option in OLD_KEYS and isinstance(section, dict):
+            section.pop(option, None)
+        case _:
+            pass
+
+
+def _read_by(section: dict[str, Any]) -> tuple[str, ...]:
+    name = section.get("name", "joint")
+    return READERS.get(name, ()) if isinstance(name, str) else ()
+
+
+def make_method(
+    name: str,
+    options: dict[str, Any],
+    levels: dict[str, str] | None = None,
+    **given: Any,
+) -> Method:
+    """Make a known method from options.
+
+    Args:
+        name: of the method.
+        options: as a recipe has them.
+        levels: the tasks and their resource levels; None before they are known.
+        given: arguments that are not a recipe's to choose, for a constructor that takes them.
+
+    Raises:
+        OptionError: in the words of a recipe, if an option is unknown or out of range, or names a
+            task or level that is not there.
+        ValueError: if the options do not fit together.
     """
     kind = find_method(name)
     parameters = dict(inspect.signature(kind, eval_str=True).parameters)
-    seeded = parameters.pop("seed", None) is not None
-    for key in options:
+    ours = {key: value for key, value in given.items() if parameters.pop(key, None)}
+    for key, value in options.items():
         if key not in parameters:
             near = difflib.get_close_matches(key, parameters, 1)
             known = ", ".join(parameters) or "none"
-            raise ValueError(
-                f"{key}: unknown option of {name}; "
-                + (f"did you mean {near[0]!r}?" if near else f"allowed here: {known}")
-            )
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed here: {known}"
+            raise OptionError(key, f"found {value!r}, unknown option of {name}; {hint}")
+    types = _TYPES if name in READERS else {}
     fields: Any = {
         key: (
-            Any if p.annotation is p.empty else p.annotation,
+            types.get(key, Any if p.annotation is p.empty else p.annotation),
             ... if p.default is p.empty else p.default,
         )
         for key, p in parameters.items()
@@ -64,15 +157,41 @@ def make_method(name: str, options: dict[str, Any], seed: int = 0) -> Method:
     strict = ConfigDict(strict=True, arbitrary_types_allowed=True)
     try:
         create_model(name, __config__=strict, **fields).model_validate(options)
-        return kind(**options, **({"seed": seed} if seeded else {}))
+        return kind(**(_of_tasks(options, levels) if types else options), **ours)
     except ValidationError as e:
-        raise ValueError("; ".join(dict.fromkeys(_words(error) for error in e.errors()))) from e
+        raise _in_words(e) from e
     except GradientError as e:
-        raise ValueError(str(e)) from e
+        key, _, rest = str(e).partition(" is ")
+        raise OptionError(key, f"found {rest}") if key in parameters else ValueError(str(e)) from e
 
 
-def _words(error: Any) -> str:
-    key = error["loc"][0]
-    if error["type"] == "missing":
-        return f"options.{key}: required, and not there"
-    return f"{key}: found {error['input']!r}, {error['msg'].replace('Input should be', 'must be')}"
+def _of_tasks(options: dict[str, Any], levels: dict[str, str] | None) -> dict[str, Any]:
+    """Options of a method of ours for these tasks: levels become names, weights complete."""
+    made = dict(options)
+    wanted, weights = made.get("tasks", "all"), made.get("weights", {})
+    if levels is None:
+        return made | ({"tasks": "all"} if wanted in _LEVELS else {})
+    named = {"tasks": [] if isinstance(wanted, str) else wanted, "weights": weights}
+    for key, names in named.items():
+        if unknown := sorted(set(names) - set(levels)):
+            raise OptionError(key, f"{unknown} are no tasks; tasks: {', '.join(levels)}")
+    if wanted in _LEVELS:
+        made["tasks"] = [task for task, level in levels.items() if level == wanted]
+        if not made["tasks"]:
+            there = ", ".join(f"{task} {level}" for task, level in levels.items())
+            raise OptionError("tasks", f"no task is {wanted!r}; levels: {there}")
+    if "weights" in made:
+        made["weights"] = {task: weights.get(task, 1.0) for task in levels}
+    return made
+
+
+def _in_words(problem: ValidationError) -> OptionError:
+    texts: dict[str, list[str]] = {}
+    for error in problem.errors():
+        allowed = error["msg"].replace("Input should be", "must be")
+        missing = error["type"] == "missing"
+        text = "required, and not there" if missing else f"found {error['input']!r}, {allowed}"
+        texts.setdefault(str(error["loc"][0]), []).append(text)
+    (first, own), *others = texts.items()
+    more = [f"{key}: {text}" for key, found in others for text in found]
+    return OptionError(first, "; ".join(dict.fromkeys([*own, *more])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -18,15 +18,14 @@ from pydantic import (
 
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.method_options import (
-    OWN_KEYS,
+    READERS,
     check_name,
     import_methods,
     make_method,
+    with_old_keys,
 )
 from gradvac.text.cleaning import CleaningRules
-from gradvac.text.languages import LONGEST_CODE, Direction, is_code
-from gradvac.translation.tokenizers import check_tokenizer
-from gradvac.translation.vocabulary import Normalization
+from gradvac.text.languages import LONGEST_CODE, is_code
 
 VERSION = 1
 """Of the form of recipes; it rises when a key is renamed or means something else."""
@@ -36,7 +35,6 @@ _PLAIN = r"[\w.-]*[\w-][\w.-]*"  # also the name of a folder, so not .. nor /
 _LONGEST = 100  # of a name that becomes a folder's: file systems take 255 bytes
 FolderName = Annotated[str, Field(pattern=f"^{_PLAIN}$", max_length=_LONGEST)]
 Granularity = Literal["whole_model", "enc_dec", "all_layer", "all_matrix"]
-Level = Literal["high", "medium", "low"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -51,7 +49,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _code(tag: str) -> str:
+def underscored(tag: str) -> str:
     """A tag with underscores, since a hyphen stands between the languages of a direction."""
     return tag.replace("-", "_")
 
@@ -71,7 +69,7 @@ class SourceSection(Section):
     @field_validator("paths")
     @classmethod
     def _tags_have_underscores(cls, found: dict[str, str] | None) -> dict[str, str] | None:
-        paths = found and {_code(tag): path for tag, path in found.items()}
+        paths = found and {underscored(tag): path for tag, path in found.items()}
         if found and paths and len(paths) < len(found):
             raise ValueError(f"found {', '.join(found)}: a language is named twice")
         return paths
@@ -79,7 +77,7 @@ class SourceSection(Section):
     @field_validator("languages")
     @classmethod
     def _columns_have_underscores(cls, found: list[str] | None) -> list[str] | None:
-        return found and [_code(tag) for tag in found]
+        return found and [underscored(tag) for tag in found]
 
     @model_validator(mode="after")
     def _one_place(self) -> SourceSection:
@@ -111,85 +109,6 @@ class CleaningSection(Section):
         except RecipeError as e:
             raise ValueError(str(e)) from e
         return self
-
-
-class DataSection(Section):
-    """Corpora and the directions to learn.
-
-    ``corpus`` is a folder that `gradvac corpus` made: it stands for train, valid and test where
-    these are not given.
-    """
-
-    corpus: str | None = None
-    train: list[SourceSection] = []
-    valid: list[SourceSection] = []
-    test: list[SourceSection] = []
-    directions: Literal["to_en", "from_en", "both"] | Languages = "both"
-    languages: Languages | None = None
-    cleaning: CleaningSection = CleaningSection()
-    on_problem: Literal["drop", "fail"] = "drop"
-    max_tokens: Count = 256
-    max_pairs: Count | dict[str, Count] | None = None
-    max_valid: Count | None = None
-    levels: tuple[Count, Count] | None = None
-
-    @model_validator(mode="after")
-    def _there_is_text(self) -> DataSection:
-        if not self.train and self.corpus is None:
-            raise ValueError("give train (sources of text) or corpus (a folder of gradvac corpus)")
-        return self
-
-    @field_validator("languages")
-    @classmethod
-    def _languages_are_codes(cls, found: list[str] | None) -> list[str] | None:
-        return check_codes(found and [_code(tag) for tag in found])
-
-    @field_validator("directions", "max_pairs")
-    @classmethod
-    def _directions_parse(cls, found: Any) -> Any:
-        try:
-            for name in found if isinstance(found, list | dict) else []:
-                Direction.parse(name)
-        except RecipeError as e:
-            raise ValueError(str(e)) from e
-        return found
-
-
-class VocabularySection(Section):
-    """The shared SentencePiece vocabulary; ``path`` reuses one instead of training it."""
-
-    size: Annotated[int, Field(ge=300)] = 64_000
-    temperature: Unbounded = 5.0
-    sample: Count = 1_000_000
-    byte_fallback: bool = True
-    character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995
-    symbols: list[str] = []
-    normalization: Normalization = "nfc"
-    path: str | None = None
-
-
-class CLSRSection(Section):
-    """Routing by language (Zhang et al. 2021): share of language-specific tokens, gates' width."""
-
-    budget: Annotated[float, Field(ge=0, le=1)] = 0.3
-    hidden: Count = 128
-
-
-class ModelSection(Section):
-    """A preset of the Transformer and what differs from it."""
-
-    preset: Literal["tiny", "small", "base", "big"] = "base"
-    d_model: Count | None = None
-    d_ffn: Count | None = None
-    heads: Count | None = None
-    encoder_layers: Count | None = None
-    decoder_layers: Count | None = None
-    dropout: Share | None = None
-    attention_dropout: Share | None = None
-    activation_dropout: Share | None = None
-    norm: Literal["pre", "post"] | None = None
-    activation: Literal["relu", "gelu"] | None = None
-    clsr: CLSRSection | None = None
 
 
 class MultiDDSSection(Section):
@@ -274,20 +193,23 @@ class TrainingSection(Section):
 
 
 class MethodSection(Section):
-    """How task gradients become one update."""
+    """How task gradients become one update.
+
+    ``options`` are the arguments of the method's constructor. Those of GradVac, PCGrad and static
+    weights may stand in the section itself, as `with_old_keys` says, and are there with defaults.
+    """
 
     module: str | None = None
     name: str = "joint"
     engine: Literal["single_pass", "per_task"] = "single_pass"
     granularity: Granularity = "all_layer"
-    tasks: Literal["all"] | Level | Languages = "all"
-    beta: Annotated[float, Field(ge=0, le=1)] = 1e-2
-    target: Literal["adaptive"] | Annotated[float, Field(gt=-1, lt=1)] = "adaptive"
-    max_target: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    rescale: bool = False
-    weights: dict[str, float] = {}
     options: Annotated[dict[str, Any], Field(validate_default=True)] = {}
     record_every: int | list[tuple[int, int]] = 10
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_keys_are_options(cls, found: Any) -> Any:
+        return with_old_keys(cast(dict[str, Any], found)) if isinstance(found, dict) else found
 
     @field_validator("record_every", mode="before")
     @classmethod
@@ -319,37 +241,9 @@ class MethodSection(Section):
     @classmethod
     def _options_fit_the_method(cls, options: dict[str, Any], info: ValidationInfo) -> Any:
         name = info.data.get("name")  # missing if it was refused
-        if name in OWN_KEYS and options:
-            raise ValueError(f"{name} has none; its keys stand in the method section itself")
-        if name and name not in OWN_KEYS and "module" in info.data and _may_run_code(info):
-            make_method(name, options)
+        if name in READERS or (name and "module" in info.data and _may_run_code(info)):
+            make_method(name, options, seed=0, compare_pcgrad=False)
         return options
-
-
-class SearchSection(Section):
-    """Beam search when scoring."""
-
-    beam: Count = 5
-    length_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    batch_tokens: Count = 8192
-    sentences: Count | None = None
-    bleu_tokenize: str | None = None
-    zero_shot: Literal["all"] | list[str] = []
-
-    @field_validator("bleu_tokenize")
-    @classmethod
-    def _tokenizer_is_known(cls, name: str | None) -> str | None:
-        return name if name is None else check_tokenizer(name)
-
-    @field_validator("zero_shot")
-    @classmethod
-    def _directions_parse(cls, found: Any) -> Any:
-        try:
-            for name in found if isinstance(found, list) else []:
-                Direction.parse(name)
-        except RecipeError as e:
-            raise ValueError(str(e)) from e
-        return found
 
 
 class BaseRecipe(Section):

@@ -9,7 +9,7 @@
         training.warmup: {range: [100, 400]}          # whole numbers, where both ends are
         batches.temperature: {choices: [1, 2, 5]}
       variants:                        # keys that only some of them have
-        gradvac: {method.beta: {choices: [0.001, 0.01, 0.1]}}
+        gradvac: {method.options.beta: {choices: [0.001, 0.01, 0.1]}}
 """
 
 from __future__ import annotations

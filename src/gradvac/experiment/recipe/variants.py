@@ -8,7 +8,7 @@ Beside the sections of a recipe, a file may have::
       paper: {}
     variants:                        # one of them is chosen by --variant; `gradvac sweep` runs all
       joint: {method.name: joint}
-      gradvac: {method.name: gradvac, method.tasks: low}
+      gradvac: {method.name: gradvac, method.options.tasks: low}
     baseline: joint                  # what `gradvac compare` compares with; default: the first
     front: [t1, t5, t100]            # rows that make its --front; default: all joint or static ones
     seeds: [1, 2, 3]                 # of `gradvac sweep`
@@ -29,6 +29,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from gradvac.errors import RecipeError, RunError
+from gradvac.experiment.recipe.method_options import OLD_KEYS
 from gradvac.experiment.recipe.sections import SEEDS
 from gradvac.experiment.recipe.yaml_text import parse_yaml
 from gradvac.reading import read_text
@@ -210,7 +211,7 @@ def merge(below: Tree, above: Tree, model: type[BaseModel]) -> Tree:
             merged[first] = merge(inner if isinstance(inner, dict) else {}, value, section)
         elif first == "variants" and not dot:  # of a size: by name, each merged where it is used
             merged[first] = {**merged.get(first, {}), **value}
-        elif dot and field_ is None:
+        elif dot and field_ is None and first not in OLD_KEYS:
             merged[key] = above[key]  # no section of a recipe: validation will say so
         elif dot:  # one entry of a value such as method.options
             inner = merged.get(first)

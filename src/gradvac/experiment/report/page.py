@@ -28,9 +28,9 @@ from gradvac.experiment.report.markup import Pictures, element, missing, paragra
 from gradvac.experiment.report.samples import samples_section
 from gradvac.experiment.report.scores import LEVELS, Row, averages_section, directions_section
 from gradvac.experiment.report.weights import weights_section
-from gradvac.experiment.run.files import write_text
 from gradvac.experiment.view.run_view import RunView, TaskView, by_family, load_runs
 from gradvac.geometry.plots import Line, curves
+from gradvac.writing import write_text
 
 START = "starting model"
 

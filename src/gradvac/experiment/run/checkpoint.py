@@ -18,12 +18,11 @@ import torch
 from torch import Tensor
 
 from gradvac.errors import RunError
-from gradvac.experiment.run.disk import to_disk
-from gradvac.experiment.run.files import move, replacing, write_json
 from gradvac.experiment.run.shards import FOLDER
 from gradvac.experiment.run.sums import SUMS, check_sums, write_sums
 from gradvac.experiment.run.tensor_file import load_tensors, save_tensors
 from gradvac.reading import read_json, read_text
+from gradvac.writing import move, replacing, to_disk, write_json
 
 _NAME = re.compile(r"step-(\d{8})")
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 DISK = 74
 """Exit code of a run that ended because it could not save: EX_IOERR of sysexits.h."""
 
 _OTHERS = {errno.EBADF, errno.EFAULT, errno.EPIPE}
-_NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP}  # of fsync, on network file systems
 
 
 def is_refusal(error: OSError) -> bool:
@@ -51,15 +48,3 @@ def explain(error: OSError) -> str:
     """The file and what the system says of it."""
     what = error.strerror or str(error)
     return f"{error.filename}: {what}" if error.filename else what
-
-
-def to_disk(path: Path) -> None:
-    """Wait until a file or folder would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as e:
-        if not (path.is_dir() and e.errno in _NOT_FOR_FOLDERS):
-            raise OSError(e.errno, e.strerror, str(path)) from e
-    finally:
-        os.close(descriptor)

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.errors import RunError
-from gradvac.experiment.recipe.load import (
-    Recipe,
-    any_recipe,
-    chooses_normalization,
-    dump_recipe,
-    with_normalization,
-)
+from gradvac.experiment.recipe.load import dump_recipe
+from gradvac.experiment.recipe.paths import RECIPE, TASKS
+from gradvac.experiment.recipe.schedule import learning_rate
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
-from gradvac.experiment.run.files import DONE, ENDED, RECIPE, SCORES, TASKS, write_json, write_text
-from gradvac.experiment.training.process import alone
-from gradvac.experiment.training.schedule import learning_rate
+from gradvac.experiment.run.files import DONE, ENDED, SCORES
+from gradvac.experiment.run.folder import any_recipe
+from gradvac.experiment.run.lock import alone
+from gradvac.experiment.translation.recipe import Recipe, chooses_normalization, with_normalization
+from gradvac.writing import write_json, write_text
 
 Say = Callable[[str], None]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from gradvac.errors import RunError
-from gradvac.experiment.run.files import write_text
 from gradvac.reading import read_text, regular
+from gradvac.writing import write_text
 
 SUMS = "SHA256SUMS"
 

@@ -7,9 +7,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from gradvac.experiment.recipe.load import Recipe, load_recipe, resolve
+from gradvac.experiment.recipe.load import load_recipe
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.report import write_report
 from gradvac.experiment.run.contents import scores_of
+from gradvac.experiment.run.folder import task_infos
 from gradvac.experiment.run.resuming import build_once
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.display import Display
@@ -22,13 +24,8 @@ from gradvac.experiment.translation.evaluate import (
 )
 from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.model_folder import find_model
-from gradvac.experiment.translation.prepare import (
-    Prepared,
-    open_prepared,
-    prepare,
-    task_infos,
-    test_rows,
-)
+from gradvac.experiment.translation.prepare import Prepared, open_prepared, prepare, test_rows
+from gradvac.experiment.translation.recipe import Recipe, of_translation
 from gradvac.experiment.translation.shared_text import share_text
 from gradvac.translation.scoring import DirectionScores
 
@@ -46,8 +43,9 @@ def run_demo(out: Path, *, steps: int, sentences: int, console: Console) -> Path
     ``starting-model/`` and ``report.html``.
     """
     changes = [f"training.steps={steps}", f"training.validate_every={max(1, steps // 4)}"]
+    file = resolve("shipped:recipes/demo.yaml")
     recipes = {
-        name: load_recipe(resolve("shipped:recipes/demo.yaml"), [*changes, f"method.name={name}"])
+        name: of_translation(load_recipe(file, [*changes, f"method.name={name}"]), str(file))
         for name in METHODS
     }
     runs: dict[str, Path] = {}

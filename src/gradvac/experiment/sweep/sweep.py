@@ -23,14 +23,15 @@ from rich.table import Table
 
 from gradvac.errors import RunError
 from gradvac.experiment.kinds import has_test, job_of, prepare_run, resume_run, score_run
-from gradvac.experiment.recipe.load import load_any, read_recipe_file
+from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import RecipeFile, row_of
 from gradvac.experiment.run.contents import Done, metrics_of
-from gradvac.experiment.run.files import DONE, SCORES, write_json
+from gradvac.experiment.run.files import DONE, SCORES
 from gradvac.experiment.training.process import StopSignal
 from gradvac.reading import is_json, read_json
 from gradvac.terminal import Terminal, complain
+from gradvac.writing import write_json
 
 DESCRIPTION = "sweep.json"
 LOG = "sweep.log"
@@ -131,7 +132,7 @@ def plan(
     jobs = []
     for seed in seeds or file.seeds:
         for name in names or [None]:
-            loaded = load_any(file, changes, size=size, variant=name, seed=seed)
+            loaded = load_recipe(file, changes, size=size, variant=name, seed=seed)
             variant = name or loaded.method.name
             root = out or Path("runs") / "-".join(filter(None, (loaded.name, loaded.size)))
             jobs.append(Job(variant, loaded, root / variant / f"seed-{seed}"))

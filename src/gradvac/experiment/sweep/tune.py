@@ -24,23 +24,19 @@ from rich.table import Table
 
 from gradvac.errors import GradvacError, RecipeError, RunError
 from gradvac.experiment.kinds import has_validation, prepare_run
-from gradvac.experiment.recipe.load import (
-    Recipe,
-    any_recipe,
-    chooses_normalization,
-    dump_recipe,
-    load_any,
-    read_recipe_file,
-)
+from gradvac.experiment.recipe.load import dump_recipe, load_recipe, read_recipe_file
+from gradvac.experiment.recipe.method_options import of_a_run, with_old_keys
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.tune_space import Parameter, as_yaml, read_space
 from gradvac.experiment.recipe.variants import RecipeFile
 from gradvac.experiment.run.contents import Searched, metrics_of
-from gradvac.experiment.run.files import write_csv, write_json, write_text
+from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.sweep.sweep import LOG, last_line, start
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.training.process import StopSignal
+from gradvac.experiment.translation.recipe import Recipe, chooses_normalization
 from gradvac.reading import read_json
+from gradvac.writing import write_csv, write_json, write_text
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -73,7 +69,7 @@ class Search:
         """The recipe of a trial."""
         values = {p.key: trial.params[p.key] for p in self.parameters}
         told = [f"{k}={v if isinstance(v, str) else as_yaml(v)}" for k, v in values.items()]
-        return load_any(
+        return load_recipe(
             self.file,
             [*self.changes, *told],
             size=self.base.size,
@@ -119,7 +115,7 @@ def run_tune(
         file.choose(size, min(unknown))  # raises, with the nearest name
     searches = []
     for variant in names or [None]:
-        base = load_any(file, changes, size=size, variant=variant, seed=seed)
+        base = load_recipe(file, changes, size=size, variant=variant, seed=seed)
         name = "-".join(filter(None, (base.name, base.size, "tuned")))
         root = out or Path("runs") / name
         searches.append(_plan(file, variant, base, changes or [], space.of(variant), root))
@@ -213,7 +209,7 @@ def _check(
     for parameter in parameters:
         for value in parameter.samples:
             told = [*changes, f"{parameter.key}={value}"]
-            load_any(file, told, size=base.size, variant=variant, seed=base.seed)
+            load_recipe(file, told, size=base.size, variant=variant, seed=base.seed)
 
 
 def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> Study:
@@ -231,6 +227,8 @@ def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> St
     )
     if said.exists():
         old = read_json(said, Searched)
+        if isinstance(method := old["recipe"].get("method"), dict):
+            old["recipe"]["method"] = with_old_keys(of_a_run(method))
         if isinstance(base, Recipe) and not chooses_normalization(base):
             # A search from before the key goes on with the text it has (`prepare_sharing`).
             for one in (old, tree):
@@ -303,6 +301,7 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
 
 def _value_of(recipe: BaseRecipe, key: str) -> Any:
     value: Any = recipe.model_dump(mode="json")
+    value["method"] = {**value["method"]["options"], **value["method"]}  # the old keys of it
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value

@@ -16,9 +16,9 @@ from gradvac.data.batches import in_order
 from gradvac.errors import RunError
 from gradvac.experiment.run.checkpoint import load_tensors
 from gradvac.experiment.run.files import TAGS, write_scored
+from gradvac.experiment.run.folder import fill, parameters_of_run
 from gradvac.experiment.tagging.prepare import SHAPE, open_tagging, test_sentences
 from gradvac.experiment.training.build import device_of
-from gradvac.experiment.translation.model_folder import fill, parameters_of_run
 from gradvac.tagging.encoder import empty_tagger, open_tokenizer, predict
 from gradvac.tagging.encoding import counted_by_sentence, encode_tagged, token_batch
 from gradvac.tagging.readers import Tagged

@@ -24,6 +24,7 @@ from gradvac.experiment.tagging.prepare import SHAPE, PreparedTagging, open_tagg
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.measuring import (
     TOKENS,
+    AlignedSet,
     Shares,
     first_of,
     joined,
@@ -31,7 +32,7 @@ from gradvac.experiment.training.measuring import (
     measured_folder,
     steps_of,
 )
-from gradvac.experiment.translation.geometry_text import AlignedSet, script
+from gradvac.experiment.translation.geometry_text import script
 from gradvac.geometry.measure import HOLD, Losses
 from gradvac.tagging.encoder import empty_tagger, label_losses, open_tokenizer
 from gradvac.tagging.encoding import counted_by_sentence, token_batch

@@ -17,13 +17,11 @@ from typing import Any
 
 from gradvac.data.encoded import EncodedTask
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.recipe.load import any_recipe
 from gradvac.experiment.run.contents import TaggedSentence
-from gradvac.experiment.run.files import replacing, share, write_json
+from gradvac.experiment.run.folder import TaskInfo, any_recipe, task_infos
 from gradvac.experiment.run.resuming import build_once, finish, resume
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.tagging.recipe import FineTuningSection, LanguageSection, TaggingRecipe
-from gradvac.experiment.translation.prepare import TaskInfo, task_infos
 from gradvac.reading import read_lines
 from gradvac.tagging.encoder import (
     check_encoder,
@@ -38,6 +36,7 @@ from gradvac.tagging.readers import Tagged, check_overlap, read_tagged
 from gradvac.tagging.store import load_sentences, save_sentences
 from gradvac.text.account import Account
 from gradvac.text.languages import family, resource_levels
+from gradvac.writing import replacing, share, write_json
 
 PARTS = ("train", "valid", "test")
 FOLLOWING = ("warmup", "validate_every", "checkpoint_every")  # from the steps, unless given

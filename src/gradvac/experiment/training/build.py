@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.recipe.load import Recipe
-from gradvac.experiment.recipe.method_options import make_method
+from gradvac.experiment.recipe.method_options import OptionError, make_method
 from gradvac.experiment.recipe.sections import MethodSection
-from gradvac.methods import GradVac, Method, PCGrad, StaticWeights
+from gradvac.experiment.translation.recipe import Recipe
+from gradvac.methods import Method
 from gradvac.translation.clsr import OF_LANGUAGES, make_transformer
 from gradvac.translation.shapes import PRESETS, TransformerConfig
 from gradvac.translation.transformer import Transformer
@@ -71,37 +71,16 @@ def parameter_count(model: Transformer) -> str:
 
 
 def build_method(section: MethodSection, levels: dict[str, str], seed: int) -> Method | None:
-    """The gradient method of a recipe; None for plain joint training."""
-    chosen: list[str] | str = "all"
-    if section.tasks != "all":
-        wanted = section.tasks
-        chosen = (
-            wanted if isinstance(wanted, list) else [t for t, l in levels.items() if l == wanted]
-        )
-        if unknown := sorted(set(chosen) - set(levels)):
-            raise RecipeError(f"method.tasks: {unknown} are no tasks; tasks: {', '.join(levels)}")
-        if not chosen:
-            there = ", ".join(f"{t} {l}" for t, l in levels.items())
-            raise RecipeError(f"method.tasks: no task is {wanted!r}; levels: {there}")
-    if section.name == "gradvac":
-        return GradVac(
-            beta=section.beta,
-            tasks=chosen,
-            target=section.target,
-            max_target=section.max_target,
-            rescale=section.rescale,
-            seed=seed,
-            compare_pcgrad=True,
-        )
-    if section.name == "pcgrad":
-        return PCGrad(tasks=chosen, seed=seed)
-    if section.name == "static":
-        if unknown := sorted(set(section.weights) - set(levels)):
-            raise RecipeError(f"method.weights: {unknown} are no tasks; tasks: {', '.join(levels)}")
-        return StaticWeights({task: section.weights.get(task, 1.0) for task in levels})
+    """The gradient method of a recipe; None for plain joint training.
+
+    Raises:
+        RecipeError: with the option at fault, if one does not fit these tasks.
+    """
     if section.name == "joint":
         return None
     try:
-        return make_method(section.name, section.options, seed)
+        return make_method(section.name, section.options, levels, seed=seed, compare_pcgrad=True)
+    except OptionError as e:
+        raise RecipeError(f"method.options.{e.option}: {e}") from e
     except ValueError as e:
         raise RecipeError(f"method.options: {e}") from e

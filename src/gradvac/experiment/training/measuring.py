@@ -23,19 +23,17 @@ from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RunError
 from gradvac.experiment.run.checkpoint import load_tensors, saved_models
 from gradvac.experiment.run.contents import Curved
-from gradvac.experiment.run.files import write_json
+from gradvac.experiment.run.folder import TaskInfo, fill
+from gradvac.experiment.run.lock import alone
 from gradvac.experiment.run.tensor_file import digest_of
 from gradvac.experiment.training.metrics import append, truncate
-from gradvac.experiment.training.process import alone
-from gradvac.experiment.translation.geometry_text import AlignedSet
-from gradvac.experiment.translation.model_folder import fill
-from gradvac.experiment.translation.prepare import TaskInfo
 from gradvac.geometry.curvature import curvature
 from gradvac.geometry.kinds import group_of
 from gradvac.geometry.measure import Losses, blocks, measure
 from gradvac.geometry.record import GramRecord
 from gradvac.reading import read_json, read_lines
 from gradvac.translation.transformer import Transformer
+from gradvac.writing import write_json
 
 TOKENS = 4096  # padded cells of a batch: a matter of speed and memory alone
 Shares = Sequence[tuple[EncodedTask, float]]
@@ -72,6 +70,25 @@ class Measurement:
         if not file.exists():
             return None
         return read_json(file, cls)
+
+
+@dataclass(frozen=True)
+class AlignedSet:
+    """Encoded sentences of every direction of a run.
+
+    Attributes:
+        tasks: the sentence pairs of each direction.
+        origin: where they come from, in words.
+        multiway: whether every direction has the same sentences.
+        fingerprint: changes with any sentence.
+        scripts: by language, the script most of its letters belong to, such as LATIN.
+    """
+
+    tasks: dict[str, EncodedTask]
+    origin: str
+    multiway: bool
+    fingerprint: str
+    scripts: dict[str, str]
 
 
 class Origins:

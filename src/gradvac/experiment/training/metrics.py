@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gradvac.engine import StepReport
 from gradvac.errors import RunError
-from gradvac.experiment.run.files import write_bytes
 from gradvac.reading import LONGEST_LINE, regular
+from gradvac.writing import write_bytes
 
 MOST_NLL = 700.0
 """Beyond it a perplexity is no number any more; all tokens equally likely have ln V, about 11."""

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
-from gradvac.errors import RunError
-from gradvac.reading import regular
+from gradvac import __version__
 
 # Seconds in which a rank takes the same signal for the first one. Chosen here: longer than a
 # launcher takes to hand it on, shorter than somebody waits who sends it again.
@@ -62,41 +58,6 @@ class StopSignal:
 
 
 @contextmanager
-def alone(
-    folder: Path, doing: str = "training this run", wait: Callable[[str], None] | None = None
-) -> Iterator[None]:
-    """Hold the lock of a run folder; RunError when another process trains (or measures) there.
-
-    ``wait`` gets a line, and then the other process is waited for instead. The lock is the
-    kernel's, so it goes with its process, however that ends.
-    """
-    if (folder / ".lock").exists():
-        regular(folder / ".lock")  # a FIFO would wait for a reader
-    try:
-        opened = (folder / ".lock").open("w")
-    except OSError as e:
-        raise RunError(f"{folder}: cannot be written: {e.strerror}") from e
-    with opened as lock:
-        try:
-            _lock(lock, f"{folder}: another process is {doing}", wait)
-        except OSError as e:
-            raise RunError(
-                f"{folder}: cannot be locked against other processes: {e.strerror}"
-            ) from e
-        yield
-
-
-def _lock(lock: IO[str], held: str, wait: Callable[[str], None] | None) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        if wait is None:
-            raise RunError(held) from e
-        wait(f"{held}; waiting for it")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-
-@contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Use only kernels that give the same bits every time, if that is wanted.
 
@@ -115,12 +76,8 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 def made_with(device: torch.device) -> dict[str, Any]:
     """On what the last bits of a run's numbers depend, besides its recipe."""
-    try:
-        own = version("gradvac")
-    except PackageNotFoundError:  # run from its source folder
-        own = "source"
     return {
-        "gradvac": own,
+        "gradvac": __version__,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": device.type,

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RankError
-from gradvac.experiment.recipe.load import Recipe, dump_recipe
+from gradvac.experiment.recipe.load import dump_recipe
 from gradvac.experiment.run.checkpoint import Checkpoint, newest_complete, save_checkpoint
 from gradvac.experiment.run.disk import Outbox
 from gradvac.experiment.run.shards import whole, write_shards
@@ -28,6 +28,7 @@ from gradvac.experiment.training.together import joined
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.training.watchdog import lookout
 from gradvac.experiment.translation.prepare import Prepared, open_prepared
+from gradvac.experiment.translation.recipe import Recipe
 from gradvac.experiment.translation.shared_job import SharedJob
 
 

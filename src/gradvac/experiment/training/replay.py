@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from gradvac.engine.groups import parameter_groups
 from gradvac.errors import NotFiniteError, RunError
 from gradvac.experiment.run.checkpoint import load_tensors, save_tensors
-from gradvac.experiment.run.files import replacing, write_json
+from gradvac.experiment.run.folder import fill
 from gradvac.experiment.training.job import Job, TaskBatch
 from gradvac.experiment.training.memory import tensors_of, with_tensors
-from gradvac.experiment.translation.model_folder import fill
 from gradvac.reading import read_json
+from gradvac.writing import replacing, write_json
 
 # Steps kept of a run. Chosen here: the first tell the most, and each is as large as the model.
 MOST_KEPT = 3

@@ -29,22 +29,23 @@ from gradvac.experiment.run.checkpoint import (
     set_aside,
 )
 from gradvac.experiment.run.contents import Done
-from gradvac.experiment.run.disk import DISK, Outbox, explain, is_refusal, to_disk
-from gradvac.experiment.run.files import DONE, ENDED, METRICS, SPEED, write_json
+from gradvac.experiment.run.disk import DISK, Outbox, explain, is_refusal
+from gradvac.experiment.run.files import DONE, ENDED, METRICS, SPEED
+from gradvac.experiment.run.folder import save_parameters
+from gradvac.experiment.run.lock import alone
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.job import Job
 from gradvac.experiment.training.metrics import Diverged, Window, append, truncate
 from gradvac.experiment.training.process import (
     StopSignal,
-    alone,
     bound_kernel_caches,
     deterministic,
     differences,
     made_with,
 )
 from gradvac.experiment.training.updates import Updates
-from gradvac.experiment.translation.model_folder import save_parameters
 from gradvac.reading import read_json
+from gradvac.writing import to_disk, write_json
 
 # Checkpoints in a row that the disk may refuse before a run ends. Chosen here: long enough to make
 # room at once, and no more than so much work is lost.

@@ -14,6 +14,7 @@ from torch import Tensor
 from gradvac.engine import Engine, StepReport
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import GradientError, NotFiniteError
+from gradvac.experiment.recipe.schedule import learning_rate
 from gradvac.experiment.run.checkpoint import (
     Checkpoint,
     join_state,
@@ -22,14 +23,13 @@ from gradvac.experiment.run.checkpoint import (
     split_state,
 )
 from gradvac.experiment.run.disk import Outbox
+from gradvac.experiment.run.folder import fill
 from gradvac.experiment.run.shards import empty_like, read_shards, rows_of, shapes
 from gradvac.experiment.training import replay
 from gradvac.experiment.training.build import build_method
 from gradvac.experiment.training.job import Job, TaskBatch
 from gradvac.experiment.training.memory import halves, is_out_of_memory, too_large
 from gradvac.experiment.training.metrics import Window
-from gradvac.experiment.training.schedule import learning_rate
-from gradvac.experiment.translation.model_folder import fill
 from gradvac.geometry.record import Frame, GramRecord
 
 # Steps skipped in a row before a run gives up. Chosen here: bad batches come singly, and parameters

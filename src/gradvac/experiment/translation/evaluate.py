@@ -18,14 +18,15 @@ from rich.table import Table
 
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.recipe.load import Recipe
 from gradvac.experiment.run.contents import Accounts
 from gradvac.experiment.run.files import TRANSLATIONS, write_scored
 from gradvac.experiment.run.files import VOCABULARY as VOCABULARY_FILE
+from gradvac.experiment.run.folder import task_infos
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.together import gathered
 from gradvac.experiment.translation.model_folder import FoundModel, find_model
-from gradvac.experiment.translation.prepare import run_recipe, sources_of, task_infos, test_rows
+from gradvac.experiment.translation.prepare import sources_of, test_rows
+from gradvac.experiment.translation.recipe import Recipe, run_recipe
 from gradvac.experiment.translation.zero_shot import zero_shot_directions
 from gradvac.reading import read_json
 from gradvac.text.account import EXAMPLES

@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gradvac.errors import RunError
-from gradvac.experiment.run.files import replacing
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.translation.model_folder import FoundModel, export_model, find_model
 from gradvac.reading import regular
 from gradvac.translation.to_ctranslate2 import ExportedModel, write_ctranslate2
 from gradvac.translation.to_huggingface import write_huggingface
+from gradvac.writing import replacing
 
 logger = logging.getLogger(__name__)
 FORMATS = ("gradvac", "huggingface", "ctranslate2")

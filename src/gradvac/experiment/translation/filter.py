@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from gradvac.errors import CorpusError, RunError
-from gradvac.experiment.recipe.load import resolve
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.translation.export import open_with_ctranslate2
 from gradvac.experiment.translation.model_folder import check_target, find_model
 from gradvac.translation.translate import Translator

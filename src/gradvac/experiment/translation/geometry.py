@@ -14,6 +14,7 @@ from gradvac.data.batches import in_order
 from gradvac.data.encoded import EncodedTask
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RunError
+from gradvac.experiment.run.folder import task_infos
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.measuring import (
     TOKENS,
@@ -25,7 +26,7 @@ from gradvac.experiment.training.measuring import (
 )
 from gradvac.experiment.translation.geometry_text import aligned_set
 from gradvac.experiment.translation.model_folder import find_model
-from gradvac.experiment.translation.prepare import run_recipe, task_infos
+from gradvac.experiment.translation.recipe import run_recipe
 from gradvac.geometry.measure import HOLD, Losses
 from gradvac.terminal import Terminal
 from gradvac.translation.transformer import Transformer

@@ -19,6 +19,7 @@ import torch
 from rich.console import Console
 
 from gradvac.errors import RunError
+from gradvac.experiment.run.lock import alone
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.measuring import (
     Measurement,
@@ -26,7 +27,6 @@ from gradvac.experiment.training.measuring import (
     measured_folder,
     prepare_folder,
 )
-from gradvac.experiment.training.process import alone
 from gradvac.experiment.translation.geometry_text import aligned_text, file_rows, script
 from gradvac.foreign import check_loaded, opening
 from gradvac.geometry.kinds import group_of

@@ -10,13 +10,12 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from gradvac.data.encoded import EncodedTask
 from gradvac.errors import RunError
+from gradvac.experiment.training.measuring import AlignedSet
 from gradvac.experiment.translation.prepare import test_rows
 from gradvac.text.cleaning import Account, normalise
 from gradvac.text.languages import Direction
@@ -24,25 +23,6 @@ from gradvac.text.readers import Row, Source
 from gradvac.text.spellings import Spellings
 from gradvac.translation.bitext import Bitext, as_given, encode, read_corpus
 from gradvac.translation.vocabulary import Vocabulary
-
-
-@dataclass(frozen=True)
-class AlignedSet:
-    """Encoded sentences of every direction of a run.
-
-    Attributes:
-        tasks: the sentence pairs of each direction.
-        origin: where they come from, in words.
-        multiway: whether every direction has the same sentences.
-        fingerprint: changes with any sentence.
-        scripts: by language, the script most of its letters belong to, such as LATIN.
-    """
-
-    tasks: dict[str, EncodedTask]
-    origin: str
-    multiway: bool
-    fingerprint: str
-    scripts: dict[str, str]
 
 
 def aligned_set(

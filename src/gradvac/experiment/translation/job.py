@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from gradvac.data.batches import Batch, in_order
-from gradvac.experiment.recipe.load import resolve
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.run.checkpoint import list_checkpoints
+from gradvac.experiment.run.folder import fill
 from gradvac.experiment.training.balance import Balance
 from gradvac.experiment.training.build import build_model, device_of, parameter_count, uses_bf16
 from gradvac.experiment.training.job import Job
 from gradvac.experiment.training.metrics import averages
-from gradvac.experiment.translation.model_folder import fill, find_model, load_tensors, save_shape
+from gradvac.experiment.translation.model_folder import find_model, load_tensors, save_shape
 from gradvac.experiment.translation.prepare import Prepared
 from gradvac.text.languages import Direction
 from gradvac.translation.transformer import Transformer

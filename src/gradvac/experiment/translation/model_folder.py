@@ -18,23 +18,19 @@ import torch
 from torch import Tensor
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.run.checkpoint import list_checkpoints, saved_models
-from gradvac.experiment.run.files import (
-    MODEL,
-    TASKS,
-    VOCABULARY,
-    replacing,
-    write_bytes,
-    write_text,
-)
+from gradvac.experiment.recipe.paths import TASKS
+from gradvac.experiment.run.checkpoint import list_checkpoints
+from gradvac.experiment.run.files import MODEL, VOCABULARY
+from gradvac.experiment.run.folder import check_fits, parameters_of_run, save_parameters
 from gradvac.experiment.run.sums import check_sums, write_sums
-from gradvac.experiment.run.tensor_file import load_tensors, save_tensors
+from gradvac.experiment.run.tensor_file import load_tensors
 from gradvac.reading import read_bytes, read_json
 from gradvac.text.languages import Direction
 from gradvac.translation.clsr import make_transformer
 from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary
+from gradvac.writing import write_bytes, write_text
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class FoundModel:
                 f"than {least:,}"
             )
         with torch.device("meta"):
-            _fits(make_transformer(c), tensors, self.parameters)
+            check_fits(make_transformer(c), tensors, self.parameters)
         return tensors
 
 
@@ -104,22 +100,6 @@ def _check_vocabulary(folder: Path, found: str) -> None:
                 f"{folder / VOCABULARY}: is not the vocabulary of this model: its fingerprint is "
                 f"{found}, and {file} has {wanted}"
             )
-
-
-def parameters_of_run(folder: Path, checkpoint: str) -> Path:
-    """The file of a run's parameters, as `find_model` names checkpoints; RunError."""
-    saved = list_checkpoints(folder / "checkpoints")
-    best = folder / "best" / "model.safetensors"
-    if checkpoint == "best" and best.exists():
-        return best
-    if checkpoint in ("best", "last") and saved:
-        return saved[-1] / "model.safetensors"
-    models = saved_models(folder)
-    named = {str(step): file for step, file in models.items()}
-    if (number := checkpoint.lstrip("0")) in named:
-        return named[number]
-    names = ", ".join(f"step-{step:08d}" for step in models) or "none yet"
-    raise RunError(f"{folder}: no checkpoint {checkpoint!r}; there: {names}")
 
 
 def export_model(run: Path, out: Path, checkpoint: str) -> None:
@@ -166,32 +146,3 @@ def save_shape(folder: Path, config: TransformerConfig) -> None:
     file = folder / MODEL
     if not file.exists() or read_bytes(file) != text.encode():
         write_text(file, text)
-
-
-def save_parameters(file: Path, tensors: dict[str, Tensor], *, half: bool = False) -> None:
-    """Write parameters at once or not at all; ``half`` stores them in 16 bits."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    kind = torch.float16 if half else torch.float32
-    with replacing(file) as new:
-        save_tensors({k: v.detach().to("cpu", kind).contiguous() for k, v in tensors.items()}, new)
-
-
-def fill(model: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
-    """Load parameters by name; RunError spells out what is missing, foreign or misshapen."""
-    _fits(model, tensors, origin)
-    model.load_state_dict(tensors)  # half-precision tensors become the model's own precision
-
-
-def _fits(model: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
-    own = model.state_dict()
-    missing, foreign = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    shapes = [
-        f"{k} {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in own.keys() & tensors.keys()
-        if own[k].shape != tensors[k].shape
-    ]
-    if missing or foreign or shapes:
-        raise RunError(
-            f"{origin}: parameters of another model; missing: {missing[:3]}, "
-            f"not of this model: {foreign[:3]}, shapes: {shapes[:3]}"
-        )

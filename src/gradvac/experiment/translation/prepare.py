@@ -16,28 +16,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
-
-from pydantic import Field
 
 from gradvac.data.encoded import EncodedTask
 from gradvac.data.spool import ENGLISH, Spool, directions
 from gradvac.data.store import Writer, open_encoded
-from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.recipe.load import Recipe, resolve, run_recipe, with_normalization
+from gradvac.errors import RecipeError
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.recipe.sections import SourceSection
-from gradvac.experiment.run.files import (
-    TASKS,
-    VOCABULARY,
-    replacing,
-    write_bytes,
-    write_json,
-)
+from gradvac.experiment.run.files import VOCABULARY
+from gradvac.experiment.run.folder import TaskInfo, task_infos
 from gradvac.experiment.run.resuming import build_once, finish, resume
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.translation.model_folder import find_model
+from gradvac.experiment.translation.recipe import Recipe, run_recipe, with_normalization
 from gradvac.experiment.translation.zero_shot import zero_shot_directions
-from gradvac.reading import read_json, read_lines
+from gradvac.reading import read_lines
 from gradvac.text.blocks import Block
 from gradvac.text.cleaning import Account, normalise
 from gradvac.text.languages import Direction, resource_levels, same_language
@@ -47,20 +40,10 @@ from gradvac.translation.bitext import Bitext, as_given, held_out_keys, read_cor
 from gradvac.translation.scoring import family_of
 from gradvac.translation.translate import MAX_SOURCE
 from gradvac.translation.vocabulary import TextSample, Vocabulary, train_vocabulary
+from gradvac.writing import replacing, write_bytes, write_json
 
 _SUMMED = ("train/index.json", "valid/index.json", "valid.jsonl", "test.jsonl")
 _CHUNK = 10_000  # pairs encoded at a time: enough to keep all cores busy
-
-
-@dataclass(frozen=True)
-class TaskInfo:
-    """What a run knows of a direction: training pairs, resource level, language family."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    pairs: Annotated[int, Field(ge=0)]
-    level: Literal["high", "medium", "low", ""]
-    family: str
 
 
 @dataclass(frozen=True)
@@ -182,14 +165,6 @@ def open_prepared(folder: Path) -> Prepared:
         for part in ("train", "valid")
     }
     return Prepared(folder, recipe, vocabulary, task_infos(folder), **parts)
-
-
-def task_infos(folder: Path) -> dict[str, TaskInfo]:
-    """The tasks of a run, in the run's order; RunError for a list of none, or of something else."""
-    file = folder / TASKS
-    if not (found := read_json(file, dict[str, TaskInfo])):
-        raise RunError(f"{file}: names no task")
-    return found
 
 
 def test_rows(folder: Path, part: str = "test") -> list[Row]:

@@ -11,10 +11,10 @@ from gradvac.data.batches import Batch
 from gradvac.engine.ranks.collector import cost
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError
-from gradvac.experiment.recipe.load import Recipe
 from gradvac.experiment.run.shards import shard_model
 from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.prepare import Prepared
+from gradvac.experiment.translation.recipe import Recipe
 
 SHARDS_FROM = (2, 9)
 """The first torch whose HuggingFaceStorageWriter has ``save_distributed``; 2.8 has the rest."""

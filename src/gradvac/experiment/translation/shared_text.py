@@ -9,16 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gradvac.experiment.recipe.load import (
+from gradvac.experiment.recipe.load import dump_recipe
+from gradvac.experiment.recipe.paths import RECIPE, TASKS
+from gradvac.experiment.recipe.variants import read_yaml
+from gradvac.experiment.run.files import VOCABULARY
+from gradvac.experiment.run.resuming import build_once, resume
+from gradvac.experiment.translation.prepare import Prepared, build_text, open_prepared
+from gradvac.experiment.translation.recipe import (
     Recipe,
     chooses_normalization,
-    dump_recipe,
+    run_recipe,
     with_normalization,
 )
-from gradvac.experiment.recipe.variants import read_yaml
-from gradvac.experiment.run.files import RECIPE, TASKS, VOCABULARY, link, share, write_text
-from gradvac.experiment.run.resuming import build_once, resume
-from gradvac.experiment.translation.prepare import Prepared, build_text, open_prepared, run_recipe
+from gradvac.writing import link, share, write_text
 
 TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
 

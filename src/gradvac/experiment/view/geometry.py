@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from gradvac.errors import GradientError, RunError
-from gradvac.experiment.recipe.load import Recipe
 from gradvac.experiment.run.checkpoint import saved_models
 from gradvac.experiment.run.tensor_file import tensor_shapes
 from gradvac.experiment.tagging.recipe import SentenceBatchSection
 from gradvac.experiment.training.measuring import Measurement, measured_folder
+from gradvac.experiment.translation.recipe import Recipe
 from gradvac.experiment.view.run_view import (
     FROM_ENGLISH,
     LANGUAGES,

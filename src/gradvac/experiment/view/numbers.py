@@ -16,7 +16,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from gradvac.experiment.run.files import write_csv
 from gradvac.experiment.tagging.prepare import test_sentences
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.translation.geometry_text import script
@@ -25,6 +24,7 @@ from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_o
 from gradvac.experiment.view.proximity import families, typological_distances
 from gradvac.experiment.view.run_view import LANGUAGES, TaskView, load_runs
 from gradvac.geometry.statistics import cophenetic_test, correlation, mantel, residual, same
+from gradvac.writing import write_csv
 
 LEVEL = 0.05
 """p-values up to this are called evidence; the usual convention."""

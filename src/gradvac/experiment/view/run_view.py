@@ -10,12 +10,13 @@ from typing import Any, cast
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.kinds import has_test
-from gradvac.experiment.recipe.load import Recipe, any_recipe, parse_recipe
+from gradvac.experiment.recipe.load import parse_recipe
 from gradvac.experiment.run.contents import Translation, metrics_of, scores_of
+from gradvac.experiment.run.folder import TaskInfo, any_recipe, task_infos
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.training.balance import sampling_in_words
 from gradvac.experiment.training.measuring import Measurement, measured_folder
-from gradvac.experiment.translation.prepare import TaskInfo, task_infos
+from gradvac.experiment.translation.recipe import Recipe, of_translation
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.similarity import EditCounts, edit_counts
 from gradvac.reading import read_json, read_lines
@@ -144,14 +145,18 @@ class RunView:
         return facts
 
     def _method_in_words(self) -> str:
-        m = self.recipe.method
+        m, o = self.recipe.method, self.recipe.method.options
         if m.name not in ("gradvac", "pcgrad"):
             return self.method
-        tasks = m.tasks if isinstance(m.tasks, str) else ", ".join(m.tasks)
+        tasks = o["tasks"] if isinstance(o["tasks"], str) else ", ".join(o["tasks"])
         words = f"{self.method}, {m.granularity}, tasks {tasks}"
         if m.name == "gradvac":
-            goal = f"beta {m.beta:g}" if m.target == "adaptive" else f"fixed target {m.target:g}"
-            words += f", {goal}" + (", rescaled" if m.rescale else "")
+            goal = (
+                f"beta {o['beta']:g}"
+                if o["target"] == "adaptive"
+                else f"fixed target {o['target']:g}"
+            )
+            words += f", {goal}" + (", rescaled" if o["rescale"] else "")
         return words
 
     def _model_in_words(self) -> str:
@@ -223,4 +228,4 @@ def _described(folder: Path) -> tuple[Recipe, dict[str, TaskInfo]]:
         raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
     infos = [TaskInfo(0, "", family_of(d.name)) for d in parsed]
     recipe = parse_recipe({"data": {"train": [{"path": measured.origin}]}}, str(folder))
-    return recipe, dict(zip(measured.tasks, infos, strict=True))
+    return of_translation(recipe, str(folder)), dict(zip(measured.tasks, infos, strict=True))

@@ -1,15 +1,7 @@
-"""Write docs/evidence.md and its pictures from the files in evidence/, and from nothing else.
-
-    python tools/evidence.py [--size small] [--evidence evidence] [--out docs/evidence.md]
-
-No figure on the page is typed: claims are those of evidence_claims.py, their figures those of
-evidence_files.py, pictures those of evidence_pictures.py, tables those of `gradvac compare`. The
-words around them are in evidence_page.md.
-"""
+"""The page of evidence: a template with claims, tables and pictures filled in."""
 
 from __future__ import annotations
 
-import argparse
 import re
 import tempfile
 from collections import Counter
@@ -17,15 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evidence_claims import Claim, claims
-from evidence_cost import empty_corpus, table
-from evidence_files import FAILS, HOLDS, UNKNOWN, Absent, Evidence
-from evidence_files import Figure as Finding
-from evidence_pictures import PICTURES
-
 from gradvac.experiment.compare.results import Metric
 from gradvac.experiment.compare.tables import DIGITS, NAMES
 from gradvac.geometry.plots import save
+
+from .claims import Claim, claims
+from .cost import empty_corpus, table
+from .files import FAILS, HOLDS, UNKNOWN, Absent, Evidence
+from .files import Figure as Finding
+from .pictures import PICTURES
 
 
 def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
@@ -91,7 +83,7 @@ def _row(claim: Claim, figure: Finding | Absent) -> list[str]:
 def _cost(size: str) -> str:
     """What has not been run would cost."""
     with tempfile.TemporaryDirectory() as folder:
-        return table(Path(__file__).parents[1] / "recipes", size, empty_corpus(Path(folder)))
+        return table(Path(__file__).parents[2] / "recipes", size, empty_corpus(Path(folder)))
 
 
 def _bars(cells: Sequence[str]) -> str:
@@ -140,22 +132,3 @@ def _cell(record: dict[str, Any] | None, digits: int) -> str:
         return ""
     half = record["half_width"]
     return f"{record['mean']:.{digits}f}" + ("" if half is None else f" ±{half:.{digits}f}")
-
-
-def main() -> None:
-    """Parse the command line and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", default="small")
-    parser.add_argument("--evidence", type=Path, default=Path("evidence"))
-    parser.add_argument("--out", type=Path, default=Path("docs/evidence.md"))
-    args = parser.parse_args()
-    pictures = args.out.parent / "images"
-    pictures.mkdir(parents=True, exist_ok=True)
-    template = Path(__file__).with_name("evidence_page.md").read_text(encoding="utf-8")
-    text = page(template, Evidence(args.evidence, args.size), pictures, "images")
-    args.out.write_text(text, encoding="utf-8")
-    print(args.out)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,7 @@
 
 Run as root or any user for whom `apt-get download` works, after `apt-get update`:
 
-    python tools/build_corpus.py --cache CACHE --full FULL --shipped src/gradvac/assets/corpus
+    python -m tools.corpus --cache CACHE --full FULL --shipped src/gradvac/assets/corpus
 
 `FULL/{train,valid,test}.tsv` receive every surviving string, `--shipped` a subset of the training
 rows and the same validation and test rows, compressed, and SOURCES.tsv. Printed: the tables of the
@@ -17,9 +17,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from corpus_sources import ENGLISH_PACKAGE, LANGUAGES, Language, fetch, project_of
-
 from gradvac.corpus.text import clean, rejection, sentence_pairs, words
+
+from .sources import ENGLISH_PACKAGE, LANGUAGES, Language, fetch, project_of
 
 Rows = dict[str, dict[str, str]]  # English -> language code -> translation
 

@@ -1,8 +1,8 @@
 """One of two ranks that nobody looks after: rank 0 prepares for long, then rank 1 is lost.
 
-python -m tests.distributed.plights FOLDER killed|stopped, with a toy recipe in FOLDER and the
-variables that torchrun sets; leaves what the rank ended with in FOLDER. Rank 1 is killed while
-shards are written, or stopped in a step, so that its connections stay.
+python -m tests.experiment.training.ranks.plights FOLDER killed|stopped, with a toy recipe in FOLDER
+and the variables that torchrun sets; leaves what the rank ended with in FOLDER. Rank 1 is killed
+while shards are written, or stopped in a step, so that its connections stay.
 """
 
 import os
@@ -19,7 +19,7 @@ from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training import ranks, together
 from gradvac.experiment.training import watchdog as lookout
 from gradvac.experiment.translation.prepare import Prepared, prepare
-from tests.distributed.verbs import COMMON, QUIET, SHARD
+from tests.experiment.training.ranks.verbs import COMMON, QUIET, SHARD
 
 WAITS = 8  # seconds of a collective here
 SETTINGS = [*COMMON, "training.steps=4", "training.checkpoint_every=2", SHARD]

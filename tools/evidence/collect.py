@@ -1,13 +1,13 @@
 """Take out of run folders what evidence/ keeps of them, small enough for a repository.
 
-    python tools/collect_evidence.py geometry runs/geometry-small --out evidence/geometry-small.json
-    python tools/collect_evidence.py partners runs/partners-small --out evidence/partners-small.json
-    python tools/collect_evidence.py curvature runs/cats-small --out evidence/curvature-small.json
-    python tools/collect_evidence.py edits runs/table1-from-en-small --out evidence/edits-small.json
-    python tools/collect_evidence.py validation runs/rate-2e-3 runs/rate-4e-3 --out evidence/x.json
+    python -m tools.evidence.collect geometry runs/geometry-small --out evidence/geometry-small.json
+    python -m tools.evidence.collect partners runs/partners-small --out evidence/partners-small.json
+    python -m tools.evidence.collect curvature runs/cats-small --out evidence/curvature-small.json
+    python -m tools.evidence.collect edits runs/table1-from-en-small --out evidence/edits-small.json
+    python -m tools.evidence.collect validation runs/rate-2e-3 runs/rate-4e-3 --out evidence/x.json
 
 Several sweeps become one file. Scores are kept by `gradvac compare SWEEP --out
-evidence/NAME.json`. tools/evidence.py makes the page and its pictures of all these files.
+evidence/NAME.json`. `make evidence` makes the page and its pictures of all these files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from gradvac.experiment.compare.results import runs_of, times
-from gradvac.experiment.recipe.load import any_recipe
+from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.training.measuring import curvature_lines, measured_folder
 from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.view.numbers import HEADER, PARTS, findings, row

@@ -1,4 +1,4 @@
-"""Files of a run are old or new, never a part."""
+"""Files are old or new, never a part."""
 
 import errno
 import json
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from gradvac.experiment.run.files import replacing, write_json, write_text
 from gradvac.reading import read_json
+from gradvac.writing import replacing, write_json, write_text
 
 
 def test_a_file_is_old_or_new_whatever_happens_between(tmp_path):
@@ -90,7 +90,7 @@ def test_errors_about_other_files_stay_theirs(tmp_path):
 KILLED = """
 import sys, time
 from pathlib import Path
-from gradvac.experiment.run.files import replacing
+from gradvac.writing import replacing
 with replacing(Path(sys.argv[1])) as new:
     new.write_text("half")
     print("written", flush=True)

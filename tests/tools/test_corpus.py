@@ -8,10 +8,12 @@ import tarfile
 import zlib
 from pathlib import Path
 
-import corpus_sources
 import polib
 import pytest
-from build_corpus import (
+
+from gradvac.corpus.text import clean, rejection, sentence_pairs, sentences
+from tools.corpus import sources as corpus_sources
+from tools.corpus.__main__ import (
     NearDuplicates,
     choose_evaluation,
     clean_pairs,
@@ -23,7 +25,7 @@ from build_corpus import (
     tsv,
     write_shipped,
 )
-from corpus_sources import (
+from tools.corpus.sources import (
     LANGUAGES,
     Language,
     read_fluent,
@@ -33,8 +35,6 @@ from corpus_sources import (
     read_package,
     read_properties,
 )
-
-from gradvac.corpus.text import clean, rejection, sentence_pairs, sentences
 
 GERMAN = next(language for language in LANGUAGES if language.code == "de")
 

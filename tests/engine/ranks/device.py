@@ -4,7 +4,7 @@ Its tensors hold memory of the host. As on a GPU, a tensor of the host may not m
 device, and the host waits for the device where it reads one. Prints, as JSON, the lines of the
 exchange that made it wait, for each step, and the collectives of the device.
 
-python -m tests.distributed.device
+python -m tests.engine.ranks.device
 """
 
 import json

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from gradvac.experiment.recipe.load import Recipe, load_recipe, read_recipe_file
+from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.training.build import build_model
+from gradvac.experiment.translation.recipe import Recipe
 
 SUSTAINED = 150e12
 """FLOP/s of one GPU, chosen here: about a seventh of the dense bf16 peak of an H100."""

@@ -1,6 +1,6 @@
 """What torchrun starts in tests: trains in shards, scores and measures, one after the other.
 
-torchrun ... -m tests.distributed.verbs FOLDER, with a toy recipe in FOLDER
+torchrun ... -m tests.experiment.training.ranks.verbs FOLDER, with a toy recipe in FOLDER
 """
 
 import json

@@ -16,7 +16,7 @@ from gradvac.engine import Engine
 from gradvac.engine.ranks.group import Ranks
 from gradvac.methods import CATS, FAMO, MGDA, GradNorm, GradVac, Joint, PCGrad, StaticWeights
 from gradvac.methods.torchjd import TorchJD
-from tests.distributed.late import LateRanks
+from tests.engine.ranks.late import LateRanks
 from tests.engine.test_per_task import TinyTranslator, V
 
 TASKS = ("en-fr", "en-hi", "en-tr", "en-cs")

@@ -30,11 +30,11 @@ from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.prepare import prepare
 from gradvac.experiment.translation.shared_job import check_shard
 from gradvac.geometry.record import GramRecord
-from tests.distributed.resumes import END, HALF, SIZES
-from tests.distributed.verbs import JOINT, METHOD, SHARD, STOP
 from tests.experiment.toy import make_toy
+from tests.experiment.training.ranks.resumes import END, HALF, SIZES
+from tests.experiment.training.ranks.verbs import JOINT, METHOD, SHARD, STOP
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 SETTINGS = [
     "training.steps=12",
     "training.checkpoint_every=2",
@@ -151,7 +151,12 @@ def same_model(one: Path, other: Path) -> None:
 def torchrun(processes: int, module: str, folder: Path) -> None:
     """Start processes of a module of these tests, and see all of them end well."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [f"--nproc-per-node={processes}", "-m", f"tests.distributed.{module}", str(folder)]
+    command += [
+        f"--nproc-per-node={processes}",
+        "-m",
+        f"tests.experiment.training.ranks.{module}",
+        str(folder),
+    ]
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -243,7 +248,7 @@ def two_alone(folder: Path, plight: str) -> list[subprocess.Popen]:
         "MASTER_PORT": port,
         "WORLD_SIZE": "2",
     }
-    command = [sys.executable, "-m", "tests.distributed.plights", str(folder), plight]
+    command = [sys.executable, "-m", "tests.experiment.training.ranks.plights", str(folder), plight]
     start = lambda rank: subprocess.Popen(
         command,
         cwd=ROOT,

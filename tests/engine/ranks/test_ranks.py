@@ -14,10 +14,10 @@ import pytest
 import torch
 import torch.utils.backend_registration
 
-from tests.distributed.cases import STEPS, Translator, cases_of, train
-from tests.distributed.failures import X, build
+from tests.engine.ranks.cases import STEPS, Translator, cases_of, train
+from tests.engine.ranks.failures import X, build
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXACT = 1e-10
 ALONE: dict[tuple[str, ...], dict[str, Any]] = {}
 SAYS = {"skip": "skipped", "raise": "raised"}
@@ -27,7 +27,7 @@ def launch(folder: Path, size: int, what: str) -> list[Any]:
     """Run ``size`` processes; what each of them found, None for one that is gone."""
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.distributed.worker"]
+    command = [sys.executable, "-m", "tests.engine.ranks.worker"]
     workers = [
         subprocess.Popen(
             [*command, str(rank), str(size), str(folder), what],
@@ -85,7 +85,7 @@ def test_the_host_waits_for_a_device_once_for_the_groups_that_are_decided_togeth
         pytest.skip("this torch makes no device of Python")
     path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
     found = subprocess.run(
-        [sys.executable, "-m", "tests.distributed.device"],
+        [sys.executable, "-m", "tests.engine.ranks.device"],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,

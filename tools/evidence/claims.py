@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from evidence_files import Evidence, Figure
+from .files import Evidence, Figure
 
 GRADVAC, CATS = "GradVac", "CATS"
 _HALVES = ("encoder", "decoder")

@@ -1,6 +1,7 @@
 """What torchrun starts three of: runs in shards on 1 to 3 ranks, each gone on with by 1 to 3.
 
-torchrun --nproc-per-node=3 -m tests.distributed.resumes FOLDER, with a toy recipe in FOLDER
+torchrun --nproc-per-node=3 -m tests.experiment.training.ranks.resumes FOLDER
+with a toy recipe in FOLDER.
 """
 
 import os
@@ -18,7 +19,7 @@ from gradvac.experiment.training.ranks import RankTrainer, train_on_ranks
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.prepare import prepare
-from tests.distributed.verbs import METHOD, QUIET, SHARD
+from tests.experiment.training.ranks.verbs import METHOD, QUIET, SHARD
 
 SIZES = (1, 2, 3)
 HALF, END = 2, 4

@@ -1,6 +1,6 @@
 """One rank of the tests: does what it is told and leaves what it found in a file.
 
-python -m tests.distributed.worker RANK SIZE FOLDER train|failures|gone
+python -m tests.engine.ranks.worker RANK SIZE FOLDER train|failures|gone
 """
 
 import os
@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.distributed.cases import cases_of, train
-from tests.distributed.failures import FAILURES, until_failed, until_killed
-from tests.distributed.late import spoilt_pool
+from tests.engine.ranks.cases import cases_of, train
+from tests.engine.ranks.failures import FAILURES, until_failed, until_killed
+from tests.engine.ranks.late import spoilt_pool
 
 
 def main() -> None:

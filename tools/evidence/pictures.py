@@ -6,12 +6,13 @@ import statistics
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from evidence_files import Absent, Evidence
 from matplotlib.figure import Figure
 
 from gradvac.geometry.heatmaps import Matrix, heatmaps
 from gradvac.geometry.panels import Panel, line_panels, scatter
 from gradvac.geometry.plots import INK, MUTED, RULE, Line, axes, colour, legend, styled
+
+from .files import Absent, Evidence
 
 
 def heat_maps(e: Evidence) -> tuple[Figure, str]:

@@ -6,12 +6,12 @@ import sys
 
 import numpy as np
 import pytest
-from collect_evidence import curvature, edits, geometry, main, partners, validation
 
 from gradvac.experiment.training.measuring import Measurement
 from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import Frame, GramRecord, cosine
 from tests.experiment.synthetic import make_run, write_json, write_lines
+from tools.evidence.collect import curvature, edits, geometry, main, partners, validation
 
 TASKS = ("en-fr", "en-es", "en-hi", "en-sw")
 SHAPES = {"encoder.layers.0.linear1.weight": [40, 5], "decoder.layers.1.linear1.weight": [40, 5]}

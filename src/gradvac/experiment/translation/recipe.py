@@ -1,0 +1,251 @@
+"""Recipes of translation: those of files that name no job."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import Field, field_validator, model_validator
+
+from gradvac.data.spool import ENGLISH
+from gradvac.errors import RecipeError
+from gradvac.experiment.recipe.paths import RECIPE, resolve
+from gradvac.experiment.recipe.sections import (
+    BaseRecipe,
+    BatchSection,
+    CleaningSection,
+    Count,
+    Languages,
+    Section,
+    Share,
+    SourceSection,
+    Unbounded,
+    check_codes,
+    underscored,
+)
+from gradvac.experiment.run.folder import any_recipe
+from gradvac.text.languages import Direction, same_language
+from gradvac.translation.tokenizers import FILE, VOCABULARY, check_tokenizer
+from gradvac.translation.vocabulary import Normalization
+
+
+class DataSection(Section):
+    """Corpora and the directions to learn.
+
+    ``corpus`` is a folder that `gradvac corpus` made: it stands for train, valid and test where
+    these are not given.
+    """
+
+    corpus: str | None = None
+    train: list[SourceSection] = Field(default=[])
+    valid: list[SourceSection] = Field(default=[])
+    test: list[SourceSection] = Field(default=[])
+    directions: Literal["to_en", "from_en", "both"] | Languages = "both"
+    languages: Languages | None = None
+    cleaning: CleaningSection = CleaningSection()
+    on_problem: Literal["drop", "fail"] = "drop"
+    max_tokens: Count = 256
+    max_pairs: Count | dict[str, Count] | None = None
+    max_valid: Count | None = None
+    levels: tuple[Count, Count] | None = None
+
+    @model_validator(mode="after")
+    def _there_is_text(self) -> DataSection:
+        if not self.train and self.corpus is None:
+            raise ValueError("give train (sources of text) or corpus (a folder of gradvac corpus)")
+        return self
+
+    @field_validator("languages")
+    @classmethod
+    def _languages_are_codes(cls, found: list[str] | None) -> list[str] | None:
+        return check_codes(found and [underscored(tag) for tag in found])
+
+    @field_validator("directions", "max_pairs")
+    @classmethod
+    def _directions_parse(cls, found: Any) -> Any:
+        try:
+            for name in found if isinstance(found, list | dict) else []:
+                Direction.parse(name)
+        except RecipeError as e:
+            raise ValueError(str(e)) from e
+        return found
+
+
+class VocabularySection(Section):
+    """The shared SentencePiece vocabulary; ``path`` reuses one instead of training it."""
+
+    size: Annotated[int, Field(ge=300)] = 64_000
+    temperature: Unbounded = 5.0
+    sample: Count = 1_000_000
+    byte_fallback: bool = True
+    character_coverage: Annotated[float, Field(gt=0, le=1)] = 0.9995
+    symbols: list[str] = Field(default=[])
+    normalization: Normalization = "nfc"
+    path: str | None = None
+
+
+class CLSRSection(Section):
+    """Routing by language (Zhang et al. 2021): share of language-specific tokens, gates' width."""
+
+    budget: Annotated[float, Field(ge=0, le=1)] = 0.3
+    hidden: Count = 128
+
+
+class ModelSection(Section):
+    """A preset of the Transformer and what differs from it."""
+
+    preset: Literal["tiny", "small", "base", "big"] = "base"
+    d_model: Count | None = None
+    d_ffn: Count | None = None
+    heads: Count | None = None
+    encoder_layers: Count | None = None
+    decoder_layers: Count | None = None
+    dropout: Share | None = None
+    attention_dropout: Share | None = None
+    activation_dropout: Share | None = None
+    norm: Literal["pre", "post"] | None = None
+    activation: Literal["relu", "gelu"] | None = None
+    clsr: CLSRSection | None = None
+
+
+class SearchSection(Section):
+    """Beam search when scoring."""
+
+    beam: Count = 5
+    length_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    batch_tokens: Count = 8192
+    sentences: Count | None = None
+    bleu_tokenize: str | None = None
+    zero_shot: Literal["all"] | list[str] = Field(default=[])
+
+    @field_validator("bleu_tokenize")
+    @classmethod
+    def _tokenizer_is_known(cls, name: str | None) -> str | None:
+        return name if name is None else check_tokenizer(name)
+
+    @field_validator("zero_shot")
+    @classmethod
+    def _directions_parse(cls, found: Any) -> Any:
+        try:
+            for name in found if isinstance(found, list) else []:
+                Direction.parse(name)
+        except RecipeError as e:
+            raise ValueError(str(e)) from e
+        return found
+
+
+class Recipe(BaseRecipe):
+    """A whole experiment of translation."""
+
+    data: DataSection
+    vocabulary: VocabularySection = VocabularySection()
+    model: ModelSection = ModelSection()
+    batches: BatchSection = BatchSection()  # pyright: ignore[reportIncompatibleVariableOverride]
+    search: SearchSection = SearchSection()
+
+    def batch_in_words(self) -> str:
+        """How much text an update sees."""
+        return f"{self.batches.tokens * self.batches.accumulate:,} target tokens"
+
+    def model_in_words(self) -> str:
+        """What the model is, of a run that has none yet."""
+        return f"preset {self.model.preset}"
+
+    def placed(self, place: Callable[[str], str]) -> Recipe:
+        """The same with every relative file name given to ``place``."""
+        return _absolute(self, place)
+
+    @model_validator(mode="after")
+    def _routing_is_trained_jointly(self) -> Recipe:
+        if self.model.clsr and self.method.name != "joint":
+            raise ValueError(
+                f"model.clsr: its budget is of whole batches, no task's own: with method.name "
+                f"{self.method.name!r} it cannot be trained; set method.name to 'joint'"
+            )
+        return self
+
+
+def of_translation(recipe: BaseRecipe, where: str) -> Recipe:
+    """The same as a recipe of translation; RecipeError for one of another job."""
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"{where}: job: this is a recipe of another job than translation")
+    return recipe
+
+
+def run_recipe(folder: Path) -> Recipe:
+    """The recipe that a run of translation was made from; reading it runs no code."""
+    return of_translation(any_recipe(folder), str(folder / RECIPE))
+
+
+def with_normalization(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with the normalisation that its vocabulary has; others than ours are not told."""
+    if name == recipe.vocabulary.normalization or name not in get_args(Normalization):
+        return recipe
+    section = recipe.vocabulary.model_copy(update={"normalization": name})
+    return recipe.model_copy(update={"vocabulary": section})
+
+
+def chooses_normalization(recipe: Recipe) -> bool:
+    """Whether the recipe itself says how its vocabulary rewrites text."""
+    given = recipe.vocabulary.path or recipe.training.start_from
+    return not given and "normalization" in recipe.vocabulary.model_fields_set
+
+
+def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
+    """Make every file name of the recipe independent of the working directory."""
+
+    def place(name: str | None) -> str | None:
+        return name if name is None else file(name)
+
+    def move(sources: list[SourceSection]) -> list[SourceSection]:
+        return [
+            s.model_copy(
+                update={
+                    "path": place(s.path),
+                    "paths": s.paths and {k: file(v) for k, v in s.paths.items()},
+                }
+            )
+            for s in sources
+        ]
+
+    tokenize = recipe.search.bleu_tokenize
+    if tokenize and tokenize.startswith(FILE) and tokenize != VOCABULARY:
+        tokenize = f"{FILE}{place(tokenize.removeprefix(FILE))}"
+    data = recipe.data
+    texts = {part: move(getattr(data, part)) for part in ("train", "valid", "test")}
+    corpus = place(data.corpus)
+    if corpus is not None:
+        for part, found in _of_corpus(resolve(corpus), data.languages).items():
+            texts[part] = texts[part] or found
+    return recipe.model_copy(
+        update={
+            "data": data.model_copy(update={**texts, "corpus": corpus}),
+            "vocabulary": recipe.vocabulary.model_copy(
+                update={"path": place(recipe.vocabulary.path)}
+            ),
+            "training": recipe.training.model_copy(
+                update={"start_from": place(recipe.training.start_from)}
+            ),
+            "search": recipe.search.model_copy(update={"bleu_tokenize": tokenize}),
+        }
+    )
+
+
+def _of_corpus(folder: Path, languages: list[str] | None) -> dict[str, list[SourceSection]]:
+    """The text of a folder of `gradvac corpus`; training files of other languages are not read."""
+    there = sorted((folder / "train").glob("*.tsv"))
+    wanted = (*(languages or ()), ENGLISH)
+    named = lambda code: any(same_language(code, w) for w in wanted)
+    train = [f for f in there if not languages or all(map(named, f.stem.split("-")))]
+    if not train:
+        have = ", ".join(f.stem for f in there) or "no file"
+        raise RecipeError(
+            f"data.corpus: {folder}: no train/*.tsv to read; there is {have}. Make one with "
+            "gradvac corpus debian or gradvac corpus import"
+        )
+    files = {"train": train, **{part: [folder / f"{part}.tsv"] for part in ("valid", "test")}}
+    return {
+        part: [SourceSection(path=str(file)) for file in own if file.exists()]
+        for part, own in files.items()
+    }

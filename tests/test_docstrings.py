@@ -1,0 +1,64 @@
+"""Examples in docstrings are run, and everything public has one."""
+
+import doctest
+import inspect
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradvac
+from gradvac import geometry, integrations
+
+# What may be relied on: the names in `__all__` of these modules.
+PUBLIC = ["gradvac", "gradvac.methods", "gradvac.engine"] + [
+    f"{package.__name__}.{module.name}"
+    for package in (geometry, integrations)
+    for module in pkgutil.iter_modules(package.__path__)
+    if hasattr(import_module(f"{package.__name__}.{module.name}"), "__all__")
+]
+SOURCE = Path(gradvac.__file__).parent
+MODULES = [  # those with examples
+    ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts)
+    for file in sorted(SOURCE.rglob("*.py"))
+    if ">>> " in file.read_text(encoding="utf-8")
+]
+
+
+def public() -> dict[str, Any]:
+    """Every public class and function, by its full name where it is defined."""
+    found = (getattr(import_module(m), n) for m in PUBLIC for n in import_module(m).__all__)
+    return {
+        f"{x.__module__}.{x.__qualname__}": x
+        for x in found
+        if (inspect.isclass(x) or inspect.isfunction(x)) and x.__module__.startswith("gradvac")
+    }
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_all_names_exist(name: str) -> None:
+    module = import_module(name)
+    assert all(hasattr(module, n) for n in module.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(n for n in public() if not n.endswith("Engine")))
+def test_public_names_have_an_example(name: str) -> None:
+    assert ">>> " in (inspect.getdoc(public()[name]) or ""), f"{name} has no example"
+
+
+def with_examples() -> list[doctest.DocTest]:
+    return [
+        test
+        for name in MODULES
+        for test in doctest.DocTestFinder(exclude_empty=True).find(import_module(name))
+        if test.examples
+    ]
+
+
+@pytest.mark.parametrize("example", with_examples(), ids=lambda test: test.name)
+def test_examples_run(example: doctest.DocTest) -> None:
+    found: list[str] = []
+    doctest.DocTestRunner(verbose=False).run(example, out=found.append)
+    assert not found, "".join(found)
