@@ -43,7 +43,7 @@ def test_all_names_exist(name: str) -> None:
     assert all(hasattr(module, n) for n in module.__all__)
 
 
-@pytest.mark.parametrize("name", sorted(n for n in public() if not n.endswith("Engine")))
+@pytest.mark.parametrize("name", sorted(public()))
 def test_public_names_have_an_example(name: str) -> None:
     assert ">>> " in (inspect.getdoc(public()[name]) or ""), f"{name} has no example"
 

@@ -188,11 +188,12 @@ def _group_names(shapes: list[tuple[str, int]], granularity: Grouping) -> dict[s
             return _layers(names)
         case "all_matrix":
             return _matrices(shapes)
-    near = get_close_matches(granularity, GRANULARITIES, 1)
-    raise GradientError(
-        f"granularity is {granularity!r}; it must be a function or one of "
-        f"{', '.join(GRANULARITIES)}" + (f"; did you mean {near[0]!r}?" if near else "")
-    )
+        case _:
+            near = get_close_matches(granularity, GRANULARITIES, 1)
+            raise GradientError(
+                f"granularity is {granularity!r}; it must be a function or one of "
+                f"{', '.join(GRANULARITIES)}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
 
 
 def _layer(name: str) -> str | None:

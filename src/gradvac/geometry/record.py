@@ -127,7 +127,7 @@ class GramRecord:
         self._rewrite(lines)
         return lines[-1]["offset"] + _bytes(lines[-1]) if lines else 0
 
-    def _lines(self) -> Iterator[dict]:
+    def _lines(self) -> Iterator[dict[str, Any]]:
         """Complete lines of the index whose frame is wholly on disk."""
         if not self._index.exists():
             return
@@ -146,7 +146,7 @@ class GramRecord:
                     return
                 yield line
 
-    def _rewrite(self, lines: Sequence[dict]) -> None:
+    def _rewrite(self, lines: Sequence[dict[str, Any]]) -> None:
         """Leave exactly ``lines`` in the index."""
         if not self._index.exists():
             return
@@ -161,7 +161,7 @@ class GramRecord:
         """The frames by step, for a record whose steps were not measured one after the other."""
         return self._frames(sorted(self._lines(), key=lambda line: line["step"]))
 
-    def _frames(self, lines: Iterable[dict]) -> Iterator[Frame]:
+    def _frames(self, lines: Iterable[dict[str, Any]]) -> Iterator[Frame]:
         for line in lines:
             k, g, count = len(line["tasks"]), len(line["groups"]), _bytes(line) // 8
             numbers = np.fromfile(self._data, dtype="<f8", count=count, offset=line["offset"])
@@ -200,7 +200,7 @@ def cosine(gram: np.ndarray) -> np.ndarray:
         return gram / (norm[..., :, None] * norm[..., None, :])
 
 
-def _parsed(text: str) -> dict:
+def _parsed(text: str) -> dict[str, Any]:
     """A line of the index; raises what a line can raise that is none."""
     line = json.loads(text)
     numbers = {"step": int(line["step"]), "offset": int(line["offset"])}
@@ -215,6 +215,6 @@ def _parsed(text: str) -> dict:
     return numbers | lists | targets
 
 
-def _bytes(line: dict) -> int:
+def _bytes(line: dict[str, Any]) -> int:
     k, g = len(line["tasks"]), len(line["groups"])
     return 8 * g * k * (2 * k + 1 if "targets" in line else k + 1)

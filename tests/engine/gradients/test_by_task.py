@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradvac.engine.gradients import by_task
 from gradvac.engine.gradients.by_task import TaskRows, batched, sums
-from gradvac.engine.samples.rows import RowMap
+from gradvac.engine.samples.owners import Owners
 
 OWNERS = {
     "equal and sorted": [0, 0, 1, 1, 2, 2],
@@ -22,7 +22,7 @@ OWNERS = {
 
 def made(owners, n_tasks=None):
     n_tasks = n_tasks or max(owners, default=1) + 2  # the last one is absent
-    return RowMap(torch.tensor(owners, dtype=torch.int64), n_tasks)
+    return Owners(torch.tensor(owners, dtype=torch.int64), n_tasks)
 
 
 @pytest.fixture(params=OWNERS.values(), ids=OWNERS)
@@ -121,7 +121,7 @@ class Count(TorchDispatchMode):
 
 
 def launches(n_tasks, owners):
-    rows = RowMap(owners, n_tasks)
+    rows = Owners(owners, n_tasks)
     x, dy = values(rows, 3), values(rows, 5)
     out = torch.empty(n_tasks, 5, 3, dtype=torch.float64)
     rows.padded  # once a batch  # noqa: B018

@@ -17,18 +17,19 @@ import math
 import torch
 from torch import Tensor
 
-from gradvac.engine.samples.rows import Padding, RowMap
+from gradvac.engine.gradients.precision import at_least_float32
+from gradvac.engine.samples.owners import Owners, Padding
 
 _LAUNCH = 150_000
 """Multiplications that cost a CPU what one more product of a few rows does (measured: 10 us)."""
 _CACHED = 2**22  # bytes that fit a shared cache, chosen here
 
 
-def batched(rows: RowMap, *sides: Tensor) -> bool:
+def batched(owners: Owners, *sides: Tensor) -> bool:
     """Whether to take the rows of all tasks as one batch.
 
     Args:
-        rows: the task of each row.
+        owners: the task of each row.
         sides: the factors ``[N, p]`` and ``[N, q]`` of products, or what is summed,
             ``[N, ...]``.
     """
@@ -36,8 +37,8 @@ def batched(rows: RowMap, *sides: Tensor) -> bool:
         return True
     if sum(side.numel() * side.element_size() for side in sides) > _CACHED:
         return False
-    filling = sum(p.height * len(p.tasks) for p in rows.padded) - len(rows)
-    return filling * math.prod(side.shape[1:].numel() for side in sides) < _LAUNCH * rows.n_tasks
+    filling = sum(p.height * len(p.tasks) for p in owners.padded) - len(owners)
+    return filling * math.prod(side.shape[1:].numel() for side in sides) < _LAUNCH * owners.n_tasks
 
 
 class TaskRows:
@@ -45,14 +46,14 @@ class TaskRows:
 
     Args:
         values: the rows.
-        rows: the task of each.
+        owners: the task of each.
         clear: whether to fill up with zeros; one side of a product is enough.
     """
 
-    def __init__(self, values: Tensor, rows: RowMap, clear: bool = False) -> None:
-        self.rows = rows
+    def __init__(self, values: Tensor, owners: Owners, clear: bool = False) -> None:
+        self.owners = owners
         self.parts: list[tuple[Padding, Tensor]] = []
-        for padding in rows.padded:
+        for padding in owners.padded:
             index = padding.index.on(values.device)
             shape = (len(padding.tasks), padding.height, *values.shape[1:])
             # Without an index they are sorted by task already, and all tasks have as many.
@@ -84,7 +85,7 @@ class TaskRows:
 
     def _clear_absent(self, out: Tensor, fresh: bool) -> None:
         """Set to zero what belongs to tasks without rows."""
-        absent = self.rows.absent.on(out.device)
+        absent = self.owners.absent.on(out.device)
         if fresh and absent is not None:
             out.index_fill_(0, absent, 0.0)
 
@@ -102,12 +103,12 @@ def _put(padding: Padding, found: Tensor, out: Tensor, fresh: bool) -> None:
         out.index_add_(0, tasks, found.to(out.dtype))
 
 
-def add_products(left: Tensor, right: Tensor, rows: RowMap, out: Tensor) -> None:
+def add_products(left: Tensor, right: Tensor, owners: Owners, out: Tensor) -> None:
     """Add ``left_k^T right_k`` to ``out`` ``[K, p, q]``, for the rows of each task k."""
-    if batched(rows, left, right):
-        TaskRows(left, rows, clear=True).product(TaskRows(right, rows), out, fresh=False)
+    if batched(owners, left, right):
+        TaskRows(left, owners, clear=True).product(TaskRows(right, owners), out, fresh=False)
         return
-    for a, b, own in zip(rows.blocks(left), rows.blocks(right), out, strict=True):
+    for a, b, own in zip(owners.blocks(left), owners.blocks(right), out, strict=True):
         put_product(a.T, b, own, fresh=False)
 
 
@@ -123,21 +124,21 @@ def put_product(a: Tensor, b: Tensor, out: Tensor, fresh: bool) -> None:
         out.add_(a @ b)
 
 
-def put_sums(values: Tensor, rows: RowMap, out: Tensor, fresh: bool) -> None:
+def put_sums(values: Tensor, owners: Owners, out: Tensor, fresh: bool) -> None:
     """Write the sum of the rows ``[N, ...]`` of each task to ``out`` ``[K, ...]``, or add it."""
-    if batched(rows, values):
-        TaskRows(values, rows, clear=True).sums(out, fresh)
+    if batched(owners, values):
+        TaskRows(values, owners, clear=True).sums(out, fresh)
         return
-    for part, own in zip(rows.blocks(values), out, strict=True):
+    for part, own in zip(owners.blocks(values), out, strict=True):
         if fresh:
             torch.sum(part, 0, dtype=out.dtype, out=own)
         elif len(part):
             own.add_(part.sum(0, dtype=out.dtype))
 
 
-def sums(values: Tensor, rows: RowMap) -> Tensor:
+def sums(values: Tensor, owners: Owners) -> Tensor:
     """Return the sum of the rows ``[N, ...]`` of each task, ``[K, ...]``, in at least float32."""
-    dtype = torch.promote_types(torch.float32, values.dtype)
-    out = torch.empty(rows.n_tasks, *values.shape[1:], dtype=dtype, device=values.device)
-    put_sums(values, rows, out, fresh=True)
+    dtype = at_least_float32(values.dtype)
+    out = torch.empty(owners.n_tasks, *values.shape[1:], dtype=dtype, device=values.device)
+    put_sums(values, owners, out, fresh=True)
     return out

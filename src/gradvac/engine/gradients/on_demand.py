@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradvac.engine.gradients.by_task import add_products
-from gradvac.engine.samples.rows import RowMap
+from gradvac.engine.samples.owners import Owners
 
 
 class Product(NamedTuple):
@@ -25,19 +25,19 @@ class Product(NamedTuple):
         x: inputs, ``[N, in]``.
         dy: gradients of the outputs, ``[N, out]``.
         transposed: whether the parameter is ``[in, out]``, not ``[out, in]``.
-        rows: the task of each of the N rows.
+        owners: the task of each of the N rows.
     """
 
     x: Tensor
     dy: Tensor
     transposed: bool
-    rows: RowMap
+    owners: Owners
 
     def add_to(self, chunk: Tensor, start: int) -> None:
         """Add rows ``start, start + 1, ...`` of the gradients to ``chunk`` ``[K, rows, d]``."""
         of_rows, of_columns = (self.x, self.dy) if self.transposed else (self.dy, self.x)
         of_rows = of_rows[:, start : start + chunk.shape[1]]
-        add_products(of_rows, of_columns, self.rows, chunk)
+        add_products(of_rows, of_columns, self.owners, chunk)
 
 
 class Lookup(NamedTuple):
@@ -45,32 +45,30 @@ class Lookup(NamedTuple):
 
     Attributes:
         ids: which rows, ``[N]``.
-        gradients: those of what was looked up, ``[N, d]``.
-        rows: the task of each.
+        dy: the gradients of what was looked up, ``[N, d]``.
+        owners: the task of each.
     """
 
     ids: Tensor
-    gradients: Tensor
-    rows: RowMap
+    dy: Tensor
+    owners: Owners
 
     def add_to(self, chunk: Tensor, start: int) -> None:
         """Add rows ``start, start + 1, ...`` of the gradients to ``chunk`` ``[K, rows, d]``."""
-        ids, gradients, device = self.ids - start, self.gradients.to(chunk.dtype), chunk.device
+        ids, dy, device = self.ids - start, self.dy.to(chunk.dtype), chunk.device
         if device.type != "cpu":  # without asking which are in the chunk
             here = (ids >= 0) & (ids < chunk.shape[1])
-            gradients = gradients.where(here[:, None], 0.0)
-            ids = ids.clamp(0, chunk.shape[1] - 1)
-            chunk.index_put_((self.rows.owners(device), ids), gradients, accumulate=True)
+            ids, dy = ids.clamp(0, chunk.shape[1] - 1), dy.where(here[:, None], 0.0)
+            chunk.index_put_((self.owners.on(device), ids), dy, accumulate=True)
             return
-        for part, own, found in zip(
-            chunk, self.rows.blocks(ids), self.rows.blocks(gradients), strict=True
-        ):
+        both = zip(self.owners.blocks(ids), self.owners.blocks(dy), strict=True)
+        for part, (own, found) in zip(chunk, both, strict=True):
             here = (own >= 0) & (own < chunk.shape[1])
             part.index_add_(0, own[here], found[here])
 
 
-class Held:
-    """Task gradients of one parameter, K matrices of its shape ``[rows, d]``, made on demand.
+class OnDemand:
+    """Task gradients of one parameter, K matrices of its shape ``[gradients, d]``, made on demand.
 
     Attributes:
         scale: factor on all of them.
@@ -120,13 +118,13 @@ class Held:
         return chunk.flatten(1)[:, start - first * width : stop - first * width]
 
 
-Rows = Tensor | Held
+TaskGradients = Tensor | OnDemand
 """Task gradients of some parameters, a row for each task: ``[K, P]``, there or made on demand."""
 
 
-def blocks(rows: Rows) -> Iterator[Tensor]:
+def blocks(gradients: TaskGradients) -> Iterator[Tensor]:
     """Yield task gradients ``[K, P]`` in one piece, or in as many as they are made in."""
-    if isinstance(rows, Tensor):
-        yield rows
+    if isinstance(gradients, Tensor):
+        yield gradients
     else:
-        yield from rows.chunks()
+        yield from gradients.chunks()

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gradvac.engine.gradients.precision import at_least_float32
+
 
 class Slot:
     """Collects the K gradients of one tensor, a parameter or what was made of parameters alone."""
@@ -87,7 +89,7 @@ class ViewSlot(Slot):
         return whole.as_strided(shape, strides, start), False
 
 
-class ChainSlot(Slot):
+class DerivedSlot(Slot):
     """Gradients of a tensor made of parameters alone, to be carried on to these at the end.
 
     Attributes:
@@ -117,7 +119,6 @@ class ChainSlot(Slot):
         """Return the K gradients, ``[K, *shape]``, and whether they hold nothing yet."""
         if self.buffer is not None:
             return self.buffer, False
-        dtype = torch.promote_types(torch.float32, self.tensor.dtype)
-        shape = (n_tasks, *self.tensor.shape)
+        shape, dtype = (n_tasks, *self.tensor.shape), at_least_float32(self.tensor.dtype)
         self.buffer = torch.empty(shape, dtype=dtype, device=self.tensor.device)
         return self.buffer, True

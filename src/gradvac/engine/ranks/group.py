@@ -92,23 +92,23 @@ class Ranks:
 
     # -- collectives ----------------------------------------------------------------------------
 
-    def exchange(self, rows: Tensor, counts: Sequence[int], columns: int) -> tuple[Tensor, Wait]:
-        """Send ``rows[r]`` to rank r; begin to receive ``[sum(counts), columns]``.
+    def exchange(self, slices: Tensor, counts: Sequence[int], columns: int) -> tuple[Tensor, Wait]:
+        """Send ``slices[r]`` to rank r; begin to receive ``[sum(counts), columns]``.
 
         Args:
-            rows: ``[R, own rows, columns]``, to be left alone until the wait is over.
-            counts: how many rows each rank sends.
-            columns: how many numbers a row has.
+            slices: ``[R, own tasks, columns]``, to be left alone until the wait is over.
+            counts: how many tasks each rank sends.
+            columns: how many numbers it sends for each.
         """
-        received = rows.new_empty(sum(counts), columns)
+        received = slices.new_empty(sum(counts), columns)
         sizes = [count * columns for count in counts]
-        own = [rows.shape[1] * columns] * self.size
-        self._count("exchange", rows, (self.size - 1) / self.size)
+        own = [slices.shape[1] * columns] * self.size
+        self._count("exchange", slices, (self.size - 1) / self.size)
         with self.watched():
             work = dist.all_to_all_single(
-                received.view(-1), rows.view(-1), sizes, own, self.group, async_op=True
+                received.view(-1), slices.view(-1), sizes, own, self.group, async_op=True
             )
-        return received, Wait(self, work, rows)
+        return received, Wait(self, work, slices)
 
     def gather(self, piece: Tensor) -> tuple[Tensor, Wait]:
         """Begin to receive the pieces ``[c]`` of all ranks, ``[R * c]``."""

@@ -11,7 +11,7 @@ from torch import Tensor
 _CACHED = 2**22  # bytes that fit a shared cache, chosen here
 
 
-class RowMap:
+class Owners:
     """The owners of the slices of a tensor along one dimension.
 
     Derived maps are cached, so that everything costly happens once per batch and shape.
@@ -24,12 +24,12 @@ class RowMap:
     def __init__(self, index: Tensor, n_tasks: int) -> None:
         self.index = index
         self.n_tasks = n_tasks
-        self._derived: dict[tuple[object, ...], RowMap | None] = {}
+        self._derived: dict[tuple[object, ...], Owners | None] = {}
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def same(self, other: RowMap) -> bool:
+    def same(self, other: Owners) -> bool:
         """Whether both maps say the same."""
         if self is other:
             return True
@@ -40,7 +40,7 @@ class RowMap:
             self._derived["alive", id(other)] = other
         return self._derived[key] is not None
 
-    def spread(self, before: int, after: int) -> RowMap:
+    def spread(self, before: int, after: int) -> Owners:
         """Merge the dimension with ones of size ``before`` in front of and ``after`` behind it."""
         if before == after == 1:
             return self
@@ -48,10 +48,10 @@ class RowMap:
         found = self._derived.get(key)
         if found is None:
             index = self.index.repeat_interleave(after).repeat(before)
-            found = self._derived[key] = RowMap(index, self.n_tasks)
+            found = self._derived[key] = Owners(index, self.n_tasks)
         return found
 
-    def folded(self, before: int, after: int) -> RowMap | None:
+    def folded(self, before: int, after: int) -> Owners | None:
         """Undo :meth:`spread`; None if slices to be merged belong to different tasks."""
         if before == after == 1:
             return self
@@ -60,10 +60,10 @@ class RowMap:
             blocks = self.index.view(before, -1, after)
             middle = blocks[0, :, 0]
             uniform = bool((blocks == middle[None, :, None]).all())
-            self._derived[key] = RowMap(middle.contiguous(), self.n_tasks) if uniform else None
+            self._derived[key] = Owners(middle.contiguous(), self.n_tasks) if uniform else None
         return self._derived[key]
 
-    def taken(self, start: int, length: int, stride: int) -> RowMap:
+    def taken(self, start: int, length: int, stride: int) -> Owners:
         """Every ``stride``-th slice from ``start``."""
         if (start, length, stride) == (0, len(self), 1):
             return self
@@ -71,37 +71,37 @@ class RowMap:
         found = self._derived.get(key)
         if found is None:
             index = self.index[start : start + (length - 1) * stride + 1 : stride]
-            found = self._derived[key] = RowMap(index.contiguous(), self.n_tasks)
+            found = self._derived[key] = Owners(index.contiguous(), self.n_tasks)
         return found
 
-    def all_of(self, task: int, n_tasks: int) -> RowMap:
+    def all_of(self, task: int, n_tasks: int) -> Owners:
         """As many slices, all of one among ``n_tasks`` tasks."""
         key = ("all_of", task, n_tasks)
         found = self._derived.get(key)
         if found is None:
             index = torch.full_like(self.index, task)
-            found = self._derived[key] = RowMap(index, n_tasks)
+            found = self._derived[key] = Owners(index, n_tasks)
         return found
 
-    def selected(self, positions: Tensor) -> RowMap:
+    def selected(self, positions: Tensor) -> Owners:
         """The slices at ``positions`` ``[m]``."""
-        return RowMap(self.index.index_select(0, positions.detach().cpu()), self.n_tasks)
-
-    def owners(self, device: torch.device) -> Tensor:
-        """Position of the owning task of each slice, ``[n]``, on a device."""
-        found = self._owners.on(device)
-        assert found is not None
-        return found
-
-    @cached_property
-    def _owners(self) -> Positions:
-        return Positions(self.index)
+        return Owners(self.index.index_select(0, positions.detach().cpu()), self.n_tasks)
 
     @cached_property
     def bounds(self) -> list[tuple[int, int]]:
         """First and one past the last row of each task once the rows are sorted by task."""
         ends = self.index.bincount(minlength=self.n_tasks).cumsum(0).tolist()
         return list(zip([0, *ends[:-1]], ends, strict=True))
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return :attr:`index` on a device."""
+        found = self._index.on(device)
+        assert found is not None
+        return found
+
+    @cached_property
+    def _index(self) -> Positions:
+        return Positions(self.index)
 
     @cached_property
     def padded(self) -> list[Padding]:
@@ -138,18 +138,18 @@ class RowMap:
         """Positions of the rows sorted by task, ``[n]``, on a device; None if they are sorted."""
         return self._order.on(device)
 
-    def blocks(self, rows: Tensor) -> Iterator[Tensor]:
+    def blocks(self, values: Tensor) -> Iterator[Tensor]:
         """Yield the rows of each task among ``[n, ...]``.
 
         On a CPU what is large is not sorted at once but copied one task at a time, so that the copy
         is still in the cache when it is used.
         """
-        order = self.order(rows.device)
-        at_once = rows.device.type != "cpu" or rows.numel() * rows.element_size() <= _CACHED
+        order = self.order(values.device)
+        at_once = values.device.type != "cpu" or values.numel() * values.element_size() <= _CACHED
         if order is not None and at_once:
-            rows, order = rows.index_select(0, order), None
+            values, order = values.index_select(0, order), None
         for start, end in self.bounds:
-            yield rows[start:end] if order is None else rows.index_select(0, order[start:end])
+            yield values[start:end] if order is None else values.index_select(0, order[start:end])
 
     def positions(self, task: int, device: torch.device) -> Tensor:
         """Positions of the rows of a task, ascending."""
@@ -168,18 +168,18 @@ class Padding:
         positions: of the tasks, ``[tasks]``.
     """
 
-    def __init__(self, rows: RowMap, tasks: list[int]) -> None:
+    def __init__(self, owners: Owners, tasks: list[int]) -> None:
         self.tasks = tasks
-        bounds = [rows.bounds[k] for k in tasks]
+        bounds = [owners.bounds[k] for k in tasks]
         self.height = max(end - start for start, end in bounds)
-        self.all_tasks = len(tasks) == rows.n_tasks
+        self.all_tasks = len(tasks) == owners.n_tasks
         starts, ends = torch.tensor(bounds).T.unsqueeze(2)
         places = starts + torch.arange(self.height)
         gaps = places >= ends  # filled with a row of the task's own: its NaN is its own anyway
-        order = rows.order(torch.device("cpu"))
+        order = owners.order(torch.device("cpu"))
         index = torch.where(gaps, starts, places).flatten()
         index = index if order is None else order[index]
-        as_is = len(index) == len(rows) and bool((index == torch.arange(len(rows))).all())
+        as_is = len(index) == len(owners) and bool((index == torch.arange(len(index))).all())
         self.index = Positions(None if as_is else index)
         self.gaps = Positions(gaps if bool(gaps.any()) else None)
         self.positions = Positions(torch.tensor(tasks))
