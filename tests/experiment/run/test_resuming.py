@@ -21,7 +21,7 @@ from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.evaluate import evaluate_run
 from gradvac.experiment.translation.recipe import run_recipe
-from tests.experiment.toy import make_toy, toy_recipe
+from tests.build import make_toy, toy_recipe
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-CORPUS = Path(__file__).parents[1] / "src" / "gradvac" / "assets" / "corpus"
+CORPUS = Path(__file__).parents[2] / "src" / "gradvac" / "assets" / "corpus"
 SPLITS = ("train", "valid", "test")
 
 

@@ -7,27 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch.nn import functional as F
 from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.figures import write_figures
-from gradvac.experiment.kinds import job_of, measure_geometry, prepare_below
-from gradvac.experiment.recipe.load import load_recipe
+from gradvac.experiment.kinds import measure_geometry
 from gradvac.experiment.report import write_report
 from gradvac.experiment.tagging.evaluate import evaluate_tagging
-from gradvac.experiment.training.display import Display
-from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.view.geometry import subjects_of
 from gradvac.experiment.view.numbers import findings
 from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import GramRecord
-from tests.tagging.helpers import LABELS, make_toy, tagged_rows, write_recipe, write_two_column
+from tests.build import QUIET, trained, write_recipe
+from tests.tagging.helpers import LABELS, make_toy, tagged_rows, write_two_column
 
 transformers = pytest.importorskip("transformers")
-QUIET = Console(quiet=True)
 CODES = ["de", "en", "fr", "hi"]
 
 
@@ -44,9 +40,8 @@ def run(tmp_path_factory) -> Path:
         languages[code] = {"format": "two-column", **files}
     changes = ["method.name=gradvac", "method.record_every=1", "training.keep=2"]
     changes += ["batches.sentences=8", "training.epochs=4"]
-    recipe = load_recipe(write_recipe(folder, tree), changes)
-    out = prepare_below(folder, recipe, folder / "run", lambda text: None)
-    assert Trainer(job_of(out), Display(QUIET)).train() == 0
+    write_recipe(folder, tree)
+    out = trained(folder, folder / "run", changes)
     evaluate_tagging(out)
     return out
 
@@ -154,8 +149,7 @@ def test_parallel_text_and_missing_text_are_refused(run, tmp_path):
     tree = make_toy(tmp_path, n=4)
     del tree["data"]["languages"]["fr"]["valid"]
     tree["training"] |= {"epochs": 1, "metric": "nll"}
-    recipe = load_recipe(write_recipe(tmp_path, tree))
-    out = prepare_below(tmp_path, recipe, tmp_path / "run", lambda text: None)
-    assert Trainer(job_of(out), Display(QUIET)).train() == 0
+    write_recipe(tmp_path, tree)
+    out = trained(tmp_path, tmp_path / "run")
     with pytest.raises(RunError, match=r"no validation text to measure on for fr; data\.lang"):
         measure_geometry(out, None, None, console=QUIET)

@@ -27,7 +27,8 @@ from gradvac.experiment.training import replay
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.train import Trainer
 from gradvac.tagging.scores import TaggingScore
-from tests.tagging.helpers import make_encoder, make_toy, tagged_rows, write_recipe
+from tests.build import QUIET, trained, trainer, write_recipe
+from tests.tagging.helpers import make_encoder, make_toy, tagged_rows
 
 transformers = pytest.importorskip("transformers")
 
@@ -37,10 +38,8 @@ def quiet(text: str) -> None:
 
 
 def train(folder: Path, tree: dict, run: str, changes: list[str] | None = None) -> Path:
-    recipe = load_recipe(write_recipe(folder, tree), changes)
-    out = prepare_below(folder, recipe, folder / run, quiet)
-    assert Trainer(job_of(out), Display(Console(quiet=True))).train() == 0
-    return out
+    write_recipe(folder, tree)
+    return trained(folder, folder / run, changes or [])
 
 
 @pytest.fixture(scope="module")
@@ -200,20 +199,19 @@ def test_a_stopped_run_resumes_to_the_same_parameters(runs, tmp_path, monkeypatc
     """After the first epoch, and with the encoder gone."""
     tree = make_toy(tmp_path) | {"method": {"name": "gradvac"}, "name": "gradvac"}
     shutil.copytree(runs / "encoder", tmp_path / "encoder", dirs_exist_ok=True)
-    recipe = load_recipe(write_recipe(tmp_path, tree))
-    out = prepare_below(tmp_path, recipe, tmp_path / "run", quiet)
-    trainer = Trainer(job_of(out), Display(Console(quiet=True)))
-    step = trainer.train_step
+    out = tmp_path / "run"
+    first = trainer(write_recipe(tmp_path, tree).parent, out)
+    step = first.train_step
 
     def stop_at_10() -> int:
-        if trainer.step == 10:
+        if first.step == 10:
             os.kill(os.getpid(), signal.SIGTERM)
         return step()
 
-    monkeypatch.setattr(trainer, "train_step", stop_at_10)
-    assert trainer.train() == 128 + signal.SIGTERM
+    monkeypatch.setattr(first, "train_step", stop_at_10)
+    assert first.train() == 128 + signal.SIGTERM
     (tmp_path / "encoder" / "model.safetensors").unlink()
-    assert Trainer(job_of(out), Display(Console(quiet=True))).train() == 0
+    assert Trainer(job_of(out), Display(QUIET)).train() == 0
     for part in ("metrics.jsonl", "best/model.safetensors"):
         assert (out / part).read_bytes() == (runs / "gradvac" / part).read_bytes()
 

@@ -11,7 +11,7 @@ from gradvac.methods import METHODS, MGDA, GradNorm, StepGeometry
 from gradvac.translation.clsr import make_transformer
 from gradvac.translation.shapes import PRESETS, TransformerConfig
 
-PAGE = Path(__file__).parents[1] / "docs" / "defaults.md"
+PAGE = Path(__file__).parents[2] / "docs" / "defaults.md"
 ROWS = {
     cells[0].strip("`"): cells[1:]
     for line in PAGE.read_text(encoding="utf-8").splitlines()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NLL = ("nll", 3)
 F1, ACCURACY = ("f1", 1), ("accuracy", 1)
 PAGES = [  # page, the heading above its tables, file, tables by heading: metric and digits

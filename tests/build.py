@@ -1,9 +1,19 @@
-"""A corpus of toy languages and a recipe that trains on it in a second."""
+"""What tests train: a corpus of toy languages, a recipe of a second, the trainer of a run."""
 
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rich.console import Console
+
+from gradvac.experiment.kinds import job_of, prepare_run
+from gradvac.experiment.recipe.load import load_recipe
+from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.train import Trainer
+
+QUIET = Console(quiet=True)
 
 NOUNS = "file page table image sheet frame index style border column header footer".split()
 VERBS = "open close save print insert delete select format search replace".split()
@@ -64,7 +74,7 @@ def toy_recipe(**method: Any) -> dict[str, Any]:
     }
 
 
-def make_toy(folder: Path) -> Path:
+def make_toy(folder: Path, recipe: Mapping[str, Any] | None = None) -> Path:
     """Fill a folder with train.tsv, valid.tsv, test.tsv and recipe.yaml; returns it."""
     rows = toy_rows()
     complete = [r for r in rows if "ne" in r]
@@ -72,5 +82,34 @@ def make_toy(folder: Path) -> Path:
     write_tsv(folder / "train.tsv", [r for r in rows if r not in held])
     write_tsv(folder / "valid.tsv", held[::2])
     write_tsv(folder / "test.tsv", held[1::2])
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(toy_recipe()), encoding="utf-8")
+    write_recipe(folder, recipe or toy_recipe())
     return folder
+
+
+def write_recipe(folder: Path, tree: Mapping[str, Any]) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def trainer(
+    folder: Path, run: Path, changes: Sequence[str] = (), console: Console = QUIET
+) -> Trainer:
+    """The trainer of the recipe in ``folder``, of any kind, with the run prepared in ``run``."""
+    prepare_run(load_recipe(folder / "recipe.yaml", list(changes)), run, None, lambda text: None)
+    return Trainer(job_of(run), Display(console))
+
+
+def trained(folder: Path, run: Path, changes: Sequence[str] = ()) -> Path:
+    """A run of the recipe in ``folder``, trained to its end; returns ``run``."""
+    assert trainer(folder, run, changes).train() == 0
+    return run
+
+
+def write_json(file: Path, tree: Any) -> None:
+    file.write_text(json.dumps(tree), encoding="utf-8")
+
+
+def write_lines(file: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    file.write_text(text, encoding="utf-8")

@@ -22,7 +22,7 @@ def test_size_is_at_most_eight_mebibytes_with_its_vocabulary():
 
 
 def test_it_is_what_its_recipe_makes():
-    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "starting-model.yaml")
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "starting-model.yaml")
     found = find_model(START)
     assert len(found.vocabulary) == recipe.vocabulary.size
     assert found.config.encoder_layers == 3 and found.config.d_model == 192

@@ -11,8 +11,8 @@ from gradvac.errors import GradvacError
 from gradvac.experiment.tagging.evaluate import evaluate_tagging
 from gradvac.experiment.translation.geometry_huggingface import measure_huggingface
 from gradvac.tagging.encoder import check_encoder, empty_tagger, open_tokenizer, pretrained_tagger
+from tests.experiment.tagging.test_runs import train
 from tests.tagging.helpers import make_encoder, make_toy
-from tests.tagging.test_runs import train
 
 AUTO = ("AutoConfig", "AutoModel", "AutoModelForTokenClassification", "AutoModelForSeq2SeqLM")
 

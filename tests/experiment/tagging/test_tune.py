@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from gradvac.cli.main import app
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.load import load_recipe
-from tests.tagging.helpers import make_toy, write_recipe
+from tests.build import write_recipe
+from tests.tagging.helpers import make_toy
 
 pytest.importorskip("transformers")
 
