@@ -92,7 +92,7 @@ def debian(
     plan = Plan(codes, profile, Split(rows, share))
     with _progress() as tick:
         build_debian(out, plan, cache or default_cache(), jobs, update, tick)
-    console.print(size_table(out))
+    console.print(size_table(out).terminal(whole=()))
     say(f"corpus: {out}")
 
 
@@ -140,7 +140,7 @@ def import_(
     kept_out = tuple(keep_out or ())
     options = Options(format_, split, named, kept_out, policy, check, quoted, unescape)
     import_corpus(sources, out, options, say)
-    console.print(size_table(out))
+    console.print(size_table(out).terminal(whole=()))
     say(f"corpus: {out}")
 
 
@@ -159,7 +159,7 @@ def table(
     from gradvac.corpus.table import size_table, size_text
     from gradvac.writing import write_text
 
-    console.print(size_table(folder))
+    console.print(size_table(folder).terminal(whole=()))
     for file in out or ():
         write_text(file, size_text(folder, file.suffix.removeprefix(".")))
 
@@ -191,5 +191,5 @@ def clean(
     plan = CleaningPlan(CleaningRules(max_words=max_words, max_ratio=max_ratio), identify, near)
     with _progress() as tick:
         clean_folder(folder, out, plan, jobs, tick)
-    console.print(report_table(out))
+    console.print(report_table(out).terminal(whole=()))
     say(f"corpus: {out}")

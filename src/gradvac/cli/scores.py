@@ -117,37 +117,19 @@ def compare(
 
     Example: gradvac compare runs/front-small --front --out front.tex --out front.csv
     """
-    from gradvac.experiment.compare import front_view
-    from gradvac.experiment.compare.comet import read_comet
-    from gradvac.experiment.compare.compare import chosen_test
-    from gradvac.experiment.compare.compare import compare as compare_runs
-    from gradvac.experiment.compare.files import write
-    from gradvac.experiment.compare.tables import costs, differences, notes, terminal
+    from gradvac.experiment.compare.show import FrontAsked, show_comparison
 
-    model, scores = read_comet(comet) if comet else ("", {})
-    found = compare_runs(
-        folders, baseline=baseline, test=chosen_test(test), samples=samples, comet=scores
+    show_comparison(
+        folders,
+        baseline=baseline,
+        test=test,
+        samples=samples,
+        comet=comet,
+        every_direction=directions,
+        out=out or (),
+        front=FrontAsked(sweep or (), axes, reference, pictures) if front else None,
+        console=console,
     )
-    if model:
-        found.signatures["COMET"] = model
-    for metric in found.metrics:
-        console.print(terminal(found, metric, directions, console.width))
-    if len(found.rows) > 1:
-        console.print(differences(found))
-    console.print(costs(found))
-    for line in notes(found):
-        say(line)
-    for file in out or ():
-        write(found, file, directions)
-    if front:
-        made = front_view.fronts(found, sweep or (), axes, reference)
-        for one in made:
-            console.print(front_view.terminal(one))
-        for line in front_view.notes(made):
-            say(line)
-        for file in out or ():
-            front_view.add_to(file, made)
-        front_view.write_pictures(made, pictures, say)
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradvac.engine.report import plain
+from gradvac.tables import Table
 
 __all__ = ["Diagnosis", "Effect"]
 
@@ -137,17 +137,6 @@ def _title(text: str, table: str) -> str:
     return f"{text}\n{table}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first one to the left, numbers to the right."""
-    widths = [max(len(row[n]) for row in [head, *rows]) for n in range(len(head))]
-    lines = []
-    for row in [head, *rows]:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
 def _number(value: float, digits: int = 2) -> str:
     return "-" if value != value else f"{value:.{digits}f}"
 
@@ -157,7 +146,7 @@ def _cosines(d: Diagnosis) -> str:
         [task, *(_number(value) for value in row)]
         for task, row in zip(d.tasks, d.whole_model.tolist(), strict=True)
     ]
-    return _table(["", *d.tasks], rows)
+    return Table(["", *d.tasks], rows).text()
 
 
 def _extremes(d: Diagnosis) -> str:
@@ -165,7 +154,7 @@ def _extremes(d: Diagnosis) -> str:
     above = torch.triu(torch.ones_like(d.whole_model), 1).bool() & ~d.whole_model.isnan()
     pairs = sorted((float(d.whole_model[i, j]), i, j) for i, j in above.nonzero().tolist())
     rows = [[f"{d.tasks[i]}, {d.tasks[j]}", _number(value)] for value, i, j in pairs[:MOST_PAIRS]]
-    return _table([f"lowest of {len(pairs)} pairs", "cosine"], rows)
+    return Table([f"lowest of {len(pairs)} pairs", "cosine"], rows).text()
 
 
 def _groups(d: Diagnosis, few: bool) -> str:
@@ -180,7 +169,7 @@ def _groups(d: Diagnosis, few: bool) -> str:
         shown = norms.tolist() if few else [float(norms.min()), float(norms.max())]
         rows.append(row + [f"{norm:.3g}" for norm in shown])
     columns = [f"norm {t}" for t in d.tasks] if few else ["least norm", "largest norm"]
-    return _table(["group", "conflicts", "mean cosine", *columns], rows)
+    return Table(["group", "conflicts", "mean cosine", *columns], rows).text()
 
 
 def _methods(d: Diagnosis, few: bool) -> str:
@@ -198,7 +187,7 @@ def _methods(d: Diagnosis, few: bool) -> str:
         rows.append(row)
     gained = [f"to {t}" for t in d.tasks] if few else ["to worst", "mean", "to best"]
     columns = [f"weight {t}" for t in d.tasks] if few else ["least weight", "largest"]
-    table = _table(["method", "cosine", "length", *gained, *columns], rows)
+    table = Table(["method", "cosine", "length", *gained, *columns], rows).text()
     return table + (
         "\n  cosine and length: of the update, relative to the plain sum of gradients (joint)\n"
         "  to ...: how much closer the update comes to that task's gradient, in cosine\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -202,7 +203,7 @@ def assign(call: Call) -> Place | None:
         return own
     if own is not None:
         there = selection(
-            call._replace(args=(x, index), func=Tensor.__getitem__, inputs=[(x, own)])
+            replace(call, args=(x, index), func=Tensor.__getitem__, inputs=[(x, own)])
         )
         if isinstance(there, Place) and there.dim == dim and there.owners.same(place.owners):
             return own

@@ -6,6 +6,7 @@ for ``torch.add``, ``Tensor.add``, ``Tensor.add_`` and ``Tensor.__add__``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -81,7 +82,7 @@ _add("fft_fftn fft_ifftn fft_rfftn fft_irfftn", shape_rules.along(2))
 _add("fft_fftshift fft_ifftshift", shape_rules.along(1))
 OPERATIONS["normalize"] = Entry(
     lambda call: shape_rules.along(1)(
-        call._replace(args=(call.args[0], call.argument(2, "dim", 1)), kwargs={})
+        replace(call, args=(call.args[0], call.argument(2, "dim", 1)), kwargs={})
     ),
     SplitBy.MASKED,
 )

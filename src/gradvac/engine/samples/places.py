@@ -9,6 +9,7 @@ equal, and raise :class:`Mixed` when slices of different tasks meet.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -31,7 +32,8 @@ class Place(NamedTuple):
     dim: int
 
 
-class Call(NamedTuple):
+@dataclass(slots=True, eq=False)
+class Call:
     """A call of a function, whose output is to get a place.
 
     Attributes:
@@ -40,7 +42,7 @@ class Call(NamedTuple):
         args: positional arguments.
         kwargs: keyword arguments.
         inputs: the tensors with samples among them, those with a gradient first.
-        out: what the function returned.
+        out: what the function returned, once it has.
     """
 
     func: Callable[..., Any]
@@ -48,11 +50,7 @@ class Call(NamedTuple):
     args: Sequence[Any]
     kwargs: dict[str, Any]
     inputs: list[tuple[Tensor, Place]]
-    out: Any
-
-    def run(self) -> Any:
-        """Call the function."""
-        return self.func(*self.args, **self.kwargs)
+    out: Any = None
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument given by position or by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -116,7 +117,7 @@ def distances(call: Call) -> Place:
     flipped = [(x, flip(place) if x is b else place) for x, place in call.inputs]
     if a is b:
         raise Mixed("it compares samples with each other")
-    return matmul(call._replace(args=(a, b), kwargs={}, inputs=flipped))
+    return matmul(replace(call, args=(a, b), kwargs={}, inputs=flipped))
 
 
 def similarity(call: Call) -> Place:
@@ -171,7 +172,7 @@ def addmm(call: Call) -> Place:
     ]
     if not factors:
         raise Mixed("its first argument holds samples")
-    place = matmul(call._replace(args=(a, b), kwargs={}, inputs=factors))
+    place = matmul(replace(call, args=(a, b), kwargs={}, inputs=factors))
     return agreed([(factors[0][0], place), *added])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -87,10 +88,10 @@ class ParameterTrace(TensorPlaces):
 
     def do_on_parameters(self, call: Call, parameters: Sequence[Tensor]) -> Any:
         """Do an operation on tensors made of parameters alone."""
-        func, name, args, kwargs, *_ = call
+        func, name, args, kwargs = call.func, call.name, call.args, call.kwargs
         for x in parameters:
             self._check_leaf(x, name)
-        out = call.run()
+        out = func(*args, **kwargs)
         written = args[0] if name == "setitem" else out
         view = name in _VIEWS and len(parameters) == 1 and args and args[0] is parameters[0]
         if isinstance(written, Tensor):
@@ -120,13 +121,14 @@ class ParameterTrace(TensorPlaces):
             before = call.args[0].clone()  # what it was made of is lost when it is written to
             TensorInfo(self, before)
             parameters = [before if x is written else x for x in parameters]
-            given = call._replace(args=[before, *call.args[1:]])
+            given = replace(call, args=[before, *call.args[1:]])
         try:
             if entry is None or entry.split_by is SplitBy.NONE:
                 raise Mixed("gradvac does not know how it splits by samples")
             refuse(given)
             out, use = self._split_by_samples(given, entry, parameters)
-            place = entry.rule(given._replace(out=out))
+            given.out = out
+            place = entry.rule(given)
             if not isinstance(place, Place) or not fits(out, place):
                 raise Mixed("its output is not a single tensor of as many samples")
         except (Refusal, _StopRecomputationError):

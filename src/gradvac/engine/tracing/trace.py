@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,22 +36,6 @@ from gradvac.engine.tracing.tensor_info import Refusal, TensorInfo, because
 from gradvac.errors import GradientError
 
 _BACKWARD = "backward", "grad"
-
-
-class Arguments(NamedTuple):
-    """The tensors among the arguments of a call that matter for gradients.
-
-    Attributes:
-        with_samples: tensors and where their samples lie, those with a gradient first.
-        of_parameters: what was made of parameters alone.
-        unknown: one about which nothing may be assumed.
-        left_to_autograd: whether there are leaves whose gradient is left to autograd.
-    """
-
-    with_samples: list[tuple[Tensor, Place]]
-    of_parameters: list[Tensor]
-    unknown: Tensor | None
-    left_to_autograd: bool
 
 
 class Trace(ParameterTrace):
@@ -127,10 +111,10 @@ class Trace(ParameterTrace):
         kwargs = kwargs or {}
         name = name_of(func)
         if name in _BACKWARD:
-            return self._backward(Call(func, name, args, kwargs, [], None))
+            return self._backward(Call(func, name, args, kwargs, []))
         if name in IGNORED:
             return func(*args, **kwargs)
-        call = Call(func, name, args, kwargs, [], None)
+        call = Call(func, name, args, kwargs, [])
         if not self._began:
             return self._do_as_written(call)
         try:
@@ -142,15 +126,14 @@ class Trace(ParameterTrace):
 
     def _split(self, call: Call) -> Any:
         """Do what was called so that gradients are split; a refusal leaves everything undone."""
-        arguments = self._arguments(call)
-        with_samples, of_parameters, unknown, left_to_autograd = arguments
+        with_samples, of_parameters, unknown, left_to_autograd = self._arguments(call)
         if not with_samples and not of_parameters and unknown is None:
-            out = call.run()
+            out = call.func(*call.args, **call.kwargs)
             if left_to_autograd:
                 for x in tensors_in((out,), {}):
                     TensorInfo(self, x, left_to_autograd=True)
             return out
-        self._note(call.name, arguments)
+        self._note(call.name, with_samples, of_parameters, unknown, left_to_autograd)
         if left_to_autograd and of_parameters:
             raise self.error(
                 call.name,
@@ -166,12 +149,27 @@ class Trace(ParameterTrace):
         if not with_samples:
             return self.do_on_parameters(call, of_parameters)
         entry = entry_of(call.func, call.name)
-        call = call._replace(inputs=with_samples)
+        call.inputs = with_samples
         if of_parameters:
             return self.use_parameters(call, entry, of_parameters)
-        return self._do_on_samples(call, entry)
+        if call.name == "setitem":
+            return self._assign(call, entry)
+        if call.name == "copy" and call.args[0]._is_view():
+            return self._copy_into_view(call, entry)
+        call.out = call.func(*call.args, **call.kwargs)
+        self.follow(call, entry)
+        return call.out
 
-    def _arguments(self, call: Call) -> Arguments:
+    def _arguments(
+        self, call: Call
+    ) -> tuple[list[tuple[Tensor, Place]], list[Tensor], Tensor | None, bool]:
+        """Return the tensors among the arguments that matter for gradients.
+
+        Returns:
+            Those with samples and where these lie, those with a gradient first; those made of
+            parameters alone; one that is unknown; and whether there are leaves whose gradient is
+            left to autograd.
+        """
         grad = torch.is_grad_enabled()
         with_samples: list[tuple[Tensor, Place]] = []
         of_parameters: list[Tensor] = []
@@ -191,33 +189,29 @@ class Trace(ParameterTrace):
                     of_parameters.append(x)
                 else:
                     unknown = x
-        return Arguments(with_samples, of_parameters, unknown, left_to_autograd)
+        return with_samples, of_parameters, unknown, left_to_autograd
 
     def _is_left_to_autograd(self, x: Tensor) -> bool:
         """Whether a tensor is a leaf whose gradient, if anybody wants it, is left to autograd."""
         return id(x) in self.heads or (x.grad_fn is None and not isinstance(x, nn.Parameter))
 
-    def _note(self, name: str, arguments: Arguments) -> None:
+    def _note(
+        self,
+        name: str,
+        with_samples: Sequence[tuple[Tensor, Place]],
+        of_parameters: Sequence[Tensor],
+        unknown: Tensor | None,
+        left_to_autograd: bool,
+    ) -> None:
         """Note what the forward pass does next, unless it has been checked already."""
         if self.repeating or self._proved is None:
             return
-        places = tuple(place.dim for _, place in arguments.with_samples)
-        joined = tuple(id(x) if x.grad_fn is None else 0 for x in arguments.of_parameters)
-        unknown = arguments.unknown is not None
-        done = self._last, name, places, joined, unknown, arguments.left_to_autograd
+        places = tuple(place.dim for _, place in with_samples)
+        joined = tuple(id(x) if x.grad_fn is None else 0 for x in of_parameters)
+        done = self._last, name, places, joined, unknown is not None, left_to_autograd
         self._last = name
         if done not in self._proved:
             self.new.add(done)
-
-    def _do_on_samples(self, call: Call, entry: Entry | None) -> Any:
-        """Do an operation on samples without parameters, and follow the samples through it."""
-        if call.name == "setitem":
-            return self._assign(call, entry)
-        if call.name == "copy" and call.args[0]._is_view():
-            return self._copy_into_view(call, entry)
-        out = call.run()
-        self.follow(call._replace(out=out), entry)
-        return out
 
     def _assign(self, call: Call, entry: Entry | None) -> None:
         """Do ``x[index] = value``, of which the rule is to see what was there before."""
@@ -238,8 +232,9 @@ class Trace(ParameterTrace):
         view, base = call.args[0], call.args[0]._base
         before = self.place(base)
         empty = self.info(base) is None and not base.requires_grad
-        out = call.run()
-        self.follow(call._replace(out=view), entry)
+        out = call.func(*call.args, **call.kwargs)
+        call.out = view
+        self.follow(call, entry)
         place = self.place(view)
         if place is not None:
             size, stride = view.shape[place.dim], view.stride(place.dim)
@@ -251,11 +246,10 @@ class Trace(ParameterTrace):
 
     def _do_unknown(self, call: Call, why: str) -> Any:
         """Do an operation that cannot be followed."""
-        inputs, lost = self._whose_inputs(call)
-        out = call.run()  # an error of the user's own comes from here
-        entry = entry_of(call.func, call.name)
-        self.mark_unknown(call._replace(inputs=inputs, out=out), entry, why, lost)
-        return out
+        call.inputs, lost = self._whose_inputs(call)
+        call.out = call.func(*call.args, **call.kwargs)  # raises errors of the user
+        self.mark_unknown(call, entry_of(call.func, call.name), why, lost)
+        return call.out
 
     def _do_as_written(self, call: Call) -> Any:
         """Do what was called as it is, and follow the samples where that is easy."""
@@ -263,8 +257,8 @@ class Trace(ParameterTrace):
             with self:
                 return inner(call.func)(*call.args, **call.kwargs)
         inputs, lost = self._whose_inputs(call)
-        out = call.run()
-        call = call._replace(inputs=inputs, out=out)
+        out = call.func(*call.args, **call.kwargs)
+        call.inputs, call.out = inputs, out
         written = call.args[0] if call.name == "setitem" else out
         entry = entry_of(call.func, call.name)
         hidden = any(
@@ -301,7 +295,7 @@ class Trace(ParameterTrace):
         Raises:
             GradientError: for ``loss.backward()`` that reaches the parameters of the engine.
         """
-        func, name, args, kwargs, *_ = call
+        func, name, args, kwargs = call.func, call.name, call.args, call.kwargs
         if self.backward_state.kind is not PassKind.FOREIGN:  # in that of a custom function
             return inner(func)(*args, **kwargs)
         if name == "backward":
