@@ -65,14 +65,13 @@ class LocalCollector(Collector):
 
         Methods take all groups at once. On an accelerator every call of one waits for the device,
         so groups are held while they fit into a quarter of the memory that is free (chosen here).
-        On a CPU they fill a quarter of what the largest needs anyway (chosen here: a half and more
-        held more memory and saved no time, an eighth cost time under all_matrix).
+        On a CPU they fill 16 MiB, or a quarter of what the largest needs anyway (chosen here: a
+        half and more held more memory and saved no time, an eighth cost time under all_matrix).
         """
         if step.at_once is None:
-            step.at_once = max(store.size for store in self.stores) // 4
-            if self.device.type != "cpu":
-                each = len(step.names) * self.stores[0].dtype.itemsize
-                step.at_once = max(step.at_once, _free(self.device) // 4 // each)
+            held = 2**24 if self.device.type == "cpu" else _free(self.device) // 4
+            each = len(step.names) * self.stores[0].dtype.itemsize
+            step.at_once = max(max(store.size for store in self.stores) // 4, held // each)
         return step.at_once
 
     def weights(self, step: Step) -> Tensor:
