@@ -52,20 +52,21 @@ class RankUpdates(Updates):
 
     def say(self, **also: Any) -> None:
         """Send what is untold, and more, along with the next message."""
-        self.ranks.beside = self._untold | also
+        self.ranks.attachment = self._untold | also
 
     def hear(self) -> list[dict[str, Any]]:
         """Count what the ranks said, in a message of its own if there has been none since."""
-        if self.ranks.beside is not None:
+        if self.ranks.attachment is not None:
             self.ranks.messages({})
-        heard, self.ranks.heard, window = self.ranks.heard, [], self.window
-        for said in heard:
+        attached, self.ranks.attachments = self.ranks.attachments, []
+        window = self.window
+        for said in attached:
             for message in said:
                 for task, (sum_, count) in message.get("counted", {}).items():
                     window.nll[task] = window.nll.get(task, 0.0) + sum_
                     window.tokens[task] = window.tokens.get(task, 0) + count
             window.padding += sum(m.get("padding", 0.0) for m in said) / self.ranks.size
-        return [message for said in heard for message in said]
+        return [message for said in attached for message in said]
 
     def tell(self) -> None:
         """Let the window be that of all ranks, before it is read."""
