@@ -31,7 +31,7 @@ class FAMO(SharedWeights):
 
     Weights sum to 1. A task's logit moves when the task is seen again: its drop is then divided
     by the steps in between. Weights depend on losses, not on gradients; no scale of either
-    matters.
+    matters. ``report()`` has ``task_weights`` and ``preferences`` (z, of log losses), [groups, K].
 
     Args:
         learning_rate: of the logits; the paper's 0.025.
@@ -133,7 +133,3 @@ class FAMO(SharedWeights):
         new = {"logits": logits, "exp_avg": mean, "exp_avg_sq": square, "updates": count}
         for kind, values in new.items():
             state[kind].update(zip(tasks, values.tolist(), strict=True))
-
-    def report(self) -> dict[str, Tensor]:
-        """Return ``task_weights`` and ``preferences`` (z, of log losses), both [groups, K]."""
-        return self._report
