@@ -11,7 +11,7 @@ from pathlib import Path
 import polib
 import pytest
 
-from gradvac.corpus.text import clean, rejection, sentence_pairs, sentences
+from gradvac.text.messages import clean, rejection, sentence_pairs, sentences
 from tools.corpus import sources as corpus_sources
 from tools.corpus.__main__ import (
     NearDuplicates,

@@ -17,7 +17,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from gradvac.corpus.text import clean, rejection, sentence_pairs, words
+from gradvac.text.messages import clean, rejection, sentence_pairs
+from gradvac.text.scripts import words
 
 from .sources import ENGLISH_PACKAGE, LANGUAGES, Language, fetch, project_of
 

@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradvac.corpus.formats import read_fluent, read_help_page, read_jar, read_properties
+from gradvac.text.program_files import read_fluent, read_help_page, read_jar, read_properties
 
 # Archives are asked of the mirror in small lots: a mirror should not see 50 requests at once, and
 # the disk holds one lot of .deb files at a time.

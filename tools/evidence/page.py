@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gradvac.experiment.compare.comparison_view import DIGITS, NAMES
 from gradvac.experiment.compare.results import Metric
-from gradvac.experiment.compare.tables import DIGITS, NAMES
 from gradvac.geometry.plots import save
 
 from .claims import Claim, claims

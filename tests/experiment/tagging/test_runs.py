@@ -17,7 +17,7 @@ from gradvac import FAMO, MGDA, Engine, GradVac
 from gradvac.cli.main import app
 from gradvac.errors import CorpusError, NotFiniteError, RecipeError, RunError
 from gradvac.experiment.compare.compare import compare
-from gradvac.experiment.compare.tables import markdown
+from gradvac.experiment.compare.comparison_view import markdown
 from gradvac.experiment.kinds import job_of, prepare_below
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.report import write_report

@@ -25,7 +25,7 @@ from gradvac.experiment.recipe.method_options import (
     with_old_keys,
 )
 from gradvac.text.cleaning import CleaningRules
-from gradvac.text.languages import LONGEST_CODE, is_code
+from gradvac.text.languages import ENGLISH, LONGEST_CODE, is_code
 
 VERSION = 1
 """Of the form of recipes; it rises when a key is renamed or means something else."""
@@ -61,7 +61,7 @@ class SourceSection(Section):
     path: str | None = None
     paths: Annotated[dict[str, str], Field(min_length=1)] | None = None
     languages: Languages | None = None
-    msgid: str = "en"
+    msgid: str = ENGLISH
     check: bool = True
     quoted: bool = False
     unescape: bool = False

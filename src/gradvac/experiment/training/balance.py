@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from gradvac.data.batches import Batch, BatchPlan, random_batch
 from gradvac.data.encoded import EncodedTask
-from gradvac.data.sampling import MultiDDS, unimax
+from gradvac.data.sampling import MultiDDS, sampling_probabilities, unimax
 from gradvac.engine.gradients.gram import cross_cosine
 from gradvac.errors import GradientError, RecipeError
 from gradvac.experiment.recipe.sections import BatchSection
 from gradvac.experiment.translation.prepare import Prepared
-from gradvac.translation.vocabulary import sampling_probabilities
 
 LossOf = Callable[[Batch], Tensor]
 """The scalar training loss of a batch."""

@@ -6,13 +6,10 @@ import html
 import re
 import unicodedata
 from collections.abc import Iterator
-from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from typing import NamedTuple
 
-import regex
-
-from gradvac.text.scripts import script_plausible, usual_scripts
+from gradvac.text.scripts import mostly_english, script_plausible, usual_scripts, words
 
 MIN_WORDS = 3
 MAX_CHARACTERS = 400  # about 100 subwords: longer help paragraphs are mostly lists run together
@@ -47,7 +44,6 @@ _CODE = re.compile(
 )
 # One digit is often spelled out or moved ("5th level"); longer numbers are the same everywhere.
 _NUMBER = re.compile(r"\d{2,}")
-_WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*")
 _SENTENCE_END = re.compile(
     r"(?<=[.!?])([\"”»’)\]]*)\s+(?=[\"“«(\[¿¡]?[^\W\d_a-zа-яёіїєґәғқңөұүһ])|(?<=[।])()\s+"
 )
@@ -135,11 +131,6 @@ def length_plausible(english: str, translation: str) -> bool:
     return high <= 2.2 * low
 
 
-def words(text: str) -> list[str]:
-    """Runs of letters with their marks."""
-    return _WORD.findall(text)
-
-
 class _English(NamedTuple):
     """What the rules ask of the English side, which comes once for each language."""
 
@@ -197,12 +188,3 @@ def rejection(english: str, translation: str, code: str, min_words: int = MIN_WO
     if not length_plausible(english, translation):
         return "lengths implausible"
     return None
-
-
-def mostly_english(english: AbstractSet[str], translation: str) -> bool:
-    """Whether more than 0.6 of the words of a translation are among the English ones.
-
-    Words of three letters or more count, and only Latin ones are compared.
-    """
-    long = {word for word in words(translation.casefold()) if len(word) > 2}
-    return sum(word.isascii() and word in english for word in long) > 0.6 * len(long)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
-from gradvac.experiment.compare.compare import LEVEL, Cell, Clock, Comparison, Row
+from gradvac import tables
+from gradvac.experiment.compare.compare import LEVEL, Clock, Comparison, Mean, Row
 from gradvac.experiment.compare.results import Metric
+from gradvac.tables import Cell, Table
 from gradvac.translation.scoring import family_of
 from gradvac.translation.significance import FEW
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 NAMES: dict[Metric, str] = {
     "bleu": "BLEU",
@@ -27,6 +30,7 @@ CLOCKS: dict[Clock, str] = {
     "cpu_seconds": "CPU seconds",
     "seconds": "wall-clock seconds, which say little where a machine had other work,",
 }
+COSTS = ["parameters", "tokens", "time", "cost"]
 MOST_DIRECTIONS = 8  # more than that, and a table shows averages alone; CSV and JSON show all
 
 
@@ -56,9 +60,8 @@ def fitting(found: Comparison, metric: Metric, every_direction: bool, width: int
         [*families, *each],
     ):
         kept = [n for n in names if n not in dropped]
-        heads = ["", *(heading(found, n) for n in kept)]
-        rows = [[row.name, *_texts(found, row, metric, kept, str)] for row in found.rows]
-        widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+        table = shown(found, metric, kept, cost=False)
+        widths = table.widths()
         if every_direction or sum(widths) + 3 * len(widths) + 1 <= width:
             return kept
     return [n for n in ("avg",) if n in names]
@@ -126,47 +129,24 @@ def _few(found: Comparison) -> list[str]:
     ]
 
 
-_BOLD = "\x01"  # before a cell; no text has it
-
-
-def terminal(
-    found: Comparison, metric: Metric, every_direction: bool = False, width: int = 120
-) -> Table:
-    """One metric, for a terminal of ``width`` characters."""
-    table = Table(title=NAMES[metric], title_justify="left")
-    names = fitting(found, metric, every_direction, width)
-    for name in ("", *names):
-        table.add_column(heading(found, name), justify="right" if name else "left", no_wrap=True)
-    for row in found.rows:
-        cells = _texts(found, row, metric, names, lambda x: f"{_BOLD}{x}")
-        styled = [Text(c.lstrip(_BOLD), "bold" if c.startswith(_BOLD) else "") for c in cells]
-        table.add_row(row.name, *styled)
-    return table
+def shown(found: Comparison, metric: Metric, names: list[str], *, cost: bool) -> Table:
+    """One metric of these columns; the overall best is underlined, as in Wang et al. 2021."""
+    heads = ["", *(heading(found, name) for name in names), *(COSTS if cost else [])]
+    rows = [
+        [row.name, *_cells(found, row, metric, names), *(_costs(row) if cost else [])]
+        for row in found.rows
+    ]
+    return Table(heads, rows, NAMES[metric])
 
 
 def costs(found: Comparison) -> Table:
-    """What each row is and cost, for the terminal."""
-    table = Table(title="size and cost", title_justify="left")
-    for name in ("", "seeds", "parameters", "tokens", "time", "cost"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for row in found.rows:
-        table.add_row(row.name, ", ".join(map(str, row.seeds)), *_costs(row))
-    return table
+    """What each row is and cost."""
+    rows = [[row.name, ", ".join(map(str, row.seeds)), *_costs(row)] for row in found.rows]
+    return Table(["", "seeds", *COSTS], rows, "size and cost")
 
 
 def differences(found: Comparison) -> Table:
-    """Each row minus the baseline, seed by seed, for the terminal."""
-    table = Table(title=f"minus {found.baseline}, on the same seeds", title_justify="left")
-    heads, rows = _differences(found)
-    for name in heads:
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _differences(found: Comparison) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows; a difference whose interval leaves out zero has an exclamation mark."""
+    """Each row minus the baseline, seed by seed; "!" where the interval leaves out zero."""
     columns = [c for c in ("avg", "high", "medium", "low") if c in found.averages]
     kinds: list[tuple[Metric, str]] = [(m, c) for m in found.metrics for c in columns]
     cells = {
@@ -174,116 +154,89 @@ def _differences(found: Comparison) -> tuple[list[str], list[list[str]]]:
         for row in found.rows
     }
     shown = [n for n in range(len(kinds)) if any(own[n] for own in cells.values())]
-    heads = ["", *(f"{NAMES[kinds[n][0]]} {kinds[n][1]}" for n in shown)]
 
-    def text(cell: Cell | None, metric: Metric) -> str:
+    def text(cell: Mean | None, metric: Metric) -> str:
         if cell is None:
             return ""
-        return _number(cell, metric, "+") + ("!" if abs(cell.mean) > cell.half else "")
+        return plus_minus(cell.mean, cell.half, DIGITS[metric], "+") + (
+            "!" if abs(cell.mean) > cell.half else ""
+        )
 
-    return heads, [
-        [name, *(text(own[n], kinds[n][0]) for n in shown)]
-        for name, own in cells.items()
-        if any(own)
+    return Table(
+        ["", *(f"{NAMES[kinds[n][0]]} {kinds[n][1]}" for n in shown)],
+        [
+            [name, *(text(own[n], kinds[n][0]) for n in shown)]
+            for name, own in cells.items()
+            if any(own)
+        ],
+        f"minus {found.baseline}, on the same seeds",
+    )
+
+
+def terminal(
+    found: Comparison, every_direction: bool = False, width: int = 120
+) -> Iterator[RenderableType]:
+    """All tables, for a terminal of ``width`` characters."""
+    tables = [
+        shown(found, metric, fitting(found, metric, every_direction, width), cost=False)
+        for metric in found.metrics
     ]
+    tables += [differences(found)] if len(found.rows) > 1 else []
+    for table in [*tables, costs(found)]:
+        yield table.terminal(whole=table.heads)
 
 
 def markdown(found: Comparison, every_direction: bool = False) -> str:
     """Every metric as a Markdown table, then the notes."""
-    parts = []
-    for metric in found.metrics:
-        names = columns(found, metric, every_direction)
-        heads = ["", *(heading(found, n) for n in names), "parameters", "tokens", "time", "cost"]
-        lines = [NAMES[metric], "", _bars(heads), "|---" + "|---:" * (len(heads) - 1) + "|"]
-        for row in found.rows:
-            cells = _texts(found, row, metric, names, lambda x: f"<b>{x}</b>")
-            cells = [
-                c.replace("*", r"\*").replace("<b>", "**").replace("</b>", "**") for c in cells
-            ]
-            lines.append(_bars([row.name, *cells, *_costs(row)]))
-        parts.append("\n".join(lines))
-    heads, rows = _differences(found)
-    if rows:
-        lines = [_bars(heads), "|---" + "|---:" * (len(heads) - 1) + "|", *map(_bars, rows)]
-        parts.append("\n".join([f"minus {found.baseline}, on the same seeds", "", *lines]))
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(found))]) + "\n"
+    minus = differences(found)
+    return tables.markdown(
+        [*_whole(found, every_direction), *[minus] * bool(minus.rows)], notes(found)
+    )
 
 
 def latex(found: Comparison, every_direction: bool = False) -> str:
-    """Every metric as a booktabs table; the overall best is underlined, as in Wang et al. 2021."""
-    parts = []
-    for metric in found.metrics:
-        names = columns(found, metric, every_direction)
-        heads = ["", *(heading(found, n) for n in names), "parameters", "tokens", "time", "cost"]
-        lines = [
-            f"% {NAMES[metric]}",
-            rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}",
-            r"\toprule",
-            " & ".join(map(escape, heads)) + r" \\",
-            r"\midrule",
-        ]
-        for row in found.rows:
-            cells = _texts(found, row, metric, names, lambda x: rf"\textbf{{{x}}}", _underline)
-            cells = [c.replace("±", r"$\pm$").replace("*", r"$^{*}$") for c in cells]
-            lines.append(" & ".join([escape(row.name), *cells, *_costs(row)]) + r" \\")
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
-    text = "\n".join(f"% {note}" for note in notes(found))
-    return "\n\n".join([*parts, text]) + "\n"
+    """Every metric as a LaTeX table, then the notes."""
+    return tables.latex(_whole(found, every_direction), notes(found))
 
 
-def _texts(
-    found: Comparison,
-    row: Row,
-    metric: Metric,
-    names: list[str],
-    bold: Callable[[str], str],
-    underline: Callable[[str], str] = str,
-) -> list[str]:
+def _whole(found: Comparison, every_direction: bool) -> list[Table]:
+    return [
+        shown(found, metric, columns(found, metric, every_direction), cost=True)
+        for metric in found.metrics
+    ]
+
+
+def _cells(found: Comparison, row: Row, metric: Metric, names: list[str]) -> list[str | Cell]:
     """The cells of a row: mean, interval, star; the best of a column in bold."""
-    texts = []
+    made: list[str | Cell] = []
     for column in names:
-        cell = row.cells[metric].get(column)
-        if cell is None:
-            texts.append("")
+        mean = row.cells[metric].get(column)
+        if mean is None:
+            made.append("")
             continue
-        text = _number(cell, metric)
-        best = {n: found.best(metric, column, several_models=n) for n in (True, False)}
-        if not row.several_models and cell.mean == best[False]:
-            text = bold(text)
-        if cell.mean == best[True] and best[True] != best[False]:
-            text = underline(text)
-        texts.append(text + ("*" if cell.star else ""))
-    return texts
+        of_one, of_all = (found.best(metric, column, several_models=s) for s in (False, True))
+        made.append(
+            Cell(
+                plus_minus(mean.mean, mean.half, DIGITS[metric]),
+                bold=not row.several_models and mean.mean == of_one,
+                underlined=mean.mean == of_all != of_one,
+                star=mean.star,
+            )
+        )
+    return made
 
 
-def _number(cell: Cell, metric: Metric, sign: str = "") -> str:
-    digits = DIGITS[metric]
-    spread = "" if math.isnan(cell.half) else f" ±{cell.half:.{digits}f}"
-    return f"{cell.mean:{sign}.{digits}f}{spread}"
+def plus_minus(value: float, half: float, digits: int, sign: str = "") -> str:
+    """A number and half the width of its interval, if that is known."""
+    spread = "" if math.isnan(half) else f" ±{half:.{digits}f}"
+    return f"{value:{sign}.{digits}f}{spread}"
 
 
 def _costs(row: Row) -> list[str]:
     minutes, seconds = divmod(round(row.seconds), 60)
-    clock = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-    size = f"{row.parameters / 1e6:.2f}M"
     return [
-        size,
+        f"{row.parameters / 1e6:.2f}M",
         f"{row.tokens / 1e6:.2f}M",
-        clock,
+        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}",
         "" if math.isnan(row.cost) else f"{row.cost:.2f}",
     ]
-
-
-def _bars(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _underline(text: str) -> str:
-    return rf"\underline{{{text}}}"
-
-
-def escape(text: str) -> str:
-    """Text as LaTeX wants it."""
-    for plain, written in {"_": r"\_", "&": r"\&", "%": r"\%", "->": r"$\rightarrow$"}.items():
-        text = text.replace(plain, written)
-    return text

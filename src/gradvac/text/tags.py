@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import combinations
 
 from gradvac.errors import RunError
-from gradvac.text.languages import is_code, is_known
+from gradvac.text.languages import ENGLISH, is_code, is_known
 
 # CLDR takes `pt` for Brazil's Portuguese; corpora (TED, Debian) have `pt-br` beside it.
 _HOME = {"pt": "PT"}
@@ -66,7 +66,7 @@ def merged(rows: Iterable[Iterable[str]]) -> dict[str, str]:
         groups["_".join(p for p in code.split("_") if not _is_region(p))].append(tag)
     for bare, tags in groups.items():
         apart = not any(frozenset(pair) in together for pair in combinations(tags, 2))
-        if apart and (len(tags) > 1 or bare == "en"):
+        if apart and (len(tags) > 1 or bare == ENGLISH):
             found |= dict.fromkeys(tags, bare)
     return found
 

@@ -5,7 +5,7 @@ from fractions import Fraction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradvac.corpus.heldout import HeldOut, NearIndex, bag
+from gradvac.text.heldout import HeldOut, NearIndex, bag
 
 WORDS = st.lists(st.sampled_from("the old cat sat on a new red mat by two".split()), max_size=9)
 TEXTS = st.lists(WORDS.map(" ".join), max_size=12)

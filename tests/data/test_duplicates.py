@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradvac.corpus import duplicates
-from gradvac.corpus.duplicates import (
+from gradvac.data import duplicates
+from gradvac.data.duplicates import (
     BANDS,
     EXACT,
     KEPT,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
-from gradvac.corpus.text import words
 from gradvac.text.cleaning import text_key
+from gradvac.text.languages import ENGLISH
+from gradvac.text.scripts import words
 
 NEAR = 0.8
 """Word Jaccard from which two strings count as near-duplicates.
@@ -62,7 +63,7 @@ class HeldOut:
     side, in its own language, or a near-duplicate English side.
     """
 
-    def __init__(self, rows: Iterable[Mapping[str, str]], english: str = "en") -> None:
+    def __init__(self, rows: Iterable[Mapping[str, str]], english: str = ENGLISH) -> None:
         rows = list(rows)
         self._english = english
         self._keys: dict[str, set[str]] = defaultdict(set)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradvac.corpus.heldout import NEAR, bag, jaccard
+from gradvac.text.heldout import NEAR, bag, jaccard
 
 # 2 M records of 16 bytes; sorting one takes some 100 MB.
 BUCKET_RECORDS = 2**21

@@ -7,9 +7,14 @@ from functools import cache
 import pytest
 from fontTools import unicodedata as font_unicodedata
 
-from gradvac.corpus.importing.checks import in_script
-from gradvac.corpus.importing.tags import language_code
-from gradvac.text.scripts import script_in, script_of_character, script_plausible, scripts_of
+from gradvac.text.scripts import (
+    in_script,
+    script_in,
+    script_of_character,
+    script_plausible,
+    scripts_of,
+)
+from gradvac.text.tags import language_code
 
 # The tags of FLORES-200 that are not in Latin letters, by the first word of the names of letters.
 FLORES = {

@@ -6,38 +6,23 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
-from gradvac.corpus.filters import confusable
-from gradvac.corpus.importing.layouts import Piece
 from gradvac.errors import CorpusError, RunError
-from gradvac.text.identify import Identifier
-from gradvac.text.readers import Row
-from gradvac.text.scripts import letters_of, script_in, script_plausible, scripts_of
+from gradvac.text.blocks import Row
+from gradvac.text.identify import IDENTIFIABLE, Identifier, confusable, label
+from gradvac.text.languages import LANGUAGES
+from gradvac.text.scripts import in_script, letters_of, script_in, scripts_of
 
 SAMPLE = 400
 # Sentences judged together, and the share of such lots that has to be in another language. Chosen
 # here: single short sentences mislead an identifier, and a tenth of a good corpus is noise.
 _LOT = 8
 _WRONG = 0.7
-# Letters of a text whose language is told alone, and the share of such rows that may be swapped.
-_LONG = 25
+# The share of rows, each of its language for sure, that may be swapped.
 _SOME = 0.15
 
 
-def in_script(code: str, text: str) -> bool:
-    """Whether half of the letters of a text are of a script of its language, or it has none."""
-    return not letters_of(text) or script_plausible(text, scripts_of(code), 0.5)
-
-
-def identifier_of(pieces: Sequence[Piece]) -> Identifier | None:
-    """An identifier of all languages of the pieces; None without the extra."""
-    try:
-        return Identifier({code for piece in pieces for code in piece.languages.values()})
-    except RunError:
-        return None
-
-
-def check_columns(piece: Piece, rows: Sequence[Row], identifier: Identifier | None) -> None:
-    """Look at the first rows of a piece; without an identifier, at their scripts alone.
+def check_columns(name: str, rows: Sequence[Row], identifier: Identifier | None) -> None:
+    """Look at the first rows of the files called `name`; without an identifier, at their scripts.
 
     Raises:
         CorpusError: most of a column is in another script, or in the language of another column.
@@ -50,22 +35,22 @@ def check_columns(piece: Piece, rows: Sequence[Row], identifier: Identifier | No
         wrong = [text for text in texts if not in_script(code, text)]
         if len(wrong) > _WRONG * len(texts):
             raise CorpusError(
-                f"{_where(piece, rows, code, wrong[0])}: the column {code!r} is written in "
+                f"{_where(name, rows, code, wrong[0])}: the column {code!r} is written in "
                 f"{script_in(wrong)} letters, not in {' or '.join(sorted(scripts_of(code)))}: "
                 f"{wrong[0][:60]!r}{_swapped(code, columns)}"
             )
-    labels = {code.split("_")[0]: code for code in columns}
+    labels = {label(code): code for code in columns}
     for code, texts in columns.items():
         if identifier is None or code in identifier.unknown:
             continue
         lots = Counter(
             identifier.identify(" ".join(texts[n : n + _LOT])) for n in range(0, len(texts), _LOT)
         )
-        label, count = lots.most_common(1)[0]
-        found = labels.get(label, code)  # of languages that are not here it may be mistaken
+        likeliest, count = lots.most_common(1)[0]
+        found = labels.get(likeliest, code)  # of languages that are not here it may be mistaken
         if found != code and count > _WRONG * lots.total() and lots.total() > 1:
             raise CorpusError(
-                f"{_where(piece, rows, code, texts[0])}: the column {code!r} is in {found!r}: "
+                f"{_where(name, rows, code, texts[0])}: the column {code!r} is in {found!r}: "
                 f"{texts[0][:60]!r}; are the languages swapped?"
             )
     if identifier is not None:
@@ -75,11 +60,11 @@ def check_columns(piece: Piece, rows: Sequence[Row], identifier: Identifier | No
 
 def _check_rows(rows: Sequence[Row], one: str, other: str, identifier: Identifier) -> None:
     """Refuse two columns that change places in some of the rows."""
-    if confusable(one.split("_")[0], other.split("_")[0]):
+    swapped = [label(other), label(one)]
+    if confusable(*swapped):
         return
-    swapped = [identifier.label(other), identifier.label(one)]
     texts = [(row.where, [row.texts.get(code, "") for code in (one, other)]) for row in rows]
-    long = [(w, pair) for w, pair in texts if min(len(letters_of(t)) for t in pair) > _LONG]
+    long = [(w, pair) for w, pair in texts if min(len(letters_of(t)) for t in pair) > IDENTIFIABLE]
     wrong = [w for w, pair in long if [identifier.identify(text) for text in pair] == swapped]
     if len(wrong) > _SOME * len(long):
         raise CorpusError(
@@ -88,14 +73,47 @@ def _check_rows(rows: Sequence[Row], one: str, other: str, identifier: Identifie
         )
 
 
+def check_header(name: str, codes: Sequence[str], rows: Sequence[Sequence[str]]) -> str | None:
+    """Look which of all languages the columns of a file are in; `codes` are those of its header.
+
+    Returns a note where that could not be checked.
+
+    Raises:
+        CorpusError: columns are swapped, or one is in another language.
+    """
+    try:
+        identifier = Identifier({*LANGUAGES, *codes})
+    except RunError as error:
+        return f"{name}: columns were not checked: {error}"
+    found = []
+    for column, code in enumerate(codes):
+        text = " ".join(row[column] for row in rows)
+        unknown = code in identifier.unknown or len(text) < 4 * IDENTIFIABLE
+        found.append(label(code) if unknown else identifier.identify(text))
+    wrong = [
+        (code, other)
+        for code, other in zip(codes, found, strict=True)
+        if not confusable(label(code), other)
+    ]
+    if not wrong:
+        return None
+    if len(wrong) == len(codes) == 2 and confusable(found[0], label(codes[1])):
+        raise CorpusError(
+            f"{name}:1: the columns are swapped: the header says {', '.join(codes)}, "
+            f"the text is in {', '.join(found)}"
+        )
+    told = "; ".join(f"column {code!r} is in {other!r}" for code, other in wrong)
+    raise CorpusError(f"{name}:1: {told}, by the first {len(rows)} rows")
+
+
 def _swapped(code: str, columns: dict[str, list[str]]) -> str:
     for other, texts in columns.items():
-        theirs = sum(script_plausible(text, scripts_of(code), 0.5) for text in texts)
+        theirs = sum(bool(letters_of(text)) and in_script(code, text) for text in texts)
         if other != code and theirs > _WRONG * len(texts):
             return f"; the column {other!r} is: are the two swapped?"
     return ""
 
 
-def _where(piece: Piece, rows: Sequence[Row], code: str, text: str) -> str:
+def _where(name: str, rows: Sequence[Row], code: str, text: str) -> str:
     row = next((row for row in rows if row.texts.get(code) == text), None)
-    return row.where if row else piece.name
+    return row.where if row else name

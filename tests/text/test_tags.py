@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradvac.corpus.importing.tags import language_code
+from gradvac.text.tags import language_code
 
 # FLORES-200, OPUS-100, TED, OPUS, WMT and ISO 639-2/B; what they mean, by their own documentation.
 SPELLINGS = {
