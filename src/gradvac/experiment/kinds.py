@@ -128,7 +128,7 @@ def evaluate(
         )
 
 
-def job_of(folder: Path) -> Job:
+def job_of(folder: Path) -> Job[Any]:
     """The job of a prepared run folder, ready for the trainer."""
     recipe = any_recipe(folder)
     if isinstance(recipe, TaggingRecipe):
