@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from gradvac.cli import corpus as cli_corpus
-from gradvac.cli import replay as cli_replay
 from gradvac.cli import scores as cli_scores
 from gradvac.cli import tagging as cli_tagging
 from gradvac.cli.options import (
@@ -132,9 +131,26 @@ def sweep(
 
 
 app.add_typer(cli_scores.app)
-app.add_typer(cli_replay.app)
 app.add_typer(cli_tagging.app)
 app.add_typer(cli_corpus.app, name="corpus")
+
+
+@app.command()
+def replay(
+    run: RunFolder,
+    step: Annotated[int | None, typer.Argument(help="A kept step. Default: the first.")] = None,
+) -> None:
+    """Repeat a step with a loss or gradient that was not finite, and find the cause.
+
+    Prints the task, module and parameter group that are the first with a value that is not finite,
+    and the sentences. Exit code 0 if the step fails again, 1 if it does not.
+
+    Example: gradvac replay runs/gradvac 512
+    """
+    from gradvac.experiment.training.replay import replay_run
+
+    if not replay_run(run, step, say):
+        raise typer.Exit(1)
 
 
 @app.command()
