@@ -18,9 +18,8 @@ class ParameterSlot(Slot):
     """Gradients of a parameter, a part of the matrix of its group.
 
     A table in which rows were looked up and nothing else was done has gradients that are zero but
-    for those rows. They are kept apart and only for the rows that some task looked up. Gradients
-    above the budget are kept apart too, as what they are made of, see
-    :mod:`gradvac.engine.gradients.on_demand`.
+    for those rows. Only these rows are kept, outside the matrix. Gradients above the budget are
+    kept as the factors of a product, see :mod:`gradvac.engine.gradients.on_demand`.
 
     Attributes:
         over_budget: whether the gradients are above the budget.
@@ -50,7 +49,7 @@ class ParameterSlot(Slot):
 
     @property
     def keeps_factors(self) -> bool:
-        """Whether the gradients are neither in the matrix of the group nor rows looked up."""
+        """Whether the gradients are above the budget and kept as factors."""
         return self.over_budget and not self.sparse
 
     def probe(self) -> Tensor:
@@ -79,14 +78,14 @@ class ParameterSlot(Slot):
             piece.copy_(gradient)
 
     def takes_factors(self, n_tasks: int) -> bool:
-        """Whether to add products and rows looked up as what they are."""
+        """Whether to add products and lookups by :meth:`add_factors`, not by :meth:`pieces`."""
         if self.sparse:
             return True
         self.store.open(n_tasks)
         return self.over_budget and not len(self.buffer)
 
     def note_nonzero(self) -> None:
-        """Note if gradients that were zero so far no longer are."""
+        """Note if gradients that were zero in the check no longer are."""
         if self.zero_when_checked and not self.fresh:
             parts = [use.dy for use in self._factors] or [self.buffer]
             self.nonzero_since = self.nonzero_since or any(bool(part.any()) for part in parts)
@@ -111,7 +110,7 @@ class ParameterSlot(Slot):
         return self.buffer[:n_tasks], fresh
 
     def add_factors(self, use: Product | Lookup) -> None:
-        """Add gradients as what they are made of, if the slot :meth:`takes_factors` them so."""
+        """Add gradients by their factors, if the slot :meth:`takes_factors`."""
         self._factors.append(use)
         self.fresh = False
 
