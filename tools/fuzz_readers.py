@@ -40,7 +40,8 @@ with atheris.instrument_imports(include=["gradvac", "zipfile", "tarfile"]):
         read_properties,
         read_xml_help,
     )
-    from gradvac.text.readers import Source, read_rows
+    from gradvac.text.readers import read_rows
+    from gradvac.text.sources import Source
 
 FOLDER = Path(tempfile.mkdtemp())
 Read = Callable[[bytes], object]

@@ -40,7 +40,8 @@ from gradvac.text.escapes import NOTE
 from gradvac.text.filters import PairFilter
 from gradvac.text.heldout import HeldOut
 from gradvac.text.languages import ENGLISH, is_code
-from gradvac.text.readers import Source, read_blocks, read_rows
+from gradvac.text.readers import read_blocks, read_rows
+from gradvac.text.sources import Source
 from gradvac.text.textfiles import LINE_LIMIT, Fault, decode
 
 PIECE = 8 * 2**20

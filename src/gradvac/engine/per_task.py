@@ -135,14 +135,14 @@ class PerTask(Strategy):
 
     def _finish_alone(self) -> tuple[StepReport, Gradients]:
         step, setup = self.step, self.setup
-        losses = step.losses(len(step.names)) / step.loss_scale
         gradients = [
             buffer.task_gradients(len(step.names), step.loss_scale) for buffer in self._buffers
         ]
+        inner = gram([[each] for each in gradients], step.fetch)
         report = decide(
             setup.method,
-            gram([[each] for each in gradients]),
-            losses,
+            inner,
+            step.losses(len(step.names)) / step.loss_scale,
             step.tasks,
             setup.group_names,
             step.number,

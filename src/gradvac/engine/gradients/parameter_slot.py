@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -102,22 +101,13 @@ class ParameterSlot(Slot):
         if not self.store.expected:
             self.store.ready.append(self.store)
 
-    def pieces(self, n_tasks: int) -> tuple[Sequence[Tensor], bool]:
-        """Return the K tensors to add gradients to, and whether they hold nothing yet."""
+    def collected(self, n_tasks: int) -> tuple[Tensor, bool]:
+        """Return the K gradients, ``[K, *shape]``, and whether they hold nothing yet."""
         self.store.open(n_tasks)
         if self.over_budget and len(self.buffer) < n_tasks:
             self._form(n_tasks)
         fresh, self.fresh = self.fresh, False
-        return self.buffer[:n_tasks].unbind(0), fresh
-
-    def add(self, gradients: Tensor) -> None:
-        """Add gradients ``[K, *shape]``."""
-        pieces, fresh = self.pieces(len(gradients))
-        buffer = self.buffer[: len(pieces)]
-        if fresh:
-            buffer.copy_(gradients)
-        else:
-            buffer.add_(gradients)
+        return self.buffer[:n_tasks], fresh
 
     def add_factors(self, use: Product | Lookup) -> None:
         """Add gradients by their factors, if the slot :meth:`takes_factors`."""
@@ -127,8 +117,7 @@ class ParameterSlot(Slot):
     def whole(self, n_tasks: int) -> TaskGradients:
         """Return gradients above the budget, ``[K, P]``, made on demand if they can be."""
         if len(self.buffer):
-            self.pieces(n_tasks)
-            return self.buffer[:n_tasks].flatten(1)
+            return self.collected(n_tasks)[0].flatten(1)
         shape = self.parameter.shape
         return OnDemand(self._factors, shape, n_tasks, self.store.dtype, self.store.budget)
 
@@ -146,13 +135,15 @@ class ParameterSlot(Slot):
     def compact(self, n_tasks: int, dtype: torch.dtype) -> Tensor:
         """Return the gradients of the rows looked up, ``[K, rows * d]``."""
         found = [use for use in self._factors if isinstance(use, Lookup)]
-        self._touched, where = torch.cat([use.ids for use in found]).unique(return_inverse=True)
+        ids = torch.cat([use.ids for use in found])
+        waits = ids.device.type == "cpu" or self.wants_sparse
+        self._touched, where = ids.unique(return_inverse=True) if waits else _distinct(ids)
         table = self.parameter
         shape = (n_tasks, len(self._touched), table.shape[1])
         result = torch.zeros(shape, dtype=dtype, device=table.device)
         places = where.split([len(use.ids) for use in found])
         for use, place in zip(found, places, strict=True):
-            Lookup(place, use.dy, use.bounds).add_to(result, 0)
+            use._replace(ids=place).add_to(result, 0)
         return result.flatten(1)
 
     def as_sparse(self, gradient: Tensor) -> Tensor:
@@ -169,4 +160,17 @@ class ParameterSlot(Slot):
     def spread(self, combined: Tensor) -> Tensor:
         """Return the gradient of the whole table from that of the rows looked up."""
         gradient = combined.new_zeros(self.parameter.shape)
-        return gradient.index_copy_(0, self._touched, combined.view(len(self._touched), -1))
+        return gradient.index_add_(0, self._touched, combined.view(len(self._touched), -1))
+
+
+def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Do what ``ids.unique(return_inverse=True)`` does, without asking the device how many.
+
+    As many as there are ids are returned; zeros follow the distinct ones.
+    """
+    ordered, order = ids.sort()
+    new = torch.ones_like(ordered)
+    new[1:] = ordered[1:] != ordered[:-1]
+    place = new.cumsum(0) - 1
+    distinct = torch.zeros_like(ids).scatter_(0, place, ordered)
+    return distinct, torch.empty_like(ids).scatter_(0, order, place)

@@ -34,7 +34,8 @@ from gradvac.reading import read_lines
 from gradvac.text.blocks import Block
 from gradvac.text.cleaning import Account, normalise
 from gradvac.text.languages import ENGLISH, Direction, directions, resource_levels, same_language
-from gradvac.text.readers import Row, Source, read_blocks
+from gradvac.text.readers import Row, read_blocks
+from gradvac.text.sources import Source
 from gradvac.text.spellings import Spellings
 from gradvac.translation.bitext import Bitext, as_given, held_out_keys, read_corpus
 from gradvac.translation.scoring import family_of
