@@ -17,8 +17,9 @@ from gradvac.data.batches import (
     random_batch,
 )
 from gradvac.data.encoded import EncodedTask, Sentences, Side
+from gradvac.data.sampling import sampling_probabilities
 from gradvac.errors import RecipeError
-from gradvac.translation.vocabulary import BOS, EOS, PAD, sampling_probabilities
+from gradvac.translation.vocabulary import BOS, EOS, PAD
 
 
 def corpus(sizes: dict[str, int], seed: int = 0) -> dict[str, EncodedTask]:

@@ -14,12 +14,12 @@ import yaml
 from rich.console import Console
 
 from gradvac.errors import GradvacError
-from gradvac.experiment.kinds import job_of, prepare_below
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.kind import job_of
+from gradvac.experiment.training.prepare import prepare, prepare_below
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation.prepare import prepare
 from tests.experiment.toy import toy_recipe, toy_rows, write_tsv
 
 SETS = ["method.name=gradvac", "method.beta=0.2"]

@@ -77,15 +77,11 @@ def train(
     Example: gradvac train recipes/starting-model.yaml --set method.name=gradvac --run runs/gradvac
     Example: torchrun --nproc-per-node 2 -m gradvac train recipes/starting-model.yaml
     """
-    from gradvac.experiment.kinds import train_recipe, train_together
     from gradvac.experiment.recipe.load import load_recipe
-    from gradvac.experiment.training.together import started_by_torchrun
+    from gradvac.experiment.training.start import train_recipe
 
     loaded = load_recipe(recipe, set_, size=size, variant=variant, seed=seed)
-    if started_by_torchrun():
-        code = train_together(loaded, run, console, say)
-    else:
-        _, code = train_recipe(loaded, run, console, say)
+    _, code = train_recipe(loaded, run, console, say)
     if code:
         raise typer.Exit(code)
 
@@ -241,8 +237,8 @@ def geometry(
     Example: gradvac geometry runs/gradvac --every 1000 --curvature 8
     Example: gradvac geometry models/m2m --rows valid.tsv --directions fr-en,hi-en,en-fr,en-hi
     """
-    from gradvac.experiment.kinds import measure_geometry
     from gradvac.experiment.run.folder import any_recipe
+    from gradvac.experiment.training.kind import kind_of_run
     from gradvac.experiment.training.measuring import measured_folder
     from gradvac.experiment.training.together import shared, started_by_torchrun
     from gradvac.experiment.translation.geometry_huggingface import (
@@ -275,7 +271,7 @@ def geometry(
         print_numbers(folder, measured_folder(folder), console)
         return
     with shared(device or any_recipe(run).device, console) as ranks:
-        folder = measure_geometry(
+        folder = kind_of_run(run).measure(
             run,
             out,
             rows,

@@ -1,4 +1,4 @@
-"""How large a share of the drawn pairs each direction gets; temperature is in `vocabulary`."""
+"""How large a share of the drawn pairs each direction gets: by temperature, UniMax, or learned."""
 
 from __future__ import annotations
 
@@ -6,6 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from gradvac.errors import RecipeError
+
+
+def sampling_probabilities(sizes: np.ndarray, temperature: float) -> np.ndarray:
+    """P_i = n_i^(1/T) / sum_j n_j^(1/T) (Wang et al. 2021, appendix B).
+
+    T=1 is proportional to size, T=inf uniform. ``sizes`` [N] positive; returns [N], sum 1.
+    """
+    if not temperature > 0:
+        raise RecipeError(f"temperature must be positive, found {temperature}")
+    logs = np.log(np.asarray(sizes, dtype=np.float64)) / temperature
+    p = np.exp(logs - logs.max())
+    return p / p.sum()
 
 
 def unimax(sizes: np.ndarray, budget: float, max_epochs: float) -> np.ndarray:

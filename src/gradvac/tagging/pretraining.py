@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gradvac.data.sampling import sampling_probabilities
 from gradvac.errors import RecipeError
 from gradvac.tagging.encoder import transformers
 from gradvac.tagging.encoding import IGNORED, TokenBatch
-from gradvac.translation.vocabulary import sampling_probabilities
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 

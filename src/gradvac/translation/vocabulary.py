@@ -20,6 +20,7 @@ from typing import Literal, get_args
 import numpy as np
 import sentencepiece as spm
 
+from gradvac.data.sampling import sampling_probabilities
 from gradvac.errors import RecipeError, RunError
 from gradvac.reading import read_bytes
 from gradvac.text.blocks import normalise
@@ -208,18 +209,6 @@ def temperature_sample(
             yield from iter(sentences)
         for i in rng.choice(len(sentences), rest, replace=False):
             yield sentences[int(i)]
-
-
-def sampling_probabilities(sizes: np.ndarray, temperature: float) -> np.ndarray:
-    """P_i = n_i^(1/T) / sum_j n_j^(1/T) (Wang et al. 2021, appendix B).
-
-    T=1 is proportional to size, T=inf uniform. ``sizes`` [N] positive; returns [N], sum 1.
-    """
-    if not temperature > 0:
-        raise RecipeError(f"temperature must be positive, found {temperature}")
-    logs = np.log(np.asarray(sizes, dtype=np.float64)) / temperature
-    p = np.exp(logs - logs.max())
-    return p / p.sum()
 
 
 def train_vocabulary(

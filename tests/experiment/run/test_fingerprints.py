@@ -16,6 +16,7 @@ from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.run.tensor_file import load_tensors, save_tensors
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.evaluate import evaluate_run
 from gradvac.experiment.translation.export import export_run
@@ -24,7 +25,6 @@ from gradvac.experiment.translation.geometry import measure_run
 from gradvac.experiment.translation.geometry_huggingface import measure_huggingface
 from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.model_folder import find_model
-from gradvac.experiment.translation.prepare import prepare
 from gradvac.translation.vocabulary import Vocabulary
 from tests.experiment.toy import make_toy
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from gradvac.errors import GradientError, RecipeError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.job import TranslationJob
-from gradvac.experiment.translation.prepare import prepare
 from tests.reference.multidds import literal_rewards, literal_scorer, literal_update
 
 MULTIDDS = ["batches.sampling=multidds_s", "batches.multidds_s={every: 4, learning_rate: 0.01}"]

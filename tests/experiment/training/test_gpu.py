@@ -5,9 +5,9 @@ import torch
 
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.job import TranslationJob
-from gradvac.experiment.translation.prepare import prepare
 
 pytestmark = [
     pytest.mark.gpu,

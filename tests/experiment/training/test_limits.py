@@ -7,10 +7,10 @@ from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer, unreached
 from gradvac.experiment.translation.evaluate import evaluate_run
 from gradvac.experiment.translation.job import TranslationJob
-from gradvac.experiment.translation.prepare import prepare
 
 
 def test_pairs_can_be_cut_down_for_all_or_some(toy, tmp_path):

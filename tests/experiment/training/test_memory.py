@@ -10,9 +10,9 @@ from rich.console import Console
 from gradvac.errors import RunError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.job import TranslationJob
-from gradvac.experiment.translation.prepare import prepare
 from gradvac.geometry.record import GramRecord
 
 WAYS = {

@@ -12,9 +12,9 @@ from gradvac.errors import RunError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.metrics import Window, averages
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.job import TranslationJob
-from gradvac.experiment.translation.prepare import prepare
 from gradvac.geometry.record import GramRecord
 from gradvac.methods import StepGeometry
 

@@ -13,9 +13,9 @@ from gradvac.errors import GradientError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.job import TranslationJob
-from gradvac.experiment.translation.prepare import prepare
 
 SKIP = "training.nonfinite=skip"
 WAYS = {

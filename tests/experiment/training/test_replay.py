@@ -12,10 +12,10 @@ from gradvac.cli.main import app
 from gradvac.errors import GradientError, RunError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.replay import Replay, replay, replay_run
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.job import TranslationJob
-from gradvac.experiment.translation.prepare import prepare
 
 WAYS = {
     "joint": ["method.name=joint"],

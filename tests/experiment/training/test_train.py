@@ -21,10 +21,10 @@ from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints, load_tensors, saved_models
 from gradvac.experiment.run.lock import alone
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.model_folder import find_model
-from gradvac.experiment.translation.prepare import prepare
 from gradvac.geometry.record import GramRecord
 
 METHODS = {

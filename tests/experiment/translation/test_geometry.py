@@ -20,12 +20,13 @@ from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training import measuring as geometry_run
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.measuring import Measurement, curvature_lines
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.geometry import measure_run
 from gradvac.experiment.translation.geometry_text import aligned_set, script
 from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.model_folder import find_model
-from gradvac.experiment.translation.prepare import open_prepared, prepare
+from gradvac.experiment.translation.prepare import open_prepared
 from gradvac.experiment.translation.prepare import test_rows as kept_rows
 from gradvac.geometry.curvature import TopEigenvalue
 from gradvac.geometry.record import Frame, GramRecord

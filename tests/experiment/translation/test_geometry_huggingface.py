@@ -20,12 +20,12 @@ from gradvac.experiment.figures import CATALOGUE
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.measuring import measured_folder
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.export import export_run
 from gradvac.experiment.translation.geometry import measure_run
 from gradvac.experiment.translation.geometry_huggingface import measure_huggingface
 from gradvac.experiment.translation.job import TranslationJob
-from gradvac.experiment.translation.prepare import prepare
 from gradvac.experiment.view.geometry import subjects_of
 from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import GramRecord
