@@ -37,7 +37,7 @@ recipes: $(VENV)/ready
 
 # docs/evidence.md and its pictures, from the files in evidence/.
 evidence: $(VENV)/ready
-	$(BIN)/python tools/evidence.py
+	$(BIN)/python -m tools.evidence
 
 clean:
 	rm -rf $(VENV) runs build

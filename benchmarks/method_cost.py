@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from measuring import Setting, Step, measure, plain, single_pass
 
+from benchmarks.measuring import Setting, Step, measure, plain, single_pass
 from gradvac import GradientError
 from gradvac.methods import METHODS
 

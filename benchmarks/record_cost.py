@@ -22,8 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from measuring import setting
 
+from benchmarks.measuring import setting
 from gradvac import GradVac
 from gradvac.engine import SinglePassEngine
 from gradvac.experiment.training.updates import frame

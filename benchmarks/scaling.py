@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import keep_freed_memory, measure, plain, single_pass, transformer
 from scipy.optimize import nnls
 
+from benchmarks.measuring import keep_freed_memory, measure, plain, single_pass, transformer
 from gradvac import GradVac
 from gradvac.translation.transformer import Transformer
 

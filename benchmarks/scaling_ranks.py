@@ -31,10 +31,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from measuring import Setting, setting
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from benchmarks.measuring import Setting, setting
 from gradvac import GradVac
 from gradvac.engine import Engine
 from gradvac.engine.ranks.collector import cost

@@ -30,7 +30,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measuring import (
+from torch.nn import functional as F
+
+from benchmarks.measuring import (
     HEADER,
     LABEL_SMOOTHING,
     Setting,
@@ -43,8 +45,6 @@ from measuring import (
     setting,
     single_pass,
 )
-from torch.nn import functional as F
-
 from gradvac import MGDA, GradVac, PCGrad
 from gradvac.engine import PerTaskEngine
 

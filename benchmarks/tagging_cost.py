@@ -25,7 +25,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from measuring import (
+from torch import Tensor, nn
+from transformers import BertConfig, BertForTokenClassification
+
+from benchmarks.measuring import (
     HEADER,
     SENTENCE,
     Step,
@@ -37,10 +40,7 @@ from measuring import (
     single_pass,
     spread,
 )
-from step_cost import libmtl_way, per_task, torchjd_autojac
-from torch import Tensor, nn
-from transformers import BertConfig, BertForTokenClassification
-
+from benchmarks.step_cost import libmtl_way, per_task, torchjd_autojac
 from gradvac import GradNorm, GradVac, PCGrad
 from gradvac.tagging.encoder import label_losses
 from gradvac.tagging.encoding import IGNORED, TokenBatch

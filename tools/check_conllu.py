@@ -1,6 +1,6 @@
 """Read every CoNLL-U file below a folder twice, by gradvac and by the package conllu, and compare.
 
-    python tools/check_conllu.py TREEBANKS
+    python -m tools.check_conllu TREEBANKS
 
 TREEBANKS holds treebanks of Universal Dependencies as released: *.conllu, compressed or not. Words
 and their UPOS must be the same, sentence by sentence; the first that differs ends it with status 1.

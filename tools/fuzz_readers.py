@@ -1,9 +1,9 @@
 """Fuzz the readers of files from strangers, guided by coverage. Needs: pip install atheris.
 
-    python tools/fuzz_readers.py mo -max_total_time=60
-    python tools/fuzz_readers.py zip -runs=100000
-    for reader in $(python tools/fuzz_readers.py --list); do
-        python tools/fuzz_readers.py $reader -max_total_time=60 || break
+    python -m tools.fuzz_readers mo -max_total_time=60
+    python -m tools.fuzz_readers zip -runs=100000
+    for reader in $(python -m tools.fuzz_readers --list); do
+        python -m tools.fuzz_readers $reader -max_total_time=60 || break
     done
 
 Anything raised that is not a declared error ends it, with the input in a file ``crash-...`` here.
@@ -25,14 +25,6 @@ import atheris  # pyright: ignore[reportMissingImports]
 
 with atheris.instrument_imports(include=["gradvac", "zipfile", "tarfile"]):
     from gradvac.corpus.deb import read_deb
-    from gradvac.corpus.formats import (
-        read_fluent,
-        read_help_page,
-        read_jar,
-        read_messages,
-        read_properties,
-        read_xml_help,
-    )
     from gradvac.corpus.importing import markup
     from gradvac.corpus.importing.unpack import unpack
     from gradvac.errors import GradvacError
@@ -40,6 +32,14 @@ with atheris.instrument_imports(include=["gradvac", "zipfile", "tarfile"]):
     from gradvac.geometry.record import GramRecord
     from gradvac.text.account import Account
     from gradvac.text.catalogues import parse_mo
+    from gradvac.text.program_files import (
+        read_fluent,
+        read_help_page,
+        read_jar,
+        read_messages,
+        read_properties,
+        read_xml_help,
+    )
     from gradvac.text.readers import Source, read_rows
 
 FOLDER = Path(tempfile.mkdtemp())

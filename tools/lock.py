@@ -3,8 +3,8 @@
 And the versions alone, in constraints.txt, for those who install without.
 
     pip install uv
-    python tools/lock.py              # keeps the versions that are locked, as far as they fit
-    python tools/lock.py --upgrade    # takes the newest ones
+    python -m tools.lock              # keeps the versions that are locked, as far as they fit
+    python -m tools.lock --upgrade    # takes the newest ones
 
 PyTorch is apart from the rest. Its build for CPUs is not on every index; the one that is, for CUDA,
 depends on some twenty packages more. pip prefers, of several files whose hash is allowed, one

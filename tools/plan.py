@@ -1,8 +1,8 @@
-"""The tables of docs/plan.md: the arithmetic of a run of 375 million parameters on 64 ranks.
+"""The tables of docs/plan.md: the calculation for a run of 375 million parameters on 64 ranks.
 
-    python tools/plan.py                # print them
-    python tools/plan.py --write        # put them into docs/plan.md
-    python tools/plan.py --flops 400 --memory 4300 --network 50 --latency 10    # other accelerators
+    python -m tools.plan                # print them
+    python -m tools.plan --write        # put them into docs/plan.md
+    python -m tools.plan --flops 400 --memory 4300 --network 50 --latency 10    # other accelerators
 
 Counted: the parameters and groups of the model, bytes, messages and waits. Measured here, in this
 call: the method's algebra on the host. Assumed: the rates of the accelerator, by the options.
@@ -97,13 +97,13 @@ def steps(sizes: dict[str, int], host: dict[int, float], args: argparse.Namespac
                 )
     heads = (
         "parameters,languages,on each rank,sent GB,plain GB,messages,plain,host waits,"
-        "algebra ms,task gradients held GB,step / plain: bytes hidden,in turn"
+        "algebra ms,task gradients held GB,step / plain: exchange hidden,not hidden"
     )
     return table(heads.split(","), rows)
 
 
 def facts(sizes: dict[str, int], args: argparse.Namespace) -> str:
-    """What the tables rest on."""
+    """The numbers that the tables are computed from."""
     parameters, largest = sum(sizes.values()), max(sizes, key=lambda name: sizes[name])
     bucket = bucket_of(parameters, RANKS)
     work = 6 * parameters * TOKENS / RANKS
@@ -118,7 +118,7 @@ def facts(sizes: dict[str, int], args: argparse.Namespace) -> str:
             " MB for each task",
         ],
         [
-            "assumed of an accelerator",
+            "assumed for an accelerator",
             f"{args.flops:g} TFLOP/s, {args.memory:g} GB/s of memory, {args.network:g} GB/s of "
             f"network, {args.latency:g} us a message",
         ],
@@ -154,7 +154,7 @@ def memory(sizes: dict[str, int]) -> str:
         )
         rows.append(
             [
-                "the same, of methods that need all groups, or of micro-batches",
+                "the same, for methods that need all groups, or for micro-batches",
                 f"{(tasks / RANKS * parameters) * NUMBER / 1e9:.1f}, "
                 f"{(tasks / RANKS + on_each) * parameters * NUMBER / 1e9:.1f}",
                 "the same",

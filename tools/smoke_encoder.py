@@ -1,6 +1,6 @@
 """Write src/gradvac/assets/encoder: an encoder that knows nothing, for recipes at size smoke.
 
-    python tools/smoke_encoder.py
+    python -m tools.smoke_encoder
 
 A BERT of one layer with random parameters, and a WordPiece vocabulary of 600 pieces, trained on the
 shipped corpus: what fine-tuning on it shows is that everything runs, without the network.

@@ -1,6 +1,6 @@
 """Draw where each method goes on the two-parameter toy of Liu et al. 2021, and print how it ends.
 
-    python tools/trajectories.py [--steps 3000] [--learning-rate 0.02] [--out FILE.png]
+    python -m tools.trajectories [--steps 3000] [--learning-rate 0.02] [--out FILE.png]
 
 The toy is that of CAGrad (NeurIPS 2021), after Yu et al. 2020: two losses over theta = (x, y) whose
 gradients oppose each other along curved valleys, and one is much steeper than the other there.

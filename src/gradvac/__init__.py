@@ -1,4 +1,4 @@
-"""gradvac: train one model on many languages and manage the tension between them.
+"""gradvac: train one model on many languages and control how their gradients interact.
 
 Importing this package needs PyTorch alone. The toolkit (text, translation, reports) is in
 subpackages with their own dependencies.

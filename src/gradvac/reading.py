@@ -1,11 +1,12 @@
-"""Files that may be damaged, or something else than they should be: read whole, or refused by name.
+"""Reading files that may be damaged or have other contents: whole, or an error that names the file.
 
-Every error is a RunError that begins with the file. Nothing waits: a FIFO without a writer, a
-device without end and a file of gigabytes where a page is due are refused before they are read.
+Every error is a RunError whose message begins with the file. Reading never blocks: a FIFO without a
+writer, an endless device and a file that is far too long are rejected before they are read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -16,10 +17,10 @@ from typing import Any, TypeVar
 from gradvac.errors import RunError
 
 LONGEST = 2**28
-"""Bytes of a text that is read whole. Chosen here: far above what a run writes."""
+"""Largest text that is read whole, in bytes. Chosen here: far more than a run writes."""
 
 LONGEST_LINE = 2**24
-"""Bytes. The Gram record's line of 500 tasks and 1,000 groups has a tenth of it."""
+"""Bytes. A line of the Gram record with 500 tasks and 1,000 groups has a tenth of this."""
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFCHR: "a device",
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 
 def regular(path: Path, most: int | None = None) -> Path:
-    """The path itself; RunError if there is no regular file of at most ``most`` bytes."""
+    """Return the path; RunError unless it is a regular file of at most ``most`` bytes."""
     try:
         found = path.stat()
     except (OSError, ValueError) as e:  # ValueError: a null character in the name
@@ -45,7 +46,7 @@ def regular(path: Path, most: int | None = None) -> Path:
 
 
 def read_bytes(path: Path) -> bytes:
-    """A file of at most `LONGEST` bytes."""
+    """Read a file of at most `LONGEST` bytes."""
     try:
         return regular(path, LONGEST).read_bytes()
     except OSError as e:
@@ -53,15 +54,21 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A text in UTF-8 of at most `LONGEST` bytes."""
+    """Read a text in UTF-8 of at most `LONGEST` bytes."""
     try:
         return read_bytes(path).decode()
     except UnicodeDecodeError as e:
         raise RunError(f"{path}: not UTF-8 at byte {e.start}") from e
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file of any size, in hexadecimal."""
+    with regular(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_json(path: Path, shape: type[T] = dict[str, Any]) -> T:
-    """JSON of a declared ``shape``, by default an object; the error names the place in it.
+    """Read JSON of a declared ``shape``, by default an object; the error names the place in it.
 
     ``shape`` is any type that pydantic knows: ``dict[str, int]``, a dataclass, a TypedDict.
     """
@@ -69,7 +76,7 @@ def read_json(path: Path, shape: type[T] = dict[str, Any]) -> T:
 
 
 def is_json(path: Path) -> bool:
-    """Whether there is a file with a whole object of JSON."""
+    """Whether there is a file with one complete JSON object."""
     try:
         read_json(path)
     except RunError:
@@ -78,10 +85,10 @@ def is_json(path: Path) -> bool:
 
 
 def read_lines(path: Path, shape: type[T] = dict[str, Any], growing: bool = False) -> Iterator[T]:
-    r"""The lines of JSON of a file, each of ``shape``; only ``\n`` ends one.
+    r"""Read the lines of JSON of a file, each of ``shape``; only ``\n`` ends a line.
 
-    ``growing``: a process may be writing the last line, or have been killed at it; it is left out
-    if it has no end.
+    ``growing``: a process may be writing the last line, or was killed while it did; the line is
+    skipped if it has no end.
     """
     with regular(path).open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):

@@ -1,7 +1,7 @@
-"""What reaches a terminal: text as it is, whatever is in it.
+"""Printing any text to a terminal safely.
 
-File names, names of archive members and messages of other libraries may hold control sequences,
-which could move the cursor or rename the window, and brackets, which rich would take for markup.
+File names, names of archive members and messages of other libraries may contain control sequences,
+which could move the cursor or rename the window, and brackets, which rich would read as markup.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-# C0 but tab and line feed, DEL, C1; then what turns the order of the letters after it.
+# C0 except tab and line feed, DEL, C1; then characters that reverse the order of later letters.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:
-    r"""The same text, each control character written as ``\x1b``."""
+    r"""The text with each control character written as ``\x1b``."""
     return _CONTROL.sub(lambda m: m[0].encode("unicode_escape").decode(), text)
 
 
 class Terminal(Console):
-    """A console of rich that prints text as it is: no markup, no emoji, no control sequences."""
+    """A rich console that prints plain text: no markup, no emoji, no control sequences."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Every string comes through here, in a table or alone."""
+        """Called for every string, in a table or alone."""
         return super().render_str(printable(text), **options)
 
 
@@ -39,7 +39,7 @@ def complain(error: object) -> None:
 
 
 def any_encoding() -> None:
-    r"""Let both streams take any text: what their encoding lacks is written as ``\u2192``."""
+    r"""Let both streams accept any text: missing characters are written as ``\u2192``."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

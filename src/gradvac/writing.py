@@ -7,10 +7,8 @@ one that writes there removes it.
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
-import io
 import json
 import os
 import shutil
@@ -19,6 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from gradvac.tables import csv_text
 
 _UNFINISHED, _LOCK = ".gradvac-", ".lock"
 _NOT_FOR_FOLDERS = {errno.EINVAL, errno.ENOTSUP}  # of fsync, on network file systems
@@ -96,9 +96,7 @@ def write_json(path: Path, tree: Any, indent: int | None = 1) -> None:
 
 def write_csv(path: Path, lines: Iterable[Sequence[Any]], end: str = "\r\n") -> None:
     """Write a table whole, by default with the line ends of RFC 4180; OSError names the file."""
-    out = io.StringIO(newline="")
-    csv.writer(out, lineterminator=end).writerows(lines)
-    write_text(path, out.getvalue())
+    write_text(path, csv_text(lines, end))
 
 
 def to_disk(path: Path) -> None:

@@ -2,13 +2,11 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import decoding
+from benchmarks import decoding
 
 
 @pytest.mark.filterwarnings("ignore:Recommended.*sacremoses:UserWarning")

@@ -2,15 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import method_cost
 from gradvac.methods import METHODS
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import method_cost
 
 
 def test_every_registered_method_is_measured():

@@ -1,13 +1,10 @@
 """The arithmetic of the scaling benchmark against limits worked by hand."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import scaling_ranks as bench
+from benchmarks import scaling_ranks as bench
 
 P, K, GROUPS = 1_000_000, 8, 4
 RESULT = {

@@ -2,14 +2,11 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import scaling
-import step_cost
+from benchmarks import scaling, step_cost
 
 
 @pytest.fixture(autouse=True)

@@ -2,14 +2,12 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("transformers")
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-import tagging_cost
+from benchmarks import tagging_cost
 
 
 def test_the_rows_have_the_promised_keys(tmp_path, monkeypatch, capsys):

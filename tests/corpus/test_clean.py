@@ -10,9 +10,9 @@ import pytest
 
 from gradvac.corpus import clean as module
 from gradvac.corpus.clean import CleaningPlan, clean_folder
-from gradvac.corpus.filters import PairFilter
 from gradvac.errors import CorpusError
 from gradvac.text.cleaning import CleaningRules
+from gradvac.text.filters import PairFilter
 from tests.corpus.published import pairs
 
 ENGLISH = """

@@ -11,9 +11,9 @@ import pytest
 
 from gradvac.corpus.assemble import Split
 from gradvac.corpus.debian import Plan, build_debian
-from gradvac.corpus.heldout import NEAR, bag, jaccard
 from gradvac.errors import CorpusError
 from gradvac.text.cleaning import text_key
+from gradvac.text.heldout import NEAR, bag, jaccard
 from tests.corpus.helpers import fake_apt, mo, xpi
 
 ENGLISH = "the file was saved by this program before user could open another window again".split()

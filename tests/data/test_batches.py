@@ -16,10 +16,9 @@ from gradvac.data.batches import (
     in_order,
     random_batch,
 )
-from gradvac.data.encoded import EncodedTask, Sentences, Side
+from gradvac.data.encoded import BOS, EOS, PAD, EncodedTask, Sentences, Side
 from gradvac.data.sampling import sampling_probabilities
 from gradvac.errors import RecipeError
-from gradvac.translation.vocabulary import BOS, EOS, PAD
 
 
 def corpus(sizes: dict[str, int], seed: int = 0) -> dict[str, EncodedTask]:

@@ -7,9 +7,9 @@ import pytest
 
 from gradvac.data import repeats as repeats_module
 from gradvac.data.repeats import Repeats
-from gradvac.data.spool import Spool, directions
+from gradvac.data.spool import Spool
 from gradvac.text.cleaning import Account, CleaningRules, clean, text_key
-from gradvac.text.languages import Direction
+from gradvac.text.languages import Direction, directions
 from gradvac.text.readers import Row
 from gradvac.translation.vocabulary import TextSample
 

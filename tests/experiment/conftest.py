@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiment.toy import make_toy
+from tests.build import make_toy
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import yaml
 
 from gradvac.experiment.run.folder import save_parameters
 from gradvac.translation.scoring import score_directions
+from tests.build import write_lines
 
 WORDS = "open close the file page sheet save print table of image style in a new window".split()
 LEVELS = {"fr-en": "high", "de-en": "high", "ne-en": "low"}
@@ -56,7 +57,3 @@ def write_run(
     (folder / "model.json").write_text(json.dumps({"vocabulary_size": 1000}))
     save_parameters(folder / "best" / "model.safetensors", {"a": torch.zeros(3, 4)})
     return folder
-
-
-def write_lines(file: Path, lines: list[dict]) -> None:
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))

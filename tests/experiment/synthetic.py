@@ -1,6 +1,5 @@
 """Run folders with invented numbers, for the report to show."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from gradvac.geometry.record import Frame, GramRecord
 from gradvac.text.languages import Direction, family
+from tests.build import write_json, write_lines
 
 PAIRS = {"fr": 40_000, "de": 38_000, "es": 30_000, "pl": 12_000, "uk": 11_000, "fi": 9_000}
 PAIRS |= {"hi": 4_000, "tr": 8_000, "sw": 900, "ar": 2_500, "id": 5_000}
@@ -31,15 +31,6 @@ def scores(tasks: dict[str, dict], boost: float) -> dict[str, Any]:
         directions[name] = {"bleu": chrf / 2, "chrf": chrf, "sentences": 300}
     signatures = {"BLEU": "BLEU|nrefs:1|tok:13a", "chrF++": "chrF2++|nrefs:1|nw:2"}
     return {"directions": directions, "signatures": signatures}
-
-
-def write_json(file: Path, tree: Any) -> None:
-    file.write_text(json.dumps(tree), encoding="utf-8")
-
-
-def write_lines(file: Path, lines: list[dict]) -> None:
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    file.write_text(text, encoding="utf-8")
 
 
 def make_run(

@@ -10,17 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import yaml
 from rich.console import Console
 
 from gradvac.errors import GradvacError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
-from gradvac.experiment.training.display import Display
-from gradvac.experiment.training.kind import job_of
-from gradvac.experiment.training.prepare import prepare, prepare_below
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
-from tests.experiment.toy import toy_recipe, toy_rows, write_tsv
+from tests import build
 
 SETS = ["method.name=gradvac", "method.beta=0.2"]
 RUN, SAID = Path("run"), Path("said.txt")
@@ -28,23 +25,16 @@ RUN, SAID = Path("run"), Path("said.txt")
 
 def make_toy(folder: Path) -> None:
     """The corpus and the recipe, read by the prepared run ``folder/run``."""
-    rows = toy_rows()
-    complete = [row for row in rows if "ne" in row]
-    held = complete[::3]
-    write_tsv(folder / "train.tsv", [row for row in rows if row not in held])
-    write_tsv(folder / "valid.tsv", held[::2])
-    write_tsv(folder / "test.tsv", held[1::2])
-    recipe = toy_recipe()
+    recipe = build.toy_recipe()
     recipe["model"]["d_model"] = 12  # the fixture below 200 kB
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    build.make_toy(folder, recipe)
     prepare(load_recipe(folder / "recipe.yaml", SETS), folder / RUN, lambda text: None)
 
 
 def trainer(sets: list[str] = SETS) -> Trainer:
     """A trainer of the run in the working directory; what it says goes to ``said.txt``."""
     console = Console(file=SAID.open("a"), highlight=False, width=1000)
-    recipe = load_recipe(Path("recipe.yaml"), sets)
-    return Trainer(job_of(prepare_below(Path(), recipe, RUN, lambda text: None)), Display(console))
+    return build.trainer(Path(), RUN, sets, console)
 
 
 def train(sets: list[str] = SETS) -> int:

@@ -5,7 +5,6 @@ The verbs themselves are tried by hand with `python -m tests.faults.verbs`.
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from gradvac.experiment.translation.prepare import open_prepared
 from gradvac.experiment.translation.prepare import test_rows as rows_of_the_test_set
 from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import GramRecord
+from tests.build import write_json, write_lines
 from tests.faults.bench import RUN
 from tests.faults.damage import faults_of
 
@@ -143,14 +143,6 @@ def scored(whole, tmp_path_factory) -> Path:
     for direction, made in comet.items():
         write_json(folder / "comet" / f"{direction}.json", {f"{direction}.hyp": made})
     return folder
-
-
-def write_json(file: Path, tree: object) -> None:
-    file.write_text(json.dumps(tree), encoding="utf-8")
-
-
-def write_lines(file: Path, lines: list[dict]) -> None:
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def too_long(number: int, frame: object) -> None:

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import example, given
 
 from gradvac.corpus.deb import read_deb
-from gradvac.corpus.formats import read_jar, read_messages, read_xml_help
 from gradvac.corpus.importing import markup, unpack
 from gradvac.errors import CorpusError
+from gradvac.text.program_files import read_jar, read_messages, read_xml_help
 from gradvac.text.readers import Row
 from gradvac.text.textfiles import LINE_LIMIT
 from tests.corpus.helpers import deb, xpi

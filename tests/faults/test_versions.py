@@ -49,7 +49,10 @@ def test_the_losses_of_a_run_are_golden(whole):
 
 def test_a_run_of_an_earlier_version_is_readable(old):
     run = old / RUN
-    assert run_recipe(run, Recipe).name == "toy" and list(task_infos(run)) == ["fr-en", "ne-en"]
+    assert run_recipe(run, Recipe, Recipe).name == "toy" and list(task_infos(run)) == [
+        "fr-en",
+        "ne-en",
+    ]
     (saved,) = list_checkpoints(run / "checkpoints")
     assert load_checkpoint(saved).step == 8 and list(saved_models(run)) == [8]
     assert find_model(run, "best").load().embedding.weight.isfinite().all()

@@ -136,7 +136,7 @@ def penalised():
 
 
 def test_a_loss_that_is_more_than_the_cross_entropy(tmp_path):
-    with pytest.raises(gradvac.GradientError, match=r"WithPenalty is .* more to it; override"):
+    with pytest.raises(gradvac.GradientError, match=r"WithPenalty is .* another loss; override"):
         trainer_of(tmp_path, make=penalised).train()
 
 

@@ -135,7 +135,7 @@ def test_a_table_is_a_dictionary_of_pairs():
 
 def test_a_gradient_too_long_for_its_square_is_told_from_one_that_is_not_finite():
     losses = torch.ones(2).double()
-    with pytest.raises(NotFiniteError, match="or it is longer than 1e154 and float64 does not"):
+    with pytest.raises(NotFiniteError, match="or it is longer than 1e154 and float64 cannot"):
         GradVac().weights(geometry(torch.eye(2).double() * 1e160, losses=losses))
     with pytest.raises(NotFiniteError, match=r"nothing was updated$") as found:
         GradVac().weights(geometry(torch.eye(2).double() * math.nan, losses=losses))

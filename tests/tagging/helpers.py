@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 import transformers
-import yaml
 
 NOUNS = "file page table image sheet frame index style".split()
 VERBS = "open close save print insert delete".split()
@@ -52,12 +51,6 @@ def make_toy(folder: Path, n: int = 24) -> dict[str, Any]:
         "batches": {"sentences": 4, "pool": 3},
         "training": {"epochs": 2, "learning_rate": 0.01, "log_every": 3},
     }  # fmt: skip
-
-
-def write_recipe(folder: Path, tree: dict[str, Any]) -> Path:
-    path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
-    return path
 
 
 def make_tokenizer(bert: bool = True) -> Any:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evidence import page
-from evidence_claims import claims
-from evidence_cost import empty_corpus
-from evidence_files import FAILS, HOLDS, UNKNOWN, Absent, Evidence, Figure, seeds
 
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.recipe.variants import row_of
+from tools.evidence.claims import claims
+from tools.evidence.cost import empty_corpus
+from tools.evidence.files import FAILS, HOLDS, UNKNOWN, Absent, Evidence, Figure, seeds
+from tools.evidence.page import page
 
 ROOT = Path(__file__).parents[2]
 
@@ -169,7 +169,7 @@ def test_what_is_not_there_is_said_to_be_not_run(tmp_path):
 
 
 def test_the_page_is_what_the_files_say(tmp_path):
-    template = (ROOT / "tools" / "evidence_page.md").read_text(encoding="utf-8")
+    template = (ROOT / "tools" / "evidence" / "page.md").read_text(encoding="utf-8")
     text = page(template, Evidence(ROOT / "evidence", "small"), tmp_path, "images")
     assert text == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8"), "run make evidence"
     for picture in tmp_path.glob("*.png"):

@@ -9,8 +9,9 @@ core.
 import os
 
 import pytest
-from exactness.report import BAD
-from exactness.run import Part, run
+
+from tools.exactness.report import BAD
+from tools.exactness.run import Part, run
 
 pytest.importorskip("transformers")
 TURN = int(os.environ.get("GRADVAC_EXACTNESS_TURN", "0"))

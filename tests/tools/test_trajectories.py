@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from trajectories import OFFSET, descend, losses, panels, pareto_set, picture, table
 
 from gradvac.methods import METHODS
+from tools.trajectories import OFFSET, descend, losses, panels, pareto_set, picture, table
 
 
 def literal(x: float, y: float) -> tuple[float, float]:

@@ -11,19 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from langcodes.data_dicts import LIKELY_SUBTAGS
 
+from gradvac.data.encoded import BOS, EOS, PAD, UNK
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.paths import resolve
 from gradvac.text.blocks import normalise
 from gradvac.translation.piece_model import rule_name, with_rule_name
-from gradvac.translation.vocabulary import (
-    BOS,
-    EOS,
-    PAD,
-    UNK,
-    Vocabulary,
-    temperature_sample,
-    train_vocabulary,
-)
+from gradvac.translation.vocabulary import Vocabulary, temperature_sample, train_vocabulary
 
 WORDS = (
     "open close file window save print page table insert delete select format text image search "

@@ -89,55 +89,55 @@ def page(rows: Sequence[Row], used: dict[str, str]) -> str:
 
 
 INTRODUCTION = """\
-# Exact, or refused: what was tried
+# Exactness: models and operators tested
 
-Models and operators that the engine was not written for, each compared in float64 with separate
-backward passes of plain PyTorch on a copy of the model. Written by
+Models and operators that the engine was not written for. Each was compared in float64 with separate
+backward passes of plain PyTorch on a copy of the model. This page was written by
 
     python -m tools.exactness --json exactness.json --page docs/exactness.md
 
-`--quick` tries less of each, `--only PATTERN` some of them, `--part 2/12` every twelfth, and
-`--read FILES --page FILE` puts parts together.
+`--quick` tests less of each, `--only PATTERN` some of them, `--part 2/12` every twelfth, and
+`--read FILES --page FILE` joins parts.
 
 With {versions}.
 
 | outcome | |
 |---|---|
-| exact | the gradients of the tasks came from one backward pass and are right |
-| falls back | the engine said why, ran a backward pass for each task, and the gradients are right |
+| exact | the task gradients came from one backward pass and are correct |
+| falls back | the engine logged why and ran a backward pass per task; the gradients are correct |
 | refused | an error says why; nothing was trained |
-| WRONG | a gradient or a Gram matrix differs, without a word |
-| CRASH | an error that is not gradvac's own |
-| not tested | plain PyTorch does not run it either, or nobody knows a small model of it |
+| WRONG | a gradient or a Gram matrix differs, and there was no message |
+| CRASH | an error that is not one of gradvac's |
+| not tested | plain PyTorch does not run it either, or no small model of it is known |
 
-Right means: no entry of a group's Gram matrix, and no parameter's combined gradient, is further
-from the separate passes than 1e-8 of its size, or of a thousandth of the whole gradient's if it is
-smaller than that. Where a model computes in float32 on the way (many norms do), 1e-3 takes the
-place of 1e-8, and the row says so."""
+Correct means: no entry of a group's Gram matrix, and no parameter's combined gradient, differs from
+the separate passes by more than 1e-8 of its size, or of a thousandth of the whole gradient's if it
+is smaller than that. If a model computes something in float32 (many norms do), the bound is 1e-3
+instead of 1e-8, and the row says so."""
 
 MODELS = """\
 Tiny configurations and random weights of every text, vision and audio model that transformers
-names, each with six samples of three tasks in no order, dropout on. Models with experts come with
-each way of computing them; `grouped_mm` runs in float32. Each is run with unequal weights by
-matrix, with PCGrad on the whole model, a second time, after a first batch of one task, with a
+has, each with six samples of three tasks in mixed order, dropout on. Models with experts are tested
+with each way of computing them; `grouped_mm` runs in float32. Each model runs with unequal weights
+by matrix, with PCGrad on the whole model, a second time, after a first batch of one task, with a
 budget of 1,000 bytes and with two passes; the row shows the worst of these, and the largest error.
-Models of torchvision are tried where that is installed, in training and in eval mode."""
+Models of torchvision are tested if it is installed, in training and in eval mode."""
 
 OPERATORS = """\
 The operators of torch's own list of operators with sample inputs
-(`torch.testing._internal.common_methods_invocations.op_db`). Around each sample input stand small
-models: an argument holds samples, along its first or a middle dimension, that a parameter was
-multiplied into before; each other argument is a parameter, or one that is expanded to the batch;
-the samples carry no gradient; all arguments hold samples; or the operator sees parameters alone.
-The losses lie along each dimension of the result that is as long as the batch, so some of these
-models mix samples, and right is then to fall back. The row counts the models and shows the
+(`torch.testing._internal.common_methods_invocations.op_db`). Several small models are made for each
+sample input: one argument holds samples, along its first or a middle dimension, multiplied by a
+parameter before; each other argument is a parameter, or a parameter expanded to the batch; the
+samples have no gradient; all arguments hold samples; or the operator gets only parameters. The
+losses are taken along each dimension of the result that is as long as the batch, so some of these
+models mix samples; for these, falling back is correct. The row counts the models and shows the
 worst."""
 
 
 def _summary(rows: Sequence[Row]) -> str:
     counts = Counter(row.outcome for row in rows)
     told = [f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]]
-    return f"{len(rows)} tried: {', '.join(told)}."
+    return f"{len(rows)} tested: {', '.join(told)}."
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -56,7 +56,7 @@ def debian(
         str, typer.Option(help="How much to download: tiny 0.2 GB, core 0.4 GB, full 3.3 GB.")
     ] = "core",
     rows: Annotated[
-        int, typer.Option(min=1, help="Rows of validation and of test text to reach.")
+        int, typer.Option(min=1, help="Rows of validation text and of test text.")
     ] = 2000,
     share: Annotated[
         float,
@@ -64,7 +64,7 @@ def debian(
             min=0,
             max=1,
             callback=finite,
-            help="Share of its pairs that no language gives up more of.",
+            help="Largest share of a language's pairs that is held out.",
         ),
     ] = 0.1,
     cache: Annotated[
@@ -72,12 +72,12 @@ def debian(
     ] = None,
     jobs: Jobs = CORES,
     update: Annotated[
-        bool, typer.Option("--update", help="Ask apt for newer indexes than the cache has.")
+        bool, typer.Option("--update", help="Ask apt for newer indexes than those in the cache.")
     ] = False,
 ) -> None:
     """Build parallel text of English and many languages from Debian's translations.
 
-    Packages come through the system's own apt and are not installed. The same command goes on
+    The system's own apt downloads the packages; they are not installed. The same command continues
     where it was stopped.
 
     Example: gradvac corpus debian corpora/debian --languages "fr de hi" --profile tiny
@@ -92,7 +92,7 @@ def debian(
     plan = Plan(codes, profile, Split(rows, share))
     with _progress() as tick:
         build_debian(out, plan, cache or default_cache(), jobs, update, tick)
-    console.print(size_table(out))
+    console.print(size_table(out).terminal(whole=()))
     say(f"corpus: {out}")
 
 
@@ -103,10 +103,10 @@ def import_(
     ],
     out: Annotated[Path, typer.Option(help="The corpus folder to build.", show_default=False)],
     format_: Annotated[
-        str | None, typer.Option("--format", help="Take only this: moses, tmx, ... Default: all.")
+        str | None, typer.Option("--format", help="Only this format: moses, tmx, ... Default: all.")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="train, valid or test. Default: what the names say.")
+        str | None, typer.Option(help="train, valid or test. Default: by the file names.")
     ] = None,
     languages: Annotated[
         str | None, typer.Option(help="Columns of tables without a header, as in 'en fr'.")
@@ -114,9 +114,9 @@ def import_(
     keep_out: Annotated[
         list[Path] | None, typer.Option(help="Text to keep out of training; several times.")
     ] = None,
-    fail: Annotated[bool, typer.Option("--fail", help="The first bad line ends it.")] = False,
+    fail: Annotated[bool, typer.Option("--fail", help="Stop at the first bad line.")] = False,
     check: Annotated[
-        bool, typer.Option(help="Whether languages are in their columns, and rows beside theirs.")
+        bool, typer.Option(help="Check that columns have their language and that rows match.")
     ] = True,
     quoted: Annotated[
         bool, typer.Option("--quoted", help="Cells of TSV are in quotation marks, as in CSV.")
@@ -127,7 +127,8 @@ def import_(
 ) -> None:
     """Turn published corpora into a corpus folder: Moses, TMX, TED, OPUS-100, FLORES, WMT, ...
 
-    The layout is guessed and said; test sets stay out of training, near-duplicates included.
+    The format is guessed and printed. Test sets and their near-duplicates are removed from
+    training.
 
     Example: gradvac corpus import opus-100-corpus.zip flores200.tar.gz --out corpora/mine
     """
@@ -139,7 +140,7 @@ def import_(
     kept_out = tuple(keep_out or ())
     options = Options(format_, split, named, kept_out, policy, check, quoted, unescape)
     import_corpus(sources, out, options, say)
-    console.print(size_table(out))
+    console.print(size_table(out).terminal(whole=()))
     say(f"corpus: {out}")
 
 
@@ -158,7 +159,7 @@ def table(
     from gradvac.corpus.table import size_table, size_text
     from gradvac.writing import write_text
 
-    console.print(size_table(folder))
+    console.print(size_table(folder).terminal(whole=()))
     for file in out or ():
         write_text(file, size_text(folder, file.suffix.removeprefix(".")))
 
@@ -177,7 +178,7 @@ def clean(
     near: Annotated[bool, typer.Option(help="Remove near-duplicates too.")] = True,
     jobs: Jobs = CORES,
 ) -> None:
-    """Remove what is no translation, repeats itself, or repeats the evaluation text.
+    """Remove pairs that are not translations, are repeated, or repeat the evaluation text.
 
     Memory does not grow with the corpus. report.json says what each filter removed, with samples.
 
@@ -190,5 +191,5 @@ def clean(
     plan = CleaningPlan(CleaningRules(max_words=max_words, max_ratio=max_ratio), identify, near)
     with _progress() as tick:
         clean_folder(folder, out, plan, jobs, tick)
-    console.print(report_table(out))
+    console.print(report_table(out).terminal(whole=()))
     say(f"corpus: {out}")

@@ -29,7 +29,7 @@ from gradvac.errors import GradvacError, RunError
 from gradvac.terminal import any_encoding, complain
 
 app = typer.Typer(
-    help="Train one model on many languages, and manage the tension between them.",
+    help="Train one model on many languages and control how their gradients interact.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,7 +38,7 @@ app = typer.Typer(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where runs and report go.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Folder of runs and report.")] = Path("runs/demo"),
     steps: Annotated[
         int, typer.Option(min=1, help="Training steps of each of the two runs.")
     ] = 160,
@@ -66,13 +66,13 @@ def train(
     ] = None,
     size: Size = None,
     variant: Annotated[str | None, typer.Option(help="One of the recipe's variants.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Instead of the recipe's seed.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed, instead of the recipe's.")] = None,
     set_: Changes = None,
 ) -> None:
-    """Train what a recipe of any kind describes; the same command again resumes.
+    """Train a run from a recipe of any kind; the same command again resumes it.
 
-    recipes/reference.yaml lists every key. batches.sampling balances directions, method.name says
-    what becomes of their gradients. torchrun starts it on several ranks.
+    recipes/reference.yaml lists every key. batches.sampling balances the directions, method.name
+    chooses the gradient method. Use torchrun for several ranks.
 
     Example: gradvac train recipes/starting-model.yaml --set method.name=gradvac --run runs/gradvac
     Example: torchrun --nproc-per-node 2 -m gradvac train recipes/starting-model.yaml
@@ -107,7 +107,7 @@ def sweep(
 ) -> None:
     """Train and score every variant of a recipe under every seed; the same command resumes.
 
-    A run that fails stops no other. Methods share text, initial parameters and batches.
+    A run that fails does not stop the others. Methods share text, initial parameters and batches.
 
     Example: gradvac sweep recipes/gradvac/table1-to-en.yaml --size small --jobs 2
     """
@@ -145,7 +145,7 @@ def translate(
         float, typer.Option(min=0, callback=finite, help="Exponent of the length penalty.")
     ] = 1.0,
     checkpoint: CheckpointName = "best",
-    engine: Annotated[str, typer.Option(help="What computes: gradvac or ctranslate2.")] = "gradvac",
+    engine: Annotated[str, typer.Option(help="Engine: gradvac or ctranslate2.")] = "gradvac",
 ) -> None:
     """Translate standard input, one sentence a line, to standard output.
 
@@ -167,11 +167,11 @@ def export(
         str, typer.Option(help="gradvac (16 bits), huggingface or ctranslate2.")
     ] = "gradvac",
     quantization: Annotated[
-        str | None, typer.Option(help="Of ctranslate2: float32, int8, ... Default: float32.")
+        str | None, typer.Option(help="For ctranslate2: float32, int8, ... Default: float32.")
     ] = None,
     checkpoint: CheckpointName = "best",
 ) -> None:
-    """Write the model of a run as a folder of its own, for gradvac or for other programs.
+    """Write the model of a run to a separate folder, for gradvac or for other programs.
 
     Example: gradvac export shipped:start --to ctranslate2 models/start
     """
@@ -203,7 +203,7 @@ def geometry(
     curvature: Annotated[
         int,
         typer.Option(
-            min=0, help="Also the top Hessian eigenvalue, on N sentences a direction. 0: not."
+            min=0, help="Also the top Hessian eigenvalue, on N sentences per direction. 0: no."
         ),
     ] = 0,
     memory: Annotated[
@@ -211,7 +211,7 @@ def geometry(
         typer.Option(
             min=0.001,
             callback=finite,
-            help="GiB of gradients held at a time; less takes more passes.",
+            help="GiB of gradients held at a time; a lower value needs more passes.",
         ),
     ] = 4.0,
     out: Annotated[
@@ -219,17 +219,17 @@ def geometry(
     ] = None,
     directions: Annotated[
         str | None,
-        typer.Option(help="Only these, fr-en,hi-en,en-fr; a Hugging Face model must be told."),
+        typer.Option(help="Only these, as fr-en,hi-en,en-fr; required for a Hugging Face model."),
     ] = None,
     code: Annotated[
         list[str] | None,
-        typer.Option(help="What a Hugging Face tokenizer calls a language: fr=fra_Latn."),
+        typer.Option(help="A Hugging Face tokenizer's name of a language: fr=fra_Latn."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="Device. Default: the recipe's.")] = None,
 ) -> None:
     """Measure the gradients of every direction on the same sentences, at saved checkpoints.
 
-    What was measured before is not measured again, so the same command goes on after a stop.
+    Existing measurements are kept, so the same command continues after a stop.
     A run of tagging is measured on each language's validation text. Under torchrun every rank
     measures some of the directions.
     RUN may also be the folder of a Hugging Face seq2seq model, or of a Trainer's checkpoint-N.
@@ -252,7 +252,7 @@ def geometry(
     if is_huggingface(run):
         if started_by_torchrun():
             raise RunError(
-                f"{run}: a Hugging Face model is measured by one process; leave torchrun"
+                f"{run}: a Hugging Face model is measured by one process; do not use torchrun"
             )
         folder = measure_huggingface(
             run,
@@ -297,7 +297,7 @@ def figures(
         Path | None, typer.Option(help="Measurement of the run, if not in its folder.")
     ] = None,
 ) -> None:
-    """Draw the counterparts of the papers' figures that these runs can give.
+    """Draw the counterparts of the papers' figures that these runs allow.
 
     Example: gradvac figures runs/gradvac runs/joint --out figures
     """
@@ -328,9 +328,9 @@ def report(
 
 
 def main() -> None:
-    """Entry point: a GradvacError is a message and exit code 2, never a traceback.
+    """Entry point: a GradvacError gives a message and exit code 2, never a traceback.
 
-    So is what the file system refuses, with exit code 74.
+    An error of the file system gives a message and exit code 74.
     """
     any_encoding()
     try:
@@ -338,7 +338,7 @@ def main() -> None:
     except GradvacError as e:
         complain(e)
         raise SystemExit(2) from e
-    except BrokenPipeError:  # whoever read what we print has gone, as head does
+    except BrokenPipeError:  # the reader of our output has closed it, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as e:
@@ -348,7 +348,7 @@ def main() -> None:
             raise
         complain(explain(e))
         raise SystemExit(DISK) from e
-    except UnicodeEncodeError as e:  # a name of a file, or what is printed
+    except UnicodeEncodeError as e:  # the name of a file, or output
         text = f"{e.object!a} cannot be written in {e.encoding}, the encoding of this system"
         complain(f"{text}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
         raise SystemExit(2) from e

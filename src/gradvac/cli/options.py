@@ -1,4 +1,4 @@
-"""What the verbs of the command line share: how they print, and options with one meaning."""
+"""Common parts of the verbs: printing, and options with the same meaning everywhere."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def say(text: str) -> None:
 
 
 def finite(value: float | None) -> float | None:
-    """The same number; what is none, or has no end, passes every bound of an option."""
+    """Return the number, or reject NaN and infinity, which pass every bound of an option."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value
 
 
 def placed(folder: Path | None) -> Path | None:
-    """A folder as it is named on a command line: "shipped:start" is in the package."""
+    """The folder named on a command line; "shipped:start" is in the package."""
     if folder is None or not str(folder).startswith("shipped:"):
         return folder
     from gradvac.experiment.recipe.paths import resolve

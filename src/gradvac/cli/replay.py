@@ -1,4 +1,4 @@
-"""`gradvac replay`: a step that was not finite, once more."""
+"""`gradvac replay`: repeat a step that was not finite."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ app = typer.Typer()
 @app.command()
 def replay(
     run: RunFolder,
-    step: Annotated[
-        int | None, typer.Argument(help="A step that was kept. Default: the first.")
-    ] = None,
+    step: Annotated[int | None, typer.Argument(help="A kept step. Default: the first.")] = None,
 ) -> None:
-    """Repeat a step with a loss or gradient that was not finite, and say where it begins.
+    """Repeat a step with a loss or gradient that was not finite, and find the cause.
 
-    Says which task, module and parameter group is the first that is not finite, and on which
-    sentences. Exit code 0 if the step fails again, 1 if it does not.
+    Prints the task, module and parameter group that are the first with a value that is not finite,
+    and the sentences. Exit code 0 if the step fails again, 1 if it does not.
 
     Example: gradvac replay runs/gradvac 512
     """

@@ -37,12 +37,12 @@ def evaluate_runs(
     ] = None,
     zero_shot: Annotated[
         list[str] | None,
-        typer.Option(help="A direction never trained, or all; may be given several times."),
+        typer.Option(help="A direction that was not trained, or all; may be given several times."),
     ] = None,
 ) -> None:
     """Translate, or tag, and score the test set of each run, in every direction or language.
 
-    Under torchrun every rank translates a part; the result is that of one process.
+    Under torchrun every rank translates a part; the result is the same as with one process.
 
     Example: gradvac evaluate runs/joint runs/gradvac --zero-shot fr-de --bleu-tokenize flores200
     """
@@ -80,7 +80,7 @@ def compare(
     samples: Annotated[
         int,
         typer.Option(
-            min=0, help="Samples of the test; 0: 1,000 (bootstrap), 10,000 (randomization)."
+            min=0, help="Samples of the test. 0: 1,000 (bootstrap) or 10,000 (randomization)."
         ),
     ] = 0,
     directions: Annotated[
@@ -94,7 +94,7 @@ def compare(
         Path | None, typer.Option(help="Folder of gradvac comet, scored by COMET.")
     ] = None,
     front: Annotated[
-        bool, typer.Option("--front", help="Who leaves the front of swept temperatures or weights.")
+        bool, typer.Option("--front", help="Compare with the front of swept temperatures, weights.")
     ] = False,
     sweep: Annotated[
         list[str] | None,
@@ -120,37 +120,19 @@ def compare(
 
     Example: gradvac compare runs/front-small --front --out front.tex --out front.csv
     """
-    from gradvac.experiment.compare import front_view
-    from gradvac.experiment.compare.comet import read_comet
-    from gradvac.experiment.compare.compare import chosen_test
-    from gradvac.experiment.compare.compare import compare as compare_runs
-    from gradvac.experiment.compare.files import write
-    from gradvac.experiment.compare.tables import costs, differences, notes, terminal
+    from gradvac.experiment.compare.show import FrontAsked, show_comparison
 
-    model, scores = read_comet(comet) if comet else ("", {})
-    found = compare_runs(
-        folders, baseline=baseline, test=chosen_test(test), samples=samples, comet=scores
+    show_comparison(
+        folders,
+        baseline=baseline,
+        test=test,
+        samples=samples,
+        comet=comet,
+        every_direction=directions,
+        out=out or (),
+        front=FrontAsked(sweep or (), axes, reference, pictures) if front else None,
+        console=console,
     )
-    if model:
-        found.signatures["COMET"] = model
-    for metric in found.metrics:
-        console.print(terminal(found, metric, directions, console.width))
-    if len(found.rows) > 1:
-        console.print(differences(found))
-    console.print(costs(found))
-    for line in notes(found):
-        say(line)
-    for file in out or ():
-        write(found, file, directions)
-    if front:
-        made = front_view.fronts(found, sweep or (), axes, reference)
-        for one in made:
-            console.print(front_view.terminal(one))
-        for line in front_view.notes(made):
-            say(line)
-        for file in out or ():
-            front_view.add_to(file, made)
-        front_view.write_pictures(made, pictures, say)
 
 
 @app.command()
@@ -163,7 +145,7 @@ def comet(
         str, typer.Option(help="COMET's name of the model.")
     ] = "Unbabel/wmt22-comet-da",
 ) -> None:
-    """Write what COMET needs, to be scored in its own environment by score.sh in that folder.
+    """Write the input for COMET; score.sh in that folder scores it in COMET's own environment.
 
     Example: gradvac comet runs/table1-to-en-small --out comet
     """
@@ -188,11 +170,11 @@ def tune(
     ] = None,
     set_: Changes = None,
 ) -> None:
-    """Search hyper-parameters on validation text, every variant with as many trials.
+    """Search hyper-parameters on validation text, with equally many trials for every variant.
 
-    By perplexity, or of sequence labelling by error.
-    The recipe's section tune says what; the best recipe of each variant is written as best.yaml.
-    The same command resumes; a trial that fails stops no other.
+    The measure is perplexity, or for sequence labelling the error. The recipe's section tune
+    defines the search. The best recipe of each variant is written as best.yaml. The same command
+    resumes; a trial that fails does not stop the others.
 
     Example: gradvac tune recipes/gradvac/tune.yaml --size small --only gradvac
     """

@@ -55,7 +55,7 @@ def pretrain_encoder(
 ) -> None:
     """Train a small multilingual encoder on masked text; RUN/best is a Hugging Face folder.
 
-    The same command again resumes. Temperatures and gradient methods apply as in translation.
+    The same command again resumes. Temperatures and gradient methods work as in translation.
 
     Example: gradvac pretrain-encoder recipes/tagging/encoder.yaml --size small
     """

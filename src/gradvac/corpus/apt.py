@@ -6,7 +6,6 @@ and caches lie in our folder, so that no privilege is needed and the system's li
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradvac.errors import CorpusError
+from gradvac.reading import sha256_of
+from gradvac.text.languages import ENGLISH
 
 # Packages named in one call of apt-cache: a command line holds far more, an error message does not.
 _LOT = 500
@@ -68,7 +69,7 @@ class Apt:
         for part in ("lists/partial", "cache/archives/partial"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         self._configuration = self.folder / "apt.conf"
-        named = " ".join(f'"{code}";' for code in ["en", *languages])
+        named = " ".join(f'"{code}";' for code in [ENGLISH, *languages])
         self._configuration.write_text(
             _CONFIGURATION.format(folder=self.folder, languages=named), encoding="utf-8"
         )
@@ -145,12 +146,6 @@ class Apt:
                 f"{'; '.join(told) or done.stderr.strip()[-500:]}"
             )
         return done.stdout
-
-
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _matching(packages: Sequence[Package], folder: Path) -> dict[str, Path]:

@@ -19,11 +19,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
-from gradvac.corpus.heldout import HeldOut, NearIndex
 from gradvac.corpus.workers import workers
 from gradvac.text.cleaning import text_key
+from gradvac.text.heldout import HeldOut, NearIndex
+from gradvac.text.languages import ENGLISH
 
-ENGLISH = "en"
 # Chosen here: ten million pairs make buckets of some 25 MB each.
 BUCKETS = 64
 SAMPLES = 3

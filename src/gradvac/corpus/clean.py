@@ -20,7 +20,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gradvac.corpus.duplicates import (
+from gradvac.corpus.folder import MANIFEST, finished, new_folder, read_manifest, write_folder
+from gradvac.corpus.workers import Map, workers
+from gradvac.data.duplicates import (
     KEPT,
     NEAR_DUPLICATE,
     Lines,
@@ -29,22 +31,22 @@ from gradvac.corpus.duplicates import (
     mark_near,
     text_hash,
 )
-from gradvac.corpus.filters import SAMPLE_ROWS, PairFilter, check_columns
-from gradvac.corpus.folder import MANIFEST, finished, new_folder, read_manifest, write_folder
-from gradvac.corpus.heldout import HeldOut
-from gradvac.corpus.workers import Map, workers
 from gradvac.errors import CorpusError
 from gradvac.text.account import Account
 from gradvac.text.cleaning import CleaningRules, normalise
+from gradvac.text.columns import check_header
 from gradvac.text.escapes import NOTE
-from gradvac.text.languages import is_code
+from gradvac.text.filters import PairFilter
+from gradvac.text.heldout import HeldOut
+from gradvac.text.languages import ENGLISH, is_code
 from gradvac.text.readers import Source, read_blocks, read_rows
 from gradvac.text.textfiles import LINE_LIMIT, Fault, decode
 
 PIECE = 8 * 2**20
 """Bytes of text in one piece. Chosen here: about a second of work."""
-ENGLISH = "en"
 SAMPLES = 3
+# Rows of a file that are looked at together, which tells any two languages apart.
+_SAMPLE_ROWS = 200
 
 Tick = Callable[[str, int, int], None]
 
@@ -174,7 +176,7 @@ def _check_files(codes: dict[Path, tuple[str, str]]) -> list[str]:
             raise CorpusError(f"{file}: holds the same text as {twin}: remove one of them")
         rows = [line.split("\t") for line in _first_lines(file)]
         rows = [row for row in rows if len(row) == 2]
-        if rows and (note := check_columns(str(file), pair, rows)):
+        if rows and (note := check_header(str(file), pair, rows)):
             notes.append(note)
         account = Account()
         for _ in read_blocks(Source(format="tsv", path=file, languages=pair), account):
@@ -187,7 +189,7 @@ def _check_files(codes: dict[Path, tuple[str, str]]) -> list[str]:
 def _first_lines(file: Path) -> Iterator[str]:
     with file.open(encoding="utf-8", errors="replace", newline="\n") as lines:
         next(lines, None)
-        for _, line in zip(range(SAMPLE_ROWS), lines, strict=False):
+        for _, line in zip(range(_SAMPLE_ROWS), lines, strict=False):
             yield line.rstrip("\r\n")
 
 

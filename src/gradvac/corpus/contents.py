@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from gradvac.corpus.apt import Package
-from gradvac.corpus.members import ENGLISH, classify
+from gradvac.corpus.members import classify
 from gradvac.errors import CorpusError
+from gradvac.text.languages import ENGLISH
 from gradvac.text.textfiles import open_bytes
 
 Profile = Literal["tiny", "core", "full"]

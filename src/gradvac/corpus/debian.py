@@ -22,7 +22,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from gradvac.corpus.apt import Apt, Package, sha256_of
+from gradvac.corpus.apt import Apt, Package
 from gradvac.corpus.assemble import Assembled, Split, assemble
 from gradvac.corpus.contents import Holding, Profile, choose, read_contents
 from gradvac.corpus.copyright import licences
@@ -30,9 +30,10 @@ from gradvac.corpus.descriptions import NAME as DESCRIPTIONS
 from gradvac.corpus.descriptions import extract_descriptions
 from gradvac.corpus.extract import MIN_WORDS, RULES, english_texts, extract
 from gradvac.corpus.folder import finished, new_folder, write_folder
-from gradvac.corpus.members import ENGLISH
 from gradvac.corpus.workers import workers
 from gradvac.errors import CorpusError
+from gradvac.reading import sha256_of
+from gradvac.text.languages import ENGLISH
 from gradvac.writing import replacing, write_json
 
 PAPER = "fr es de pl cs mk bg uk be ru lv lt et fi hi mr gu ne kk ky sw zu xh id ms".split()

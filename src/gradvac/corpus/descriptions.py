@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from gradvac.corpus.extract import Documents, Extract, write_pairs
-from gradvac.corpus.formats import read_descriptions
-from gradvac.corpus.members import ENGLISH
+from gradvac.text.languages import ENGLISH
+from gradvac.text.program_files import read_descriptions
 from gradvac.text.textfiles import raw_lines
 
 NAME = "package-descriptions"

@@ -19,8 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.corpus.deb import read_deb
-from gradvac.corpus.filters import confusable
-from gradvac.corpus.formats import (
+from gradvac.corpus.members import Member, classify
+from gradvac.errors import CorpusError
+from gradvac.text.catalogues import Message, parse_mo
+from gradvac.text.identify import confusable
+from gradvac.text.languages import ENGLISH
+from gradvac.text.messages import message_pairs, rejection
+from gradvac.text.program_files import (
     read_fluent,
     read_help_page,
     read_jar,
@@ -28,10 +33,6 @@ from gradvac.corpus.formats import (
     read_properties,
     read_xml_help,
 )
-from gradvac.corpus.members import ENGLISH, Member, classify
-from gradvac.corpus.text import message_pairs, rejection
-from gradvac.errors import CorpusError
-from gradvac.text.catalogues import Message, parse_mo
 from gradvac.text.textfiles import Fault, check_text
 from gradvac.writing import replacing
 

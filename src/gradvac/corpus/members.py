@@ -8,9 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gradvac.text.languages import is_known
-
-ENGLISH = "en"
+from gradvac.text.languages import ENGLISH, is_known
 
 # Countries whose variety stands for the language where a translation names a country; a translation
 # for another country (fr_CA, es_MX) is another text of the same language and is left out.
@@ -42,7 +40,7 @@ def language_of(tag: str) -> str | None:
     alias = _ALIASES.get(f"{base}_{country.upper() if len(country) == 2 else country}")
     if country and alias is None:
         home = _HOME.get(base)
-        if base in ("en", "pt", "zh", "sr") or len(country) != 2:
+        if base in (ENGLISH, "pt", "zh", "sr") or len(country) != 2:
             return None
         if home is not None and country.upper() not in home.split():
             return None

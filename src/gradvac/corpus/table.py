@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.table import Table
 from typing_extensions import TypedDict
 
 from gradvac.corpus.folder import read_manifest
 from gradvac.errors import CorpusError
 from gradvac.reading import read_json
+from gradvac.tables import Table, csv_text
 from gradvac.text.languages import family_order, language, resource_levels
 
 FORMATS = ("md", "csv", "tex")
@@ -64,14 +63,13 @@ def size_lines(folder: Path) -> list[Line]:
     ]
 
 
-def size_table(folder: Path) -> Table:
-    """The table for a terminal."""
-    table = Table(title=str(folder))
-    for name in HEADER:
-        table.add_column(name, justify="right" if name in ("train", "valid", "test") else "left")
-    for line in size_lines(folder):
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else v for v in line))
-    return table
+def size_table(folder: Path, total: bool = False) -> Table:
+    """The table to read, with a row of sums if it is to have a ``total``."""
+    lines = size_lines(folder)
+    sums = (sum(x.train for x in lines), sum(x.valid for x in lines), sum(x.test for x in lines))
+    rows = [*lines, *[("", "all", "", "", *sums)] * total]
+    cells = [[f"{v:,}" if isinstance(v, int) else v for v in row] for row in rows]
+    return Table(HEADER, cells, str(folder), words=HEADER[:4], rules=[len(lines)])
 
 
 def size_text(folder: Path, kind: str) -> str:
@@ -80,23 +78,12 @@ def size_text(folder: Path, kind: str) -> str:
     Raises:
         CorpusError: another format, or no corpus folder.
     """
-    lines = size_lines(folder)
     if kind == "csv":
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([HEADER, *lines])
-        return out.getvalue()
-    sums = [sum(sizes) for sizes in zip(*((x.train, x.valid, x.test) for x in lines), strict=True)]
-    total = ["", "all", "", "", *sums]
-    cells = [[f"{v:,}" if isinstance(v, int) else v for v in line] for line in [*lines, total]]
-    if kind == "md":
-        rule = ["-", "-", "-", "-", "-:", "-:", "-:"]
-        return "".join("| " + " | ".join(row) + " |\n" for row in [HEADER, rule, *cells])
-    if kind == "tex":
-        body = [" & ".join(row) + r" \\" for row in cells]
-        head = " & ".join(HEADER) + r" \\"
-        rows = [r"\begin{tabular}{llllrrr}", r"\hline", head, r"\hline", *body[:-1], r"\hline"]
-        return "\n".join([*rows, body[-1], r"\hline", r"\end{tabular}", ""])
-    raise CorpusError(f"{kind!r} is no format of tables: allowed are {', '.join(FORMATS)}")
+        return csv_text([HEADER, *size_lines(folder)])
+    if kind not in FORMATS:
+        raise CorpusError(f"{kind!r} is no format of tables: allowed are {', '.join(FORMATS)}")
+    table = replace(size_table(folder, total=True), title="")
+    return (table.markdown() if kind == "md" else table.latex()) + "\n"
 
 
 def report_table(folder: Path) -> Table:
@@ -107,11 +94,9 @@ def report_table(folder: Path) -> Table:
     """
     file = folder / "report.json"
     files = read_json(file, _Report)["files"]
-    table = Table(title=str(folder))
-    table.add_column("rows")
-    for name in files:
-        table.add_column(name, justify="right")
     counts = {name: Counter({"kept": f["kept"], **f["left_out"]}) for name, f in files.items()}
-    for reason in sum(counts.values(), Counter()):
-        table.add_row(reason, *(f"{counts[name][reason]:,}" for name in files))
-    return table
+    rows = [
+        [reason, *(f"{counts[name][reason]:,}" for name in files)]
+        for reason in sum(counts.values(), Counter())
+    ]
+    return Table(["rows", *files], rows, str(folder))

@@ -20,10 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradvac.data.encoded import EncodedTask, Side
+from gradvac.data.encoded import BOS, PAD, EncodedTask, Side
 from gradvac.data.permutation import permuted
 from gradvac.errors import RecipeError
-from gradvac.translation.vocabulary import BOS, PAD
 
 
 @dataclass(frozen=True)

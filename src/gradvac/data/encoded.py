@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+PAD, UNK, BOS, EOS = 0, 1, 2, 3
+"""Ids of padding, of what is unknown, and of the first and the last symbol of a sentence."""
+
 
 class Side(ABC):
     """The encoded sentences of one side of a direction."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -13,10 +12,7 @@ from gradvac.data.repeats import Repeats
 from gradvac.text.account import ABSENT, EXAMPLES, Account
 from gradvac.text.blocks import Block, Row
 from gradvac.text.cleaning import REASONS, BlockJudge, CleaningRules, judge
-from gradvac.text.languages import Direction, same_language
-
-ENGLISH = "en"
-Wanted = Literal["to_en", "from_en", "both"] | Sequence[str]
+from gradvac.text.languages import ENGLISH, Direction, Wanted, directions
 
 _NONE = -1
 
@@ -262,15 +258,3 @@ def _first(flags: np.ndarray) -> list[int]:
         if len(found) >= EXAMPLES:
             break
     return found[:EXAMPLES]
-
-
-def directions(wanted: Wanted, languages: Sequence[str]) -> list[Direction]:
-    """The directions of ``languages`` that a recipe asks for: into English first, by code."""
-    if not isinstance(wanted, str):
-        return [Direction.parse(name) for name in wanted]
-    named = (code for code in languages if same_language(code, ENGLISH))
-    english = ENGLISH if ENGLISH in languages else next(named, ENGLISH)
-    others = sorted({*languages} - {english})
-    into = [Direction(code, english) for code in others]
-    out_of = [Direction(english, code) for code in others]
-    return {"to_en": into, "from_en": out_of, "both": into + out_of}[wanted]

@@ -30,10 +30,10 @@ class TopEigenvalue:
     """The largest eigenvalue of a Hessian and how well it is known.
 
     Attributes:
-        value: the eigenvalue (of all, not of largest magnitude); positive unless the loss curves
-            downwards in every direction.
+        value: the largest eigenvalue, not the one of largest magnitude; positive unless the loss
+            curves downwards in every direction.
         residual: ``|Hv - value v| / |value|`` for the unit eigenvector found.
-        products: Hessian-vector products it took.
+        products: how many Hessian-vector products were needed.
 
     Example:
         >>> import torch
@@ -52,10 +52,10 @@ class TopEigenvalue:
 def curvature(
     model: nn.Module, losses: Mapping[str, Losses], tolerance: float = 1e-3, seed: int = 0
 ) -> dict[str, TopEigenvalue]:
-    """The top Hessian eigenvalue of each loss in all trainable parameters, dropout off.
+    """Return the top Hessian eigenvalue of each loss, in all trainable parameters, dropout off.
 
     ``losses`` maps a name, such as a group of languages, to a function that yields the parts of
-    its loss; all products for an eigenvalue see the same parts. Holds a dozen vectors of the size
+    its loss; all products for an eigenvalue use the same parts. Memory: a dozen vectors of the size
     of the model.
 
     Raises:
@@ -83,9 +83,10 @@ def curvature(
 def top_eigenvalue(
     losses: Losses, parameters: Sequence[Tensor], tolerance: float = 1e-3, seed: int = 0
 ) -> TopEigenvalue:
-    """The largest eigenvalue of the Hessian of a loss, to a relative ``tolerance``.
+    """Return the largest eigenvalue of the Hessian of a loss, to a relative ``tolerance``.
 
-    Raises GradientError as `curvature`.
+    Raises:
+        GradientError: as `curvature`.
 
     Example:
         >>> import torch
@@ -97,7 +98,9 @@ def top_eigenvalue(
     hessian = _Hessian(losses, parameters)
     size = hessian.shape[0]
     if size < 2:
-        raise GradientError(f"{size} parameters have no spectrum to search; needed are 2 or more")
+        raise GradientError(
+            f"the loss has {size} parameters; the search for an eigenvalue needs 2 or more"
+        )
     start = np.random.default_rng(seed).normal(size=size).astype(hessian.dtype)
     kept = min(size, _LANCZOS)
     limit: Any = tolerance  # SciPy's annotation says int
@@ -112,7 +115,7 @@ def top_eigenvalue(
 
 
 class _Hessian(LinearOperator):
-    """The Hessian of a loss as SciPy takes it; counts its products."""
+    """The Hessian of a loss as a SciPy operator; counts its products."""
 
     def __init__(self, losses: Losses, parameters: Sequence[Tensor]) -> None:
         size = sum(p.numel() for p in parameters)
@@ -126,7 +129,7 @@ class _Hessian(LinearOperator):
 
 
 def hessian_product(losses: Losses, parameters: Sequence[Tensor], vector: Tensor) -> Tensor:
-    """``H v`` on the CPU, for the Hessian of a loss and ``vector`` [P] over all parameters.
+    """Return ``H v`` on the CPU, for the Hessian of a loss and ``vector`` [P] over all parameters.
 
     Example:
         >>> import torch

@@ -1,6 +1,6 @@
-"""One look at a model's task gradients: how they agree, and what each method would make of them.
+"""Measuring a model's task gradients once: how well they agree, and what each method would do.
 
-Everything is read off the Gram matrices ``G`` of the parameter groups. With weights ``w`` of a
+Everything is computed from the Gram matrices ``G`` of the parameter groups. With weights ``w`` of a
 group, the update ``u = sum_i w_i g_i`` and the plain sum ``s = sum_i g_i``::
 
     |u|^2 = w^T G w        u . s = w^T G 1        u . g_j = (G w)_j
@@ -45,27 +45,27 @@ def diagnose(
     granularity: Grouping = "all_layer",
     steps: int = 1,
 ) -> Diagnosis:
-    """Measure how the gradients of tasks agree and what methods would do about it.
+    """Measure how well the gradients of tasks agree and what each method would do.
 
-    One backward pass for each task, whatever the model; it holds K x P numbers. The model is left
-    as it was: parameters, ``p.grad``, buffers, modes, and torch's random numbers.
+    It takes one backward pass for each task, with any model, and holds K x P numbers. The model is
+    left as it was: parameters, ``p.grad``, buffers, modes, and torch's random numbers.
 
     Args:
-        model: the model, in the mode it is to be looked at (training, as a rule).
+        model: the model, in the mode to be measured (usually training).
         batch: what the model takes, samples first: a tensor, or a mapping or sequence of tensors;
-            or a function that returns ``{task: loss}``, called anew for each step.
+            or a function that returns ``{task: loss}``, called again for each step.
         tasks: the task of each of the B samples of the batch.
         loss: mean loss of a model on rows of the batch; by default ``model(**rows).loss``, as
             Hugging Face models have it. A task's loss is counted by its share of the samples.
-        methods: by name, those to look at; they are copied, with what they remember. By default
+        methods: by name, the methods to try; they are copied with their state. By default
             every registered method that needs no arguments.
         granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
         steps: how often the function is called, or the batch is passed through; methods that
-            remember have seen all steps but the last when they decide.
+            have a state have then seen all steps before the last.
 
     Raises:
-        GradientError: if tasks and samples do not fit, a task has no loss, or a loss or gradient is
-            not finite.
+        GradientError: if tasks and samples do not match, a task has no loss, or a loss or gradient
+            is not finite.
 
     Example:
         >>> import torch
@@ -121,7 +121,7 @@ def diagnose(
 def _by_rows(
     model: nn.Module, batch: Any, tasks: Sequence[str] | None, loss: LossOf | None
 ) -> tuple[Losses, dict[str, float]]:
-    """Losses of the rows of each task, and the shares of the samples that they are."""
+    """Return the losses of the rows of each task, and each task's share of the samples."""
     if tasks is None:
         raise GradientError("diagnose() needs the task of each sample, or a function of losses")
     if loss is None and not isinstance(batch, Mapping):
@@ -167,7 +167,7 @@ def _tensors(batch: Any) -> list[Tensor]:
 
 
 def _select(batch: Any, rows: list[int], n_samples: int) -> Any:
-    """The rows of every tensor that holds the samples; everything else as it is."""
+    """Return the rows of every tensor that holds the samples; everything else is unchanged."""
     if isinstance(batch, Tensor):
         holds = batch.dim() > 0 and len(batch) == n_samples
         return batch[torch.tensor(rows, device=batch.device)] if holds else batch
@@ -221,7 +221,7 @@ def _effect(gram: Tensor, weights: Tensor, plain: Tensor) -> Effect:
         return along / norms / squares(w, w).sum().clamp_min(0).sqrt()
 
     uu, us, ss = squares(weights, weights), squares(weights, plain), squares(plain, plain)
-    uu = uu.clamp_min(0)  # of an update that cancels, rounding may leave less
+    uu = uu.clamp_min(0)  # rounding may leave less if an update cancels
     return Effect(
         weights=weights,
         cosine=float(us.sum() / (uu.sum() * ss.sum()).sqrt()),
@@ -235,10 +235,10 @@ def _effect(gram: Tensor, weights: Tensor, plain: Tensor) -> Effect:
 
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put back, whatever happens inside: gradients, buffers, modes and random numbers."""
+    """Restore gradients, buffers, modes and random numbers afterwards, also after an error."""
     gradients = [(p, p.grad) for p in model.parameters()]
     for p, _ in gradients:
-        p.grad = None  # what is there would be added to
+        p.grad = None  # gradients would be added to it
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (module, name, buffer, buffer.clone())

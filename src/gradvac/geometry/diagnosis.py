@@ -1,8 +1,7 @@
-"""What a diagnosis holds, and the tables that ``print(gradvac.diagnose(...))`` shows."""
+"""The result of a diagnosis, and the tables that ``print(gradvac.diagnose(...))`` shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,23 +9,24 @@ import torch
 from torch import Tensor
 
 from gradvac.engine.report import plain
+from gradvac.tables import Table
 
 __all__ = ["Diagnosis", "Effect"]
 
-MOST_TASKS = 12  # more columns than that do not fit on a line; the pairs furthest apart are listed
+MOST_TASKS = 12  # more columns do not fit on a line: then pairs of extreme cosines are listed
 MOST_PAIRS = 10
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What a method would make of a step, beside the plain sum of the task gradients.
+    """What a method would do in a step, compared with the plain sum of the task gradients.
 
     Attributes:
         weights: of the task gradients, ``[groups, K]``.
         cosine: of the update with the plain sum, all groups as one vector.
-        norm_ratio: length of the update over that of the plain sum.
+        norm_ratio: length of the update divided by that of the plain sum.
         alignment: cosine of the update with each task's gradient, ``[K]``.
-        change: ``alignment`` less that of the plain sum, ``[K]``.
+        change: ``alignment`` minus that of the plain sum, ``[K]``.
         group_cosine: as ``cosine``, ``[groups]``.
         group_norm_ratio: as ``norm_ratio``, ``[groups]``.
 
@@ -51,9 +51,9 @@ class Effect:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """Geometry of task gradients at one point; ``print`` shows it as tables.
+    """Geometry of the task gradients of a model; ``print`` shows it as tables.
 
-    Means are over the steps; a cosine with a zero gradient is NaN and counts for nothing.
+    Means are over the steps; a cosine with a zero gradient is NaN and left out of means.
 
     Attributes:
         tasks: K names.
@@ -65,7 +65,7 @@ class Diagnosis:
         norms: ``[groups, K]``.
         conflicts: pairs of tasks whose gradients point against each other, ``[groups]``.
         effects: by method, what it would do in the last step.
-        refused: by method, why it cannot be used on these tasks.
+        refused: by method, why it cannot be used with these tasks.
 
     Example:
         >>> import torch
@@ -119,7 +119,7 @@ class Diagnosis:
 
 
 def in_words(d: Diagnosis) -> str:
-    """The tables of a diagnosis, for a terminal."""
+    """Return the tables of a diagnosis, for a terminal."""
     few = len(d.tasks) <= MOST_TASKS
     steps = len(d.gram)
     parts = [
@@ -127,7 +127,7 @@ def in_words(d: Diagnosis) -> str:
         + ("s" if steps > 1 else ""),
         _title("Cosines of the task gradients, whole model", _cosines(d) if few else _extremes(d)),
         _title("By parameter group", _groups(d, few)),
-        _title("What each method would make of the last step", _methods(d, few)),
+        _title("What each method would do in the last step", _methods(d, few)),
     ]
     parts += [f"{name} cannot be used: {why}" for name, why in d.refused.items()]
     return "\n\n".join(parts)
@@ -135,17 +135,6 @@ def in_words(d: Diagnosis) -> str:
 
 def _title(text: str, table: str) -> str:
     return f"{text}\n{table}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first one to the left, numbers to the right."""
-    widths = [max(len(row[n]) for row in [head, *rows]) for n in range(len(head))]
-    lines = []
-    for row in [head, *rows]:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  " + "  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def _number(value: float, digits: int = 2) -> str:
@@ -157,7 +146,7 @@ def _cosines(d: Diagnosis) -> str:
         [task, *(_number(value) for value in row)]
         for task, row in zip(d.tasks, d.whole_model.tolist(), strict=True)
     ]
-    return _table(["", *d.tasks], rows)
+    return Table(["", *d.tasks], rows).text()
 
 
 def _extremes(d: Diagnosis) -> str:
@@ -165,7 +154,7 @@ def _extremes(d: Diagnosis) -> str:
     above = torch.triu(torch.ones_like(d.whole_model), 1).bool() & ~d.whole_model.isnan()
     pairs = sorted((float(d.whole_model[i, j]), i, j) for i, j in above.nonzero().tolist())
     rows = [[f"{d.tasks[i]}, {d.tasks[j]}", _number(value)] for value, i, j in pairs[:MOST_PAIRS]]
-    return _table([f"lowest of {len(pairs)} pairs", "cosine"], rows)
+    return Table([f"lowest of {len(pairs)} pairs", "cosine"], rows).text()
 
 
 def _groups(d: Diagnosis, few: bool) -> str:
@@ -180,7 +169,7 @@ def _groups(d: Diagnosis, few: bool) -> str:
         shown = norms.tolist() if few else [float(norms.min()), float(norms.max())]
         rows.append(row + [f"{norm:.3g}" for norm in shown])
     columns = [f"norm {t}" for t in d.tasks] if few else ["least norm", "largest norm"]
-    return _table(["group", "conflicts", "mean cosine", *columns], rows)
+    return Table(["group", "conflicts", "mean cosine", *columns], rows).text()
 
 
 def _methods(d: Diagnosis, few: bool) -> str:
@@ -198,9 +187,9 @@ def _methods(d: Diagnosis, few: bool) -> str:
         rows.append(row)
     gained = [f"to {t}" for t in d.tasks] if few else ["to worst", "mean", "to best"]
     columns = [f"weight {t}" for t in d.tasks] if few else ["least weight", "largest"]
-    table = _table(["method", "cosine", "length", *gained, *columns], rows)
+    table = Table(["method", "cosine", "length", *gained, *columns], rows).text()
     return table + (
-        "\n  cosine and length: of the update, beside the plain sum of the task gradients (joint)\n"
+        "\n  cosine and length: of the update, relative to the plain sum of gradients (joint)\n"
         "  to ...: how much closer the update comes to that task's gradient, in cosine\n"
         "  weight: mean over the parameter groups"
     )

@@ -1,4 +1,4 @@
-"""Pictures of matrices: heat maps of similarity bracketed by family, trees, tables of numbers."""
+"""Pictures of matrices: heat maps of similarity with brackets for families, trees, tables."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from gradvac.geometry.similarity import Clustering
 __all__ = ["Matrix", "Scale", "heatmap", "heatmap_and_tree", "heatmaps", "tables", "tree"]
 
 NEGATIVE = "#f4a582"
-"""The colour of conflict on a scale that has none: a light red of the diverging one."""
-ANNOTATED = 16  # more tasks than this, and numbers in the cells are too small to read
+"""The colour of conflict on a scale without negative values: a light red of the diverging scale."""
+ANNOTATED = 16  # with more tasks the numbers in the cells would be too small to read
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Colours of a range of cosines, so that several heat maps can be compared.
+    """Colours for a range of cosines, so that several heat maps can be compared.
 
     Example:
         >>> import numpy as np
@@ -45,18 +45,18 @@ class Scale:
 
     @classmethod
     def of(cls, cosines: np.ndarray) -> Scale:
-        """The range of nearly everything off the diagonal, ``[..., K, K]``, to the next 0.05.
+        """Return the range of nearly all entries off the diagonal [..., K, K], rounded to 0.05.
 
-        All positive: from 0 up, or from the next 0.05 below where all are more than half of the
-        largest; where they are closer together than that, to the next 0.005 or 0.0005. Otherwise as
-        far below 0 as above, since 0 is where tasks begin to conflict. The outer 2 % do not count,
-        so that one odd pair does not pale all others; a negative one still has a colour of its own.
+        If all are positive, it starts at 0, or at the next 0.05 below if all are more than half of
+        the largest; if they are closer together, it is rounded to 0.005 or 0.0005. Otherwise it is
+        symmetric about 0, where tasks begin to conflict. The outer 2 % do not count, so that one
+        odd pair does not make all others pale; a negative one still has its own colour.
         """
         return cls.over(cosines[..., ~np.eye(cosines.shape[-1], dtype=bool)])
 
     @classmethod
     def over(cls, values: np.ndarray) -> Scale:
-        """The same for values of which all count."""
+        """Return the range of values that all count."""
         values = values[~np.isnan(values)]
         if not values.size:
             return cls(0.0, 1.0)
@@ -73,28 +73,28 @@ class Scale:
 
     @property
     def map(self) -> Colormap:
-        """Sequential, or diverging with 0 in the middle; both safe for colour-blind eyes."""
-        # 41 colours: finer steps cannot be seen, and each is a shape in the SVG of the colour bar.
+        """Sequential, or diverging with 0 in the middle; both are safe for colour-blind readers."""
+        # 41 colours: finer steps are invisible, and each is a shape in the SVG of the colour bar.
         name = "Blues" if self.low >= 0 else "RdBu"
         colours = matplotlib.colormaps[name].resampled(41)
         return colours.with_extremes(under=NEGATIVE) if self.low == 0 else colours
 
     @property
     def digits(self) -> int:
-        """Digits after the point that tell values of this range apart."""
+        """Digits after the decimal point that distinguish values of this range."""
         width = self.high - self.low
         return 2 if width >= 0.05 else 3 if width >= 0.005 else 4
 
     def colour(self, value: float) -> tuple[float, float, float, float]:
-        """The colour of a value, as red, green, blue and opacity."""
-        if value <= -0.005 and self.low >= 0:  # what is not 0 when it is written
+        """Return the colour of a value, as red, green, blue and opacity."""
+        if value <= -0.005 and self.low >= 0:  # what is not written as 0
             return to_rgba(NEGATIVE)
         return self.map(Normalize(self.low, self.high)(max(value, self.low)))
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """Something known of every pair of tasks: ``values`` [K, K], and how to name and order them.
+    """A value for every pair of tasks: ``values`` [K, K], with the tasks' labels and families.
 
     Neighbours of the same family share a bracket.
 
@@ -121,9 +121,8 @@ def heatmap(
 ) -> Figure:
     """Heat map of cosines [K, K]; neighbours of the same family share a bracket.
 
-    The diagonal says nothing and is left blank; pairs that never met are crossed out. ``named``
-    gives the SVG of every cell, and of the number in it, an id a script can find: ``c0-1``,
-    ``t0-1``.
+    The diagonal is left blank; pairs that were never in one batch are crossed out. ``named``
+    gives every cell of the SVG, and the number in it, an id for scripts: ``c0-1``, ``t0-1``.
 
     Example:
         >>> import numpy as np
@@ -173,7 +172,7 @@ def heatmaps(
     scale: Scale | None = None,
     trees: Sequence[Clustering] = (),
 ) -> Figure:
-    """Several heat maps side by side, on one scale; ``trees``, if given, below each its own.
+    """Several heat maps side by side, on one scale; ``trees``, if given, below their heat maps.
 
     Example:
         >>> import numpy as np
@@ -205,7 +204,7 @@ def heatmaps(
 
 
 def tree(clustering: Clustering, labels: Sequence[str]) -> Figure:
-    """The clusters of K tasks as a tree; the height of a fork is 1 - cosine.
+    """The clusters of K tasks as a tree; the height of a node is 1 - cosine.
 
     Example:
         >>> import numpy as np
@@ -276,7 +275,7 @@ def draw_heatmap(ax: Axes, matrix: Matrix, scale: Scale, *, named: bool = False)
 def _cell(
     ax: Axes, i: int, j: int, value: float, scale: Scale, *, numbers: bool, named: bool = False
 ) -> None:
-    """One cell: a colour and a number, or a stroke where nothing is known."""
+    """One cell: a colour and a number, or a line through it if the value is unknown."""
     known = not math.isnan(value)
     if known or named:
         red, green, blue, _ = colour = scale.colour(value if known else 0.0)
@@ -284,7 +283,7 @@ def _cell(
         if numbers or named:
             dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5
             ink = "#ffffff" if dark else "#111111"
-            blank = "\N{NO-BREAK SPACE}" if named else ""  # a script may write there later
+            blank = "\N{NO-BREAK SPACE}" if named else ""  # a script may change it later
             text = (short(value, scale.digits) or blank) if numbers else ""
             style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
             number = ax.text(j + 0.5, i + 0.52, text, **style)
@@ -310,7 +309,7 @@ def short(value: float, digits: int = 2) -> str:
 def _colour_bar(
     figure: Figure, onto: list[Axes], scale: Scale, shown: Sequence[np.ndarray], label: str
 ) -> None:
-    """The scale beside the axes, pointed where values lie beyond it."""
+    """The scale beside the axes, with a pointed end if values lie beyond it."""
     off = [v[~np.eye(len(v), dtype=bool)] if v.shape[0] == v.shape[-1] else v for v in shown]
     values = np.concatenate([v.ravel() for v in off])
     beyond = bool((values < scale.low).any()), bool((values > scale.high).any())

@@ -1,7 +1,7 @@
-"""Granularities of a measurement: parameters grouped by what they do, and Gram matrices summed.
+"""Granularities of a measurement: parameters grouped by their function, and Gram matrices summed.
 
-The Gram matrix of a group is the sum of those of its parameters, so one measured parameter by
-parameter gives every coarser one for nothing.
+The Gram matrix of a group is the sum of those of its parameters, so Gram matrices measured for each
+parameter give those of every coarser granularity.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gradvac.engine.groups import Grouping
 __all__ = ["MEASURED", "coarser", "group_of", "grouping", "parameter_kind", "summed"]
 
 MEASURED = ("parameter", "parameter_kind", *reversed(GRANULARITIES))
-"""Granularities of a measurement; all of them follow from the first."""
+"""Granularities of a measurement; all can be computed from the first."""
 
 _NORM = re.compile(r"norm|(?:^|[._])ln(?:[_.]|\d|$)")
 _EMBEDDING = re.compile(
@@ -33,7 +33,7 @@ _ROLES = {
     "k": re.compile(r"(?:^|[._])(?:k|key)(?:_proj|_lin)?(?:\.|$)"),
     "v": re.compile(r"(?:^|[._])(?:v|value)(?:_proj|_lin)?(?:\.|$)"),
     "qkv": re.compile(r"in_proj|c_attn|qkv|query_key_value"),
-    "o": re.compile(r""),  # whatever is left of an attention
+    "o": re.compile(r""),  # the rest of an attention
 }
 _FEED_FORWARD = {
     "1": re.compile(r"(?:^|[._])(?:fc1|linear1|lin1|up|gate|wi|w1|w3|c_fc)(?:_\w+)?(?:\.|$)"),
@@ -43,12 +43,12 @@ _BERT = {"1": re.compile(r"intermediate\.dense"), "2": re.compile(r"output\.dens
 
 
 def parameter_kind(name: str) -> str:
-    """What a parameter of a Transformer does, by its name: ``decoder.cross_attention.q``.
+    """Return what a parameter does, from its name, such as ``decoder.cross_attention.q``.
 
     Kinds are ``embedding`` (with the softmax projection), ``norm``, ``self_attention`` and
-    ``cross_attention`` with ``q``, ``k``, ``v``, ``o`` (``qkv`` where a library keeps them in one
-    matrix), ``feed_forward`` with ``1`` and ``2``, and ``other``; with the side in front where the
-    name tells it. Knows the names of this package, ``nn.Transformer``, fairseq and the encoders,
+    ``cross_attention`` with ``q``, ``k``, ``v``, ``o`` (``qkv`` if a library keeps them in one
+    matrix), ``feed_forward`` with ``1`` and ``2``, and ``other``; with the side in front if the
+    name contains it. Knows the names of this package, ``nn.Transformer``, fairseq and the encoders,
     decoders and seq2seq models of Hugging Face; a function from name to kind may be given instead.
 
     Example:
@@ -79,7 +79,7 @@ def _kind(name: str) -> str:
 
 
 def grouping(granularity: Grouping) -> Grouping:
-    """A granularity of a measurement as the engine takes it.
+    """Return a granularity of a measurement in the form that the engine takes.
 
     Example:
         >>> from gradvac.geometry.kinds import grouping
@@ -91,9 +91,10 @@ def grouping(granularity: Grouping) -> Grouping:
 
 
 def group_of(shapes: Mapping[str, Sequence[int]], granularity: Grouping) -> dict[str, str]:
-    """The group of every parameter, given their names and shapes, in the order of the model.
+    """Return the group of every parameter, from names and shapes, in the order of the model.
 
-    Raises GradientError for a granularity there is not.
+    Raises:
+        GradientError: if there is no such granularity.
 
     Example:
         >>> from gradvac.geometry.kinds import group_of
@@ -108,7 +109,7 @@ def group_of(shapes: Mapping[str, Sequence[int]], granularity: Grouping) -> dict
 def summed(
     gram: np.ndarray, groups: Sequence[str], group_of: Mapping[str, str]
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Coarser groups and their Gram matrices ``[coarser, K, K]`` from ``gram`` [groups, K, K].
+    """Sum Gram matrices [groups, K, K] of groups to those of coarser groups ``[coarser, K, K]``.
 
     ``group_of`` maps each of ``groups`` to the coarser one it is part of.
 
@@ -128,9 +129,9 @@ def summed(
 def coarser(
     groups: Sequence[str], granularity: str, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> dict[str, dict[str, str]]:
-    """Granularities that groups recorded at ``granularity`` can be summed to, itself first.
+    """Return all granularities that groups of one ``granularity`` can be summed to, itself first.
 
-    Returns granularity -> {recorded group: coarser group}. ``shapes`` of the parameters let a
+    The result is granularity -> {recorded group: coarser group}. ``shapes`` of the parameters let a
     record made parameter by parameter give ``all_matrix``; without them it is left out. Groups
     of a user's own function can only be summed to the whole model.
 

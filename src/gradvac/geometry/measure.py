@@ -1,8 +1,8 @@
-"""Measuring the gradients of every task at fixed parameters, on text of one's choice.
+"""Measuring the gradients of every task at fixed parameters, on any text.
 
-The record of a run holds what its batches happened to show. A measurement takes the gradient of
-each direction on the same sentences instead (Wang et al. 2021, section 2.1: a multi-way aligned
-set), with dropout off, and leaves a frame that every reader of a record understands.
+The record of a run has the gradients of its training batches. A measurement instead takes the
+gradient of each direction on the same sentences (Wang et al. 2021, section 2.1: a multi-way aligned
+set), with dropout off, and returns a frame that every reader of a record can read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["HOLD", "Losses", "measure", "measure_seq2seq", "seq2seq_losses", "un
 Losses = Callable[[], Iterable[Tensor]]
 """Yields scalars with a graph, such as one per batch, whose sum is the loss of a task."""
 HOLD = 2**30
-"""Numbers of gradients held at a time unless said otherwise: 4 GiB in float32."""
+"""Default for the numbers of gradients held at a time: 4 GiB in float32."""
 
 
 def measure(
@@ -42,18 +42,18 @@ def measure(
 ) -> Frame:
     """Take the gradient of every task's loss and return their Gram matrices.
 
-    Dropout is off meanwhile; the model, its mode and its ``p.grad`` are afterwards as before.
+    Dropout is off during the measurement; the model, its mode and its ``p.grad`` are not changed.
 
     Args:
         model: any model.
         losses: by task, a function that yields the parts of its loss; called once per pass.
         granularity: one of ``gradvac.geometry.kinds.MEASURED``, or a function from a parameter's
-            name to its group's; from "parameter", the finest, all others can be computed.
-        step: of the checkpoint, for the frame.
-        hold: numbers of gradients held at a time. K tasks and P parameters beyond it, K P > hold,
-            are measured in several passes over the losses, some parameters in each; one parameter
-            is never split.
-        ranks: share the tasks with other ranks, who call this alike; all get the same frame.
+            name to its group's; from "parameter", the finest one, all others can be computed.
+        step: step of the checkpoint, for the frame.
+        hold: numbers of gradients held at a time. If K tasks and P parameters need more,
+            K P > hold, they are measured in several passes over the losses, some parameters in
+            each; one parameter is never split.
+        ranks: divide the tasks among ranks, which all call this; all get the same frame.
 
     Raises:
         GradientError: if a task has no loss or, in a pass, no gradient; or one is not finite.
@@ -83,13 +83,11 @@ def measure(
                 if not seen:
                     raise GradientError(f"task {task!r} has no sentences to take a gradient on")
             if ranks:
-                ranks.meet()  # some have more tasks, or longer ones
+                ranks.meet()  # some ranks have more tasks, or longer ones
             found.append(engine.combine(step=step))
     names = [name for report in found for name in report.groups]
     # Gram matrices add up: those of single parameters are those of any group.
-    order = [
-        found[0].tasks.index(task) for task in losses
-    ]  # ranks bring theirs one after the other
+    order = [found[0].tasks.index(task) for task in losses]  # ranks add theirs one after the other
     matrices = [r.gram.numpy()[:, order][:, :, order] for r in found]
     groups, gram = summed(np.concatenate(matrices), names, own)
     none = (0,) * len(groups)
@@ -99,7 +97,7 @@ def measure(
 def blocks(
     model: nn.Module, n_tasks: int, hold: int = HOLD
 ) -> list[list[tuple[str, nn.Parameter]]]:
-    """The trainable parameters in the passes that `measure` takes over the losses.
+    """Return the trainable parameters of each pass that `measure` makes over the losses.
 
     Each has at most ``hold`` numbers for ``n_tasks`` gradients, or is a single parameter.
     """
@@ -118,10 +116,10 @@ def blocks(
 def seq2seq_losses(
     model: nn.Module, batches: Sequence[Mapping[str, Tensor]], ignore: int = -100
 ) -> Losses:
-    """The mean negative log-likelihood per target token of a Hugging Face seq2seq model.
+    """Return the mean negative log-likelihood per target token of a Hugging Face seq2seq model.
 
-    ``batches`` hold what the model's forward takes, ``labels`` [B, T] with ``ignore`` at padding
-    among it; the model returns ``logits`` [B, T, V].
+    ``batches`` have the arguments of the model's forward, among them ``labels`` [B, T] with
+    ``ignore`` at padding; the model returns ``logits`` [B, T, V].
 
     Example:
         >>> import torch
@@ -176,7 +174,7 @@ def measure_seq2seq(
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module's mode and ``p.grad`` are as before.
+    """Evaluation mode inside; every module's mode and ``p.grad`` are restored afterwards.
 
     Example:
         >>> import torch
@@ -191,7 +189,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     gradients = {p: p.grad for p in model.parameters()}
     for p in gradients:
-        p.grad = None  # what is there would be added to
+        p.grad = None  # gradients would be added to it
     model.eval()
     try:
         yield

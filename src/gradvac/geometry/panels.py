@@ -1,4 +1,4 @@
-"""Pictures of several panels, and of numbers with names: curves, points, bars, strips."""
+"""Pictures with several panels, and of named numbers: curves, points, bars, strips."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves that share axes: what the vertical one shows, and a title.
+    """Curves on the same axes, with the label of the vertical axis and a title.
 
     Example:
         >>> from gradvac.geometry.panels import Panel
@@ -74,7 +74,7 @@ def line_panels(
             ax.set_title(panel.title, fontsize=9, loc="left")
             ax.set_ylabel(panel.ylabel)
         for ax, panel in zip(grid.ravel(), panels, strict=True):
-            if panel.zero:  # once all panels have had their say about a shared axis
+            if panel.zero:  # after all panels have set the limits of a shared axis
                 ax.set_ylim(0, ax.get_ylim()[1])
         for ax in grid[-1]:
             ax.set_xlabel(xlabel)
@@ -100,7 +100,7 @@ def scatter(
 ) -> Figure:
     """Named points, with the least-squares line where there are three or more.
 
-    ``spread`` has the ends of a bar through each point, horizontal ones and vertical ones.
+    ``spread`` has the ends of a bar through each point, first horizontal, then vertical.
 
     Example:
         >>> from gradvac.geometry.panels import scatter
@@ -141,7 +141,7 @@ def bars(
     *,
     log: bool = False,
 ) -> Figure:
-    """A bar per name; ``kinds`` colours them and is explained in a legend.
+    """A bar per name; ``kinds`` gives their colours and a legend.
 
     Example:
         >>> from gradvac.geometry.panels import bars
@@ -166,7 +166,7 @@ def bars(
         if log:
             ax.set_yscale("log")
             least = min((value for value in values if value > 0), default=1)
-            ax.set_ylim(bottom=10 ** math.floor(math.log10(least)))  # a bar begins somewhere
+            ax.set_ylim(bottom=10 ** math.floor(math.log10(least)))  # a bar needs a lower end
             ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
             ax.yaxis.set_minor_locator(NullLocator())
@@ -188,7 +188,7 @@ def strips(
     """A line per row (name, number of its colour, values [columns]) over a few columns.
 
     ``spread``, a list per row, has the ends of a bar through each point.
-    Columns without an order of their own are not ``joined``: points alone.
+    Columns without an order should not be ``joined``: then only points are drawn.
 
     Example:
         >>> from gradvac.geometry.panels import strips

@@ -1,8 +1,8 @@
-"""Pictures of a run: what all have in common, and curves, dots; see also `heatmaps`, `panels`.
+"""Pictures of a run: common parts, curves and dots; see also `heatmaps` and `panels`.
 
-Every function returns a Matplotlib ``Figure`` that belongs to nobody (no pyplot state): save it
+Every function returns a Matplotlib ``Figure`` outside pyplot's state: save it
 with :func:`save` (SVG, PDF, PNG) or embed :func:`svg`, whose text is the same in every process.
-The palette is Okabe and Ito's, made to be told apart with any colour vision.
+The palette is Okabe and Ito's, which can be distinguished with any colour vision.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ __all__ = ["Line", "curves", "dots", "save", "svg"]
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, MUTED, RULE = "#1d2126", "#5d6772", "#d3d7db"
-MARKERS = "osD^vP"  # by the number of a colour: for those who cannot tell colours apart
+MARKERS = "osD^vP"  # by the number of a colour: for readers who cannot distinguish colours
 ROUND = (1, 2, 2.5, 5, 10)  # steps between the numbers on an axis, times a power of ten
-_POINTS = 120  # of a curve: more are narrower than the line that joins them
+_POINTS = 120  # of a curve: more would be narrower than the line
 
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -58,9 +58,9 @@ _STYLE: dict[Any, Any] = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The style of all pictures, inside."""
+    """Use the style of all pictures inside."""
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        # A script the font lacks is drawn by whoever shows the SVG: its text stays text.
+        # Letters that the font lacks are drawn by the viewer of the SVG: its text stays text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
@@ -71,7 +71,7 @@ def colour(n: int) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as SVG with text as text, without date; equal figures give equal text.
+    """Return the figure as SVG, with text as text and without date; equal figures give equal text.
 
     Example:
         >>> from gradvac.geometry.plots import dots, svg
@@ -92,9 +92,9 @@ def svg(figure: Figure) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a file of the kind its name ends with: ``.svg``, ``.pdf`` or ``.png``.
+    """Write a file in the format of its suffix: ``.svg``, ``.pdf`` or ``.png``.
 
-    The same figure gives the same bytes. PNG, which cannot follow a page's colours, is on white.
+    The same figure gives the same bytes. PNG has a white background, the others have none.
 
     Example:
         >>> import tempfile
@@ -115,7 +115,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def axes(width: float, height: float) -> tuple[Figure, Axes]:
-    """A figure of so many inches with one pair of axes."""
+    """Return a figure with one pair of axes; the size is in inches."""
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
@@ -125,7 +125,7 @@ def axes(width: float, height: float) -> tuple[Figure, Axes]:
 class Line:
     """One curve: its name in the legend, points, number of its colour, and whether dashed.
 
-    ``low`` and ``high``, if given, bound a band about it, such as that of several seeds.
+    ``low`` and ``high``, if given, are the edges of a band around it, such as of several seeds.
 
     Example:
         >>> from gradvac.geometry.plots import Line
@@ -145,7 +145,7 @@ class Line:
 def curves(lines: Sequence[Line], ylabel: str, *, zero: bool = False) -> Figure:
     """Curves over training steps; many points are averaged to about a hundred.
 
-    ``zero`` lets the vertical axis begin there, as counts should.
+    ``zero`` makes the vertical axis begin at 0, for counts.
 
     Example:
         >>> from gradvac.geometry.plots import Line, curves
@@ -165,7 +165,7 @@ def curves(lines: Sequence[Line], ylabel: str, *, zero: bool = False) -> Figure:
 
 
 def draw_lines(ax: Axes, lines: Sequence[Line]) -> list[Line2D]:
-    """Draw curves onto axes; returns what a legend needs."""
+    """Draw curves onto axes; returns the handles for a legend."""
     handles: list[Line2D] = []
     for line in lines:
         x, y = _thinned(line.x), _thinned(line.y)
@@ -190,7 +190,7 @@ def draw_lines(ax: Axes, lines: Sequence[Line]) -> list[Line2D]:
 
 
 def _count(value: float, _: object) -> str:
-    """A number of steps or tokens in the width of an axis: 400, 80k, 1.5M."""
+    """A number of steps or tokens, short enough for an axis: 400, 80k, 1.5M."""
     for least, unit, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if value >= least:
             return f"{value / unit:g}{letter}"
@@ -198,7 +198,7 @@ def _count(value: float, _: object) -> str:
 
 
 def _thinned(values: Sequence[float]) -> np.ndarray:
-    """Means of consecutive stretches, at most about ``_POINTS`` of them."""
+    """Means of consecutive parts, at most about ``_POINTS`` of them."""
     array = np.asarray(values, dtype=float)
     width = max(1, round(len(array) / _POINTS))
     whole = len(array) // width * width

@@ -3,8 +3,8 @@
 A record is a folder with two files. ``gram.bin`` holds frames one after another, each
 ``[groups, K, K]``, ``[groups, K]`` weights and, of a method that has them, ``[groups, K, K]``
 targets, as little-endian float64. ``frames.jsonl`` has one line per frame, written after the frame:
-step, offset, task and group names, edits. What has no line does not exist; a half-written frame or
-line is overwritten by the next append.
+step, offset, task and group names, edits. A frame without a line does not count; a half-written
+frame or line is overwritten by the next append.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["Frame", "GramRecord", "cosine"]
 
 @dataclass(frozen=True)
 class Frame:
-    """What one training step measured.
+    """The measurements of one training step.
 
     ``gram`` [groups, K, K] and ``weights`` [groups, K] float64. ``edits`` and ``pcgrad_edits``:
     ordered pairs per group that the method edited, and that PCGrad would have edited on the same
     gradients; ``comparisons``: ordered pairs per group that were compared. ``targets``
-    [groups, K, K]: the cosine the method wanted of each ordered pair before this step (GradVac's
-    phi hat), if it has any.
+    [groups, K, K]: the target cosine of each ordered pair before this step (GradVac's phi hat), if
+    the method has targets.
 
     Example:
         >>> import numpy as np
@@ -55,7 +55,7 @@ class Frame:
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """What the data file holds of it, in order."""
+        """The arrays in the data file, in order."""
         return (self.gram, self.weights) + (() if self.targets is None else (self.targets,))
 
     def cosine(self) -> np.ndarray:
@@ -67,7 +67,7 @@ _LISTS = ("tasks", "groups", "edits", "pcgrad_edits", "comparisons")
 
 
 class GramRecord:
-    """The Gram record of a run: `append` while training, iterate to read, `truncate` on resume.
+    """The Gram record of a run: `append` during training, iterate to read, `truncate` on resume.
 
     Example:
         >>> import tempfile
@@ -90,9 +90,10 @@ class GramRecord:
         self.files = (self._data, self._index)
 
     def append(self, frame: Frame) -> None:
-        """Add a frame: its numbers first, then the line that makes it exist.
+        """Add a frame: its numbers first, then its line.
 
-        Raises RunError when the arrays of the frame do not fit its names.
+        Raises:
+            RunError: if the arrays of the frame do not fit its names.
         """
         k, g = len(frame.tasks), len(frame.groups)
         shapes = [array.shape for array in frame.arrays]
@@ -105,7 +106,7 @@ class GramRecord:
         self.folder.mkdir(parents=True, exist_ok=True)
         end = self._end()
         with self._data.open("r+b" if self._data.exists() else "wb") as data:
-            data.truncate(end)  # no stale frame may complete a half-written one after a crash
+            data.truncate(end)  # after a crash, old bytes must not complete a half-written frame
             data.seek(end)
             for array in frame.arrays:
                 data.write(np.ascontiguousarray(array, dtype="<f8").tobytes())
@@ -128,7 +129,7 @@ class GramRecord:
         return lines[-1]["offset"] + _bytes(lines[-1]) if lines else 0
 
     def _lines(self) -> Iterator[dict]:
-        """Complete lines of the index whose frame is wholly on disk."""
+        """Complete lines of the index whose frame is complete on disk."""
         if not self._index.exists():
             return
         size = regular(self._data).stat().st_size if self._data.exists() else 0
@@ -147,7 +148,7 @@ class GramRecord:
                 yield line
 
     def _rewrite(self, lines: Sequence[dict]) -> None:
-        """Leave exactly ``lines`` in the index."""
+        """Make ``lines`` the only lines of the index."""
         if not self._index.exists():
             return
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -158,14 +159,14 @@ class GramRecord:
         return self._frames(self._lines())
 
     def in_order(self) -> Iterator[Frame]:
-        """The frames by step, for a record whose steps were not measured one after the other."""
+        """Iterate over the frames by step, if the steps were not measured in order."""
         return self._frames(sorted(self._lines(), key=lambda line: line["step"]))
 
     def _frames(self, lines: Iterable[dict]) -> Iterator[Frame]:
         for line in lines:
             k, g, count = len(line["tasks"]), len(line["groups"]), _bytes(line) // 8
             numbers = np.fromfile(self._data, dtype="<f8", count=count, offset=line["offset"])
-            if numbers.size < count:  # a resumed run cut the file while it was read
+            if numbers.size < count:  # a resumed run shortened the file meanwhile
                 return
             gram, weights, targets = np.split(numbers, [g * k * k, g * k * (k + 1)])
             yield Frame(
@@ -177,17 +178,17 @@ class GramRecord:
             )
 
     def steps(self) -> list[int]:
-        """The steps of the frames, without reading their numbers."""
+        """Return the steps of the frames, without reading their numbers."""
         return [line["step"] for line in self._lines()]
 
     def truncate(self, step: int) -> None:
-        """Forget every frame after ``step``: a resumed run writes them again."""
+        """Remove every frame after ``step``; a resumed run writes them again."""
         self._rewrite([line for line in self._lines() if line["step"] <= step])
         self._known = None
 
 
 def cosine(gram: np.ndarray) -> np.ndarray:
-    """Cosines from inner products, ``[..., K, K]``; NaN where a norm is zero.
+    """Return cosines from inner products, ``[..., K, K]``; NaN where a norm is zero.
 
     Example:
         >>> import numpy as np
@@ -201,14 +202,14 @@ def cosine(gram: np.ndarray) -> np.ndarray:
 
 
 def _parsed(text: str) -> dict:
-    """A line of the index; raises what a line can raise that is none."""
+    """Parse a line of the index; raises various errors if it is not one."""
     line = json.loads(text)
     numbers = {"step": int(line["step"]), "offset": int(line["offset"])}
     lists = {name: line[name] for name in _LISTS}
     for name, values in lists.items():
         kind = str if name in ("tasks", "groups") else int
         if not isinstance(values, list) or not all(isinstance(v, kind) for v in values):
-            raise TypeError(f"{name} is no list of {kind.__name__}")
+            raise TypeError(f"{name} is not a list of {kind.__name__}")
     if numbers["offset"] < 0:
         raise ValueError("the offset is negative")
     targets = {"targets": True} if line.get("targets") else {}

@@ -1,4 +1,4 @@
-"""Numbers read off a Gram record: mean cosines, clusters of tasks, edits made.
+"""Numbers computed from a Gram record: mean cosines, clusters of tasks, edits.
 
 Tasks are plain names here; their order and their labels (language families, sides) are arguments.
 """
@@ -41,7 +41,7 @@ class Similarity:
     Attributes:
         tasks: K names.
         groups: names of the parameter groups.
-        cosine: ``[groups, K, K]``, NaN for pairs that never met in a batch.
+        cosine: ``[groups, K, K]``, NaN for pairs that were never in one batch.
         whole_model: ``[K, K]``, cosines of the gradients of all groups as one vector.
         steps: the recorded steps.
 
@@ -61,7 +61,7 @@ class Similarity:
     steps: tuple[int, ...]
 
     def mean(self) -> np.ndarray:
-        """Mean over the groups, each counted alike, ``[K, K]``."""
+        """Mean over the groups, all with equal weight, ``[K, K]``."""
         return _mean(self.cosine, 0)
 
     def by_group(self) -> np.ndarray:
@@ -86,7 +86,7 @@ def norm_similarity(gram: np.ndarray) -> np.ndarray:
     """2 |g_i| |g_j| / (|g_i|^2 + |g_j|^2), ``[..., K, K]`` in [0, 1]; NaN where both are zero.
 
     Yu et al. 2020 call it gradient magnitude similarity. The CATS poster (Li and Gong 2021,
-    figure 2) shows a "norm similarity" without defining it; taken to be this one.
+    figure 2) shows a "norm similarity" without defining it; we assume it is this one.
 
     Example:
         >>> import numpy as np
@@ -103,7 +103,7 @@ def alignment(gram: np.ndarray) -> np.ndarray:
     """2 g_i . g_j / (|g_i|^2 + |g_j|^2), ``[..., K, K]`` in [-1, 1]: cosine times norm similarity.
 
     1 only for equal gradients. The poster's figure 3 shows an "alignment" that it does not define;
-    this is our reading, which joins both panels of its figure 2.
+    this is our interpretation, which combines both panels of its figure 2.
 
     Example:
         >>> import numpy as np
@@ -127,8 +127,8 @@ def mean_similarity(
     """Average the cosines of every pair of tasks over the frames in which both had a gradient.
 
     Tasks and groups may differ from frame to frame; they are matched by name, in the order of
-    their first appearance. None without frames. ``of`` is what to average in place of the cosine:
-    a function of Gram matrices ``[..., K, K]``, such as `norm_similarity`.
+    their first appearance. Returns None without frames. ``of`` is what to average instead of the
+    cosine: a function of Gram matrices ``[..., K, K]``, such as `norm_similarity`.
 
     Example:
         >>> import numpy as np
@@ -164,7 +164,7 @@ def mean_similarity(
 
 
 def regrouped(frames: Iterable[Frame], group_of: Mapping[str, str]) -> Iterator[Frame]:
-    """The same frames with coarser groups; weights, which do not add up, are NaN.
+    """Sum the groups of frames to coarser ones; weights cannot be added up and are NaN.
 
     ``group_of`` maps the recorded groups to coarser ones, see `gradvac.geometry.kinds.coarser`.
 
@@ -200,9 +200,9 @@ def windows(
     count: int,
     of: Callable[[np.ndarray], np.ndarray] = cosine,
 ) -> list[Similarity]:
-    """`mean_similarity` of at most ``count`` consecutive stretches of equally many frames.
+    """Return the `mean_similarity` of up to ``count`` consecutive parts with equally many frames.
 
-    ``steps`` are those of all ``frames`` (`GramRecord.steps`), which are read once and not held.
+    ``steps`` are those of all ``frames`` (`GramRecord.steps`), which are read once and not kept.
 
     Example:
         >>> import numpy as np
@@ -223,14 +223,14 @@ def windows(
 
 
 def _grown(a: np.ndarray, groups: int, tasks: int) -> np.ndarray:
-    """Room for new groups before the last and for new tasks after the others."""
+    """Add space for new groups before the last and for new tasks after the others."""
     more = tasks - a.shape[1]
     body = np.pad(a[:-1], ((0, groups - len(a)), (0, more), (0, more)))
     return np.concatenate([body, np.pad(a[-1:], ((0, 0), (0, more), (0, more)))])
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean of what is not NaN; NaN where nothing is."""
+    """Mean of the values that are not NaN; NaN if there are none."""
     known = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0.0).sum(axis) / known.sum(axis)
@@ -241,7 +241,7 @@ def between(
 ) -> np.ndarray | None:
     """Inner products ``[G, G]`` of the summed gradients of G groups of tasks.
 
-    ``gram`` [K, K] is that of ``tasks``. None when a group has no task among them.
+    ``gram`` [K, K] is that of ``tasks``. Returns None if a group has no task among them.
 
     Example:
         >>> import numpy as np
@@ -256,7 +256,7 @@ def between(
 def contrast(cosine: np.ndarray, labels: Sequence[str]) -> tuple[float, float]:
     """Mean cosine of pairs of tasks with the same label, and with different labels.
 
-    ``cosine`` [K, K]; the diagonal counts for neither; NaN when there is no such pair.
+    ``cosine`` [K, K]; the diagonal is in neither mean; NaN if there is no such pair.
 
     Example:
         >>> import numpy as np
@@ -296,7 +296,7 @@ class Clustering:
 def cluster(cosine: np.ndarray) -> Clustering:
     """Average-linkage clustering with distance 1 - cosine, ``cosine`` [K, K], K >= 2.
 
-    A pair that never met counts as orthogonal; a cosine over 1 is one that was rounded.
+    A pair that was never in one batch counts as orthogonal; a cosine above 1 is due to rounding.
 
     Example:
         >>> import numpy as np
@@ -313,9 +313,9 @@ def cluster(cosine: np.ndarray) -> Clustering:
 
 
 def cophenetic(distance: np.ndarray, linkage: np.ndarray) -> float:
-    """Correlation of a tree's distances with the true ones, [K (K - 1) / 2], which it was made of.
+    """Correlation of a tree's distances with the original ones, [K (K - 1) / 2].
 
-    NaN when either are all equal.
+    NaN if either are all equal.
     """
     tree = cophenet(linkage)
     varies = np.ptp(tree) * np.ptp(distance) > 0
@@ -348,7 +348,7 @@ class EditCounts:
 
 
 def edit_counts(frames: Iterable[Frame]) -> EditCounts | None:
-    """Collect the counts of a record, 0 for a group a frame does not have; None without frames.
+    """Collect the counts of a record, 0 for a group that a frame lacks; None without frames.
 
     Example:
         >>> import numpy as np
@@ -390,9 +390,9 @@ class ConflictCounts:
 
 
 def conflict_counts(frames: Iterable[Frame]) -> ConflictCounts | None:
-    """Count conflicts frame by frame, 0 pairs for a group a frame does not have; None without any.
+    """Count conflicts in each frame, 0 pairs for a group that a frame lacks; None without frames.
 
-    A pair counts where both have a gradient.
+    A pair counts if both tasks have a gradient.
 
     Example:
         >>> import numpy as np

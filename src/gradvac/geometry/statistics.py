@@ -1,7 +1,7 @@
-"""Is it more than chance? Permutation tests and intervals for matrices of similarities.
+"""Permutation tests and intervals for matrices of similarities.
 
 Entries of a similarity matrix are not independent (each task is in K - 1 of them), so ordinary
-p-values do not apply: the Mantel test permutes tasks, the bootstrap draws directions.
+p-values are not valid: the Mantel test permutes tasks, the bootstrap samples directions.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gradvac.geometry.similarity import cluster, cophenetic
 
 __all__ = ["Correlation", "Mantel", "cophenetic_test", "correlation", "mantel", "residual", "same"]
 
-_CHUNK = 2_000_000  # numbers of permuted matrices held at once
+_CHUNK = 2_000_000  # numbers of permuted matrices in memory at once
 _EVERY_ORDER = 8  # tasks up to which all orders are tried: 40,320
-_SAMPLED = 9999  # random orders of more
-# Correlations closer than this are equal: the two halves of a measured matrix, sums of products in
-# fp32, differ by up to 4e-7, and so does one order from another that means the same.
+_SAMPLED = 9999  # random orders, for more tasks
+# Correlations closer than this count as equal: the two halves of a measured matrix, sums of
+# products in fp32, differ by up to 4e-7, and so do two equivalent orders.
 _TIE = 1e-6
 
 
@@ -53,11 +53,11 @@ class Mantel:
 
 
 def mantel(a: np.ndarray, b: np.ndarray, permutations: int | None = None, seed: int = 0) -> Mantel:
-    """One-sided Mantel test (Mantel 1967) of whether ``a`` and ``b``, ``[K, K]``, rise together.
+    """One-sided Mantel test (Mantel 1967) of a positive correlation of ``a`` and ``b``, ``[K, K]``.
 
-    NaN marks unknown pairs, the diagonal does not count, and of a pair's two entries the mean does.
-    All permutations are tried if there are at most ``permutations``, by default 8!; otherwise p
-    counts the order found among as many random ones, by default 9,999.
+    NaN marks unknown pairs, the diagonal does not count, a pair's two entries are averaged.
+    All permutations are tried if there are at most ``permutations``, by default 8!; otherwise that
+    many random ones, by default 9,999, and p counts the observed order as one of them.
 
     Example:
         >>> from gradvac.geometry.statistics import mantel, same
@@ -84,7 +84,7 @@ def mantel(a: np.ndarray, b: np.ndarray, permutations: int | None = None, seed: 
     for start in range(0, len(orders), step):
         order = orders[start : start + step]
         found, _ = _correlation(a[order[:, rows], order[:, columns]], other)
-        reached += int((found >= r[0] - _TIE).sum())  # NaN, nothing left to compare, is not
+        reached += int((found >= r[0] - _TIE).sum())  # NaN (nothing to compare) does not count
     p = reached / len(orders) if exact else (reached + 1) / (len(orders) + 1)
     return Mantel(float(r[0]), p, int(pairs[0]), len(orders), exact)
 
@@ -107,8 +107,8 @@ def cophenetic_test(
 ) -> tuple[float, float]:
     """Cophenetic correlation of the clustering of ``cosine`` [K, K], and its p-value.
 
-    Any matrix gives some tree. p is the share of matrices with the same entries in random places
-    whose tree fits them at least as well; NaN where the correlation is.
+    Any matrix gives a tree. p is the share of matrices with the same entries in random places
+    whose tree fits them at least as well; NaN if the correlation is NaN.
 
     Example:
         >>> import numpy as np
@@ -135,7 +135,7 @@ class Correlation:
     """Pearson correlation ``r`` of n points, its 95 % bootstrap interval, two-sided p-value.
 
     ``low`` and ``high`` are percentiles over resampled points; ``p`` is the share of permutations
-    with at least this magnitude. NaN where either variable does not vary, or under 3 points.
+    with at least this magnitude. NaN if a variable does not vary, or with fewer than 3 points.
 
     Example:
         >>> import numpy as np
@@ -187,9 +187,9 @@ def _paired(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def residual(values: np.ndarray, controls: Sequence[np.ndarray]) -> np.ndarray:
-    """What least squares on ``controls`` leaves of ``values``, pair by pair, ``[K, K]`` each.
+    """Return the residual of ``values`` after least squares on ``controls``, ``[K, K]`` each.
 
-    A Mantel test of what is left is one "given" the controls. Unknown where any of them is.
+    A Mantel test of the residual is a test "given" the controls. NaN where any of them is NaN.
 
     Example:
         >>> import numpy as np
@@ -211,7 +211,7 @@ def residual(values: np.ndarray, controls: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def same(labels: Sequence[str]) -> np.ndarray:
-    """1 where two tasks share a label, 0 elsewhere, ``[K, K]``.
+    """Return 1 where two tasks have the same label, 0 elsewhere, ``[K, K]``.
 
     Example:
         >>> from gradvac.geometry.statistics import same

@@ -1,1 +1,1 @@
-"""Per-task gradients in other people's training loops; each module needs the library it names."""
+"""Per-task gradients in the training loops of other libraries; each module needs its library."""

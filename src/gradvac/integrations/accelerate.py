@@ -1,8 +1,8 @@
 """Per-task gradients in a loop of Hugging Face Accelerate, in place of ``accelerator.backward``.
 
-Accumulation, mixed precision, clipping and skipped steps stay with Accelerate: after
-:func:`backward` every ``p.grad`` is what ``accelerator.backward`` would have left for the same
-combined gradient, scaled where there is a scaler.
+Accelerate still does accumulation, mixed precision, clipping and skipped steps: after
+:func:`backward` every ``p.grad`` is what ``accelerator.backward`` would have written for the same
+combined gradient, scaled if there is a scaler.
 """
 
 from collections.abc import Mapping
@@ -31,8 +31,8 @@ def backward(
     Like ``accelerator.backward`` it divides by ``gradient_accumulation_steps``.
 
     Args:
-        accelerator: what prepared model and optimizer.
-        engine: of the bare model.
+        accelerator: the one that prepared model and optimizer.
+        engine: the engine of the unwrapped model.
         loss: as for the engine, ``[B, ...]`` or, with ``rows``, ``[N]``.
         rows: the sample that each loss belongs to, ``[N]``.
         mask: weights of the losses; of the shape of ``loss``.
@@ -40,10 +40,10 @@ def backward(
         shares: by task, what its mean loss was multiplied by.
 
     Returns:
-        The report of the step; None for a micro-batch that does not end one.
+        The report of the step; None for a micro-batch that does not end a step.
 
     Raises:
-        GradientError: on more than one process, and as the engine does.
+        GradientError: with more than one process, and as the engine does.
 
     Example:
         >>> import torch

@@ -8,8 +8,8 @@ A script that trains with ``Trainer`` or ``Seq2SeqTrainer`` changes three lines:
 
     trainer = TaskTrainer(..., method=GradVac())     # the dataset has a column `task`
 
-Accumulation, mixed precision, clipping, logging, checkpoints, evaluation and schedules stay with
-the Trainer. With :class:`gradvac.Joint` the parameters are those of the ordinary Trainer.
+The Trainer still does accumulation, mixed precision, clipping, logging, checkpoints, evaluation and
+schedules. With :class:`gradvac.Joint` the parameters are those of the ordinary Trainer.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ __all__ = ["TaskGradients"]
 logger = logging.getLogger(__name__)
 
 STATE_FILE = "task_gradients.pt"
-"""Name of the file of a checkpoint that holds the state of engine and method."""
+"""Name of the file in a checkpoint with the state of engine and method."""
 
 
 class TaskGradients(Trainer):
     """A Trainer, or a mixin before one, whose gradients are combined by a method.
 
     Args:
-        *args: what the Trainer takes.
+        *args: arguments of the Trainer.
         method: turns the geometry of a step into weights of the task gradients.
         granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
         engine: further arguments of :class:`gradvac.Engine`, such as ``{"nonfinite": "skip"}``.
         task_column: column of the training dataset that holds the task of each sample: a name, or
             a position in ``task_names``.
-        task_names: the tasks there are; any if None.
-        **kwargs: what the Trainer takes.
+        task_names: the allowed tasks; any if None.
+        **kwargs: arguments of the Trainer.
 
     Attributes:
         report: what happened in the last optimizer step; None before the first.
 
     Raises:
         GradientError: if the Trainer is set up for several devices, for a compiled model, or for a
-            loss or an optimizer that leaves no room for per-task gradients.
+            loss or an optimizer that does not work with per-task gradients.
 
     Example:
         >>> import tempfile
@@ -129,14 +129,14 @@ class TaskGradients(Trainer):
         whole step if it counts them, else by how many losses are returned.
 
         Args:
-            model: what to call; under autocast if there is any.
+            model: the model to call; under autocast if the Trainer uses it.
             inputs: the batch on its device, without the tasks.
 
         Returns:
             Losses ``[N]`` and the sample each belongs to, ``[N]``, or losses ``[B, ...]`` and None.
 
         Raises:
-            GradientError: if the model's loss is another.
+            GradientError: if the model's own loss is different.
         """
         if self._model_loss is None:
             smoothing = self.label_smoother.epsilon if self.label_smoother is not None else 0.0
@@ -194,7 +194,7 @@ class TaskGradients(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any
     ) -> tuple[Any, Any, Any]:
-        """Predict as the Trainer does; the model is not shown the tasks.
+        """Predict as the Trainer does; the model does not get the tasks.
 
         Of samples that have tasks the losses are added up by task, in a forward pass of its own.
         """
@@ -218,7 +218,7 @@ class TaskGradients(Trainer):
 
     @torch.no_grad()
     def _add_evaluated(self, model: nn.Module, inputs: dict[str, Any], tasks: list[str]) -> None:
-        """Add up the losses of a batch by task; what training knows of the loss stays as it is."""
+        """Add up the losses of a batch by task; what training keeps about the loss is unchanged."""
         kept = self._model_loss, self._n_items
         self._model_loss, self._n_items = self._evaluated_loss, None
         try:
@@ -234,7 +234,7 @@ class TaskGradients(Trainer):
             entry[1] += 1
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the Trainer does, and with its loss the means since the last one.
+        """Log as the Trainer does, and with its loss the means since the last log.
 
         Added are ``loss_<task>``, the task's mean loss; ``conflicts``, how many ordered pairs of
         task gradients have a negative inner product, over all parameter groups, and ``pairs``, of
@@ -265,13 +265,13 @@ class TaskGradients(Trainer):
         path = os.path.join(checkpoint, STATE_FILE)
         name = type(self._method).__name__
         if not os.path.exists(path):
-            logger.warning("%s does not exist: %s starts without a past", path, name)
+            logger.warning("%s does not exist: %s starts without a state", path, name)
             return
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state["method"] != name:
             raise GradientError(
                 f"{path} is the state of {state['method']} and the method is {name}; delete the "
-                f"file to go on without what {state['method']} has learned"
+                f"file to continue without the state of {state['method']}"
             )
         self.task_engine.load_state_dict(state["engine"])
 
@@ -315,10 +315,10 @@ class TaskGradients(Trainer):
         if "edits" in report.diagnostics:
             self._logged["edits"].append(float(report.edits.sum()))
 
-    # -- what does not work ---------------------------------------------------------------------
+    # -- what is not supported ------------------------------------------------------------------
 
     def _refuse_unsupported(self) -> None:
-        """Raise GradientError for what would be ignored or wrong without a word."""
+        """Raise GradientError for settings that would be ignored or silently wrong."""
         refuse_ranks(self.accelerator)
         args = self.args
         if args.n_gpu > 1:

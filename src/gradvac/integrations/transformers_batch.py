@@ -15,7 +15,7 @@ class TaskCollator:
     """Collates a batch by another collator and adds the task of each sample, a list of B values.
 
     Args:
-        collator: never sees the task, of which it could make no tensor.
+        collator: never gets the task, which it could not make a tensor of.
         column: key of the task.
     """
 
@@ -24,7 +24,7 @@ class TaskCollator:
         self.column = column
 
     def __call__(self, features: list[Any]) -> Any:
-        """Return the batch, with tasks if its samples have them: evaluation may do without.
+        """Return the batch, with tasks if its samples have them: evaluation does not need them.
 
         Raises:
             GradientError: if some samples have a task and others do not.
@@ -49,7 +49,7 @@ def take_tasks(inputs: dict[str, Any], column: str, names: Sequence[str] | None)
     Args:
         inputs: the batch; ``column`` holds names, or positions in ``names``.
         column: key of the tasks.
-        names: what positions stand for; their own name if None.
+        names: what positions stand for; if None, the position itself is the name.
 
     Raises:
         GradientError: if the batch has no tasks.

@@ -1,4 +1,4 @@
-"""The losses of models of Hugging Face transformers before they are averaged."""
+"""The losses of Hugging Face models before they are averaged."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def cross_entropies(
         Losses ``[N]`` and the sample that each belongs to, ``[N]``.
 
     Raises:
-        GradientError: if logits and labels are not those of a classification.
+        GradientError: if logits and labels do not fit a classification.
     """
     if logits.shape[:-1] != labels.shape or labels.is_floating_point():
         raise GradientError(
@@ -50,7 +50,7 @@ def cross_entropies(
 
 
 class ModelLoss:
-    """The cross-entropy of a model's logits and labels, known to be the model's own loss.
+    """The cross-entropy of a model's logits and labels, checked to be the model's own loss.
 
     Without smoothing, the first batch also asks the model for its loss and compares.
 
@@ -80,7 +80,7 @@ class ModelLoss:
             n_items: number of labels of the step, if the model's loss may know it.
 
         Raises:
-            GradientError: if the model's loss is another.
+            GradientError: if the model's own loss is different.
         """
         name = type(model).__name__
         labels = inputs.get("labels")
@@ -105,7 +105,7 @@ class ModelLoss:
     def _compare(
         self, name: str, losses: Tensor, own: Tensor | None, n_items: Tensor | int | None
     ) -> None:
-        """Check losses ``[N]`` against the model's own, and see what it divides by."""
+        """Compare losses ``[N]`` with the model's own loss, and find what that divides by."""
         if own is None:
             raise GradientError(f"{name} returns no loss to compare with; {OVERRIDE}")
         tolerance = 1e-4 if own.dtype.itemsize >= 4 else 1e-2  # the latter for 16 bits
@@ -114,7 +114,7 @@ class ModelLoss:
             if not close(len(losses)):
                 raise GradientError(
                     f"the loss of {name} is {own.item():.6g} where the mean cross-entropy of its "
-                    f"logits and labels is {losses.mean().item():.6g}, so there is more to it; "
+                    f"logits and labels is {losses.mean().item():.6g}, so it is another loss; "
                     f"{OVERRIDE}"
                 )
             self.adds_up_means = n_items is not None
@@ -122,7 +122,7 @@ class ModelLoss:
 
 
 def _without_labels(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the labels where that is possible: the model's loss would be computed in vain."""
+    """Leave out the labels if possible, so that the model does not compute its loss for nothing."""
     rest = {key: value for key, value in inputs.items() if key != "labels"}
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs:

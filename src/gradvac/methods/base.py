@@ -1,4 +1,4 @@
-"""What a method is: the loss geometry of one step in, one weight per task and group out."""
+"""The base class of methods: loss geometry of one step in, one weight per task and group out."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from gradvac.errors import GradientError, NotFiniteError
 
 @dataclass(frozen=True)
 class StepGeometry:
-    """The loss geometry of one optimizer step: all a method may know about the gradients.
+    """The loss geometry of one optimizer step: all that a method gets to know about the gradients.
 
     For parameter group k with task gradients g_1..g_K, ``gram[k, i, j]`` is g_i . g_j.
 
@@ -29,7 +29,7 @@ class StepGeometry:
             as its share of the batch's tokens, ``[K]``; None where losses are what they are.
 
     Raises:
-        GradientError: if shapes, dtypes or names do not fit together.
+        GradientError: if shapes, dtypes or names do not match.
 
     Example:
         >>> import torch
@@ -66,7 +66,7 @@ class StepGeometry:
 
     @property
     def mean_losses(self) -> Tensor:
-        """Losses comparable from step to step whatever the batch is made of, ``[K]``."""
+        """Losses that can be compared between steps with different batches, ``[K]``."""
         return self.losses if self.shares is None else self.losses / self.shares.to(self.losses)
 
     def check_finite(self) -> None:
@@ -84,11 +84,11 @@ class StepGeometry:
                     self.tasks[bad_losses[0]],
                 )
             return
-        # A bad gradient of task i spoils its whole row; its own norm tells it from its victims.
+        # A bad gradient of task i makes its whole row not finite; its own norm shows which it is.
         bad = ~self.gram.diagonal(dim1=1, dim2=2).isfinite()
         if not bool(bad.any()):
             bad = ~self.gram.isfinite().all(dim=2)
-        guilty = bad & ~self.mean_losses.isfinite().to(bad.device)  # it may have spoilt others'
+        guilty = bad & ~self.mean_losses.isfinite().to(bad.device)  # it may have caused the others
         group, task = (guilty if bool(guilty.any()) else bad).nonzero()[0].tolist()
         others = int(bad.sum()) - 1
         loss = self.mean_losses[task].item()
@@ -98,7 +98,7 @@ class StepGeometry:
             f"{self.groups[group]!r} at step {self.step}"
             + (f" (and {others} more task-group pairs)" if others else "")
             + ("" if math.isfinite(loss) else f", and its loss is {loss}")
-            + (", or it is longer than 1e154 and float64 does not hold its square" * too_long)
+            + (", or it is longer than 1e154 and float64 cannot hold its square" * too_long)
             + "; nothing was updated",
             self.tasks[task],
             self.groups[group],
@@ -109,12 +109,12 @@ class Method(ABC):
     """A rule that turns the loss geometry of a step into weights of the task gradients.
 
     The update of group k is ``sum_i weights[k, i] * g_i``. State, if any, is keyed by task and
-    group name, so tasks may come and go and groups may be handed over together or one by one.
+    group name, so tasks may appear and disappear, and groups may come together or one by one.
 
     Attributes:
-        needs_all_groups: the weights of a group depend on other groups, so that an engine must
-            hand over all groups of a step in one call.
-        seed: of whatever is random.
+        needs_all_groups: whether the weights of a group depend on other groups; an engine then
+            passes all groups of a step in one call.
+        seed: seed of all random choices.
 
     Example:
         >>> import torch
@@ -150,7 +150,7 @@ class Method(ABC):
         """Return diagnostics of the last call of :meth:`weights`.
 
         Every tensor has the groups as its first dimension, so that reports of one group at a
-        time can be concatenated. Methods with nothing to tell return an empty dictionary.
+        time can be concatenated. Methods without diagnostics return an empty dictionary.
         """
         return {}
 

@@ -2,9 +2,9 @@
 
 What is known: the authors' idea (learn task weights alpha that guide training to regions of low
 curvature with uniformly low loss; scale and combine gradients instead of projecting them) and
-their figures. Their pseudo-code and hyper-parameters could not be found and there is no official
+their figures. Their pseudo-code and hyper-parameters were not available, and there is no official
 code. The constrained objective below is that of two third-party implementations, one of
-which moves its multipliers the wrong way; here they ascend::
+which moves its multipliers in the wrong direction; here they ascend::
 
     min_{theta, alpha}  sum_n alpha_n L_n
     subject to          curvature(alpha) <= eps,   sum_n alpha_n = 1,   alpha_n >= floor
@@ -13,18 +13,18 @@ which moves its multipliers the wrong way; here they ascend::
                  + lambda_s (sum_n alpha_n - 1)^2 - sum_n lambda_n (alpha_n - floor)
     alpha descends, lambda >= 0 ascends
 
-Near a minimum the Hessian is about E[g g^T], so a squared gradient norm stands for curvature. Of
+Near a minimum the Hessian is about E[g g^T], so a squared gradient norm approximates curvature. Of
 the stacked alpha_n g_n (``diag``) it is sum_n alpha_n^2 |g_n|^2, of the combined gradient
 (``full``) alpha^T G alpha; both come from the Gram matrix of the whole model.
 
 The free alphas of the Lagrangian leave the simplex for a while by design, and with the plain steps
-above they leave it for good: raw losses push all of them below 0 at once, and lambda_s, which only
-grows, throws them from 0 to 1 and back. So a step moves no alpha by more than half an equal share,
-and what it gives is brought back to the nearest point with ``floor <= alpha_n <= 1`` and a sum
-between 1/2 and 2 (`nearest_weights`); where neither binds it is the plain step.
+above they never return: raw losses push all of them below 0 at once, and lambda_s, which only
+grows, moves them from 0 to 1 and back. So a step moves no alpha by more than half an equal share,
+and the result is moved to the nearest point with ``floor <= alpha_n <= 1`` and a sum
+between 1/2 and 2 (`nearest_weights`); if neither bound applies it is the plain step.
 
-What is ours: these two bounds, eps relative to the curvature at equal weights (an absolute one has
-the unit of a squared gradient and fits one set-up only), the softmax in place of lambda_s and
+Our own additions: these two bounds, eps relative to the curvature at equal weights (an absolute one
+has the unit of a squared gradient and fits only one set-up), the softmax in place of lambda_s and
 lambda_n, the moving averages, the cap on lambda_c, and every default.
 """
 
@@ -43,7 +43,7 @@ from gradvac.methods.shared import SharedWeights, check_number, positive_losses
 # Below this share of the sum of squares the task gradients cancel at equal weights: there is no
 # curvature to bound, and a bound relative to it means nothing. Chosen here.
 _CANCELLED = 1e-2
-# Bounds of a step of free alphas. Chosen here: wide enough for the Lagrangian to do its work.
+# Bounds of a step of free alphas. Chosen here: wide enough for the Lagrangian to work.
 _SUMS = (0.5, 2.0)
 _SHARE = 0.5  # of 1/N
 
@@ -51,8 +51,8 @@ _SHARE = 0.5  # of 1/N
 class CATS(SharedWeights):
     """CATS (reconstruction): learned task weights under a bound on a proxy of curvature.
 
-    A task's weight is N alpha_n for N tasks seen so far: equal alphas are the plain sum. Meant to
-    be used on proportional (T = 1) sampling, as on the authors' poster.
+    A task's weight is N alpha_n for N tasks seen so far: equal alphas give the plain sum. Use it
+    with proportional (T = 1) sampling, as on the authors' poster.
 
     Args:
         rho: the bound: a fraction of the curvature at equal weights if ``bound`` is "relative",
@@ -60,16 +60,17 @@ class CATS(SharedWeights):
         bound: "relative" or "absolute".
         parametrization: "softmax": alpha = floor + (1 - N floor) softmax(a), on the simplex by
             construction. "lagrangian": free alpha in [floor, 1] whose sum, between 1/2 and 2,
-            lambda_s draws to 1.
+            lambda_s pulls to 1.
         cross_terms: curvature of the combined gradient ("full") instead of the stacked ("diag").
-        loss_term: "raw" losses, their "ratio" to the first loss of each task, or "none": the
-            pull of the loss term is towards tasks of low loss.
+        loss_term: "raw" losses, their "ratio" to the first loss of each task, or "none". The
+            loss term favours tasks with a low loss.
         floor: smallest alpha, as a fraction of 1/N, in [0, 1).
         learning_rate: of alpha and of the multipliers.
         update_every: steps between updates.
         warmup_steps: steps with equal weights; at least the optimizer's warm-up.
         smoothing: decay of the moving averages of Gram matrix and losses, in [0, 1).
-        lambda_max: cap on lambda_c, which grows for ever where the floor forbids the bound.
+        lambda_max: cap on lambda_c, which would grow for ever if the floor makes the bound
+            impossible.
 
     Raises:
         GradientError: if an argument is out of range and, from ``weights`` with "ratio", if a
@@ -153,7 +154,7 @@ class CATS(SharedWeights):
         return weights[here], report
 
     def _observe(self, geometry: StepGeometry, losses: list[float]) -> None:
-        """Admit new tasks with the weight of an equal share; move the averages."""
+        """Add new tasks with an equal share; update the averages."""
         alpha, initial, average = (self._state[kind] for kind in ("alpha", "initial", "losses"))
         known = len(alpha)
         for task, loss in zip(geometry.tasks, losses, strict=True):
@@ -184,7 +185,7 @@ class CATS(SharedWeights):
         if self.bound == "absolute":
             return gram
         unit, stacked = (x.sum() / len(tasks) ** 2 for x in (gram, squares))  # at alpha = 1/N
-        # Without gradients, or where they cancel, there is nothing to bound: curvature 0.
+        # Without gradients, or if they cancel, there is nothing to bound: curvature 0.
         return gram / unit if unit > _CANCELLED * stacked else torch.zeros_like(gram)
 
     def _curvature(self, alpha: Tensor, gram: Tensor) -> Tensor:
@@ -201,7 +202,7 @@ class CATS(SharedWeights):
     # -- the update -----------------------------------------------------------------------------
 
     def _update(self, alpha: Tensor, gram: Tensor) -> None:
-        """Descend on alpha, ascend on the multipliers, both from where they are."""
+        """Descend on alpha and ascend on the multipliers, from their current values."""
         tasks, lr = list(self._state["alpha"]), self.learning_rate
         slope = 2 * self._lambda_c * _times(gram, alpha) + self._loss_slope(tasks)
         excess = float(self._curvature(alpha, gram)) - self.rho
@@ -283,8 +284,8 @@ def _times(gram: Tensor, alpha: Tensor) -> Tensor:
 def nearest_weights(weights: Tensor, low: float, least: float, most: float) -> Tensor:
     """Nearest point [N] with entries in [low, 1] and a sum between ``least`` and ``most``.
 
-    All entries are shifted by one number and then cut at the bounds: the conditions of Karush, Kuhn
-    and Tucker leave nothing else. That number is found by halving.
+    All entries are shifted by one number and then cut at the bounds, as the conditions of Karush,
+    Kuhn and Tucker require. That number is found by bisection.
     """
     cut = lambda shift: (weights + shift).clamp(low, 1)
     found = float(cut(0).sum())

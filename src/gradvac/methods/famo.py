@@ -9,8 +9,8 @@ Algorithm 1 descends on log losses, weighted so that all of them fall at the sam
 
 In the authors' code "after" means the same batch once more, an extra forward pass. By default the
 losses of the *next step* are taken here, which cost nothing: the same for full batches, and with
-mini-batches delta also holds the difference of the batches, which the average over steps removes.
-:meth:`FAMO.after` gives it the losses on the same batch where the extra pass is wanted.
+mini-batches delta also contains the difference of the batches, which the average over steps
+removes. To use the same batch, call :meth:`FAMO.after` with its losses after an extra forward pass.
 """
 
 import math
@@ -27,11 +27,11 @@ _BETAS, _EPS = (0.9, 0.999), 1e-8  # Adam's defaults (Kingma & Ba 2015), as in t
 
 
 class FAMO(SharedWeights):
-    """FAMO: raise the weight of tasks whose log loss falls slowest.
+    """FAMO: raise the weights of the tasks whose log loss falls most slowly.
 
-    Weights sum to 1. A task's logit moves when the task is seen again: its drop is then divided
-    by the steps in between. Weights depend on losses, not on gradients; no scale of either
-    matters.
+    Weights sum to 1. A task's logit changes when the task is seen again: the fall of its loss is
+    then divided by the steps in between. Weights depend on losses, not on gradients; the scale of
+    either does not matter.
 
     Args:
         learning_rate: of the logits; the paper's 0.025.
@@ -86,7 +86,7 @@ class FAMO(SharedWeights):
         return weights / weights.sum(), {"preferences": z}
 
     def after(self, losses: Mapping[str, float]) -> None:
-        """Tell the mean losses of tasks on the same batch, after the parameters were updated.
+        """Give the mean losses of tasks on the same batch, after the parameters were updated.
 
         Raises:
             GradientError: if a loss is not finite and above its bound, or the task's loss before

@@ -24,7 +24,7 @@ from gradvac.errors import GradientError
 from gradvac.methods.base import StepGeometry
 from gradvac.methods.shared import SharedWeights, positive_losses
 
-_SMALLEST = 1e-3  # a weight that a long step would make negative; chosen here
+_SMALLEST = 1e-3  # instead of a weight that a long step makes negative; chosen here
 
 
 class GradNorm(SharedWeights):
@@ -41,14 +41,14 @@ class GradNorm(SharedWeights):
         group: where norms are taken: the name of a parameter group, "whole_model" for all of them
             together, or "last_layer": the last group whose name ends in a number, which is the
             last decoder layer under ``all_layer``, else the last group. Fully shared models
-            have no "last shared layer", so the paper leaves this open here.
+            have no "last shared layer", so the paper does not determine it.
         initial_losses: L_i(0): "first" for the first loss seen of each task, one number for all,
             such as log |V| for a cross-entropy over |V| classes (the paper's advice where L(0)
             depends on the initialisation), or a number per task.
         smoothing: decay of a moving average of each task's loss, in [0, 1); 0 as in the paper,
             0.9 or more where batches hold few samples of a task.
-        relative: divide dLgrad/dw by the mean norm, so that no scale of the losses matters; False
-            for the paper's rule to the letter.
+        relative: divide dLgrad/dw by the mean norm, so that the scale of the losses does not
+            matter; False for exactly the paper's rule.
 
     Raises:
         GradientError: if an argument is out of range and, from ``weights``, if a loss is negative,

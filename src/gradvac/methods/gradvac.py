@@ -1,18 +1,19 @@
 """Gradient Vaccine (Wang, Tsvetkov, Firat, Cao; ICLR 2021; arXiv 2010.05874).
 
-Algorithm 1 edits vectors of P parameters, but every quantity it looks at is an inner product of
+Algorithm 1 edits vectors of P parameters, but every quantity it uses is an inner product of
 them, so it can run on the K x K Gram matrix: the edited gradient of task i is a combination
 ``g'_i = sum_j c_ij g_j`` and only its coefficients are needed. Tasks i and parameter groups k are
 independent of each other; only the position in the visiting order is sequential.
 
-Equation (2) is used in an equivalent form that shows its size. Split g'_i along g_j into ``par``
-(signed length) and ``perp`` (length of the rest). With target cosine t, the edit leaves the rest
-alone and makes the part along g_j ``t / sqrt(1 - t^2) * perp`` long, so the norm of g'_i grows by
-sqrt(1 - phi^2) / sqrt(1 - t^2). Targets used are therefore capped (``max_target``).
+Equation (2) is used in an equivalent form that shows how long the result is. Split g'_i along g_j
+into ``par`` (signed length) and ``perp`` (length of the rest). With target cosine t, the edit does
+not change the rest and makes the part along g_j ``t / sqrt(1 - t^2) * perp`` long, so the norm of
+g'_i grows by sqrt(1 - phi^2) / sqrt(1 - t^2). Targets used are therefore capped (``max_target``).
 
-Everything is computed for unit vectors, g_i / ||g_i||: cosines do not depend on lengths, so no
-scale of a loss can overflow, underflow or meet an absolute constant, as long as float64 holds the
-squares of the lengths (1e-145 to 1e154; an engine warns of shorter ones, longer ones are an error).
+Everything is computed for unit vectors, g_i / ||g_i||: cosines do not depend on lengths, so a scale
+of the losses causes no overflow or underflow, and there is no absolute constant, as long as float64
+can hold the squares of the lengths (1e-145 to 1e154; shorter gradients give a warning, longer ones
+an error).
 """
 
 from collections.abc import Iterable, Mapping
@@ -30,7 +31,7 @@ from gradvac.methods.pairs import PairTable
 
 @dataclass(frozen=True)
 class _Edits:
-    """What the loop over the visiting order did; r = number of tasks that may be edited."""
+    """Result of the loop over the visiting order; r = number of tasks that may be edited."""
 
     coefficients: Tensor  # [groups, r, K] of unit gradients
     squared_norm: Tensor  # [groups, r] of the edited unit gradients; 0 if cancelled
@@ -82,7 +83,7 @@ def _edit(cosine: Tensor, rows: Tensor, present: Tensor, order: Tensor, target: 
 
 
 class GradVac(Method):
-    """Gradient Vaccine: raise the cosine of task gradients to what is usual for each pair.
+    """Gradient Vaccine: raise the cosine of two task gradients to the usual value of the pair.
 
     Args:
         beta: decay of the moving average of each pair's cosine, its target (eq. 3), in [0, 1].
@@ -93,13 +94,13 @@ class GradVac(Method):
             objective" row), for which no state is kept.
         max_target: cap on the targets used; stored ones are not capped. An edit multiplies the
             norm by at most 1/sqrt(1 - max_target^2), 22.4 for the default, chosen here because
-            the paper gives no bound and parallel gradients drive the factor to infinity.
+            the paper gives no bound and for parallel gradients the factor goes to infinity.
         rescale: give each edited gradient its norm from before the edits (Appendix E.1, not used
             in the paper's results). Cosines ignore length, so doing it once after all edits, as
-            here, or after each of them comes to the same.
+            here, or after each of them gives the same result.
         compare_pcgrad: also count the edits PCGrad would have made to the same gradients in the
             same order; doubles the (small) cost.
-        seed: of the visiting orders.
+        seed: seed of the visiting orders.
 
     Raises:
         GradientError: if an argument is out of range.

@@ -5,15 +5,15 @@ The update is the shortest vector in the convex hull of the task gradients (eq. 
     alpha* = argmin_alpha  || sum_i alpha_i g_i / s_i ||^2     alpha >= 0, sum_i alpha_i = 1
     update with sum_i alpha*_i g_i
 
-where s_i normalises the gradients while alpha* is looked for, and only then, as in the authors'
-code. Their Algorithm 2 is Frank-Wolfe: take in the task t whose gradient points most against the
+where s_i normalises the gradients while alpha* is computed, and only then, as in the authors'
+code. Their Algorithm 2 is Frank-Wolfe: take the task t whose gradient points most against the
 current combination, mix it with the best step size, repeat. Its error falls like 1/steps, and where
-norms differ much 250 steps are far from the minimum. Here the weights of all tasks taken in are
-solved for after each t, and a task whose weight would be negative leaves (fully corrective
+norms differ much 250 steps are far from the minimum. Here the weights of all chosen tasks are
+solved for after each t, and a task whose weight would be negative is removed (fully corrective
 Frank-Wolfe, which is Wolfe's 1976 algorithm for this problem): the minimum, in about K steps.
 
 Tasks whose normalised gradients are equal share their weight equally: any split is a minimum, but
-the gradients themselves may differ in length, and no task is the first.
+the gradients themselves may differ in length, and the order of the tasks must not matter.
 
 The variant MGDA-UB differentiates by a shared representation instead of by the parameters. It
 needs one input for all tasks; in translation every task has its own sentences.
@@ -30,7 +30,7 @@ from gradvac.methods.base import Method, StepGeometry
 from gradvac.methods.shared import positive_losses
 
 NORMALIZATIONS = ("none", "l2", "loss", "loss+")
-# Rounding of a cosine of two equal vectors, and of their lengths, with room. Chosen here.
+# Larger than the rounding of a cosine of two equal vectors, and of their lengths. Chosen here.
 _SAME_COSINE, _SAME_LENGTH = 1e-13, 1e-8
 
 
@@ -46,8 +46,8 @@ def min_norm(cosine: Tensor, length: Tensor, max_iterations: int, tolerance: flo
     Returns:
         ``[groups, K]``; rows sum to 1, or are 0 if all vectors are.
     """
-    # beta_i = alpha_i |v_i| are coefficients of unit vectors: lengths then spoil no system, they
-    # only set the plane sum_i beta_i / |v_i| = 1.
+    # beta_i = alpha_i |v_i| are coefficients of unit vectors: lengths are then not in the systems,
+    # only in the plane sum_i beta_i / |v_i| = 1.
     present = length > 0
     length = length / length.masked_fill(~present, math.inf).amin(1, keepdim=True)
     inverse = torch.where(present, 1 / length, 0.0)
@@ -85,7 +85,7 @@ def _shortest(length: Tensor) -> Tensor:
 def _on_plane(cosine: Tensor, inverse: Tensor, chosen: Tensor) -> Tensor:
     """Shortest combination of the chosen unit vectors with ``sum_i beta_i inverse_i = 1``."""
     both = chosen[:, :, None] & chosen[:, None, :]
-    # The ridge decides between equals; where vectors cancel it leaves the cancelling direction.
+    # The ridge decides between equal vectors; if vectors cancel, the cancelling direction remains.
     system = torch.where(both, cosine, 0.0) + (1e-13 + (~chosen).to(cosine)).diag_embed()
     solution = torch.linalg.solve(system, torch.where(chosen, inverse, 0.0))
     return solution / (solution * inverse).sum(1, keepdim=True)
@@ -103,13 +103,13 @@ def _shared_by_equals(alpha: Tensor, cosine: Tensor, length: Tensor) -> Tensor:
 class MGDA(Method):
     """MGDA: the convex combination of task gradients that is shortest, in each group.
 
-    The weights of a group sum to 1, as in the paper: with K tasks the update is about 1/K of what
-    the plain sum gives, which Adam does not notice and SGD or gradient clipping does. A task whose
-    gradient is zero in a group is left out there (the shortest vector would be zero, and the other
-    tasks would stop), and all zero gives equal weights.
+    The weights of a group sum to 1, as in the paper: with K tasks the update is about 1/K of the
+    plain sum, which makes no difference to Adam but does to SGD and to gradient clipping. A task
+    whose gradient is zero in a group is left out there (the shortest vector would be zero, and the
+    other tasks would stop), and all zero gives equal weights.
 
     Args:
-        normalize: what gradients are divided by while the weights are looked for: "none", "l2"
+        normalize: what gradients are divided by while the weights are computed: "none", "l2"
             (their norms), "loss" or "loss+" (loss times norm). Without it the task with the
             shortest gradient gets most of the weight.
         max_iterations: bound on the moves of Frank-Wolfe; 250 as in the authors' code.

@@ -1,10 +1,10 @@
-"""Random visiting orders that depend on names alone, never on position, rank or company.
+"""Random visiting orders that depend only on names, not on position, rank or the other tasks.
 
 "For T_j in B \\ T_i in random order" (Wang et al. 2021, Algorithm 1, line 11) needs one fresh
-order per step, parameter group and task. A shared random stream would make it depend on how many
+order per step, parameter group and task. With a shared random stream it would depend on how many
 groups and tasks were drawn for before. Instead every ordered pair gets a key, a hash of (seed,
-step, group, i, j), and task i visits the others by increasing key. So ranks agree without talking,
-groups may come in any order or alone, and permuting the tasks permutes the result.
+step, group, i, j), and task i visits the others by increasing key. So ranks agree without
+communication, groups may come in any order or alone, and permuting the tasks permutes the result.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ def _mix(x: Tensor) -> Tensor:
 def visiting_order(seed: int, step: int, groups: tuple[str, ...], tasks: tuple[str, ...]) -> Tensor:
     """Return in which order each task visits the others, ``[groups, K, K - 1]``, int64, CPU.
 
-    ``order[k, i]`` lists the positions in ``tasks`` of all tasks but i, uniformly at random.
+    ``order[k, i]`` has the positions in ``tasks`` of all tasks except i, uniformly at random.
 
     Example:
         >>> from gradvac.methods import visiting_order
@@ -57,5 +57,5 @@ def visiting_order(seed: int, step: int, groups: tuple[str, ...], tasks: tuple[s
     task = torch.tensor([digest(name) for name in tasks], dtype=torch.int64)
     first = _mix(_mix(group)[:, None] + task)
     key = _mix(first[:, :, None] + task)
-    key.diagonal(dim1=1, dim2=2).fill_(torch.iinfo(torch.int64).max)  # oneself last, then cut off
+    key.diagonal(dim1=1, dim2=2).fill_(torch.iinfo(torch.int64).max)  # itself last, then cut off
     return key.argsort(dim=2)[:, :, :-1]

@@ -13,9 +13,9 @@ from gradvac.methods.base import check_keys
 class PairTable:
     """A dense table ``[groups, tasks, tasks]`` that grows as names appear; new entries are 0.
 
-    It lives on the CPU and in float64 whatever the gradients are: a moving average kept in
-    bfloat16 stalls once its updates are smaller than a rounding step. It has room for names to
-    come, so that thousands of them, a few at a time, do not copy it each time.
+    It lives on the CPU and in float64 whatever the gradients are: a moving average kept in bfloat16
+    stops changing once its updates are smaller than a rounding step. It has space for later names,
+    so that adding thousands of them, a few at a time, does not copy it each time.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class PairTable:
         n_groups, n_tasks = len(self._groups), len(self._tasks)
         if n_groups > self._room.shape[0] or n_tasks > self._room.shape[1]:
             old, room = self._room, self._room.shape[1]
-            if n_tasks > room:  # a quarter more; those of the first step are often all there are
+            if n_tasks > room:  # a quarter more; the first step often has all names
                 room = n_tasks + (n_tasks // 4 if room else 0)
             self._room = torch.zeros(n_groups, room, room, dtype=torch.float64)
             self._room[: old.shape[0], : old.shape[1], : old.shape[2]] = old

@@ -7,7 +7,7 @@ from gradvac.methods.gradvac import GradVac
 
 
 class PCGrad(GradVac):
-    """PCGrad: remove from each task gradient what points against another one.
+    """PCGrad: remove from each task gradient the part that points against another one.
 
     It is Gradient Vaccine with the target cosine 0 (Wang et al. 2021, Appendix E.1). The edited
     gradient is compared with the others' original gradients, in random order; the edited
@@ -15,7 +15,7 @@ class PCGrad(GradVac):
 
     Args:
         tasks: names of the tasks whose gradients may be edited, or "all", as in PCGrad's paper.
-        seed: of the visiting orders.
+        seed: seed of the visiting orders.
 
     Example:
         >>> import torch

@@ -43,13 +43,13 @@ _M = TypeVar("_M", bound=type[Method])
 
 
 def register(name: str) -> Callable[[_M], _M]:
-    """Return a class decorator that makes a method known to recipes as ``name``.
+    """Return a class decorator that registers a method for recipes as ``name``.
 
     The annotated arguments of its constructor become keys of ``method.options``; one called
-    ``seed`` is given the recipe's.
+    ``seed`` gets the recipe's seed.
 
     Raises:
-        GradientError: if another class has the name; a notebook cell may be run again.
+        GradientError: if another class has the name (running a notebook cell again is allowed).
 
     Example:
         >>> from gradvac import Joint, register

@@ -1,4 +1,4 @@
-"""What methods have in common that give a task one weight for the whole model."""
+"""Common parts of the methods that give a task one weight for the whole model."""
 
 import math
 from abc import abstractmethod
@@ -28,7 +28,7 @@ class TaskValues:
         """Replace all numbers by a copy of ``state``.
 
         Raises:
-            GradientError: if something is no finite number; nothing is then changed.
+            GradientError: if a value is not a finite number; nothing is then changed.
         """
         for kind in self._values:
             if not isinstance(state[kind], Mapping):
@@ -55,8 +55,8 @@ class SharedWeights(Method):
         kinds: the kinds of numbers kept for each task, under ``_state``.
 
     Raises:
-        GradientError: from ``weights``, if an engine hands over other groups than before: one
-            that streams them would advance the state several times per step.
+        GradientError: from ``weights``, if an engine passes other groups than before: passing
+            them one by one would advance the state several times per step.
     """
 
     needs_all_groups = True
@@ -109,10 +109,10 @@ class SharedWeights(Method):
 def positive_losses(
     geometry: StepGeometry, losses: Tensor, why: str, allow_zero: bool = False
 ) -> Tensor:
-    """Return losses of the step, ``[K]`` float64 on the CPU, refusing those a method cannot take.
+    """Return losses of the step, ``[K]`` float64 on the CPU, or reject those a method cannot use.
 
     Raises:
-        GradientError: if a loss is negative, or 0 unless ``allow_zero``; ``why`` says what for.
+        GradientError: if a loss is negative, or 0 unless ``allow_zero``; ``why`` gives the reason.
     """
     losses = losses.detach().double().cpu()
     bad = losses < 0 if allow_zero else losses <= 0

@@ -1,4 +1,4 @@
-"""Fixed task weights: the baselines every method has to beat (Xin et al. 2022)."""
+"""Fixed task weights: the baselines for every method (Xin et al. 2022)."""
 
 import math
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class StaticWeights(Method):
 
     Raises:
         GradientError: if a weight is negative or not finite and, from ``weights``, if a task of
-            the step has none: a misspelt name must not train with a silent default.
+            the step has none, so that a misspelt name does not silently get a default.
 
     Example:
         >>> import torch

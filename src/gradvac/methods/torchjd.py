@@ -1,7 +1,7 @@
-"""Any method of TorchJD that can work from a Gram matrix, run per group inside our engines.
+"""Any method of TorchJD that can work from a Gram matrix, applied to each group by our engines.
 
 TorchJD (Quinton & Rey, arXiv 2406.16232) is an optional dependency: ``gradvac[torchjd]``. Its
-weightings know tasks by row and, if they remember anything, refuse or forget when the number of
+weightings know tasks by row and, if they have memory, raise an error or forget when the number of
 rows changes. Here rows are always in the alphabetical order of the task names, a weighting with
 memory has one copy per parameter group, and a change of the tasks it remembers is an error.
 """
@@ -19,7 +19,7 @@ from gradvac.errors import GradientError
 from gradvac.methods.base import Method, StepGeometry, check_keys
 from gradvac.methods.orders import digest
 
-# Weightings that ask for the gradients J but only look at J J^T, so any J with the right one does.
+# Weightings that take the gradients J but only use J J^T, so any J with the same J J^T works.
 _ROTATION_INVARIANT = (
     "ConstantWeighting",
     "MeanWeighting",
@@ -38,13 +38,13 @@ class TorchJD(Method):
         options: arguments of the constructor, if ``weighting`` is a name. Vectors with one
             entry per task follow the alphabetical order of the task names.
         seed: of weightings that draw random numbers; their draws depend on (seed, step, group),
-            and torch's global generator is left as it is.
+            and torch's global generator is not changed.
 
     Raises:
         GradientError: if TorchJD or what the weighting needs is not installed, the name is
             unknown or the weighting needs more than a Gram matrix. From ``weights``: if TorchJD
-            refuses the matrix or returns weights that are not finite, or if a weighting with
-            memory meets other tasks than it remembers; the state is then unchanged.
+            rejects the matrix or returns weights that are not finite, or if a weighting with
+            memory gets other tasks than it remembers; the state is then unchanged.
 
     Example:
         >>> import torch
@@ -110,7 +110,7 @@ class TorchJD(Method):
         return weights.double()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return seed, names and what each group's copy remembers."""
+        """Return seed, names and the memory of each group's copy."""
         memory = {str(k): _memory(copied) for k, copied in enumerate(self._copies.values())}
         return super().state_dict() | {
             "groups": list(self._copies),
@@ -173,7 +173,7 @@ def _resolve(weighting: Any, options: dict[str, Any]) -> nn.Module:
 
 
 def _takes_rows(weighting: nn.Module) -> bool:
-    """Whether the weighting asks for gradients (any with the right Gram matrix will do).
+    """Whether the weighting takes gradients (any with the right Gram matrix).
 
     Raises:
         GradientError: if it needs the gradients themselves or those of other batches.
@@ -198,7 +198,7 @@ def _square_root(gram: Tensor) -> Tensor:
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:
-    """What a weighting remembers: its buffers and numbers that are no hyper-parameters."""
+    """The memory of a weighting: its buffers, and numbers that are not hyper-parameters."""
     own = {name: value for name, value in vars(module).items() if not name.startswith("__")}
     own = dict(module.named_buffers(recurse=False)) | own
     return {
@@ -211,7 +211,7 @@ def _numbers(module: nn.Module) -> dict[str, Any]:
 
 
 def _memory(weighting: nn.Module) -> dict[str, Tensor]:
-    """Copy what a weighting remembers, by ``module/name``."""
+    """Copy the memory of a weighting, by ``module/name``."""
     return {
         f"{path.replace('.', '/')}/{name}": torch.as_tensor(value).detach().clone()
         for path, module in weighting.named_modules()

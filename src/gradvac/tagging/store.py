@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NotRequired
@@ -13,7 +12,7 @@ from typing_extensions import TypedDict
 from gradvac.data.encoded import Sentences
 from gradvac.data.store import open_sentences
 from gradvac.errors import RunError
-from gradvac.reading import read_json, regular
+from gradvac.reading import read_json, sha256_of
 from gradvac.writing import write_json
 
 
@@ -30,7 +29,7 @@ def save_sentences(folder: Path, corpus: Mapping[str, Sentences], fingerprint: s
     for task, side in corpus.items():
         for name, array in ((f"{task}.ids.npy", side.ids), (f"{task}.offsets.npy", side.offsets)):
             np.save(folder / name, array)
-            sums[name] = _digest(folder / name)
+            sums[name] = sha256_of(folder / name)
     index = {"tasks": list(corpus), "tokenizer": fingerprint, "sums": sums}
     write_json(folder / "index.json", index, indent=None)
 
@@ -41,14 +40,9 @@ def load_sentences(folder: Path, fingerprint: str) -> dict[str, Sentences]:
     if (other := index["tokenizer"]) != fingerprint:
         raise RunError(f"{folder}: encoded by tokenizer {other}, the run has {fingerprint}")
     for name, wanted in index.get("sums", {}).items():
-        if (found := _digest(regular(folder / name))) != wanted:
+        if (found := sha256_of(folder / name)) != wanted:
             raise RunError(
                 f"{folder / name}: damaged: its SHA-256 begins {found[:12]}, and index.json says "
                 f"{wanted[:12]}"
             )
     return {t: open_sentences(folder, t) for t in index["tasks"]}
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()

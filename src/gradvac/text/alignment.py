@@ -21,6 +21,7 @@ import numpy as np
 
 from gradvac.errors import CorpusError
 from gradvac.text.blocks import Block, Row, normalise
+from gradvac.text.languages import pivot
 from gradvac.text.sides import LEARNED, Sides
 from gradvac.text.textfiles import Fault
 
@@ -93,10 +94,9 @@ class _Watch:
     def flush(self) -> None:
         """Look at the rows that came one by one."""
         rows, self._rows = self._rows, []
-        codes = sorted({code for row in rows for code in row.texts})
-        if not self._first and codes:
-            self._first = "en" if "en" in codes else next(iter(rows[0].texts))
-        for code in codes:
+        codes = dict.fromkeys(code for row in rows for code in row.texts)
+        self._first = self._first or (pivot(codes) if codes else "")
+        for code in sorted(codes):
             own = [row for row in rows if self._first in row.texts and code in row.texts]
             if code != self._first and own:
                 cells = [[normalise(row.texts[c]) for c in (self._first, code)] for row in own]
@@ -107,7 +107,7 @@ class _Watch:
     def block(self, block: Block) -> None:
         """Look at the rows of a block."""
         codes = block.languages
-        self._first = self._first or ("en" if "en" in codes else codes[0])
+        self._first = self._first or pivot(codes)
         if self._first not in codes:
             return
         one = codes.index(self._first)

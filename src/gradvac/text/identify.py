@@ -18,6 +18,14 @@ from gradvac.text.languages import language
 EXTRA = "pip install 'gradvac[langid]'"
 # Codes of ours that py3langid lists under another one.
 _ALIASES = {"nb": "no", "fil": "tl"}
+IDENTIFIABLE = 25
+"""Letters of a text below which identification errs more often than corpora do. Chosen here."""
+# Languages that an identifier takes for one another.
+_ALIKE = tuple(
+    frozenset(group.split())
+    for group in ("id ms jv", "cs sk", "zu xh ss nr", "hr bs sr sl", "da no nb nn", "hi mr ne",
+                  "es gl pt", "ky kk tt", "ru be uk bg mk sr", "rw rn", "fa ps")
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,8 @@ class Identifier:
             raise RunError(f"identifying languages needs py3langid: {EXTRA}") from e
         self._model = LanguageIdentifier.from_model_file(MODEL_FILE)
         known = set(self._model.labels)
-        self.unknown = tuple(sorted(c for c in set(languages) if _label(c) not in known))
-        self._model.set_languages({_label(c) for c in languages} & known)
+        self.unknown = tuple(sorted(c for c in set(languages) if label(c) not in known))
+        self._model.set_languages({label(c) for c in languages} & known)
 
     def off_target(
         self, hypotheses: Sequence[str], references: Sequence[str], language: str
@@ -60,25 +68,26 @@ class Identifier:
         pairs = [(h, r) for h, r in zip(hypotheses, references, strict=True) if _has_letters(r)]
         if not pairs:
             return None
-        wrong = lambda text: not _has_letters(text) or self.identify(text) != _label(language)
+        wrong = lambda text: not _has_letters(text) or self.identify(text) != label(language)
         return OffTarget(
             100 * statistics.fmean(wrong(h) for h, _ in pairs),
             100 * statistics.fmean(wrong(r) for _, r in pairs),
         )
-
-    @staticmethod
-    def label(code: str) -> str:
-        """The identifier's code of a language."""
-        return _label(code)
 
     def identify(self, text: str) -> str:
         """The most probable language of a text, by the identifier's code."""
         return self._model.classify(text)[0]
 
 
-def _label(code: str) -> str:
+def label(code: str) -> str:
+    """The identifier's code of a language."""
     base = language(code).base
     return _ALIASES.get(base, base)
+
+
+def confusable(one: str, other: str) -> bool:
+    """Whether two languages are one, or are taken for one another by identifiers."""
+    return one == other or any(one in group and other in group for group in _ALIKE)
 
 
 def _has_letters(text: str) -> bool:

@@ -12,12 +12,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 from gradvac.errors import RecipeError
+
+ENGLISH = "en"
+"""The code of the language that most others are paired with."""
+
+Wanted = Literal["to_en", "from_en", "both"] | Sequence[str]
+"""Directions as a recipe asks for them: those into English, out of it, or each by its name."""
 
 ResourceLevel = Literal["high", "medium", "low"]
 
@@ -227,7 +233,12 @@ def same_language(code: str, other: str) -> bool:
 
 def is_english(code: str) -> bool:
     """Whether a tag is of English, whatever its region."""
-    return language(code).base == "en"
+    return language(code).base == ENGLISH
+
+
+def pivot(codes: Collection[str]) -> str:
+    """The language that others are compared with: English where it is there, else the first."""
+    return ENGLISH if ENGLISH in codes else next(iter(codes))
 
 
 def family(code: str) -> str:
@@ -287,6 +298,18 @@ class Direction:
                 "with a region after an underscore as in 'pt_BR-en'"
             )
         return cls(*codes)
+
+
+def directions(wanted: Wanted, languages: Sequence[str]) -> list[Direction]:
+    """The directions of ``languages`` that a recipe asks for: into English first, by code."""
+    if not isinstance(wanted, str):
+        return [Direction.parse(name) for name in wanted]
+    named = (code for code in languages if same_language(code, ENGLISH))
+    english = ENGLISH if ENGLISH in languages else next(named, ENGLISH)
+    others = sorted({*languages} - {english})
+    into = [Direction(code, english) for code in others]
+    out_of = [Direction(english, code) for code in others]
+    return {"to_en": into, "from_en": out_of, "both": into + out_of}[wanted]
 
 
 # Chosen here. The paper's bounds (1e8 and 1e7 pairs, appendix A) are 1/10 and 1/100 of its largest

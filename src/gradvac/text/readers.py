@@ -28,7 +28,7 @@ from gradvac.text.alignment import watched
 from gradvac.text.blocks import Block, Row, row_of
 from gradvac.text.catalogues import Message, mo_messages, po_messages
 from gradvac.text.escapes import noted, unescaped
-from gradvac.text.languages import is_code, is_known, language, nearest_code, same_language
+from gradvac.text.languages import ENGLISH, is_code, is_known, language, nearest_code, same_language
 from gradvac.text.quoted import quoted_rows, records
 from gradvac.text.tables import aligned_files, table, tables
 from gradvac.text.textfiles import (
@@ -61,7 +61,7 @@ class Source:
     path: Path | None = None
     paths: Mapping[str, Path] | None = None
     languages: tuple[str, ...] | None = None
-    msgid_language: str = "en"
+    msgid_language: str = ENGLISH
     line_limit: int = LINE_LIMIT
     check: bool = True
     quoted: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cache
 
 import regex
@@ -33,6 +34,7 @@ _ALSO = {
     "Hebr": "lad yi", "Java": "jv", "Sund": "su", "Bali": "ban", "Bugi": "bug mak", "Mong": "mn",
 }  # fmt: skip
 _LETTERS = regex.compile(r"\p{L}+")
+_WORD = regex.compile(r"\p{L}[\p{L}\p{M}]*")
 _ASCII = regex.compile(r"[A-Za-z]+")
 
 
@@ -99,6 +101,11 @@ def letters_of(text: str) -> str:
     return "".join(_LETTERS.findall(text))
 
 
+def words(text: str) -> list[str]:
+    """Runs of letters with their marks."""
+    return _WORD.findall(text)
+
+
 def script_plausible(text: str, scripts: frozenset[str], share: float) -> bool:
     """Whether at least `share` of the letters of a text are of these scripts; there is a letter.
 
@@ -111,6 +118,14 @@ def script_plausible(text: str, scripts: frozenset[str], share: float) -> bool:
     if pattern.fullmatch(letters):
         return True
     return len(letters) - len(pattern.sub("", letters)) >= share * len(letters)
+
+
+def in_script(code: str, text: str) -> bool:
+    """Whether half of the letters of a text are of a script of its language, or it has none.
+
+    Half, because names and quotations are often in another script than the text around them.
+    """
+    return not letters_of(text) or script_plausible(text, scripts_of(code), 0.5)
 
 
 @cache
@@ -136,3 +151,12 @@ def script(sentences: Sequence[str]) -> str:
     for letter, count in letters.items():
         scripts[unicodedata.name(letter, "UNKNOWN").split()[0]] += count
     return scripts.most_common(1)[0][0] if scripts else "UNKNOWN"
+
+
+def mostly_english(english: AbstractSet[str], translation: str) -> bool:
+    """Whether more than 0.6 of the words of a translation are among the English ones.
+
+    Words of three letters or more count, and only Latin ones are compared.
+    """
+    long = {word for word in words(translation.casefold()) if len(word) > 2}
+    return sum(word.isascii() and word in english for word in long) > 0.6 * len(long)

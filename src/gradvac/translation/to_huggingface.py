@@ -23,10 +23,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from gradvac.data.encoded import BOS, EOS, PAD, UNK
 from gradvac.errors import RunError
 from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.transformer import sinusoids
-from gradvac.translation.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
+from gradvac.translation.vocabulary import Vocabulary
 
 # A source of 512 tokens may give 2 x 512 + 20 and an end (translate.Translator, search.beam_search)
 POSITIONS = 1056

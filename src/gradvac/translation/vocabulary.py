@@ -20,14 +20,13 @@ from typing import Literal, get_args
 import numpy as np
 import sentencepiece as spm
 
+from gradvac.data.encoded import BOS, EOS, PAD, UNK
 from gradvac.data.sampling import sampling_probabilities
 from gradvac.errors import RecipeError, RunError
 from gradvac.reading import read_bytes
 from gradvac.text.blocks import normalise
 from gradvac.translation.piece_model import rule_name, with_rule_name
 from gradvac.writing import write_bytes
-
-PAD, UNK, BOS, EOS = 0, 1, 2, 3
 
 Normalization = Literal["nfc", "identity", "nmt_nfkc"]
 """How text is rewritten before it is cut: into the normal form of clean text, which is the same

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.compare.compare import _groups, compare, half_width
+from gradvac.experiment.compare.comparison_view import latex, markdown
 from gradvac.experiment.compare.files import as_csv, as_json
-from gradvac.experiment.compare.tables import latex, markdown
 from tests.experiment import scored_runs
 from tests.experiment.scored_runs import LEVELS, REFERENCES, outputs, write_run
 

@@ -7,28 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
 from gradvac.errors import RunError
-from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.run.tensor_file import load_tensors, save_tensors
-from gradvac.experiment.training.display import Display
-from gradvac.experiment.training.prepare import prepare
-from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.evaluate import evaluate_run
 from gradvac.experiment.translation.export import export_run
 from gradvac.experiment.translation.filter import translate_lines
 from gradvac.experiment.translation.geometry import measure_run
 from gradvac.experiment.translation.geometry_huggingface import measure_huggingface
-from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.model_folder import find_model
 from gradvac.translation.vocabulary import Vocabulary
-from tests.experiment.toy import make_toy
+from tests.build import QUIET, make_toy, trained
 
-QUIET = Console(quiet=True)
 pytestmark = pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 FILES = ("model.json", "vocabulary.model", "tasks.json", "model.safetensors")
 
@@ -39,8 +32,7 @@ def runs(tmp_path_factory) -> Path:
     toy = make_toy(tmp_path_factory.mktemp("fingerprints"))
     for name, sample in (("run", 1000), ("other", 40)):
         sets = ["training.steps=4", f"vocabulary.sample={sample}"]
-        prepared = prepare(load_recipe(toy / "recipe.yaml", sets), toy / name, lambda text: None)
-        assert Trainer(TranslationJob(prepared), Display(QUIET)).train() == 0
+        trained(toy, toy / name, sets)
     return toy
 
 

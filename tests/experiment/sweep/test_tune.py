@@ -19,7 +19,7 @@ from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.recipe.tune_space import as_yaml, read_space
 from gradvac.experiment.sweep.sweep import work
 from gradvac.experiment.sweep.tune import DESCRIPTION
-from tests.experiment.toy import make_toy, toy_recipe
+from tests.build import make_toy, toy_recipe
 
 SPACE = {
     "trials": 3,

@@ -7,24 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from gradvac.errors import GradientError, RecipeError
-from gradvac.experiment.recipe.load import load_recipe
-from gradvac.experiment.training.display import Display
-from gradvac.experiment.training.prepare import prepare
-from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation.job import TranslationJob
+from tests.build import trainer
 from tests.reference.multidds import literal_rewards, literal_scorer, literal_update
 
 MULTIDDS = ["batches.sampling=multidds_s", "batches.multidds_s={every: 4, learning_rate: 0.01}"]
-
-
-def trainer(toy: Path, run: Path, changes: list[str]) -> Trainer:
-    recipe = load_recipe(toy / "recipe.yaml", changes)
-    return Trainer(
-        TranslationJob(prepare(recipe, run, lambda text: None)), Display(Console(quiet=True))
-    )
 
 
 def sampling_lines(run: Path) -> list[dict]:

@@ -3,11 +3,7 @@
 import pytest
 import torch
 
-from gradvac.experiment.recipe.load import load_recipe
-from gradvac.experiment.training.display import Display
-from gradvac.experiment.training.prepare import prepare
-from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation.job import TranslationJob
+from tests.build import trainer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -15,17 +11,12 @@ pytestmark = [
 ]
 
 
-def trainer(toy, run, *changes: str) -> Trainer:
-    recipe = load_recipe(toy / "recipe.yaml", list(changes))
-    return Trainer(TranslationJob(prepare(recipe, run, lambda text: None)), Display())
-
-
 @pytest.mark.parametrize("method", ["joint", "gradvac"])
 def test_first_gradient_is_that_of_the_cpu(toy, tmp_path, method):
     gradients = {}
     for device in ("cpu", "cuda"):
         sets = [f"device={device}", f"method.name={method}", "model.dropout=0"]
-        t = trainer(toy, tmp_path / device, *sets)
+        t = trainer(toy, tmp_path / device, sets)
         t.train_step()
         gradients[device] = {n: p.grad.cpu() for n, p in t.job.model.named_parameters()}
     for name, expected in gradients["cpu"].items():
@@ -35,9 +26,9 @@ def test_first_gradient_is_that_of_the_cpu(toy, tmp_path, method):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stops_and_resumes(toy, tmp_path, precision):
     sets = ["device=cuda", "method.name=gradvac", f"training.precision={precision}"]
-    first = trainer(toy, tmp_path / "run", *sets)
+    first = trainer(toy, tmp_path / "run", sets)
     first.stop.number = 2
     assert first.train() == 130
-    second = trainer(toy, tmp_path / "run", *sets)
+    second = trainer(toy, tmp_path / "run", sets)
     assert second.train() == 0
     assert second.step == 12

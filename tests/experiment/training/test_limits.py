@@ -1,16 +1,14 @@
 """Keys that make an experiment smaller: pairs of a direction, sentences that are scored."""
 
 import pytest
-from rich.console import Console
 
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.build import device_of
-from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.prepare import prepare
-from gradvac.experiment.training.train import Trainer, unreached
+from gradvac.experiment.training.train import unreached
 from gradvac.experiment.translation.evaluate import evaluate_run
-from gradvac.experiment.translation.job import TranslationJob
+from tests.build import trained
 
 
 def test_pairs_can_be_cut_down_for_all_or_some(toy, tmp_path):
@@ -59,9 +57,7 @@ def test_a_device_that_cannot_compute_is_refused(name):
 
 
 def test_the_largest_seed_trains(toy, tmp_path):
-    recipe = load_recipe(toy / "recipe.yaml", [f"seed={2**64 - 1}", "training.steps=1"])
-    prepared = prepare(recipe, tmp_path / "run", lambda text: None)
-    assert Trainer(TranslationJob(prepared), Display(Console(quiet=True))).train() == 0
+    trained(toy, tmp_path / "run", [f"seed={2**64 - 1}", "training.steps=1"])
 
 
 def test_limits_are_of_directions(toy):
@@ -86,11 +82,9 @@ def test_the_vocabulary_is_of_the_languages_named_whatever_the_directions(toy, t
 
 def test_a_recipe_may_score_the_first_sentences_only(toy, tmp_path):
     changes = ["search.sentences=2", "training.steps=1", "search.beam=1"]
-    prepared = prepare(load_recipe(toy / "recipe.yaml", changes), tmp_path / "run", lambda t: None)
-    Trainer(TranslationJob(prepared), Display(Console(quiet=True))).train()
+    run = trained(toy, tmp_path / "run", changes)
     count = lambda **flags: {
-        s.sentences
-        for s in evaluate_run(prepared.folder, say=lambda t: None, **flags).directions.values()
+        s.sentences for s in evaluate_run(run, say=lambda t: None, **flags).directions.values()
     }
     assert count() == {2}
     assert count(sentences=3) == {3}  # the command's word is the last

@@ -1,19 +1,14 @@
 """A step that does not fit into memory is made in halves, with the same result, or says why not."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 
 from gradvac.errors import RunError
-from gradvac.experiment.recipe.load import load_recipe
-from gradvac.experiment.training.display import Display
-from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation.job import TranslationJob
 from gradvac.geometry.record import GramRecord
+from tests.build import trainer
 
 WAYS = {
     "joint": ["method.name=joint"],
@@ -24,12 +19,6 @@ WAYS = {
 NO_DROPOUT = [f"model.{k}dropout=0" for k in ("", "attention_", "activation_")]
 ON_CPU = RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to ...")
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), ON_CPU]
-
-
-def trainer(toy: Path, run: Path, sets: list[str]) -> Trainer:
-    recipe = load_recipe(toy / "recipe.yaml", sets)
-    prepared = prepare(recipe, run, lambda text: None)
-    return Trainer(TranslationJob(prepared), Display(Console(quiet=True)))
 
 
 def failing(call, fails, error):

@@ -5,25 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 from gradvac.engine import StepReport
 from gradvac.errors import RunError
-from gradvac.experiment.recipe.load import load_recipe
-from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.metrics import Window, averages
-from gradvac.experiment.training.prepare import prepare
-from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.job import TranslationJob
 from gradvac.geometry.record import GramRecord
 from gradvac.methods import StepGeometry
+from tests.build import trained, trainer
 
 
 def train_lines(toy, run, changes):
-    recipe = load_recipe(toy / "recipe.yaml", [*changes, "method.record_every=1"])
-    Trainer(
-        TranslationJob(prepare(recipe, run, lambda text: None)), Display(Console(quiet=True))
-    ).train()
+    trained(toy, run, [*changes, "method.record_every=1"])
     lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["kind"] == "train"]
 
@@ -83,12 +76,11 @@ def test_a_run_that_diverged_ends_with_a_sentence(toy, tmp_path, value, monkeypa
     monkeypatch.setattr(
         TranslationJob, "validation_nll", lambda job: dict.fromkeys(job.prepared.valid, next(found))
     )
-    recipe = load_recipe(toy / "recipe.yaml", ["training.validate_every=2"])
     run = tmp_path / "run"
-    prepared = prepare(recipe, run, lambda text: None)
+    t = trainer(toy, run, ["training.validate_every=2"])
     told = rf"run: step 4: the validation NLL of \w+-\w+ is {value:.4g} per token: .* diverged"
     with pytest.raises(RunError, match=told.replace("+0", r"\+0")):
-        Trainer(TranslationJob(prepared), Display(Console(quiet=True))).train()
+        t.train()
     assert (run / "best" / "model.safetensors").exists()
 
 

@@ -6,16 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file
 
 from gradvac.errors import GradientError
-from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
-from gradvac.experiment.training.display import Display
-from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation.job import TranslationJob
+from tests.build import trainer
 
 SKIP = "training.nonfinite=skip"
 WAYS = {
@@ -26,14 +22,11 @@ WAYS = {
 }
 
 
-def trainer(
+def spoilt_trainer(
     toy: Path, run: Path, changes: list[str], bad: range = range(0), task: str | None = "ne-en"
 ) -> Trainer:
     """A trainer that finds NaN in the losses of a task, or of all, at the steps ``bad``."""
-    recipe = load_recipe(toy / "recipe.yaml", changes)
-    t = Trainer(
-        TranslationJob(prepare(recipe, run, lambda text: None)), Display(Console(quiet=True))
-    )
+    t = trainer(toy, run, changes)
     losses = t.job.losses
 
     def spoilt(batch):
@@ -62,7 +55,7 @@ def final(run: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_skipped_step_is_as_if_it_had_not_been_and_resumes(toy, tmp_path, way):
-    whole = trainer(toy, tmp_path / "whole", [SKIP, *WAYS[way]])
+    whole = spoilt_trainer(toy, tmp_path / "whole", [SKIP, *WAYS[way]])
     step = whole.train_step
 
     def absent() -> int:
@@ -73,14 +66,14 @@ def test_a_skipped_step_is_as_if_it_had_not_been_and_resumes(toy, tmp_path, way)
 
     whole.train_step = absent
     whole.train()
-    t = trainer(toy, tmp_path / "run", [SKIP, *WAYS[way]], range(5, 7))
+    t = spoilt_trainer(toy, tmp_path / "run", [SKIP, *WAYS[way]], range(5, 7))
     t.train()
     assert without_skips(tmp_path / "run") == without_skips(tmp_path / "whole")
     assert final(tmp_path / "run") == final(tmp_path / "whole")
     counted = [x.get("skipped") for x in lines(tmp_path / "run") if x["kind"] == "train"]
     assert counted == [None, {"ne-en": 1}, {"ne-en": 1}, None]
 
-    broken = trainer(toy, tmp_path / "broken", [SKIP, *WAYS[way]], range(5, 7))
+    broken = spoilt_trainer(toy, tmp_path / "broken", [SKIP, *WAYS[way]], range(5, 7))
     train_step = broken.train_step
 
     def crashing() -> int:
@@ -91,14 +84,14 @@ def test_a_skipped_step_is_as_if_it_had_not_been_and_resumes(toy, tmp_path, way)
     broken.train_step = crashing
     with pytest.raises(KeyboardInterrupt):
         broken.train()
-    trainer(toy, tmp_path / "broken", [SKIP, *WAYS[way]], range(5, 7)).train()
+    spoilt_trainer(toy, tmp_path / "broken", [SKIP, *WAYS[way]], range(5, 7)).train()
     assert lines(tmp_path / "broken") == lines(tmp_path / "run")
     assert final(tmp_path / "broken") == final(tmp_path / "run")
 
 
 @pytest.mark.parametrize("way", ["joint", "single_pass"])
 def test_by_default_it_stops_and_says_what_to_do(toy, tmp_path, way):
-    t = trainer(toy, tmp_path / "run", WAYS[way], range(5, 7))
+    t = spoilt_trainer(toy, tmp_path / "run", WAYS[way], range(5, 7))
     with pytest.raises(GradientError) as caught:
         t.train()
     text = str(caught.value)
@@ -114,7 +107,7 @@ def test_by_default_it_stops_and_says_what_to_do(toy, tmp_path, way):
 def test_ten_in_a_row_are_enough_also_across_a_resumption(toy, tmp_path):
     changes = [SKIP, "training.steps=40", "training.log_every=2", "training.validate_every=40"]
     for stop in (9, 99):
-        t = trainer(toy, tmp_path / "run", changes, range(3, 40), None)
+        t = spoilt_trainer(toy, tmp_path / "run", changes, range(3, 40), None)
         display = t.display.advance
 
         def advance(tokens, seconds, cpu_seconds, t=t, stop=stop, display=display):
@@ -134,7 +127,7 @@ def test_ten_in_a_row_are_enough_also_across_a_resumption(toy, tmp_path):
 
 
 def test_one_good_step_begins_the_count_anew(toy, tmp_path):
-    t = trainer(toy, tmp_path / "run", [SKIP, "training.steps=30"], range(3, 12), None)
+    t = spoilt_trainer(toy, tmp_path / "run", [SKIP, "training.steps=30"], range(3, 12), None)
     t.train()
     assert t.updates.skipped == 0 and t.step == 30
     assert sum(sum(x.get("skipped", {}).values()) for x in lines(tmp_path / "run")) == 9

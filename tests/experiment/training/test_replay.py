@@ -5,29 +5,18 @@ import math
 
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import GradientError, RunError
-from gradvac.experiment.recipe.load import load_recipe
-from gradvac.experiment.training.display import Display
-from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.replay import Replay, replay, replay_run
-from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation.job import TranslationJob
+from tests.build import trainer
 
 WAYS = {
     "joint": ["method.name=joint"],
     "gradvac": ["method.name=gradvac"],
     "accumulating": ["method.name=gradvac", "batches.accumulate=2"],
 }
-
-
-def trainer(toy, run, sets) -> Trainer:
-    recipe = load_recipe(toy / "recipe.yaml", sets)
-    prepared = prepare(recipe, run, lambda text: None)
-    return Trainer(TranslationJob(prepared), Display(Console(quiet=True)))
 
 
 def spoilt(toy, run, sets):

@@ -13,19 +13,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from rich.console import Console
 from safetensors.torch import load_file
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints, load_tensors, saved_models
 from gradvac.experiment.run.lock import alone
 from gradvac.experiment.training.display import Display
-from gradvac.experiment.training.prepare import prepare
-from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.model_folder import find_model
 from gradvac.geometry.record import GramRecord
+from tests.build import trainer
 
 METHODS = {
     "joint": ["method.name=joint"],
@@ -42,12 +38,6 @@ METHODS = {
     "bf16": ["method.name=gradvac", "training.precision=bf16"],
     "accumulating": ["method.name=gradvac", "batches.accumulate=2", "method.tasks=low"],
 }
-
-
-def trainer(toy: Path, run: Path, changes: list[str] = ()) -> Trainer:
-    recipe = load_recipe(toy / "recipe.yaml", list(changes))
-    prepared = prepare(recipe, run, lambda text: None)
-    return Trainer(TranslationJob(prepared), Display(Console(quiet=True)))
 
 
 def everything(run: Path) -> dict[str, bytes]:

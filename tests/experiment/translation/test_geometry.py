@@ -8,32 +8,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
-from rich.console import Console
 from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.data.batches import collate
 from gradvac.data.encoded import EncodedTask, Sentences
 from gradvac.errors import GradientError, RunError
-from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training import measuring as geometry_run
-from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.measuring import Measurement, curvature_lines
-from gradvac.experiment.training.prepare import prepare
-from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.geometry import measure_run
 from gradvac.experiment.translation.geometry_text import aligned_set, script
-from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.model_folder import find_model
 from gradvac.experiment.translation.prepare import open_prepared
 from gradvac.experiment.translation.prepare import test_rows as kept_rows
 from gradvac.geometry.curvature import TopEigenvalue
 from gradvac.geometry.record import Frame, GramRecord
-from tests.experiment.toy import toy_recipe, toy_rows, write_tsv
+from tests.build import QUIET, toy_recipe, toy_rows, trained, write_recipe, write_tsv
 
 TASKS = ("fr-en", "ne-en", "en-fr", "en-ne")
-QUIET = Console(quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +41,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe["data"]["directions"] = "both"
     recipe["model"]["dropout"] = 0.3
     recipe["training"] |= {"checkpoint_every": 3, "keep": 1, "keep_every": 3}
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
-    out = folder / "run"
-    prepared = prepare(load_recipe(folder / "recipe.yaml"), out, lambda text: None)
-    Trainer(TranslationJob(prepared), Display(QUIET)).train()
-    return out
+    write_recipe(folder, recipe)
+    return trained(folder, folder / "run")
 
 
 def equal(a: list[Frame], b: list[Frame]) -> bool:

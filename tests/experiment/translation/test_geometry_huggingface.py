@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -17,22 +16,16 @@ from typer.testing import CliRunner
 from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.figures import CATALOGUE
-from gradvac.experiment.recipe.load import load_recipe
-from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.measuring import measured_folder
-from gradvac.experiment.training.prepare import prepare
-from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.export import export_run
 from gradvac.experiment.translation.geometry import measure_run
 from gradvac.experiment.translation.geometry_huggingface import measure_huggingface
-from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.view.geometry import subjects_of
 from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import GramRecord
-from tests.experiment.toy import make_toy
+from tests.build import QUIET, make_toy, trained
 from tests.faults.damage import FAULTS, JSON_FAULTS
 
-QUIET = Console(quiet=True)
 TASKS = "fr-en,ne-en,en-fr,en-ne"
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Recommended. pip install sacremoses", "ignore:.torch.jit:DeprecationWarning"
@@ -42,12 +35,8 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     toy = make_toy(tmp_path_factory.mktemp("huggingface"))
-    folder = toy / "run"
     sets = ["data.directions=both", "training.label_smoothing=0", "training.steps=3"]
-    recipe = load_recipe(toy / "recipe.yaml", [*sets, "training.checkpoint_every=3"])
-    prepared = prepare(recipe, folder, lambda text: None)
-    Trainer(TranslationJob(prepared), Display(QUIET)).train()
-    return folder
+    return trained(toy, toy / "run", [*sets, "training.checkpoint_every=3"])
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.experiment.view.run_view import FROM_ENGLISH, TaskView
-from tests.experiment.toy import NOUNS, VERBS, toy_recipe
+from tests.build import NOUNS, VERBS, toy_recipe
 
 WORDS = "打开 关闭 文件 页面 表格 图像 保存 打印 插入 删除".split()
 PAIRS = [

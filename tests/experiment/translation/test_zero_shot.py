@@ -12,7 +12,7 @@ from gradvac.errors import RecipeError
 from gradvac.experiment.report import write_report
 from gradvac.experiment.translation.zero_shot import zero_shot_directions
 from gradvac.text.readers import Row
-from tests.experiment.toy import make_toy
+from tests.build import make_toy
 
 runner = CliRunner()
 BOTH = ["fr-en", "ne-en", "en-fr", "en-ne"]

@@ -11,18 +11,20 @@ from itertools import chain, combinations, islice
 from pathlib import Path
 from typing import Any, cast
 
-from gradvac.corpus.apt import sha256_of
 from gradvac.corpus.folder import new_folder, write_folder
-from gradvac.corpus.heldout import HeldOut
-from gradvac.corpus.importing.checks import SAMPLE, check_columns, identifier_of, in_script
 from gradvac.corpus.importing.layouts import KINDS, Piece, Split, find_pieces
 from gradvac.corpus.importing.unpack import is_archive, unpack
-from gradvac.data.spool import ENGLISH, Spool
-from gradvac.errors import CorpusError, RecipeError
+from gradvac.data.spool import Spool
+from gradvac.errors import CorpusError, RecipeError, RunError
+from gradvac.reading import sha256_of
 from gradvac.text.account import Account, Policy
 from gradvac.text.cleaning import CleaningRules, normalise, text_key
-from gradvac.text.languages import Direction, family_order
+from gradvac.text.columns import SAMPLE, check_columns
+from gradvac.text.heldout import HeldOut
+from gradvac.text.identify import Identifier
+from gradvac.text.languages import ENGLISH, Direction, family_order, pivot
 from gradvac.text.readers import Row
+from gradvac.text.scripts import in_script
 
 Say = Callable[[str], None]
 # Chosen here: a file with more bad lines than this is not what it says it is.
@@ -81,9 +83,9 @@ def _build(sources: Sequence[Path], folder: Path, options: Options, say: Say) ->
         given = _files(sources, work, unpacked)
         pieces = _pieces(given, options, unpacked, say)
         others = _pieces(_files(options.keep_out, work, unpacked), options, unpacked, say)
-        identifier = identifier_of(pieces) if options.check else None
+        identifier = _identifier(pieces) if options.check else None
         for piece in pieces if options.check else ():
-            check_columns(piece, list(islice(piece.rows(Account()), SAMPLE)), identifier)
+            check_columns(piece.name, list(islice(piece.rows(Account()), SAMPLE)), identifier)
         read = partial(_rows, pieces, account, options)
         held = {part: list(read(part)) for part in ("valid", "test")}
         held["valid"] = _without(held["valid"], held["test"], account)
@@ -119,6 +121,14 @@ def _build(sources: Sequence[Path], folder: Path, options: Options, say: Say) ->
     report = _shown_tree(account.to_dict(), unpacked)
     write_folder(folder, manifest, report, list(pairs["train"]))
     return manifest
+
+
+def _identifier(pieces: Sequence[Piece]) -> Identifier | None:
+    """An identifier of all languages of the pieces; None without the extra."""
+    try:
+        return Identifier({code for piece in pieces for code in piece.languages.values()})
+    except RunError:
+        return None
 
 
 def _files(sources: Sequence[Path], work: Path, unpacked: dict[str, str]) -> list[Path]:
@@ -240,13 +250,13 @@ class _KeepOut:
         if not self.rows:
             self.account.keep(_TRAINING)
             return row
-        pivot = ENGLISH if ENGLISH in row.texts else min(row.texts)
-        held = self._by_pivot.get(pivot)
+        first = pivot(sorted(row.texts))
+        held = self._by_pivot.get(first)
         if held is None:
-            held = self._by_pivot[pivot] = HeldOut(self.rows, pivot)
-        why = held.english_reason(row.texts[pivot])
+            held = self._by_pivot[first] = HeldOut(self.rows, first)
+        why = held.english_reason(row.texts[first])
         if why is None:
-            leaks = {c: held.translation_reason(c, t) for c, t in row.texts.items() if c != pivot}
+            leaks = {c: held.translation_reason(c, t) for c, t in row.texts.items() if c != first}
             why = next(filter(None, leaks.values()), None)
             if why is None:
                 self.account.keep(_TRAINING)

@@ -10,13 +10,13 @@ from itertools import permutations
 from pathlib import Path
 from typing import Literal
 
-from gradvac.corpus.importing import markup, tables
-from gradvac.corpus.importing.tags import language_code, merged
 from gradvac.errors import CorpusError
+from gradvac.text import datasets, markup
 from gradvac.text.account import Account
 from gradvac.text.alignment import watched
 from gradvac.text.escapes import noted, unescaped
 from gradvac.text.readers import Row, Source, counted, one_by_one, read_rows
+from gradvac.text.tags import language_code, merged
 from gradvac.text.textfiles import COMPRESSED, Fault, decode, open_bytes, raw_lines
 
 Split = Literal["train", "valid", "test"]
@@ -167,11 +167,11 @@ def _single(
     """The piece one file is, or None if it is none."""
     of = split or split_of(file)
     if kind in ("tsv", "ted"):
-        return _table(file, split, languages, tables.Shape("\t", quoted))
+        return _table(file, split, languages, datasets.Shape("\t", quoted))
     if kind == "csv":
-        comma = tables.Shape(",", quoted=True)
-        semicolons = len(tables.header(file, comma)) == 1
-        return _table(file, split, languages, tables.Shape(";", True) if semicolons else comma)
+        comma = datasets.Shape(",", quoted=True)
+        semicolons = len(datasets.header(file, comma)) == 1
+        return _table(file, split, languages, datasets.Shape(";", True) if semicolons else comma)
     if kind == "jsonl":
         tags = merged(_json_keys(file))
         if len(tags) < 2:
@@ -179,8 +179,8 @@ def _single(
         source = Source(format="jsonl", path=file, languages=tuple(tags), check=False)
         return Piece(kind, of, (file,), tags, _source_items(source))
     if kind == "parquet":
-        tags = _named(tables.parquet_columns(file), str(file))
-        items = lambda: tables.parquet(file, list(tags))
+        tags = _named(datasets.parquet_columns(file), str(file))
+        items = lambda: datasets.parquet(file, list(tags))
         return Piece(kind, of, (file,), tags, items) if len(tags) > 1 else None
     with open_bytes(file) as data:
         start = data.read(4096).replace(b"\0", b"")  # of UTF-16 what is ASCII
@@ -229,9 +229,9 @@ def _json_keys(file: Path) -> Iterator[list[str]]:
 
 
 def _table(
-    file: Path, split: Split | None, languages: Sequence[str], shape: tables.Shape
+    file: Path, split: Split | None, languages: Sequence[str], shape: datasets.Shape
 ) -> Piece | None:
-    cells = tables.header(file, shape)
+    cells = datasets.header(file, shape)
     kind = "ted" if cells and cells[0].strip() == "talk_name" else "tsv"
     kind = kind if shape.separator == "\t" else "csv"
     names = [cell.strip() for cell in cells]
@@ -246,7 +246,7 @@ def _table(
         tags = _named(given, "--languages")
         columns = dict(enumerate(given))
     of = split or split_of(file)
-    items = lambda: tables.tsv(file, columns, headed, len(cells), shape)
+    items = lambda: datasets.tsv(file, columns, headed, len(cells), shape)
     return Piece(kind, of, (file,), tags, items)
 
 
@@ -260,10 +260,10 @@ def _pair_in(file: Path) -> list[str]:
 
 
 def _saved(folder: Path, split: Split | None) -> Iterator[Piece]:
-    for name, data in tables.saved_splits(folder).items():
-        tags = _named(tables.saved_columns(data), str(folder))
+    for name, data in datasets.saved_splits(folder).items():
+        tags = _named(datasets.saved_columns(data), str(folder))
         if len(tags) > 1:
-            items = lambda data=data, tags=tags: tables.saved(data, list(tags), str(folder))
+            items = lambda data=data, tags=tags: datasets.saved(data, list(tags), str(folder))
             of = split or split_of(Path(name))
             yield Piece("datasets", of, tuple(sorted(folder.glob("*.arrow"))), tags, items)
 

@@ -29,8 +29,8 @@ Clock = Literal["cpu_seconds", "seconds"]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One number of the table.
+class Mean:
+    """One number of the table, a mean over seeds.
 
     ``values`` are those of ``seeds``, ``half`` half the width of the 95% interval of their mean
     (NaN for one seed), ``p`` the corrected p-value of the difference from the baseline (NaN: not
@@ -72,7 +72,7 @@ class Row:
     parameters: int
     several_models: bool
     cost: float = math.nan
-    cells: dict[Metric, dict[str, Cell]] = field(default_factory=dict)
+    cells: dict[Metric, dict[str, Mean]] = field(default_factory=dict)
     few: dict[str, int] = field(default_factory=dict)
 
 
@@ -107,7 +107,7 @@ class Comparison:
         ]
         return (min if metric in LOWER_IS_BETTER else max)(means, default=math.nan)
 
-    def difference(self, row: Row, metric: Metric, column: str) -> Cell | None:
+    def difference(self, row: Row, metric: Metric, column: str) -> Mean | None:
         """Row minus baseline on the seeds both have; their runs share parameters and batches.
 
         So its interval is far narrower than those of the two means. None without a shared seed.
@@ -123,7 +123,7 @@ class Comparison:
             if seed in before
         }
         values = tuple(gaps.values())
-        return Cell(values, half_width(values), seeds=tuple(gaps)) if gaps else None
+        return Mean(values, half_width(values), seeds=tuple(gaps)) if gaps else None
 
 
 def compare(
@@ -273,7 +273,7 @@ def _cells(
     metric: Metric,
     directions: Sequence[str],
     averages: dict[str, list[str]],
-) -> dict[str, Cell]:
+) -> dict[str, Mean]:
     cells = {}
     for column, members in [*((d, [d]) for d in directions), *averages.items()]:
         complete = {
@@ -283,7 +283,7 @@ def _cells(
         }
         if complete:
             values = tuple(statistics.fmean(s[d] for d in members) for s in complete.values())
-            cells[column] = Cell(values, half_width(values), seeds=tuple(complete))
+            cells[column] = Mean(values, half_width(values), seeds=tuple(complete))
     return cells
 
 

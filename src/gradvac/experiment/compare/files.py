@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable
@@ -12,7 +10,8 @@ from typing import Any
 
 from gradvac.errors import RecipeError
 from gradvac.experiment.compare.compare import LEVEL, Comparison
-from gradvac.experiment.compare.tables import latex, markdown, test_in_words
+from gradvac.experiment.compare.comparison_view import latex, markdown, test_in_words
+from gradvac.tables import csv_text
 from gradvac.writing import write_text
 
 
@@ -42,7 +41,8 @@ def records(found: Comparison) -> list[dict[str, Any]]:
 
 def as_csv(found: Comparison) -> str:
     """The records, and a row per method with what it cost."""
-    out = io.StringIO()
+    heads = ["row", "metric", "column", "kind", "mean", "half_width", "seeds", "p", "better"]
+    heads += ["values", "differing"]
     lines = [{**r, "values": " ".join(map(repr, r["values"]))} for r in records(found)]
     for row in found.rows:
         for name in ("parameters", "tokens", "seconds", "cpu_seconds", "cost"):
@@ -51,11 +51,7 @@ def as_csv(found: Comparison) -> str:
                 {"row": row.name, "metric": name, "column": of, "mean": value}
                 | {"seeds": len(row.seeds)}
             )
-    names = ["row", "metric", "column", "kind", "mean", "half_width", "seeds", "p", "better"]
-    writer = csv.DictWriter(out, [*names, "values", "differing"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
+    return csv_text([heads, *([line.get(head) for head in heads] for line in lines)])
 
 
 def as_json(found: Comparison) -> str:

@@ -9,29 +9,34 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich.table import Table
 
-from gradvac.experiment.compare.front import Estimate, Place
-from gradvac.experiment.compare.fronts import Front, fronts
-from gradvac.experiment.compare.tables import DIGITS, NAMES, escape
+from gradvac import tables
+from gradvac.experiment.compare.comparison_view import DIGITS, NAMES, plus_minus
+from gradvac.experiment.compare.front import Estimate
+from gradvac.experiment.compare.fronts import Front
 from gradvac.experiment.figures.base import Picture
 from gradvac.experiment.figures.write import write_picture
 from gradvac.geometry.plots import INK, MUTED, RULE, axes, colour, legend, styled
+from gradvac.tables import Table
 from gradvac.writing import write_csv, write_text
 
-__all__ = ["add_to", "fronts", "notes", "terminal", "write_pictures"]
-HEADS = ("distance", "verdict", "gained", "dominated by")
 
-
-def terminal(front: Front) -> Table:
-    """One front for the terminal."""
-    table = Table(title=_title(front), title_justify="left")
-    for name in _heads(front):
-        words = name in ("", "verdict", "dominated by")
-        table.add_column(name, justify="left" if words else "right", no_wrap=name == "verdict")
-    for place in front.places:
-        table.add_row(*_cells(front, place))
-    return table
+def table(front: Front) -> Table:
+    """One front as a table to read."""
+    digits = DIGITS[front.metric]
+    heads = ["", *front.axes, "distance", "verdict", "gained", "dominated by"]
+    rows = [
+        [
+            place.name + (" +" if place.swept else ""),
+            *(f"{x:.{digits}f}" for x in front.shown(place.mean)),
+            _number(place.distance, digits + 1, sign="+"),
+            place.verdict,
+            "" if place.swept else _number(place.gain, digits),
+            ", ".join(place.dominated_by),
+        ]
+        for place in front.places
+    ]
+    return Table(heads, rows, _title(front), words=("verdict", "dominated by"))
 
 
 def notes(fronts: Sequence[Front]) -> list[str]:
@@ -48,32 +53,6 @@ def notes(fronts: Sequence[Front]) -> list[str]:
         "Hypervolume (Zitzler and Thiele 1998): the area between the means and a reference point, "
         "what a model that knows nothing scores: 0, or NLL ln V. Gained: by adding the row.",
     ]
-
-
-def markdown(fronts: Sequence[Front]) -> str:
-    """All fronts as Markdown tables, then the notes."""
-    parts = []
-    for front in fronts:
-        bars = lambda cells: "| " + " | ".join(cells) + " |"
-        heads = _heads(front)
-        lines = [_title(front), "", bars(heads), "|---" * len(heads) + "|"]
-        lines += [bars(_cells(front, place)) for place in front.places]
-        parts.append("\n".join(lines))
-    return "\n\n".join([*parts, "\n".join(f"- {note}" for note in notes(fronts))]) + "\n"
-
-
-def latex(fronts: Sequence[Front]) -> str:
-    """All fronts as booktabs tables."""
-    parts = []
-    for front in fronts:
-        heads = _heads(front)
-        lines = [f"% {_title(front)}", rf"\begin{{tabular}}{{l{'r' * (len(heads) - 1)}}}"]
-        lines += [r"\toprule", " & ".join(map(escape, heads)) + r" \\", r"\midrule"]
-        for place in front.places:
-            cells = [escape(c).replace("±", r"$\pm$") for c in _cells(front, place)]
-            lines.append(" & ".join(cells) + r" \\")
-        parts.append("\n".join([*lines, r"\bottomrule", r"\end{tabular}"]))
-    return "\n\n".join([*parts, "\n".join(f"% {note}" for note in notes(fronts))]) + "\n"
 
 
 def tree(front: Front) -> dict[str, Any]:
@@ -169,7 +148,8 @@ def add_to(file: Path, fronts: Sequence[Front]) -> None:
         whole = {**json.loads(text), "fronts": [tree(front) for front in fronts]}
         text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
     else:
-        text += "\n" + (markdown if file.suffix == ".md" else latex)(fronts)
+        render = tables.markdown if file.suffix == ".md" else tables.latex
+        text += "\n" + render(map(table, fronts), notes(fronts))
     write_text(file, text)
 
 
@@ -193,27 +173,8 @@ def _title(front: Front) -> str:
     return f"front of {NAMES[front.metric]}, {high} and {low}: hypervolume {volume} from ({at})"
 
 
-def _heads(front: Front) -> list[str]:
-    return ["", *front.axes, *HEADS]
-
-
-def _cells(front: Front, place: Place) -> list[str]:
-    digits = DIGITS[front.metric]
-    mean = [f"{x:.{digits}f}" for x in front.shown(place.mean)]
-    gain = "" if place.swept else _number(place.gain, digits)
-    return [
-        place.name + (" +" if place.swept else ""),
-        *mean,
-        _number(place.distance, digits + 1, sign="+"),
-        place.verdict,
-        gain,
-        ", ".join(place.dominated_by),
-    ]
-
-
 def _number(found: Estimate, digits: int, sign: str = "") -> str:
-    spread = "" if math.isnan(found.half) else f" ±{found.half:.{digits}f}"
-    return f"{found.value:{sign}.{digits}f}{spread}"
+    return plus_minus(found.value, found.half, digits, sign)
 
 
 def _known(found: Estimate) -> dict[str, float | None]:

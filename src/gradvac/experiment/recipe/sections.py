@@ -27,7 +27,7 @@ from gradvac.experiment.recipe.method_options import (
 )
 from gradvac.experiment.recipe.paths import resolve
 from gradvac.text.cleaning import CleaningRules
-from gradvac.text.languages import LONGEST_CODE, is_code
+from gradvac.text.languages import ENGLISH, LONGEST_CODE, is_code
 from gradvac.text.readers import Source
 
 VERSION = 1
@@ -64,7 +64,7 @@ class SourceSection(Section):
     path: str | None = None
     paths: Annotated[dict[str, str], Field(min_length=1)] | None = None
     languages: Languages | None = None
-    msgid: str = "en"
+    msgid: str = ENGLISH
     check: bool = True
     quoted: bool = False
     unescape: bool = False

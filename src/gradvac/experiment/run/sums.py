@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from gradvac.errors import RunError
-from gradvac.reading import read_text, regular
+from gradvac.reading import read_text, sha256_of
 from gradvac.writing import write_text
 
 SUMS = "SHA256SUMS"
@@ -15,7 +14,7 @@ SUMS = "SHA256SUMS"
 
 def write_sums(folder: Path, names: Iterable[str]) -> None:
     """Write the sums of files of a folder."""
-    lines = [f"{_digest(folder / name)}  {name}\n" for name in names]
+    lines = [f"{sha256_of(folder / name)}  {name}\n" for name in names]
     write_text(folder / SUMS, "".join(lines))
 
 
@@ -36,7 +35,7 @@ def check_sums(folder: Path, names: Iterable[str], *, others: bool = False) -> N
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in dict.fromkeys([*names, *(sums if others else ())]):
         try:
-            found = _digest(folder / name)
+            found = sha256_of(folder / name)
         except OSError as e:
             raise RunError(f"{folder / name}: not readable: {e.strerror}") from e
         if sums.get(name) != found:
@@ -44,8 +43,3 @@ def check_sums(folder: Path, names: Iterable[str], *, others: bool = False) -> N
                 f"{folder / name}: damaged: its SHA-256 begins {found[:12]}, and {SUMS} says "
                 f"{sums.get(name, 'nothing')[:12]}"
             )
-
-
-def _digest(file: Path) -> str:
-    with regular(file).open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()

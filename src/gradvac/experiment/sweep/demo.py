@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from gradvac.experiment.recipe.load import load_recipe, of_kind
 from gradvac.experiment.recipe.paths import resolve
@@ -29,6 +28,7 @@ from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.model_folder import find_model
 from gradvac.experiment.translation.prepare import open_prepared, test_rows
 from gradvac.experiment.translation.recipe import Recipe
+from gradvac.tables import Table
 from gradvac.translation.scoring import DirectionScores
 
 METHODS = {"joint": "joint", "gradvac": "GradVac"}
@@ -63,7 +63,7 @@ def run_demo(out: Path, *, steps: int, sentences: int, console: Console) -> Path
     scores = {"starting model": _score_start(recipes["joint"], out, sentences, console)}
     for name, run in runs.items():
         scores[METHODS[name]] = evaluate_run(run, sentences=sentences, say=console.print)
-    console.print(comparison(scores))
+    console.print(comparison(scores).terminal(whole=()))
     for signature in next(iter(scores.values())).signatures.values():
         console.print(signature, markup=False)
     report = write_report(
@@ -80,16 +80,14 @@ def run_demo(out: Path, *, steps: int, sentences: int, console: Console) -> Path
 
 def comparison(scores: dict[str, DirectionScores]) -> Table:
     """chrF++ and BLEU of several models side by side; the first is what the others started from."""
-    table = Table(title="chrF++ (BLEU) into English", title_justify="left")
-    table.add_column("direction")
-    for name in scores:
-        table.add_column(name, justify="right")
-    rows = {name: table_rows(found) for name, found in scores.items()}
-    for k, row in enumerate(next(iter(rows.values()))):
-        label = f"{row['name']} {row['level']}".strip()
-        cells = [f"{r[k]['chrf']:.1f} ({r[k]['bleu']:.1f})" for r in rows.values()]
-        table.add_row(label, *cells)
-    return table
+    rows = [
+        [
+            f"{of_all[0]['name']} {of_all[0]['level']}".strip(),
+            *(f"{row['chrf']:.1f} ({row['bleu']:.1f})" for row in of_all),
+        ]
+        for of_all in zip(*map(table_rows, scores.values()), strict=True)
+    ]
+    return Table(["direction", *scores], rows, "chrF++ (BLEU) into English")
 
 
 def _prepared(

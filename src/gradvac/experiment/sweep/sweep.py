@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from gradvac.errors import RunError
 from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
@@ -31,6 +31,7 @@ from gradvac.experiment.training.kind import job_of, kind_of
 from gradvac.experiment.training.prepare import prepare, resume_run
 from gradvac.experiment.training.process import StopSignal
 from gradvac.reading import is_json, read_json
+from gradvac.tables import Table
 from gradvac.terminal import Terminal, complain
 from gradvac.writing import write_json
 
@@ -147,16 +148,15 @@ def describe(file: RecipeFile, root: Path, size: str | None) -> None:
     write_json(root / DESCRIPTION, tree)
 
 
-def progress(jobs: Sequence[Job]) -> Table:
+def progress(jobs: Sequence[Job]) -> RichTable:
     """Variants down, seeds across."""
     seeds = list(dict.fromkeys(job.recipe.seed for job in jobs))
-    table = Table(title="sweep", title_justify="left")
-    for name in ("variant", *(f"seed {seed}" for seed in seeds)):
-        table.add_column(name)
-    for variant in dict.fromkeys(job.variant for job in jobs):
-        cells = {job.recipe.seed: job.state() for job in jobs if job.variant == variant}
-        table.add_row(variant, *(cells[seed] for seed in seeds))
-    return table
+    heads = ["variant", *(f"seed {seed}" for seed in seeds)]
+    states: dict[str, dict[int, str]] = {}
+    for job in jobs:
+        states.setdefault(job.variant, {})[job.recipe.seed] = job.state()
+    rows = [[variant, *(own[seed] for seed in seeds)] for variant, own in states.items()]
+    return Table(heads, rows, "sweep", words=heads).terminal()
 
 
 def _run_all(

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from gradvac.errors import GradvacError, RecipeError, RunError
 from gradvac.experiment.recipe.load import dump_recipe, load_recipe, read_recipe_file
@@ -34,6 +33,7 @@ from gradvac.experiment.sweep.sweep import LOG, last_line, start
 from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.process import StopSignal
 from gradvac.reading import read_json
+from gradvac.tables import Cell, Table
 from gradvac.writing import write_csv, write_json, write_text
 
 if TYPE_CHECKING:
@@ -122,11 +122,11 @@ def run_tune(
         for search in searches:
             _search(search, space.trials, console, stop)
             _write(search)
-            console.print(table(search))
+            console.print(table(search).terminal(whole=()))
             if stop.number:
                 console.print("stopped; the same command goes on")
                 return 128 + stop.number
-    console.print(summary(searches))
+    console.print(summary(searches).terminal(whole=()))
     return 0
 
 
@@ -152,29 +152,29 @@ def _plan(
 
 def table(search: Search) -> Table:
     """The trials of a search; the best in bold."""
-    shown = Table(title=str(search.folder), title_justify="left")
-    for name in ("trial", *(p.key for p in search.parameters), search.measure):
-        shown.add_column(name, justify="right")
     best = _best(search)
-    for trial in search.study.trials:
-        cells = [str(trial.number), *_texts(search, trial), _result(trial)]
-        shown.add_row(*cells, style="bold" if best and trial.number == best.number else "")
-    return shown
+    rows = [
+        [
+            Cell(text, bold=best is not None and trial.number == best.number)
+            for text in (str(trial.number), *_texts(search, trial), _result(trial))
+        ]
+        for trial in search.study.trials
+    ]
+    heads = ["trial", *(p.key for p in search.parameters), search.measure]
+    return Table(heads, rows, str(search.folder))
 
 
 def summary(searches: Sequence[Search]) -> Table:
     """The best trial of every variant; each had the same number of trials."""
-    shown = Table(title="best of each", title_justify="left")
-    measure = searches[0].measure
-    for name in ("", "trials", "failed", measure, "as it stood", "recipe"):
-        shown.add_column(name, justify="left" if name in ("", "recipe") else "right")
+    rows = []
     for search in searches:
         done, best = search.finished(), _best(search)
         failed = sum(t.value is None for t in done)
         first = _result(done[0]) if done and search.own else ""
         value, file = (_result(best), str(search.folder / BEST)) if best else ("", "")
-        shown.add_row(search.folder.name, str(len(done)), str(failed), value, first, file)
-    return shown
+        rows.append([search.folder.name, str(len(done)), str(failed), value, first, file])
+    heads = ["", "trials", "failed", searches[0].measure, "as it stood", "recipe"]
+    return Table(heads, rows, "best of each", words=("recipe",))
 
 
 def lowest(run: Path, measure: str) -> float:

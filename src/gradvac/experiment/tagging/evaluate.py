@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from gradvac.data.batches import in_order
 from gradvac.errors import RunError
@@ -19,6 +19,7 @@ from gradvac.experiment.run.files import TAGS, write_scored
 from gradvac.experiment.run.folder import fill, parameters_of_run
 from gradvac.experiment.tagging.prepare import SHAPE, open_tagging, test_sentences
 from gradvac.experiment.training.build import device_of
+from gradvac.tables import Table
 from gradvac.tagging.encoder import empty_tagger, labels_of, predict
 from gradvac.tagging.encoding import counted_by_sentence, encode_tagged, token_batch
 from gradvac.tagging.readers import Tagged
@@ -108,7 +109,7 @@ def tag_words(
     return guessed
 
 
-def score_table(title: str, scores: TaggingScores) -> Table:
+def score_table(title: str, scores: TaggingScores) -> RichTable:
     """One row per number, languages across and their average last, as in Wang et al. 2021.
 
     It fits 80 columns: more than `ACROSS` languages have a row each instead.
@@ -120,10 +121,13 @@ def score_table(title: str, scores: TaggingScores) -> Table:
     heads, rows = [n.replace("_f1", "") for n in names], [*cells.values()]
     if len(codes) <= ACROSS:
         heads, cells = [*cells], dict(zip(heads, zip(*rows, strict=True), strict=True))
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
-    table.add_column("", no_wrap=True)
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True, min_width=4)
-    for name, row in cells.items():
-        table.add_row(name, *(f"{value:.1f}"[:4].removesuffix(".") for value in row))
+    shown = [
+        [name, *(f"{value:.1f}"[:4].removesuffix(".") for value in row)]
+        for name, row in cells.items()
+    ]
+    table = Table(["", *heads], shown, title).terminal(
+        whole=["", *heads], box=SIMPLE_HEAD, padding=0, show_edge=False
+    )
+    for column in table.columns[1:]:
+        column.min_width = 4
     return table

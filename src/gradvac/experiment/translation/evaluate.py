@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError, RunError
@@ -29,6 +29,7 @@ from gradvac.experiment.translation.prepare import test_rows
 from gradvac.experiment.translation.recipe import Recipe
 from gradvac.experiment.translation.zero_shot import zero_shot_directions
 from gradvac.reading import read_json
+from gradvac.tables import Table
 from gradvac.text.account import EXAMPLES
 from gradvac.text.cleaning import normalise
 from gradvac.text.identify import Identifier, OffTarget
@@ -97,31 +98,24 @@ def tokenizer_option(name: str | None) -> str | None:
     return name if path == name else f"{FILE}{Path(path).resolve()}"
 
 
-def score_table(title: str, scores: DirectionScores) -> Table:
+def score_table(title: str, scores: DirectionScores) -> RichTable:
     """Scores of every direction and average, for the terminal."""
-    table = Table(title=title, title_justify="left")
-    numbers = [
-        "sentences",
-        "BLEU",
-        "chrF++",
-        *(["off %", "refs %"] * bool(scores.off_target)),
-    ]
-    for name in ("direction", "level", "family", *numbers):
-        number = name in numbers
-        table.add_column(name, justify="right" if number else "left", no_wrap=number)
-    lines = ["off: translations identified as another language; refs: references so"]
-    table.caption = "\n".join([*lines[: bool(scores.off_target)], *scores.notes]) or None
-    table.caption_justify = "left"
+    words, off = ("direction", "level", "family"), bool(scores.off_target)
+    heads = [*words, "sentences", "BLEU", "chrF++", *["off %", "refs %"] * off]
+    rows = []
     for row in table_rows(scores):
         cells = [_of(row["kind"], row["count"]), f"{row['bleu']:.1f}", f"{row['chrf']:.1f}"]
-        if found := scores.off_target.get(row["name"]):
-            cells += [f"{found.rate:.1f}", f"{found.of_references:.1f}"]
-        table.add_row(row["name"], row["level"], row["family"], *cells)
+        found = scores.off_target.get(row["name"])
+        rates = [f"{found.rate:.1f}", f"{found.of_references:.1f}"] if found else ["", ""] * off
+        rows.append([row["name"], row["level"], row["family"], *cells, *rates])
     for a in scores.averages():
         if a.kind == "family" and a.side != "all":
             cells = [_of(a.kind, a.directions), f"{a.bleu:.1f}", f"{a.chrf:.1f}"]
-            table.add_row(a.side, "", a.subset, *cells)
-    return table
+            rows.append([a.side, "", a.subset, *cells, *["", ""] * off])
+    meaning = ["off: translations identified as another language; refs: references so"]
+    caption = "\n".join([*meaning * off, *scores.notes]) or None
+    table = Table(heads, rows, title, words)
+    return table.terminal(caption=caption, caption_justify="left")
 
 
 def _of(kind: str, count: int) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from gradvac.data.spool import ENGLISH, Spool, directions
+from gradvac.data.spool import Spool
 from gradvac.data.store import Writer, open_encoded
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.paths import resolve
@@ -30,7 +30,7 @@ from gradvac.experiment.translation.zero_shot import zero_shot_directions
 from gradvac.reading import read_lines
 from gradvac.text.blocks import Block
 from gradvac.text.cleaning import Account, normalise
-from gradvac.text.languages import Direction, resource_levels, same_language
+from gradvac.text.languages import ENGLISH, Direction, directions, resource_levels, same_language
 from gradvac.text.readers import Row, read_blocks
 from gradvac.text.spellings import Spellings
 from gradvac.translation.bitext import Bitext, as_given, held_out_keys, read_corpus

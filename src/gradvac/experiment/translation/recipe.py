@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from gradvac.data.spool import ENGLISH
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.recipe.sections import (
@@ -24,7 +23,7 @@ from gradvac.experiment.recipe.sections import (
     check_codes,
     underscored,
 )
-from gradvac.text.languages import Direction, same_language
+from gradvac.text.languages import ENGLISH, Direction, same_language
 from gradvac.translation.tokenizers import FILE, VOCABULARY, check_tokenizer
 from gradvac.translation.vocabulary import Normalization
 

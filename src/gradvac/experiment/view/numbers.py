@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.view.proximity import families, typological_distances
 from gradvac.experiment.view.run_view import LANGUAGES, TaskView, load_runs
 from gradvac.geometry.statistics import cophenetic_test, correlation, mantel, residual, same
+from gradvac.tables import Table
 from gradvac.writing import write_csv
 
 LEVEL = 0.05
@@ -176,14 +176,16 @@ def words(found: Sequence[Finding]) -> str:
 
 
 def numbers_table(title: str, found: Sequence[Finding]) -> Table:
-    """The findings for the terminal."""
-    table = Table(title=title, title_justify="left")
-    for name in ("where", "is it about ...", "r", "p", "n", "result"):
-        table.add_column(name, justify="right" if name in "rpn" else "left")
-    for f in found:
-        where = f"{f.side} {f.part.replace('_', ' ')}"
-        table.add_row(where, f.question, in_words(f), chance(f), str(f.n), f.verdict)
-    return table
+    """The findings, one a row."""
+    heads = ("where", "is it about ...", "r", "p", "n", "result")
+    rows = [
+        [
+            f"{f.side} {f.part.replace('_', ' ')}",
+            *(f.question, in_words(f), chance(f), str(f.n), f.verdict),
+        ]
+        for f in found
+    ]
+    return Table(heads, rows, title, words=("is it about ...", "result"))
 
 
 def in_words(f: Finding) -> str:
@@ -211,9 +213,8 @@ def print_numbers(run: Path, measured: Path, console: Console) -> None:
     found, notes = findings(subject)
     if found:
         write_csv(measured / "numbers.csv", [HEADER, *map(row, found)])
-        console.print(
-            numbers_table(f"{run.name}: what the similarity of gradients is about", found)
-        )
+        title = f"{run.name}: what the similarity of gradients is about"
+        console.print(numbers_table(title, found).terminal(whole=()))
         console.print(words(found), markup=False)
     for note in notes:
         console.print(note, markup=False)

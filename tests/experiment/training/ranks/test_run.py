@@ -20,17 +20,15 @@ import torch
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints, load_checkpoint, load_tensors
-from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.measuring import curvature_lines
 from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.together import joined
-from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.evaluate import evaluate_run
 from gradvac.experiment.translation.geometry import measure_run
 from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.shared_job import check_shard
 from gradvac.geometry.record import GramRecord
-from tests.experiment.toy import make_toy
+from tests.build import make_toy, trained
 from tests.experiment.training.ranks.resumes import END, HALF, SIZES
 from tests.experiment.training.ranks.verbs import JOINT, METHOD, SHARD, STOP
 
@@ -106,11 +104,7 @@ def test_two_ranks_train_the_model_of_one_and_go_on_after_one_was_killed(tmp_pat
         assert saved[-1] == f"step-{int(stopped):08}" and int(stopped) < 12
         assert f"resuming at step {stopped} of 12" in two_ranks(toy, settings)
 
-    recipe = load_recipe(toy / "recipe.yaml", settings)
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    assert Trainer(TranslationJob(prepare(recipe, toy / "one", print)), Display()).train() == 0
-    torch.set_num_threads(before)
+    alone(toy, "one", settings)
     last = [toy / name / "checkpoints" / "step-00000012" for name in ("one", "two")]
     same_model(*(folder / "model.safetensors" for folder in last))
     lines = [
@@ -131,10 +125,9 @@ def test_two_ranks_train_the_model_of_one_and_go_on_after_one_was_killed(tmp_pat
 
 def alone(folder: Path, name: str, settings: list[str]) -> Path:
     """The run of one process, on one thread."""
-    recipe = load_recipe(folder / "recipe.yaml", [*settings, SHARD])
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    assert Trainer(TranslationJob(prepare(recipe, folder / name, print)), Display()).train() == 0
+    trained(folder, folder / name, settings)
     torch.set_num_threads(before)
     return folder / name / "best" / "model.safetensors"
 
@@ -182,7 +175,7 @@ def test_any_number_of_ranks_goes_on_from_the_shards_of_any_other(tmp_path):
 
 
 def test_joint_training_in_shards_is_that_of_one_process_to_the_averaged_end(in_shards):
-    one = alone(in_shards, "one-joint", JOINT)
+    one = alone(in_shards, "one-joint", [*JOINT, SHARD])
     same_model(one, in_shards / "joint" / "best" / "model.safetensors")
     lines = [(in_shards / n / "metrics.jsonl").read_text() for n in ("one-joint", "joint")]
     for mine, theirs in zip(*(map(json.loads, text.splitlines()) for text in lines), strict=True):
@@ -226,7 +219,8 @@ def test_one_process_goes_on_where_two_stopped_in_shards(in_shards):
     assert saved.name == f"step-{STOP:08d}" and (saved / "shards").is_dir()
     assert not (saved / "model.safetensors").exists()
     copy = shutil.copytree(saved, in_shards / "copy" / saved.name)
-    same_model(alone(in_shards, "one-method", METHOD), alone(in_shards, "method", METHOD))
+    method = [*METHOD, SHARD]
+    same_model(alone(in_shards, "one-method", method), alone(in_shards, "method", method))
     damaged = next((copy / "shards").iterdir())
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"!")
     with pytest.raises(RunError, match=rf"{damaged.name}: damaged: its SHA-256"):

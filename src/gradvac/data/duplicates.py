@@ -1,0 +1,164 @@
+"""Duplicates and near-duplicates among any number of rows, in memory that does not grow with them.
+
+Rows are numbered. Hashes go to buckets on disk, each small enough to be sorted in memory: 16 bytes
+a row for exact duplicates, 160 for near ones (ten bands), and one byte a row for the answer.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from gradvac.text.heldout import NEAR, bag, jaccard
+
+# 2 M records of 16 bytes; sorting one takes some 100 MB.
+BUCKET_RECORDS = 2**21
+
+# MinHash (Broder 1997) with banding (Leskovec et al. 2020, chapter 3): two sets with a Jaccard of
+# 0.8 share one of ten bands of four values with probability 1 - (1 - 0.8**4)**10 = 0.995.
+BANDS = 10
+BAND_ROWS = 4
+_RECORD = np.dtype([("hash", "<u8"), ("row", "<u8")])
+
+KEPT, EXACT, NEAR_DUPLICATE = 0, 1, 2
+
+
+def text_hash(*texts: str) -> int:
+    """A hash of 64 bits. In 100 million rows, two that differ share one with probability 3e-4."""
+    joined = "\n".join(texts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(joined, digest_size=8).digest(), "little")
+
+
+class Buckets:
+    """Records (hash, row) on disk, in files small enough to sort; rows are added in order."""
+
+    def __init__(self, folder: Path, name: str, records: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._count = 1 + records // BUCKET_RECORDS
+        self._files = [folder / f"{name}-{n:04}" for n in range(self._count)]
+
+    def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
+        """Append records; `hashes` and `rows` are [n] of 64 bits."""
+        records = np.empty(len(hashes), _RECORD)
+        records["hash"], records["row"] = hashes, rows
+        where = hashes % np.uint64(self._count)
+        for number in np.unique(where):
+            with self._files[int(number)].open("ab") as out:
+                records[where == number].tofile(out)
+
+    def groups(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(first row, later row) of all records with equal hashes, bucket by bucket; both [n]."""
+        for file in self._files:
+            if not file.exists():
+                continue
+            records = np.fromfile(file, _RECORD)
+            file.unlink()
+            records = records[np.lexsort((records["row"], records["hash"]))]
+            fresh = np.ones(len(records), bool)
+            fresh[1:] = records["hash"][1:] != records["hash"][:-1]
+            starts = np.maximum.accumulate(np.where(fresh, np.arange(len(records)), 0))
+            yield records["row"][starts][~fresh], records["row"][~fresh]
+
+
+def mark_exact(parts: Sequence[Path], state: np.ndarray, folder: Path) -> None:
+    """Mark rows whose hash an earlier row has; `parts` are files of hashes, row after row."""
+    buckets = Buckets(folder, "exact", len(state))
+    row = 0
+    for part in parts:
+        hashes = np.fromfile(part, "<u8")
+        buckets.add(hashes, np.arange(row, row + len(hashes), dtype=np.uint64))
+        row += len(hashes)
+    for _, later in buckets.groups():
+        state[later] = EXACT
+
+
+def band_hashes(texts: Iterable[tuple[str, str]]) -> np.ndarray:
+    """Hashes [n, BANDS] of the bands of each pair's words; equal where the words probably are."""
+    known: dict[tuple[int, str], int] = {}
+    values: list[int] = []
+    starts: list[int] = []
+    for pair in texts:
+        starts.append(len(values))
+        words = [(side, word) for side, text in enumerate(pair) for word in sorted(bag(text))]
+        for word in words or [(2, "")]:
+            if word not in known:
+                known[word] = text_hash(str(word[0]), word[1])
+            values.append(known[word])
+    if not starts:
+        return np.empty((0, BANDS), np.uint64)
+    hashed = np.array(values, np.uint64)
+    constants = np.random.default_rng(0).integers(
+        0, 2**64, (BANDS, BAND_ROWS, 2), np.uint64, endpoint=False
+    )
+    bands = np.zeros((len(starts), BANDS), np.uint64)
+    for band in range(BANDS):
+        for row in range(BAND_ROWS):
+            factor, shift = constants[band, row] | np.array([1, 0], np.uint64)
+            mixed = hashed * factor + shift
+            mixed ^= mixed >> np.uint64(29)
+            least = np.minimum.reduceat(mixed, starts)
+            bands[:, band] = (bands[:, band] ^ least) * factor + shift
+    return bands
+
+
+def mark_near(
+    parts: Sequence[Path],
+    state: np.ndarray,
+    line: Callable[[int], tuple[str, str]],
+    folder: Path,
+) -> None:
+    """Mark rows that share at least `NEAR` of the words of both sides with an earlier row.
+
+    `parts` are files of band hashes, `line` gives the text of a row. A row is compared with the
+    first row of each of its bands, so every mark is a true near-duplicate; a few are not found.
+    """
+    buckets = Buckets(folder, "near", BANDS * len(state))
+    row = 0
+    for part in parts:
+        bands = np.fromfile(part, "<u8").reshape(-1, BANDS)
+        kept = np.flatnonzero(state[row : row + len(bands)] == KEPT)
+        for band in range(BANDS):
+            buckets.add(bands[kept, band], (row + kept).astype(np.uint64))
+        row += len(bands)
+    for first, later in buckets.groups():
+        for one, other in zip(first.tolist(), later.tolist(), strict=True):
+            if state[other] == KEPT and _near(line(one), line(other)):
+                state[other] = NEAR_DUPLICATE
+
+
+def _near(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    tagged = [
+        frozenset((side, word) for side, text in enumerate(pair) for word in bag(text))
+        for pair in (one, other)
+    ]
+    return jaccard(*tagged) >= NEAR  # type: ignore[arg-type]
+
+
+class Lines:
+    """Random access to the two columns of each line of a file, through 8 bytes a line on disk."""
+
+    def __init__(self, file: Path, offsets: Path) -> None:
+        self._file = file.open("rb")
+        size = file.stat().st_size
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        self._offsets = np.memmap(offsets, "<u8", "r") if offsets.stat().st_size else np.empty(0)
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __call__(self, row: int) -> tuple[str, str]:
+        """Both columns of a line."""
+        start = int(self._offsets[row])
+        end = int(self._offsets[row + 1]) if row + 1 < len(self._offsets) else len(self._map)
+        source, _, target = self._map[start:end].decode("utf-8").rstrip("\n").partition("\t")
+        return source, target
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if isinstance(self._map, mmap.mmap):
+            self._map.close()
+        self._file.close()

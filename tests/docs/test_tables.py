@@ -1,0 +1,64 @@
+"""The tables of some pages are those of the numbers kept in evidence/."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NLL = ("nll", 3)
+F1, ACCURACY = ("f1", 1), ("accuracy", 1)
+PAGES = [  # page, the heading above its tables, file, tables by heading: metric and digits
+    (
+        "table1.md",
+        "## The tables",
+        "table1-to-en-small.json",
+        {"BLEU": ("bleu", 1), "chrF++": ("chrf", 1), "validation NLL": NLL},
+    ),
+    (
+        "table1.md",
+        "## Out of English",
+        "table1-from-en-small.json",
+        {"BLEU": ("bleu", 1), "chrF++": ("chrf", 1), "validation NLL": NLL},
+    ),
+    ("tagging.md", "## Table 3 at this size", "table3-ner-small.json", {"F1": F1}),
+    (
+        "tagging.md",
+        "## Table 9 at this size",
+        "table9-pos-small.json",
+        {"accuracy": ACCURACY, "F1": F1},
+    ),
+]
+TABLES = [
+    pytest.param(page, heading, file, title, *of, id=f"{file} {title}")
+    for page, heading, file, tables in PAGES
+    for title, of in tables.items()
+]
+
+
+def table_of(page, heading, title):
+    """Cells of the table below a title, below a heading; its first line are the names."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").split(f"{heading}\n")[1]
+    lines = text.split(f"### {title}\n\n")[1].split("\n\n")[0].splitlines()
+    heads, _, *rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    return heads, rows
+
+
+@pytest.mark.parametrize(("page", "heading", "file", "title", "metric", "digits"), TABLES)
+def test_the_page_shows_the_numbers_kept(page, heading, file, title, metric, digits):
+    tree = json.loads((ROOT / "evidence" / file).read_text(encoding="utf-8"))
+    kept = {(r["row"], r["column"]): r for r in tree["records"] if r["metric"] == metric}
+    heads, rows = table_of(page, heading, title)
+    assert {row[0] for row in rows} == {name for name, _ in kept}
+    seeds = {row: len(cost["seeds"]) for row, cost in tree["costs"].items()}
+    directions = {column for _, column in kept} - (tree["averages"].keys() - {"avg"})
+    assert directions <= set(heads)
+    for name, *cells in rows:
+        for column, cell in zip(heads[1:], cells, strict=True):
+            if (name, column) in kept:
+                r = kept[name, column]
+                plain = cell.replace("*", "").replace("\\", "")
+                assert plain == f"{r['mean']:.{digits}f} ±{r['half_width']:.{digits}f}"
+                assert r["mean"] == pytest.approx(statistics.fmean(r["values"]))
+                assert len(r["values"]) == r["seeds"] == seeds[name] >= 3

@@ -1,0 +1,232 @@
+"""Take out of run folders what evidence/ keeps of them, small enough for a repository.
+
+    python -m tools.evidence.collect geometry runs/geometry-small --out evidence/geometry-small.json
+    python -m tools.evidence.collect partners runs/partners-small --out evidence/partners-small.json
+    python -m tools.evidence.collect curvature runs/cats-small --out evidence/curvature-small.json
+    python -m tools.evidence.collect edits runs/table1-from-en-small --out evidence/edits-small.json
+    python -m tools.evidence.collect validation runs/rate-2e-3 runs/rate-4e-3 --out evidence/x.json
+
+Several sweeps become one file. Scores are kept by `gradvac compare SWEEP --out
+evidence/NAME.json`. `make evidence` makes the page and its pictures of all these files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradvac.experiment.compare.results import runs_of, times
+from gradvac.experiment.run.folder import any_recipe
+from gradvac.experiment.training.measuring import curvature_lines, measured_folder
+from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_of
+from gradvac.experiment.view.numbers import HEADER, PARTS, findings, row
+from gradvac.experiment.view.run_view import TaskView, load_runs
+from gradvac.geometry.record import cosine
+from gradvac.geometry.similarity import between
+
+Tree = dict[str, Any]
+
+
+def geometry(run: Path, measured: Path | None = None) -> Tree | None:
+    """Mean cosines by side: of parts, layers and steps; matrices; tests. None if not measured.
+
+    ``measured`` is the folder of the measurement, below that of the run.
+    """
+    folder = run / measured if measured else measured_folder(run)
+    if not (folder / "measured.json").exists():
+        return None
+    (subject,) = subjects_of(load_runs([run]), folder)
+    assert subject.geometry is not None
+    sides = {}
+    for side, name in SIDES.items():
+        try:
+            tasks = subject.of_side(side)
+        except Missing:
+            continue
+        sides[name] = _of_side(subject, tasks)
+    tests = [dict(zip(HEADER, map(_plain, row(f)), strict=True)) for f in findings(subject)[0]]
+    for test in tests:
+        test["side"] = SIDES[test["side"]]
+    return {"about": subject.geometry.words, "sides": sides, "tests": tests}
+
+
+def _of_side(subject: Subject, tasks: list[TaskView]) -> Tree:
+    names = [task.name for task in tasks]
+    matrices = {part: subject.mean_of(kind, part, tasks) for kind, part in PARTS}
+    layers = subject.at("all_layer").mean("all_layer").ordered(names)
+    steps = []
+    for frame in subject.at("all_layer").frames("all_layer"):
+        at = [frame.tasks.index(name) for name in names]
+        values = cosine(frame.gram)[:, at][:, :, at]
+        mean = [_off_diagonal(matrix) for matrix in values]
+        steps.append({"step": frame.step, "layers": dict(zip(frame.groups, mean, strict=True))})
+    first, last = (
+        {p: _plain(v) for p, v in _pairs(subject, names, end).items()} for end in (0, -1)
+    )
+    return {
+        "tasks": names,
+        "families": [task.family for task in tasks],
+        "pairs": [task.pairs for task in tasks],
+        "parts": {part: _off_diagonal(matrix) for part, matrix in matrices.items()},
+        "layers": dict(zip(layers.groups, layers.by_group().tolist(), strict=True)),
+        "steps": steps,
+        "first": first,
+        "last": last,
+        "matrices": {part: np.round(matrix, 4).tolist() for part, matrix in matrices.items()},
+    }
+
+
+def _pairs(subject: Subject, names: list[str], end: int) -> dict[str, float]:
+    """Cosines of a close and a distant pair by layer, at the first or last checkpoint."""
+    frame = list(subject.at("all_layer").frames("all_layer"))[end]
+    values = cosine(frame.gram)
+    languages = {name.replace("en-", "").replace("-en", ""): name for name in names}
+    found = {}
+    for other in ("es", "hi"):
+        if {"fr", other} <= languages.keys():
+            i, j = (frame.tasks.index(languages[code]) for code in ("fr", other))
+            for n, group in enumerate(frame.groups):
+                found[f"fr {other} {group}"] = float(values[n, i, j])
+    return found
+
+
+def _off_diagonal(matrix: np.ndarray) -> float:
+    return float(np.nanmean(matrix[~np.eye(len(matrix), dtype=bool)]))
+
+
+def partners(run: Path) -> Tree:
+    """The mean cosine of the two directions while they trained; scores and tokens of en-fr."""
+    (subject,) = subjects_of(load_runs([run]))
+    tasks = subject.tasks
+    similar = {part: subject.mean_of(kind, part, tasks)[0, 1] for kind, part in PARTS}
+    scores = subject.run.scores or {}
+    own = scores["directions"]["en-fr"]
+    seen = [line["task_tokens"] for line in subject.run.train]
+    best = min(subject.run.valid, key=lambda line: line["nll"])
+    return {
+        "partner": next(t.partner for t in tasks if t.name != "en-fr"),
+        "similarity": {part: float(value) for part, value in similar.items()},
+        "tokens": sum(tokens["en-fr"] for tokens in seen),
+        "scores": {"bleu": own["bleu"], "chrf": own["chrf"], "nll": best["nll/en-fr"]},
+    }
+
+
+def curvature(run: Path) -> Tree | None:
+    """Top eigenvalues by checkpoint, and the cosine of high- and low-resource gradients there."""
+    folder = measured_folder(run)
+    lines = curvature_lines(folder)
+    if not lines:
+        return None
+    (subject,) = subjects_of(load_runs([run]))
+    levels = {
+        level: [t.name for t in subject.tasks if t.level == level] for level in ("high", "low")
+    }
+    cosines = {}
+    for frame in subject.at("whole_model").frames("whole_model"):
+        gram = between(frame.gram[0], frame.tasks, list(levels.values()))
+        if gram is not None:
+            cosines[frame.step] = float(cosine(gram[None])[0][0, 1])
+    values = [{k: line[k] for k in ("step", "group", "value")} for line in lines]
+    return {"eigenvalues": values, "high_low_cosine": cosines}
+
+
+def edits(run: Path) -> Tree | None:
+    """Shares of ordered pairs that the method edited and PCGrad would have, in ten stretches."""
+    (subject,) = subjects_of(load_runs([run]))
+    counts = subject.run.edits
+    if counts is None or subject.run.recipe.method.name != "gradvac":
+        return None
+    steps = np.array_split(np.arange(len(counts.steps)), 10)
+    share = lambda kind, at: float(kind[at].sum() / counts.comparisons[at].sum())
+    return {
+        "steps": [counts.steps[at[-1]] for at in steps],
+        "gradvac": [share(counts.edits, at) for at in steps],
+        "pcgrad": [share(counts.pcgrad, at) for at in steps],
+    }
+
+
+def validation(run: Path) -> Tree:
+    """The best of what a run was validated by, and its step; its learning rate and cost."""
+    (view,) = load_runs([run])
+    done = json.loads((run / "done.json").read_text(encoding="utf-8"))
+    return {
+        "metric": done["metric"],
+        "best": _plain(done["best"]["value"]),
+        "step": done["best"]["step"],
+        "learning_rate": view.recipe.training.learning_rate,
+        "tokens": sum(line["tokens"] for line in view.train),
+        "cpu_seconds": _plain(times(run / "speed.jsonl")[1]),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, 5)
+    return value
+
+
+STUDIES: dict[str, Callable[[Path], Tree | None]] = {
+    "geometry": geometry,
+    "partners": partners,
+    "curvature": curvature,
+    "edits": edits,
+    "validation": validation,
+}
+
+
+def main() -> None:
+    """Parse the command line, collect, write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("sweeps", type=Path, nargs="+", help="folders of gradvac sweep")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "--measured", type=Path, help="where below a run; default: geometry/measured"
+    )
+    args = parser.parse_args()
+    if args.measured and args.study != "geometry":
+        parser.error("--measured is for geometry")
+    runs: list[Tree] = []
+    recipes: dict[str, Any] = {}
+    take = partial(geometry, measured=args.measured) if args.measured else STUDIES[args.study]
+    pairs = [pair for sweep in args.sweeps for pair in runs_of(sweep)]
+    for variant, run in [pair for pair in pairs if (pair[1] / "done.json").exists()]:
+        found = take(run)
+        if found is not None:
+            recipe = any_recipe(run)
+            runs.append({"variant": variant, "seed": recipe.seed, **found})
+            recipes.setdefault(variant, recipe)
+            print(f"{run}: taken", flush=True)
+    tree = {
+        "study": args.study,
+        "runs": runs,
+        "recipes": {k: _short(v) for k, v in recipes.items()},
+    }
+    text = json.dumps(tree, ensure_ascii=False, separators=(",", ":"))
+    args.out.write_text(text.replace('{"variant"', '\n{"variant"') + "\n", encoding="utf-8")
+
+
+def _short(recipe: Any) -> Tree:
+    """A recipe without the places of its texts."""
+    tree = recipe.model_dump(
+        mode="json",
+        exclude={
+            "data": {"train", "valid", "test", "corpus", "languages", "folder"},
+            "vocabulary": {"path"},
+            "model": {"encoder"},
+        },
+    )
+    return {key: tree[key] for key in ("seed", "data", "model", "batches", "training", "method")}
+
+
+if __name__ == "__main__":
+    main()

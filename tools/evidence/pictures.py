@@ -1,0 +1,224 @@
+"""The pictures of docs/evidence.md: each returns a figure and its caption, or raises Absent."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from gradvac.geometry.heatmaps import Matrix, heatmaps
+from gradvac.geometry.panels import Panel, line_panels, scatter
+from gradvac.geometry.plots import INK, MUTED, RULE, Line, axes, colour, legend, styled
+
+from .files import Absent, Evidence
+
+
+def heat_maps(e: Evidence) -> tuple[Figure, str]:
+    """Mean cosines over steps and seeds: encoder into English, decoder out of English."""
+    found = []
+    for side, part, words in (
+        ("any-en", "encoder", "encoder, into English"),
+        ("en-any", "decoder", "decoder, out of English"),
+    ):
+        runs = [run["sides"][side] for run in e.runs("geometry", side)]
+        values = np.mean([run["matrices"][part] for run in runs], 0)
+        labels = [task.replace("en-", "").replace("-en", "") for task in runs[0]["tasks"]]
+        found.append(Matrix(values, labels, runs[0]["families"], f"{words}, {len(runs)} seeds"))
+    return heatmaps(found), "Mean cosines of gradients on the same sentences, by family"
+
+
+def layers(e: Evidence) -> tuple[Figure, str]:
+    """Mean cosine by layer, one line a seed."""
+    panels = []
+    for side in ("any-en", "en-any"):
+        lines, names = [], []
+        for run in e.runs("geometry", side):
+            own = run["sides"][side]["layers"]
+            names = [n for n in own if n.startswith(("encoder", "decoder"))]
+            line = Line(
+                f"seed {run['seed']}", range(len(names)), [own[n] for n in names], len(lines)
+            )
+            lines.append(line)
+        panels.append(Panel(lines, "mean cosine", side))
+    return line_panels(
+        panels, "layer, encoder then decoder"
+    ), "Similarity of gradients from the first layer to the last"
+
+
+def steps(e: Evidence) -> tuple[Figure, str]:
+    """Mean cosine by checkpoint of encoder and decoder layers, means over layers and seeds."""
+    panels = []
+    for side in ("any-en", "en-any"):
+        runs = [run["sides"][side]["steps"] for run in e.runs("geometry", side)]
+        lines = []
+        for n, half in enumerate(("encoder", "decoder")):
+            of = lambda step, half=half: [
+                value for name, value in step["layers"].items() if name.startswith(half)
+            ]
+            values = np.mean([[statistics.fmean(of(step)) for step in run] for run in runs], 0)
+            lines.append(Line(half, [step["step"] for step in runs[0]], values.tolist(), n))
+        panels.append(Panel(lines, "mean cosine", side))
+    return line_panels(panels), "Similarity of gradients from the first checkpoint to the last"
+
+
+def partners(e: Evidence) -> tuple[Figure, str]:
+    """Figure 2b: similarity with the partner against NLL of en-fr, means over seeds."""
+    names, means = e.partner_means("whole_model")
+    labels = ("cosine of en-fr and its partner", "NLL of en-fr (lower is better)")
+    figure = scatter(names, means["cosine"].tolist(), means["nll"].tolist(), *labels)
+    return (
+        figure,
+        "NLL of en-fr beside partners whose gradients are more or less similar to its own",
+    )
+
+
+def differences(
+    name: str, baseline: str, words: str, against: Mapping[str, str] | None = None
+) -> Callable[[Evidence], tuple[Figure, str]]:
+    """NLL of every row less the baseline's: 95 % intervals over seeds.
+
+    ``against`` has the rows to show, each with its own baseline.
+    """
+
+    def draw(e: Evidence) -> tuple[Figure, str]:
+        tree = e.read(name)
+        pairs = against or {row: baseline for row in tree["costs"] if row != baseline}
+        rows = list(pairs)
+        averages = tree["averages"]
+        levels = [g for g in ("high", "low") if averages.get(g, averages["avg"]) != averages["avg"]]
+        groups = ["avg", *levels]
+        metric = "f1" if "f1" in {r["metric"] for r in tree["records"]} else "nll"
+        with styled():
+            figure, ax = axes(5.2, 0.9 + 0.34 * len(rows))
+            handles = []
+            for n, group in enumerate(groups):
+                own = [e.gain(name, row, pairs[row], group, metric) for row in rows]
+                places = np.arange(len(rows)) + 0.2 * (n - (len(groups) - 1) / 2)
+                handles.append(
+                    ax.errorbar(
+                        [f.value for f in own],
+                        places,
+                        xerr=[f.value - f.low for f in own],
+                        fmt="osD"[n],
+                        color=colour(n),
+                        markersize=4,
+                        linewidth=1.2,
+                    )
+                )
+            ax.axvline(0, color=MUTED, linewidth=0.8)
+            ax.set_yticks(range(len(rows)), rows, fontsize=8, color=INK)
+            ax.set_ylim(len(rows) - 0.4, -0.6)
+            unit = "F1 above" if metric == "f1" else "NLL below"
+            ax.set_xlabel(f"{unit} {baseline} (right is better)")
+            ax.grid(axis="x", color=RULE, linewidth=0.6)
+            ax.set_axisbelow(True)
+            legend(ax, handles, groups)
+        return figure, words
+
+    return draw
+
+
+def front(e: Evidence) -> tuple[Figure, str]:
+    """High- against low-resource NLL, the swept front and the methods."""
+    fronts = [f for f in e.read("imbalance").get("fronts", []) if f["metric"] == "nll"]
+    if not fronts:
+        raise Absent("imbalance: front")
+    found = fronts[0]
+    with styled():
+        figure, ax = axes(4.9, 3.7)
+        (line,) = ax.plot(*zip(*found["front"], strict=True), color=MUTED, linewidth=1.2)
+        marks = {}
+        for place in found["rows"]:
+            swept = place["swept"]
+            tint, marker = (MUTED, "o") if swept else (colour(1), "D")
+            for point in place["seeds"].values():
+                ax.plot(*point, marker, color=tint, markersize=2.2, alpha=0.4)
+            (marks[swept],) = ax.plot(*place["mean"], marker, color=tint, markersize=5)
+            beside = (5, 4) if swept else (5, -11)  # methods often lie on what was swept
+            ax.annotate(place["row"], place["mean"], beside, textcoords="offset points", fontsize=8)
+        ax.invert_xaxis()
+        ax.invert_yaxis()
+        ax.margins(0.12)
+        ax.set_xlabel(f"NLL, {found['axes'][0]} (reversed: right is better)")
+        ax.set_ylabel(f"NLL, {found['axes'][1]} (reversed: up is better)")
+        ax.grid(color=RULE, linewidth=0.6)
+        ax.set_axisbelow(True)
+        legend(ax, [line, marks[False]], ["swept front", "methods"])
+    return figure, "High- against low-resource directions; small marks are single seeds"
+
+
+def curvature(setting: str) -> Callable[[Evidence], tuple[Figure, str]]:
+    """Top eigenvalue of the summed loss, and cosine of high- and low-resource gradients."""
+
+    def draw(e: Evidence) -> tuple[Figure, str]:
+        lines: tuple[list[Line], list[Line]] = [], []
+        for n, variant in enumerate(("t1", "t5", "cats")):
+            runs = e.runs("curvature", variant + setting)
+            steps = sorted({v["step"] for run in runs for v in run["eigenvalues"]})
+            top = [
+                statistics.fmean(
+                    v["value"]
+                    for run in runs
+                    for v in run["eigenvalues"]
+                    if (v["step"], v["group"]) == (step, "sum")
+                )
+                for step in steps
+            ]
+            cosines = [
+                statistics.fmean(run["high_low_cosine"][str(step)] for run in runs)
+                for step in steps
+            ]
+            lines[0].append(Line(variant + setting, steps, top, n))
+            lines[1].append(Line(variant + setting, steps, cosines, n))
+        panels = [Panel(lines[0], "top eigenvalue"), Panel(lines[1], "cosine, high and low")]
+        words = "Curvature of the summed loss, and agreement of high- and low-resource gradients"
+        return line_panels(panels, same_y=False), f"{words}, by step"
+
+    return draw
+
+
+def edits(e: Evidence) -> tuple[Figure, str]:
+    """Share of pairs that GradVac edited and PCGrad would have."""
+    runs = e.runs("edits", "gradvac-all-layer")
+    lines = [
+        Line(name, runs[0]["steps"], np.mean([run[key] for run in runs], 0).tolist(), n)
+        for n, (key, name) in enumerate((("gradvac", "GradVac"), ("pcgrad", "PCGrad would")))
+    ]
+    panel = Panel(lines, "share of pairs edited", zero=True)
+    return line_panels([panel]), "Pairs edited while training, mean over seeds"
+
+
+OWN_CHOICES = (
+    *("hrl-only", "all-task"),
+    *("gradvac-whole-model", "enc-dec", "all-matrix"),
+    *("beta-1e-1", "beta-1e-3"),
+)
+SETTINGS = ("", "-large-batch", "-large-model")  # of the rows of CATS
+
+PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
+    "geometry": heat_maps,
+    "layers": layers,
+    "steps": steps,
+    "partners": partners,
+    "table1-to-en": differences("table1-to-en", "multilingual", "Table 1 into English"),
+    "table1-from-en": differences("table1-from-en", "multilingual", "Table 1 out of English"),
+    "edits": edits,
+    "ablations": differences(
+        "ablations",
+        "gradvac-all-layer",
+        "Tables 6 to 8",
+        dict.fromkeys(OWN_CHOICES, "gradvac-all-layer"),
+    ),
+    "front": front,
+    "curvature": curvature(""),
+    "cats": differences(
+        "cats",
+        "t1",
+        "High- and low-resource directions, each row less T=1 of its own setting",
+        {f"{row}{s}": f"t1{s}" for s in SETTINGS for row in ("t5", "cats")},
+    ),
+    "table3-ner": differences("table3-ner", "joint", "Named entities"),
+    "table9-pos": differences("table9-pos", "joint", "Parts of speech"),
+}
