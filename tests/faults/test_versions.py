@@ -49,7 +49,7 @@ def test_the_losses_of_a_run_are_golden(whole):
 
 def test_a_run_of_an_earlier_version_is_readable(old):
     run = old / RUN
-    assert run_recipe(run, Recipe, Recipe).name == "toy" and list(task_infos(run)) == [
+    assert run_recipe(run, Recipe).name == "toy" and list(task_infos(run)) == [
         "fr-en",
         "ne-en",
     ]

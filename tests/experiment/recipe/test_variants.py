@@ -155,6 +155,6 @@ def test_the_command_trains_the_chosen_one_and_the_folder_says_which(toy, monkey
     assert result.exit_code == 0
     run = Path("runs/toy-smoke/pcgrad/seed-5")
     assert (run / "done.json").exists()
-    recipe = run_recipe(run, Recipe, Recipe)
+    recipe = run_recipe(run, Recipe)
     assert (recipe.size, recipe.variant, recipe.seed) == ("smoke", "pcgrad", 5)
     assert (recipe.training.steps, recipe.method.name) == (2, "pcgrad")

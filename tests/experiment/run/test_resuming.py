@@ -54,7 +54,7 @@ def test_keys_that_cannot_change_what_was_trained_may_change(toy, tmp_path):
     code, said = run(toy, changed, ["training.steps=8", *free])
     assert code == 0 and "search.beam: 2 becomes 3" in said and "scores.json: removed" in said
     assert not (changed / "scores.json").exists()
-    recipe = run_recipe(changed, Recipe, Recipe)
+    recipe = run_recipe(changed, Recipe)
     assert (recipe.search.beam, recipe.training.keep) == (3, 1)
     assert (recipe.training.log_every, recipe.method.record_every) == (1, 5)
     assert (changed / "done.json").read_text() == (whole / "done.json").read_text()
@@ -85,7 +85,7 @@ def test_a_schedule_that_knows_the_end_is_told(toy, tmp_path):
     before, after = 0.01 * 0 / 5, 0.01 * (12 - 9 + 1) / (12 - 4 + 1)  # a ramp to 0 after the end
     assert f"step 9 is {after:.3g}, where 8 steps made it {before:.3g}" in said
     rates = [line["learning_rate"] for line in lines(tmp_path / "run", "train")]
-    own = run_recipe(tmp_path / "run", Recipe, Recipe).training
+    own = run_recipe(tmp_path / "run", Recipe).training
     assert rates[8:] == [learning_rate(own, step) for step in range(9, 13)]
     assert rates[8] == pytest.approx(after)
 
@@ -112,7 +112,7 @@ def test_a_file_that_is_not_whole_is_no_sign_that_a_run_is_done(toy, tmp_path, n
     sets = ["training.steps=4", "training.average=2"]
     run(toy, folder, sets)
     evaluate_run(folder, say=lambda text: None)
-    job = Job("joint", run_recipe(folder, Recipe, Recipe), folder)
+    job = Job("joint", run_recipe(folder, Recipe), folder)
     assert job.done
     before = (folder / "done.json").read_bytes()
     (folder / name).write_text("")

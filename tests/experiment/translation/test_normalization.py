@@ -29,7 +29,7 @@ def as_before_the_key(run: Path) -> None:
 
 def rule_of(run: Path) -> tuple[str, str, str]:
     """What the recipe says by both of its readers, and what the vocabulary does."""
-    said = run_recipe(run, Recipe, Recipe), any_recipe(run)
+    said = run_recipe(run, Recipe), any_recipe(run)
     names = [recipe.model_dump()["vocabulary"]["normalization"] for recipe in said]
     return names[0], names[1], open_prepared(run).vocabulary.normalization
 
