@@ -6,7 +6,7 @@ Two processes of one thread each train the same model on this machine, over gloo
 under DistributedDataParallel; GradVac with the samples of all tasks on both ranks (spread) and with
 each task on one rank (placed); and the last once more with parameters in shards, one for each layer
 (sharded). Steps alternate between them. Bytes are counted by the engine and, where the kernel
-tells, at the network interface, and compared with the cost model of gradvac.engine.ranks.collector.
+tells, at the network interface, and compared with the cost model of gradvac.engine.ranks.cost.
 
 The rest is arithmetic with four constants of the same run: the CPU time of a plain step and of a
 step with task gradients on a rank that exchanges nothing, which other work on the machine does not
@@ -37,7 +37,7 @@ from torch.distributed.fsdp import fully_shard
 from benchmarks.measuring import Setting, setting
 from gradvac import GradVac
 from gradvac.engine import Engine
-from gradvac.engine.ranks.collector import cost
+from gradvac.engine.ranks.cost import cost
 from gradvac.engine.ranks.group import Ranks
 
 RANKS = 2

@@ -20,7 +20,7 @@ import torch
 
 from gradvac import GradVac
 from gradvac.engine.groups import parameter_groups
-from gradvac.engine.ranks.collector import cost
+from gradvac.engine.ranks.cost import cost
 from gradvac.engine.ranks.group import bucket_of
 from gradvac.methods import StepGeometry
 from gradvac.translation.shapes import PRESETS, TransformerConfig

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gradvac.engine import Engine
 from gradvac.engine.gradients.slots import Slot
-from gradvac.engine.tracing import meetings as meets
+from gradvac.engine.tracing.parameter_use import ParameterUse
 from gradvac.errors import GradientError
 from gradvac.methods import StaticWeights
 from tests.engine import test_single_pass
@@ -68,7 +68,7 @@ class Plan:
         self.on, self.uses, self.done = True, 0, 0
 
     def slots(self, given):
-        """Count the uses of a meeting, and change one of its slots if it is its turn."""
+        """Count the parameters of a use, and change one of its slots if it is its turn."""
         for n, slot in enumerate(given):
             if slot is None:
                 continue
@@ -81,7 +81,7 @@ class Plan:
 @contextmanager
 def broken(plan: Plan) -> Iterator[None]:
     """Break the engine by a plan."""
-    begin, finish = meets.Meeting.__init__, meets.Meeting.finish
+    begin, finish = ParameterUse.__init__, ParameterUse.finish
 
     def init(self, slots, *args):
         plan.slots(slots)
@@ -94,8 +94,8 @@ def broken(plan: Plan) -> Iterator[None]:
         finish(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(meets.Meeting, "__init__", init)
-        patch.setattr(meets.Meeting, "finish", end)
+        patch.setattr(ParameterUse, "__init__", init)
+        patch.setattr(ParameterUse, "finish", end)
         yield
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from gradvac.engine import Engine, PerTaskEngine, keeps_samples_apart, parameter_groups
-from gradvac.engine.tracing import any_operation as again
+from gradvac.engine.tracing import any_operation
 from gradvac.errors import GradientError
 from gradvac.methods import Joint, PCGrad, StaticWeights
 from tests.engine.partition import flat, largest_error
@@ -125,8 +125,9 @@ def test_a_check_is_made_again_where_the_forward_pass_changes(monkeypatch):
     model = net()
     engine = Engine(model, Joint())
     made = []
-    rehearse = engine._rehearse
-    monkeypatch.setattr(engine, "_rehearse", lambda *args: made.append(1) or rehearse(*args))
+    checks = engine._single_pass.checks
+    rehearse = checks.rehearse
+    monkeypatch.setattr(checks, "rehearse", lambda *args: made.append(1) or rehearse(*args))
 
     def step(loss, tasks=TASKS):
         with engine.tasks(tasks, inputs=[X]):
@@ -156,8 +157,8 @@ def test_a_gate_that_opens_where_two_passes_are_made():
 @pytest.mark.parametrize("accumulates", [False, True])
 def test_a_wrong_split_behind_a_gate_is_found_when_the_gate_opens(monkeypatch, accumulates):
     """Its gradients are zero while it is checked, so that nothing is shown."""
-    reduce = again._reduce
-    monkeypatch.setattr(again, "_reduce", lambda *args: 1.5 * reduce(*args))
+    reduce = any_operation._reduce
+    monkeypatch.setattr(any_operation, "_reduce", lambda *args: 1.5 * reduce(*args))
     model = net()
     model.scale = nn.Parameter(torch.ones(D, dtype=torch.float64))
     engine = Engine(model, Joint())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from gradvac import NotFiniteError
-from gradvac.engine import PerTaskEngine, SinglePassEngine
+from gradvac.engine import Engine, PerTaskEngine, SinglePassEngine
 from gradvac.methods import GradVac
 from tests.methods.helpers import relative
 from tests.methods.test_properties import CASES, REMEMBERS_ROWS, SCALE_DEPENDENT, TASKS, K, same
@@ -52,7 +52,7 @@ def run(engine, model, step, loss=None, order=range(2 * K), dtype=torch.float64)
     loss = loss or (lambda out, y, task: (out - y).square().mean(1) + 0.1)
     x, y = (z[list(order)] for z in samples(step, dtype))
     task = torch.tensor([n % K for n in order])
-    if isinstance(engine, SinglePassEngine):
+    if isinstance(engine, Engine):
         with engine.tasks([TASKS[n] for n in task]):
             return engine.backward(loss(model(x), y, task), step=step)
     for n in dict.fromkeys(task.tolist()):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks as hooks
 
-from gradvac.engine import PerTaskEngine, SinglePassEngine
+from gradvac.engine import Engine, PerTaskEngine, SinglePassEngine
 from gradvac.errors import GradientError
 from gradvac.methods import GradVac, Joint
 
@@ -24,7 +24,7 @@ def build():
 
 def step(engine, forward):
     """A step; ``forward`` maps four samples, or two, to their losses."""
-    if isinstance(engine, SinglePassEngine):
+    if isinstance(engine, Engine):
         with engine.tasks(TASKS):
             return engine.backward(forward(X.clone()))
     for task in "ab":
@@ -145,7 +145,7 @@ def test_the_look_at_the_optimizer_ends_and_keeps_nothing_alive():
     assert not hooks
     engine = SinglePassEngine(model, Joint())
     step(engine, loss(model))
-    alive = weakref.ref(engine._guard)
+    alive = weakref.ref(engine._setup.guard)
     del engine
     gc.collect()
     assert alive() is None

@@ -54,7 +54,7 @@ def run(engine, model, step, spoil=None, scaler=None, **options):
     """One step of training through either engine."""
     scale = scaler.scale if scaler else lambda x: x
     options |= {"step": step} | ({"loss_scale": scaler} if scaler else {})
-    if isinstance(engine, SinglePassEngine):
+    if isinstance(engine, Engine):
         with engine.tasks(TASKS):
             return engine.backward(scale(losses_of(model, step, spoil)), **options)
     for task in "abc":

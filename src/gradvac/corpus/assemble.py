@@ -51,7 +51,9 @@ class Losses:
         if len(kept) < SAMPLES:
             kept.append([language, english, translation])
 
-    def merge(self, counts: Mapping[str, Mapping[str, int]], samples: Mapping[str, list]) -> None:
+    def merge(
+        self, counts: Mapping[str, Mapping[str, int]], samples: Mapping[str, list[list[str]]]
+    ) -> None:
         """Add the losses of another account."""
         for reason, by_language in counts.items():
             self.counts[reason].update(by_language)

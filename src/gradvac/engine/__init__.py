@@ -1,6 +1,6 @@
 """Engines: the gradients of every task of a step, grouped, measured and combined."""
 
-from gradvac.engine.engine import Engine
+from gradvac.engine.engine import Engine, SinglePassEngine
 from gradvac.engine.groups import (
     GRANULARITIES,
     Grouping,
@@ -12,7 +12,6 @@ from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.per_task import PerTaskEngine
 from gradvac.engine.report import StepReport
 from gradvac.engine.samples.declared import keeps_samples_apart
-from gradvac.engine.single_pass import SinglePassEngine
 
 __all__ = [
     "GRANULARITIES",

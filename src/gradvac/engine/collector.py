@@ -1,194 +1,64 @@
-"""The parameter groups of a single pass, from task gradients that arrive to combined ones."""
+"""The base of what collects the task gradients of a single pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import chain
+from collections.abc import Sequence
 
-import torch
-from torch import Tensor, nn
-
-from gradvac.engine.gradients.gram import gram
-from gradvac.engine.gradients.on_demand import Held, Rows
-from gradvac.engine.gradients.stores import GroupStore, Pool
-from gradvac.engine.groups import ParameterGroup, parameter_groups
-from gradvac.engine.ranks.shards import Shards
-from gradvac.engine.report import combine, decide_present
+from gradvac.engine.gradients.pool import Pool
+from gradvac.engine.gradients.stores import GroupStore
+from gradvac.engine.groups import ParameterGroup
+from gradvac.engine.setup import Setup
 from gradvac.engine.step import Step
-from gradvac.errors import GradientError
-from gradvac.methods import Method
-
-BUDGET = 2**31
-"""Bytes that the task gradients of one parameter may take by default: 2 GiB, chosen here.
-
-The 64k-token softmax of Transformer-Big passes it from K = 9 on.
-"""
 
 
 class Collector:
-    """Collects task gradients, combines a group as soon as it is complete, and frees it.
-
-    With two passes the groups are parameters, of which the first pass measures the Gram matrix
-    alone. Its sum decides, and the second pass brings gradients that are combined already.
+    """Collects task gradients, and makes something of parameters whose gradients are complete.
 
     Args:
-        model: whose parameters.
-        groups: parameters that get the same weights.
-        heads: parameters of single tasks, which are in no group.
-        passes: 1, or 2 for one group of all parameters in memory flat in K.
+        setup: the parameters, and the method that decides.
+        pieces: parameters whose gradients are held together, all of them once.
         budget: bytes; a parameter whose K gradients are larger is treated in chunks of rows.
 
-    Raises:
-        GradientError: if ``passes`` does not suit the granularity, or the budget is not positive.
+    Attributes:
+        stores: one for each piece.
+        ready: those that are complete, in the order in which they came to be.
+        slots: where the gradients of a parameter go, by the id of what a forward pass uses.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        groups: Sequence[ParameterGroup],
-        heads: Sequence[ParameterGroup],
-        passes: int,
-        budget: int,
-    ) -> None:
-        if budget <= 0:
-            raise GradientError(f"budget is {budget}; it must be a positive number of bytes")
-        self.groups = groups
-        self.passes = passes
-        if passes not in (1, 2):
-            raise GradientError(f"passes is {passes}; it must be 1 or 2")
-        if passes == 2 and len(self.groups) > 1:
-            raise GradientError(
-                f"passes=2 with {len(self.groups)} parameter groups: a second backward pass gives "
-                "each task one weight for all parameters; it needs granularity='whole_model'"
-            )
-        pieces = groups if passes == 1 else parameter_groups(model, "all_matrix", heads)
-        self._collect(pieces, budget)
-
-    def _collect(self, pieces: Sequence[ParameterGroup], budget: int) -> None:
-        """Make the stores for parameters that arrive together."""
+    def __init__(self, setup: Setup, pieces: Sequence[ParameterGroup], budget: int) -> None:
+        self.setup = setup
         self.pool = Pool()
         self.ready: list[GroupStore] = []
-        self.stores = [GroupStore(group, self.pool, self.ready, budget) for group in pieces]
-        self._name_slots(None)
-        self.device = self.stores[0].device
-
-    def _name_slots(self, shards: Shards | None) -> None:
-        """Find slots by what a forward pass uses."""
+        self.stores = [GroupStore(piece, self.pool, self.ready, budget) for piece in pieces]
+        leaf_of = dict(zip(setup.parameters, setup.leaves, strict=True))
         slots = [slot for store in self.stores for slot in store.slots]
         for slot in slots:
-            slot.leaf = shards.whole(slot.parameter) if shards else slot.parameter
+            slot.leaf = leaf_of[slot.parameter]
         self.slots = {id(slot.leaf): slot for slot in slots}
+        self.device = self.stores[0].device
 
     def stream(self, streams: bool) -> None:
         """Say whether the backward pass to come is the only one of the step."""
         for store in self.stores:
             store.streams = streams
 
-    def may_stream(self, method: Method) -> bool:
-        """Whether anything can be done with a group before the backward pass has ended."""
-        return self.passes == 2 or not method.needs_all_groups
+    def may_stream(self) -> bool:
+        """Whether anything can be done with gradients before the backward pass has ended."""
+        raise NotImplementedError
 
-    def begin(self, step: Step, method: Method) -> None:
+    def begin(self, step: Step) -> None:
         """Begin the backward pass that ends the step, or the end of the step after the last one."""
 
-    def release(self, step: Step, method: Method) -> None:
-        """Combine groups that are complete, several at once, and free their gradients."""
-        if not step.streams or len(self.ready) == step.waiting:
-            return
-        step.waiting = len(self.ready)
-        if self.passes == 2:
-            self.measure(self.ready, step)
-        elif sum(store.size for store in self.ready) >= self._largest(step) // 4:
-            # Methods take all groups at once, so some are worth waiting for: as many as fill a
-            # quarter of what the largest needs anyway (chosen here: a half and more held more
-            # memory and saved no time, an eighth cost time under all_matrix).
-            self._combine(self.ready, step, method)
-        else:
-            return
-        self.ready.clear()
-        step.waiting = 0
+    def release(self, step: Step) -> None:
+        """Do, in the middle of the backward pass, what can be done with what is complete."""
+        raise NotImplementedError
 
-    def _largest(self, step: Step) -> int:
-        if step.largest is None:
-            step.largest = max(store.size for store in self.stores)
-        return step.largest
-
-    def measure(self, stores: Sequence[GroupStore], step: Step) -> None:
-        """Add to the Gram matrix of the whole model and free the gradients."""
-        rows = _rows(stores, step, len(step.names))
-        if rows:
-            step.gram = step.gram + gram([list(chain(*rows))])
-        for store in stores:
-            store.close()
-
-    def weights(self, step: Step, method: Method) -> Tensor:
-        """Return the weights ``[K]`` that the Gram matrix of the first of two passes leads to."""
-        self.measure([store for store in self.stores if store.used], step)
-        self.ready.clear()
-        return self._decide(step, method, step.gram, self.groups)[0]
-
-    def joint(self, step: Step) -> None:
-        """Take over the gradients of the second of two passes."""
-        one = torch.ones(1)
-        rows = _rows(self.stores, step, 1)
-        self._assign(step, self.stores, rows, [one] * len(self.stores))
-
-    def finish(self, step: Step, method: Method) -> None:
-        """Combine what is left."""
-        left = [s for s in self.stores if id(s.slots[0].parameter) not in step.gradients]
-        if left and self.passes == 1:
-            self._combine(left, step, method)
-        elif left:  # of two passes one was enough: it brought all gradients of each task
-            rows = _rows(left, step, len(step.names))
-            inner = gram([list(chain(*rows))])
-            weights = self._decide(step, method, inner, self.groups)
-            self._assign(step, left, rows, [weights[0]] * len(left))
-
-    def _combine(self, stores: Sequence[GroupStore], step: Step, method: Method) -> None:
-        rows = _rows(stores, step, len(step.names))
-        weights = self._decide(step, method, gram(rows), [store.group for store in stores])
-        self._assign(step, stores, rows, weights)
-
-    def _decide(
-        self, step: Step, method: Method, inner: Tensor, groups: Sequence[ParameterGroup]
-    ) -> Tensor:
-        losses = step.losses(len(step.names)) / step.loss_scale
-        names = tuple(group.name for group in groups)
-        tasks, here = tuple(step.names), step.present()
-        report, weights = decide_present(
-            method, inner, losses, tasks, here, names, step.number, step.shares
-        )
-        step.reports.append(report)
-        return weights
-
-    def _assign(
-        self,
-        step: Step,
-        stores: Sequence[GroupStore],
-        rows: Sequence[Sequence[Rows]],
-        weights: Iterable[Tensor],
-    ) -> None:
-        """Note the combined gradients of the parameters and free those of the tasks."""
-        for store, matrices, w in zip(stores, rows, weights, strict=True):
-            gradients = store.gradients([combine(w, matrix) for matrix in matrices])
-            for slot, gradient in zip(store.slots, gradients, strict=True):
-                step.gradients[id(slot.parameter)] = gradient
-            store.close()
+    def finish(self, step: Step) -> None:
+        """Bring the combined gradients of all parameters to ``step.gradients``."""
+        raise NotImplementedError
 
     def clear(self) -> None:
         """Drop what was collected since the last step."""
         for store in self.stores:
             store.close()
         self.ready.clear()
-
-
-def _rows(stores: Sequence[GroupStore], step: Step, n_tasks: int) -> list[list[Rows]]:
-    """Return the task gradients, without the loss scale."""
-    found = [store.rows(n_tasks) for store in stores]
-    if step.loss_scale != 1.0:
-        for rows in chain(*found):
-            if isinstance(rows, Held):
-                rows.scale = 1 / step.loss_scale
-            else:
-                rows.mul_(1 / step.loss_scale)
-    return found

@@ -17,20 +17,23 @@ or, for several losses of one forward pass or a forward pass for each task::
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.collector import BUDGET
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.nonfinite import NonFinite
-from gradvac.engine.per_task import PerTaskEngine
+from gradvac.engine.options import BUDGET, Options
+from gradvac.engine.per_task import PerTask
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.report import StepReport
-from gradvac.engine.single_pass import SinglePassEngine
-from gradvac.engine.tracing.known import Refusal
+from gradvac.engine.setup import Setup
+from gradvac.engine.single_pass import SinglePass
+from gradvac.engine.task_engine import TaskEngine
+from gradvac.engine.task_names import TaskOfSample
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class Engine(SinglePassEngine):
+class Engine(TaskEngine):
     """Gives every parameter one gradient, made by a method of the gradients of the tasks.
 
     Losses come in one of two forms. Losses of samples or tokens, computed inside
@@ -70,12 +73,20 @@ class Engine(SinglePassEngine):
         process_group: the ranks to train with; by default all of ``torch.distributed``, if that is
             initialised. See :mod:`gradvac.engine.ranks.collector`.
 
-    Attributes:
-        refused: why every task has a backward pass of its own; empty while gradients are split.
-
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train, or an
             argument is not one of those allowed.
+
+    Example:
+        >>> import gradvac
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> engine = gradvac.Engine(model, gradvac.PCGrad())
+        >>> with engine.tasks(["fr", "hi"]):  # their gradients are (1, 0) and (-1, 1)
+        ...     report = engine.backward(model(torch.tensor([[1.0, 0.0], [-1.0, 1.0]])))
+        >>> report.weights
+        tensor([[2.0000, 1.5000]], dtype=torch.float64)
+        >>> model.weight.grad  # 2.0 * (1, 0) + 1.5 * (-1, 1)
+        tensor([[0.5000, 1.5000]])
     """
 
     def __init__(
@@ -93,42 +104,60 @@ class Engine(SinglePassEngine):
         budget: int = BUDGET,
         process_group: ProcessGroup | Ranks | None = None,
     ) -> None:
-        if engine not in ("single_pass", "per_task", None):
-            raise GradientError(
-                f"engine is {engine!r}; it must be 'single_pass', 'per_task' or None for either"
-            )
-        super().__init__(
-            model,
-            method,
+        options = Options(
             granularity,
-            verify_steps,
             heads,
+            engine,
+            verify_steps,
             nonfinite,
             task_names,
             passes,
             budget,
             process_group,
         )
-        self._separate = PerTaskEngine(
-            model, method, granularity, nonfinite, heads, task_names, self._ranks, self._shards
-        )
-        self.refused = ""
-        self._engine = engine
+        super().__init__(Setup(model, method, options))
+        self._single_pass = SinglePass(self._setup)
+        self._per_task = PerTask(self._setup)
         if verify_steps <= 0 and engine != "per_task":
             logging.getLogger("gradvac").warning(
                 "verify_steps=%d: what a forward pass does for the first time is not checked "
                 "against autograd; an operation that the engine follows wrongly would go unnoticed",
                 verify_steps,
             )
-        self._splits = engine != "per_task"
-        self._give_up = None if engine == "single_pass" else self._go_on_per_task
 
-    def _go_on_per_task(self, refusal: Refusal) -> None:
-        self._splits = False
-        self.refused = refusal.reason
-        logging.getLogger("gradvac").warning(
-            "one backward pass per task from now on: %s", refusal.reason
-        )
+    @property
+    def refused(self) -> str:
+        """Why every task has a backward pass of its own; empty while gradients are split."""
+        return self._single_pass.refused
+
+    @contextmanager
+    def tasks(
+        self,
+        tasks: TaskOfSample,
+        batch_dim: int = 0,
+        inputs: Sequence[Tensor] | None = None,
+    ) -> Iterator[Self]:
+        """Follow the samples of a batch through the forward pass inside.
+
+        Where samples of several tasks meet, or cannot be followed, the engine goes on with the
+        forward pass as it is written and runs one backward pass per task; :attr:`refused` says why.
+        With ``engine="single_pass"`` it raises an error.
+
+        Args:
+            tasks: the task of each of the B samples: B names, in anything that can be gone through,
+                integers meaning their digits; or ``(positions, names)``, B integers and what they
+                stand for.
+            batch_dim: the dimension of the inputs that holds the samples.
+            inputs: the tensors the samples come in. By default the tensors given to the model
+                whose size along ``batch_dim`` is B.
+
+        Raises:
+            GradientError: if a sample has no task or an unknown one, if this is inside another such
+                block, if the parameters are not those the engine was made for, or if the samples
+                cannot be followed and there is no other way.
+        """
+        with self._single_pass.tasks(tasks, batch_dim, inputs):
+            yield self
 
     def backward(
         self,
@@ -153,12 +182,12 @@ class Engine(SinglePassEngine):
                 tokens), for methods that read losses.
 
         Raises:
-            GradientError: if the gradients cannot be had or are not finite (NotFiniteError).
+            GradientError: if the gradients cannot be computed or are not finite (NotFiniteError).
                 ``p.grad``, the method and the step counter are then unchanged and the gradients are
                 dropped.
         """
-        if isinstance(loss, Tensor) and not self._separate.accumulated:
-            return super().backward(loss, rows, mask, loss_scale, step, shares)
+        if isinstance(loss, Tensor) and not self._per_task.accumulated:
+            return self._single_pass.backward(loss, rows, mask, loss_scale, step, shares)
         self.accumulate(loss, rows, mask)
         return self.combine(loss_scale, step, shares)
 
@@ -179,33 +208,33 @@ class Engine(SinglePassEngine):
             mask: weights of the losses.
 
         Raises:
-            GradientError: if the gradients cannot be had; what was accumulated is then dropped.
+            GradientError: if the gradients cannot be computed; what was accumulated is dropped.
         """
         try:
             if isinstance(loss, Mapping):
-                self._check_separate(rows, mask)
-                self._separate.accumulate_all(loss)
+                self._check_loss_per_task(rows, mask)
+                self._per_task.accumulate_all(loss)
                 return
-            if self._separate.accumulated:
+            if self._per_task.accumulated:
                 raise GradientError(
                     "this step began with a loss for each task, {task: loss}; losses of samples "
                     "cannot be added to them before combine()"
                 )
         except BaseException as e:
-            self._tell(e)
+            self._single_pass.tell(e)
             self.clear()
             raise
-        super().accumulate(loss, rows, mask)
+        self._single_pass.accumulate(loss, rows, mask)
 
-    def _check_separate(self, rows: Tensor | None, mask: Tensor | None) -> None:
+    def _check_loss_per_task(self, rows: Tensor | None, mask: Tensor | None) -> None:
         if rows is not None or mask is not None:
             raise GradientError("rows and mask belong to losses of samples, not to {task: loss}")
-        if self._engine == "single_pass":
+        if self._setup.options.engine == "single_pass":
             raise GradientError(
                 "a loss for each task needs a backward pass for each; engine='single_pass' was "
                 "asked for, leave it out"
             )
-        if self._step.accumulated:
+        if self._single_pass.accumulated:
             raise GradientError(
                 "this step began with losses of samples; a loss for each task, {task: loss}, "
                 "cannot be added to them before combine()"
@@ -224,14 +253,56 @@ class Engine(SinglePassEngine):
         Raises:
             GradientError: as :meth:`backward`, and if nothing was accumulated, on any rank.
         """
-        if not self._separate.accumulated:
-            return super().combine(loss_scale, step, shares)
-        number = self.step if step is None else step
-        report = self._separate.combine(loss_scale, number, shares)
-        self.step = number + 1
-        return report
+        strategy = self._per_task if self._per_task.accumulated else self._single_pass
+        return strategy.combine(loss_scale, step, shares)
 
     def clear(self) -> None:
         """Drop what was collected since the last step."""
-        super().clear()
-        self._separate.clear()
+        self._single_pass.clear()
+        self._per_task.clear()
+
+
+class SinglePassEngine(Engine):
+    """An :class:`Engine` that raises an error where one backward pass cannot split the gradients.
+
+    It takes losses of samples alone; its arguments are those of :class:`Engine`. Holds K x P_g
+    numbers for K tasks and the parameters P_g of the groups that the backward pass is in, in
+    float32 (float64 for float64 parameters).
+
+    Example:
+        >>> import gradvac
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> engine = SinglePassEngine(model, gradvac.Joint())
+        >>> with engine.tasks(["fr", "hi", "fr"]):
+        ...     report = engine.backward(model(torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, 2.0]])))
+        >>> report.gram  # of (1, 2) and (-1, 1)
+        tensor([[[5., 1.],
+                 [1., 2.]]], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        granularity: Grouping = "all_layer",
+        verify_steps: int = 1,
+        heads: Heads | None = None,
+        nonfinite: NonFinite = "raise",
+        task_names: Collection[str] | None = None,
+        passes: int = 1,
+        budget: int = BUDGET,
+        process_group: ProcessGroup | Ranks | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            method,
+            granularity,
+            heads=heads,
+            engine="single_pass",
+            verify_steps=verify_steps,
+            nonfinite=nonfinite,
+            task_names=task_names,
+            passes=passes,
+            budget=budget,
+            process_group=process_group,
+        )

@@ -17,7 +17,6 @@ the last layer of its stack, and the rest (poolers, classifiers) forms the group
 In a model without any stack every child module counts as a layer.
 """
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -25,6 +24,7 @@ from itertools import takewhile
 
 from torch import nn
 
+from gradvac.engine.parameter_names import is_embedding, is_norm, layer_of
 from gradvac.errors import GradientError
 
 GRANULARITIES = ("whole_model", "enc_dec", "all_layer", "all_matrix")
@@ -36,14 +36,6 @@ Heads = Mapping[str, str | Sequence[str]] | Callable[[str], str | None]
 """Which modules or parameters belong to one task alone, by task; or a function of their names."""
 
 Model = nn.Module | Iterable[tuple[str, nn.Parameter]]
-
-_STACK = re.compile(r"(?:^|\.)(?:\w*(?:layers?|blocks?)|h)\.(\d+)\.")
-_NORM = re.compile(r"norm|(?:^|\.|_)ln(?:_|\.|\d)", re.IGNORECASE)
-_EMBEDDING = re.compile(
-    r"embed|(?:^|[._])emb(?:[._]|$)|(?:^|\.)(?:wte|wpe|shared|lm_head|generator|softmax|proj_out)\."
-    r"|output_projection",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -188,34 +180,29 @@ def _group_names(shapes: list[tuple[str, int]], granularity: Grouping) -> dict[s
             return _layers(names)
         case "all_matrix":
             return _matrices(shapes)
-    near = get_close_matches(granularity, GRANULARITIES, 1)
-    raise GradientError(
-        f"granularity is {granularity!r}; it must be a function or one of "
-        f"{', '.join(GRANULARITIES)}" + (f"; did you mean {near[0]!r}?" if near else "")
-    )
-
-
-def _layer(name: str) -> str | None:
-    """Name of the layer a parameter lies in, such as ``encoder.layers.0``; None if outside."""
-    match = _STACK.search(name)
-    return name[: match.end() - 1] if match else None
+        case _:
+            near = get_close_matches(granularity, GRANULARITIES, 1)
+            raise GradientError(
+                f"granularity is {granularity!r}; it must be a function or one of "
+                f"{', '.join(GRANULARITIES)}" + (f"; did you mean {near[0]!r}?" if near else "")
+            )
 
 
 def _layers(names: list[str]) -> dict[str, str]:
-    layers = list(dict.fromkeys(layer for name in names if (layer := _layer(name))))
+    layers = list(dict.fromkeys(layer for name in names if (layer := layer_of(name))))
     if not layers:
         return {name: name.partition(".")[0] if "." in name else "head" for name in names}
-    return {name: _layer(name) or _leftover(name, layers) for name in names}
+    return {name: layer_of(name) or _leftover(name, layers) for name in names}
 
 
 def _leftover(name: str, layers: list[str]) -> str:
     """Group of a parameter outside the layers."""
-    if _EMBEDDING.search(name):
+    if is_embedding(name):
         return "embedding"
     # A final norm sits beside its stack; a norm elsewhere is part of some head.
     parent = name.split(".")[:-2]
     stack = [layer for layer in reversed(layers) if layer.split(".")[: len(parent)] == parent]
-    if _NORM.search(name) and stack:
+    if is_norm(name) and stack:
         return max(stack, key=lambda layer: _common_start(name, layer))
     return "head"
 
@@ -227,7 +214,7 @@ def _common_start(a: Sequence[str], b: Sequence[str]) -> int:
 
 def _sides(names: list[str]) -> dict[str, str]:
     """Group by the encoder or decoder a parameter lies in, if a stack of layers lies in it too."""
-    layers = list(dict.fromkeys(layer for name in names if (layer := _layer(name))))
+    layers = list(dict.fromkeys(layer for name in names if (layer := layer_of(name))))
     side_of_path: dict[str, str] = {}
     for layer in layers:
         parts = layer.split(".")

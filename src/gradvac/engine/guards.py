@@ -1,4 +1,4 @@
-"""What goes wrong without a word: parameters that no gradient of the engine ever reaches."""
+"""Silent failures made errors: parameters that no gradient of the engine ever reaches."""
 
 from __future__ import annotations
 
@@ -140,7 +140,9 @@ class Guard:
 
     def sees(self, optimizer: Optimizer) -> None:
         """Check the first optimizer that steps with a parameter of the engine."""
-        if not self._optimizer_seen and any(id(p) in self._known for p in _held(optimizer)):
+        if not self._optimizer_seen and any(
+            id(p) in self._known for p in _parameters_of(optimizer)
+        ):
             if self.pending:
                 raise GradientError(
                     "the optimizer steps after a forward pass inside `with engine.tasks(...)` "
@@ -156,7 +158,7 @@ class Guard:
         Raises:
             GradientError: if one gets none, or if none is the engine's.
         """
-        held = _held(optimizer)
+        held = _parameters_of(optimizer)
         if not any(id(p) in self._known for p in held):
             raise GradientError(
                 "the optimizer holds none of the engine's parameters; both must be made from the "
@@ -173,7 +175,7 @@ class Guard:
                 )
 
 
-def _held(optimizer: Optimizer) -> list[Tensor]:
+def _parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 

@@ -8,6 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.ranks.shards import Shards, shard_of
@@ -38,10 +39,10 @@ class HeadGradients:
             if gradient is None:
                 continue
             dense = gradient.to_dense() if gradient.is_sparse else gradient
-            dense = dense.to(torch.promote_types(torch.float32, p.dtype))
+            dense = dense.to(at_least_float32(p.dtype))
             self._gradients[n] = self._gradients[n] + dense if n in self._gradients else dense
 
-    def apart(
+    def from_own_task(
         self,
         joint: Sequence[Tensor | None],
         weighted: Sequence[Tensor | None],
@@ -95,7 +96,7 @@ class HeadGradients:
         for n in used.nonzero().flatten().tolist():
             if n not in self._gradients:
                 p = self.parameters[n]
-                dtype = torch.promote_types(torch.float32, p.dtype)
+                dtype = at_least_float32(p.dtype)
                 self._gradients[n] = torch.zeros(p.shape, dtype=dtype, device=p.device)
             self._gradients[n] = self._gradients[n].contiguous()
             waits.append(ranks.sum(self._gradients[n]))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from gradvac.engine.samples.calls import inner, leaves, nodes, reentrant
-from gradvac.engine.tracing.meetings import meeting_of
+from gradvac.engine.tracing.parameter_use import use_of
 from gradvac.errors import GradientError
 
 
@@ -39,7 +39,7 @@ def refuse_hidden(
     functions = {
         type(node).__name__.removesuffix("Backward")
         for node in nodes(loss)
-        if isinstance(node, BackwardCFunction) and meeting_of(node) is None
+        if isinstance(node, BackwardCFunction) and use_of(node) is None
     }
     if not functions:
         return

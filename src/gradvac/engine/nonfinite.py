@@ -65,7 +65,7 @@ class LossScale:
         """Whether a gradient that is not finite may be due to a GradScaler's scale.
 
         A loss that is NaN is not, and neither is anything once the scale is down at 1: there the
-        scaler would go on halving for ever without a word.
+        scaler would go on halving for ever in silence.
         """
         return self.scaled and self.factor > 1 and not bool(losses.isnan().any())
 

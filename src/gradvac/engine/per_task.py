@@ -27,24 +27,156 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from gradvac.engine.base import End, TaskEngine
+from gradvac.engine.gradients.buffer import GroupBuffer
 from gradvac.engine.gradients.gram import gram
-from gradvac.engine.groups import Grouping, Heads, ParameterGroup
+from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.hidden import refuse_hidden
 from gradvac.engine.nonfinite import NonFinite
-from gradvac.engine.ranks.buckets import Source, buckets_of
+from gradvac.engine.options import Options
+from gradvac.engine.ranks.buckets import buckets_of
 from gradvac.engine.ranks.exchange import Exchange
 from gradvac.engine.ranks.group import Ranks
-from gradvac.engine.ranks.passes import NO_SAMPLES, agree_on_passes
-from gradvac.engine.ranks.shards import Shards
+from gradvac.engine.ranks.passes import agree_on_passes
 from gradvac.engine.report import StepReport, combine, decide
 from gradvac.engine.samples.calls import explained, leaves
+from gradvac.engine.setup import Setup
+from gradvac.engine.strategy import Gradients, Strategy
+from gradvac.engine.task_engine import TaskEngine
 from gradvac.engine.task_names import task_name
 from gradvac.errors import GradientError
 from gradvac.methods import Method
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+
+class PerTask(Strategy):
+    """Runs a backward pass for each task and combines the gradients at the end of the step."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._buffers = [GroupBuffer(group) for group in setup.groups]
+
+    @property
+    def accumulated(self) -> bool:
+        """Whether anything was accumulated since the last step."""
+        return bool(self.step.names)
+
+    def accumulate(self, task: str, loss: Tensor, retain_graph: bool) -> None:
+        """Add the gradient of a loss; see :meth:`PerTaskEngine.accumulate`."""
+        setup = self.setup
+        task = task_name(task)
+        setup.guard.check_tasks([task])
+        if not self.accumulated:
+            setup.guard.check_parameters()
+        if loss.numel() != 1 or not loss.requires_grad:
+            raise GradientError(
+                f"the loss of task {task!r} is {list(loss.shape)} with requires_grad="
+                f"{loss.requires_grad}; it must be a scalar computed from the model's parameters"
+            )
+        if setup.shards is not None:
+            setup.shards.gather_kept_whole()
+        else:
+            refuse_hidden(loss.reshape(()), setup.module, setup.leaves, setup.name)
+        with explained(loss, setup.module):
+            gradients = torch.autograd.grad(
+                loss.reshape(()), setup.leaves, retain_graph=retain_graph, allow_unused=True
+            )
+        if all(gradient is None for gradient in gradients):
+            raise GradientError(
+                f"the loss of task {task!r} depends on none of the engine's parameters; was it "
+                "computed with another copy of the model, or with one wrapped after the engine "
+                "was made?"
+            )
+        of_heads = gradients[setup.n_shared :]
+        if self.first_step:
+            setup.guard.check_leaves(leaves(loss))
+            setup.heads.check(task, of_heads)
+        setup.heads.add(of_heads)
+        row = self.step.position(task)
+        self.step.add_losses(pad(loss.detach().reshape(1).double(), (row, 0)))
+        remaining = iter(gradients)
+        for buffer in self._buffers:
+            buffer.add(row, [next(remaining) for _ in buffer.group.parameters])
+
+    def accumulate_all(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the gradients of several losses, which may share a graph."""
+        setup, count = self.setup, len(losses)
+        if setup.shards is not None and setup.ranks is not None:
+            count = agree_on_passes(setup.ranks, count).number
+        for n, (task, loss) in enumerate(losses.items(), start=1):
+            self.accumulate(task, loss, retain_graph=n < count)
+        for n in range(len(losses) + 1, count + 1):  # passes that other ranks make
+            loss = list(losses.values())[-1].reshape(())
+            nothing = torch.zeros_like(loss)
+            assert setup.shards is not None
+            setup.shards.gather_kept_whole()
+            torch.autograd.grad(
+                loss, setup.leaves, nothing, retain_graph=n < count, allow_unused=True
+            )
+
+    def combine(
+        self,
+        loss_scale: float | torch.amp.GradScaler = 1.0,
+        step: int | None = None,
+        shares: Mapping[str, float] | None = None,
+    ) -> StepReport:
+        """Combine the accumulated gradients; see :meth:`PerTaskEngine.combine`."""
+        self.check_accumulated(self.accumulated)
+        return self.end_step(self._finish, loss_scale, step, shares)
+
+    def _finish(self) -> tuple[StepReport, Gradients]:
+        """Combine the gradients and say what is to be added to ``p.grad`` of every parameter."""
+        setup = self.setup
+        found = self._finish_alone() if self.agree() is None else self._finish_with_ranks()
+        of_heads = setup.heads.finished(self.step.loss_scale)
+        report, combined = found
+        return report, [*combined, *zip(setup.heads.parameters, of_heads, strict=True)]
+
+    def _finish_alone(self) -> tuple[StepReport, Gradients]:
+        step, setup = self.step, self.setup
+        losses = step.losses(len(step.names)) / step.loss_scale
+        gradients = [
+            buffer.task_gradients(len(step.names), step.loss_scale) for buffer in self._buffers
+        ]
+        report = decide(
+            setup.method,
+            gram([[each] for each in gradients]),
+            losses,
+            step.tasks,
+            setup.group_names,
+            step.number,
+            step.shares,
+        )
+        parts = zip(self._buffers, gradients, report.weights, strict=True)
+        return report, [pair for buffer, m, w in parts for pair in buffer.gradients(combine(w, m))]
+
+    def _finish_with_ranks(self) -> tuple[StepReport, Gradients]:
+        setup, step, ranks = self.setup, self.step, self.setup.ranks
+        assert ranks is not None
+        buckets = buckets_of(setup.groups, ranks.bucket)
+        exchange = Exchange(ranks, setup.groups, buckets, setup.method, step)
+        buffers = {buffer.group.name: buffer for buffer in self._buffers}
+        try:
+            for bucket in buckets:
+                found = [buffers[p.name].piece(p, len(step.names)) for p in bucket.pieces]
+                sources, used = [source for source, _ in found], chain(*(used for _, used in found))
+                exchange.launch(sources, list(used))
+            gradients = exchange.finish()
+        except GradientError:
+            if step.failed_everywhere:
+                exchange.drain()
+            raise
+        setup.heads.add_ranks(ranks)
+        report = step.report(setup.group_names)
+        shared = setup.parameters[: setup.n_shared]
+        return report, [(p, gradients[id(p)]) for p in shared]
+
+    def clear(self) -> None:
+        """Drop what was accumulated since the last step."""
+        super().clear()
+        for buffer in self._buffers:
+            buffer.clear()
 
 
 class PerTaskEngine(TaskEngine):
@@ -64,10 +196,20 @@ class PerTaskEngine(TaskEngine):
         task_names: the tasks there are: a task of another name is then an error, not a new task.
         process_group: the ranks to train with; by default all of ``torch.distributed``, if that is
             initialised.
-        shards: of a model sharded by fully_shard, if they have been found already.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train.
+
+    Example:
+        >>> import gradvac
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> engine = PerTaskEngine(model, gradvac.PCGrad())
+        >>> for task, x in {"fr": [1.0, 0.0], "hi": [-1.0, 1.0]}.items():
+        ...     engine.accumulate(task, model(torch.tensor(x)).sum())
+        >>> engine.combine().weights
+        tensor([[2.0000, 1.5000]], dtype=torch.float64)
+        >>> model.weight.grad
+        tensor([[0.5000, 1.5000]])
     """
 
     def __init__(
@@ -79,15 +221,17 @@ class PerTaskEngine(TaskEngine):
         heads: Heads | None = None,
         task_names: Collection[str] | None = None,
         process_group: ProcessGroup | Ranks | None = None,
-        shards: Shards | None = None,
     ) -> None:
-        given = model if isinstance(model, nn.Module) else list(model)
-        super().__init__(
-            given, method, granularity, nonfinite, heads, task_names, process_group, shards
+        options = Options(
+            granularity,
+            heads,
+            engine="per_task",
+            nonfinite=nonfinite,
+            task_names=task_names,
+            process_group=process_group,
         )
-        self._named = given if isinstance(given, nn.Module) else nn.Module()  # names in errors
-        self._checks_heads = True  # in this process's first step
-        self._buffers = [_GroupBuffer(group) for group in self.groups]
+        super().__init__(Setup(model, method, options))
+        self._per_task = PerTask(self._setup)
 
     def accumulate(self, task: str, loss: Tensor, retain_graph: bool = False) -> None:
         """Add the gradient of a loss to the gradient of a task of the current step.
@@ -102,40 +246,16 @@ class PerTaskEngine(TaskEngine):
                 one that autograd's graph does not show, or depends on another task's head; or if
                 the task is unknown or the parameters are not those the engine was made for.
         """
-        task = task_name(task)
-        self._guard.check_tasks([task])
-        if not self.accumulated:
-            self._guard.check_parameters()
-        if loss.numel() != 1 or not loss.requires_grad:
-            raise GradientError(
-                f"the loss of task {task!r} is {list(loss.shape)} with requires_grad="
-                f"{loss.requires_grad}; it must be a scalar computed from the model's parameters"
-            )
-        if self._shards is not None:
-            self._shards.stand()
-        else:
-            refuse_hidden(loss.reshape(()), self._named, self._leaves, self._name)
-        with explained(loss, self._named):
-            gradients = torch.autograd.grad(
-                loss.reshape(()), self._leaves, retain_graph=retain_graph, allow_unused=True
-            )
-        if all(gradient is None for gradient in gradients):
-            raise GradientError(
-                f"the loss of task {task!r} depends on none of the engine's parameters; was it "
-                "computed with another copy of the model, or with one wrapped after the engine "
-                "was made?"
-            )
-        if self._guard.fresh:
-            self._guard.check_leaves(leaves(loss))
-        own = gradients[len(gradients) - len(self._heads.parameters) :]
-        if self._checks_heads:
-            self._heads.check(task, own)
-        self._heads.add(own)
-        row = self._step.position(task)
-        self._step.add_losses(pad(loss.detach().reshape(1).double(), (row, 0)))
-        remaining = iter(gradients)
-        for buffer in self._buffers:
-            buffer.add(row, [next(remaining) for _ in buffer.group.parameters])
+        self._per_task.accumulate(task, loss, retain_graph)
+
+    def accumulate_all(self, losses: Mapping[str, Tensor]) -> None:
+        """Add the gradients of several losses, which may share a graph."""
+        self._per_task.accumulate_all(losses)
+
+    @property
+    def accumulated(self) -> bool:
+        """Whether anything was accumulated since the last step."""
+        return self._per_task.accumulated
 
     def combine(
         self,
@@ -160,50 +280,7 @@ class PerTaskEngine(TaskEngine):
                 (NotFiniteError). ``p.grad``, the method and the step counter are then unchanged and
                 the gradients are dropped.
         """
-        if not self.accumulated and self._ranks is None:
-            raise GradientError("combine() needs at least one accumulate() since the last step")
-        if not self.accumulated and self._shards is not None:
-            raise GradientError(NO_SAMPLES)
-        with self._ending(loss_scale, step, shares) as end:
-            self._finish(end)
-        self._checks_heads = False
-        return end.report
-
-    def _finish(self, end: End) -> None:
-        """Combine the gradients and say what is to be added to ``p.grad`` of every parameter."""
-        now = self._step
-        if self._agree() is not None:
-            combined = self._finish_with_ranks(end)
-        else:
-            tasks, groups = tuple(now.names), tuple(group.name for group in self.groups)
-            losses = now.losses(len(tasks)) / now.loss_scale
-            rows = [buffer.rows(len(tasks), now.loss_scale) for buffer in self._buffers]
-            inner = gram([[r] for r in rows])
-            end.report = decide(self.method, inner, losses, tasks, groups, now.number, now.shares)
-            parts = zip(self._buffers, rows, end.report.weights, strict=True)
-            combined = [pair for buffer, m, w in parts for pair in buffer.gradients(combine(w, m))]
-        own = self._heads.finished(now.loss_scale)
-        end.gradients = [*combined, *zip(self._heads.parameters, own, strict=True)]
-
-    def _finish_with_ranks(self, end: End) -> list[tuple[Tensor, Tensor | None]]:
-        assert self._ranks is not None
-        now, ranks = self._step, self._ranks
-        buckets = buckets_of(self.groups, ranks.bucket)
-        exchange = Exchange(ranks, self.groups, buckets, self.method, now)
-        buffers = {buffer.group.name: buffer for buffer in self._buffers}
-        try:
-            for bucket in buckets:
-                found = [buffers[p.name].piece(p, len(now.names)) for p in bucket.pieces]
-                sources, used = [rows for rows, _ in found], chain(*(used for _, used in found))
-                exchange.launch(sources, list(used))
-            gradients = exchange.finish()
-        except GradientError:
-            if now.failed_alike:
-                exchange.drain()
-            raise
-        self._heads.add_ranks(ranks)
-        end.report = now.report(tuple(group.name for group in self.groups))
-        return [(p, gradients[id(p)]) for group in self.groups for p in group.parameters]
+        return self._per_task.combine(loss_scale, step, shares)
 
     def backward(
         self,
@@ -216,95 +293,6 @@ class PerTaskEngine(TaskEngine):
         self.accumulate_all(losses)
         return self.combine(loss_scale, step, shares)
 
-    def accumulate_all(self, losses: Mapping[str, Tensor]) -> None:
-        """Add the gradients of several losses, which may share a graph."""
-        count = len(losses)
-        if self._shards is not None and self._ranks is not None:
-            count = agree_on_passes(self._ranks, count).number
-        for n, (task, loss) in enumerate(losses.items(), start=1):
-            self.accumulate(task, loss, retain_graph=n < count)
-        for n in range(len(losses) + 1, count + 1):  # passes that other ranks make
-            loss = list(losses.values())[-1].reshape(())
-            nothing = torch.zeros_like(loss)
-            assert self._shards is not None
-            self._shards.stand()
-            torch.autograd.grad(
-                loss, self._leaves, nothing, retain_graph=n < count, allow_unused=True
-            )
-
-    @property
-    def accumulated(self) -> bool:
-        """Whether anything was accumulated since the last step."""
-        return bool(self._step.names)
-
     def clear(self) -> None:
         """Drop what was accumulated since the last step."""
-        super().clear()
-        for buffer in self._buffers:
-            buffer.clear()
-
-
-class _GroupBuffer:
-    """Task gradients of one parameter group, a matrix ``[>= K, P]`` reused from step to step."""
-
-    def __init__(self, group: ParameterGroup) -> None:
-        self.group = group
-        self._sizes = [p.numel() for p in group.parameters]
-        self._matrix = torch.empty(0, 0)  # allocated by the first row, where the model then is
-        self._filled = 0  # rows that hold gradients of this step
-        self._used = [False] * len(self._sizes)
-
-    def _new_row(self) -> Tensor:
-        parameters = self.group.parameters
-        if any(p.device != parameters[0].device for p in parameters):
-            raise GradientError(
-                f"parameter group {self.group.name!r} lies on several devices; choose a finer "
-                "granularity"
-            )
-        widest = max((p.dtype for p in parameters), key=lambda dtype: dtype.itemsize)
-        dtype = torch.promote_types(torch.float32, widest)
-        return torch.empty(1, sum(self._sizes), dtype=dtype, device=parameters[0].device)
-
-    def add(self, row: int, gradients: list[Tensor | None]) -> None:
-        """Add gradients, one per parameter and None for zero, to a row."""
-        if row == len(self._matrix):
-            self._matrix = torch.cat([self._matrix, self._new_row()]) if row else self._new_row()
-        fresh = row == self._filled
-        self._filled = max(self._filled, row + 1)
-        pieces = self._matrix[row].split(self._sizes)
-        for n, (piece, gradient) in enumerate(zip(pieces, gradients, strict=True)):
-            if gradient is None:
-                if fresh:
-                    piece.zero_()
-                continue
-            self._used[n] = True
-            flat = (gradient.to_dense() if gradient.is_sparse else gradient).reshape(-1)
-            if fresh:
-                piece.copy_(flat)
-            else:
-                piece.add_(flat)
-
-    def rows(self, n_tasks: int, loss_scale: float) -> Tensor:
-        """Return the gradients of the step, ``[K, P]``, with the loss scale divided out."""
-        matrix = self._matrix[:n_tasks]
-        return matrix if loss_scale == 1.0 else matrix.mul_(1 / loss_scale)
-
-    def piece(self, piece: ParameterGroup, n_tasks: int) -> tuple[Source, list[bool]]:
-        """Return the gradients of some neighbouring parameters, and which of them are used."""
-        first = next(n for n, p in enumerate(self.group.parameters) if p is piece.parameters[0])
-        last = first + len(piece.parameters)
-        size, start = sum(self._sizes[first:last]), sum(self._sizes[:first])
-        used = self._used[first:last]
-        return Source(
-            size, self._matrix[:n_tasks, start : start + size] if any(used) else None
-        ), used
-
-    def gradients(self, combined: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-        """Return each parameter with its part of the combined gradient ``[P]``, None if unused."""
-        parts = zip(self.group.parameters, combined.split(self._sizes), self._used, strict=True)
-        return [(p, g.view(p.shape).to(p.dtype) if used else None) for p, g, used in parts]
-
-    def clear(self) -> None:
-        """Forget the gradients of the step; the memory is kept for the next one."""
-        self._filled = 0
-        self._used = [False] * len(self._sizes)
+        self._per_task.clear()

@@ -1,4 +1,4 @@
-"""What every engine does once it has a step's gradients, however it came by them."""
+"""What every engine does with the gradients of a step: decide, combine and report."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradvac.engine.gradients.gram import full_precision
-from gradvac.engine.gradients.on_demand import Rows
+from gradvac.engine.gradients.on_demand import TaskGradients
 from gradvac.errors import GradientError
 from gradvac.methods import Method, StepGeometry
 
@@ -204,14 +204,14 @@ def _check_weights(weights: Tensor, geometry: StepGeometry, method: str) -> None
         )
 
 
-def combine(weights: Tensor, rows: Rows) -> Tensor:
-    """Return ``sum_i weights[i] * rows[i]``, ``[P]``, for weights ``[K]`` and rows ``[K, P]``."""
-    if isinstance(rows, Tensor):
-        with full_precision(rows.device.type):
-            return weights.to(rows) @ rows
-    combined = torch.empty(rows.numel, dtype=rows.dtype, device=rows.device)
+def combine(weights: Tensor, gradients: TaskGradients) -> Tensor:
+    """Return ``sum_k weights[k] * gradients[k]``, ``[P]``, of gradients ``[K, P]``."""
+    if isinstance(gradients, Tensor):
+        with full_precision(gradients.device.type):
+            return weights.to(gradients) @ gradients
+    combined = torch.empty(gradients.numel, dtype=gradients.dtype, device=gradients.device)
     done = 0
-    for chunk in rows.chunks():
+    for chunk in gradients.chunks():
         combined[done : done + chunk.shape[1]] = combine(weights, chunk)
         done += chunk.shape[1]
     return combined

@@ -15,17 +15,13 @@ from torch import nn
 
 from gradvac.engine import GRANULARITIES, parameter_groups
 from gradvac.engine.groups import Grouping
+from gradvac.engine.parameter_names import is_embedding, is_norm
 
 __all__ = ["MEASURED", "coarser", "group_of", "grouping", "parameter_kind", "summed"]
 
 MEASURED = ("parameter", "parameter_kind", *reversed(GRANULARITIES))
 """Granularities of a measurement; all can be computed from the first."""
 
-_NORM = re.compile(r"norm|(?:^|[._])ln(?:[_.]|\d|$)")
-_EMBEDDING = re.compile(
-    r"embed|(?:^|[._])emb(?:[._]|$)|(?:^|\.)(?:wte|wpe|shared|lm_head|generator|softmax|proj_out)"
-    r"(?:\.|$)|output_projection|final_logits_bias|relative_attention_bias"
-)
 _CROSS = re.compile(r"cross|encoder_attn|encdecattention|multihead_attn")
 _ATTENTION = re.compile(r"attn|attention")
 _ROLES = {
@@ -65,9 +61,9 @@ def parameter_kind(name: str) -> str:
 
 
 def _kind(name: str) -> str:
-    if _NORM.search(name):
+    if is_norm(name):
         return "norm"
-    if _EMBEDDING.search(name):
+    if is_embedding(name):
         return "embedding"
     if _ATTENTION.search(name):
         block = "cross_attention" if _CROSS.search(name) else "self_attention"

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gradvac.engine import PerTaskEngine, parameter_groups
+from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.engine.groups import Grouping
 from gradvac.engine.guards import refuse_wrapped
 from gradvac.engine.ranks.group import Ranks
@@ -138,7 +138,7 @@ def seq2seq_losses(
     def parts() -> Iterator[Tensor]:
         for batch in batches:
             logits = model(**batch).logits.flatten(0, 1)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            logits = logits.to(at_least_float32(logits.dtype))
             gold = batch["labels"].flatten()
             yield F.cross_entropy(logits, gold, ignore_index=ignore, reduction="sum") / tokens
 

@@ -128,7 +128,7 @@ class GramRecord:
         self._rewrite(lines)
         return lines[-1]["offset"] + _bytes(lines[-1]) if lines else 0
 
-    def _lines(self) -> Iterator[dict]:
+    def _lines(self) -> Iterator[dict[str, Any]]:
         """Complete lines of the index whose frame is complete on disk."""
         if not self._index.exists():
             return
@@ -147,7 +147,7 @@ class GramRecord:
                     return
                 yield line
 
-    def _rewrite(self, lines: Sequence[dict]) -> None:
+    def _rewrite(self, lines: Sequence[dict[str, Any]]) -> None:
         """Make ``lines`` the only lines of the index."""
         if not self._index.exists():
             return
@@ -162,7 +162,7 @@ class GramRecord:
         """Iterate over the frames by step, if the steps were not measured in order."""
         return self._frames(sorted(self._lines(), key=lambda line: line["step"]))
 
-    def _frames(self, lines: Iterable[dict]) -> Iterator[Frame]:
+    def _frames(self, lines: Iterable[dict[str, Any]]) -> Iterator[Frame]:
         for line in lines:
             k, g, count = len(line["tasks"]), len(line["groups"]), _bytes(line) // 8
             numbers = np.fromfile(self._data, dtype="<f8", count=count, offset=line["offset"])
@@ -201,7 +201,7 @@ def cosine(gram: np.ndarray) -> np.ndarray:
         return gram / (norm[..., :, None] * norm[..., None, :])
 
 
-def _parsed(text: str) -> dict:
+def _parsed(text: str) -> dict[str, Any]:
     """Parse a line of the index; raises various errors if it is not one."""
     line = json.loads(text)
     numbers = {"step": int(line["step"]), "offset": int(line["offset"])}
@@ -216,6 +216,6 @@ def _parsed(text: str) -> dict:
     return numbers | lists | targets
 
 
-def _bytes(line: dict) -> int:
+def _bytes(line: dict[str, Any]) -> int:
     k, g = len(line["tasks"]), len(line["groups"])
     return 8 * g * k * (2 * k + 1 if "targets" in line else k + 1)

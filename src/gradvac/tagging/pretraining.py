@@ -122,7 +122,7 @@ def _without_ties(model: Any) -> Any:
     """
     tied = [
         name
-        for name, p in model.named_parameters(remove_duplicate=False)
+        for name, _ in model.named_parameters(remove_duplicate=False)
         if name not in dict(model.named_parameters())
     ]
 

@@ -40,7 +40,7 @@ _ONLY = 0.7  # of its gain another shift may have
 _GAP = 8  # rows from an empty line at which a shift may seem to begin
 _FEWEST = 12  # rows that a shift has to be better in
 
-_MEND = "mend the files, or trust them with check: false (in an import, --no-check)"
+_FIX = "fix the files, or skip the check with check: false (in an import, --no-check)"
 _WORD = re.compile(r"\w{3,}")
 _NUMBER = re.compile(r"\d{1,18}")
 
@@ -232,13 +232,13 @@ class _Pair:
         raise CorpusError(
             f"{where}: from about this line on{empty}, {self.one!r} and {self.other!r} do not "
             f"belong together: what translates a line is {way}, by lengths, numbers, punctuation "
-            f"and words in common of {len(lines) - row} lines; {_MEND}"
+            f"and words in common of {len(lines) - row} lines; {_FIX}"
         )
 
     def _swapped(self, place: _Place) -> None:
         raise CorpusError(
             f"{_told(place)}: from about this line on, {self.one!r} and {self.other!r} are "
-            f"swapped: each has the letters of the other's first {LEARNED} lines; {_MEND}"
+            f"swapped: each has the letters of the other's first {LEARNED} lines; {_FIX}"
         )
 
 

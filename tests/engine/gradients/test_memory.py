@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from gradvac.engine import Engine, SinglePassEngine
-from gradvac.engine.gradients.on_demand import Held, Lookup, Product
-from gradvac.engine.samples.rows import RowMap
+from gradvac.engine.gradients.on_demand import Lookup, OnDemand, Product
+from gradvac.engine.samples.owners import Owners
 from gradvac.errors import GradientError
 from gradvac.methods import GradVac, PCGrad, StaticWeights
 from tests.engine.partition import largest_error
@@ -137,10 +137,10 @@ def test_held_gradients_are_the_products_of_each_task(transposed):
     ids, rows = torch.tensor([3, 1, 3]), torch.randn(3, 7 if transposed else 4).double()
     shape = torch.Size([4, 7] if transposed else [7, 4])
     uses = [
-        Product(x, dy, transposed, RowMap(index, 3)),
+        Product(x, dy, transposed, Owners(index, 3)),
         Lookup(ids, rows, [(0, 1), (1, 1), (1, 3)]),
     ]
-    held = Held(uses, shape, 3, torch.float64, budget=2 * 3 * shape[1] * 8)
+    held = OnDemand(uses, shape, 3, torch.float64, budget=2 * 3 * shape[1] * 8)
     chunks = [chunk.clone() for chunk in held.chunks()]
     assert len(chunks) == -(-shape[0] // 2)
     found = torch.cat([chunk.view(3, -1, shape[1]) for chunk in chunks], 1)

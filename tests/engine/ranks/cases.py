@@ -231,7 +231,7 @@ def sharded_step(engine: Engine, model: nn.Module, case: Case, step: int, part: 
             if case.kind != "accumulate":
                 return engine.backward(loss, mask=mask, shares=shares)
             engine.accumulate(loss, mask=mask)
-    for task in engine._step.names:
+    for task in engine._single_pass.step.names:
         shares.setdefault(task, 0.0)
     return engine.combine(shares=shares)
 

@@ -15,10 +15,11 @@ from torch.distributed.tensor import Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from gradvac.engine import Engine, PerTaskEngine
+from gradvac.engine.backward_passes import BackwardPasses
 from gradvac.engine.ranks import agreement
 from gradvac.engine.ranks import group as ranks
 from gradvac.engine.ranks import heartbeats as signs
-from gradvac.engine.ranks.collector import Reduction
+from gradvac.engine.ranks.reduction import Reduction
 from gradvac.errors import GradvacError
 from gradvac.experiment.run.shards import empty_like, read_shards, shapes, write_shards
 from gradvac.methods import GradVac, Joint
@@ -205,18 +206,22 @@ def streams(rank: int) -> list[object]:
         inputs = X.clone().requires_grad_()  # its gradient is the last to come
         with engine.tasks(tasks):
             loss = model(inputs).squeeze(1).square()
-        now = lambda _, e=engine, seen=launched: seen.append(e._collector._exchange.launched)
+        now = lambda _, e=engine, seen=launched: seen.append(
+            e._single_pass.collector._exchange.launched
+        )
         inputs.register_hook(now)
-        engine._run = reaching(engine._run, inputs)  # type: ignore[method-assign]
+        run = BackwardPasses.run
+        BackwardPasses.run = reaching(run, inputs)  # type: ignore[method-assign]
         engine.backward(loss)
+        BackwardPasses.run = run  # type: ignore[method-assign]
         found.append([launched, {type(p.grad).__name__ for p in model.parameters()}])
     return found
 
 
 def reaching(run: Callable, inputs: torch.Tensor) -> Callable:
     """A backward pass that goes on to the inputs."""
-    return lambda loss, gradient, parameters, *rest: run(
-        loss, gradient, [*parameters, inputs], *rest
+    return lambda passes, factors, parameters, *rest: run(
+        passes, factors, [*parameters, inputs], *rest
     )[:-1]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradvac.engine.gradients.stores import Pool
+from gradvac.engine.gradients.pool import Pool
 from gradvac.engine.ranks.group import Ranks
 
 

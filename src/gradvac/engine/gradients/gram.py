@@ -7,11 +7,12 @@ it is to resolve. Products of 4096 elements added in fp64 are right to 2e-8 and 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from gradvac.engine.gradients.on_demand import Rows, blocks
+from gradvac.engine.gradients.on_demand import TaskGradients, blocks
 
 _CHUNK = 4096  # elements added in fp32; the error grows with it (1024: 4e-9, 65536: 1e-6)
 _BLOCK = 64 * _CHUNK  # elements handled at once, so that copies of a K x P matrix stay small
@@ -25,7 +26,7 @@ _TINY = 1e-30
 _SHORT = 1e-290
 
 
-def gram(groups: Sequence[Sequence[Rows]]) -> Tensor:
+def gram(groups: Sequence[Sequence[TaskGradients]]) -> Tensor:
     """Return the Gram matrix of each group's task gradients, ``[groups, K, K]``, float64, CPU.
 
     Products are fp32 (fp64 for float64 gradients) and sums fp64. Groups in which that does not
@@ -37,20 +38,20 @@ def gram(groups: Sequence[Sequence[Rows]]) -> Tensor:
             floating dtype, or what makes them on demand.
     """
     with full_precision(groups[0][0].device.type):
-        result = torch.stack([_gram(rows, torch.float32) for rows in groups]).cpu()
-        for k, rows in enumerate(groups):
-            numel = sum(r[0].numel() if isinstance(r, Tensor) else r.numel for r in rows)
-            if doubtful(result[k], numel, lambda suspects, rows=rows: _nonzero(rows, suspects)):
-                result[k] = _gram(rows, torch.float64).cpu()
-            _warn_of_short(rows, result[k].diagonal())
+        result = torch.stack([_gram(gradients, torch.float32) for gradients in groups]).cpu()
+        for k, gradients in enumerate(groups):
+            numel = sum(r[0].numel() if isinstance(r, Tensor) else r.numel for r in gradients)
+            if doubtful(result[k], numel, partial(_nonzero, gradients)):
+                result[k] = _gram(gradients, torch.float64).cpu()
+            _warn_of_short(gradients, result[k].diagonal())
     return result
 
 
-def _warn_of_short(rows: Sequence[Rows], square: Tensor) -> None:
+def _warn_of_short(gradients: Sequence[TaskGradients], square: Tensor) -> None:
     """Say so where float64 gradients, not all zeros, have squares that float64 cannot hold."""
     short = (square < _SHORT).nonzero().flatten()
-    double = any(getattr(r, "dtype", None) == torch.float64 for r in rows)
-    if len(short) and double and _nonzero(rows, short):
+    double = any(getattr(r, "dtype", None) == torch.float64 for r in gradients)
+    if len(short) and double and _nonzero(gradients, short):
         warnings.warn(
             "gradients of a task are shorter than 1e-145, and float64 does not hold their squares: "
             "they count as zero, or nearly so; multiply all losses by a constant",
@@ -68,9 +69,9 @@ def cross_cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     inner = torch.zeros(len(left[0]), len(right[0]), dtype=torch.float64, device=left[0].device)
     squares = [inner.new_zeros(len(left[0]), 1), inner.new_zeros(1, len(right[0]))]
     for pair in zip(left, right, strict=True):
-        rows, columns = (x.reshape(len(x), -1) for x in pair)
-        for start in range(0, rows.shape[1], _BLOCK):
-            a, b = (x[:, start : start + _BLOCK].double() for x in (rows, columns))
+        flat = [x.reshape(len(x), -1) for x in pair]
+        for start in range(0, flat[0].shape[1], _BLOCK):
+            a, b = (x[:, start : start + _BLOCK].double() for x in flat)
             inner += a @ b.T
             squares[0] += a.square().sum(1, keepdim=True)
             squares[1] += b.square().sum(1)
@@ -78,16 +79,16 @@ def cross_cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return torch.where(lengths == 0, 0, inner / lengths).cpu()  # NaN stays NaN
 
 
-def _gram(rows: Sequence[Rows], dtype: torch.dtype) -> Tensor:
+def _gram(gradients: Sequence[TaskGradients], dtype: torch.dtype) -> Tensor:
     """Gram matrix of one group, with products in at least ``dtype``."""
-    return torch.stack([inner(block, dtype) for row in rows for block in blocks(row)]).sum(0)
+    return torch.stack([inner(block, dtype) for each in gradients for block in blocks(each)]).sum(0)
 
 
-def inner(rows: Tensor, dtype: torch.dtype) -> Tensor:
+def inner(gradients: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the Gram matrix of the rows of ``[K, ...]``, products in at least ``dtype``."""
-    n_tasks = rows.shape[0]
-    total = torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device=rows.device)
-    flat = rows.reshape(n_tasks, -1)
+    n_tasks = gradients.shape[0]
+    total = torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device=gradients.device)
+    flat = gradients.reshape(n_tasks, -1)
     for start in range(0, flat.shape[1], _BLOCK):
         block = flat[:, start : start + _BLOCK]
         block = block.to(torch.promote_types(dtype, block.dtype))
@@ -118,11 +119,11 @@ def doubtful(gram: Tensor, numel: int, nonzero: Callable[[Tensor], bool]) -> boo
     return bool(len(suspects)) and nonzero(suspects)  # true zeros are fine
 
 
-def _nonzero(rows: Sequence[Rows], suspects: Tensor) -> bool:
+def _nonzero(gradients: Sequence[TaskGradients], suspects: Tensor) -> bool:
     return any(
         bool(block.index_select(0, suspects.to(block.device)).any())
-        for row in rows
-        for block in blocks(row)
+        for each in gradients
+        for block in blocks(each)
     )
 
 

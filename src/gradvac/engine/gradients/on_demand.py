@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradvac.engine.samples.rows import RowMap
+from gradvac.engine.samples.owners import Owners
 
 
 class Product(NamedTuple):
@@ -24,19 +24,19 @@ class Product(NamedTuple):
         x: inputs, ``[N, in]``.
         dy: gradients of the outputs, ``[N, out]``.
         transposed: whether the parameter is ``[in, out]``, not ``[out, in]``.
-        rows: the task of each of the N rows.
+        owners: the task of each of the N rows.
     """
 
     x: Tensor
     dy: Tensor
     transposed: bool
-    rows: RowMap
+    owners: Owners
 
     def add_to(self, chunk: Tensor, start: int) -> None:
         """Add rows ``start, start + 1, ...`` of the gradients to ``chunk`` ``[K, rows, d]``."""
         of_rows, of_columns = (self.x, self.dy) if self.transposed else (self.dy, self.x)
         of_rows = of_rows[:, start : start + chunk.shape[1]]
-        both = zip(self.rows.blocks(of_rows), self.rows.blocks(of_columns), strict=True)
+        both = zip(self.owners.blocks(of_rows), self.owners.blocks(of_columns), strict=True)
         for k, (a, b) in enumerate(both):
             if len(a):
                 add_product(a.T, b, chunk[k])
@@ -47,12 +47,12 @@ class Lookup(NamedTuple):
 
     Attributes:
         ids: which rows, ``[N]``, sorted by task.
-        rows: the gradients of what was looked up, ``[N, d]``.
+        dy: the gradients of what was looked up, ``[N, d]``.
         bounds: first and one past the last of each task.
     """
 
     ids: Tensor
-    rows: Tensor
+    dy: Tensor
     bounds: list[tuple[int, int]]
 
     def add_to(self, chunk: Tensor, start: int) -> None:
@@ -60,12 +60,12 @@ class Lookup(NamedTuple):
         for k, (first, last) in enumerate(self.bounds):
             ids = self.ids[first:last] - start
             here = (ids >= 0) & (ids < chunk.shape[1])
-            found = self.rows[first:last][here].to(chunk.dtype)
+            found = self.dy[first:last][here].to(chunk.dtype)
             chunk[k].index_add_(0, ids[here], found)
 
 
-class Held:
-    """Task gradients of one parameter, K matrices of its shape ``[rows, d]``, made on demand.
+class OnDemand:
+    """Task gradients of one parameter, K matrices of its shape ``[gradients, d]``, made on demand.
 
     Attributes:
         scale: factor on all of them.
@@ -115,16 +115,16 @@ class Held:
         return chunk.flatten(1)[:, start - first * width : stop - first * width]
 
 
-Rows = Tensor | Held
+TaskGradients = Tensor | OnDemand
 """Task gradients of some parameters, a row for each task: ``[K, P]``, there or made on demand."""
 
 
-def blocks(rows: Rows) -> Iterator[Tensor]:
+def blocks(gradients: TaskGradients) -> Iterator[Tensor]:
     """Yield task gradients ``[K, P]`` in one piece, or in as many as they are made in."""
-    if isinstance(rows, Tensor):
-        yield rows
+    if isinstance(gradients, Tensor):
+        yield gradients
     else:
-        yield from rows.chunks()
+        yield from gradients.chunks()
 
 
 def add_product(a: Tensor, b: Tensor, piece: Tensor) -> None:

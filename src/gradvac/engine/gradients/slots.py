@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from gradvac.engine.gradients.precision import at_least_float32
+
 
 class Slot:
     """Collects the K gradients of one tensor, a parameter or what was made of parameters alone."""
@@ -88,7 +90,7 @@ class ViewSlot(Slot):
         return [self.view(piece) for piece in self.base.zero(n_tasks)], False
 
 
-class ChainSlot(Slot):
+class DerivedSlot(Slot):
     """Gradients of a tensor made of parameters alone, to be carried on to these at the end.
 
     Attributes:
@@ -118,7 +120,7 @@ class ChainSlot(Slot):
         """Return the K tensors to add gradients to, and whether they hold nothing yet."""
         buffer = self.buffer
         if buffer is None:
-            dtype = torch.promote_types(torch.float32, self.tensor.dtype)
+            dtype = at_least_float32(self.tensor.dtype)
             shape = (n_tasks, *self.tensor.shape)
             self.buffer = torch.empty(shape, dtype=dtype, device=self.tensor.device)
             return self.buffer.unbind(0), True

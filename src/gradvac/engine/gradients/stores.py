@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gradvac.engine.gradients.on_demand import Held, Lookup, Product, Rows
-from gradvac.engine.gradients.slots import Slot
+from gradvac.engine.gradients.on_demand import TaskGradients
+from gradvac.engine.gradients.parameter_slot import ParameterSlot
+from gradvac.engine.gradients.pool import Pool
+from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.engine.groups import ParameterGroup
 from gradvac.errors import GradientError
 
@@ -40,8 +41,7 @@ class GroupStore:
         self.matrix: Tensor | None = None
         self.expected = 0
         self.slots = [ParameterSlot(self, p) for p in group.parameters]
-        widest = max((p.dtype for p in group.parameters), key=lambda dtype: dtype.itemsize)
-        self.dtype = torch.promote_types(torch.float32, widest)
+        self.dtype = at_least_float32(*(p.dtype for p in group.parameters))
         self.device = device
         self.streams = False
 
@@ -58,7 +58,7 @@ class GroupStore:
     @property
     def _dense(self) -> list[ParameterSlot]:
         """Slots whose gradients are in the matrix."""
-        return [slot for slot in self.slots if not (slot.sparse or slot.held)]
+        return [slot for slot in self.slots if not (slot.sparse or slot.keeps_factors)]
 
     def set_aside(self) -> dict[str, Any]:
         """Return what was collected so far and go on with nothing; the uses to come are kept."""
@@ -85,7 +85,7 @@ class GroupStore:
             for slot in self.slots:
                 size = n_tasks * slot.parameter.numel() * self.dtype.itemsize
                 fits = size <= self.budget or slot.parameter.ndim != 2
-                slot.apart = not (fits or slot.hooked)
+                slot.over_budget = not (fits or slot.hooked)
         dense = self._dense
         sizes = [slot.parameter.numel() for slot in dense]
         old, matrix = self.matrix, self.pool.take(n_tasks, sum(sizes), self.dtype, self.device)
@@ -97,16 +97,16 @@ class GroupStore:
         for slot, piece in zip(dense, matrix.split(sizes, dim=1), strict=True):
             slot.buffer = piece.view(n_tasks, *slot.parameter.shape)
 
-    def rows(self, n_tasks: int) -> list[Rows]:
+    def task_gradients(self, n_tasks: int) -> list[TaskGradients]:
         """Return the gradients, ``[K, P_i]``, zero for parameters that no task used."""
         if not self.used:
             return [torch.zeros(n_tasks, 1, dtype=self.dtype, device=self.device)]
         used = [slot for slot in self.slots if not slot.fresh]
         for slot in used:
-            slot.stir()
-        found: list[Rows] = [s.compact(n_tasks, self.dtype) for s in used if s.sparse]
+            slot.note_nonzero()
+        found: list[TaskGradients] = [s.compact(n_tasks, self.dtype) for s in used if s.sparse]
         self.open(n_tasks)
-        found += [slot.whole(n_tasks) for slot in used if slot.held]
+        found += [slot.whole(n_tasks) for slot in used if slot.keeps_factors]
         if dense := self._dense:
             for slot in dense:
                 if slot.fresh:
@@ -117,7 +117,7 @@ class GroupStore:
             found.append(self.matrix[:n_tasks])
         return found
 
-    def columns(self, n_tasks: int) -> list[tuple[int, Rows | None]]:
+    def columns(self, n_tasks: int) -> list[tuple[int, TaskGradients | None]]:
         """Return the gradients in the order of the parameters, with the number of their columns.
 
         None where no task used a parameter. Nothing may be kept as rows looked up.
@@ -126,27 +126,26 @@ class GroupStore:
             return [(sum(slot.parameter.numel() for slot in self.slots), None)]
         self.open(n_tasks)
         for slot in self.slots:
-            slot.stir()
+            slot.note_nonzero()
         for slot in self._dense:
             if slot.fresh:
                 slot.buffer.zero_()
-        if not any(slot.held for slot in self.slots):
+        if not any(slot.keeps_factors for slot in self.slots):
             assert self.matrix is not None
             return [(self.matrix.shape[1], self.matrix[:n_tasks])]
-        found: list[tuple[int, Rows | None]] = []
+        found: list[tuple[int, TaskGradients | None]] = []
         for slot in self.slots:
-            rows = slot.buffer[:n_tasks].flatten(1) if not slot.held else None
-            if slot.held and not slot.fresh:
-                rows = slot.whole(n_tasks)
-            found.append((slot.parameter.numel(), rows))
+            gradients = None if slot.keeps_factors else slot.buffer[:n_tasks].flatten(1)
+            if slot.keeps_factors and not slot.fresh:
+                gradients = slot.whole(n_tasks)
+            found.append((slot.parameter.numel(), gradients))
         return found
 
-    def gradients(
-        self, combined: list[Tensor], dtype: torch.dtype | None = None
-    ) -> list[Tensor | None]:
-        """Make the parameters' gradients of the combined :meth:`rows`; None where unused.
+    def gradients(self, combined: list[Tensor], wide: bool = False) -> list[Tensor | None]:
+        """Make the parameters' gradients of the combined :meth:`task_gradients`; None where unused.
 
-        In the dtype of the parameters, or one that holds that and ``dtype``.
+        In the dtype of the parameters and, for ``nn.Embedding(sparse=True)``, sparse; all dense and
+        at least float32 if ``wide``.
         """
         if not self.used:
             return [None] * len(self.slots)
@@ -154,7 +153,7 @@ class GroupStore:
         used = [slot for slot in self.slots if not slot.fresh]
         spread = {slot: slot.spread(next(remaining)) for slot in used if slot.sparse}
         for slot in used:
-            if slot.held:
+            if slot.keeps_factors:
                 spread[slot] = next(remaining).view(slot.parameter.shape)
         dense = self._dense
         pieces = next(remaining).split([slot.parameter.numel() for slot in dense]) if dense else ()
@@ -162,19 +161,13 @@ class GroupStore:
             slot: piece.view(slot.parameter.shape)
             for slot, piece in zip(dense, pieces, strict=True)
         }
-        if dtype is None:
+        if not wide:
             spread |= {
                 s: s.as_sparse(spread[s]) for s in used if s.wants_sparse and s.uses == s.lookups
             }
-        kinds = [
-            slot.parameter.dtype
-            if dtype is None
-            else torch.promote_types(dtype, slot.parameter.dtype)
-            for slot in self.slots
-        ]
+        dtype_of = lambda p: at_least_float32(p.dtype) if wide else p.dtype
         return [
-            None if slot.fresh else spread[slot].to(kind)
-            for slot, kind in zip(self.slots, kinds, strict=True)
+            None if slot.fresh else spread[slot].to(dtype_of(slot.parameter)) for slot in self.slots
         ]
 
     def close(self) -> None:
@@ -184,193 +177,3 @@ class GroupStore:
         self.matrix, self.expected = None, 0
         for slot in self.slots:
             slot.forget()
-
-
-class Pool:
-    """Memory for matrices, kept from step to step: fresh pages cost as much as filling them."""
-
-    def __init__(self) -> None:
-        self._free: list[Tensor] = []
-
-    def numel(self) -> int:
-        """Numbers that the memory not in use would hold."""
-        return sum(memory.numel() for memory in self._free)
-
-    def take(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Return an uninitialised matrix ``[rows, columns]``."""
-        n = rows * columns
-        fits = [m for m in self._free if len(m) >= n and m.dtype == dtype and m.device == device]
-        if not fits:
-            # A matrix grows here; without this the pool would keep what is too small for ever.
-            same = [m for m in self._free if m.dtype == dtype and m.device == device]
-            self._drop(same[-1] if same else None)
-            return torch.empty(n, dtype=dtype, device=device).view(rows, columns)
-        memory = min(fits, key=len)
-        self._drop(memory)
-        return memory[:n].view(rows, columns)
-
-    def give(self, matrix: Tensor) -> None:
-        """Take a matrix back."""
-        n = matrix.untyped_storage().nbytes() // matrix.element_size()
-        self._free.append(matrix.as_strided((n,), (1,), 0))
-
-    def _drop(self, memory: Tensor | None) -> None:
-        self._free = [m for m in self._free if m is not memory]
-
-
-class ParameterSlot(Slot):
-    """Gradients of a parameter, a part of the matrix of its group.
-
-    A table in which rows were looked up and nothing else was done has gradients that are zero but
-    for those rows. They are kept apart and only for the rows that some task looked up. Gradients
-    above the budget are kept apart too, as what they are made of, see
-    :mod:`gradvac.engine.gradients.on_demand`.
-
-    Attributes:
-        apart: whether the gradients are above the budget.
-        leaf: what a forward pass uses: the parameter, or the whole one of a sharded parameter.
-        asleep: whether its gradients were all zero when they were checked, which shows nothing.
-        woken: whether they were the first time not, since then.
-    """
-
-    def __init__(self, store: GroupStore, parameter: nn.Parameter) -> None:
-        self.store, self.parameter, self.leaf = store, parameter, parameter
-        self.asleep = self.woken = False
-        self.forget()
-
-    def forget(self) -> None:
-        """Forget the step."""
-        self.empty()
-        self.uses = self.lookups = 0  # in the forward pass
-        self.wants_sparse = False  # looked up by an embedding with sparse=True
-
-    def empty(self) -> None:
-        """Forget what was collected."""
-        self.buffer = torch.empty(0)  # [K, *shape], a view of the group's matrix
-        self.fresh = True
-        self.apart = False
-        self._made_of: list[Product | Lookup] = []
-        self._touched = torch.empty(0)
-
-    @property
-    def held(self) -> bool:
-        """Whether the gradients are neither in the matrix of the group nor rows looked up."""
-        return self.apart and not self.sparse
-
-    def probe(self) -> Tensor:
-        """Return a tensor without data laid out as each of the K."""
-        return torch.empty(self.parameter.shape, device="meta")
-
-    @property
-    def sparse(self) -> bool:
-        """Whether only rows looked up are kept; not while micro-batches are added up."""
-        return self.store.streams and self.uses == self.lookups > 0 and not self.hooked
-
-    @property
-    def hooked(self) -> bool:
-        """Whether somebody registered a hook that may change the gradient."""
-        return bool(getattr(self.leaf, "_backward_hooks", None))
-
-    def run_hooks(self, n_tasks: int) -> None:
-        """Let the hooks of the parameter change the gradient of each task, as autograd does."""
-        if not self.hooked:
-            return
-        for piece in self.buffer[:n_tasks]:
-            gradient = piece.to(self.parameter.dtype)
-            for hook in (self.leaf._backward_hooks or {}).values():
-                changed = hook(gradient)
-                gradient = gradient if changed is None else changed
-            piece.copy_(gradient)
-
-    def holds(self, n_tasks: int) -> bool:
-        """Whether to add products and rows looked up as what they are."""
-        if self.sparse:
-            return True
-        self.store.open(n_tasks)
-        return self.apart and not len(self.buffer)
-
-    def stir(self) -> None:
-        """Note if gradients that were zero so far no longer are."""
-        if self.asleep and not self.fresh:
-            parts = [use[1] for use in self._made_of] or [self.buffer]  # gradients of outputs
-            self.woken = self.woken or any(bool(part.any()) for part in parts)
-
-    def expect(self) -> None:
-        """Count a use in the forward pass."""
-        self.uses += 1
-        self.store.expected += 1
-
-    def arrived(self) -> None:
-        """Count a use whose gradients have all been added."""
-        self.store.expected -= 1
-        if not self.store.expected:
-            self.store.ready.append(self.store)
-
-    def pieces(self, n_tasks: int) -> tuple[Sequence[Tensor], bool]:
-        """Return the K tensors to add gradients to, and whether they hold nothing yet."""
-        self.store.open(n_tasks)
-        if self.apart and len(self.buffer) < n_tasks:
-            self._form(n_tasks)
-        fresh, self.fresh = self.fresh, False
-        return self.buffer[:n_tasks].unbind(0), fresh
-
-    def add(self, gradients: Tensor) -> None:
-        """Add gradients ``[K, *shape]``."""
-        pieces, fresh = self.pieces(len(gradients))
-        buffer = self.buffer[: len(pieces)]
-        if fresh:
-            buffer.copy_(gradients)
-        else:
-            buffer.add_(gradients)
-
-    def add_made_of(self, use: Product | Lookup) -> None:
-        """Add gradients as what they are made of, if the slot :meth:`holds` them so."""
-        self._made_of.append(use)
-        self.fresh = False
-
-    def whole(self, n_tasks: int) -> Rows:
-        """Return gradients above the budget, ``[K, P]``, made on demand if they can be."""
-        if len(self.buffer):
-            self.pieces(n_tasks)
-            return self.buffer[:n_tasks].flatten(1)
-        shape = self.parameter.shape
-        return Held(self._made_of, shape, n_tasks, self.store.dtype, self.store.budget)
-
-    def _form(self, n_tasks: int) -> None:
-        """Give up the budget: this use of the parameter needs its gradients all there."""
-        table, before = self.parameter, self.buffer
-        shape = (n_tasks, *table.shape)
-        self.buffer = torch.zeros(shape, dtype=self.store.dtype, device=table.device)
-        if len(before):
-            self.buffer[: len(before)] = before
-        for use in self._made_of:
-            use.add_to(self.buffer, 0)
-        self._made_of = []
-
-    def compact(self, n_tasks: int, dtype: torch.dtype) -> Tensor:
-        """Return the gradients of the rows looked up, ``[K, rows * d]``."""
-        found = [use for use in self._made_of if isinstance(use, Lookup)]
-        self._touched, where = torch.cat([use.ids for use in found]).unique(return_inverse=True)
-        table = self.parameter
-        shape = (n_tasks, len(self._touched), table.shape[1])
-        result = torch.zeros(shape, dtype=dtype, device=table.device)
-        places = where.split([len(use.ids) for use in found])
-        for use, place in zip(found, places, strict=True):
-            Lookup(place, use.rows, use.bounds).add_to(result, 0)
-        return result.flatten(1)
-
-    def as_sparse(self, gradient: Tensor) -> Tensor:
-        """Return a gradient as ``nn.Embedding(sparse=True)`` has it: the rows looked up alone."""
-        rows = self._touched if self.sparse else gradient.any(1).nonzero().flatten()
-        return torch.sparse_coo_tensor(
-            rows[None],
-            gradient.index_select(0, rows),
-            gradient.shape,
-            check_invariants=False,
-            is_coalesced=True,
-        )
-
-    def spread(self, combined: Tensor) -> Tensor:
-        """Return the gradient of the whole table from that of the rows looked up."""
-        gradient = combined.new_zeros(self.parameter.shape)
-        return gradient.index_copy_(0, self._touched, combined.view(len(self._touched), -1))

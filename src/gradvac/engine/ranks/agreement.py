@@ -30,7 +30,7 @@ class Agreement:
         tasks: K names, in the order of the ranks and of what each brings.
         losses: by task, added up over the ranks, ``[K]``, float64, with the loss scale.
         shares: by task, added up over the ranks; None if they were not given.
-        rows: for each rank, the positions among ``tasks`` of the tasks it brings.
+        tasks_of_ranks: for each rank, the positions among ``tasks`` of the tasks it brings.
         bad: for each task whose loss is not finite on some rank, the first such rank.
         present: positions of the tasks that have a loss on some rank.
     """
@@ -38,7 +38,7 @@ class Agreement:
     tasks: tuple[str, ...]
     losses: Tensor
     shares: dict[str, float] | None
-    rows: list[list[int]]
+    tasks_of_ranks: list[list[int]]
     bad: dict[str, int]
     present: list[int]
 
@@ -88,6 +88,11 @@ def agree(
             )
     if any(message["sameness"] for message in said):
         _check_sameness([message["sameness"] or {} for message in said])
+    return _added_up(step, said)
+
+
+def _added_up(step: int, said: Sequence[Mapping[str, Any]]) -> Agreement:
+    """Add up what the ranks bring to a step."""
     tasks = tuple(dict.fromkeys(task for message in said for task in message["losses"]))
     if not tasks:
         raise GradientError(f"no rank has a loss at step {step}; there is nothing to combine")

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gradvac.engine.gradients.on_demand import Held
+from gradvac.engine.gradients.on_demand import OnDemand
+from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.ranks.shards import is_sharded
 
@@ -19,11 +20,11 @@ class Source:
 
     Attributes:
         size: number of columns.
-        rows: the gradients, ``[own tasks, size]``, or what makes them; None if all are zero.
+        gradients: the gradients, ``[own tasks, size]``, or what makes them; None if all are zero.
     """
 
     size: int
-    rows: Tensor | Held | None
+    gradients: Tensor | OnDemand | None
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,8 @@ class Bucket:
         return self.pieces[0].parameters[0].device
 
 
-def _cut(groups: Sequence[ParameterGroup], size: int) -> list[ParameterGroup]:
-    """Cut groups into pieces of at least ``size`` numbers, each of one group, the last one first.
+def _pieces(groups: Sequence[ParameterGroup], size: int) -> list[ParameterGroup]:
+    """Divide groups into pieces of at least ``size`` numbers, each of one group, the last first.
 
     The backward pass comes to the end of a model first.
     """
@@ -98,9 +99,8 @@ def buckets_of(groups: Sequence[ParameterGroup], size: int | Callable[[int], int
     buckets: list[Bucket] = []
     filled = size
     kind: object = None
-    for piece in _cut(groups, size):
-        widest = max((p.dtype for p in piece.parameters), key=lambda dtype: dtype.itemsize)
-        dtype = torch.promote_types(torch.float32, widest)
+    for piece in _pieces(groups, size):
+        dtype = at_least_float32(*(p.dtype for p in piece.parameters))
         numel = sum(p.numel() for p in piece.parameters)
         first = piece.parameters[0]
         if filled >= size or kind != (dtype, first.device, is_sharded(first)):

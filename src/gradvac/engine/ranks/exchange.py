@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -29,8 +30,7 @@ from gradvac.engine.gradients.gram import doubtful, full_precision, inner
 from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.ranks.buckets import Bucket, Segment, Source
 from gradvac.engine.ranks.group import Ranks, Wait, on_host
-from gradvac.engine.ranks.slices import Cut
-from gradvac.engine.ranks.slices import cut as cut_of
+from gradvac.engine.ranks.slices import Slicing, slicing_of
 from gradvac.engine.report import combine, decide_present
 from gradvac.engine.step import Step
 from gradvac.errors import NotFiniteError
@@ -44,7 +44,7 @@ class _Round:
     start: int
     stop: int
     width: int
-    rows: Tensor  # what is received, then the gradients of all tasks [K, width], then combined
+    gradients: Tensor  # what is received, then the gradients of all tasks [K, width], then combined
     wait: Wait
     largest: Tensor | None = None  # magnitude by segment and sender's task, known once added up
 
@@ -54,7 +54,7 @@ class _UnderWay:
     """A bucket between two stages."""
 
     bucket: Bucket
-    cut: Cut
+    slicing: Slicing
     rounds: list[_Round]
     used: Tensor  # by parameter: how many ranks used it, once decided
     numbers: Tensor | None = None  # what is summed over the ranks
@@ -102,10 +102,12 @@ class Exchange:
         self._weights: dict[int, Tensor] = {}
         self._unread: list[_UnderWay] = []  # settled, but for what the host has not read
         # Each rank sends a row for each of its tasks: the task and the sender of all rows.
-        self._counts = [len(rows) for rows in agreed.rows]
-        self._task = torch.tensor([k for rows in agreed.rows for k in rows], dtype=torch.int64)
+        self._counts = [len(tasks) for tasks in agreed.tasks_of_ranks]
+        self._task = torch.tensor([*chain(*agreed.tasks_of_ranks)], dtype=torch.int64)
         self._sender = torch.arange(ranks.size).repeat_interleave(torch.tensor(self._counts))
-        self._apart = torch.equal(self._task, torch.arange(n_tasks))  # each task is on one rank
+        self._one_rank_per_task = torch.equal(
+            self._task, torch.arange(n_tasks)
+        )  # each task is on one rank
         self._places = ranks.on_device(self._task, buckets[0].device).split(self._counts)
         self._largest = torch.zeros(n_groups, len(self._task), dtype=torch.float64)
 
@@ -120,14 +122,14 @@ class Exchange:
         self.launched += 1
         n_tasks = len(self.agreed.tasks)
         at_once = max(self.ranks.size, self.ranks.budget // (n_tasks * bucket.dtype.itemsize))
-        cut = cut_of(bucket, self.ranks.rank, self.ranks.size)
+        slicing = slicing_of(bucket, self.ranks.rank, self.ranks.size)
         rounds = []
-        for start, stop in cut.rounds(at_once):
+        for start, stop in slicing.rounds(at_once):
             if rounds:  # what is over the budget together is not held together
-                self._reduce(rounds[-1], bucket, cut)
-            rounds.append(self._send(cut, sources, start, stop))
+                self._reduce(rounds[-1], bucket, slicing)
+            rounds.append(self._send(slicing, sources, start, stop))
         here = self.ranks.on_device(torch.tensor(used, dtype=torch.float64), bucket.device)
-        self._under_way.append(_UnderWay(bucket, cut, rounds, here))
+        self._under_way.append(_UnderWay(bucket, slicing, rounds, here))
         if self.launched > 1:
             self._measure()
         if self.launched > 2:
@@ -143,7 +145,9 @@ class Exchange:
         for way in self._under_way:
             for part in way.rounds:
                 part.wait()
-            found = way.cut.gradients([part.rows[: part.stop - part.start] for part in way.rounds])
+            found = way.slicing.gradients(
+                [part.gradients[: part.stop - part.start] for part in way.rounds]
+            )
             parameters = way.bucket.parameters
             for p, gradient, n in zip(parameters, found, way.used.tolist(), strict=True):
                 gradients[id(p)] = gradient.to(p.dtype) if n else None
@@ -159,29 +163,29 @@ class Exchange:
 
     # -- the stages of a bucket -----------------------------------------------------------------
 
-    def _send(self, cut: Cut, sources: Sequence[Source], start: int, stop: int) -> _Round:
+    def _send(self, slicing: Slicing, sources: Sequence[Source], start: int, stop: int) -> _Round:
         """Send this rank's gradients of some places, and begin to receive a slice of them."""
-        rows = cut.rows(sources, self._counts[self.ranks.rank], start, stop)
-        width = rows.shape[2]
-        return _Round(start, stop, width, *self.ranks.exchange(rows, self._counts, width))
+        slices = slicing.slices(sources, self._counts[self.ranks.rank], start, stop)
+        width = slices.shape[2]
+        return _Round(start, stop, width, *self.ranks.exchange(slices, self._counts, width))
 
-    def _reduce(self, part: _Round, bucket: Bucket, cut: Cut) -> Tensor:
+    def _reduce(self, part: _Round, bucket: Bucket, slicing: Slicing) -> Tensor:
         """Add up what the ranks sent for the same task, in their order.
 
         Returns the largest magnitude that each sent: zero of what is all zeros, and not finite of
         what is not.
         """
         part.wait()
-        columns = [cut.columns(segment, part.start, part.stop) for segment in bucket.segments]
-        part.largest = torch.stack([_largest(part.rows[:, own]) for own in columns])
-        if not self._apart:
-            shard = part.rows.new_zeros(len(self.agreed.tasks), part.width)
-            received = part.rows.split(self._counts)
-            for places, rows in zip(self._places, received, strict=True):
-                shard.index_add_(0, places.to(shard.device), rows)  # places differ: exact
-            part.rows = shard
+        columns = [slicing.columns(segment, part.start, part.stop) for segment in bucket.segments]
+        part.largest = torch.stack([_largest(part.gradients[:, own]) for own in columns])
+        if not self._one_rank_per_task:
+            shard = part.gradients.new_zeros(len(self.agreed.tasks), part.width)
+            received = part.gradients.split(self._counts)
+            for places, gradients in zip(self._places, received, strict=True):
+                shard.index_add_(0, places.to(shard.device), gradients)  # places differ: exact
+            part.gradients = shard
         if self.step.loss_scale != 1.0:
-            part.rows.mul_(1 / self.step.loss_scale)
+            part.gradients.mul_(1 / self.step.loss_scale)
         return part.largest
 
     def _measure(self) -> None:
@@ -189,12 +193,12 @@ class Exchange:
         way = self._under_way[self._measured]
         self._measured += 1
         found = [
-            self._reduce(part, way.bucket, way.cut) if part.largest is None else part.largest
+            self._reduce(part, way.bucket, way.slicing) if part.largest is None else part.largest
             for part in way.rounds
         ]
         largest = torch.stack(found).sum(0)
-        rows = [self._rows(way, segment) for segment in way.bucket.segments]
-        grams = torch.stack([self._inner(each, torch.float32) for each in rows])
+        gradients = [self._gradients(way, segment) for segment in way.bucket.segments]
+        grams = torch.stack([self._inner(each, torch.float32) for each in gradients])
         way.numbers = torch.cat([way.used, largest.double().flatten(), grams.flatten()])
         way.wait = self.ranks.sum(way.numbers)
 
@@ -232,7 +236,7 @@ class Exchange:
             sent = self._task[self._largest[g] != 0]
             nonzero = lambda suspects, sent=sent: bool(torch.isin(suspects, sent).any())
             if doubtful(self._gram[g], numel, nonzero):
-                self._gram[g] = self._again(g)
+                self._gram[g] = self._precise_gram(g)
         names = tuple(self.groups[g].name for g in ends)
         agreed = self.agreed
         try:
@@ -247,23 +251,23 @@ class Exchange:
                 agreed.shares,
             )
         except NotFiniteError as e:
-            self.step.failed_alike = True
+            self.step.failed_everywhere = True
             raise NotFiniteError(f"{e} ({self._culprits(e.task)})", e.task, e.group) from None
         except BaseException:
-            self.step.failed_alike = True
+            self.step.failed_everywhere = True
             raise
         self.step.reports.append(report)
         weights = self.ranks.on_device(weights, self.buckets[0].device)
         self._weights |= dict(zip(ends, weights, strict=True))
 
-    def _again(self, group: int) -> Tensor:
+    def _precise_gram(self, group: int) -> Tensor:
         """Inner products of a group with float64 products throughout."""
         k = len(self.agreed.tasks)
         total = torch.zeros(k, k, dtype=torch.float64, device=self.buckets[0].device)
         for way in self._under_way[: self._settled]:
             for segment in way.bucket.segments:
                 if segment.group == group:
-                    total += self._inner(self._rows(way, segment), torch.float64)
+                    total += self._inner(self._gradients(way, segment), torch.float64)
         return on_host([(self.ranks.sum(total), total)])[0]
 
     def _culprits(self, task: str) -> str:
@@ -272,33 +276,33 @@ class Exchange:
         ranks = ranks or self._sender[~self._largest.sum(0).isfinite()].unique().tolist()
         if not ranks and task in self.agreed.tasks:
             position = self.agreed.tasks.index(task)
-            ranks = [r for r, rows in enumerate(self.agreed.rows) if position in rows]
+            ranks = [r for r, own in enumerate(self.agreed.tasks_of_ranks) if position in own]
         return ("rank " if len(ranks) == 1 else "ranks ") + ", ".join(map(str, ranks))
 
     def _combine(self, way: _UnderWay) -> None:
         """Combine this rank's slices of a bucket and begin to gather those of all ranks."""
         way.decided = True
         for part in way.rounds:
-            combined = part.rows.new_zeros(part.width)
+            combined = part.gradients.new_zeros(part.width)
             for segment in way.bucket.segments:
-                own = way.cut.columns(segment, part.start, part.stop)
-                combined[own] = combine(self._weights[segment.group], part.rows[:, own])
-            part.rows = combined
-            if way.cut.gathers:
-                part.rows, part.wait = self.ranks.gather(combined)
+                own = way.slicing.columns(segment, part.start, part.stop)
+                combined[own] = combine(self._weights[segment.group], part.gradients[:, own])
+            part.gradients = combined
+            if way.slicing.gathers:
+                part.gradients, part.wait = self.ranks.gather(combined)
 
-    def _rows(self, way: _UnderWay, segment: Segment) -> list[Tensor]:
+    def _gradients(self, way: _UnderWay, segment: Segment) -> list[Tensor]:
         """Return this rank's slices of the task gradients of a segment."""
-        columns = lambda part: way.cut.columns(segment, part.start, part.stop)
-        return [part.rows[:, columns(part)] for part in way.rounds]
+        columns = lambda part: way.slicing.columns(segment, part.start, part.stop)
+        return [part.gradients[:, columns(part)] for part in way.rounds]
 
-    def _inner(self, rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        with full_precision(rows[0].device.type):
-            return torch.stack([inner(r, dtype) for r in rows]).sum(0)
+    def _inner(self, gradients: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+        with full_precision(gradients[0].device.type):
+            return torch.stack([inner(r, dtype) for r in gradients]).sum(0)
 
 
-def _largest(rows: Tensor) -> Tensor:
+def _largest(gradients: Tensor) -> Tensor:
     """Return the largest magnitude in each row of ``[n, columns]``; NaN of what holds one."""
-    if not rows.numel():
-        return rows.new_zeros(len(rows))
-    return torch.maximum(rows.amax(1), -rows.amin(1))
+    if not gradients.numel():
+        return gradients.new_zeros(len(gradients))
+    return torch.maximum(gradients.amax(1), -gradients.amin(1))

@@ -49,8 +49,8 @@ class Ranks:
         size: number of ranks R.
         sent: bytes sent by this rank, by kind, under the algorithms that move the least: R - 1
             slices of R of what is exchanged or gathered, twice that of what is summed.
-        beside: what to send along with the next message.
-        heard: what ranks sent along with messages, a list in their order for each such message.
+        attachment: what to send along with the next message.
+        attachments: what ranks sent along with each such message, in their order.
         broken: why nothing more can be exchanged; empty while all is well.
         same: whether all ranks have been found to run the same.
         known: the last failure of this rank that the others know of.
@@ -66,8 +66,8 @@ class Ranks:
             raise RankError("this process is not a member of the process group given to the engine")
         self._control = _control(group)
         self._room = _ROOM
-        self.beside: dict[str, Any] | None = None
-        self.heard: list[list[dict[str, Any]]] = []
+        self.attachment: dict[str, Any] | None = None
+        self.attachments: list[list[dict[str, Any]]] = []
         self.sent = {"exchange": 0, "gather": 0, "sum": 0, "messages": 0}
         self.broken = ""
         self.same = False
@@ -92,23 +92,23 @@ class Ranks:
 
     # -- collectives ----------------------------------------------------------------------------
 
-    def exchange(self, rows: Tensor, counts: Sequence[int], columns: int) -> tuple[Tensor, Wait]:
-        """Send ``rows[r]`` to rank r; begin to receive ``[sum(counts), columns]``.
+    def exchange(self, slices: Tensor, counts: Sequence[int], columns: int) -> tuple[Tensor, Wait]:
+        """Send ``slices[r]`` to rank r; begin to receive ``[sum(counts), columns]``.
 
         Args:
-            rows: ``[R, own rows, columns]``, to be left alone until the wait is over.
-            counts: how many rows each rank sends.
-            columns: how many numbers a row has.
+            slices: ``[R, own tasks, columns]``, to be left alone until the wait is over.
+            counts: how many tasks each rank sends.
+            columns: how many numbers it sends for each.
         """
-        received = rows.new_empty(sum(counts), columns)
+        received = slices.new_empty(sum(counts), columns)
         sizes = [count * columns for count in counts]
-        own = [rows.shape[1] * columns] * self.size
-        self._count("exchange", rows, (self.size - 1) / self.size)
+        own = [slices.shape[1] * columns] * self.size
+        self._count("exchange", slices, (self.size - 1) / self.size)
         with self.watched():
             work = dist.all_to_all_single(
-                received.view(-1), rows.view(-1), sizes, own, self.group, async_op=True
+                received.view(-1), slices.view(-1), sizes, own, self.group, async_op=True
             )
-        return received, Wait(self, work, rows)
+        return received, Wait(self, work, slices)
 
     def gather(self, piece: Tensor) -> tuple[Tensor, Wait]:
         """Begin to receive the pieces ``[c]`` of all ranks, ``[R * c]``."""
@@ -130,8 +130,8 @@ class Ranks:
 
         They go from host to host, whatever device the gradients are on.
         """
-        beside, self.beside = self.beside, None
-        data = json.dumps([message, beside]).encode()
+        attachment, self.attachment = self.attachment, None
+        data = json.dumps([message, attachment]).encode()
         turn = self._bytes((len(data).to_bytes(8, "little") + data)[: self._room])
         lengths = [int.from_bytes(each[:8], "little") for each in turn]
         found = [each[8 : 8 + n] for each, n in zip(turn, lengths, strict=True)]
@@ -140,7 +140,7 @@ class Ranks:
             found = [each[:n] for each, n in zip(self._bytes(data), lengths, strict=True)]
         said = [json.loads(each) for each in found]
         if all(each[1] is not None for each in said):
-            self.heard.append([each[1] for each in said])
+            self.attachments.append([each[1] for each in said])
         return [each[0] for each in said]
 
     def _bytes(self, data: bytes) -> list[bytes]:

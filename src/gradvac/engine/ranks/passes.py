@@ -49,11 +49,11 @@ def agree_on_passes(
     """
     own = {"passes": count, "uses": list(uses), "units": sorted(units), "checks": checks}
     said = ranks.messages(own)
-    alike = all(message["uses"] == said[0]["uses"] for message in said)
+    same_order = all(message["uses"] == said[0]["uses"] for message in said)
     most = max(message["passes"] for message in said)
     together = frozenset(n for message in said for n in message["units"])
     checked = max(message["checks"] for message in said)
-    return Passes(most, alike and bool(uses) and most == 1, together, checked)
+    return Passes(most, same_order and bool(uses) and most == 1, together, checked)
 
 
 NO_SAMPLES = (

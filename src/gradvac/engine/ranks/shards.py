@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gradvac.engine.samples.calls import tensors_within
-from gradvac.engine.tracing.known import Known, Tags
+from gradvac.engine.tracing.tensor_info import TensorInfo, TensorPlaces
 from gradvac.errors import GradientError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Shards:
         self._whole: dict[int, nn.Parameter] = {}
         self._unit_of: dict[int, int] = {}
         self._places: dict[int, tuple[nn.Module, str]] = {}  # of a parameter of each unit
-        self._standing: set[int] = set()
+        self._kept_whole: set[int] = set()
         modules = {id(module): module for module in model.modules()}
         for unit in self._units:
             unit.reshard()  # a forward pass without a backward pass leaves the root whole
@@ -99,7 +99,7 @@ class Shards:
             for unit in chosen:
                 unit.reshard()
 
-    def stand(self) -> None:
+    def gather_kept_whole(self) -> None:
         """Hold whole, before a backward pass, what forward passes leave whole; all ranks alike.
 
         That is the model as a whole, whose parameters may be used outside its forward, as a softmax
@@ -107,8 +107,8 @@ class Shards:
         """
         for n, (module, name) in self._places.items():
             if not is_sharded(module._parameters[name]):  # type: ignore[arg-type]
-                self._standing.add(n)
-        for n in sorted(self._standing):
+                self._kept_whole.add(n)
+        for n in sorted(self._kept_whole):
             self._units[n].unshard()
 
     def reset(self) -> None:
@@ -130,7 +130,7 @@ class Shards:
             )
 
     @contextmanager
-    def carrying(self, tags: Tags) -> Iterator[None]:
+    def passing_info_on(self, places: TensorPlaces) -> Iterator[None]:
         """Hand on, inside, what is known of the inputs of sharded modules.
 
         ``fully_shard`` puts a function of its own before each module, whose outputs nobody knows.
@@ -144,7 +144,7 @@ class Shards:
             with torch._C.DisableTorchFunction():
                 for old, new in zip(given.pop(), tensors_within((args, kwargs)), strict=False):
                     if new is not old:  # what is known of the new one is that it came out of sight
-                        _hand_on(tags, old, new)
+                        _hand_on(places, old, new)
 
         hooks = []
         for unit in self._units:
@@ -251,10 +251,17 @@ def _check(name: str, parameter: Tensor) -> None:
         )
 
 
-def _hand_on(tags: Tags, old: Tensor, new: Tensor) -> None:
-    known = tags.known(old)
-    if known is not None:
-        Known(tags, new, known.place, why=known.why, aside=known.aside, lost=known.lost)
+def _hand_on(places: TensorPlaces, old: Tensor, new: Tensor) -> None:
+    info = places.info(old)
+    if info is not None:
+        TensorInfo(
+            places,
+            new,
+            info.place,
+            why=info.why,
+            left_to_autograd=info.left_to_autograd,
+            lost=info.lost,
+        )
 
 
 def failure_of_a_collective(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""How the columns of a bucket of parameters are cut into slices, one for each rank.
+"""How the columns of a bucket of parameters are divided into slices, one for each rank.
 
 Evenly, where the combined gradient is gathered afterwards; by rows, as ``fully_shard`` cuts the
 parameters, where it stays on the rank that keeps them.
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from gradvac.engine.gradients.on_demand import Held
+from gradvac.engine.gradients.on_demand import OnDemand
 from gradvac.engine.ranks.buckets import Bucket, Segment, Source
 from gradvac.engine.ranks.shards import as_shard, local_rows, rows_of_a_rank
 
 
-class Cut(Protocol):
+class Slicing(Protocol):
     """The slices of a bucket; what goes round at once is a range of places.
 
     Attributes:
@@ -32,7 +32,7 @@ class Cut(Protocol):
         """Return ranges of places that hold at most ``at_once`` columns for all ranks."""
         ...
 
-    def rows(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
+    def slices(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
         """Return ``own`` gradients in a range of places, a slice for each rank, ``[R, own, w]``.
 
         Always in memory of their own: that of the sources is used again while these are sent.
@@ -48,11 +48,11 @@ class Cut(Protocol):
         ...
 
 
-class Evenly:
+class EvenSlicing:
     """Slices of equal width, whatever parameters they belong to; places are columns.
 
     Args:
-        bucket: what is cut.
+        bucket: what is divided.
         rank: which slice is this rank's.
         size: number of ranks R.
     """
@@ -67,14 +67,14 @@ class Evenly:
         end = self.bucket.size
         return [(start, min(start + at_once, end)) for start in range(0, end, at_once)]
 
-    def rows(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
+    def slices(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
         """Return the gradients of a range of columns, filled up with zeros."""
         parts = _columns(sources, own, start, stop, self.bucket)
         width = -(-(stop - start) // self.size)
         if self.size * width > stop - start:
             parts.append(_zeros(own, self.size * width - (stop - start), self.bucket))
-        rows = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
-        return _copied(rows.reshape(own, self.size, width).transpose(0, 1))
+        gradients = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return _copied(gradients.reshape(own, self.size, width).transpose(0, 1))
 
     def columns(self, segment: Segment, start: int, stop: int) -> slice:
         """Return the columns of a segment in this rank's slice."""
@@ -92,14 +92,14 @@ class Evenly:
         return [piece.view(p.shape) for p, piece in zip(parameters, pieces, strict=True)]
 
 
-class ByRows:
+class RowSlicing:
     """The rows of every parameter that a rank keeps, one parameter after the other.
 
     A rank that keeps fewer rows of a parameter than the first one has zeros in their place: places
     are those of the first rank's slice.
 
     Args:
-        bucket: what is cut: sharded parameters alone.
+        bucket: what is divided: sharded parameters alone.
         size: number of ranks R.
     """
 
@@ -118,7 +118,7 @@ class ByRows:
         end, step = sum(self._widths), max(1, at_once // self.size)
         return [(start, min(start + step, end)) for start in range(0, end, step)]
 
-    def rows(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
+    def slices(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
         """Return the rows of each rank in a range of places."""
         parts: list[Tensor] = []
         place = column = 0
@@ -127,8 +127,8 @@ class ByRows:
             if a < b:
                 parts.append(self._of_all(sources, own, column, p.numel(), width, a, b))
             place, column = place + width, column + p.numel()
-        rows = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
-        return _copied(rows.transpose(0, 1))
+        gradients = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+        return _copied(gradients.transpose(0, 1))
 
     def _of_all(
         self,
@@ -173,9 +173,9 @@ class ByRows:
         return found
 
 
-def cut(bucket: Bucket, rank: int, size: int) -> Cut:
-    """Return the cut that suits the parameters of a bucket."""
-    return ByRows(bucket, size) if bucket.sharded else Evenly(bucket, rank, size)
+def slicing_of(bucket: Bucket, rank: int, size: int) -> Slicing:
+    """Return how the columns of a bucket are divided."""
+    return RowSlicing(bucket, size) if bucket.sharded else EvenSlicing(bucket, rank, size)
 
 
 def _starts(parameters: Sequence[nn.Parameter]) -> list[int]:
@@ -183,9 +183,9 @@ def _starts(parameters: Sequence[nn.Parameter]) -> list[int]:
     return torch.tensor([0, *(p.numel() for p in parameters)]).cumsum(0).tolist()
 
 
-def _copied(rows: Tensor) -> Tensor:
+def _copied(gradients: Tensor) -> Tensor:
     """Copy, in any case: where a rank has one task, or is alone, a transpose is contiguous."""
-    return rows.clone(memory_format=torch.contiguous_format)
+    return gradients.clone(memory_format=torch.contiguous_format)
 
 
 def _zeros(own: int, columns: int, bucket: Bucket) -> Tensor:
@@ -202,9 +202,9 @@ def _columns(
         first += source.size
         if a >= b:
             continue
-        held = source.rows
-        if held is None:
+        found = source.gradients
+        if found is None:
             parts.append(_zeros(own, b - a, bucket))
         else:
-            parts.append(held.columns(a, b) if isinstance(held, Held) else held[:, a:b])
+            parts.append(found.columns(a, b) if isinstance(found, OnDemand) else found[:, a:b])
     return parts

@@ -113,8 +113,8 @@ def leaves(x: Tensor) -> list[Tensor]:
     return list({id(leaf): leaf for leaf in found if isinstance(leaf, Tensor)}.values())
 
 
-def nodes(x: Tensor) -> Iterator[Any]:
-    """Yield the nodes of the graph that made a tensor."""
+def nodes(x: Tensor, end: Callable[[Any], bool] = lambda node: False) -> Iterator[Any]:
+    """Yield the nodes of the graph that made a tensor, none that lies behind an ``end``."""
     seen: set[Any] = set()
     waiting = [x.grad_fn]
     while waiting:
@@ -123,7 +123,8 @@ def nodes(x: Tensor) -> Iterator[Any]:
             continue
         seen.add(node)
         yield node
-        waiting.extend(following for following, _ in node.next_functions)
+        if not end(node):
+            waiting.extend(following for following, _ in node.next_functions)
 
 
 def tensors_within(values: Any) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""Functions of others that keep samples apart, by their own word; the first step checks it."""
+"""Functions of users, declared to keep samples apart; the first step checks that they do."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 from gradvac.engine.samples.calls import is_torch, tensors_in
-from gradvac.engine.samples.flow import Call, Mixed, Place
-from gradvac.engine.samples.rules import KNOWN, Entry, Meeting
+from gradvac.engine.samples.operations import OPERATIONS, Entry, SplitBy
+from gradvac.engine.samples.places import Call, Mixed, Place
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,8 +50,8 @@ def keeps_samples_apart(dim: int = 0) -> Callable[[F], F]:
     """
 
     def rule(call: Call) -> Place:
-        places = [place for x, place in call.inputs]
-        if any(place.dim != dim or not place.rows.same(places[0].rows) for place in places):
+        places = [place for _, place in call.inputs]
+        if any(place.dim != dim or not place.owners.same(places[0].owners) for place in places):
             raise Mixed(f"it was declared for samples along dimension {dim}, which they are not")
         return places[0]
 
@@ -63,7 +63,7 @@ def keeps_samples_apart(dim: int = 0) -> Callable[[F], F]:
                 return handle_torch_function(call, tensors, *args, **kwargs)
             return func(*args, **kwargs)
 
-        _DECLARED[call] = Entry(rule, Meeting.NONE)
+        _DECLARED[call] = Entry(rule, SplitBy.NONE)
         return call  # type: ignore[return-value]
 
     return declare
@@ -72,4 +72,4 @@ def keeps_samples_apart(dim: int = 0) -> Callable[[F], F]:
 def entry_of(func: Any, name: str) -> Entry | None:
     """Return what is known of a function, None if nothing."""
     declared = _DECLARED.get(func)
-    return declared or (KNOWN.get(name) if is_torch(func) else None)
+    return declared or (OPERATIONS.get(name) if is_torch(func) else None)

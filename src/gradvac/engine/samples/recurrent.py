@@ -15,14 +15,14 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.overrides import handle_torch_function, has_torch_function
 
-from gradvac.engine.samples.flow import Call, Mixed, Place
-from gradvac.engine.samples.rows import RowMap
+from gradvac.engine.samples.owners import Owners
+from gradvac.engine.samples.places import Call, Mixed, Place
 
 
-class Trace(Protocol):
+class SamplePlaces(Protocol):
     """What is asked of the forward pass that is followed."""
 
-    def tag(self, tensor: Tensor, place: Place) -> None:
+    def set_place(self, tensor: Tensor, place: Place) -> None:
         """Declare where the samples lie in a tensor."""
         ...
 
@@ -31,7 +31,7 @@ class Trace(Protocol):
         ...
 
 
-def layers(trace: Trace, func: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
+def layers(places: SamplePlaces, func: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
     """Return what does the work of ``torch.lstm`` or its like layer by layer."""
 
     def run(data: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -41,8 +41,8 @@ def layers(trace: Trace, func: Callable[..., Any]) -> Callable[..., tuple[Tensor
         x = data.transpose(0, 1) if rest and rest[0] else data
         times = None if sizes is None else torch.arange(len(sizes)).repeat_interleave(sizes)
         states = list(state) if isinstance(state, list | tuple) else [state]
-        _tag(trace, x, states, times, 1 if sizes is None else int(sizes[0]))
-        whole = any(s.requires_grad and trace.place(s) is None for s in states)
+        _set_places(places, x, states, times, 1 if sizes is None else int(sizes[0]))
+        whole = any(s.requires_grad and places.place(s) is None for s in states)
         layer = whole_recurrent_layer if whole else recurrent_layer
         directions, n = 2 if both else 1, len(weights) // count
         lasts: list[list[Tensor]] = [[] for _ in states]
@@ -60,39 +60,41 @@ def layers(trace: Trace, func: Callable[..., Any]) -> Callable[..., tuple[Tensor
     return run
 
 
-def cell(trace: Trace, func: Callable[..., Any]) -> Callable[..., Tensor | Sequence[Tensor]]:
+def cell(
+    places: SamplePlaces, func: Callable[..., Any]
+) -> Callable[..., Tensor | Sequence[Tensor]]:
     """Return what does the work of ``torch.lstm_cell`` or its like."""
 
     def run(x: Tensor, state: Any, *weights: Any) -> Tensor | Sequence[Tensor]:
         states = list(state) if isinstance(state, list | tuple) else [state]
-        place = trace.place(x)
+        place = places.place(x)
         for s in states:
-            if place is not None and trace.place(s) is None and not s.requires_grad:
-                trace.tag(s, place)
-        whole = any(s.requires_grad and trace.place(s) is None for s in states)
+            if place is not None and places.place(s) is None and not s.requires_grad:
+                places.set_place(s, place)
+        whole = any(s.requires_grad and places.place(s) is None for s in states)
         y = (whole_recurrent_cell if whole else recurrent_cell)(func, x, states, weights)
         return y.chunk(len(states), 1) if len(states) > 1 else y
 
     return run
 
 
-def _tag(
-    trace: Trace, x: Tensor, states: Sequence[Tensor], times: Tensor | None, batch: int
+def _set_places(
+    places: SamplePlaces, x: Tensor, states: Sequence[Tensor], times: Tensor | None, batch: int
 ) -> None:
-    """Tag what comes without a gradient and holds a sample in each slice all the same."""
-    place = trace.place(x)
+    """Note the places of what comes without a gradient and holds a sample in each slice."""
+    place = places.place(x)
     if place is None and times is None and not x.requires_grad:
-        found = [p for s in states if (p := trace.place(s)) is not None and p.dim == 1]
+        found = [p for s in states if (p := places.place(s)) is not None and p.dim == 1]
         if found:
-            trace.tag(x, place := found[0])
+            places.set_place(x, place := found[0])
     if place is None or place.dim != (1 if times is None else 0):
         return
     if times is not None:
-        trace.tag(times, place)
-    samples = place.rows if times is None else place.rows.taken(0, batch, 1)
+        places.set_place(times, place)
+    samples = place.owners if times is None else place.owners.taken(0, batch, 1)
     for s in states:
-        if trace.place(s) is None and not s.requires_grad:
-            trace.tag(s, Place(samples, 1))
+        if places.place(s) is None and not s.requires_grad:
+            places.set_place(s, Place(samples, 1))
 
 
 def _overridable(run: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
@@ -156,15 +158,16 @@ def layer_place(call: Call) -> Place:
     place = call.place(x)
     if place is None:
         raise Mixed("its states, not its input, hold samples")
-    rows, dim = place
+    owners, dim = place
     if times is None:
         if x.ndim != 3 or dim != 1:
             raise Mixed("it runs along the dimension of the samples")
         return place
     if dim:
         raise Mixed("its packed input holds no samples in its rows")
-    owners = _owners(rows, times.bincount().cpu())
-    return Place(RowMap(torch.cat([rows.index, *[owners] * len(states)]), rows.n_tasks), 0)
+    of_states = _owners_of_packed(owners, times.bincount().cpu())
+    index = torch.cat([owners.index, *[of_states] * len(states)])
+    return Place(Owners(index, owners.n_tasks), 0)
 
 
 def cell_place(call: Call) -> Place:
@@ -176,13 +179,13 @@ def cell_place(call: Call) -> Place:
     return place
 
 
-def _owners(rows: RowMap, sizes: Tensor) -> Tensor:
+def _owners_of_packed(owners: Owners, sizes: Tensor) -> Tensor:
     """Owners of the samples whose rows are packed one time after the other, ``[B]``."""
-    table, _ = pad_packed_sequence(PackedSequence(rows.index[:, None], sizes), True, -1)
-    owners = table[:, 0, 0]
-    if bool((table[:, :, 0] != owners[:, None])[table[:, :, 0] >= 0].any()):
+    table, _ = pad_packed_sequence(PackedSequence(owners.index[:, None], sizes), True, -1)
+    first = table[:, 0, 0]
+    if bool((table[:, :, 0] != first[:, None])[table[:, :, 0] >= 0].any()):
         raise Mixed("rows of one packed sequence belong to different tasks")
-    return owners
+    return first
 
 
 def pack(call: Call) -> Sequence[Place | None]:
@@ -192,9 +195,9 @@ def pack(call: Call) -> Sequence[Place | None]:
     if place is None or place.dim != (0 if batch_first else 1):
         raise Mixed("it packs along the dimension of the samples")
     shape = (-1, 1) if batch_first else (1, -1)
-    probe = place.rows.index.view(shape).expand(x.shape[:2])[..., None]
+    probe = place.owners.index.view(shape).expand(x.shape[:2])[..., None]
     packed = pack_padded_sequence(probe, lengths.cpu(), batch_first)
-    return [Place(RowMap(packed.data[:, 0], place.rows.n_tasks), 0), None]
+    return [Place(Owners(packed.data[:, 0], place.owners.n_tasks), 0), None]
 
 
 def unpack(call: Call) -> Sequence[Place | None]:
@@ -203,5 +206,5 @@ def unpack(call: Call) -> Sequence[Place | None]:
     place = call.place(data)
     if place is None or place.dim:
         raise Mixed("its rows hold no samples")
-    samples = RowMap(_owners(place.rows, sizes), place.rows.n_tasks)
+    samples = Owners(_owners_of_packed(place.owners, sizes), place.owners.n_tasks)
     return [Place(samples, 0 if batch_first else 1), None]

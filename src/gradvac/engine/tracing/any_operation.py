@@ -1,4 +1,4 @@
-"""Meetings of samples and parameters in any operation, whose derivative is taken again."""
+"""The backward of any operation on samples and parameters, by computing the operation again."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.engine.gradients.slots import Slot
-from gradvac.engine.samples.flow import Place
-from gradvac.engine.tracing.meetings import Flow, Meeting
+from gradvac.engine.samples.places import Place
+from gradvac.engine.tracing.parameter_use import ParameterUse, PassKind
 
 
-class Again:
+class Recomputation:
     """An operation to be computed again in the backward, on other tensors.
 
     Attributes:
         func: the operation; takes the tensors in the order of the attributes below.
         places: where the samples lie in each tensor, None for what holds none.
-        free: whether each tensor is one whose gradient is split by tasks.
-        slots: for those, where it goes.
+        slots: where the gradients of each tensor go that are split by tasks, None for the others.
         device: type of the device, whose autocast applies again.
     """
 
@@ -65,11 +65,11 @@ class Again:
 
 
 def _wanted(
-    needs: Sequence[bool], slots: Sequence[Slot | None], meeting: Meeting, free: bool
+    needs: Sequence[bool], slots: Sequence[Slot | None], use: ParameterUse, split: bool
 ) -> list[bool]:
-    """Which tensors need a gradient: samples, and free ones if ``free`` or in a plain pass."""
+    """Which tensors need a gradient: samples, and in some passes those with a slot."""
     return [
-        need if slot is None else free or meeting.plain(need)
+        need if slot is None else split or use.plain(need)
         for need, slot in zip(needs, slots, strict=True)
     ]
 
@@ -79,53 +79,53 @@ class _Pointwise(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, again: Again, meeting: Meeting, *tensors: Tensor
+        ctx: Any, anchor: Tensor, operation: Recomputation, use: ParameterUse, *tensors: Tensor
     ) -> Tensor:
         ctx.save_for_backward(*tensors)
-        ctx.again, ctx.meeting = again, meeting
-        return again.apply(tensors)
+        ctx.operation, ctx.use = operation, use
+        return operation.apply(tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         tensors = ctx.saved_tensors
-        meeting: Meeting = ctx.meeting
-        again: Again = ctx.again
+        use: ParameterUse = ctx.use
+        operation: Recomputation = ctx.operation
         with torch._C.DisableTorchFunction():
-            collect = meeting.collects(dy)
-            free = [slot is not None and collect for slot in again.slots]
-            wanted = _wanted(ctx.needs_input_grad[3:], again.slots, meeting, collect)
-            wide = [t.expand(dy.shape) if f else t for t, f in zip(tensors, free, strict=True)]
-            found = again.gradients(wide, wanted, dy)
-            for n, slot in enumerate(again.slots):
+            collect = use.collects(dy)
+            has_slot = [slot is not None and collect for slot in operation.slots]
+            wanted = _wanted(ctx.needs_input_grad[3:], operation.slots, use, collect)
+            wide = [t.expand(dy.shape) if f else t for t, f in zip(tensors, has_slot, strict=True)]
+            found = operation.gradients(wide, wanted, dy)
+            for n, slot in enumerate(operation.slots):
                 if collect and slot is not None:
                     g = found[n]
                     slot.add(_reduce(dy.new_zeros(dy.shape) if g is None else g,
-                                     tensors[n].shape, meeting.place))  # fmt: skip
+                                     tensors[n].shape, use.place))  # fmt: skip
                     found[n] = None
             if collect:
-                meeting.finish()
+                use.finish()
         return None, None, None, *found
 
 
 def _reduce(g: Tensor, shape: torch.Size, place: Place) -> Tensor:
     """Sum what was broadcast from ``shape`` for each task: ``[K, *shape]``."""
-    rows, dim = place
-    g = g.to(torch.promote_types(torch.float32, g.dtype))
+    owners, dim = place
+    g = g.to(at_least_float32(g.dtype))
     own = [1] * (g.ndim - len(shape)) + list(shape)
     others = [d for d in range(g.ndim) if own[d] == 1 and g.shape[d] != 1 and d != dim]
     if others:
         g = g.sum(others, keepdim=True)
     if own[dim] == 1:
-        order = rows.order(g.device)
+        order = owners.order(g.device)
         g = g if order is None else g.index_select(dim, order)
-        parts = [g.narrow(dim, start, end - start).sum(dim) for start, end in rows.bounds]
-        return torch.stack(parts).reshape(rows.n_tasks, *shape)
+        parts = [g.narrow(dim, start, end - start).sum(dim) for start, end in owners.bounds]
+        return torch.stack(parts).reshape(owners.n_tasks, *shape)
     # The tensor has values of its own for each sample: theirs for the owner, 0 for others.
     spread = [1] * g.ndim
-    spread[dim] = len(rows)
-    mine = [(rows.index == k).view(spread).to(g.device) for k in range(rows.n_tasks)]
-    return torch.stack([g.where(m, 0.0) for m in mine]).reshape(rows.n_tasks, *shape)
+    spread[dim] = len(owners)
+    mine = [(owners.index == k).view(spread).to(g.device) for k in range(owners.n_tasks)]
+    return torch.stack([g.where(m, 0.0) for m in mine]).reshape(owners.n_tasks, *shape)
 
 
 class _Slices(Function):
@@ -133,37 +133,42 @@ class _Slices(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, again: Again, masked: bool, meeting: Meeting, *tensors: Tensor
+        ctx: Any,
+        anchor: Tensor,
+        operation: Recomputation,
+        masked: bool,
+        use: ParameterUse,
+        *tensors: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(*tensors)
-        ctx.again, ctx.masked, ctx.meeting = again, masked, meeting
-        return again.apply(tensors)
+        ctx.operation, ctx.masked, ctx.use = operation, masked, use
+        return operation.apply(tensors)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = gradients
         tensors = ctx.saved_tensors
-        meeting: Meeting = ctx.meeting
-        again: Again = ctx.again
+        use: ParameterUse = ctx.use
+        operation: Recomputation = ctx.operation
         with torch._C.DisableTorchFunction():
-            collects = meeting.collects(dy)
-            needs = _wanted(ctx.needs_input_grad[4:], again.slots, meeting, False)
+            collects = use.collects(dy)
+            needs = _wanted(ctx.needs_input_grad[4:], operation.slots, use, False)
             found: list[Tensor | None] = [None] * len(tensors)
-            masked = ctx.masked or meeting.watch.flow is Flow.JOINT
+            masked = ctx.masked or use.backward_state.kind is PassKind.JOINT
             if masked or not collects:
-                found = again.gradients(tensors, needs, dy)
+                found = operation.gradients(tensors, needs, dy)
             else:  # put together from those of the rows of each task
                 found = [
                     torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)
                 ]
             if collects:
-                _split(again, masked, meeting.place, tensors, found, dy)
-                meeting.finish()
+                _split(operation, masked, use.place, tensors, found, dy)
+                use.finish()
         return None, None, None, None, *found
 
 
 def _split(
-    again: Again,
+    operation: Recomputation,
     masked: bool,
     out: Place,
     tensors: Sequence[Tensor],
@@ -174,47 +179,43 @@ def _split(
 
     The samples of the output lie at ``out``, with rows of its own: an operation may have more.
     """
-    free = [slot is not None for slot in again.slots]
-    wanted = free if masked else [f or x is not None for f, x in zip(free, found, strict=True)]
+    has_slot = [slot is not None for slot in operation.slots]
+    wanted = (
+        has_slot if masked else [f or x is not None for f, x in zip(has_slot, found, strict=True)]
+    )
     stacks: list[list[Tensor]] = [[] for _ in tensors]
-    for task in range(out.rows.n_tasks):
-        own = out.rows.positions(task, dy.device)
+    for task in range(out.owners.n_tasks):
+        own = out.owners.positions(task, dy.device)
         gradients: Sequence[Tensor | None] = [None] * len(tensors)
         if len(own) and masked:  # not every operation takes an empty batch
             part = torch.zeros_like(dy).index_copy_(out.dim, own, dy.index_select(out.dim, own))
-            gradients = again.gradients(tensors, wanted, part)
+            gradients = operation.gradients(tensors, wanted, part)
         elif len(own):
             where = [
-                None if place is None else (place.dim, place.rows.positions(task, t.device))
-                for place, t in zip(again.places, tensors, strict=True)
+                None if place is None else (place.dim, place.owners.positions(task, t.device))
+                for place, t in zip(operation.places, tensors, strict=True)
             ]
             parts = [
                 t if at is None else t.index_select(*at)
                 for t, at in zip(tensors, where, strict=True)
             ]
-            gradients = again.gradients(parts, wanted, dy.index_select(out.dim, own))
+            gradients = operation.gradients(parts, wanted, dy.index_select(out.dim, own))
             for x, g, at in zip(found, gradients, where, strict=True):
                 if x is not None and g is not None and at is not None:
                     x.index_copy_(*at, g)
-        for tensor, stack, g, f in zip(tensors, stacks, gradients, free, strict=True):
+        for tensor, stack, g, f in zip(tensors, stacks, gradients, has_slot, strict=True):
             if f:
                 stack.append(torch.zeros_like(tensor) if g is None else g)
-    for slot, stack in zip(again.slots, stacks, strict=True):
+    for slot, stack in zip(operation.slots, stacks, strict=True):
         if slot is not None:
             slot.add(torch.stack(stack))
 
 
-def pointwise(anchor: Tensor, again: Again, meeting: Meeting, tensors: Sequence[Tensor]) -> Tensor:
-    """Do an elementwise operation."""
-    out = _Pointwise.apply(anchor, again, meeting, *tensors)
-    assert isinstance(out, Tensor)
-    return out
+pointwise = _Pointwise.apply
+"""Takes anchor, operation, use and the tensors; does an elementwise operation."""
 
+slices = _Slices.apply
+"""Takes anchor, operation, masked, use and the tensors; does any operation.
 
-def slices(
-    anchor: Tensor, again: Again, masked: bool, meeting: Meeting, tensors: Sequence[Tensor]
-) -> Tensor:
-    """Do any operation; ``masked`` if its samples cannot be taken one task at a time."""
-    out = _Slices.apply(anchor, again, masked, meeting, *tensors)
-    assert isinstance(out, Tensor)
-    return out
+``masked`` if its samples cannot be taken one task at a time.
+"""

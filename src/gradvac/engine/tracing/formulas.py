@@ -1,81 +1,75 @@
-"""Operations whose gradients are split by a formula of their own."""
+"""How calls in which parameters are used with samples are done by formulas of their own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gradvac.engine.gradients.slots import Slot
-from gradvac.engine.gradients.stores import ParameterSlot
+from gradvac.engine.gradients.parameter_slot import ParameterSlot
 from gradvac.engine.samples import recurrent
 from gradvac.engine.samples.calls import inner
-from gradvac.engine.samples.flow import Call, Mixed, Place
-from gradvac.engine.tracing.meetings import Meeting, embedding, layer_norm, linear
+from gradvac.engine.samples.places import Call, Mixed
+from gradvac.engine.tracing.layer_functions import embedding, layer_norm, linear
+from gradvac.engine.tracing.parameter_use import ParameterUse
+
+if TYPE_CHECKING:
+    from gradvac.engine.tracing.parameter_trace import ParameterTrace
+
+Formula = Callable[["ParameterTrace", Call, list[Tensor]], tuple[Tensor, ParameterUse] | None]
+"""Does a call on samples and on tensors made of parameters; None if it does not apply."""
 
 
-class Trace(Protocol):
-    """What a formula asks of the forward pass that is followed."""
-
-    anchor: Tensor
-
-    def tag(self, tensor: Tensor, place: Place) -> None:
-        """Declare where the samples lie in a tensor."""
-        ...
-
-    def place(self, tensor: Tensor) -> Place | None:
-        """Return where the samples lie in a tensor, None if that is not known."""
-        ...
-
-    def slot(self, x: Tensor) -> Slot:
-        """Return where the gradients of a free tensor go."""
-        ...
-
-    def meeting(self, slots: Sequence[Slot | None], name: str) -> Meeting:
-        """Return a meeting in the operation ``name``."""
-        ...
-
-
-Special = Callable[[Trace, Call, list[Tensor]], tuple[Tensor, Meeting] | None]
-"""Does a call in which free tensors meet samples; None if the formula does not apply."""
-
-
-def _linear(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Meeting] | None:
+def _linear(
+    trace: ParameterTrace, call: Call, parameters: list[Tensor]
+) -> tuple[Tensor, ParameterUse] | None:
     x, w, b = call.argument(0, "input"), call.argument(1, "weight"), call.argument(2, "bias")
-    return _affine(trace, call, free, x, w, b, False)
+    return _affine(trace, call, parameters, x, w, b, False)
 
 
-def _addmm(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Meeting] | None:
-    if call.kwargs or any(x is call.args[1] for x in free):
+def _addmm(
+    trace: ParameterTrace, call: Call, parameters: list[Tensor]
+) -> tuple[Tensor, ParameterUse] | None:
+    if call.kwargs or any(x is call.args[1] for x in parameters):
         return None
     b, x, w = call.args
-    return _affine(trace, call, free, x, w, b, True) if b.ndim == 1 else None
+    return _affine(trace, call, parameters, x, w, b, True) if b.ndim == 1 else None
 
 
-def _matmul(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Meeting] | None:
+def _matmul(
+    trace: ParameterTrace, call: Call, parameters: list[Tensor]
+) -> tuple[Tensor, ParameterUse] | None:
     x, w = call.args[:2] if len(call.args) > 1 else (None, None)
     if x is None or w is None or w.ndim != 2 or x.ndim < 2 or call.name == "rmatmul":
         return None
-    return _affine(trace, call, free, x, w, None, True)
+    return _affine(trace, call, parameters, x, w, None, True)
 
 
 def _affine(
-    trace: Trace, call: Call, free: list[Tensor], x: Tensor, w: Tensor, b: Tensor | None, t: bool
-) -> tuple[Tensor, Meeting] | None:
+    trace: ParameterTrace,
+    call: Call,
+    parameters: list[Tensor],
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    t: bool,
+) -> tuple[Tensor, ParameterUse] | None:
     place = call.place(x)
     if place is None or place.dim == x.ndim - 1 or len(call.inputs) > 1:
         return None
-    slot_of = lambda p: trace.slot(p) if any(p is f for f in free) else None
-    meeting = trace.meeting([slot_of(w), slot_of(b)], call.name)
+    slot_of = lambda p: trace.slot(p) if any(p is f for f in parameters) else None
+    use = trace.new_use([slot_of(w), slot_of(b)], call.name)
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         x, w, b = x.to(dtype), w.to(dtype), None if b is None else b.to(dtype)
-    return linear(trace.anchor, x, w, b, t, meeting), meeting
+    return linear(trace.anchor, x, w, b, t, use), use
 
 
-def _embedding(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Meeting] | None:
+def _embedding(
+    trace: ParameterTrace, call: Call, parameters: list[Tensor]
+) -> tuple[Tensor, ParameterUse] | None:
     ids, table = call.argument(0, "input"), call.argument(1, "weight")
     padding = call.argument(2, "padding_idx")
     if call.argument(3, "max_norm") is not None or call.argument(5, "scale_grad_by_freq", False):
@@ -84,26 +78,28 @@ def _embedding(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Me
     slot = trace.slot(table)
     if call.argument(6, "sparse", False) and isinstance(slot, ParameterSlot):
         slot.wants_sparse = True
-    meeting = trace.meeting([slot], call.name)
-    out = embedding(trace.anchor, ids, table, padding, meeting)
-    return out, meeting
+    use = trace.new_use([slot], call.name)
+    out = embedding(trace.anchor, ids, table, padding, use)
+    return out, use
 
 
-def _layer_norm(trace: Trace, call: Call, free: list[Tensor]) -> tuple[Tensor, Meeting] | None:
+def _layer_norm(
+    trace: ParameterTrace, call: Call, parameters: list[Tensor]
+) -> tuple[Tensor, ParameterUse] | None:
     x, shape = call.argument(0, "input"), call.argument(1, "normalized_shape")
     w, b = call.argument(2, "weight"), call.argument(3, "bias")
     if call.place(x) is None or len(call.inputs) > 1:
         return None
-    slot_of = lambda p: trace.slot(p) if any(p is f for f in free) else None
-    meeting = trace.meeting([slot_of(w), slot_of(b)], call.name)
+    slot_of = lambda p: trace.slot(p) if any(p is f for f in parameters) else None
+    use = trace.new_use([slot_of(w), slot_of(b)], call.name)
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
         x = x.float()  # as autocast does there; on a CPU it leaves the dtype alone
     eps = call.argument(4, "eps", 1e-5)
-    out = layer_norm(trace.anchor, x, shape, w, b, eps, meeting)
-    return out, meeting
+    out = layer_norm(trace.anchor, x, shape, w, b, eps, use)
+    return out, use
 
 
-SPECIAL = {
+FORMULAS: dict[str, Formula] = {
     "linear": _linear,
     "addmm": _addmm,
     "matmul": _matmul,
@@ -146,9 +142,9 @@ def _attention(
     return torch.dropout(scores.softmax(-1), dropout_p, True) @ value
 
 
-# Operations taken apart when a parameter meets samples in them: they draw random numbers, so they
+# Operations taken apart when they use parameters with samples: they draw random numbers, so they
 # cannot be computed again in the backward, or have several outputs.
-COMPOSED: dict[str, Callable[[Trace, Callable[..., Any]], Callable[..., Any]]] = {
+COMPOSED: dict[str, Callable[[ParameterTrace, Callable[..., Any]], Callable[..., Any]]] = {
     "multi_head_attention_forward": lambda trace, func: inner(func),
     "scaled_dot_product_attention": lambda trace, func: _attention,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recurrent.layers),

@@ -1,22 +1,21 @@
-"""Watches a forward pass: follows the samples and puts a meeting wherever a parameter joins them.
+"""Traces a forward pass: follows the samples, and splits gradients where parameters are used.
 
-Three kinds of tensors carry a gradient: *tagged* ones, whose slices along one dimension belong to
-one task each; *free* ones, parameters and what is computed from parameters alone; and *unknown*
-ones, about which nothing may be assumed. A tagged and a free one may meet, and the gradient of the
-free one is then split by tasks. An unknown one may meet neither. A tensor without gradient needs no
-tag except where it meets a parameter; if it has none it counts as no sample's, which is never
-wrong, only slower. Parameters of a task's own head stand aside, and so do leaves that are no
-parameters and what is computed from these alone: their gradients are left to autograd.
+Three kinds of tensors carry a gradient. Those *with samples*: each slice along one dimension
+belongs to one task. Those *made of parameters* alone, the parameters themselves among them. And
+*unknown* ones, about which nothing may be assumed. Where a tensor with samples and one made of
+parameters are used together, the gradient of the latter is split by tasks. An unknown one may be
+used with neither. A tensor without gradient counts as no sample's if its place is not known, which
+is never wrong, only slower. Parameters of a task's own head, leaves that are no parameters and what
+is computed from these alone are left to autograd.
 
-Once an unknown one meets a parameter there is nothing left to split. The forward pass then goes on
-as it is written, and the tags only tell which sample each loss belongs to. What is done with an
-operation depends on its arguments alone, so that activation checkpointing repeats it in the same
+Once an unknown tensor is used with parameters there is nothing left to split. The forward pass then
+goes on as it is written, and places only tell which sample each loss belongs to. What is done with
+an operation depends on its arguments alone, so that activation checkpointing repeats it in the same
 way whatever happened in between.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
@@ -24,69 +23,52 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
-from torch.utils.checkpoint import _StopRecomputationError
 
-from gradvac.engine.gradients.slots import ChainSlot, Slot, ViewSlot
-from gradvac.engine.gradients.stores import ParameterSlot
-from gradvac.engine.samples.calls import inner, leaves, name_of, template, tensors_in, writes
+from gradvac.engine.gradients.parameter_slot import ParameterSlot
+from gradvac.engine.samples.calls import inner, leaves, name_of, tensors_in
 from gradvac.engine.samples.declared import entry_of
-from gradvac.engine.samples.flow import Call, Mixed, Place, same_place
-from gradvac.engine.samples.rules import IGNORED, KNOWN, Entry
-from gradvac.engine.samples.rules import Meeting as Kind
-from gradvac.engine.tracing import any_operation as again
-from gradvac.engine.tracing.formulas import COMPOSED, SPECIAL
-from gradvac.engine.tracing.known import Known, Refusal, Tags, because, fits, refuse
-from gradvac.engine.tracing.meetings import Flow, Meeting, Watch
+from gradvac.engine.samples.operations import IGNORED, OPERATIONS, Entry
+from gradvac.engine.samples.places import Call, Place, same_place
+from gradvac.engine.tracing.formulas import COMPOSED
+from gradvac.engine.tracing.parameter_trace import ParameterTrace
+from gradvac.engine.tracing.parameter_use import BackwardState, PassKind
+from gradvac.engine.tracing.tensor_info import Refusal, TensorInfo, because
 from gradvac.errors import GradientError
 
-_VIEWS = frozenset(
-    "t T mT transpose permute view reshape unflatten unsqueeze squeeze chunk split unbind select "
-    "narrow getitem".split()
-)
 _BACKWARD = "backward", "grad"
 
 
-class Trace(Tags):
+class Trace(ParameterTrace):
     """The forward pass of one batch.
 
     Args:
-        slots: where the gradients of each parameter go, by its id.
-        model: the model, to name modules in errors.
-        device: where the model is.
-        remember: whether to note the module of every meeting, which takes time.
-        watch: what the meetings report to.
+        model, slots, device, remember, backward_state: see :class:`ParameterTrace`.
         heads: ids of the parameters that belong to one task's head each.
         splits: whether to split gradients at all.
         give_up: what to tell when the forward pass cannot be split; None to raise.
-        proved: what forward passes did that were checked already; None if nothing is to be.
+        proved: what forward passes did that was checked already; None if nothing is to be.
 
     Attributes:
         splits: whether gradients are still being split.
-        chains: what was made of parameters alone and met samples.
         new: what this forward pass does that is not among ``proved``.
     """
 
     def __init__(
         self,
-        slots: dict[int, ParameterSlot],
         model: nn.Module,
+        slots: dict[int, ParameterSlot],
         device: torch.device,
         remember: bool,
-        watch: Watch,
-        heads: frozenset[int] = frozenset(),
-        splits: bool = True,
-        give_up: Callable[[Refusal], None] | None = None,
-        proved: set[Any] | None = None,
+        backward_state: BackwardState,
+        heads: frozenset[int],
+        splits: bool,
+        give_up: Callable[[Refusal], None] | None,
+        proved: set[Any] | None,
     ) -> None:
-        super().__init__(model)
-        self.slots, self.heads = slots, heads
+        super().__init__(model, slots, device, remember, backward_state)
+        self.heads = heads
         self.give_up = give_up
         self.splits = self._began = splits
-        self.anchor = torch.zeros((), device=device, requires_grad=True)
-        self.remember = remember
-        self.chains: list[ChainSlot] = []
-        self.watch = watch
-        self.repeating = False
         self.new: set[Any] = set()
         self._proved = proved
         self._last = ""
@@ -103,7 +85,7 @@ class Trace(Tags):
 
     @contextmanager
     def repeats(self) -> Iterator[None]:
-        """Watch the parts of the forward pass that activation checkpointing repeats inside.
+        """Trace the parts of the forward pass that activation checkpointing repeats inside.
 
         A backward pass runs with the function modes of whoever started it.
         """
@@ -111,9 +93,9 @@ class Trace(Tags):
             yield
             return
         before, self.repeating = self.repeating, True
-        watching = any(mode is self for mode in _get_current_function_mode_stack())
+        tracing = any(mode is self for mode in _get_current_function_mode_stack())
         try:
-            with nullcontext() if watching else self:
+            with nullcontext() if tracing else self:
                 yield
         finally:
             self.repeating = before
@@ -129,72 +111,107 @@ class Trace(Tags):
         kwargs = kwargs or {}
         name = name_of(func)
         if name in _BACKWARD:
-            return self._backward(func, name, args, kwargs)
+            return self._backward(Call(func, name, args, kwargs, []))
         if name in IGNORED:
             return func(*args, **kwargs)
+        call = Call(func, name, args, kwargs, [])
         if not self._began:
-            return self._whole(func, name, args, kwargs)
+            return self._do_as_written(call)
         try:
-            return self._split(func, name, args, kwargs)
+            return self._split(call)
         except Refusal as refusal:
-            out = self._unknown(func, name, args, kwargs, refusal.reason)
+            out = self._do_unknown(call, refusal.reason)
             self.stop(refusal)
             return out
 
-    def _split(
-        self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> Any:
+    def _split(self, call: Call) -> Any:
         """Do what was called so that gradients are split; a refusal leaves everything undone."""
-        grad = torch.is_grad_enabled()
-        tagged: list[tuple[Tensor, Place]] = []
-        free: list[Tensor] = []
-        unknown: Tensor | None = None
-        aside = False
-        for x in tensors_in(args, kwargs):
-            known = self.known(x)
-            if known is not None and known.place is not None and known.why is None:
-                if x.requires_grad:
-                    tagged.insert(0, (x, known.place))
-                else:
-                    tagged.append((x, known.place))
-            elif grad and x.requires_grad:
-                if self._aside(x) if known is None else known.aside:
-                    aside = True
-                elif x.grad_fn is None or (known is not None and known.why is None):
-                    free.append(x)
-                else:
-                    unknown = x
-        if not tagged and not free and unknown is None:
-            out = func(*args, **kwargs)
-            if aside:
+        with_samples, of_parameters, unknown, left_to_autograd = self._arguments(call)
+        if not with_samples and not of_parameters and unknown is None:
+            out = call.func(*call.args, **call.kwargs)
+            if left_to_autograd:
                 for x in tensors_in((out,), {}):
-                    Known(self, x, aside=True)
+                    TensorInfo(self, x, left_to_autograd=True)
             return out
-        self._note(name, tagged, free, unknown, aside)
-        if aside and free:
+        self._note(call.name, with_samples, of_parameters, unknown, left_to_autograd)
+        if left_to_autograd and of_parameters:
             raise self.error(
-                name,
+                call.name,
                 "a parameter of a task's head, or what is no parameter, meets one that tasks share",
             )
         if unknown is not None:
-            if free:
-                raise self.error(name, f"it takes a tensor {self.origin(unknown)}")
-            return self._unknown(func, name, args, kwargs, self.origin(unknown))
-        if name in COMPOSED and (free or name not in KNOWN):
+            if of_parameters:
+                raise self.error(call.name, f"it takes a tensor {self.origin(unknown)}")
+            return self._do_unknown(call, self.origin(unknown))
+        if call.name in COMPOSED and (of_parameters or call.name not in OPERATIONS):
             with self:
-                return COMPOSED[name](self, func)(*args, **kwargs)
-        if not tagged:
-            return self._free(func, name, args, kwargs, free)
-        entry = entry_of(func, name)
-        if free:
-            return self._meet(func, name, entry, args, kwargs, tagged, free)
-        if name == "setitem":
-            return self._assign(Call(func, name, args, kwargs, tagged, None), entry)
-        if name == "copy" and args[0]._is_view():
-            return self._copy_into(Call(func, name, args, kwargs, tagged, args[0]), entry)
-        out = func(*args, **kwargs)
-        self.follow(Call(func, name, args, kwargs, tagged, out), entry)
-        return out
+                return COMPOSED[call.name](self, call.func)(*call.args, **call.kwargs)
+        if not with_samples:
+            return self.do_on_parameters(call, of_parameters)
+        entry = entry_of(call.func, call.name)
+        call.inputs = with_samples
+        if of_parameters:
+            return self.use_parameters(call, entry, of_parameters)
+        if call.name == "setitem":
+            return self._assign(call, entry)
+        if call.name == "copy" and call.args[0]._is_view():
+            return self._copy_into_view(call, entry)
+        call.out = call.func(*call.args, **call.kwargs)
+        self.follow(call, entry)
+        return call.out
+
+    def _arguments(
+        self, call: Call
+    ) -> tuple[list[tuple[Tensor, Place]], list[Tensor], Tensor | None, bool]:
+        """Return the tensors among the arguments that matter for gradients.
+
+        Returns:
+            Those with samples and where these lie, those with a gradient first; those made of
+            parameters alone; one that is unknown; and whether there are leaves whose gradient is
+            left to autograd.
+        """
+        grad = torch.is_grad_enabled()
+        with_samples: list[tuple[Tensor, Place]] = []
+        of_parameters: list[Tensor] = []
+        unknown: Tensor | None = None
+        left_to_autograd = False
+        for x in tensors_in(call.args, call.kwargs):
+            info = self.info(x)
+            if info is not None and info.place is not None and info.why is None:
+                if x.requires_grad:
+                    with_samples.insert(0, (x, info.place))
+                else:
+                    with_samples.append((x, info.place))
+            elif grad and x.requires_grad:
+                if self._is_left_to_autograd(x) if info is None else info.left_to_autograd:
+                    left_to_autograd = True
+                elif x.grad_fn is None or (info is not None and info.why is None):
+                    of_parameters.append(x)
+                else:
+                    unknown = x
+        return with_samples, of_parameters, unknown, left_to_autograd
+
+    def _is_left_to_autograd(self, x: Tensor) -> bool:
+        """Whether a tensor is a leaf whose gradient, if anybody wants it, is left to autograd."""
+        return id(x) in self.heads or (x.grad_fn is None and not isinstance(x, nn.Parameter))
+
+    def _note(
+        self,
+        name: str,
+        with_samples: Sequence[tuple[Tensor, Place]],
+        of_parameters: Sequence[Tensor],
+        unknown: Tensor | None,
+        left_to_autograd: bool,
+    ) -> None:
+        """Note what the forward pass does next, unless it has been checked already."""
+        if self.repeating or self._proved is None:
+            return
+        places = tuple(place.dim for _, place in with_samples)
+        joined = tuple(id(x) if x.grad_fn is None else 0 for x in of_parameters)
+        done = self._last, name, places, joined, unknown is not None, left_to_autograd
+        self._last = name
+        if done not in self._proved:
+            self.new.add(done)
 
     def _assign(self, call: Call, entry: Entry | None) -> None:
         """Do ``x[index] = value``, of which the rule is to see what was there before."""
@@ -206,109 +223,80 @@ class Trace(Tags):
             why = f"made by {call.name!r}: {because(error)}"
         call.func(*call.args)
         if why:
-            self.opaque(call, None, why)
+            self.mark_unknown(call, None, why)
         else:
-            self.tag_output(call.args[0], places)
+            self.set_places(call.args[0], places)
 
-    def _copy_into(self, call: Call, entry: Entry | None) -> Any:
+    def _copy_into_view(self, call: Call, entry: Entry | None) -> Any:
         """Copy samples into a part of a buffer, which then holds them where the part does."""
         view, base = call.args[0], call.args[0]._base
         before = self.place(base)
-        empty = self.known(base) is None and not base.requires_grad
+        empty = self.info(base) is None and not base.requires_grad
         out = call.func(*call.args, **call.kwargs)
+        call.out = view
         self.follow(call, entry)
         place = self.place(view)
         if place is not None:
             size, stride = view.shape[place.dim], view.stride(place.dim)
             fitting = [d for d, n in enumerate(base.shape) if (n, base.stride(d)) == (size, stride)]
-            whole = Place(place.rows, fitting[0]) if len(fitting) == 1 else None
+            whole = Place(place.owners, fitting[0]) if len(fitting) == 1 else None
             if whole is not None and (empty or (before is not None and same_place(before, whole))):
-                Known(self, base, whole)
+                TensorInfo(self, base, whole)
         return out
 
-    def _note(
-        self,
-        name: str,
-        tagged: Sequence[tuple[Tensor, Place]],
-        free: Sequence[Tensor],
-        unknown: Tensor | None,
-        aside: bool,
-    ) -> None:
-        """Note what the forward pass does next, unless it has been checked already."""
-        if self.repeating or self._proved is None:
-            return
-        places = tuple(place.dim for _, place in tagged)
-        joined = tuple(id(x) if x.grad_fn is None else 0 for x in free)
-        done = self._last, name, places, joined, unknown is not None, aside
-        self._last = name
-        if done not in self._proved:
-            self.new.add(done)
-
-    def _unknown(
-        self,
-        func: Callable[..., Any],
-        name: str,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        why: str,
-    ) -> Any:
+    def _do_unknown(self, call: Call, why: str) -> Any:
         """Do an operation that cannot be followed."""
-        inputs, lost = self._whose_inputs(args, kwargs)
-        out = func(*args, **kwargs)  # an error of the user's own comes from here
-        entry = entry_of(func, name)
-        self.opaque(Call(func, name, args, kwargs, inputs, out), entry, why, lost)
-        return out
+        call.inputs, lost = self._whose_inputs(call)
+        call.out = call.func(*call.args, **call.kwargs)  # raises errors of the user
+        self.mark_unknown(call, entry_of(call.func, call.name), why, lost)
+        return call.out
 
-    def _whole(
-        self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> Any:
+    def _do_as_written(self, call: Call) -> Any:
         """Do what was called as it is, and follow the samples where that is easy."""
-        if name == "multi_head_attention_forward":
+        if call.name == "multi_head_attention_forward":
             with self:
-                return inner(func)(*args, **kwargs)
-        tagged, lost = self._whose_inputs(args, kwargs)
-        out = func(*args, **kwargs)
-        call = Call(func, name, args, kwargs, tagged, out)
-        written = args[0] if name == "setitem" else out
-        entry = entry_of(func, name)
+                return inner(call.func)(*call.args, **call.kwargs)
+        inputs, lost = self._whose_inputs(call)
+        out = call.func(*call.args, **call.kwargs)
+        call.inputs, call.out = inputs, out
+        written = call.args[0] if call.name == "setitem" else out
+        entry = entry_of(call.func, call.name)
         hidden = any(
-            x.grad_fn is not None and self._soft(x) is None for x in tensors_in(args, kwargs)
+            x.grad_fn is not None and self._possible_place(x) is None
+            for x in tensors_in(call.args, call.kwargs)
         )
-        if tagged and hidden and not tagged[0][0].requires_grad:
+        if inputs and hidden and not inputs[0][0].requires_grad:
             # Labels and masks beside losses whose samples were lost.
-            same = [place for x, place in tagged if x.shape == getattr(out, "shape", None)]
-            self.tag_output(out, same[0] if same else None)
+            same = [place for x, place in inputs if x.shape == getattr(out, "shape", None)]
+            self.set_places(out, same[0] if same else None)
         elif isinstance(written, Tensor) and written.requires_grad:
-            self.opaque(call, entry, "", lost)
-        elif tagged and entry is not None:
+            self.mark_unknown(call, entry, "", lost)
+        elif inputs and entry is not None:
             with suppress(Exception):  # only a help: the user may say whose losses they are
-                self.tag_output(written, entry.rule(call))
+                self.set_places(written, entry.rule(call))
         return out
 
-    def _whose_inputs(
-        self, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> tuple[list[tuple[Tensor, Place]], bool]:
+    def _whose_inputs(self, call: Call) -> tuple[list[tuple[Tensor, Place]], bool]:
         """Return the arguments whose samples are known, for certain or not, those with a gradient
         first; and whether any argument has lost them.
         """
-        known = [(x, k) for x in tensors_in(args, kwargs) if (k := self.known(x))]
-        inputs = [(x, k.place) for x, k in known if k.place is not None]
+        found = [(x, i) for x in tensors_in(call.args, call.kwargs) if (i := self.info(x))]
+        inputs = [(x, info.place) for x, info in found if info.place is not None]
         inputs.sort(key=lambda pair: not pair[0].requires_grad)
-        return inputs, any(k.lost for _, k in known)
+        return inputs, any(info.lost for _, info in found)
 
-    def _soft(self, x: Tensor) -> Place | None:
-        known = self.known(x)
-        return known and known.place
+    def _possible_place(self, x: Tensor) -> Place | None:
+        info = self.info(x)
+        return info and info.place
 
-    def _backward(
-        self, func: Callable[..., Any], name: str, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> Any:
+    def _backward(self, call: Call) -> Any:
         """Run a backward pass of the user's inside the forward pass, as it is written.
 
         Raises:
             GradientError: for ``loss.backward()`` that reaches the parameters of the engine.
         """
-        if self.watch.flow is not Flow.FOREIGN:  # inside the backward of a custom function
+        func, name, args, kwargs = call.func, call.name, call.args, call.kwargs
+        if self.backward_state.kind is not PassKind.FOREIGN:  # in that of a custom function
             return inner(func)(*args, **kwargs)
         if name == "backward":
             reached = {id(leaf) for x in tensors_in(args, {}) for leaf in leaves(x)}
@@ -318,156 +306,15 @@ class Trace(Tags):
                     "gradient of all tasks together, without the method; call "
                     "engine.backward(loss) instead (torch.autograd.grad may be used)"
                 )
-        with self.watch.flowing(Flow.PLAIN), self.repeats():
+        with self.backward_state.running(PassKind.PLAIN), self.repeats():
             out = inner(func)(*args, **kwargs)
         if name == "grad":
             inputs = tensors_in(args[1:2], {k: v for k, v in kwargs.items() if k == "inputs"})
+            why = "made by torch.autograd.grad, which goes through samples and parameters unseen"
             for x, g in zip(inputs, out, strict=False):
-                place = self._soft(x)
+                place = self._possible_place(x)
                 if isinstance(g, Tensor) and not g.requires_grad and place is not None:
-                    self.tag(g, place)
+                    self.set_place(g, place)
                 elif isinstance(g, Tensor) and g.requires_grad:
-                    Known(self, g, place, why="made by torch.autograd.grad, which goes through "
-                          "samples and parameters out of sight")  # fmt: skip
+                    TensorInfo(self, g, place, why=why)
         return out
-
-    def _free(
-        self,
-        func: Callable[..., Any],
-        name: str,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        free: list[Tensor],
-    ) -> Any:
-        """Do an operation on parameters alone."""
-        for x in free:
-            self._check_leaf(x, name)
-        out = func(*args, **kwargs)
-        written = args[0] if name == "setitem" else out
-        view = name in _VIEWS and len(free) == 1 and args and args[0] is free[0]
-        if isinstance(written, Tensor):
-            base = (free[0], lambda t: func(t, *args[1:], **kwargs)) if view else None
-            Known(self, written, base=base)
-        else:
-            for n, piece in enumerate(out if isinstance(out, tuple | list) else ()):
-                pick = lambda t, n=n: func(t, *args[1:], **kwargs)[n]
-                if isinstance(piece, Tensor):
-                    Known(self, piece, base=(free[0], pick) if view else None)
-        return out
-
-    def _aside(self, x: Tensor) -> bool:
-        """Whether a tensor is a leaf whose gradient, if anybody wants it, is left to autograd."""
-        return id(x) in self.heads or (x.grad_fn is None and not isinstance(x, nn.Parameter))
-
-    def _check_leaf(self, x: Tensor, name: str) -> None:
-        if x.grad_fn is None and id(x) not in self.slots:
-            raise GradientError(
-                f"{name!r} in {self.module()}: it takes a parameter {list(x.shape)} that is not "
-                "in the model the engine was made for; put it there before the engine is made, "
-                "or freeze it"
-            )
-
-    def slot(self, x: Tensor) -> Slot:
-        """Return where the gradients of a free tensor go."""
-        if x.grad_fn is None:
-            return self.slots[id(x)]
-        known = self.known(x)
-        assert known is not None
-        if known.slot is None:
-            if known.base is not None:
-                view = ViewSlot(self.slot(known.base[0]), known.base[1])
-                known.slot = view if view.probe() is not None else None
-            if known.slot is None:
-                found = [self.slots[id(p)] for p in leaves(x) if id(p) in self.slots]
-                known.slot = ChainSlot(x, list(found))
-                self.chains.append(known.slot)
-        return known.slot
-
-    def _meet(
-        self,
-        func: Callable[..., Any],
-        name: str,
-        entry: Entry | None,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        tagged: list[tuple[Tensor, Place]],
-        free: list[Tensor],
-    ) -> Any:
-        """Do an operation in which parameters meet samples."""
-        for x in free:
-            self._check_leaf(x, name)
-        given = args
-        if writes(func) and any(x is args[0] for x in free):
-            before = args[0].clone()  # what it was made of is lost when it is written to
-            Known(self, before)
-            free = [before if x is args[0] else x for x in free]
-            given = [before, *args[1:]]
-        try:
-            if entry is None or entry.meeting is Kind.NONE:
-                raise Mixed("gradvac does not know how it splits by samples")
-            call = Call(func, name, given, kwargs, tagged, None)
-            refuse(call)
-            out, meeting = self._do(call, entry, free)
-            place = entry.rule(call._replace(out=out))
-            if not isinstance(place, Place) or not fits(out, place):
-                raise Mixed("its output is not a single tensor of as many samples")
-        except (Refusal, _StopRecomputationError):
-            raise
-        except Exception as error:  # of a rule that was not made for such arguments, too
-            if any(x.requires_grad for x, _ in tagged):
-                raise self.error(name, because(error)) from error
-            logging.getLogger("gradvac").debug("%r is not split: %r", name, error)
-            return self._free(func, name, args, kwargs, free)  # the tags were hints only
-        if writes(func):
-            out = args[0].copy_(out)
-        meeting.place = place
-        if not self.repeating:  # a recomputation by activation checkpointing counts no use
-            for slot in meeting.slots:
-                if slot is not None:
-                    slot.expect()
-                if isinstance(slot, ParameterSlot) and name == "embedding":
-                    slot.lookups += 1
-        Known(self, out, place)
-        return out
-
-    def meeting(self, slots: Sequence[Slot | None], name: str) -> Meeting:
-        """Return a meeting in the operation ``name``, with its module if errors may need it."""
-        where = f"{name!r} in {self.module()}" if self.remember else repr(name)
-        return Meeting(slots, where, self.watch)
-
-    def _do(self, call: Call, entry: Entry, free: list[Tensor]) -> tuple[Tensor, Meeting]:
-        """Call the function whose backward splits the gradient."""
-        inplace = writes(call.func)
-        special = None if inplace else SPECIAL.get(call.name)
-        if special is not None and (found := special(self, call, free)) is not None:
-            return found
-        tensors: list[Tensor] = []
-        fill = template(call.args, call.kwargs, tensors)
-        places = {id(x): place for x, place in call.inputs}
-        ids = {id(x) for x in free}
-        slots = [self.slot(x) if id(x) in ids else None for x in tensors]
-        meeting = self.meeting(slots, call.name)
-        given = list(tensors)
-
-        def func(*values: Tensor) -> Tensor:
-            values = (values[0].clone(), *values[1:]) if inplace else values
-            positional, named = fill(values)
-            return call.func(*positional, **named)
-
-        where = [places.get(id(x)) for x in tensors]
-        work = again.Again(func, where, slots, self.anchor.device.type)
-        if inplace:
-            given[0] = given[0].clone()
-        if entry.meeting is Kind.POINTWISE:
-            out = again.pointwise(self.anchor, work, meeting, given)
-        else:
-            masked = entry.meeting is Kind.MASKED or any(_spans(x, call.inputs[0]) for x in free)
-            out = again.slices(self.anchor, work, masked, meeting, given)
-        return out, meeting
-
-
-def _spans(x: Tensor, sample: tuple[Tensor, Place]) -> bool:
-    """Whether a free tensor may have values of its own for each sample."""
-    other, (rows, dim) = sample
-    d = dim - other.ndim + x.ndim
-    return 0 <= d < x.ndim - 2 and x.shape[d] == len(rows) and len(rows) > 1

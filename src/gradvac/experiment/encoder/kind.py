@@ -38,7 +38,7 @@ class EncoderKind(Kind[EncoderRecipe, Any]):
 
         return open_encoder(folder)
 
-    def job(self, prepared: Prepared[EncoderRecipe, Any]) -> Job:
+    def job(self, prepared: Prepared[EncoderRecipe, Any]) -> Job[Any]:
         """The BERT on sentences of all languages, parts of which it does not see."""
         from gradvac.experiment.encoder.job import EncoderJob
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ class Picture:
     caption: str
     figure: Figure
     header: tuple[str, ...]
-    rows: Sequence[tuple]
+    rows: Sequence[tuple[Any, ...]]
 
 
 Drawer = Callable[[Sequence[Subject]], list[Picture]]
@@ -82,7 +83,7 @@ def pair_rows(
 PAIRS = ("task", "other", "family", "other_family", "cosine")
 
 
-def line_rows(panels: Sequence[Panel]) -> list[tuple]:
+def line_rows(panels: Sequence[Panel]) -> list[tuple[Any, ...]]:
     """Rows of numbers of curves: panel, line, x, y."""
     return [
         (p.title, line.name, x, y)

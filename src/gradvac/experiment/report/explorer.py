@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import to_hex
@@ -81,7 +82,7 @@ def _offered(geometry: Geometry) -> list[str]:
     return [g for g, n in coarse_first if n <= GROUPS]
 
 
-def _packed(granularity: str, parts: Sequence[Similarity], names: Sequence[str]) -> dict:
+def _packed(granularity: str, parts: Sequence[Similarity], names: Sequence[str]) -> dict[str, Any]:
     """One granularity: its groups, windows and bytes ``[groups, windows, pairs]``."""
     groups = parts[0].groups
     upper = np.triu_indices(len(names), 1)

@@ -51,7 +51,7 @@ class TaggingKind(Kind[TaggingRecipe, Any]):
 
         return as_scheduled(recipe, folder)
 
-    def job(self, prepared: Prepared[TaggingRecipe, Any]) -> Job:
+    def job(self, prepared: Prepared[TaggingRecipe, Any]) -> Job[Any]:
         """The encoder and a linear layer on the sentences of all languages."""
         from gradvac.experiment.tagging.job import TaggingJob
 

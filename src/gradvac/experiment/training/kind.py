@@ -73,10 +73,10 @@ class Kind(ABC, Generic[R, V]):
     # -- training -------------------------------------------------------------------------------
 
     @abstractmethod
-    def job(self, prepared: Prepared[R, V]) -> Job:
+    def job(self, prepared: Prepared[R, V]) -> Job[Any]:
         """The job of a prepared run, ready for the trainer."""
 
-    def rank_job(self, prepared: Prepared[R, V], ranks: Ranks) -> RankJob:
+    def rank_job(self, prepared: Prepared[R, V], ranks: Ranks) -> RankJob[Any]:
         """The part of the job that one of several ranks has; of kinds that are `on_ranks`."""
         raise NotImplementedError
 
@@ -124,7 +124,7 @@ def kind_of_run(folder: Path) -> Kind[Any, Any]:
     return kind_of(any_recipe(folder))
 
 
-def job_of(folder: Path) -> Job:
+def job_of(folder: Path) -> Job[Any]:
     """The job of a prepared run folder, ready for the trainer."""
     kind = kind_of_run(folder)
     return kind.job(kind.open(folder))

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from gradvac.engine import Engine, StepReport
-from gradvac.engine.ranks.collector import Reduction
 from gradvac.engine.ranks.group import Ranks
+from gradvac.engine.ranks.reduction import Reduction
 from gradvac.errors import NotFiniteError
 from gradvac.experiment.run.disk import Outbox
-from gradvac.experiment.run.shards import whole
 from gradvac.experiment.training import replay
 from gradvac.experiment.training.job import RankJob, TaskBatch
-from gradvac.experiment.training.updates import Updates, shares_of
+from gradvac.experiment.training.updates import Updates
 
 
 class RankUpdates(Updates):
     """Updates that every rank makes alike, each from its part of the batch."""
 
-    def __init__(self, job: RankJob, outbox: Outbox, ranks: Ranks) -> None:
+    def __init__(self, job: RankJob[Any], outbox: Outbox, ranks: Ranks) -> None:
         super().__init__(job, outbox, ranks)
         self.shared, self.ranks = job, ranks
         self._tokens, self._loss = 0, 0.0
@@ -50,20 +50,21 @@ class RankUpdates(Updates):
 
     def say(self, **also: Any) -> None:
         """Send what is untold, and more, along with the next message."""
-        self.ranks.beside = self._untold | also
+        self.ranks.attachment = self._untold | also
 
     def hear(self) -> list[dict[str, Any]]:
         """Count what the ranks said, in a message of its own if there has been none since."""
-        if self.ranks.beside is not None:
+        if self.ranks.attachment is not None:
             self.ranks.messages({})
-        heard, self.ranks.heard, window = self.ranks.heard, [], self.window
-        for said in heard:
+        attached, self.ranks.attachments = self.ranks.attachments, []
+        window = self.window
+        for said in attached:
             for message in said:
                 for task, (sum_, count) in message.get("counted", {}).items():
                     window.nll[task] = window.nll.get(task, 0.0) + sum_
                     window.tokens[task] = window.tokens.get(task, 0) + count
             window.padding += sum(m.get("padding", 0.0) for m in said) / self.ranks.size
-        return [message for said in heard for message in said]
+        return [message for said in attached for message in said]
 
     def tell(self) -> None:
         """Let the window be that of all ranks, before it is read."""
@@ -101,19 +102,29 @@ class RankUpdates(Updates):
         number = self.step * self.recipe.batches.accumulate + micro
         return self.shared.stand_in(number).to(self.job.device)
 
-    def _combine_tasks(self, engine: Engine, batches: list[TaskBatch], tokens: int) -> float:
+    def _give(
+        self,
+        engine: Engine,
+        batches: Sequence[TaskBatch],
+        tokens: int,
+        shares: dict[str, float],
+        alone: bool,
+    ) -> StepReport | None:
+        """Run the backward passes of this rank's parts; of a sharded model, of every batch."""
         self._seed()
-        present = [batch for batch in batches if len(batch.task)]
-        shares = shares_of(present, tokens)
         if self.shared.sharded:
-            report = self._combine_shards(engine, batches, tokens, shares)
-        else:
-            report = self._give(engine, present, tokens, shares, alone=len(batches) == 1)
-        return self._end(engine, report, shares)
+            return self._give_shards(engine, batches, tokens, shares, alone)
+        present = [batch for batch in batches if len(batch.task)]
+        return super()._give(engine, present, tokens, shares, alone)
 
-    def _combine_shards(
-        self, engine: Engine, batches: list[TaskBatch], tokens: int, shares: dict[str, float]
-    ) -> StepReport:
+    def _give_shards(
+        self,
+        engine: Engine,
+        batches: Sequence[TaskBatch],
+        tokens: int,
+        shares: dict[str, float],
+        alone: bool,
+    ) -> StepReport | None:
         """Make a pass for every batch, on a sentence that does not count where there is none."""
         report: StepReport | None = None
         for n, batch in enumerate(batches):
@@ -125,20 +136,18 @@ class RankUpdates(Updates):
                 loss, nll, rows = self.job.losses(own)
                 loss = loss / tokens
                 mask = torch.full_like(loss, float(counts))
-                if len(batches) > 1:
-                    engine.accumulate(loss, rows, mask)
-                else:
+                if alone:
                     report = engine.backward(loss, rows, mask, step=self.step, shares=shares)
+                else:
+                    engine.accumulate(loss, rows, mask)
             if counts:
                 self._count(batch, nll, rows)
-        return report or engine.combine(step=self.step, shares=shares)
+        return report
 
     def _clip(self) -> float:
         if self._reduction:
             self._reduction.finish()
-        limit = self.recipe.training.clip or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
-        return float(whole(norm))
+        return super()._clip()
 
     def _check_finite(self, loss: float, norm: float) -> None:
         """Check the losses of all ranks, so that all of them skip a step or none."""

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor
@@ -89,7 +90,7 @@ class RankTrainer(Trainer):
     ``folder`` is the run's, where rank 0 writes and from which all of them resume.
     """
 
-    def __init__(self, job: RankJob, display: Display, ranks: Ranks, folder: Path) -> None:
+    def __init__(self, job: RankJob[Any], display: Display, ranks: Ranks, folder: Path) -> None:
         super().__init__(job, display)
         self.shared, self.ranks, self.run, self.processes = job, ranks, folder, ranks.size
         if ranks.rank:

@@ -35,7 +35,9 @@ def step_seed(seed: int, step: int) -> int:
 
 
 @torch.no_grad()
-def suspects(job: Job, batches: Sequence[TaskBatch], step: int, task: str) -> dict[str, list[int]]:
+def suspects(
+    job: Job[Any], batches: Sequence[TaskBatch], step: int, task: str
+) -> dict[str, list[int]]:
     """By task, the numbers of the sentences whose loss is not finite, in the task's corpus.
 
     If all losses are finite, and the gradient alone is not: all sentences of ``task``.
@@ -66,7 +68,7 @@ def in_words(sentences: Mapping[str, Sequence[int]]) -> str:
 
 
 def keep(
-    job: Job,
+    job: Job[Any],
     batches: Sequence[TaskBatch],
     step: int,
     learned: Mapping[str, Any],
@@ -138,7 +140,7 @@ class Replay:
         """The tensors whose names begin so, without it."""
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
-    def batches_of(self, job: Job) -> list[TaskBatch]:
+    def batches_of(self, job: Job[Any]) -> list[TaskBatch]:
         """The batches of the step; RunError when they are not of the job's kind."""
         like, found = job.batch(0), []
         for number in range(self.state["batches"]):
@@ -150,7 +152,7 @@ class Replay:
         return [batch.to(job.device) for batch in found]
 
 
-def replay(job: Job, kept: Replay, say: Callable[[str], None]) -> bool:
+def replay(job: Job[Any], kept: Replay, say: Callable[[str], None]) -> bool:
     """Repeat a step on its own parameters, batches and random numbers; whether it fails again.
 
     Says of every task whether its loss and its gradient are finite, and which module, layer and
@@ -206,7 +208,7 @@ def _watch(model: nn.Module, found: list[str]) -> list[Any]:
 
 
 def _report_tasks(
-    job: Job,
+    job: Job[Any],
     batch: TaskBatch,
     loss: Tensor,
     nll: Tensor,

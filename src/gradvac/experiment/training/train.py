@@ -57,7 +57,7 @@ class Trainer:
 
     processes = 1  # that share the steps
 
-    def __init__(self, job: Job, display: Display) -> None:
+    def __init__(self, job: Job[Any], display: Display) -> None:
         bound_kernel_caches()
         self.job, self.display = job, display
         self.recipe, self.folder = job.recipe, job.folder

@@ -24,7 +24,7 @@ from gradvac.experiment.run.checkpoint import (
 )
 from gradvac.experiment.run.disk import Outbox
 from gradvac.experiment.run.folder import fill
-from gradvac.experiment.run.shards import empty_like, read_shards, rows_of, shapes
+from gradvac.experiment.run.shards import empty_like, read_shards, rows_of, shapes, whole
 from gradvac.experiment.training import replay
 from gradvac.experiment.training.build import build_method
 from gradvac.experiment.training.job import Job, TaskBatch
@@ -44,7 +44,7 @@ class Updates:
     ``outbox``. The engine trains with ``ranks``, if there are any.
     """
 
-    def __init__(self, job: Job, outbox: Outbox, ranks: Ranks | None = None) -> None:
+    def __init__(self, job: Job[Any], outbox: Outbox, ranks: Ranks | None = None) -> None:
         self.job, self.recipe, self.model, self.outbox = job, job.recipe, job.model, outbox
         training, section = self.recipe.training, self.recipe.method
         self.names: dict[Tensor, str] = {p: name for name, p in self.model.named_parameters()}
@@ -240,7 +240,7 @@ class Updates:
     def _clip(self) -> float:
         """Clip the combined gradient; returns its norm before."""
         limit = self.recipe.training.clip or math.inf
-        return float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
 
     def _check_finite(self, loss: float, norm: float) -> None:
         """Check what joint training makes of a step; engines look at every task themselves."""

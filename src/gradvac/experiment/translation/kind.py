@@ -68,13 +68,13 @@ class TranslationKind(Kind[Recipe, Vocabulary]):
             return recipe
         return recipe.with_normalization(kept.vocabulary.normalization)
 
-    def job(self, prepared: Prepared[Recipe, Vocabulary]) -> Job:
+    def job(self, prepared: Prepared[Recipe, Vocabulary]) -> Job[Any]:
         """The Transformer on the pairs of all directions."""
         from gradvac.experiment.translation.job import TranslationJob
 
         return TranslationJob(prepared)
 
-    def rank_job(self, prepared: Prepared[Recipe, Vocabulary], ranks: Ranks) -> RankJob:
+    def rank_job(self, prepared: Prepared[Recipe, Vocabulary], ranks: Ranks) -> RankJob[Any]:
         """The same, on a part of each batch."""
         from gradvac.experiment.translation.shared_job import SharedJob
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradvac.data.batches import Batch
-from gradvac.engine.ranks.collector import cost
+from gradvac.engine.ranks.cost import cost
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError
 from gradvac.experiment.run.shards import shard_model

@@ -1,33 +1,34 @@
-"""How samples travel through indexing and selecting; see :mod:`gradvac.engine.samples.flow`."""
+"""How samples travel through indexing and selecting."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradvac.engine.samples.flow import Call, Lost, Mixed, Place, agreed, sole_owner
-from gradvac.engine.samples.rows import RowMap
+from gradvac.engine.samples.owners import Owners
+from gradvac.engine.samples.places import Call, Lost, Mixed, Place, agreed, sole_owner
 
 
-def cut(call: Call) -> Place | list[Place]:
-    """Views that select or cut: a probe in the place of the tensor shows where the samples go.
+def selection(call: Call) -> Place | list[Place]:
+    """Views of a part: a probe in the place of the tensor shows where the samples go.
 
     The probe moves in memory along the dimension of the samples alone, so the one dimension of
     the result that moves is theirs, and its offset and stride tell which samples are left.
     """
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     if call.func is torch.nn.functional.unfold:  # images [B, C, H, W] to columns [B, n, L]
         if dim or x.ndim != 4:
             raise Mixed("it expects the samples in its first dimension")
-        return Place(rows, 0)
+        return Place(owners, 0)
     probe = _probe(x.shape, dim)
     result = call.func(probe, *call.args[1:], **call.kwargs)
     if isinstance(result, Tensor):
-        return _cut_place(result, rows)
-    return [_cut_place(piece, rows) for piece in result]
+        return _selected_place(result, owners)
+    return [_selected_place(piece, owners) for piece in result]
 
 
 def _probe(shape: torch.Size, dim: int) -> Tensor:
@@ -37,49 +38,49 @@ def _probe(shape: torch.Size, dim: int) -> Tensor:
     return torch.empty(shape[dim], dtype=torch.int8).as_strided(shape, strides)
 
 
-def _cut_place(probe: Tensor, rows: RowMap) -> Place:
+def _selected_place(probe: Tensor, owners: Owners) -> Place:
     moving = [e for e, stride in enumerate(probe.stride()) if stride]
     e = next((e for e in moving if probe.shape[e] > 1), moving[0] if moving else None)
     start = int(probe.storage_offset())
     if e is not None:
         length, stride = probe.shape[e], probe.stride(e)
-        return Place(rows.taken(start, length, stride if length > 1 else 1), e)
+        return Place(owners.taken(start, length, stride if length > 1 else 1), e)
     if not probe.ndim:
         raise Mixed("it takes out a single number")
-    return Place(rows.taken(start, 1, 1).spread(probe.shape[0], 1), 0)  # one sample owns it all
+    return Place(owners.taken(start, 1, 1).spread(probe.shape[0], 1), 0)  # one sample owns it all
 
 
 def getitem(call: Call) -> Place | list[Place]:
     """Indexing by numbers and slices, or with tensors among the indices."""
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     if call.place(call.args[0]) is None:
         return _chosen(call)
     if x is not call.args[0]:
         raise Mixed("its index, not what is indexed, holds the samples")
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     if not any(isinstance(i, Tensor | list) for i in index):
-        return cut(call)
+        return selection(call)
     used = sum(_dims_used(i) for i in index)
     if any(i is Ellipsis for i in index):
         used = x.ndim
     # Dimensions behind the indexed ones come out as they went in.
     behind = x.ndim - used
     if dim >= used:
-        return Place(rows, dim - used + call.out.ndim - behind)
+        return Place(owners, dim - used + call.out.ndim - behind)
     shape = [1] * used
     shape[dim] = -1
-    probe = rows.index.view(shape).expand(x.shape[:used])
+    probe = owners.index.view(shape).expand(x.shape[:used])
     index = tuple(i.cpu() if isinstance(i, Tensor) else i for i in index)
-    owners = probe[index]
-    for e in range(owners.ndim):
-        line = owners
-        for d in reversed(range(owners.ndim)):
+    found = probe[index]  # the owner of each element
+    for e in range(found.ndim):
+        line = found
+        for d in reversed(range(found.ndim)):
             if d != e:
                 line = line.select(d, 0) if line.shape[d] else line
-        shape = [1] * owners.ndim
+        shape = [1] * found.ndim
         shape[e] = -1
-        if line.ndim == 1 and bool((owners == line.view(shape)).all()):
-            return Place(RowMap(line.contiguous(), rows.n_tasks), e)
+        if line.ndim == 1 and bool((found == line.view(shape)).all()):
+            return Place(Owners(line.contiguous(), owners.n_tasks), e)
     raise Lost("its result orders the samples along no dimension")
 
 
@@ -96,12 +97,12 @@ def _chosen(call: Call) -> Place:
     before = sum(x.ndim - used if i is Ellipsis else 1 for i in index[: at[0]])
     wide = max(t.ndim for t in tensors)
     places = [
-        (t, Place(place.rows, before + place.dim + wide - t.ndim))
+        (t, Place(place.owners, before + place.dim + wide - t.ndim))
         for t in tensors
         if (place := call.place(t)) is not None
     ]
     place = agreed(places)
-    if call.out.shape[place.dim] != len(place.rows):
+    if call.out.shape[place.dim] != len(place.owners):
         raise Mixed("its indices hold their samples in different places")
     return place
 
@@ -122,21 +123,21 @@ def masked_select(call: Call) -> Place:
         raise Mixed("its mask, not what is chosen from, holds the samples")
     shape = [1] * x.ndim
     shape[place.dim] = -1
-    owners = place.rows.index.view(shape).expand(x.shape).masked_select(mask.cpu())
-    return Place(RowMap(owners, place.rows.n_tasks), 0)
+    index = place.owners.index.view(shape).expand(x.shape).masked_select(mask.cpu())
+    return Place(Owners(index, place.owners.n_tasks), 0)
 
 
 def index_select(call: Call) -> Place:
     """Choose slices along a dimension."""
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     table = call.argument(0, "input")
     if call.place(table) is None:
-        return Place(rows, call.argument(1, "dim") % table.ndim)
+        return Place(owners, call.argument(1, "dim") % table.ndim)
     if x is not table:
         raise Mixed("its index, not what is indexed, holds the samples")
     if call.argument(1, "dim") % x.ndim != dim:
-        return Place(rows, dim)
-    return Place(rows.selected(call.argument(2, "index")), dim)
+        return Place(owners, dim)
+    return Place(owners.selected(call.argument(2, "index")), dim)
 
 
 def lookup(call: Call) -> Place:
@@ -153,7 +154,7 @@ def gather(call: Call) -> Place:
     What holds no samples may be gathered from along any.
     """
     along = call.argument(1 if call.name != "take_along_dim" else 2, "dim")
-    rows, dim = agreed(call.inputs)
+    owners, dim = agreed(call.inputs)
     index = call.argument(
         2 if call.name != "take_along_dim" else 1, "index", call.kwargs.get("indices")
     )
@@ -166,25 +167,25 @@ def gather(call: Call) -> Place:
         gathers and call.place(call.argument(0, "input")) is None
     ):
         raise Lost("it works along the dimension of the samples")
-    return Place(rows.taken(0, call.out.shape[dim], 1), dim)
+    return Place(owners.taken(0, call.out.shape[dim], 1), dim)
 
 
-def _same_owners(x: Tensor, own: Place, index: Sequence[Any], dim: int, rows: RowMap) -> bool:
-    """Whether what lies at an index with tensors has its samples along ``dim``, those of rows."""
+def _same_owners(x: Tensor, own: Place, index: Sequence[Any], dim: int, owners: Owners) -> bool:
+    """Whether what lies at an index with tensors has its samples along ``dim``, of these owners."""
     used = sum(_dims_used(i) for i in index)
     if own.dim >= used or any(i is Ellipsis or i is None for i in index):
         return False
     shape = [1] * used
     shape[own.dim] = -1
-    probe = own.rows.index.view(shape).expand(x.shape[:used])
-    owners = probe[tuple(i.cpu() if isinstance(i, Tensor) else i for i in index)]
-    if (owner := sole_owner(rows)) is not None:
-        return bool((owners == owner).all())
-    if not 0 <= dim < owners.ndim or owners.shape[dim] != len(rows):
+    probe = own.owners.index.view(shape).expand(x.shape[:used])
+    found = probe[tuple(i.cpu() if isinstance(i, Tensor) else i for i in index)]
+    if (owner := sole_owner(owners)) is not None:
+        return bool((found == owner).all())
+    if not 0 <= dim < found.ndim or found.shape[dim] != len(owners):
         return False
-    line = [1] * owners.ndim
+    line = [1] * found.ndim
     line[dim] = -1
-    return bool((owners == rows.index.view(line)).all())
+    return bool((found == owners.index.view(line)).all())
 
 
 def assign(call: Call) -> Place | None:
@@ -197,17 +198,19 @@ def assign(call: Call) -> Place | None:
     dim = place.dim + region.ndim - value.ndim
     indices = index if isinstance(index, tuple) else (index,)
     if any(isinstance(i, Tensor | list) for i in indices):
-        if own is None or not _same_owners(x, own, indices, dim, place.rows):
+        if own is None or not _same_owners(x, own, indices, dim, place.owners):
             raise Mixed("what is assigned belongs to other samples than where it goes")
         return own
     if own is not None:
-        there = cut(call._replace(args=(x, index), func=Tensor.__getitem__, inputs=[(x, own)]))
-        if isinstance(there, Place) and there.dim == dim and there.rows.same(place.rows):
+        there = selection(
+            replace(call, args=(x, index), func=Tensor.__getitem__, inputs=[(x, own)])
+        )
+        if isinstance(there, Place) and there.dim == dim and there.owners.same(place.owners):
             return own
         raise Mixed("what is assigned holds its samples in another place")
     fits = [d for d in range(x.ndim) if _moves(x, index, d) == (dim, x.shape[d])]
-    found = Place(place.rows, fits[0]) if len(fits) == 1 else None
-    if found is not None and len(place.rows) == x.shape[found.dim] and not x.requires_grad:
+    found = Place(place.owners, fits[0]) if len(fits) == 1 else None
+    if found is not None and len(place.owners) == x.shape[found.dim] and not x.requires_grad:
         return found
     raise Mixed("what is assigned holds its samples in another place")
 
@@ -228,13 +231,13 @@ def index_add(call: Call) -> Place:
         line = torch.zeros(
             x.shape[given.dim], dtype=torch.int64
         )  # what nobody writes to is constant
-        line[index.cpu()] = given.rows.index
-        own = Place(RowMap(line, given.rows.n_tasks), given.dim)
+        line[index.cpu()] = given.owners.index
+        own = Place(Owners(line, given.owners.n_tasks), given.dim)
     if own is None or given is None or own.dim != given.dim:
         raise Mixed("what is added holds its samples in another place")
-    owners = own.rows
+    owners = own.owners
     if dim % x.ndim == own.dim:
         owners = owners.selected(index)
-    if not owners.same(given.rows):
+    if not owners.same(given.owners):
         raise Mixed("what is added belongs to other samples than where it goes")
     return own

@@ -1,8 +1,10 @@
 """Examples in docstrings are run, and everything public has one."""
 
+import ast
 import doctest
 import inspect
 import pkgutil
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ PUBLIC = ["gradvac", "gradvac.methods", "gradvac.engine"] + [
     if hasattr(import_module(f"{package.__name__}.{module.name}"), "__all__")
 ]
 SOURCE = Path(gradvac.__file__).parent
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = [  # those with examples
     ".".join(file.relative_to(SOURCE.parent).with_suffix("").parts)
     for file in sorted(SOURCE.rglob("*.py"))
@@ -43,9 +47,24 @@ def test_all_names_exist(name: str) -> None:
     assert all(hasattr(module, n) for n in module.__all__)
 
 
-@pytest.mark.parametrize("name", sorted(n for n in public() if not n.endswith("Engine")))
+@pytest.mark.parametrize("name", sorted(public()))
 def test_public_names_have_an_example(name: str) -> None:
     assert ">>> " in (inspect.getdoc(public()[name]) or ""), f"{name} has no example"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_import_public_names_or_say_that_they_may_change(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    imported = [
+        (node.module, alias.name)
+        for block in blocks
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gradvac")
+        for alias in node.names
+    ]
+    inner = [(m, n) for m, n in imported if m not in PUBLIC or n not in import_module(m).__all__]
+    assert not inner or "may change" in text, inner
 
 
 def with_examples() -> list[doctest.DocTest]:

@@ -1,33 +1,35 @@
-"""How samples travel through products, norms and losses; see :mod:`gradvac.engine.samples.flow`."""
+"""How samples travel through products, norms and losses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
-from gradvac.engine.samples.flow import Call, Lost, Mixed, Place, Rule, agreed, broadcast
+from gradvac.engine.samples.places import Call, Lost, Mixed, Place, Rule, agreed
+from gradvac.engine.samples.shape_rules import broadcast
 
 
 def last_dims(count: Callable[[Call], int], what: str) -> Rule:
     """Operations that mix the last dimensions, as many as ``count`` says, and no other."""
 
     def rule(call: Call) -> Place:
-        x, (rows, dim) = call.inputs[0]
+        x, (owners, dim) = call.inputs[0]
         if dim >= x.ndim - count(call):
             raise Mixed(f"{what} the dimension of the samples")
-        return Place(rows, dim)
+        return Place(owners, dim)
 
     return rule
 
 
 def first_dim(call: Call) -> Place:
     """Operations whose first dimension is the batch, such as convolutions."""
-    rows, dim = agreed(call.inputs)
+    owners, dim = agreed(call.inputs)
     dims = [int(c) for c in call.name if c.isdigit()]  # conv2d works on [B, C, H, W] or on one
     if dim or (dims and call.inputs[0][0].ndim != dims[0] + 2):
         raise Mixed("it expects the samples in its first dimension")
-    return Place(rows, 0)
+    return Place(owners, 0)
 
 
 def matmul(call: Call) -> Place:
@@ -38,13 +40,13 @@ def matmul(call: Call) -> Place:
         return _with_vector(call, a, b)
     n = call.out.ndim
     places: list[tuple[Tensor, Place]] = []
-    for x, (rows, dim) in call.inputs:
+    for x, (owners, dim) in call.inputs:
         summed = x.ndim - 1 if x is a else x.ndim - 2
         if a is b or dim == summed:
             if x.requires_grad or not places:
                 raise Mixed("it sums over the dimension of the samples")
             continue
-        places.append((x, Place(rows, dim + n - x.ndim)))
+        places.append((x, Place(owners, dim + n - x.ndim)))
     place = agreed(places)
     if place.dim >= n - 2 and sum(x.requires_grad for x, _ in places) > 1:
         raise Mixed("it multiplies samples of one factor with samples of the other")
@@ -64,12 +66,12 @@ def grouped(call: Call) -> Place:
 
 def _with_vector(call: Call, a: Tensor, b: Tensor) -> Place:
     """A product of a vector ``[k]`` with a matrix or a batch of them."""
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     last = a.ndim == 1  # the vector comes first, and the dimension before the last is summed
     summed = x.ndim - 1 if x.ndim == 1 or not last else x.ndim - 2
     if len(call.inputs) > 1 or dim == summed:
         raise Mixed("it sums over the dimension of the samples")
-    return Place(rows, dim - (dim > summed))
+    return Place(owners, dim - (dim > summed))
 
 
 def inner(call: Call) -> Place:
@@ -98,23 +100,24 @@ def _contraction(
     call: Call, a: Tensor, b: Tensor, of_a: Sequence[int], of_b: Sequence[int]
 ) -> Place:
     """Where samples lie after a sum over some dimensions of two factors; the others follow."""
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     if len(call.inputs) > 1 or a is b:
         raise Mixed("it multiplies samples of one factor with samples of the other")
     summed, before = (of_a, 0) if x is a else (of_b, a.ndim - len(of_a))
     if dim in summed:
         raise Mixed("it sums over the dimension of the samples")
-    return Place(rows, before + dim - sum(d < dim for d in summed))
+    return Place(owners, before + dim - sum(d < dim for d in summed))
 
 
 def distances(call: Call) -> Place:
     """Distances between all rows of one factor and all of the other: ``cdist``."""
     a, b = call.argument(0, "x1"), call.argument(1, "x2")
-    flipped = [(x, Place(p.rows, {x.ndim - 1: x.ndim - 2, x.ndim - 2: x.ndim - 1}.get(p.dim, p.dim))
-                if x is b else p) for x, p in call.inputs]  # fmt: skip
+    last_two = {b.ndim - 1: b.ndim - 2, b.ndim - 2: b.ndim - 1}
+    flip = lambda place: Place(place.owners, last_two.get(place.dim, place.dim))
+    flipped = [(x, flip(place) if x is b else place) for x, place in call.inputs]
     if a is b:
         raise Mixed("it compares samples with each other")
-    return matmul(call._replace(args=(a, b), kwargs={}, inputs=flipped))
+    return matmul(replace(call, args=(a, b), kwargs={}, inputs=flipped))
 
 
 def similarity(call: Call) -> Place:
@@ -122,27 +125,27 @@ def similarity(call: Call) -> Place:
     wide = max(x.ndim for x, _ in call.inputs)
     along = call.argument(2, "dim", 1) % max(wide, call.out.ndim + 1)
     n = call.out.ndim + 1
-    places = [(x, Place(place.rows, place.dim + n - x.ndim)) for x, place in call.inputs]
-    rows, dim = agreed(places)
+    places = [(x, Place(place.owners, place.dim + n - x.ndim)) for x, place in call.inputs]
+    owners, dim = agreed(places)
     if dim == along:
         raise Lost("it reduces over the dimension of the samples")
     dim -= dim > along
-    if call.out.shape[dim] != len(rows):
+    if call.out.shape[dim] != len(owners):
         raise Mixed("its output has another size than its input")
-    return Place(rows, dim)
+    return Place(owners, dim)
 
 
 def matrices(call: Call) -> Place:
     """Linear algebra on the last two dimensions, any number in front of them."""
     places = []
     wide = max(x.ndim for x, _ in call.inputs)
-    for x, (rows, dim) in call.inputs:
+    for x, (owners, dim) in call.inputs:
         if dim >= x.ndim - 2:
             raise Mixed("it works on the dimension of the samples")
-        places.append((x, Place(rows, dim + wide - x.ndim)))
+        places.append((x, Place(owners, dim + wide - x.ndim)))
     place = agreed(places)
     outs = [call.out] if isinstance(call.out, Tensor) else list(call.out)
-    if any(place.dim >= out.ndim or out.shape[place.dim] != len(place.rows) for out in outs):
+    if any(place.dim >= out.ndim or out.shape[place.dim] != len(place.owners) for out in outs):
         raise Mixed("its output has another size than its input")
     return place
 
@@ -163,13 +166,13 @@ def addmm(call: Call) -> Place:
     b = call.argument(2, names[1], call.kwargs.get("vec"))
     factors = [(x, place) for x, place in call.inputs if x is a or x is b]
     added = [
-        (x, Place(place.rows, place.dim + call.out.ndim - x.ndim))
+        (x, Place(place.owners, place.dim + call.out.ndim - x.ndim))
         for x, place in call.inputs
         if x is not a and x is not b
     ]
     if not factors:
         raise Mixed("its first argument holds samples")
-    place = matmul(call._replace(args=(a, b), kwargs={}, inputs=factors))
+    place = matmul(replace(call, args=(a, b), kwargs={}, inputs=factors))
     return agreed([(factors[0][0], place), *added])
 
 
@@ -195,7 +198,7 @@ def einsum(call: Call) -> Place:
             letter = term[place.dim]
             if letter not in right:
                 raise Mixed(f"it sums over {letter!r}, the dimension of the samples")
-            places.append((x, Place(place.rows, right.index(letter))))
+            places.append((x, Place(place.owners, right.index(letter))))
     return agreed(sorted(places, key=lambda pair: not pair[0].requires_grad))
 
 
@@ -219,13 +222,13 @@ def token_loss(call: Call) -> Place:
     """Classification losses without reduction, ``[N, C, ...]`` to ``[N, ...]``."""
     if call.kwargs.get("reduction", "mean") != "none":
         raise Lost("it averages over samples; ask for reduction='none'")
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     if x is not call.argument(0, "input"):
         raise Mixed("only its target holds samples")
     classes = 1 if x.ndim > 1 else 0
     if dim == classes:
         raise Mixed("it works along the dimension of the samples")
-    return Place(rows, dim - (dim > classes))
+    return Place(owners, dim - (dim > classes))
 
 
 def pointwise_loss(call: Call) -> Place:

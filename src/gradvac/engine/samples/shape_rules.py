@@ -1,100 +1,17 @@
-"""How the samples of a batch travel through an operation: one small rule per kind of operation.
-
-A tensor is *tagged* with a dimension and a :class:`RowMap` when each of its slices along that
-dimension depends on samples of one task only. A rule says where the tag of an operation's inputs
-is to be found in its output. Rules look at shapes and arguments, never at what a size happens to
-equal, and raise :class:`Mixed` when slices of different tasks meet.
-"""
+"""How samples travel through elementwise operations, reductions and changes of shape."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from math import gcd
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradvac.engine.samples.rows import RowMap
-
-
-class Mixed(Exception):
-    """An operation lets samples of different tasks meet, or nobody has said that it does not."""
-
-
-class Lost(Mixed):
-    """An operation after which slices belong to no sample, or to others than before."""
-
-
-class Place(NamedTuple):
-    """Where the samples lie: slice i along ``dim`` belongs to task ``rows.index[i]``."""
-
-    rows: RowMap
-    dim: int
-
-
-class Call(NamedTuple):
-    """A call to have its output tagged.
-
-    Attributes:
-        func: the function.
-        name: its name without underscores around it.
-        args: positional arguments.
-        kwargs: keyword arguments.
-        inputs: the tagged tensors among them, those with a gradient first.
-        out: what the function returned.
-    """
-
-    func: Callable[..., Any]
-    name: str
-    args: Sequence[Any]
-    kwargs: dict[str, Any]
-    inputs: list[tuple[Tensor, Place]]
-    out: Any
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """Return an argument given by position or by name."""
-        if len(self.args) > position:
-            return self.args[position]
-        return self.kwargs.get(name, default)
-
-    def place(self, argument: Any) -> Place | None:
-        """Return where the samples lie in an argument, None if it is not tagged."""
-        return next((place for x, place in self.inputs if x is argument), None)
-
-
-Rule = Callable[[Call], Place | Sequence[Place | None] | None]
-
-
-def sole_owner(rows: RowMap) -> int | None:
-    """The task that all slices belong to, along whichever dimension; None if there are several."""
-    owners = [task for task, (start, end) in enumerate(rows.bounds) if end > start]
-    return owners[0] if len(owners) == 1 else None
-
-
-def same_place(one: Place, other: Place) -> bool:
-    """Whether two places are the same."""
-    return one.dim == other.dim and one.rows.same(other.rows)
-
-
-def agreed(places: Sequence[tuple[Tensor, Place]]) -> Place:
-    """Return the place all inputs agree on, in dimensions of the output.
-
-    A tensor without gradient only hints at its samples: it gives way to one that has one.
-    """
-    (first, found), *others = places
-    for x, place in others:
-        if same_place(place, found):
-            continue
-        owner = sole_owner(place.rows)
-        if not x.requires_grad or (owner is not None and owner == sole_owner(found.rows)):
-            continue
-        if not first.requires_grad:
-            first, found = x, place
-            continue
-        raise Mixed("its inputs hold their samples in different places")
-    return found
+from gradvac.engine.samples.owners import Owners
+from gradvac.engine.samples.places import Call, Lost, Mixed, Place, Rule, agreed
 
 
 def broadcast(call: Call) -> Place:
@@ -105,15 +22,15 @@ def broadcast(call: Call) -> Place:
         if x.shape == out.shape:
             return place
     aligned = []
-    for x, (rows, dim) in call.inputs:
+    for x, (owners, dim) in call.inputs:
         if x.ndim > out.ndim:
             raise Mixed("its output has fewer dimensions than its input")
         dim += out.ndim - x.ndim
-        if out.shape[dim] != len(rows):
-            if len(rows) != 1:
+        if out.shape[dim] != len(owners):
+            if len(owners) != 1:
                 raise Mixed("its output has another size than its input")
-            rows = rows.spread(out.shape[dim], 1)
-        aligned.append((x, Place(rows, dim)))
+            owners = owners.spread(out.shape[dim], 1)
+        aligned.append((x, Place(owners, dim)))
     return agreed(aligned)
 
 
@@ -133,11 +50,11 @@ def along(position: int, default: Any = None) -> Rule:
 
     def rule(call: Call) -> Place:
         dims = _dims(call, position, default)
-        _, (rows, dim) = call.inputs[0]
+        _, (owners, dim) = call.inputs[0]
         if dims is None or dim in dims:
             kind = Lost if call.name in _REORDERS else Mixed
             raise kind("it works along the dimension of the samples")
-        return Place(rows, dim)
+        return Place(owners, dim)
 
     return rule
 
@@ -150,12 +67,12 @@ def reduction(position: int, default: Any = None) -> Rule:
 
     def rule(call: Call) -> Place | Sequence[Place]:
         dims = _dims(call, position, default)
-        x, (rows, dim) = call.inputs[0]
+        x, (owners, dim) = call.inputs[0]
         if dims is None or dim in dims:
             raise Lost("it reduces over the dimension of the samples")
         out = call.out if isinstance(call.out, Tensor) else call.out[0]
         kept = out.ndim == x.ndim
-        place = Place(rows, dim if kept else dim - sum(d < dim for d in dims))
+        place = Place(owners, dim if kept else dim - sum(d < dim for d in dims))
         return place if isinstance(call.out, Tensor) else [place] * len(call.out)
 
     return rule
@@ -170,7 +87,7 @@ def extremum(call: Call) -> Place | Sequence[Place | None] | None:
 
 def reshape(call: Call) -> Place:
     """Anything that keeps the elements in order: view, flatten, unsqueeze, squeeze ..."""
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     if x.numel() != call.out.numel():
         raise Mixed("it changes the number of elements")
     before, n, after = x.shape[:dim].numel(), x.shape[dim], x.shape[dim + 1 :].numel()
@@ -183,7 +100,7 @@ def reshape(call: Call) -> Place:
         u, t = before * a // ahead, after * c // behind
         if n % (a * c) or u * (n // (a * c)) * t != size:
             continue
-        folded = rows.folded(a, c)
+        folded = owners.folded(a, c)
         if folded is not None:
             fits.append((a * c, Place(folded.spread(u, t), e)))
             if a * c == 1:
@@ -196,77 +113,77 @@ def reshape(call: Call) -> Place:
 
 def transpose(call: Call) -> Place:
     """Exchange two dimensions."""
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     if call.name in ("transpose", "swapaxes", "swapdims"):
         a = call.argument(1, "dim0", call.kwargs.get("axis0"))
         b = call.argument(2, "dim1", call.kwargs.get("axis1"))
         a, b = a % x.ndim, b % x.ndim
     elif x.ndim < 2:
-        return Place(rows, dim)
+        return Place(owners, dim)
     else:
         a, b = x.ndim - 2, x.ndim - 1
-    return Place(rows, b if dim == a else a if dim == b else dim)
+    return Place(owners, b if dim == a else a if dim == b else dim)
 
 
 def permute(call: Call) -> Place:
     """Reorder the dimensions."""
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     dims = call.argument(1, "dims")
     dims = call.args[1:] if isinstance(dims, int) else dims
-    return Place(rows, [d % x.ndim for d in dims].index(dim))
+    return Place(owners, [d % x.ndim for d in dims].index(dim))
 
 
 def stack(call: Call) -> Place:
     """Put tensors side by side along a new dimension."""
-    rows, dim = agreed(call.inputs)
+    owners, dim = agreed(call.inputs)
     new = call.argument(1, "dim", 0) % call.out.ndim
-    return Place(rows, dim + (new <= dim))
+    return Place(owners, dim + (new <= dim))
 
 
 def concatenate(call: Call) -> Place:
     """Put tensors one behind the other."""
-    rows, dim = call.inputs[0][1]
+    owners, dim = call.inputs[0][1]
     if call.argument(1, "dim", 0) % call.out.ndim != dim:
         return agreed(call.inputs)
     maps = [call.place(x) for x in call.argument(0, "tensors")]
     if any(place is None or place.dim != dim for place in maps):
         raise Mixed("it appends to the dimension of the samples what belongs to no task")
-    index = torch.cat([place.rows.index for place in maps if place])
-    return Place(RowMap(index, rows.n_tasks), dim)
+    index = torch.cat([place.owners.index for place in maps if place])
+    return Place(Owners(index, owners.n_tasks), dim)
 
 
 def repeat(call: Call) -> Place:
     """Tile along every dimension."""
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     named = call.kwargs.get("repeats", call.kwargs.get("dims", ()))
     times = call.args[1:] or (named,)
     times = times[0] if isinstance(times[0], list | tuple) else times
     times = [1] * (x.ndim - len(times)) + list(times)  # tile may name the last dimensions alone
     dim += len(times) - x.ndim
-    return Place(rows.spread(times[dim], 1), dim)
+    return Place(owners.spread(times[dim], 1), dim)
 
 
 def repeat_interleave(call: Call) -> Place:
     """Repeat slices along a dimension."""
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     times, along = call.argument(1, "repeats"), call.argument(2, "dim")
     if along is None or not isinstance(times, int):
         raise Mixed("only a number of repetitions along a dimension is understood")
-    return Place(rows.spread(1, times) if along % x.ndim == dim else rows, dim)
+    return Place(owners.spread(1, times) if along % x.ndim == dim else owners, dim)
 
 
 def pad(call: Call) -> Place:
     """Padding of the last dimensions."""
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     amounts, at = call.argument(1, "pad"), 2 * (x.ndim - 1 - dim)
     if any(amounts[at : at + 2]):
         raise Lost("it pads the dimension of the samples")
-    return Place(rows, dim)
+    return Place(owners, dim)
 
 
 def windows(call: Call) -> Place:
     """``as_strided``: windows that each stay within a sample."""
-    x, (rows, dim) = call.inputs[0]
+    x, (owners, dim) = call.inputs[0]
     size, stride = (
         tuple(int(n) for n in call.argument(k, w)) for k, w in ((1, "size"), (2, "stride"))
     )
@@ -275,7 +192,7 @@ def windows(call: Call) -> Place:
     found = _window_dim(tuple(x.shape), x.stride(), dim, size, stride, start)
     if found is None:
         raise Mixed("its windows reach from one sample into another")
-    return Place(rows, found)
+    return Place(owners, found)
 
 
 @lru_cache(maxsize=256)

@@ -1,4 +1,4 @@
-"""What is known of the tensors of a forward pass, and how it is handed on."""
+"""What is known of the tensors of a forward pass, and how operations pass it on."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.samples.calls import tensors_in
-from gradvac.engine.samples.flow import Call, Lost, Mixed, Place
-from gradvac.engine.samples.rules import Entry
+from gradvac.engine.samples.operations import Entry
+from gradvac.engine.samples.places import Call, Lost, Mixed, Place
 from gradvac.errors import GradientError
 
 _MARK = "_gradvac"
@@ -33,38 +33,40 @@ class Refusal(GradientError):
         self.reason = reason
 
 
-class Known:
+class TensorInfo:
     """What is known of a tensor, valid while it is not written to.
 
     Attributes:
         place: where its samples lie; if ``why`` is given too, only whose losses these would be.
-        why: why samples of several tasks may have met in it; None if they have not.
+        why: why it may mix samples of several tasks; None if it does not.
         lost: whether its slices belong to no sample, whatever its size.
         slot: where the gradients of a tensor made of parameters alone go.
         base: the tensor that it is a view of, and how.
-        aside: whether its gradient is left to autograd.
+        left_to_autograd: whether its gradient is left to autograd.
     """
 
-    __slots__ = ("aside", "base", "computed", "lost", "place", "slot", "trace", "version", "why")
+    __slots__ = ("base", "computed", "left_to_autograd", "lost", "place", "slot", "trace",
+                 "version", "why")  # fmt: skip
 
     def __init__(
         self,
-        trace: Tags,
+        trace: TensorPlaces,
         tensor: Tensor,
         place: Place | None = None,
         slot: Slot | None = None,
         base: tuple[Tensor, Callable[[Tensor], Tensor]] | None = None,
         why: str | None = None,
-        aside: bool = False,
+        left_to_autograd: bool = False,
         lost: bool = False,
     ) -> None:
         self.trace, self.version = trace, tensor._version
-        self.place, self.slot, self.base, self.why, self.aside = place, slot, base, why, aside
-        self.lost, self.computed = lost, tensor.grad_fn is not None
+        self.place, self.slot, self.base = place, slot, base
+        self.why, self.left_to_autograd, self.lost = why, left_to_autograd, lost
+        self.computed = tensor.grad_fn is not None
         setattr(tensor, _MARK, self)
 
 
-class Tags(TorchFunctionMode):
+class TensorPlaces(TorchFunctionMode):
     """Where the samples lie in each tensor of a forward pass, or why nobody knows.
 
     Args:
@@ -75,37 +77,37 @@ class Tags(TorchFunctionMode):
         super().__init__()
         self.model = model
 
-    def tag(self, tensor: Tensor, place: Place) -> None:
+    def set_place(self, tensor: Tensor, place: Place) -> None:
         """Declare where the samples lie in a tensor."""
-        Known(self, tensor, place)
+        TensorInfo(self, tensor, place)
 
     def place(self, tensor: Tensor) -> Place | None:
         """Return where the samples lie in a tensor, None if that is not known for certain."""
-        known = self.known(tensor)
-        return known.place if known is not None and known.why is None else None
+        info = self.info(tensor)
+        return info.place if info is not None and info.why is None else None
 
-    def known(self, tensor: Tensor) -> Known | None:
+    def info(self, tensor: Tensor) -> TensorInfo | None:
         """Return what is known of a tensor, None if nothing or if it was written to since."""
-        known: Known | None = getattr(tensor, _MARK, None)
-        if known is None or known.trace is not self or known.version != tensor._version:
+        info: TensorInfo | None = getattr(tensor, _MARK, None)
+        if info is None or info.trace is not self or info.version != tensor._version:
             return None
-        if tensor.grad_fn is not None and not known.computed:
+        if tensor.grad_fn is not None and not info.computed:
             # A custom autograd function made it of constants and gave it a gradient.
-            return Known(self, tensor, known.place, why=_out_of_sight(tensor))
-        return known
+            return TensorInfo(self, tensor, info.place, why=_out_of_sight(tensor))
+        return info
 
     def follow(self, call: Call, entry: Entry | None) -> None:
-        """Tag the output of an operation without parameters."""
+        """Note where the samples lie in the output of an operation without parameters."""
         written = call.args[0] if call.name == "setitem" else call.out
         try:
             if entry is None:
                 raise Mixed("gradvac does not know whether it keeps samples apart")
             refuse(call)
-            self.tag_output(written, entry.rule(call))
+            self.set_places(written, entry.rule(call))
         except Exception as error:  # of a rule that was not made for such arguments, too
-            self.opaque(call, entry, f"made by {call.name!r}: {because(error)}")
+            self.mark_unknown(call, entry, f"made by {call.name!r}: {because(error)}")
 
-    def opaque(self, call: Call, entry: Entry | None, why: str, lost: bool = False) -> None:
+    def mark_unknown(self, call: Call, entry: Entry | None, why: str, lost: bool = False) -> None:
         """Mark what an operation returned as unknown, and whose losses it would hold.
 
         Tensors without gradient stay as they are: whatever they hold, they are constants.
@@ -117,7 +119,7 @@ class Tags(TorchFunctionMode):
             place = places if isinstance(places, Place) else None
             if place is not None and not fits(x, place):
                 place = None
-            Known(self, x, place, why=why, lost=lost and place is None)
+            TensorInfo(self, x, place, why=why, lost=lost and place is None)
 
     def _whose(self, call: Call, entry: Entry | None, lost: bool) -> tuple[Any, bool]:
         """Say which sample each slice of an output belongs to, were it a loss, if that is clear."""
@@ -133,23 +135,23 @@ class Tags(TorchFunctionMode):
             pass  # only a help: the user may say whose losses they are
         return (place if fits(call.out, place) else None), lost
 
-    def tag_output(self, out: Any, places: Any) -> None:
-        """Tag what an operation returned: a tensor, or several with a place for each or for all."""
+    def set_places(self, out: Any, places: Any) -> None:
+        """Note the places of what an operation returned: one for each tensor, or for all."""
         if isinstance(out, Tensor):
             if places is not None:
                 if not fits(out, places):
                     raise Mixed("its output has another size than its samples")
-                Known(self, out, places)
+                TensorInfo(self, out, places)
         elif isinstance(out, tuple | list):
             each = [places] * len(out) if isinstance(places, Place) or places is None else places
             for piece, place in zip(out, each, strict=True):
-                self.tag_output(piece, place)
+                self.set_places(piece, place)
 
     def origin(self, x: Tensor) -> str:
         """Say where a tensor comes from whose samples nobody knows."""
-        known = self.known(x)
-        if known is not None and known.why is not None:
-            return known.why
+        info = self.info(x)
+        if info is not None and info.why is not None:
+            return info.why
         return _out_of_sight(x)
 
     def module(self) -> str:
@@ -178,7 +180,7 @@ def _out_of_sight(x: Tensor) -> str:
 
 def fits(x: Any, place: Place) -> bool:
     """Whether a tensor has as many slices as there are in a place."""
-    return isinstance(x, Tensor) and place.dim < x.ndim and x.shape[place.dim] == len(place.rows)
+    return isinstance(x, Tensor) and place.dim < x.ndim and x.shape[place.dim] == len(place.owners)
 
 
 def because(error: Exception) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 _CACHED = 2**22  # bytes that fit a shared cache, chosen here
 
 
-class RowMap:
+class Owners:
     """The owners of the slices of a tensor along one dimension.
 
     Derived maps are cached, so that everything costly happens once per batch and shape.
@@ -24,13 +24,13 @@ class RowMap:
     def __init__(self, index: Tensor, n_tasks: int) -> None:
         self.index = index
         self.n_tasks = n_tasks
-        self._derived: dict[tuple[object, ...], RowMap | None] = {}
+        self._derived: dict[tuple[object, ...], Owners | None] = {}
         self._order_on: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def same(self, other: RowMap) -> bool:
+    def same(self, other: Owners) -> bool:
         """Whether both maps say the same."""
         if self is other:
             return True
@@ -41,7 +41,7 @@ class RowMap:
             self._derived["alive", id(other)] = other
         return self._derived[key] is not None
 
-    def spread(self, before: int, after: int) -> RowMap:
+    def spread(self, before: int, after: int) -> Owners:
         """Merge the dimension with ones of size ``before`` in front of and ``after`` behind it."""
         if before == after == 1:
             return self
@@ -49,10 +49,10 @@ class RowMap:
         found = self._derived.get(key)
         if found is None:
             index = self.index.repeat_interleave(after).repeat(before)
-            found = self._derived[key] = RowMap(index, self.n_tasks)
+            found = self._derived[key] = Owners(index, self.n_tasks)
         return found
 
-    def folded(self, before: int, after: int) -> RowMap | None:
+    def folded(self, before: int, after: int) -> Owners | None:
         """Undo :meth:`spread`; None if slices to be merged belong to different tasks."""
         if before == after == 1:
             return self
@@ -61,10 +61,10 @@ class RowMap:
             blocks = self.index.view(before, -1, after)
             middle = blocks[0, :, 0]
             uniform = bool((blocks == middle[None, :, None]).all())
-            self._derived[key] = RowMap(middle.contiguous(), self.n_tasks) if uniform else None
+            self._derived[key] = Owners(middle.contiguous(), self.n_tasks) if uniform else None
         return self._derived[key]
 
-    def taken(self, start: int, length: int, stride: int) -> RowMap:
+    def taken(self, start: int, length: int, stride: int) -> Owners:
         """Every ``stride``-th slice from ``start``."""
         if (start, length, stride) == (0, len(self), 1):
             return self
@@ -72,21 +72,21 @@ class RowMap:
         found = self._derived.get(key)
         if found is None:
             index = self.index[start : start + (length - 1) * stride + 1 : stride]
-            found = self._derived[key] = RowMap(index.contiguous(), self.n_tasks)
+            found = self._derived[key] = Owners(index.contiguous(), self.n_tasks)
         return found
 
-    def all_of(self, task: int, n_tasks: int) -> RowMap:
+    def all_of(self, task: int, n_tasks: int) -> Owners:
         """As many slices, all of one among ``n_tasks`` tasks."""
         key = ("all_of", task, n_tasks)
         found = self._derived.get(key)
         if found is None:
             index = torch.full_like(self.index, task)
-            found = self._derived[key] = RowMap(index, n_tasks)
+            found = self._derived[key] = Owners(index, n_tasks)
         return found
 
-    def selected(self, positions: Tensor) -> RowMap:
+    def selected(self, positions: Tensor) -> Owners:
         """The slices at ``positions`` ``[m]``."""
-        return RowMap(self.index.index_select(0, positions.detach().cpu()), self.n_tasks)
+        return Owners(self.index.index_select(0, positions.detach().cpu()), self.n_tasks)
 
     @cached_property
     def bounds(self) -> list[tuple[int, int]]:
@@ -108,23 +108,23 @@ class RowMap:
             self._order_on[device] = order.to(device)
         return None if order is None else self._order_on[device]
 
-    def sort(self, rows: Tensor) -> Tensor:
+    def sort(self, values: Tensor) -> Tensor:
         """Return the rows of ``[n, ...]`` sorted by task."""
-        order = self.order(rows.device)
-        return rows if order is None else rows.index_select(0, order)
+        order = self.order(values.device)
+        return values if order is None else values.index_select(0, order)
 
-    def blocks(self, rows: Tensor) -> Iterator[Tensor]:
+    def blocks(self, values: Tensor) -> Iterator[Tensor]:
         """Yield the rows of each task among ``[n, ...]``.
 
         On a CPU what is large is not sorted at once but copied one task at a time, so that the copy
         is still in the cache when it is used.
         """
-        order = self.order(rows.device)
-        at_once = rows.device.type != "cpu" or rows.numel() * rows.element_size() <= _CACHED
+        order = self.order(values.device)
+        at_once = values.device.type != "cpu" or values.numel() * values.element_size() <= _CACHED
         if order is not None and at_once:
-            rows, order = rows.index_select(0, order), None
+            values, order = values.index_select(0, order), None
         for start, end in self.bounds:
-            yield rows[start:end] if order is None else rows.index_select(0, order[start:end])
+            yield values[start:end] if order is None else values.index_select(0, order[start:end])
 
     def positions(self, task: int, device: torch.device) -> Tensor:
         """Positions of the rows of a task, ascending."""

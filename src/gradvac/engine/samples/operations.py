@@ -6,30 +6,28 @@ for ``torch.add``, ``Tensor.add``, ``Tensor.add_`` and ``Tensor.__add__``.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import Enum, auto
 from typing import NamedTuple
 
-from gradvac.engine.samples import flow, flow_indexing, flow_products, recurrent
-from gradvac.engine.samples.flow import Call, Rule
+from gradvac.engine.samples import indexing_rules, product_rules, recurrent, shape_rules
+from gradvac.engine.samples.places import Call, Rule
 
 
-class Meeting(Enum):
-    """How the gradient of a parameter is split where it meets the samples."""
+class SplitBy(Enum):
+    """How the gradient of a parameter is split where it is used together with samples."""
 
     NONE = auto()  # not possible here
     POINTWISE = auto()  # one derivative for all tasks, then sums over the rows of each
-    SLICES = auto()  # the operation again for each task, on its rows alone
+    SLICES = auto()  # the operation once more for each task, on its rows alone
     MASKED = auto()  # the derivative for each task in full, other tasks' rows set to zero
-    LINEAR = auto()
-    EMBEDDING = auto()
-    LAYER_NORM = auto()
 
 
 class Entry(NamedTuple):
     """What is known of an operation."""
 
     rule: Rule
-    meeting: Meeting
+    split_by: SplitBy
 
 
 def _normalized_dims(call: Call) -> int:
@@ -61,99 +59,101 @@ _POINTWISE = """
     special_sinc special_xlog1py special_xlogy
 """
 
-KNOWN: dict[str, Entry] = {name: Entry(flow.broadcast, Meeting.POINTWISE)
+OPERATIONS: dict[str, Entry] = {name: Entry(shape_rules.broadcast, SplitBy.POINTWISE)
                            for name in _POINTWISE.split()}  # fmt: skip
 
 
-def _add(names: str, rule: Rule, meeting: Meeting = Meeting.MASKED) -> None:
+def _add(names: str, rule: Rule, split_by: SplitBy = SplitBy.MASKED) -> None:
     for name in names.split():
-        KNOWN[name] = Entry(rule, meeting)
+        OPERATIONS[name] = Entry(rule, split_by)
 
 
 # What draws random numbers cannot be computed again.
 _add("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout"
-     " bernoulli rand_like randn_like", flow.broadcast, Meeting.NONE)  # fmt: skip
+     " bernoulli rand_like randn_like", shape_rules.broadcast, SplitBy.NONE)  # fmt: skip
 _add("softmax log_softmax cumsum cumprod logcumsumexp glu normalize flip sort argsort",
-     flow.along(1))  # fmt: skip
-_add("topk kthvalue", flow.along(2, -1))
-_add("cummax cummin softmin", flow.along(1))
-_add("diff", flow.along(2, -1))
-_add("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft", flow.along(2, -1))
-_add("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2", flow.along(2, (-2, -1)))
-_add("fft_fftn fft_ifftn fft_rfftn fft_irfftn", flow.along(2))
-_add("fft_fftshift fft_ifftshift", flow.along(1))
-KNOWN["normalize"] = Entry(
-    lambda call: flow.along(1)(
-        call._replace(args=(call.args[0], call.argument(2, "dim", 1)), kwargs={})
+     shape_rules.along(1))  # fmt: skip
+_add("topk kthvalue", shape_rules.along(2, -1))
+_add("cummax cummin softmin", shape_rules.along(1))
+_add("diff", shape_rules.along(2, -1))
+_add("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft", shape_rules.along(2, -1))
+_add("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2", shape_rules.along(2, (-2, -1)))
+_add("fft_fftn fft_ifftn fft_rfftn fft_irfftn", shape_rules.along(2))
+_add("fft_fftshift fft_ifftshift", shape_rules.along(1))
+OPERATIONS["normalize"] = Entry(
+    lambda call: shape_rules.along(1)(
+        replace(call, args=(call.args[0], call.argument(2, "dim", 1)), kwargs={})
     ),
-    Meeting.MASKED,
+    SplitBy.MASKED,
 )
-_add("roll", flow.along(2))
+_add("roll", shape_rules.along(2))
 _add("sum mean var std prod logsumexp amax amin argmax argmin all any count_nonzero nansum nanmean"
-     " var_mean std_mean median nanmedian mode aminmax", flow.reduction(1))  # fmt: skip
-_add("norm linalg_norm linalg_vector_norm quantile nanquantile", flow.reduction(2))
-_add("cosine_similarity", flow_products.similarity)
-_add("cdist", flow_products.distances, Meeting.SLICES)
-_add("max min", flow.extremum)
-_add("view reshape flatten unflatten view_as reshape_as unsqueeze squeeze ravel", flow.reshape)
-_add("transpose swapaxes swapdims t T mT H mH adjoint", flow.transpose)
-_add("permute", flow.permute)
+     " var_mean std_mean median nanmedian mode aminmax", shape_rules.reduction(1))  # fmt: skip
+_add("norm linalg_norm linalg_vector_norm quantile nanquantile", shape_rules.reduction(2))
+_add("cosine_similarity", product_rules.similarity)
+_add("cdist", product_rules.distances, SplitBy.SLICES)
+_add("max min", shape_rules.extremum)
+_add(
+    "view reshape flatten unflatten view_as reshape_as unsqueeze squeeze ravel", shape_rules.reshape
+)
+_add("transpose swapaxes swapdims t T mT H mH adjoint", shape_rules.transpose)
+_add("permute", shape_rules.permute)
 _add("chunk split tensor_split unbind select narrow diagonal unfold split_with_sizes hsplit vsplit"
      " movedim moveaxis",
-     flow_indexing.cut)  # fmt: skip
-_add("getitem", flow_indexing.getitem, Meeting.SLICES)
-_add("index_select", flow_indexing.index_select, Meeting.SLICES)
-_add("as_strided", flow.windows)
-_add("index_add index_copy", flow_indexing.index_add)
-_add("gather scatter scatter_add take_along_dim", flow_indexing.gather)
-_add("stack", flow.stack)
-_add("cat concat concatenate", flow.concatenate)
-_add("repeat tile", flow.repeat)
-_add("repeat_interleave", flow.repeat_interleave)
-_add("tril triu", flow_products.last_dims(lambda call: 2, "it cuts"))
-_add("pad", flow.pad)
-_add("setitem", flow_indexing.assign, Meeting.NONE)
-_add("cross_entropy nll_loss", flow_products.token_loss)
+     indexing_rules.selection)  # fmt: skip
+_add("getitem", indexing_rules.getitem, SplitBy.SLICES)
+_add("index_select", indexing_rules.index_select, SplitBy.SLICES)
+_add("as_strided", shape_rules.windows)
+_add("index_add index_copy", indexing_rules.index_add)
+_add("gather scatter scatter_add take_along_dim", indexing_rules.gather)
+_add("stack", shape_rules.stack)
+_add("cat concat concatenate", shape_rules.concatenate)
+_add("repeat tile", shape_rules.repeat)
+_add("repeat_interleave", shape_rules.repeat_interleave)
+_add("tril triu", product_rules.last_dims(lambda call: 2, "it cuts"))
+_add("pad", shape_rules.pad)
+_add("setitem", indexing_rules.assign, SplitBy.NONE)
+_add("cross_entropy nll_loss", product_rules.token_loss)
 _add("mse_loss l1_loss smooth_l1_loss huber_loss binary_cross_entropy kl_div"
-     " binary_cross_entropy_with_logits", flow_products.pointwise_loss)  # fmt: skip
+     " binary_cross_entropy_with_logits", product_rules.pointwise_loss)  # fmt: skip
 
-_add("matmul rmatmul mm bmm mv", flow_products.matmul, Meeting.SLICES)
-_add("addmm baddbmm addmv", flow_products.addmm, Meeting.SLICES)
-_add("grouped_mm", flow_products.grouped)
-_add("inner", flow_products.inner, Meeting.SLICES)
-_add("outer ger", flow_products.outer, Meeting.SLICES)
-_add("tensordot", flow_products.tensordot, Meeting.SLICES)
+_add("matmul rmatmul mm bmm mv", product_rules.matmul, SplitBy.SLICES)
+_add("addmm baddbmm addmv", product_rules.addmm, SplitBy.SLICES)
+_add("grouped_mm", product_rules.grouped)
+_add("inner", product_rules.inner, SplitBy.SLICES)
+_add("outer ger", product_rules.outer, SplitBy.SLICES)
+_add("tensordot", product_rules.tensordot, SplitBy.SLICES)
 _add("linalg_inv linalg_inv_ex inverse linalg_det det logdet linalg_slogdet slogdet linalg_cholesky"
      " cholesky linalg_qr qr linalg_eigh linalg_svd svd linalg_svdvals linalg_eigvalsh"
      " linalg_matrix_exp matrix_exp linalg_matrix_power matrix_power linalg_pinv pinverse"
      " linalg_solve_triangular linalg_householder_product cholesky_inverse",
-     flow_products.matrices)  # fmt: skip
-_add("pixel_shuffle pixel_unshuffle", flow_products.last_dims(lambda call: 3, "it rearranges"))
-_add("embedding_bag", flow_products.bag, Meeting.SLICES)
-_add("view_as_complex", flow_products.last_dims(lambda call: 1, "it joins"))
-_add("view_as_real one_hot", flow_products.last_dims(lambda call: 0, ""))
-_add("einsum", flow_products.einsum, Meeting.SLICES)
-_add("scaled_dot_product_attention", flow_products.attention, Meeting.SLICES)
-_add("rms_norm", flow_products.last_dims(_normalized_dims, "it normalises over"), Meeting.SLICES)
+     product_rules.matrices)  # fmt: skip
+_add("pixel_shuffle pixel_unshuffle", product_rules.last_dims(lambda call: 3, "it rearranges"))
+_add("embedding_bag", product_rules.bag, SplitBy.SLICES)
+_add("view_as_complex", product_rules.last_dims(lambda call: 1, "it joins"))
+_add("view_as_real one_hot", product_rules.last_dims(lambda call: 0, ""))
+_add("einsum", product_rules.einsum, SplitBy.SLICES)
+_add("scaled_dot_product_attention", product_rules.attention, SplitBy.SLICES)
+_add("rms_norm", product_rules.last_dims(_normalized_dims, "it normalises over"), SplitBy.SLICES)
 _add("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d group_norm"
      " instance_norm batch_norm bilinear prelu max_pool1d max_pool2d max_pool3d avg_pool1d"
      " avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
-     " adaptive_max_pool1d adaptive_max_pool2d interpolate", flow_products.first_dim,
-     Meeting.SLICES)  # fmt: skip
-_add("linear", flow_products.last_dims(lambda call: 1, "it mixes"), Meeting.LINEAR)
+     " adaptive_max_pool1d adaptive_max_pool2d interpolate", product_rules.first_dim,
+     SplitBy.SLICES)  # fmt: skip
+_add("linear", product_rules.last_dims(lambda call: 1, "it mixes"), SplitBy.SLICES)
 _add(
     "layer_norm",
-    flow_products.last_dims(_normalized_dims, "it normalises over"),
-    Meeting.LAYER_NORM,
+    product_rules.last_dims(_normalized_dims, "it normalises over"),
+    SplitBy.SLICES,
 )
-_add("embedding", flow_indexing.lookup, Meeting.EMBEDDING)
-_add("recurrent_layer", recurrent.layer_place, Meeting.SLICES)
-_add("recurrent_cell", recurrent.cell_place, Meeting.SLICES)
+_add("embedding", indexing_rules.lookup, SplitBy.SLICES)
+_add("recurrent_layer", recurrent.layer_place, SplitBy.SLICES)
+_add("recurrent_cell", recurrent.cell_place, SplitBy.SLICES)
 _add("whole_recurrent_layer", recurrent.layer_place)
 _add("whole_recurrent_cell", recurrent.cell_place)
 _add("pack_padded_sequence", recurrent.pack)
 _add("pad_packed_sequence", recurrent.unpack)
-_add("masked_select", flow_indexing.masked_select)
+_add("masked_select", indexing_rules.masked_select)
 
 # Attributes and methods that tell about a tensor and compute nothing from its values that could
 # carry a gradient.

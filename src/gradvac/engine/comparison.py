@@ -1,13 +1,13 @@
 """Checks that the gradients of a forward pass were split as they are.
 
 Two things are certain without a check: up to where samples are followed they are apart, and no
-gradient reaches a parameter but through a meeting, or it would show. What is checked:
+gradient reaches a parameter but through a use that was followed, or it would show. What is checked:
 
 *Losses whose samples were not followed* (made by a custom function, or by an operation that mixes
-samples), in every step. From the last meetings on, the losses of task k are multiplied by a random
-number r_k. Where samples keep apart, the gradient at the rows of task k is r_k times what it is
-otherwise, so that one more pass through the end of the model tells for all tasks at once. The r_k
-are powers of two with signs: what is apart differs by no rounding error.
+samples), in every step. From the last uses of parameters on, the losses of task k are multiplied by
+a random number r_k. Where samples keep apart, the gradient at the rows of task k is r_k times what
+it is otherwise, so that one more pass through the end of the model tells for all tasks at once. The
+r_k are powers of two with signs: what is apart differs by no rounding error.
 
 *What a forward pass does for the first time*: an operation that was not there before, another
 order, a parameter at another place, samples of several tasks. One pass brings, split and put
@@ -27,8 +27,10 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gradvac.engine.collector import Collector
+from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.engine.report import combine
-from gradvac.engine.tracing.meetings import Meeting, meeting_of
+from gradvac.engine.samples.calls import nodes
+from gradvac.engine.tracing.parameter_use import ParameterUse, use_of
 
 CHECKS = 2
 """Backward passes through the whole graph that a check makes."""
@@ -43,48 +45,36 @@ def task_weights(n_tasks: int, step: int) -> Tensor:
     return torch.where(n % 2 == 0, 1.0, -1.0).double() * 0.5 ** (n // 2)
 
 
-def last_meetings(loss: Tensor) -> tuple[list[Any], set[int]]:
-    """Return the meetings from which a loss is reached without another, and the leaves likewise.
+def last_uses(loss: Tensor) -> tuple[list[Any], set[int]]:
+    """Return the uses of parameters that no other use follows on the way to a loss.
 
     Returns:
-        Nodes of autograd's graph that are meetings, and ids of leaves.
+        Nodes of autograd's graph, and ids of the leaves that no use comes after either.
     """
-    meetings: list[Any] = []
-    reached: set[int] = set()
-    seen: set[Any] = set()
-    waiting: list[Any] = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if meeting_of(node) is not None:
-            meetings.append(node)
-            continue
-        if (variable := getattr(node, "variable", None)) is not None:
-            reached.add(id(variable))
-        waiting.extend(following for following, _ in node.next_functions)
-    return meetings, reached
+    found = list(nodes(loss, end=lambda node: use_of(node) is not None))
+    variables = (getattr(node, "variable", None) for node in found)
+    reached = {id(variable) for variable in variables if variable is not None}
+    return [node for node in found if use_of(node) is not None], reached
 
 
-def edges(meetings: Sequence[Any]) -> list[GradientEdge]:
-    """Return where the gradients of the outputs of meetings are to be had."""
-    return [GradientEdge(node, 0) for node in meetings]
+def edges(uses: Sequence[Any]) -> list[GradientEdge]:
+    """Return where autograd finds the gradients of the outputs of uses."""
+    return [GradientEdge(node, 0) for node in uses]
 
 
-def apart(meeting: Meeting, plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
+def split_by_task(use: ParameterUse, plain: Tensor, weighted: Tensor, weights: Tensor) -> bool:
     """Whether the gradient at each sample is that of its own task's losses.
 
     Args:
-        meeting: where the gradients are.
+        use: where the gradients are.
         plain: of the sum of all losses.
         weighted: of the losses times the number of their task.
         weights: these numbers, ``[K]``.
     """
-    rows, dim = meeting.place
+    owners, dim = use.place
     shape = [1] * plain.ndim
     shape[dim] = -1
-    factor = weights[rows.index].to(plain).view(shape)
+    factor = weights[owners.index].to(plain).view(shape)
     return same(plain, weighted / factor)
 
 
@@ -145,8 +135,8 @@ class Rehearsal:
                 self._take(store)
 
     def _take(self, store: Any) -> None:
-        rows = store.rows(len(self.weights))
-        found = store.gradients([combine(self.weights, r) for r in rows], torch.float32)
+        found = store.task_gradients(len(self.weights))
+        found = store.gradients([combine(self.weights, g) for g in found], wide=True)
         for slot, gradient in zip(store.slots, found, strict=True):
             self.sums[id(slot.leaf)] = gradient
         store.close()
@@ -178,7 +168,7 @@ def different(
         s = torch.zeros_like(g) if s is None and g is not None else s
         assert s is not None
         dense = torch.zeros_like(s) if g is None else (g.to_dense() if g.is_sparse else g)
-        wide = torch.promote_types(torch.float32, s.dtype)
+        wide = at_least_float32(s.dtype)
         s, dense = s.to(wide), dense.to(wide)
         numbers = [torch.linalg.vector_norm(x) for x in (s - dense, s, dense)]
         norms[n] = torch.stack(numbers).double().cpu()

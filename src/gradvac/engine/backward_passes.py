@@ -1,0 +1,160 @@
+"""The backward passes through the graph of one batch's losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.collector import Collector
+from gradvac.engine.gradients.parameter_slot import ParameterSlot
+from gradvac.engine.local_collector import LocalCollector
+from gradvac.engine.samples.calls import explained, inner
+from gradvac.engine.samples.owners import Owners
+from gradvac.engine.setup import Setup
+from gradvac.engine.step import Step
+from gradvac.engine.tracing.batch import TracedBatch
+from gradvac.engine.tracing.parameter_use import PassKind
+from gradvac.engine.tracing.tensor_info import Refusal
+
+
+class BackwardPasses:
+    """Runs backward passes of the losses of a batch.
+
+    Gradients of tasks go to the collector and those of heads to ``setup.heads``; nothing goes to
+    ``p.grad``.
+
+    Args:
+        setup: parameters and ranks.
+        collector: where the gradients of tasks are collected.
+        step: the step under way.
+        batch: what is known of the forward pass.
+        loss: the losses ``[N]``, with their graph.
+        owners: the task of each loss.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        collector: Collector,
+        step: Step,
+        batch: TracedBatch,
+        loss: Tensor,
+        owners: Owners,
+    ) -> None:
+        self.setup, self.collector, self.step = setup, collector, step
+        self.batch, self.loss, self.owners = batch, loss, owners
+
+    def run(
+        self,
+        factors: Tensor | None,
+        inputs: Sequence[Any],
+        kind: PassKind,
+        retain_graph: bool = False,
+    ) -> Sequence[Tensor | None]:
+        """Run a backward pass of the losses times some factors ``[N]``, 1 by default.
+
+        Returns:
+            The gradients of ``inputs`` that autograd found, None for what is not reached.
+        """
+        setup, trace, loss = self.setup, self.batch.trace, self.loss
+        if factors is None:
+            factors = torch.ones_like(loss)
+        if setup.shards is not None:
+            setup.shards.gather_kept_whole()
+        with trace.backward_state.running(kind), trace.repeats(), explained(loss, setup.module):
+            return inner(torch.autograd.grad)(
+                loss, [trace.anchor, *inputs], factors, retain_graph, allow_unused=True
+            )[1:]
+
+    def idle(self, count: int, retain_graph: bool = False) -> None:
+        """Run backward passes that other ranks need and this one does not."""
+        for n in range(count):
+            keep = retain_graph or n + 1 < count
+            self.run(torch.zeros_like(self.loss), self.setup.leaves, PassKind.IDLE, keep)
+
+    def split(self, retain_graph: bool = False) -> None:
+        """Run the backward pass that splits gradients.
+
+        Raises:
+            GradientError: if a gradient reaches a parameter but through a use that was followed.
+        """
+        found, n_shared = self.run_split(retain_graph), self.setup.n_shared
+        for leaf, gradient in zip(self.setup.leaves, found[:n_shared], strict=False):
+            if gradient is not None and bool(gradient.to_dense().any()):
+                refusal = self.unseen(leaf)
+                if self.batch.trace.give_up is not None:
+                    self.batch.trace.give_up(refusal)
+                raise refusal
+        self.setup.heads.add(found[n_shared:])
+
+    def run_split(self, retain_graph: bool) -> Sequence[Tensor | None]:
+        """Run a backward pass that splits; return what autograd found of the leaves itself.
+
+        None for what other tensors are made of, which wait with their graph for the end, and for
+        parameters with hooks, which are not made for nothing to come.
+        """
+        derived, leaves = self.batch.trace.derived, self.setup.leaves
+        waiting = {id(s.leaf) for d in derived for s in d.sources if isinstance(s, ParameterSlot)}
+        waiting |= {id(slot.leaf) for slot in self.collector.slots.values() if slot.hooked}
+        asked = [leaf for leaf in leaves if id(leaf) not in waiting]
+        found = iter(self.run(None, asked, PassKind.SPLIT, retain_graph))
+        return [None if id(leaf) in waiting else next(found) for leaf in leaves]
+
+    def pass_on(self) -> None:
+        """Pass gradients of what was made of parameters alone on to these parameters."""
+        self.batch.pass_on(self.owners.n_tasks)
+
+    def unseen(self, leaf: Tensor) -> Refusal:
+        """Return the refusal of a parameter that is used out of sight."""
+        return Refusal(
+            f"parameter {self.setup.name(leaf)!r} is used by an operation that the engine cannot "
+            "see (a custom autograd function?)"
+        )
+
+    def split_in_two(self, retain_graph: bool) -> None:
+        """Measure in a first backward pass; run a second of the losses times their weights."""
+        collector = self.collector
+        assert isinstance(collector, LocalCollector)
+        self.split(retain_graph=True)
+        self.pass_on()
+        weights = collector.weights(self.step)
+        with self.batch.trace.backward_state.running(PassKind.JOINT):
+            self.run(weights[self.owners.index].to(self.loss), [], PassKind.JOINT, retain_graph)
+            self.batch.pass_on(1)
+        collector.take_combined(self.step)
+
+    def one_by_one(self, passes: int = 0) -> None:
+        """Run one backward pass per task, which is right whatever the model does with samples.
+
+        The graph is kept if there are to be more ``passes`` than that.
+        """
+        self.step.streams = False
+        self.collector.stream(False)
+        present = self.owners.index.unique().tolist()
+        for n, task in enumerate(present):
+            own = (self.owners.index == task).to(self.loss.device, self.loss.dtype)
+            self._add(self._plain(own, n + 1 < max(passes, len(present))), task)
+
+    def of_one_task(self, task: int) -> None:
+        """Run one backward pass for losses that all belong to one task."""
+        self._add(self._plain(None, False), task)
+
+    def _plain(self, factors: Tensor | None, retain_graph: bool) -> Sequence[Tensor | None]:
+        return self.run(factors, self.setup.leaves, PassKind.PLAIN, retain_graph)
+
+    def _add(self, gradients: Sequence[Tensor | None], task: int) -> None:
+        """Add a task's gradients of the leaves."""
+        slots, heads, n_shared = self.collector.slots, self.setup.heads, self.setup.n_shared
+        with torch._C.DisableTorchFunction():
+            for leaf, gradient in zip(self.setup.leaves, gradients[:n_shared], strict=False):
+                if gradient is not None:
+                    slot = slots[id(leaf)]
+                    slot.wants_sparse = gradient.is_sparse
+                    dense = gradient.to_dense() if gradient.is_sparse else gradient
+                    slot.zero(self.owners.n_tasks)[task].add_(dense)
+        if self.batch.trace.remember:
+            heads.check(self.step.names[task], gradients[n_shared:])
+        heads.add(gradients[n_shared:])

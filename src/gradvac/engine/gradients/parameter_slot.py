@@ -1,0 +1,173 @@
+"""Where the K gradients of a parameter are collected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from gradvac.engine.gradients.on_demand import Lookup, OnDemand, Product, TaskGradients
+from gradvac.engine.gradients.slots import Slot
+
+if TYPE_CHECKING:
+    from gradvac.engine.gradients.stores import GroupStore
+
+
+class ParameterSlot(Slot):
+    """Gradients of a parameter, a part of the matrix of its group.
+
+    A table in which rows were looked up and nothing else was done has gradients that are zero but
+    for those rows. They are kept apart and only for the rows that some task looked up. Gradients
+    above the budget are kept apart too, as what they are made of, see
+    :mod:`gradvac.engine.gradients.on_demand`.
+
+    Attributes:
+        over_budget: whether the gradients are above the budget.
+        leaf: what a forward pass uses: the parameter, or the whole one of a sharded parameter.
+        zero_when_checked: whether its gradients were all zero in the check, which shows nothing.
+        nonzero_since: whether they have been found not to be zero since then.
+    """
+
+    def __init__(self, store: GroupStore, parameter: nn.Parameter) -> None:
+        self.store, self.parameter, self.leaf = store, parameter, parameter
+        self.zero_when_checked = self.nonzero_since = False
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the step."""
+        self.empty()
+        self.uses = self.lookups = 0  # in the forward pass
+        self.wants_sparse = False  # looked up by an embedding with sparse=True
+
+    def empty(self) -> None:
+        """Forget what was collected."""
+        self.buffer = torch.empty(0)  # [K, *shape], a view of the group's matrix
+        self.fresh = True
+        self.over_budget = False
+        self._factors: list[Product | Lookup] = []
+        self._touched = torch.empty(0)
+
+    @property
+    def keeps_factors(self) -> bool:
+        """Whether the gradients are neither in the matrix of the group nor rows looked up."""
+        return self.over_budget and not self.sparse
+
+    def probe(self) -> Tensor:
+        """Return a tensor without data laid out as each of the K."""
+        return torch.empty(self.parameter.shape, device="meta")
+
+    @property
+    def sparse(self) -> bool:
+        """Whether only rows looked up are kept; not while micro-batches are added up."""
+        return self.store.streams and self.uses == self.lookups > 0 and not self.hooked
+
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody registered a hook that may change the gradient."""
+        return bool(getattr(self.leaf, "_backward_hooks", None))
+
+    def run_hooks(self, n_tasks: int) -> None:
+        """Let the hooks of the parameter change the gradient of each task, as autograd does."""
+        if not self.hooked:
+            return
+        for piece in self.buffer[:n_tasks]:
+            gradient = piece.to(self.parameter.dtype)
+            for hook in (self.leaf._backward_hooks or {}).values():
+                changed = hook(gradient)
+                gradient = gradient if changed is None else changed
+            piece.copy_(gradient)
+
+    def takes_factors(self, n_tasks: int) -> bool:
+        """Whether to add products and rows looked up as what they are."""
+        if self.sparse:
+            return True
+        self.store.open(n_tasks)
+        return self.over_budget and not len(self.buffer)
+
+    def note_nonzero(self) -> None:
+        """Note if gradients that were zero so far no longer are."""
+        if self.zero_when_checked and not self.fresh:
+            parts = [use.dy for use in self._factors] or [self.buffer]
+            self.nonzero_since = self.nonzero_since or any(bool(part.any()) for part in parts)
+
+    def expect(self) -> None:
+        """Count a use in the forward pass."""
+        self.uses += 1
+        self.store.expected += 1
+
+    def arrived(self) -> None:
+        """Count a use whose gradients have all been added."""
+        self.store.expected -= 1
+        if not self.store.expected:
+            self.store.ready.append(self.store)
+
+    def pieces(self, n_tasks: int) -> tuple[Sequence[Tensor], bool]:
+        """Return the K tensors to add gradients to, and whether they hold nothing yet."""
+        self.store.open(n_tasks)
+        if self.over_budget and len(self.buffer) < n_tasks:
+            self._form(n_tasks)
+        fresh, self.fresh = self.fresh, False
+        return self.buffer[:n_tasks].unbind(0), fresh
+
+    def add(self, gradients: Tensor) -> None:
+        """Add gradients ``[K, *shape]``."""
+        pieces, fresh = self.pieces(len(gradients))
+        buffer = self.buffer[: len(pieces)]
+        if fresh:
+            buffer.copy_(gradients)
+        else:
+            buffer.add_(gradients)
+
+    def add_factors(self, use: Product | Lookup) -> None:
+        """Add gradients as what they are made of, if the slot :meth:`takes_factors` them so."""
+        self._factors.append(use)
+        self.fresh = False
+
+    def whole(self, n_tasks: int) -> TaskGradients:
+        """Return gradients above the budget, ``[K, P]``, made on demand if they can be."""
+        if len(self.buffer):
+            self.pieces(n_tasks)
+            return self.buffer[:n_tasks].flatten(1)
+        shape = self.parameter.shape
+        return OnDemand(self._factors, shape, n_tasks, self.store.dtype, self.store.budget)
+
+    def _form(self, n_tasks: int) -> None:
+        """Give up the budget: this use of the parameter needs its gradients all there."""
+        table, before = self.parameter, self.buffer
+        shape = (n_tasks, *table.shape)
+        self.buffer = torch.zeros(shape, dtype=self.store.dtype, device=table.device)
+        if len(before):
+            self.buffer[: len(before)] = before
+        for use in self._factors:
+            use.add_to(self.buffer, 0)
+        self._factors = []
+
+    def compact(self, n_tasks: int, dtype: torch.dtype) -> Tensor:
+        """Return the gradients of the rows looked up, ``[K, rows * d]``."""
+        found = [use for use in self._factors if isinstance(use, Lookup)]
+        self._touched, where = torch.cat([use.ids for use in found]).unique(return_inverse=True)
+        table = self.parameter
+        shape = (n_tasks, len(self._touched), table.shape[1])
+        result = torch.zeros(shape, dtype=dtype, device=table.device)
+        places = where.split([len(use.ids) for use in found])
+        for use, place in zip(found, places, strict=True):
+            Lookup(place, use.dy, use.bounds).add_to(result, 0)
+        return result.flatten(1)
+
+    def as_sparse(self, gradient: Tensor) -> Tensor:
+        """Return a gradient as ``nn.Embedding(sparse=True)`` has it: the rows looked up alone."""
+        rows = self._touched if self.sparse else gradient.any(1).nonzero().flatten()
+        return torch.sparse_coo_tensor(
+            rows[None],
+            gradient.index_select(0, rows),
+            gradient.shape,
+            check_invariants=False,
+            is_coalesced=True,
+        )
+
+    def spread(self, combined: Tensor) -> Tensor:
+        """Return the gradient of the whole table from that of the rows looked up."""
+        gradient = combined.new_zeros(self.parameter.shape)
+        return gradient.index_copy_(0, self._touched, combined.view(len(self._touched), -1))

@@ -1,0 +1,19 @@
+"""The precision in which task gradients are kept, compared and added up."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+
+
+def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:
+    """Return float32, or float64 where one of the dtypes is that.
+
+    Micro-batches of bfloat16 gradients add up without a loss in it.
+
+    Example:
+        >>> at_least_float32(torch.bfloat16), at_least_float32(torch.float16, torch.float64)
+        (torch.float32, torch.float64)
+    """
+    return reduce(torch.promote_types, dtypes, torch.float32)

@@ -1,0 +1,147 @@
+"""The parameter groups of a single pass, from task gradients that arrive to combined ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.collector import Collector
+from gradvac.engine.gradients.gram import gram
+from gradvac.engine.gradients.on_demand import OnDemand, TaskGradients
+from gradvac.engine.gradients.stores import GroupStore
+from gradvac.engine.groups import ParameterGroup, parameter_groups
+from gradvac.engine.report import combine, decide_present
+from gradvac.engine.setup import Setup
+from gradvac.engine.step import Step
+from gradvac.errors import GradientError
+
+
+class LocalCollector(Collector):
+    """Combines a group of parameters as soon as it is complete, and frees its task gradients.
+
+    With two passes the pieces are parameters, of which the first pass measures the Gram matrix
+    alone. Its sum decides, and the second pass brings gradients that are combined already.
+
+    Raises:
+        GradientError: if there are two passes and several groups.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        pieces = setup.groups
+        self._two_passes = setup.options.passes == 2
+        if self._two_passes:
+            if len(pieces) > 1:
+                raise GradientError(
+                    f"passes=2 with {len(pieces)} parameter groups: a second backward pass gives "
+                    "each task one weight for all parameters; it needs granularity='whole_model'"
+                )
+            pieces = parameter_groups(setup.model, "all_matrix", setup.heads.heads)
+        super().__init__(setup, pieces, setup.options.budget)
+
+    def may_stream(self) -> bool:
+        """Whether anything can be done with a group before the backward pass has ended."""
+        return self._two_passes or not self.setup.method.needs_all_groups
+
+    def release(self, step: Step) -> None:
+        """Combine groups that are complete, several at once, and free their gradients."""
+        if not step.streams or len(self.ready) == step.waiting:
+            return
+        step.waiting = len(self.ready)
+        if self._two_passes:
+            self._measure(self.ready, step)
+        elif sum(store.size for store in self.ready) >= self._largest(step) // 4:
+            # Methods take all groups at once, so some are worth waiting for: as many as fill a
+            # quarter of what the largest needs anyway (chosen here: a half and more held more
+            # memory and saved no time, an eighth cost time under all_matrix).
+            self._combine(self.ready, step)
+        else:
+            return
+        self.ready.clear()
+        step.waiting = 0
+
+    def _largest(self, step: Step) -> int:
+        if step.largest is None:
+            step.largest = max(store.size for store in self.stores)
+        return step.largest
+
+    def weights(self, step: Step) -> Tensor:
+        """Return the weights ``[K]`` that the Gram matrix of the first of two passes leads to."""
+        self._measure([store for store in self.stores if store.used], step)
+        self.ready.clear()
+        return self._decide(step, step.gram, self.setup.groups)[0]
+
+    def _measure(self, stores: Sequence[GroupStore], step: Step) -> None:
+        """Add to the Gram matrix of the whole model and free the gradients."""
+        gradients = _task_gradients(stores, step, len(step.names))
+        if gradients:
+            step.gram = step.gram + gram([list(chain(*gradients))])
+        for store in stores:
+            store.close()
+
+    def take_combined(self, step: Step) -> None:
+        """Take over the gradients of the second of two passes."""
+        one = torch.ones(1)
+        gradients = _task_gradients(self.stores, step, 1)
+        self._assign(step, self.stores, gradients, [one] * len(self.stores))
+
+    def finish(self, step: Step) -> None:
+        """Combine what is left."""
+        left = [s for s in self.stores if id(s.slots[0].parameter) not in step.gradients]
+        if left and not self._two_passes:
+            self._combine(left, step)
+        elif left:  # of two passes one was enough: it brought all gradients of each task
+            gradients = _task_gradients(left, step, len(step.names))
+            inner = gram([list(chain(*gradients))])
+            weights = self._decide(step, inner, self.setup.groups)
+            self._assign(step, left, gradients, [weights[0]] * len(left))
+
+    def _combine(self, stores: Sequence[GroupStore], step: Step) -> None:
+        gradients = _task_gradients(stores, step, len(step.names))
+        weights = self._decide(step, gram(gradients), [store.group for store in stores])
+        self._assign(step, stores, gradients, weights)
+
+    def _decide(self, step: Step, inner: Tensor, groups: Sequence[ParameterGroup]) -> Tensor:
+        """Return the weights ``[groups, K]`` that the method gives, and note its report."""
+        report, weights = decide_present(
+            self.setup.method,
+            inner,
+            step.task_losses,
+            step.tasks,
+            step.present(),
+            tuple(group.name for group in groups),
+            step.number,
+            step.shares,
+        )
+        step.reports.append(report)
+        return weights
+
+    def _assign(
+        self,
+        step: Step,
+        stores: Sequence[GroupStore],
+        found: Sequence[Sequence[TaskGradients]],
+        weights: Iterable[Tensor],
+    ) -> None:
+        """Note the combined gradients of the parameters and free those of the tasks."""
+        for store, matrices, w in zip(stores, found, weights, strict=True):
+            gradients = store.gradients([combine(w, matrix) for matrix in matrices])
+            for slot, gradient in zip(store.slots, gradients, strict=True):
+                step.gradients[id(slot.parameter)] = gradient
+            store.close()
+
+
+def _task_gradients(
+    stores: Sequence[GroupStore], step: Step, n_tasks: int
+) -> list[list[TaskGradients]]:
+    """Return the task gradients, without the loss scale."""
+    found = [store.task_gradients(n_tasks) for store in stores]
+    if step.loss_scale != 1.0:
+        for gradients in chain(*found):
+            if isinstance(gradients, OnDemand):
+                gradients.scale = 1 / step.loss_scale
+            else:
+                gradients.mul_(1 / step.loss_scale)
+    return found

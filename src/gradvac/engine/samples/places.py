@@ -1,0 +1,96 @@
+"""How the samples of a batch travel through an operation: one small rule per kind of operation.
+
+A tensor has a *place*, a dimension and an :class:`Owners`, when each of its slices along that
+dimension depends on samples of one task only. A rule says where the samples of an operation's
+inputs lie in its output. Rules look at shapes and arguments, never at what a size happens to
+equal, and raise :class:`Mixed` when slices of different tasks meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from gradvac.engine.samples.owners import Owners
+
+
+class Mixed(Exception):
+    """An operation lets samples of different tasks meet, or nobody has said that it does not."""
+
+
+class Lost(Mixed):
+    """An operation after which slices belong to no sample, or to others than before."""
+
+
+class Place(NamedTuple):
+    """Where the samples lie: slice i along ``dim`` belongs to task ``owners.index[i]``."""
+
+    owners: Owners
+    dim: int
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A call of a function, whose output is to get a place.
+
+    Attributes:
+        func: the function.
+        name: its name without underscores around it.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        inputs: the tensors with samples among them, those with a gradient first.
+        out: what the function returned, once it has.
+    """
+
+    func: Callable[..., Any]
+    name: str
+    args: Sequence[Any]
+    kwargs: dict[str, Any]
+    inputs: list[tuple[Tensor, Place]]
+    out: Any = None
+
+    def argument(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument given by position or by name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def place(self, argument: Any) -> Place | None:
+        """Return where the samples lie in an argument, None if that is not known."""
+        return next((place for x, place in self.inputs if x is argument), None)
+
+
+Rule = Callable[[Call], Place | Sequence[Place | None] | None]
+
+
+def sole_owner(owners: Owners) -> int | None:
+    """The task that all slices belong to, along whichever dimension; None if there are several."""
+    present = [task for task, (start, end) in enumerate(owners.bounds) if end > start]
+    return present[0] if len(present) == 1 else None
+
+
+def same_place(one: Place, other: Place) -> bool:
+    """Whether two places are the same."""
+    return one.dim == other.dim and one.owners.same(other.owners)
+
+
+def agreed(places: Sequence[tuple[Tensor, Place]]) -> Place:
+    """Return the place all inputs agree on, in dimensions of the output.
+
+    A tensor without gradient only hints at its samples: it gives way to one that has one.
+    """
+    (first, found), *others = places
+    for x, place in others:
+        if same_place(place, found):
+            continue
+        owner = sole_owner(place.owners)
+        if not x.requires_grad or (owner is not None and owner == sole_owner(found.owners)):
+            continue
+        if not first.requires_grad:
+            first, found = x, place
+            continue
+        raise Mixed("its inputs hold their samples in different places")
+    return found

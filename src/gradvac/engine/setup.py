@@ -1,0 +1,88 @@
+"""What the strategies of an engine share: model, method, parameters and ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gradvac.engine.groups import parameter_groups, task_heads
+from gradvac.engine.guards import Guard, refuse_wrapped
+from gradvac.engine.heads import HeadGradients
+from gradvac.engine.options import Options
+from gradvac.engine.ranks.group import Ranks
+from gradvac.engine.ranks.shards import shards_of
+from gradvac.errors import GradientError
+from gradvac.methods import Method
+
+
+class Setup:
+    """What an engine was made of, and the number of its next step.
+
+    Attributes:
+        model: the model, or the names and parameters given instead of one.
+        module: the model, to name modules in errors; without any if there is no model.
+        method: turns the geometry of a step into weights.
+        options: the arguments of the engine.
+        groups: parameters that get the same weights.
+        heads: parameters of single tasks, and their gradients.
+        parameters: those of the groups, then those of the heads.
+        leaves: for each of them, what a forward pass uses: the whole one of a sharded parameter.
+        n_shared: how many of them are in groups.
+        shards: of a model sharded by ``fully_shard``.
+        ranks: those to train with; None without others.
+        guard: watches that model, engine and optimizer go on meaning the same parameters.
+        next_step: number of the next step.
+
+    Raises:
+        GradientError: if the model is wrapped for data parallelism or has nothing to train.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Iterable[tuple[str, nn.Parameter]],
+        method: Method,
+        options: Options,
+    ) -> None:
+        check_method(method)
+        self.model = model if isinstance(model, nn.Module) else list(model)
+        self.module = self.model if isinstance(self.model, nn.Module) else nn.Module()
+        refuse_wrapped(self.module)
+        self.method, self.options = method, options
+        self.shards = shards_of(self.model)
+        self.heads = HeadGradients(task_heads(self.model, options.heads), self.shards)
+        self.groups = parameter_groups(self.model, options.granularity, self.heads.heads)
+        shared = [p for group in self.groups for p in group.parameters]
+        self.n_shared = len(shared)
+        self.parameters = [*shared, *self.heads.parameters]
+        self.leaves = [self.shards.whole(p) if self.shards else p for p in self.parameters]
+        self.guard = Guard(self.model, [*self.parameters, *self.leaves], options.task_names)
+        self.ranks = Ranks.of(options.process_group, alone=self.shards is not None)
+        if self.shards is not None and self.ranks is not None:
+            self.shards.check_ranks(dist.get_process_group_ranks(self.ranks.group))
+        self.next_step = 0
+
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """Names of the groups."""
+        return tuple(group.name for group in self.groups)
+
+    def name(self, leaf: Tensor) -> str:
+        """Return the name of a parameter, or of the one that a whole parameter is a shard of."""
+        names = [name for g in (*self.groups, *self.heads.heads) for name in g.names]
+        return next(
+            name
+            for name, p, whole in zip(names, self.parameters, self.leaves, strict=True)
+            if p is leaf or whole is leaf
+        )
+
+
+def check_method(method: object) -> None:
+    """Raise GradientError for what is no method, such as its name or its class."""
+    if isinstance(method, Method):
+        return
+    shown = method.__name__ if isinstance(method, type) else repr(method)
+    raise GradientError(
+        f"method is {shown}; it must be an instance of a method, such as gradvac.GradVac(beta=1e-2)"
+    )

@@ -1,0 +1,157 @@
+"""What every way to the gradients of tasks has in common: the step under way and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.nonfinite import LossScale, skip_or_raise
+from gradvac.engine.ranks.agreement import Agreement, agree, sameness, tell_failure
+from gradvac.engine.ranks.passes import NO_SAMPLES
+from gradvac.engine.ranks.shards import failure_of_a_collective
+from gradvac.engine.report import StepReport
+from gradvac.engine.setup import Setup
+from gradvac.engine.step import Step
+from gradvac.errors import GradientError, NotFiniteError, RankError
+
+Gradients = Sequence[tuple[Tensor, Tensor | None]]
+"""Parameters and their combined gradients, None for one that was not used."""
+
+
+class Strategy:
+    """Makes one gradient of those of several tasks; how these are computed is up to the subclass.
+
+    Attributes:
+        setup: model, method, parameters and ranks.
+        step: the step under way.
+        first_step: whether no step has ended well yet.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.step = Step()
+        self.first_step = True
+
+    def clear(self) -> None:
+        """Drop what was collected since the last step."""
+        self.setup.heads.clear()
+        self.step = Step()
+
+    def agree(self) -> Agreement | None:
+        """Hear of the tasks that other ranks bring to the step; None without other ranks.
+
+        Raises:
+            RankError: if a rank failed, is at another step, or runs something else.
+        """
+        setup, step, ranks = self.setup, self.step, self.setup.ranks
+        if ranks is None:
+            return None
+        same = None
+        if not ranks.same:
+            policy = setup.options.nonfinite
+            same = sameness(setup.groups, setup.heads.heads, setup.method, policy)
+        here = [step.names[n] for n in step.present()]
+        losses = dict(zip(step.names, step.losses(len(step.names)).tolist(), strict=True))
+        step.agreed = agree(ranks, step.number, step.loss_scale, losses, step.shares, same, here)
+        ranks.same = True
+        return step.agreed
+
+    def tell(self, error: BaseException) -> None:
+        """Let the other ranks know that this one gives the step up, unless they do already."""
+        shards, ranks, step = self.setup.shards, self.setup.ranks, self.step
+        if ranks is None or error is ranks.known or isinstance(error, RankError):
+            return
+        ranks.known = error
+        if step.failed_everywhere or isinstance(error, NotFiniteError):
+            if shards is not None:
+                shards.reset()
+            return
+        if shards is not None:  # they may be gathering parameters, and hear nothing
+            if failure_of_a_collective(error):
+                raise ranks.lost(error) from error
+            ranks.leave(f"{type(error).__name__}: {error}")
+        elif step.agreed is not None:  # they wait for gradients that will not come
+            ranks.broken = ranks.broken or f"its step {step.number} failed: {error}"
+        elif isinstance(error, Exception):
+            with suppress(RankError):
+                tell_failure(ranks, step.number, error)
+
+    def check_accumulated(self, accumulated: bool) -> None:
+        """Check that there is something to combine, here or on another rank.
+
+        Raises:
+            GradientError: if there is not.
+        """
+        if not accumulated and self.setup.ranks is None:
+            raise GradientError("combine() needs at least one accumulate() since the last step")
+        if not accumulated and self.setup.shards is not None:
+            raise GradientError(NO_SAMPLES)
+
+    def end_step(
+        self,
+        finish: Callable[[], tuple[StepReport, Gradients]],
+        loss_scale: float | torch.amp.GradScaler,
+        number: int | None,
+        shares: Mapping[str, float] | None,
+    ) -> StepReport:
+        """End the step, or skip it; if that fails, the method is as it was before.
+
+        Args:
+            finish: returns what happened, and the gradients to add to ``p.grad``.
+            loss_scale: what the losses were multiplied by.
+            number: of the step; the next one for None.
+            shares: by task, what its mean loss was multiplied by.
+        """
+        setup, step, scale = self.setup, self.step, LossScale.of(loss_scale)
+        step.number = setup.next_step if number is None else number
+        step.loss_scale = scale.factor
+        step.shares = shares
+        before = setup.method.state_dict()
+        try:
+            report, gradients = finish()
+            add_to_grad(gradients, scale)
+        except BaseException as e:
+            setup.method.load_state_dict(before)
+            self.tell(e)
+            report = skip_or_raise(
+                e,
+                setup.options.nonfinite,
+                setup.parameters,
+                scale,
+                step.tasks,
+                setup.group_names,
+                step.task_losses,
+                step.number,
+            )
+        finally:
+            self.clear()
+        setup.next_step = step.number + 1
+        setup.guard.end_step()
+        self.first_step = False
+        return report
+
+
+@torch.no_grad()
+def add_to_grad(gradients: Iterable[tuple[Tensor, Tensor | None]], scale: LossScale) -> None:
+    """Add gradients to ``p.grad``, as a backward pass of autograd does, and call the hooks.
+
+    Args:
+        gradients: parameters and their gradients, None where ``p.grad`` stays as it is.
+        scale: what ``p.grad`` is to be multiplied by for a GradScaler.
+    """
+    for p, gradient in gradients:
+        if gradient is None:
+            continue
+        if scale.scaled:
+            gradient = gradient * scale.factor
+        if p.grad is None:
+            p.grad = gradient
+        elif p.grad.layout == gradient.layout == torch.strided:
+            p.grad += gradient
+        else:
+            p.grad = p.grad + gradient
+        for hook in list((getattr(p, "_post_accumulate_grad_hooks", None) or {}).values()):
+            hook(p)

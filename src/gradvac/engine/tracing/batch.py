@@ -1,0 +1,128 @@
+"""The batch whose forward pass is traced, and whose losses are whose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradvac.engine.samples.calls import inner, tensors_within
+from gradvac.engine.samples.owners import Owners
+from gradvac.engine.samples.places import Place
+from gradvac.engine.tracing.trace import Trace
+from gradvac.errors import GradientError
+
+
+class TracedBatch:
+    """A batch whose forward pass is traced.
+
+    Attributes:
+        trace: what follows it.
+        owners: the tasks of its samples.
+        only: position of its task if all samples belong to one; then nothing is followed.
+        declared: whether a tensor that holds the samples has been seen.
+        followed: whether the samples were followed to the losses without a gap.
+        seen: shapes of the tensors given to the model, for errors.
+    """
+
+    def __init__(self, trace: Trace, owners: Owners, only: int | None, batch_dim: int) -> None:
+        self.trace, self.owners, self.only = trace, owners, only
+        self.batch_dim = batch_dim
+        self.declared = only is not None
+        self.followed = False
+        self.seen: list[list[int]] = []
+
+    def declare(self, x: Tensor) -> None:
+        """Note where an input holds the samples, unless that is known already."""
+        if x.shape[self.batch_dim] != len(self.owners):
+            raise GradientError(
+                f"an input is {list(x.shape)}; its dimension {self.batch_dim} should hold "
+                f"{len(self.owners)} samples, one for each task given"
+            )
+        if self.trace.place(x) is None and x.grad_fn is None and not isinstance(x, nn.Parameter):
+            self.trace.set_place(x, Place(self.owners, self.batch_dim))
+        self.declared = True
+
+    def declare_inputs(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Declare what is given to the model and has as many samples; a forward pre-hook."""
+        for x in tensors_within((args, kwargs)):
+            if x.ndim > self.batch_dim and x.shape[self.batch_dim] == len(self.owners):
+                self.declare(x)
+            self.seen.append(list(x.shape))
+
+    def flat_losses(
+        self, loss: Tensor, rows: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor, Owners]:
+        """Return the losses ``[N]``, times the mask, and their owners.
+
+        Raises:
+            GradientError: if it is not clear which sample each loss belongs to.
+        """
+        if not self.declared and (self.trace.splits or rows is None):
+            raise GradientError(
+                f"no tensor with {len(self.owners)} samples was given to the model inside "
+                f"`with engine.tasks(...)`, which has {len(self.owners)} task names: "
+                + (f"tensors {self.seen} were; give" if self.seen else "it was not called; give")
+                + " one name per sample, or name the batch by tasks(..., inputs=[...])"
+            )
+        info = self.trace.info(loss)
+        place = info and info.place
+        self.followed = info is not None and place is not None and info.why is None
+        if self.only is not None and loss.requires_grad:
+            loss = loss.reshape(-1) if mask is None else (loss * mask).reshape(-1)
+            return loss, self.owners.taken(0, 1, 1).spread(len(loss), 1)
+        if not loss.requires_grad or not loss.ndim:
+            raise GradientError(
+                f"the loss is {list(loss.shape)} with requires_grad={loss.requires_grad}; it must "
+                "hold one value per sample or token, neither averaged nor summed over samples"
+            )
+        if rows is not None:
+            if rows.shape != loss.shape or loss.ndim != 1:
+                raise GradientError(
+                    f"rows is {list(rows.shape)} and the loss {list(loss.shape)}; both must be [N]"
+                )
+            owners = self.owners.selected(rows)
+            if place is not None and self.followed and not place.owners.same(owners):
+                raise GradientError("rows contradicts the samples that the losses were made from")
+        elif place is not None:
+            owners = place.owners
+            loss = loss.movedim(place.dim, 0)
+            mask = None if mask is None else mask.movedim(place.dim, 0)
+        elif len(loss) == len(self.owners) and not (self._ambiguous(loss) or (info and info.lost)):
+            owners = self.owners
+        else:
+            raise GradientError(
+                f"the loss is {list(loss.shape)} and the batch has {len(self.owners)} samples; say "
+                "by `rows` which sample each loss belongs to"
+            )
+        if mask is not None:
+            loss = loss * mask
+        after = loss[0].numel() if loss.ndim > 1 else 1
+        return loss.reshape(-1), owners.spread(1, after)
+
+    def _ambiguous(self, loss: Tensor) -> bool:
+        """Whether another dimension of losses that nobody followed may be that of the samples."""
+        dim = self.batch_dim
+        return 0 < dim < loss.ndim and loss.shape[dim] == len(self.owners)
+
+    def pass_on(self, n_tasks: int) -> None:
+        """Pass gradients of what was made of parameters alone on to these parameters."""
+        derived = [d for d in self.trace.derived if d.buffer is not None]
+        sources = {id(slot): slot for d in derived for slot in d.sources}
+        slots: list[Any] = list(sources.values())
+        parameters = [slot.leaf for slot in slots]
+        found: list[list[Tensor]] = [[] for _ in slots]
+        for task in range(n_tasks if derived else 0):
+            tensors = [d.tensor for d in derived]
+            outputs = [d.buffer[task].to(d.tensor.dtype) for d in derived if d.buffer is not None]
+            with self.trace.repeats():
+                gradients = inner(torch.autograd.grad)(tensors, parameters, outputs, True)
+            for stack, gradient in zip(found, gradients, strict=True):
+                stack.append(gradient)
+        for slot, stack in zip(slots, found, strict=True):
+            slot.add(torch.stack(stack))
+        for d in derived:
+            d.buffer = None

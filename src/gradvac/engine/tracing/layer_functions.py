@@ -1,0 +1,246 @@
+"""The backward of projections, embeddings and layer normalisation on samples of several tasks.
+
+For y = x W^T the gradient of W splits by rows, dL_k/dW = dy[rows of k]^T x[rows of k], and the K
+products cost together what the one of plain training costs. Each function here computes what the
+plain operation does, passes the gradient of its input on, and hands the K gradients of the
+parameters to their slots.
+
+Every function takes ``anchor`` first, a number that requires a gradient, so that it has a backward
+even if nothing before it has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from gradvac.engine.gradients.on_demand import Lookup, Product, add_product
+from gradvac.engine.gradients.parameter_slot import ParameterSlot
+from gradvac.engine.gradients.slots import Slot
+from gradvac.engine.samples.owners import Owners
+from gradvac.engine.samples.places import Place
+from gradvac.engine.tracing.parameter_use import ParameterUse
+
+
+def _flat_rows(place: Place, shape: torch.Size, kept: int) -> Owners:
+    """Owners of the rows of a tensor flattened to ``[rows, last `kept` dimensions]``."""
+    dim = place.dim
+    before, after = shape[:dim].numel(), shape[dim + 1 : len(shape) - kept].numel()
+    return place.owners.spread(before, after)
+
+
+def _linear_gradients(
+    x: Tensor,
+    dy: Tensor,
+    transposed: bool,
+    slots: Sequence[Slot | None],
+    owners: Owners,
+) -> None:
+    """Hand over ``dy_k^T x_k`` (or its transpose) and the sums of dy_k of the rows of each task k.
+
+    Sums are not a product with zeros and ones, in which one task's NaN would reach all.
+    """
+    on_w, on_b = slots
+    if isinstance(on_w, ParameterSlot) and on_w.takes_factors(owners.n_tasks):
+        on_w.add_factors(Product(x.detach(), dy, transposed, owners))
+        on_w = None
+    ws, fresh_w = ((), False) if on_w is None else on_w.pieces(owners.n_tasks)
+    bs, fresh_b = ((), False) if on_b is None else on_b.pieces(owners.n_tasks)
+    width = _columns_at_once(dy, owners.n_tasks)
+    for first in range(0, dy.shape[1], width):
+        columns = slice(first, first + width)
+        of_w = [w[:, columns] if transposed else w[columns] for w in ws]
+        of_b = [b[columns] for b in bs]
+        owns = owners.blocks(x) if ws else repeat(None, owners.n_tasks)
+        ys = owners.blocks(dy[:, columns] if width < dy.shape[1] else dy)
+        for k, (own, y) in enumerate(zip(owns, ys, strict=True)):
+            if own is not None:
+                _product(*((own.T, y) if transposed else (y.T, own)), of_w[k], fresh_w)
+            if fresh_b:
+                torch.sum(y, 0, dtype=of_b[k].dtype, out=of_b[k])
+            elif of_b and len(y):
+                of_b[k].add_(y.sum(0, dtype=of_b[k].dtype))
+
+
+def _columns_at_once(dy: Tensor, n_tasks: int) -> int:
+    """Return how many columns of a task's rows to copy at once; all on accelerators.
+
+    On a CPU the rows of a wide softmax are taken in pieces of about 2 MiB, which stay in the cache
+    and in memory that is there already (chosen here; pages anew cost as much as filling them).
+    """
+    if dy.device.type != "cpu":
+        return max(1, dy.shape[1])
+    return max(256, 2**21 * n_tasks // max(1, dy.element_size() * len(dy)))
+
+
+def _product(a: Tensor, b: Tensor, piece: Tensor, fresh: bool) -> None:
+    """Write ``a @ b`` to ``piece``, or add it if that is not fresh."""
+    if not fresh:
+        if len(b):
+            add_product(a, b, piece)
+    elif piece.dtype == a.dtype:
+        torch.mm(a, b, out=piece)
+    else:
+        piece.copy_(a @ b)
+
+
+class _Linear(Function):
+    """``x @ w^T + b``, or ``x @ w + b`` if ``transposed``; slots of w and b."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        transposed: bool,
+        use: ParameterUse,
+    ) -> Tensor:
+        ctx.save_for_backward(x, w)
+        ctx.use, ctx.transposed = use, transposed
+        x2, w = x.reshape(-1, x.shape[-1]), w if transposed else w.T
+        y = torch.mm(x2, w) if b is None else torch.addmm(b, x2, w)
+        # A view made here could not be written to by an activation that works in place.
+        return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[1]))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        x, w = ctx.saved_tensors
+        use: ParameterUse = ctx.use
+        with torch._C.DisableTorchFunction():
+            dy2 = dy.reshape(-1, dy.shape[-1])  # a copy after attention: made once
+            if use.collects(dy):
+                owners = _flat_rows(use.place, dy.shape, 1)
+                x2 = x.reshape(-1, x.shape[-1])
+                _linear_gradients(x2, dy2, ctx.transposed, use.slots, owners)
+                use.finish()
+            dx = dw = db = None
+            _, on_x, on_w, on_b, *_ = ctx.needs_input_grad
+            if on_x:
+                dx = torch.mm(dy2, w.T if ctx.transposed else w).view(x.shape)
+            if use.plain(on_w):
+                x2 = x.reshape(-1, x.shape[-1])
+                dw = x2.T @ dy2 if ctx.transposed else dy2.T @ x2
+            if use.plain(on_b):
+                db = dy2.sum(0)
+        return None, dx, dw, db, None, None
+
+
+class _Embedding(Function):
+    """Rows of a table; slot of the table."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, ids: Tensor, table: Tensor, padding: int, use: ParameterUse
+    ) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.padding, ctx.use, ctx.height = padding, use, len(table)
+        return torch.nn.functional.embedding(ids, table)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        (ids,) = ctx.saved_tensors
+        use: ParameterUse = ctx.use
+        dw = None
+        with torch._C.DisableTorchFunction():
+            if use.plain(ctx.needs_input_grad[2]):
+                dw = torch.ops.aten.embedding_dense_backward(
+                    dy, ids, ctx.height, ctx.padding, False
+                )
+            if use.collects(dy):
+                owners = _flat_rows(use.place, dy.shape, 1)
+                (slot,) = use.slots
+                assert slot is not None
+                ids, dy = owners.sort(ids.reshape(-1)), owners.sort(dy.reshape(-1, dy.shape[-1]))
+                if ctx.padding >= 0:
+                    dy = dy.masked_fill((ids == ctx.padding)[:, None], 0.0)
+                if isinstance(slot, ParameterSlot) and slot.takes_factors(owners.n_tasks):
+                    slot.add_factors(Lookup(ids, dy, owners.bounds))
+                else:
+                    for piece, (start, end) in zip(
+                        slot.zero(owners.n_tasks), owners.bounds, strict=True
+                    ):
+                        piece.index_add_(0, ids[start:end], dy[start:end].to(piece.dtype))
+                use.finish()
+        return None, None, dw, None, None
+
+
+def _norm_gradients(
+    tensors: Sequence[Tensor],
+    w: Tensor | None,
+    shape: Sequence[int],
+    slots: Sequence[Slot | None],
+    owners: Owners,
+) -> None:
+    """Hand over gradients of scale and shift from dy, x ``[N, d]``, mean and 1/std ``[N, 1]``."""
+    on_w, on_b = slots
+    mask = [False, on_w is not None, on_b is not None]
+    found: list[tuple[Tensor, Tensor]] = []
+    d = tensors[0].shape[1]
+    scale = tensors[0].new_ones(d) if w is None else w.reshape(d)
+    for dy, x, mean, rstd in zip(*(owners.blocks(t) for t in tensors), strict=True):
+        found.append(
+            torch.ops.aten.native_layer_norm_backward(dy, x, (d,), mean, rstd, scale, scale, mask)[
+                1:
+            ]
+        )
+    for slot, n in ((on_w, 0), (on_b, 1)):
+        if slot is not None:
+            slot.add(torch.stack([pair[n] for pair in found]).view(owners.n_tasks, *shape))
+
+
+class _LayerNorm(Function):
+    """Layer normalisation; slots of scale and shift."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        x: Tensor,
+        shape: Sequence[int],
+        w: Tensor | None,
+        b: Tensor | None,
+        eps: float,
+        use: ParameterUse,
+    ) -> Tensor:
+        y, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
+        ctx.save_for_backward(x, w, b, mean, rstd)
+        ctx.shape, ctx.use = shape, use
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (dy,) = gradients
+        x, w, b, mean, rstd = ctx.saved_tensors
+        use: ParameterUse = ctx.use
+        with torch._C.DisableTorchFunction():
+            if use.collects(dy):
+                owners = _flat_rows(use.place, dy.shape, len(ctx.shape))
+                tensors = [t.reshape(len(owners), -1) for t in (dy, x, mean, rstd)]
+                _norm_gradients(tensors, w, ctx.shape, use.slots, owners)
+                use.finish()
+            _, on_x, _, on_w, on_b, *_ = ctx.needs_input_grad
+            mask = [on_x, use.plain(on_w), use.plain(on_b)]
+            dx, dw, db = torch.ops.aten.native_layer_norm_backward(
+                dy, x, ctx.shape, mean, rstd, w, b, mask
+            )
+        own = lambda g, wanted: g if wanted else None
+        return None, own(dx, mask[0]), None, own(dw, mask[1]), own(db, mask[2]), None, None
+
+
+linear = _Linear.apply
+"""Takes anchor, x, w, b, transposed and use; ``x @ w^T + b``, or ``x @ w + b`` if transposed."""
+
+embedding = _Embedding.apply
+"""Takes anchor, ids, table, padding and use; row ``padding`` gets no gradient, -1 for none such."""
+
+layer_norm = _LayerNorm.apply
+"""Takes anchor, x, shape, w, b, eps and use; normalised over the last dimensions, of ``shape``."""

@@ -1,0 +1,116 @@
+"""Uses of parameters together with samples in a forward pass, and the backward passes through them.
+
+In a pass that splits, autograd gets no gradient of a parameter from here: the K gradients go to the
+slots of the parameters. In a plain pass it gets the one of plain training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum, auto
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.gradients.slots import Slot
+from gradvac.engine.samples.places import Place
+from gradvac.errors import GradientError
+
+
+class PassKind(Enum):
+    """What a backward pass computes at the uses of parameters."""
+
+    FOREIGN = auto()  # a backward pass that is not the engine's: nobody may run one
+    PLAIN = auto()  # what plain training computes, on to the parameters
+    SPLIT = auto()  # gradients of parameters are split by tasks and go to their slots
+    JOINT = auto()  # they go to their slots as one
+    IDLE = auto()  # nothing: the pass is made because other ranks make one
+
+
+class BackwardState:
+    """The backward pass under way, as all uses of parameters in a batch see it.
+
+    Attributes:
+        kind: what it computes there.
+        use_done: called whenever a use has handed its gradients over.
+        coarsest: the largest relative rounding error of the gradients seen so far.
+    """
+
+    def __init__(self, use_done: Callable[[], None]) -> None:
+        self.kind = PassKind.FOREIGN
+        self.use_done = use_done
+        self.coarsest = 0.0
+
+    @contextmanager
+    def running(self, kind: PassKind) -> Iterator[None]:
+        """Say what the backward pass inside computes."""
+        before, self.kind = self.kind, kind
+        try:
+            yield
+        finally:
+            self.kind = before
+
+
+class ParameterUse:
+    """One use of parameters in the forward pass.
+
+    Attributes:
+        slots: where the gradients of the parameters go, None for one that needs none.
+        what: the operation, for error messages.
+    """
+
+    _place: Place
+
+    def __init__(
+        self, slots: Sequence[Slot | None], what: str, backward_state: BackwardState
+    ) -> None:
+        self.slots, self.what, self.backward_state = slots, what, backward_state
+
+    @property
+    def place(self) -> Place:
+        """Where the samples lie in the output; known once the output is."""
+        if self.backward_state.kind is PassKind.JOINT:
+            owners, dim = self._place
+            return Place(owners.all_of(0, 1), dim)
+        return self._place
+
+    @place.setter
+    def place(self, place: Place) -> None:
+        self._place = place
+
+    def collects(self, dy: Tensor) -> bool:
+        """Whether gradients are to be collected.
+
+        Raises:
+            GradientError: if the engine does not run this backward pass.
+        """
+        kind = self.backward_state.kind
+        if kind is PassKind.FOREIGN:
+            raise GradientError(
+                "a backward pass that engine.backward() does not run goes through what was "
+                "computed inside `with engine.tasks(...)`; call engine.backward(loss) in place of "
+                "loss.backward(), once for each forward pass"
+            )
+        self.backward_state.coarsest = max(self.backward_state.coarsest, torch.finfo(dy.dtype).eps)
+        return kind is PassKind.SPLIT or kind is PassKind.JOINT
+
+    def plain(self, wanted: bool) -> bool:
+        """Whether a parameter's own gradient is to be returned, if it is ``wanted``."""
+        return wanted and self.backward_state.kind is PassKind.PLAIN
+
+    def finish(self) -> None:
+        """Count the use as done."""
+        if self.backward_state.kind is PassKind.JOINT:
+            return  # the first pass has counted it
+        for slot in self.slots:
+            if slot is not None:
+                slot.arrived()
+        self.backward_state.use_done()
+
+
+def use_of(node: Any) -> ParameterUse | None:
+    """Return the use that a node of autograd's graph computes, None if it is something else."""
+    use = getattr(node, "use", None)
+    return use if isinstance(use, ParameterUse) else None
