@@ -99,7 +99,8 @@ def ours_clean(folder: Path) -> dict[str, float]:
     from gradvac.data.spool import Spool
     from gradvac.text.cleaning import Account, CleaningRules
     from gradvac.text.languages import Direction
-    from gradvac.text.readers import Source, read_blocks
+    from gradvac.text.readers import read_blocks
+    from gradvac.text.sources import Source
 
     account = Account()
     with tempfile.TemporaryDirectory() as work:

@@ -14,7 +14,7 @@ import ast
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch, Rectangle
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from gradvac.geometry.plots import INK, MUTED, axes, save, styled
 
@@ -107,11 +107,18 @@ def _arrow(ax: Axes, a: str, b: str) -> None:
     for start, size in ((left, width), (other, wide)):
         middle = (low + high) / 2 if low < high else other + wide / 2 if start == left else left
         ends.append(min(max(middle, start + 0.3), start + size - 0.3))
-    ax.annotate(
-        "",
-        (ends[1], below + height),
-        (ends[0], bottom),
-        arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 0.9, "shrinkA": 0, "shrinkB": 0},
+    ax.add_patch(
+        FancyArrowPatch(
+            (ends[0], bottom),
+            (ends[1], below + height),
+            arrowstyle="-|>",
+            mutation_scale=9,
+            shrinkA=0,
+            shrinkB=0,
+            color=INK,
+            lw=0.9,
+            gid=f"{a}-{b}",  # the test of the page reads it
+        )
     )
 
 

@@ -25,11 +25,11 @@ import atheris  # pyright: ignore[reportMissingImports]
 
 with atheris.instrument_imports(include=["gradvac", "zipfile", "tarfile"]):
     from gradvac.corpus.deb import read_deb
-    from gradvac.corpus.importing import markup
     from gradvac.corpus.importing.unpack import unpack
     from gradvac.errors import GradvacError
     from gradvac.experiment.recipe.yaml_text import parse_yaml
     from gradvac.geometry.record import GramRecord
+    from gradvac.text import markup
     from gradvac.text.account import Account
     from gradvac.text.catalogues import parse_mo
     from gradvac.text.program_files import (
@@ -40,7 +40,8 @@ with atheris.instrument_imports(include=["gradvac", "zipfile", "tarfile"]):
         read_properties,
         read_xml_help,
     )
-    from gradvac.text.readers import Source, read_rows
+    from gradvac.text.readers import read_rows
+    from gradvac.text.sources import Source
 
 FOLDER = Path(tempfile.mkdtemp())
 Read = Callable[[bytes], object]

@@ -10,7 +10,8 @@ from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.translation.model_folder import find_model
 from gradvac.text.account import Account
-from gradvac.text.readers import Source, read_rows
+from gradvac.text.readers import read_rows
+from gradvac.text.sources import Source
 from gradvac.translation.translate import Translator
 
 START = resolve("shipped:start")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.draw_architecture import INNER, PICTURE, ROOMS, imports
+from tools.draw_architecture import INNER, PICTURE, ROOMS, arrows, imports
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "gradvac"
@@ -43,5 +43,7 @@ def test_the_picture_has_all_rooms_and_imports_go_down() -> None:
     outer = {f"{name}/" for name in ROOMS}
     assert {*outer, *inner, "corpus/importing/"} == set(rooms())
     assert all(f">{room.split('/')[-2]}/<" in drawn for room in outer | inner)
+    found = set(re.findall(r'<g id="(\w+)-(\w+)">', drawn))
+    assert found == arrows(imports()), "draw it again: python -m tools.draw_architecture"
     for a, b in imports():
         assert ROOMS[a][1] > ROOMS[b][1], f"{a} lies below {b}, which it imports"

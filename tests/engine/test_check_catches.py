@@ -45,14 +45,13 @@ class Changed(Slot):
         self.probe = getattr(slot, "probe", None)
         self.held = None
 
-    def pieces(self, n_tasks):
-        fresh = self.held is None
-        if fresh:
-            # Not by `pieces`: who asks for these has to fill them.
+    def collected(self, n_tasks):
+        if self.held is None:
+            # Not by `collected`: who asks for these has to fill them.
             tensor = getattr(self.slot, "parameter", getattr(self.slot, "tensor", None))
             shape = self.slot.probe().shape if tensor is None else tensor.shape
             self.held = torch.zeros(n_tasks, *shape, dtype=torch.float64)
-        return self.held.unbind(0), False
+        return self.held, False
 
     def hand_on(self):
         if self.held is not None:

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "translation": BELOW,
     "tagging": BELOW,
     "encoder": [*BELOW, "tagging"],  # text with tags is read, and a model kept, as there
-    "view": BELOW,
+    "view": [*BELOW, "translation"],  # which measures models of Hugging Face
     "figures": [*BELOW, "view"],
     "report": [*BELOW, "view"],
     "sweep": [*BELOW, "translation", "report"],  # for the demo, which is of translation

@@ -20,7 +20,8 @@ from gradvac.experiment.training.replay import Replay
 from gradvac.geometry.record import GramRecord
 from gradvac.text.account import Account
 from gradvac.text.catalogues import parse_mo
-from gradvac.text.readers import Source, read_rows
+from gradvac.text.readers import read_rows
+from gradvac.text.sources import Source
 
 BENCH = settings(
     max_examples=int(os.environ.get("FAULT_CASES", "200")),

@@ -14,8 +14,9 @@ import pytest
 from hypothesis import example, given
 
 from gradvac.corpus.deb import read_deb
-from gradvac.corpus.importing import markup, unpack
+from gradvac.corpus.importing import unpack
 from gradvac.errors import CorpusError
+from gradvac.text import markup
 from gradvac.text.program_files import read_jar, read_messages, read_xml_help
 from gradvac.text.readers import Row
 from gradvac.text.textfiles import LINE_LIMIT

@@ -1,5 +1,7 @@
 """From words to numbers and back: first subwords, masks, and the model the engine splits."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -110,10 +112,7 @@ def test_every_word_of_a_long_sentence_is_tagged(limit):
 def test_a_part_of_a_batch_is_what_its_task_alone_would_be():
     tokenizer = make_tokenizer()
     batch, _ = batch_of(tokenizer, sentences(6))
-    batch = type(batch)(
-        batch.ids, batch.mask, batch.labels, torch.tensor([0, 1, 0, 1, 0, 1]), batch.sentence,
-        ("de", "fr"),
-    )  # fmt: skip
+    batch = replace(batch, task=torch.tensor([0, 1, 0, 1, 0, 1]), tasks=("de", "fr"))
     part = batch.of_task(1)
     assert part.sentence.tolist() == [1, 3, 5]
     assert part.counts == {"fr": batch.counts["fr"]}

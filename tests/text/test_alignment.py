@@ -8,7 +8,8 @@ import pytest
 
 from gradvac.errors import CorpusError
 from gradvac.text.account import Account
-from gradvac.text.readers import Source, read_blocks, read_rows
+from gradvac.text.readers import read_blocks, read_rows
+from gradvac.text.sources import Source
 from tests.corpus.published import Pairs, pairs, shipped
 
 CODES = ["fr", "de", "cs", "ru", "fi", "tr", "hi", "xh"]

@@ -24,7 +24,8 @@ from gradvac.text.cleaning import (
     text_keys,
 )
 from gradvac.text.languages import Direction
-from gradvac.text.readers import Source, read_blocks, read_rows
+from gradvac.text.readers import read_blocks, read_rows
+from gradvac.text.sources import Source
 from gradvac.text.textfiles import Fault, decode, raw_lines
 
 # What tidy lines are made of, and everything that they have not.

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from gradvac.errors import CorpusError, RecipeError
 from gradvac.text.account import Account
 from gradvac.text.cleaning import CleaningRules, Pair, clean, text_key
-from gradvac.text.readers import Row, Source, read_rows
+from gradvac.text.readers import Row, read_rows
+from gradvac.text.sources import Source
 
 
 def rows_of(*pairs: tuple[str, str]) -> list[Row]:

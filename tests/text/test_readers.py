@@ -20,7 +20,8 @@ from gradvac.errors import CorpusError, RecipeError
 from gradvac.text.account import Account
 from gradvac.text.blocks import is_blank
 from gradvac.text.escapes import undone
-from gradvac.text.readers import FORMATS, Row, Source, read_blocks, read_rows
+from gradvac.text.readers import Row, read_blocks, read_rows
+from gradvac.text.sources import FORMATS, Source
 
 
 def write(path: Path, content: str | bytes) -> Path:

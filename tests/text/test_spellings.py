@@ -8,7 +8,8 @@ from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.load import parse_recipe
 from gradvac.text.account import Account
 from gradvac.text.blocks import Row
-from gradvac.text.readers import Source, read_blocks, read_rows
+from gradvac.text.readers import read_blocks, read_rows
+from gradvac.text.sources import Source
 from gradvac.text.spellings import Spellings
 
 

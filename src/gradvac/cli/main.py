@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 
 from gradvac.cli import corpus as cli_corpus
-from gradvac.cli import replay as cli_replay
 from gradvac.cli import scores as cli_scores
 from gradvac.cli import tagging as cli_tagging
 from gradvac.cli.options import (
@@ -25,7 +24,7 @@ from gradvac.cli.options import (
     placed,
     say,
 )
-from gradvac.errors import GradvacError, RunError
+from gradvac.errors import GradvacError
 from gradvac.terminal import any_encoding, complain
 
 app = typer.Typer(
@@ -128,9 +127,26 @@ def sweep(
 
 
 app.add_typer(cli_scores.app)
-app.add_typer(cli_replay.app)
 app.add_typer(cli_tagging.app)
 app.add_typer(cli_corpus.app, name="corpus")
+
+
+@app.command()
+def replay(
+    run: RunFolder,
+    step: Annotated[int | None, typer.Argument(help="A kept step. Default: the first.")] = None,
+) -> None:
+    """Repeat a step with a loss or gradient that was not finite, and find the cause.
+
+    Prints the task, module and parameter group that are the first with a value that is not finite,
+    and the sentences. Exit code 0 if the step fails again, 1 if it does not.
+
+    Example: gradvac replay runs/gradvac 512
+    """
+    from gradvac.experiment.training.replay import replay_run
+
+    if not replay_run(run, step, say):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -237,56 +253,22 @@ def geometry(
     Example: gradvac geometry runs/gradvac --every 1000 --curvature 8
     Example: gradvac geometry models/m2m --rows valid.tsv --directions fr-en,hi-en,en-fr,en-hi
     """
-    from gradvac.experiment.run.folder import any_recipe
-    from gradvac.experiment.training.kind import kind_of_run
-    from gradvac.experiment.training.measuring import measured_folder
-    from gradvac.experiment.training.together import shared, started_by_torchrun
-    from gradvac.experiment.translation.geometry_huggingface import (
-        is_huggingface,
-        measure_huggingface,
-    )
-    from gradvac.experiment.view.numbers import print_numbers
+    from gradvac.experiment.view.measurement import measure_and_print
 
-    hold = int(memory * 2**28)  # of float32
-    names = directions.split(",") if directions else None
-    if is_huggingface(run):
-        if started_by_torchrun():
-            raise RunError(
-                f"{run}: a Hugging Face model is measured by one process; do not use torchrun"
-            )
-        folder = measure_huggingface(
-            run,
-            rows,
-            names,
-            out,
-            codes=code or (),
-            curvature=curvature,
-            every=every,
-            granularity=granularity,
-            strings=strings,
-            device=device,
-            hold=hold,
-            console=console,
-        )
-        print_numbers(folder, measured_folder(folder), console)
-        return
-    with shared(device or any_recipe(run).device, console) as ranks:
-        folder = kind_of_run(run).measure(
-            run,
-            out,
-            rows,
-            names,
-            every=every,
-            granularity=granularity,
-            strings=strings,
-            curvature_strings=curvature,
-            device=device,
-            hold=hold,
-            console=console,
-            ranks=ranks,
-        )
-        if ranks is None or not ranks.rank:
-            print_numbers(run, folder, console)
+    measure_and_print(
+        run,
+        out,
+        rows,
+        directions.split(",") if directions else None,
+        codes=code or (),
+        curvature=curvature,
+        every=every,
+        granularity=granularity,
+        strings=strings,
+        device=device,
+        hold=int(memory * 2**28),  # of float32
+        console=console,
+    )
 
 
 @app.command()

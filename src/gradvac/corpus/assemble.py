@@ -19,6 +19,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
+from gradvac.corpus.losses import Losses
 from gradvac.corpus.workers import workers
 from gradvac.text.cleaning import text_key
 from gradvac.text.heldout import HeldOut, NearIndex
@@ -26,7 +27,6 @@ from gradvac.text.languages import ENGLISH
 
 # Chosen here: ten million pairs make buckets of some 25 MB each.
 BUCKETS = 64
-SAMPLES = 3
 
 
 class Row(NamedTuple):
@@ -35,30 +35,6 @@ class Row(NamedTuple):
     document: str
     english: str
     cells: dict[str, str]
-
-
-@dataclass(slots=True)
-class Losses:
-    """Pairs left out: reason -> language -> count, and the first few of each reason."""
-
-    counts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    samples: dict[str, list[list[str]]] = field(default_factory=dict)
-
-    def add(self, reason: str, language: str, english: str, translation: str) -> None:
-        """Count one pair."""
-        self.counts[reason][language] += 1
-        kept = self.samples.setdefault(reason, [])
-        if len(kept) < SAMPLES:
-            kept.append([language, english, translation])
-
-    def merge(
-        self, counts: Mapping[str, Mapping[str, int]], samples: Mapping[str, list[list[str]]]
-    ) -> None:
-        """Add the losses of another account."""
-        for reason, by_language in counts.items():
-            self.counts[reason].update(by_language)
-            kept = self.samples.setdefault(reason, [])
-            kept.extend(samples.get(reason, ())[: SAMPLES - len(kept)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +102,7 @@ def gather(bucket: Path) -> tuple[dict[str, tuple[int, dict[str, int]]], Losses]
             if language in row.cells:
                 same = row.cells[language] == translation
                 why = "repeated" if same else "another translation of a string seen before"
-                losses.add(why, language, english, translation)
+                losses.add(why, [language, english, translation], language)
             else:
                 row.cells[language] = translation
     documents: dict[str, _Document] = defaultdict(_Document)
@@ -209,7 +185,8 @@ def evaluation_rows(
             if not repeated and text_key(text) not in keys[code]
         }
         for code in texts.keys() - cells.keys():
-            losses.add("evaluation text that repeats", code, row.english, texts[code])
+            sample = [code, row.english, texts[code]]
+            losses.add("evaluation text that repeats", sample, code)
         if len(cells) > 1 and ENGLISH in cells:
             kept[chosen[row.document]].append(cells)
             for code, text in cells.items():
@@ -243,7 +220,7 @@ def _training(bucket: Path, chosen: Mapping[str, str]) -> tuple[Counter[str], Lo
             if leak is None:
                 lines[code].append(f"{row.english}\t{translation}\n")
             elif leak != "English side held out":
-                losses.add(leak, code, row.english, translation)
+                losses.add(leak, [code, row.english, translation], code)
     for code, found in lines.items():
         part = bucket.with_suffix(f".{code}.tsv")
         part.write_text("".join(found), encoding="utf-8", newline="\n")

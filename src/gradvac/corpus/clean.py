@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from gradvac.corpus.folder import MANIFEST, finished, new_folder, read_manifest, write_folder
+from gradvac.corpus.losses import Losses
 from gradvac.corpus.workers import Map, workers
 from gradvac.data.duplicates import (
     KEPT,
@@ -39,12 +40,12 @@ from gradvac.text.escapes import NOTE
 from gradvac.text.filters import PairFilter
 from gradvac.text.heldout import HeldOut
 from gradvac.text.languages import ENGLISH, is_code
-from gradvac.text.readers import Source, read_blocks, read_rows
+from gradvac.text.readers import read_blocks, read_rows
+from gradvac.text.sources import Source
 from gradvac.text.textfiles import LINE_LIMIT, Fault, decode
 
 PIECE = 8 * 2**20
 """Bytes of text in one piece. Chosen here: about a second of work."""
-SAMPLES = 3
 # Rows of a file that are looked at together, which tells any two languages apart.
 _SAMPLE_ROWS = 200
 
@@ -76,23 +77,13 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Found:
-    """What one piece came to: rows kept, and rows left out by reason, with samples."""
+    """What became of the rows of a piece."""
 
     kept: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    samples: dict[str, list[list[str]]] = field(default_factory=lambda: defaultdict(list))
+    losses: Losses = field(default_factory=Losses)
 
     def drop(self, reason: str, *texts: str) -> None:
-        self.dropped[reason] += 1
-        if len(self.samples[reason]) < SAMPLES:
-            self.samples[reason].append([text[:200] for text in texts])
-
-    def merge(self, other: _Found) -> None:
-        self.kept += other.kept
-        self.dropped.update(other.dropped)
-        for reason, samples in other.samples.items():
-            mine = self.samples[reason]
-            mine += samples[: SAMPLES - len(mine)]
+        self.losses.add(reason, texts)
 
 
 def clean_folder(
@@ -134,8 +125,8 @@ def clean_folder(
             "files": {
                 name: {
                     "kept": f.kept,
-                    "left_out": dict(f.dropped.most_common()),
-                    "samples": dict(f.samples),
+                    "left_out": f.losses.totals,
+                    "samples": f.losses.samples,
                 }
                 for name, f in found.items()
             },
@@ -247,7 +238,8 @@ def _clean_file(
     ]
     found = _Found()
     for part in map_(partial(_clean_piece, codes=codes), pieces):
-        found.merge(part)
+        found.kept += part.kept
+        found.losses.merge(part.losses.counts, part.losses.samples)
     _without_duplicates(pieces, out / "train" / file.name, codes, plan, found)
     shutil.rmtree(work)
     return found

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.corpus.deb import read_deb
+from gradvac.corpus.losses import Losses
 from gradvac.corpus.members import Member, classify
 from gradvac.errors import CorpusError
 from gradvac.text.catalogues import Message, parse_mo
@@ -42,7 +43,6 @@ RULES = 2
 # Menus of one to three words say little of a language and are the same in every program.
 MIN_WORDS = 4
 _MESSAGE_LIMIT = 20_000
-_SAMPLES = 3
 # A catalogue with fewer clean strings says too little about its language to be judged.
 _JUDGED = 20
 _JUDGED_CHARACTERS = 4000
@@ -56,25 +56,21 @@ class Extract:
 
     package: str
     pairs: Counter[str] = field(default_factory=Counter)
-    dropped: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    samples: dict[str, list[list[str]]] = field(default_factory=dict)
+    losses: Losses = field(default_factory=Losses)
     problems: list[str] = field(default_factory=list)
     copyright: str = ""
 
     def drop(self, language: str, reason: str, english: str, translation: str) -> None:
-        """Count a pair left out, and keep the first few of each reason."""
-        self.dropped[reason][language] += 1
-        kept = self.samples.setdefault(reason, [])
-        if len(kept) < _SAMPLES:
-            kept.append([language, english[:200], translation[:200]])
+        """Count a pair left out."""
+        self.losses.add(reason, [language, english, translation], language)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON takes it."""
         return {
             "package": self.package,
             "pairs": dict(self.pairs),
-            "dropped": {reason: dict(counts) for reason, counts in self.dropped.items()},
-            "samples": self.samples,
+            "dropped": {reason: dict(counts) for reason, counts in self.losses.counts.items()},
+            "samples": self.losses.samples,
             "problems": self.problems,
             "copyright": self.copyright,
         }

@@ -11,10 +11,12 @@ resumed run sees exactly the batches it would have seen.
 from __future__ import annotations
 
 import zlib
+from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -25,36 +27,67 @@ from gradvac.data.permutation import permuted
 from gradvac.errors import RecipeError
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Sentences of several tasks, padded with 0 on the right.
+@dataclass(frozen=True, kw_only=True)
+class TaskBatch(ABC):
+    """Sentences of several tasks, padded on the right.
 
-    ``source`` [B, S], ``target_in`` [B, T] (begins with bos), ``target_out`` [B, T] (ends with
-    eos), ``task`` [B] index into ``tasks``, ``sentence`` [B] index within the task's corpus.
+    ``task`` [B] index into ``tasks``, ``sentence`` [B] index within the task's corpus.
     """
 
-    source: Tensor
-    target_in: Tensor
-    target_out: Tensor
     task: Tensor
     sentence: Tensor
     tasks: tuple[str, ...]
 
+    @property
+    @abstractmethod
+    def counted(self) -> Tensor:
+        """True where there is a loss, ``[B, T]``."""
+
     @cached_property
     def tokens(self) -> int:
-        """Target tokens, padding left out."""
-        return int((self.target_out != PAD).sum())
+        """Positions with a loss: what the loss is a mean of."""
+        return int(self.counted.sum())
 
     @property
     def counts(self) -> dict[str, int]:
-        """Target tokens of each task that has a sentence here."""
-        of_sentence = (self.target_out != PAD).sum(1)
+        """Positions with a loss, of each task that has a sentence here."""
+        of_sentence = self.counted.sum(1)
         return {self.tasks[k]: int(of_sentence[self.task == k].sum()) for k in self.present}
 
     @property
     def present(self) -> list[int]:
         """Indices of the tasks that have a sentence here, ascending."""
         return torch.unique(self.task).tolist()
+
+    def first(self, count: int) -> Self:
+        """The first sentences, with the padding they have here."""
+        return self._changed(lambda x: x[:count])
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on ``device``."""
+        return self._changed(lambda x: x.to(device, non_blocking=True))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: change(x) for k, x in own.items() if isinstance(x, Tensor)})
+
+
+@dataclass(frozen=True)
+class Batch(TaskBatch):
+    """Sentences of several tasks, padded with 0 on the right.
+
+    ``source`` [B, S], ``target_in`` [B, T] (begins with bos), ``target_out`` [B, T] (ends with
+    eos).
+    """
+
+    source: Tensor
+    target_in: Tensor
+    target_out: Tensor
+
+    @property
+    def counted(self) -> Tensor:
+        """True at target tokens, ``[B, T]``."""
+        return self.target_out != PAD
 
     @property
     def padding(self) -> float:
@@ -72,32 +105,9 @@ class Batch:
             source[:, :s],
             self.target_in[rows, :t],
             target_out[:, :t],
-            self.task[rows],
-            self.sentence[rows],
-            self.tasks,
-        )
-
-    def first(self, count: int) -> Batch:
-        """The first sentences, with the padding they have here."""
-        return Batch(
-            self.source[:count],
-            self.target_in[:count],
-            self.target_out[:count],
-            self.task[:count],
-            self.sentence[:count],
-            self.tasks,
-        )
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on ``device``."""
-        move = lambda x: x.to(device, non_blocking=True)
-        return Batch(
-            move(self.source),
-            move(self.target_in),
-            move(self.target_out),
-            move(self.task),
-            move(self.sentence),
-            self.tasks,
+            task=self.task[rows],
+            sentence=self.sentence[rows],
+            tasks=self.tasks,
         )
 
 
@@ -129,9 +139,9 @@ def collate(
         torch.from_numpy(_padded({t: d.source for t, d in present.items()}, task, sentence)),
         torch.from_numpy(np.where(target == PAD, PAD, moved)),
         torch.from_numpy(target),
-        torch.from_numpy(task.astype(np.int64)),
-        torch.from_numpy(sentence.astype(np.int64)),
-        tasks,
+        task=torch.from_numpy(task.astype(np.int64)),
+        sentence=torch.from_numpy(sentence.astype(np.int64)),
+        tasks=tasks,
     )
 
 

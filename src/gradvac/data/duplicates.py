@@ -7,12 +7,13 @@ a row for exact duplicates, 160 for near ones (ten bands), and one byte a row fo
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
+from gradvac.data.repeats import Buckets
 from gradvac.text.heldout import NEAR, bag, jaccard
 
 # 2 M records of 16 bytes; sorting one takes some 100 MB.
@@ -22,7 +23,6 @@ BUCKET_RECORDS = 2**21
 # 0.8 share one of ten bands of four values with probability 1 - (1 - 0.8**4)**10 = 0.995.
 BANDS = 10
 BAND_ROWS = 4
-_RECORD = np.dtype([("hash", "<u8"), ("row", "<u8")])
 
 KEPT, EXACT, NEAR_DUPLICATE = 0, 1, 2
 
@@ -33,46 +33,15 @@ def text_hash(*texts: str) -> int:
     return int.from_bytes(blake2b(joined, digest_size=8).digest(), "little")
 
 
-class Buckets:
-    """Records (hash, row) on disk, in files small enough to sort; rows are added in order."""
-
-    def __init__(self, folder: Path, name: str, records: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._count = 1 + records // BUCKET_RECORDS
-        self._files = [folder / f"{name}-{n:04}" for n in range(self._count)]
-
-    def add(self, hashes: np.ndarray, rows: np.ndarray) -> None:
-        """Append records; `hashes` and `rows` are [n] of 64 bits."""
-        records = np.empty(len(hashes), _RECORD)
-        records["hash"], records["row"] = hashes, rows
-        where = hashes % np.uint64(self._count)
-        for number in np.unique(where):
-            with self._files[int(number)].open("ab") as out:
-                records[where == number].tofile(out)
-
-    def groups(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(first row, later row) of all records with equal hashes, bucket by bucket; both [n]."""
-        for file in self._files:
-            if not file.exists():
-                continue
-            records = np.fromfile(file, _RECORD)
-            file.unlink()
-            records = records[np.lexsort((records["row"], records["hash"]))]
-            fresh = np.ones(len(records), bool)
-            fresh[1:] = records["hash"][1:] != records["hash"][:-1]
-            starts = np.maximum.accumulate(np.where(fresh, np.arange(len(records)), 0))
-            yield records["row"][starts][~fresh], records["row"][~fresh]
-
-
 def mark_exact(parts: Sequence[Path], state: np.ndarray, folder: Path) -> None:
     """Mark rows whose hash an earlier row has; `parts` are files of hashes, row after row."""
-    buckets = Buckets(folder, "exact", len(state))
+    buckets = Buckets(folder / "exact", 1 + len(state) // BUCKET_RECORDS)
     row = 0
     for part in parts:
         hashes = np.fromfile(part, "<u8")
         buckets.add(hashes, np.arange(row, row + len(hashes), dtype=np.uint64))
         row += len(hashes)
-    for _, later in buckets.groups():
+    for _, later in buckets.repeats():
         state[later] = EXACT
 
 
@@ -116,7 +85,7 @@ def mark_near(
     `parts` are files of band hashes, `line` gives the text of a row. A row is compared with the
     first row of each of its bands, so every mark is a true near-duplicate; a few are not found.
     """
-    buckets = Buckets(folder, "near", BANDS * len(state))
+    buckets = Buckets(folder / "near", 1 + BANDS * len(state) // BUCKET_RECORDS)
     row = 0
     for part in parts:
         bands = np.fromfile(part, "<u8").reshape(-1, BANDS)
@@ -124,7 +93,7 @@ def mark_near(
         for band in range(BANDS):
             buckets.add(bands[kept, band], (row + kept).astype(np.uint64))
         row += len(bands)
-    for first, later in buckets.groups():
+    for first, later in buckets.repeats():
         for one, other in zip(first.tolist(), later.tolist(), strict=True):
             if state[other] == KEPT and _near(line(one), line(other)):
                 state[other] = NEAR_DUPLICATE

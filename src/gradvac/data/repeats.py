@@ -4,14 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-# A billion pairs make buckets of 80 MB.
+# A billion pairs make buckets of 60 MB.
 _BUCKETS = 256
-_BUFFER = 2**20
-_RECORD = np.dtype([("hash", "<u8"), ("place", "<u8"), ("group", "<u4")])
+_BUFFER = 2**20  # records
+_RECORD = np.dtype([("hash", "<u8"), ("place", "<u8")])
+# A place in a group is one number: 16 million groups of a trillion places each.
+_PLACES = 2**40
+
+
+class Buckets:
+    """Records of a hash and a place; finds those whose hash was met before.
+
+    Up to a million records are held in memory. More are in ``count`` files in ``folder``, each of
+    which has to be small enough to be sorted in memory.
+    """
+
+    def __init__(self, folder: Path, count: int = _BUCKETS) -> None:
+        self._folder, self._count = folder, count
+        self._waiting, self._spilled = bytearray(), False
+
+    def add(self, hashes: np.ndarray, places: np.ndarray) -> None:
+        """Add records; ``hashes`` and ``places`` are [n] of 64 bits, places in ascending order."""
+        records = np.empty(len(hashes), _RECORD)
+        records["hash"], records["place"] = hashes, places
+        self._waiting += records.tobytes()
+        if len(self._waiting) >= _BUFFER * _RECORD.itemsize:
+            self._spill()
+
+    def repeats(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(first place, later place) of all records with equal hashes; both [n]."""
+        for records in self._sortable():
+            # They are in the order they came: a stable sort keeps the first first.
+            records = records[np.argsort(records["hash"], kind="stable")]
+            fresh = np.ones(len(records), bool)
+            fresh[1:] = records["hash"][1:] != records["hash"][:-1]
+            starts = np.maximum.accumulate(np.where(fresh, np.arange(len(records)), 0))
+            yield records["place"][starts[~fresh]], records["place"][~fresh]
+
+    def _sortable(self) -> Iterator[np.ndarray]:
+        if not self._spilled:
+            yield np.frombuffer(bytes(self._waiting), _RECORD)
+            return
+        self._spill()
+        for file in sorted(self._folder.glob("*.hashes")):
+            yield np.fromfile(file, _RECORD)
+            file.unlink()
+
+    def _spill(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        records = np.frombuffer(bytes(self._waiting), _RECORD)
+        bucket = records["hash"] % np.uint64(self._count)
+        order = np.argsort(bucket, kind="stable")
+        ends = np.searchsorted(bucket[order], np.arange(self._count + 1))
+        for number, (start, end) in enumerate(pairwise(ends.tolist())):
+            with (self._folder / f"{number:06}.hashes").open("ab") as out:
+                records[order[start:end]].tofile(out)
+        self._waiting, self._spilled = bytearray(), True
 
 
 class Repeats:
@@ -22,53 +75,29 @@ class Repeats:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._buffer, self._spilled = folder, bytearray(), False
-        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._buckets = folder, Buckets(folder)
 
     def add(self, keys: Sequence[bytes], group: int, place: int) -> None:
         """Keys from ``place`` of ``group`` on; equal keys of two groups are different keys."""
-        empty = blake2b(digest_size=8, salt=group.to_bytes(4, "little"))
-        digests = bytearray()
+        copy = blake2b(digest_size=8, salt=group.to_bytes(4, "little")).copy
+        digests: list[bytes] = []
         for key in keys:
-            digest = empty.copy()  # half the time of a new one with its parameters
+            digest = copy()  # half the time of a new one with its parameters
             digest.update(key)
-            digests += digest.digest()
-        records = np.empty(len(keys), _RECORD)
-        records["hash"] = np.frombuffer(digests, "<u8")
-        records["place"], records["group"] = np.arange(place, place + len(keys)), group
-        self._buffer += records.tobytes()
-        if len(self._buffer) >= _BUFFER * _RECORD.itemsize:
-            self._spill()
+            digests.append(digest.digest())
+        first = group * _PLACES + place
+        places = np.arange(first, first + len(keys), dtype=np.uint64)
+        self._buckets.add(np.frombuffer(b"".join(digests), "<u8"), places)
 
     def flags(self, counts: Sequence[int]) -> list[np.ndarray]:
         """For each group a boolean array [places] on disk: whether the key was met before."""
-        files = [self.folder / f"{group}.repeats" for group in range(len(counts))]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        files = [self._folder / f"{group}.repeats" for group in range(len(counts))]
         flags = [
             np.memmap(f, bool, "w+", shape=(max(n, 1),)) for f, n in zip(files, counts, strict=True)
         ]
-        for records in self._buckets():
-            # In a bucket records are in the order they came: a stable sort keeps the first first.
-            records = records[np.argsort(records["hash"], kind="stable")]
-            repeated = records[1:][records["hash"][1:] == records["hash"][:-1]]
-            for group in np.unique(repeated["group"]).tolist():
-                flags[group][repeated["place"][repeated["group"] == group]] = True
+        for _, later in self._buckets.repeats():
+            groups, places = np.divmod(later, np.uint64(_PLACES))
+            for group in np.unique(groups).tolist():
+                flags[group][places[groups == group]] = True
         return [f[:n] for f, n in zip(flags, counts, strict=True)]
-
-    def _buckets(self) -> Iterator[np.ndarray]:
-        if not self._spilled:
-            yield np.frombuffer(bytes(self._buffer), _RECORD)
-            return
-        self._spill()
-        for file in sorted(self.folder.glob("*.hashes")):
-            yield np.fromfile(file, _RECORD)
-            file.unlink()
-
-    def _spill(self) -> None:
-        records = np.frombuffer(bytes(self._buffer), _RECORD)
-        bucket = records["hash"] % np.uint64(_BUCKETS)
-        order = np.argsort(bucket, kind="stable")
-        ends = np.searchsorted(bucket[order], np.arange(_BUCKETS + 1))
-        for number in range(_BUCKETS):
-            with (self.folder / f"{number:03}.hashes").open("ab") as out:
-                records[order[ends[number] : ends[number + 1]]].tofile(out)
-        self._buffer, self._spilled = bytearray(), True

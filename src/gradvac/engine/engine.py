@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.nonfinite import NonFinite
-from gradvac.engine.options import BUDGET, Options
+from gradvac.engine.options import BUDGET, EngineOptions
 from gradvac.engine.per_task import PerTask
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.report import StepReport
@@ -42,14 +42,13 @@ if TYPE_CHECKING:
 
 
 class Engine(TaskEngine):
-    """Gives every parameter one gradient, made by a method of the gradients of the tasks.
+    """Gives every parameter one gradient, made by a method from the gradients of the tasks.
 
-    Losses come in one of two forms. Losses of samples or tokens, computed inside
-    ``with engine.tasks(...)``: their gradients are split in one backward pass. Where the forward
-    pass lets samples meet (BatchNorm in training, a contrastive loss) or cannot be followed, each
-    task gets a backward pass of its own through the same graph from there on, and a line in the log
-    of ``gradvac`` says why. Or one loss for each task, ``{task: loss}``, each with a backward pass
-    of its own.
+    Losses have one of two forms. Losses of samples or tokens, computed inside
+    ``with engine.tasks(...)``: their gradients are split in one backward pass. If the forward pass
+    mixes samples (BatchNorm in training, a contrastive loss) or cannot be followed, there is one
+    backward pass per task through the same graph from then on, and a line in the log of ``gradvac``
+    says why. Or one loss for each task, ``{task: loss}``, with one backward pass each.
 
     Args:
         model: the model; it is not changed.
@@ -65,7 +64,7 @@ class Engine(TaskEngine):
             this is 0.
         nonfinite: "raise" an error if a loss or gradient is not finite, or "skip" the step:
             ``p.grad`` is then None, so that optimizers do nothing, and the report says why.
-        task_names: the tasks there are: a task of another name is then an error, not a new task.
+        task_names: the allowed tasks: a task of another name is then an error, not a new task.
         passes: 2 to run a second backward pass, of the losses times their weights, in place of
             holding K gradients of the whole model; for granularity "whole_model".
         budget: bytes; the K gradients of a parameter that would take more are formed in chunks of
@@ -78,8 +77,9 @@ class Engine(TaskEngine):
             argument is not one of those allowed.
 
     Example:
+        >>> import torch
         >>> import gradvac
-        >>> model = nn.Linear(2, 1, bias=False)
+        >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> engine = gradvac.Engine(model, gradvac.PCGrad())
         >>> with engine.tasks(["fr", "hi"]):  # their gradients are (1, 0) and (-1, 1)
         ...     report = engine.backward(model(torch.tensor([[1.0, 0.0], [-1.0, 1.0]])))
@@ -104,7 +104,7 @@ class Engine(TaskEngine):
         budget: int = BUDGET,
         process_group: ProcessGroup | Ranks | None = None,
     ) -> None:
-        options = Options(
+        options = EngineOptions(
             granularity,
             heads,
             engine,
@@ -139,14 +139,13 @@ class Engine(TaskEngine):
     ) -> Iterator[Self]:
         """Follow the samples of a batch through the forward pass inside.
 
-        Where samples of several tasks meet, or cannot be followed, the engine goes on with the
-        forward pass as it is written and runs one backward pass per task; :attr:`refused` says why.
-        With ``engine="single_pass"`` it raises an error.
+        If samples of several tasks are mixed, or cannot be followed, the forward pass continues as
+        it is written and the engine runs one backward pass per task; :attr:`refused` says why. With
+        ``engine="single_pass"`` it raises an error.
 
         Args:
-            tasks: the task of each of the B samples: B names, in anything that can be gone through,
-                integers meaning their digits; or ``(positions, names)``, B integers and what they
-                stand for.
+            tasks: the task of each of the B samples: an iterable of B names (an integer becomes its
+                digits); or ``(positions, names)``, B integers and the names at these positions.
             batch_dim: the dimension of the inputs that holds the samples.
             inputs: the tensors the samples come in. By default the tensors given to the model
                 whose size along ``batch_dim`` is B.
@@ -270,8 +269,10 @@ class SinglePassEngine(Engine):
     float32 (float64 for float64 parameters).
 
     Example:
+        >>> import torch
         >>> import gradvac
-        >>> model = nn.Linear(2, 1, bias=False)
+        >>> from gradvac.engine import SinglePassEngine
+        >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> engine = SinglePassEngine(model, gradvac.Joint())
         >>> with engine.tasks(["fr", "hi", "fr"]):
         ...     report = engine.backward(model(torch.tensor([[1.0, 0.0], [-1.0, 1.0], [0.0, 2.0]])))

@@ -13,6 +13,7 @@ from gradvac.engine.gradients.gram import gram
 from gradvac.engine.gradients.on_demand import OnDemand, TaskGradients
 from gradvac.engine.gradients.stores import GroupStore
 from gradvac.engine.groups import ParameterGroup, parameter_groups
+from gradvac.engine.options import BUDGET
 from gradvac.engine.report import combine, decide_present
 from gradvac.engine.setup import Setup
 from gradvac.engine.step import Step
@@ -52,20 +53,26 @@ class LocalCollector(Collector):
         step.waiting = len(self.ready)
         if self._two_passes:
             self._measure(self.ready, step)
-        elif sum(store.size for store in self.ready) >= self._largest(step) // 4:
-            # Methods take all groups at once, so some are worth waiting for: as many as fill a
-            # quarter of what the largest needs anyway (chosen here: a half and more held more
-            # memory and saved no time, an eighth cost time under all_matrix).
+        elif sum(store.size for store in self.ready) >= self._at_once(step):
             self._combine(self.ready, step)
         else:
             return
         self.ready.clear()
         step.waiting = 0
 
-    def _largest(self, step: Step) -> int:
-        if step.largest is None:
-            step.largest = max(store.size for store in self.stores)
-        return step.largest
+    def _at_once(self, step: Step) -> int:
+        """Return how many numbers a task's gradients have that are worth waiting for.
+
+        Methods take all groups at once. On an accelerator every call of one waits for the device,
+        so groups are held while they fit into a quarter of the memory that is free (chosen here).
+        On a CPU they fill 16 MiB, or a quarter of what the largest needs anyway (chosen here: a
+        half and more held more memory and saved no time, an eighth cost time under all_matrix).
+        """
+        if step.at_once is None:
+            held = 2**24 if self.device.type == "cpu" else _free(self.device) // 4
+            each = len(step.names) * self.stores[0].dtype.itemsize
+            step.at_once = max(max(store.size for store in self.stores) // 4, held // each)
+        return step.at_once
 
     def weights(self, step: Step) -> Tensor:
         """Return the weights ``[K]`` that the Gram matrix of the first of two passes leads to."""
@@ -94,13 +101,14 @@ class LocalCollector(Collector):
             self._combine(left, step)
         elif left:  # of two passes one was enough: it brought all gradients of each task
             gradients = _task_gradients(left, step, len(step.names))
-            inner = gram([list(chain(*gradients))])
+            inner = gram([list(chain(*gradients))], step.fetch)
             weights = self._decide(step, inner, self.setup.groups)
             self._assign(step, left, gradients, [weights[0]] * len(left))
 
     def _combine(self, stores: Sequence[GroupStore], step: Step) -> None:
         gradients = _task_gradients(stores, step, len(step.names))
-        weights = self._decide(step, gram(gradients), [store.group for store in stores])
+        inner = gram(gradients, step.fetch)
+        weights = self._decide(step, inner, [store.group for store in stores])
         self._assign(step, stores, gradients, weights)
 
     def _decide(self, step: Step, inner: Tensor, groups: Sequence[ParameterGroup]) -> Tensor:
@@ -126,11 +134,20 @@ class LocalCollector(Collector):
         weights: Iterable[Tensor],
     ) -> None:
         """Note the combined gradients of the parameters and free those of the tasks."""
-        for store, matrices, w in zip(stores, found, weights, strict=True):
+        there = torch.stack(list(weights)).to(self.device)  # sent once
+        for store, matrices, w in zip(stores, found, there, strict=True):
             gradients = store.gradients([combine(w, matrix) for matrix in matrices])
             for slot, gradient in zip(store.slots, gradients, strict=True):
                 step.gradients[id(slot.parameter)] = gradient
             store.close()
+
+
+def _free(device: torch.device) -> int:
+    """Return how many bytes an accelerator has left; those of the budget if it does not say."""
+    if device.type != "cuda":
+        return BUDGET
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def _task_gradients(

@@ -23,7 +23,7 @@ The 64k-token softmax of Transformer-Big passes it from K = 9 on.
 
 
 @dataclass(frozen=True)
-class Options:
+class EngineOptions:
     """The arguments of :class:`gradvac.Engine` besides model and method; it says what they mean.
 
     Raises:

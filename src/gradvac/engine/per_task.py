@@ -32,7 +32,7 @@ from gradvac.engine.gradients.gram import gram
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.hidden import refuse_hidden
 from gradvac.engine.nonfinite import NonFinite
-from gradvac.engine.options import Options
+from gradvac.engine.options import EngineOptions
 from gradvac.engine.ranks.buckets import buckets_of
 from gradvac.engine.ranks.exchange import Exchange
 from gradvac.engine.ranks.group import Ranks
@@ -135,14 +135,14 @@ class PerTask(Strategy):
 
     def _finish_alone(self) -> tuple[StepReport, Gradients]:
         step, setup = self.step, self.setup
-        losses = step.losses(len(step.names)) / step.loss_scale
         gradients = [
             buffer.task_gradients(len(step.names), step.loss_scale) for buffer in self._buffers
         ]
+        inner = gram([[each] for each in gradients], step.fetch)
         report = decide(
             setup.method,
-            gram([[each] for each in gradients]),
-            losses,
+            inner,
+            step.losses(len(step.names)) / step.loss_scale,
             step.tasks,
             setup.group_names,
             step.number,
@@ -193,7 +193,7 @@ class PerTaskEngine(TaskEngine):
             ``p.grad`` is then None, so that optimizers do nothing, and the report says why.
         heads: modules or parameters of one task alone, by task; see
             :func:`gradvac.engine.groups.task_heads`. They get their plain gradient.
-        task_names: the tasks there are: a task of another name is then an error, not a new task.
+        task_names: the allowed tasks: a task of another name is then an error, not a new task.
         process_group: the ranks to train with; by default all of ``torch.distributed``, if that is
             initialised.
 
@@ -201,8 +201,10 @@ class PerTaskEngine(TaskEngine):
         GradientError: if the model is wrapped for data parallelism or has nothing to train.
 
     Example:
+        >>> import torch
         >>> import gradvac
-        >>> model = nn.Linear(2, 1, bias=False)
+        >>> from gradvac.engine import PerTaskEngine
+        >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> engine = PerTaskEngine(model, gradvac.PCGrad())
         >>> for task, x in {"fr": [1.0, 0.0], "hi": [-1.0, 1.0]}.items():
         ...     engine.accumulate(task, model(torch.tensor(x)).sum())
@@ -222,7 +224,7 @@ class PerTaskEngine(TaskEngine):
         task_names: Collection[str] | None = None,
         process_group: ProcessGroup | Ranks | None = None,
     ) -> None:
-        options = Options(
+        options = EngineOptions(
             granularity,
             heads,
             engine="per_task",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradvac.engine.groups import parameter_groups, task_heads
 from gradvac.engine.guards import Guard, refuse_wrapped
 from gradvac.engine.heads import HeadGradients
-from gradvac.engine.options import Options
+from gradvac.engine.options import EngineOptions
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.ranks.shards import shards_of
 from gradvac.errors import GradientError
@@ -43,7 +43,7 @@ class Setup:
         self,
         model: nn.Module | Iterable[tuple[str, nn.Parameter]],
         method: Method,
-        options: Options,
+        options: EngineOptions,
     ) -> None:
         check_method(method)
         self.model = model if isinstance(model, nn.Module) else list(model)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gradvac.engine.ranks.agreement import Agreement
 from gradvac.engine.report import StepReport
@@ -25,14 +26,14 @@ class Step:
         self.streams = False
         self.accumulated = False
         self.waiting = 0  # groups that are complete but not yet combined
-        self.largest: int | None = None  # numbers of the largest group
+        self.at_once: int | None = None  # numbers of a task's gradients that are combined together
         self.gram = torch.zeros(1, dtype=torch.float64)  # of the whole model, of two passes
         self.gradients: dict[int, Tensor | None] = {}  # combined, by the id of the parameter
         self.reports: list[StepReport] = []
         self.agreed: Agreement | None = None  # with the other ranks
         self.failed_everywhere = False  # on all ranks, who then need not be told
-        self._losses: list[Tensor] = []
-        self._present: list[Tensor] = []
+        self._losses: list[Tensor] = []  # of micro-batches, [2, K]: see `add_losses`
+        self._read: Tensor | None = None
 
     def position(self, name: str) -> int:
         """Return the position of a task, a new one at the end."""
@@ -43,30 +44,49 @@ class Step:
 
     def add_losses(self, losses: Tensor, present: Tensor | None = None) -> None:
         """Add the losses ``[K]`` of a micro-batch, and which tasks have any: all, by default."""
-        self._losses.append(losses)
-        self._present.append(torch.ones_like(losses) > 0 if present is None else present)
+        present = torch.ones_like(losses) if present is None else present.to(losses)
+        self._losses.append(torch.stack([losses, present]))
+        self._read = None
 
     def add_losses_of(self, loss: Tensor, owners: Owners) -> None:
         """Add losses ``[N]`` to those of their tasks; one that is 0 makes no task present."""
-        task, value = owners.index.to(loss.device), loss.detach().double()
+        task, value = owners.on(loss.device), loss.detach().double()
         total = torch.zeros(owners.n_tasks, dtype=torch.float64, device=loss.device)
         total.index_add_(0, task, value)
         counted = torch.zeros_like(total).index_add_(0, task, (value != 0).double())
         self.add_losses(total, counted > 0)
 
+    def fetch(self, values: Tensor) -> Tensor:
+        """Return float64 values on the CPU; losses not read yet come along, in the same wait."""
+        if self._read is not None or {x.device for x in self._losses} != {values.device}:
+            return values.cpu()
+        own = self._added()
+        both = torch.cat([own.flatten(), values.flatten()]).cpu()
+        self._read = both[: own.numel()].view(own.shape)
+        return both[own.numel() :].view(values.shape)
+
     def present(self) -> list[int]:
         """Return the positions of the tasks that have a loss in the step, on this rank."""
-        found = torch.zeros(len(self.names), dtype=torch.bool)
-        for present in self._present:
-            found[: len(present)] |= present.cpu()
-        return found.nonzero().flatten().tolist()
+        return self._on_host()[1].nonzero().flatten().tolist()
 
     def losses(self, n_tasks: int) -> Tensor:
         """Return the losses of all micro-batches, ``[K]``, on the CPU."""
-        total = torch.zeros(n_tasks, dtype=torch.float64)
-        for losses in self._losses:
-            total[: len(losses)] += losses.cpu()
-        return total
+        losses = self._on_host()[0]
+        return pad(losses, (0, n_tasks - len(losses)))
+
+    def _on_host(self) -> Tensor:
+        """Losses of the tasks and how often they had any, ``[2, K]``."""
+        if self._read is None:
+            self._read = self._added().cpu()
+        return self._read
+
+    def _added(self) -> Tensor:
+        """Add up the micro-batches; some had fewer tasks."""
+        if not self._losses:
+            return torch.zeros(2, len(self.names), dtype=torch.float64)
+        first = self._losses[0].device
+        padded = [pad(x, (0, len(self.names) - x.shape[1])).to(first) for x in self._losses]
+        return torch.stack(padded).sum(0)
 
     @property
     def tasks(self) -> tuple[str, ...]:

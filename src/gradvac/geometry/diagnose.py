@@ -85,19 +85,10 @@ def diagnose(
         raise GradientError("a function returns {task: loss}: leave out tasks and loss")
     else:
         losses = cast(Losses, batch)
-    engine = PerTaskEngine(model, Joint(), granularity)
-    seen: list[StepGeometry] = []
-    with _undisturbed(model):
-        for step in range(steps):
-            report = engine.backward(losses(), step=step, shares=shares)
-            seen.append(report.geometry)
-            if report.tasks != seen[0].tasks:
-                raise GradientError(
-                    f"step {step} has losses of {', '.join(report.tasks)} and step 0 of "
-                    f"{', '.join(seen[0].tasks)}; every step needs the same, in the same order"
-                )
-    if not seen:
+    if steps < 1:
         raise GradientError(f"steps is {steps}; it must be at least 1")
+    with _undisturbed(model):
+        seen = _measured(PerTaskEngine(model, Joint(), granularity), losses, shares, steps)
     gram = torch.stack([geometry.gram for geometry in seen])
     pairs = torch.triu(torch.ones_like(gram[0, 0]), 1).bool()
     effects, refused = _effects(_copies(methods), seen)
@@ -113,6 +104,22 @@ def diagnose(
         effects=effects,
         refused=refused,
     )
+
+
+def _measured(
+    engine: PerTaskEngine, losses: Losses, shares: Mapping[str, float] | None, steps: int
+) -> list[StepGeometry]:
+    """The geometry of each step, all of the same tasks."""
+    seen: list[StepGeometry] = []
+    for step in range(steps):
+        report = engine.backward(losses(), step=step, shares=shares)
+        seen.append(report.geometry)
+        if report.tasks != seen[0].tasks:
+            raise GradientError(
+                f"step {step} has losses of {', '.join(report.tasks)} and step 0 of "
+                f"{', '.join(seen[0].tasks)}; every step needs the same, in the same order"
+            )
+    return seen
 
 
 # -- losses -------------------------------------------------------------------------------------

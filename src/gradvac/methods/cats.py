@@ -52,7 +52,9 @@ class CATS(SharedWeights):
     """CATS (reconstruction): learned task weights under a bound on a proxy of curvature.
 
     A task's weight is N alpha_n for N tasks seen so far: equal alphas give the plain sum. Use it
-    with proportional (T = 1) sampling, as on the authors' poster.
+    with proportional (T = 1) sampling, as on the authors' poster. ``report()`` has
+    ``task_weights`` [groups, K], ``curvature`` (in the unit of rho) and ``multiplier`` (lambda_c),
+    both [groups].
 
     Args:
         rho: the bound: a fraction of the curvature at equal weights if ``bound`` is "relative",
@@ -233,13 +235,6 @@ class CATS(SharedWeights):
         return torch.tensor([losses[t] / unit[t] for t in tasks], dtype=torch.float64)
 
     # -- what others see ------------------------------------------------------------------------
-
-    def report(self) -> dict[str, Tensor]:
-        """Return ``task_weights`` [groups, K], ``curvature`` and ``multiplier`` [groups].
-
-        The curvature is in the unit of rho, the multiplier is lambda_c.
-        """
-        return self._report
 
     def state_dict(self) -> dict[str, Any]:
         """Return weights, multipliers and averages by task name."""

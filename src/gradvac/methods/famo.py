@@ -31,7 +31,8 @@ class FAMO(SharedWeights):
 
     Weights sum to 1. A task's logit changes when the task is seen again: the fall of its loss is
     then divided by the steps in between. Weights depend on losses, not on gradients; the scale of
-    either does not matter.
+    either does not matter. ``report()`` has ``task_weights`` and ``preferences`` (z, of log
+    losses), both [groups, K].
 
     Args:
         learning_rate: of the logits; the paper's 0.025.
@@ -133,7 +134,3 @@ class FAMO(SharedWeights):
         new = {"logits": logits, "exp_avg": mean, "exp_avg_sq": square, "updates": count}
         for kind, values in new.items():
             state[kind].update(zip(tasks, values.tolist(), strict=True))
-
-    def report(self) -> dict[str, Tensor]:
-        """Return ``task_weights`` and ``preferences`` (z, of log losses), both [groups, K]."""
-        return self._report

@@ -32,7 +32,8 @@ class GradNorm(SharedWeights):
 
     The weights used in a step are those learned from the steps before it. Tasks absent from a step
     are not updated, but the sum is renormalised over all tasks seen so far; a new task begins
-    with weight 1.
+    with weight 1. ``report()`` has ``task_weights``, weighted ``norms`` and ``inverse_rates``, all
+    [groups, K].
 
     Args:
         alpha: strength of the pull towards equal training rates; 0 equalises norms. The paper
@@ -157,10 +158,6 @@ class GradNorm(SharedWeights):
             f"group is {self.group!r}; it must be last_layer, whole_model or one of "
             f"{', '.join(groups)}" + (f"; did you mean {near[0]!r}?" if near else "")
         )
-
-    def report(self) -> dict[str, Tensor]:
-        """Return ``task_weights``, weighted ``norms`` and ``inverse_rates``, all [groups, K]."""
-        return self._report
 
 
 def _check_initial(given: Literal["first"] | float | Mapping[str, float]) -> None:

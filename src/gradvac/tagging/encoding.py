@@ -9,15 +9,14 @@ whatever the tokenizer's ids are. Only the first subword of a word has a label, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradvac.data.batches import Batch
+from gradvac.data.batches import Batch, TaskBatch
 from gradvac.data.encoded import EncodedTask, Sentences
 from gradvac.tagging.readers import Tagged
 
@@ -26,35 +25,21 @@ AT_ONCE = 1000  # sentences given to a tokenizer together
 
 
 @dataclass(frozen=True)
-class TokenBatch:
+class TokenBatch(TaskBatch):
     """Sentences of several tasks, padded on the right.
 
     ``ids`` [B, S], ``mask`` [B, S] (1 at subwords), ``labels`` [B, S] (`IGNORED` where there is no
-    loss), ``task`` [B] index into ``tasks``, ``sentence`` [B] index within the task's corpus.
+    loss).
     """
 
     ids: Tensor
     mask: Tensor
     labels: Tensor
-    task: Tensor
-    sentence: Tensor
-    tasks: tuple[str, ...]
-
-    @cached_property
-    def tokens(self) -> int:
-        """Positions with a label: what the loss is a mean of."""
-        return int((self.labels != IGNORED).sum())
 
     @property
-    def counts(self) -> dict[str, int]:
-        """Labels of each task that has a sentence here."""
-        of_sentence = (self.labels != IGNORED).sum(1)
-        return {self.tasks[k]: int(of_sentence[self.task == k].sum()) for k in self.present}
-
-    @property
-    def present(self) -> list[int]:
-        """Indices of the tasks that have a sentence here, ascending."""
-        return torch.unique(self.task).tolist()
+    def counted(self) -> Tensor:
+        """True at positions with a label, ``[B, S]``."""
+        return self.labels != IGNORED
 
     @property
     def padding(self) -> float:
@@ -69,21 +54,9 @@ class TokenBatch:
             self.ids[rows, :width],
             self.mask[rows, :width],
             self.labels[rows, :width],
-            self.task[rows],
-            self.sentence[rows],
-            self.tasks,
-        )
-
-    def to(self, device: torch.device) -> TokenBatch:
-        """The same batch on ``device``."""
-        move = lambda x: x.to(device, non_blocking=True)
-        return TokenBatch(
-            move(self.ids),
-            move(self.mask),
-            move(self.labels),
-            move(self.task),
-            move(self.sentence),
-            self.tasks,
+            task=self.task[rows],
+            sentence=self.sentence[rows],
+            tasks=self.tasks,
         )
 
 
@@ -200,4 +173,4 @@ def masked(
     ids = torch.where(chosen & (way < 0.8), mask_id, batch.ids)
     ids = torch.where(chosen & (way >= 0.8) & (way < 0.9), random, ids)
     labels = torch.where(chosen, batch.ids, IGNORED)
-    return TokenBatch(ids, batch.mask, labels, batch.task, batch.sentence, batch.tasks)
+    return replace(batch, ids=ids, labels=labels)

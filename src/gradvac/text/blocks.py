@@ -134,14 +134,13 @@ def block_of(
     `columns` says which cell has which language. `parse` reads line i by itself, or raises Fault.
     """
     joined = b"\n".join([*lines, b""])
-    data, ascii_ = np.frombuffer(joined, np.uint8), joined.isascii()
     texts = _decoded(joined, lines)
-    plain, *measures = _measured(data, ascii_, width)
+    plain, *measures = _measured(joined, width)
     picked = list(columns.values())
     characters, words, first_bytes = (measure[:, picked] for measure in measures)
     plain &= (characters > 0).sum(1) > 1
-    if not ascii_:
-        _find_unnormalised(texts, data, plain)
+    if not joined.isascii():
+        _find_unnormalised(texts, np.frombuffer(joined, np.uint8), plain)
     every = picked == list(range(width))
     kept, own = np.ones(len(lines), bool), list(lines)
     mended, faults = dict[int, Row](), _Faults()
@@ -218,24 +217,25 @@ def _decoded_line(line: bytes) -> str | None:
         return None
 
 
-def _measured(data: np.ndarray, ascii_: bool, width: int) -> tuple[np.ndarray, ...]:
+def _measured(text: bytes, width: int) -> tuple[np.ndarray, ...]:
     """Of each line: whether it has `width` tidy cells [n]; their measures [n, width].
 
-    Measures are characters, words and first bytes. Each line of `data` [bytes] ends in a newline.
-    Of lines that are not tidy the numbers say nothing.
+    Measures are characters, words and first bytes. Each line of `text` ends in a newline. Of lines
+    that are not tidy the numbers say nothing.
     """
+    data = np.frombuffer(text, np.uint8)
     blanks = np.flatnonzero(data <= _SPACE)
     kinds = data[blanks]
     breaks = np.flatnonzero(kinds != _SPACE)  # places in `blanks`
     ends = blanks[breaks]
     last = np.flatnonzero(kinds[breaks] == _NEWLINE)  # places in `breaks`
     tidy = np.diff(last, prepend=-1) == width
-    for odd in _odd(data, blanks, kinds, ascii_):
+    for odd in _odd(text, data, blanks, kinds):
         tidy[np.searchsorted(ends[last], odd)] = False
     words = np.diff(breaks, prepend=-1)
     characters = np.diff(ends, prepend=-1) - 1
     first = data[ends - characters]
-    if not ascii_:
+    if not text.isascii():
         for hidden in _begin_invisible(data, ends - characters):
             tidy[np.searchsorted(ends[last], hidden)] = False
         inside = np.flatnonzero(data.view(np.int8) < -64)  # 0x80 to 0xBF: not the first byte
@@ -245,7 +245,7 @@ def _measured(data: np.ndarray, ascii_: bool, width: int) -> tuple[np.ndarray, .
 
 
 def _odd(
-    data: np.ndarray, blanks: np.ndarray, kinds: np.ndarray, ascii_: bool
+    text: bytes, data: np.ndarray, blanks: np.ndarray, kinds: np.ndarray
 ) -> Iterator[np.ndarray]:
     """Where something is, or begins, that a tidy line has not."""
     yield blanks[(kinds < _SPACE) & (kinds != _TAB) & (kinds != _NEWLINE)]
@@ -254,12 +254,13 @@ def _odd(
     yield blanks[touch + space[touch + 1]]  # the space, which is on the line
     if len(blanks) and blanks[0] == 0 and space[0]:
         yield blanks[:1]
-    yield np.flatnonzero(data == _DELETE)
-    if ascii_:
+    if b"\x7f" in text:
+        yield np.flatnonzero(data == _DELETE)
+    if text.isascii():
         return
-    # U+0080 to U+009F are control characters, U+00A0 is a space
-    lead = np.flatnonzero(data[:-1] == 0xC2)
-    yield lead[data[lead + 1] <= 0xA0]
+    if b"\xc2" in text:  # U+0080 to U+009F are control characters, U+00A0 is a space
+        lead = np.flatnonzero(data[:-1] == 0xC2)
+        yield lead[data[lead + 1] <= 0xA0]
     lead = np.flatnonzero(data[:-2] - np.uint8(0xE1) < 3)  # 0xE1 to 0xE3, since it wraps around
     code = (data[lead].astype(np.int32) & 15) << 12
     code |= (data[lead + 1].astype(np.int32) & 63) << 6 | data[lead + 2] & 63

@@ -48,7 +48,7 @@ def noted(
     for item in items:
         if isinstance(item, Block):
             data = b"\n".join(item.lines)
-            if b"&" in data or b"@-@" in data or b"@/@" in data:
+            if b"&" in data or (b"@" in data and (b"@-@" in data or b"@/@" in data)):
                 for row, line in enumerate(item.lines):
                     if (b"&" in line or b"@" in line) and has_escapes(line):
                         account.note(name, NOTE, item.where(row))

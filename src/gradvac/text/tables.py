@@ -99,8 +99,7 @@ def _some(lines: Iterator[bytes | None]) -> tuple[list[bytes | None], CorpusErro
     """The next lines, fewer than `LINES` at the end or before an error, which is returned."""
     found: list[bytes | None] = []
     try:
-        for line in islice(lines, LINES):
-            found.append(line)
+        found.extend(islice(lines, LINES))  # of an iterator that raises, what came before is there
     except CorpusError as error:
         return found, error
     return found, None

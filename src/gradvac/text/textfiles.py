@@ -86,9 +86,8 @@ def raw_lines(path: Path, limit: int = LINE_LIMIT) -> Iterator[bytes | None]:
                         f"{path}:{number + 1}: more than {_BLANK_LINES:,} empty lines in a row: "
                         "this is no text"
                     )
-                for line in lines:
-                    number += 1
-                    yield line
+                yield from lines
+                number += len(lines)
     except BROKEN as error:
         raise CorpusError(f"{path}:{number + 1}: cannot be read further: {error}") from error
     if number == 0:

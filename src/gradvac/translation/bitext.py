@@ -10,7 +10,8 @@ import numpy as np
 from gradvac.data.encoded import EncodedTask, Sentences
 from gradvac.text.cleaning import Account, text_key
 from gradvac.text.languages import Direction
-from gradvac.text.readers import Row, Source, read_rows
+from gradvac.text.readers import Row, read_rows
+from gradvac.text.sources import Source
 from gradvac.translation.vocabulary import Vocabulary
 
 

@@ -102,16 +102,9 @@ class RoutedAttention(Attention):
         super().__init__(config)
         self.route = route
 
-    def forward(
-        self,
-        x_BTd: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor | None = None,
-        causal: bool = False,
-    ) -> Tensor:
-        """Return ``[B, T, d]``, as `Attention` does."""
-        return self.route(x_BTd, self.attend(x_BTd, keys, values, mask, causal), self.o)
+    def project(self, x_BTd: Tensor, found_BTd: Tensor) -> Tensor:
+        """Return the output by the shared projection or that of the language, ``[B, T, d]``."""
+        return self.route(x_BTd, found_BTd, self.o)
 
 
 class RoutedFeedForward(FeedForward):

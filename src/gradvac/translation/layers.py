@@ -42,17 +42,6 @@ class Attention(nn.Module):
         causal: bool = False,
     ) -> Tensor:
         """Return ``[B, T, d]``; ``mask`` broadcasts to ``[B, H, T, S]``, True where to look."""
-        return self.o(self.attend(x_BTd, keys, values, mask, causal))
-
-    def attend(
-        self,
-        x_BTd: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        mask: Tensor | None = None,
-        causal: bool = False,
-    ) -> Tensor:
-        """Return what the heads found, side by side, before it is projected: ``[B, T, d]``."""
         dropout = self.dropout if self.training else 0.0
         query = self.split(self.q(x_BTd))
         if query.dtype == torch.bfloat16 and query.device.type == "cpu":
@@ -64,7 +53,11 @@ class Attention(nn.Module):
                 ).bfloat16()
         else:
             y_BHTd = F.scaled_dot_product_attention(query, keys, values, mask, dropout, causal)
-        return y_BHTd.transpose(1, 2).flatten(2)
+        return self.project(x_BTd, y_BHTd.transpose(1, 2).flatten(2))
+
+    def project(self, x_BTd: Tensor, found_BTd: Tensor) -> Tensor:
+        """Return the output for what the heads found, side by side, from the queries of ``x``."""
+        return self.o(found_BTd)
 
 
 class FeedForward(nn.Module):

@@ -138,7 +138,7 @@ def test_held_gradients_are_the_products_of_each_task(transposed):
     shape = torch.Size([4, 7] if transposed else [7, 4])
     uses = [
         Product(x, dy, transposed, Owners(index, 3)),
-        Lookup(ids, rows, [(0, 1), (1, 1), (1, 3)]),
+        Lookup(ids, rows, Owners(torch.tensor([0, 2, 2]), 3)),
     ]
     held = OnDemand(uses, shape, 3, torch.float64, budget=2 * 3 * shape[1] * 8)
     chunks = [chunk.clone() for chunk in held.chunks()]

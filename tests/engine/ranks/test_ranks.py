@@ -96,8 +96,8 @@ def test_the_host_waits_for_a_device_once_for_the_groups_that_are_decided_togeth
     for each in (by_layer, whole):
         assert each["buckets"] == 3
         assert each["made"] == {"message": 1, "exchange": 3, "sum": 3, "gather": 3}
-    assert by_layer["waits"] == {"group.py on_host": 3}
-    assert whole["waits"] == {"group.py on_host": 1}
+    assert by_layer["waits"] == {"engine/ranks/group.py on_host": 3}
+    assert whole["waits"] == {"engine/ranks/group.py on_host": 1}
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from gradvac.text import datasets, markup
 from gradvac.text.account import Account
 from gradvac.text.alignment import watched
 from gradvac.text.escapes import noted, unescaped
-from gradvac.text.readers import Row, Source, counted, one_by_one, read_rows
+from gradvac.text.readers import Row, counted, one_by_one, read_rows
+from gradvac.text.sources import Source
 from gradvac.text.tags import language_code, merged
 from gradvac.text.textfiles import COMPRESSED, Fault, decode, open_bytes, raw_lines
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.engine.groups import ParameterGroup
-from gradvac.engine.ranks.buckets import Source
+from gradvac.engine.ranks.buckets import GradientColumns
 from gradvac.errors import GradientError
 
 
@@ -55,13 +55,13 @@ class GroupBuffer:
         matrix = self._matrix[:n_tasks]
         return matrix if loss_scale == 1.0 else matrix.mul_(1 / loss_scale)
 
-    def piece(self, piece: ParameterGroup, n_tasks: int) -> tuple[Source, list[bool]]:
+    def piece(self, piece: ParameterGroup, n_tasks: int) -> tuple[GradientColumns, list[bool]]:
         """Return the gradients of some neighbouring parameters, and which of them are used."""
         first = next(n for n, p in enumerate(self.group.parameters) if p is piece.parameters[0])
         last = first + len(piece.parameters)
         size, start = sum(self._sizes[first:last]), sum(self._sizes[:first])
         used = self._used[first:last]
-        return Source(
+        return GradientColumns(
             size, self._matrix[:n_tasks, start : start + size] if any(used) else None
         ), used
 

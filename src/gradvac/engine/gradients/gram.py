@@ -15,7 +15,8 @@ from torch import Tensor
 from gradvac.engine.gradients.on_demand import TaskGradients, blocks
 
 _CHUNK = 4096  # elements added in fp32; the error grows with it (1024: 4e-9, 65536: 1e-6)
-_BLOCK = 64 * _CHUNK  # elements handled at once, so that copies of a K x P matrix stay small
+_BLOCK = 64 * _CHUNK  # elements a CPU handles at once, so that they stay in its cache
+_PRODUCTS = 2**26  # bytes of products that an accelerator makes at once, chosen here
 
 # Two gradients this parallel (1 - cos^2) leave a difference of which fp32 products know too little.
 _NEARLY_PARALLEL = 1e-4
@@ -26,7 +27,9 @@ _TINY = 1e-30
 _SHORT = 1e-290
 
 
-def gram(groups: Sequence[Sequence[TaskGradients]]) -> Tensor:
+def gram(
+    groups: Sequence[Sequence[TaskGradients]], fetch: Callable[[Tensor], Tensor] = Tensor.cpu
+) -> Tensor:
     """Return the Gram matrix of each group's task gradients, ``[groups, K, K]``, float64, CPU.
 
     Products are fp32 (fp64 for float64 gradients) and sums fp64. Groups in which that does not
@@ -36,9 +39,10 @@ def gram(groups: Sequence[Sequence[TaskGradients]]) -> Tensor:
     Args:
         groups: for each group its gradients, one tensor ``[K, *shape]`` per parameter, of any
             floating dtype, or what makes them on demand.
+        fetch: brings the matrices to the CPU, the only wait for the device if nothing is in doubt.
     """
     with full_precision(groups[0][0].device.type):
-        result = torch.stack([_gram(gradients, torch.float32) for gradients in groups]).cpu()
+        result = fetch(torch.stack([_gram(each, torch.float32) for each in groups]))
         for k, gradients in enumerate(groups):
             numel = sum(r[0].numel() if isinstance(r, Tensor) else r.numel for r in gradients)
             if doubtful(result[k], numel, partial(_nonzero, gradients)):
@@ -81,25 +85,31 @@ def cross_cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
 
 def _gram(gradients: Sequence[TaskGradients], dtype: torch.dtype) -> Tensor:
     """Gram matrix of one group, with products in at least ``dtype``."""
-    return torch.stack([inner(block, dtype) for each in gradients for block in blocks(each)]).sum(0)
+    return _total([inner(block, dtype) for each in gradients for block in blocks(each)])
 
 
 def inner(gradients: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the Gram matrix of the rows of ``[K, ...]``, products in at least ``dtype``."""
-    n_tasks = gradients.shape[0]
-    total = torch.zeros(n_tasks, n_tasks, dtype=torch.float64, device=gradients.device)
+    n_tasks, on_cpu = len(gradients), gradients.device.type == "cpu"
     flat = gradients.reshape(n_tasks, -1)
-    for start in range(0, flat.shape[1], _BLOCK):
-        block = flat[:, start : start + _BLOCK]
+    width = _BLOCK if on_cpu else _CHUNK * max(1, _PRODUCTS // (4 * n_tasks**2))
+    found: list[Tensor] = []
+    for start in range(0, flat.shape[1], width):
+        block = flat[:, start : start + width]
         block = block.to(torch.promote_types(dtype, block.dtype))
         whole = block.shape[1] // _CHUNK * _CHUNK
         if whole:
             chunks = block[:, :whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)
-            total += (chunks @ chunks.mT).sum(0, dtype=torch.float64)
+            found.append((chunks @ chunks.mT).sum(0, dtype=torch.float64))
         if whole < block.shape[1]:
             rest = block[:, whole:]
-            total += (rest @ rest.mT).double()
-    return total
+            found.append((rest @ rest.mT).double())
+    return _total(found or [flat.new_zeros(n_tasks, n_tasks, dtype=torch.float64)])
+
+
+def _total(matrices: list[Tensor]) -> Tensor:
+    """Add up matrices."""
+    return matrices[0] if len(matrices) == 1 else torch.stack(matrices).sum(0)
 
 
 def doubtful(gram: Tensor, numel: int, nonzero: Callable[[Tensor], bool]) -> bool:

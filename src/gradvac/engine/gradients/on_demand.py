@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradvac.engine.gradients.by_task import add_products
 from gradvac.engine.samples.owners import Owners
 
 
@@ -36,32 +37,34 @@ class Product(NamedTuple):
         """Add rows ``start, start + 1, ...`` of the gradients to ``chunk`` ``[K, rows, d]``."""
         of_rows, of_columns = (self.x, self.dy) if self.transposed else (self.dy, self.x)
         of_rows = of_rows[:, start : start + chunk.shape[1]]
-        both = zip(self.owners.blocks(of_rows), self.owners.blocks(of_columns), strict=True)
-        for k, (a, b) in enumerate(both):
-            if len(a):
-                add_product(a.T, b, chunk[k])
+        add_products(of_rows, of_columns, self.owners, chunk)
 
 
 class Lookup(NamedTuple):
     """Gradients of rows looked up in a table.
 
     Attributes:
-        ids: which rows, ``[N]``, sorted by task.
+        ids: which rows, ``[N]``.
         dy: the gradients of what was looked up, ``[N, d]``.
-        bounds: first and one past the last of each task.
+        owners: the task of each.
     """
 
     ids: Tensor
     dy: Tensor
-    bounds: list[tuple[int, int]]
+    owners: Owners
 
     def add_to(self, chunk: Tensor, start: int) -> None:
         """Add rows ``start, start + 1, ...`` of the gradients to ``chunk`` ``[K, rows, d]``."""
-        for k, (first, last) in enumerate(self.bounds):
-            ids = self.ids[first:last] - start
+        ids, dy, device = self.ids - start, self.dy.to(chunk.dtype), chunk.device
+        if device.type != "cpu":  # without asking which are in the chunk
             here = (ids >= 0) & (ids < chunk.shape[1])
-            found = self.dy[first:last][here].to(chunk.dtype)
-            chunk[k].index_add_(0, ids[here], found)
+            ids, dy = ids.clamp(0, chunk.shape[1] - 1), dy.where(here[:, None], 0.0)
+            chunk.index_put_((self.owners.on(device), ids), dy, accumulate=True)
+            return
+        both = zip(self.owners.blocks(ids), self.owners.blocks(dy), strict=True)
+        for part, (own, found) in zip(chunk, both, strict=True):
+            here = (own >= 0) & (own < chunk.shape[1])
+            part.index_add_(0, own[here], found[here])
 
 
 class OnDemand:
@@ -125,11 +128,3 @@ def blocks(gradients: TaskGradients) -> Iterator[Tensor]:
         yield gradients
     else:
         yield from gradients.chunks()
-
-
-def add_product(a: Tensor, b: Tensor, piece: Tensor) -> None:
-    """Add ``a @ b`` to ``piece``, which may be wider."""
-    if piece.dtype == a.dtype:
-        piece.addmm_(a, b)
-    else:
-        piece.add_(a @ b)

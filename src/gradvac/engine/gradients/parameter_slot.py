@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,9 +18,8 @@ class ParameterSlot(Slot):
     """Gradients of a parameter, a part of the matrix of its group.
 
     A table in which rows were looked up and nothing else was done has gradients that are zero but
-    for those rows. They are kept apart and only for the rows that some task looked up. Gradients
-    above the budget are kept apart too, as what they are made of, see
-    :mod:`gradvac.engine.gradients.on_demand`.
+    for those rows. Only these rows are kept, outside the matrix. Gradients above the budget are
+    kept as the factors of a product, see :mod:`gradvac.engine.gradients.on_demand`.
 
     Attributes:
         over_budget: whether the gradients are above the budget.
@@ -51,7 +49,7 @@ class ParameterSlot(Slot):
 
     @property
     def keeps_factors(self) -> bool:
-        """Whether the gradients are neither in the matrix of the group nor rows looked up."""
+        """Whether the gradients are above the budget and kept as factors."""
         return self.over_budget and not self.sparse
 
     def probe(self) -> Tensor:
@@ -80,14 +78,14 @@ class ParameterSlot(Slot):
             piece.copy_(gradient)
 
     def takes_factors(self, n_tasks: int) -> bool:
-        """Whether to add products and rows looked up as what they are."""
+        """Whether to add products and lookups by :meth:`add_factors`, not by :meth:`pieces`."""
         if self.sparse:
             return True
         self.store.open(n_tasks)
         return self.over_budget and not len(self.buffer)
 
     def note_nonzero(self) -> None:
-        """Note if gradients that were zero so far no longer are."""
+        """Note if gradients that were zero in the check no longer are."""
         if self.zero_when_checked and not self.fresh:
             parts = [use.dy for use in self._factors] or [self.buffer]
             self.nonzero_since = self.nonzero_since or any(bool(part.any()) for part in parts)
@@ -103,33 +101,23 @@ class ParameterSlot(Slot):
         if not self.store.expected:
             self.store.ready.append(self.store)
 
-    def pieces(self, n_tasks: int) -> tuple[Sequence[Tensor], bool]:
-        """Return the K tensors to add gradients to, and whether they hold nothing yet."""
+    def collected(self, n_tasks: int) -> tuple[Tensor, bool]:
+        """Return the K gradients, ``[K, *shape]``, and whether they hold nothing yet."""
         self.store.open(n_tasks)
         if self.over_budget and len(self.buffer) < n_tasks:
             self._form(n_tasks)
         fresh, self.fresh = self.fresh, False
-        return self.buffer[:n_tasks].unbind(0), fresh
-
-    def add(self, gradients: Tensor) -> None:
-        """Add gradients ``[K, *shape]``."""
-        pieces, fresh = self.pieces(len(gradients))
-        buffer = self.buffer[: len(pieces)]
-        if fresh:
-            buffer.copy_(gradients)
-        else:
-            buffer.add_(gradients)
+        return self.buffer[:n_tasks], fresh
 
     def add_factors(self, use: Product | Lookup) -> None:
-        """Add gradients as what they are made of, if the slot :meth:`takes_factors` them so."""
+        """Add gradients by their factors, if the slot :meth:`takes_factors`."""
         self._factors.append(use)
         self.fresh = False
 
     def whole(self, n_tasks: int) -> TaskGradients:
         """Return gradients above the budget, ``[K, P]``, made on demand if they can be."""
         if len(self.buffer):
-            self.pieces(n_tasks)
-            return self.buffer[:n_tasks].flatten(1)
+            return self.collected(n_tasks)[0].flatten(1)
         shape = self.parameter.shape
         return OnDemand(self._factors, shape, n_tasks, self.store.dtype, self.store.budget)
 
@@ -147,13 +135,15 @@ class ParameterSlot(Slot):
     def compact(self, n_tasks: int, dtype: torch.dtype) -> Tensor:
         """Return the gradients of the rows looked up, ``[K, rows * d]``."""
         found = [use for use in self._factors if isinstance(use, Lookup)]
-        self._touched, where = torch.cat([use.ids for use in found]).unique(return_inverse=True)
+        ids = torch.cat([use.ids for use in found])
+        waits = ids.device.type == "cpu" or self.wants_sparse
+        self._touched, where = ids.unique(return_inverse=True) if waits else _distinct(ids)
         table = self.parameter
         shape = (n_tasks, len(self._touched), table.shape[1])
         result = torch.zeros(shape, dtype=dtype, device=table.device)
         places = where.split([len(use.ids) for use in found])
         for use, place in zip(found, places, strict=True):
-            Lookup(place, use.dy, use.bounds).add_to(result, 0)
+            use._replace(ids=place).add_to(result, 0)
         return result.flatten(1)
 
     def as_sparse(self, gradient: Tensor) -> Tensor:
@@ -170,4 +160,17 @@ class ParameterSlot(Slot):
     def spread(self, combined: Tensor) -> Tensor:
         """Return the gradient of the whole table from that of the rows looked up."""
         gradient = combined.new_zeros(self.parameter.shape)
-        return gradient.index_copy_(0, self._touched, combined.view(len(self._touched), -1))
+        return gradient.index_add_(0, self._touched, combined.view(len(self._touched), -1))
+
+
+def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Do what ``ids.unique(return_inverse=True)`` does, without asking the device how many.
+
+    As many as there are ids are returned; zeros follow the distinct ones.
+    """
+    ordered, order = ids.sort()
+    new = torch.ones_like(ordered)
+    new[1:] = ordered[1:] != ordered[:-1]
+    place = new.cumsum(0) - 1
+    distinct = torch.zeros_like(ids).scatter_(0, place, ordered)
+    return distinct, torch.empty_like(ids).scatter_(0, order, place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,29 +27,25 @@ class Slot:
         """Count a use whose gradients have all been added."""
         raise NotImplementedError
 
-    def pieces(self, n_tasks: int) -> tuple[Sequence[Tensor], bool]:
-        """Return the K tensors to add gradients to, and whether they hold nothing yet.
+    def collected(self, n_tasks: int) -> tuple[Tensor, bool]:
+        """Return the K gradients, ``[K, *shape]``, to add to, and whether they hold nothing yet.
 
-        Who asks must fill or add to every one of them.
+        Who asks must then fill all of them.
         """
         raise NotImplementedError
 
     def add(self, gradients: Tensor) -> None:
         """Add gradients ``[K, *shape]``."""
-        pieces, fresh = self.pieces(len(gradients))
-        for piece, gradient in zip(pieces, gradients, strict=True):
-            if fresh:
-                piece.copy_(gradient)
-            else:
-                piece.add_(gradient)
-
-    def zero(self, n_tasks: int) -> Sequence[Tensor]:
-        """Return the K tensors, zero if they held nothing yet."""
-        pieces, fresh = self.pieces(n_tasks)
+        collected, fresh = self.collected(len(gradients))
         if fresh:
-            for piece in pieces:
-                piece.zero_()
-        return pieces
+            collected.copy_(gradients)
+        else:
+            collected.add_(gradients)
+
+    def zero(self, n_tasks: int) -> Tensor:
+        """Return the K gradients, ``[K, *shape]``, zero if they held nothing yet."""
+        collected, fresh = self.collected(n_tasks)
+        return collected.zero_() if fresh else collected
 
 
 class ViewSlot(Slot):
@@ -57,25 +53,24 @@ class ViewSlot(Slot):
 
     def __init__(self, base: Slot, view: Callable[[Tensor], Tensor]) -> None:
         self.base, self.view = base, view
+        self._probe: Tensor | None = None
 
     def probe(self) -> Tensor | None:
         """Return a tensor without data laid out as each of the K; None if it would be a copy.
 
         Indexing with tensors copies, and so does ``reshape`` where the K gradients lie otherwise
-        than the parameter.
+        than the parameter. What holds other numbers, such as the real parts of complex ones,
+        counts as a copy.
         """
-        of = self.base.probe()
-        if of is None:
-            return None
-        try:
-            seen = self.view(of)
-        except Exception:  # an index that is not on its device: a copy
-            return None
-        return (
-            seen
-            if seen._is_view() and seen._base is (of if of._base is None else of._base)
-            else None
-        )
+        if self._probe is None and (of := self.base.probe()) is not None:
+            try:
+                seen = self.view(of)
+            except Exception:  # an index that is not on its device: a copy
+                return None
+            root = of if of._base is None else of._base
+            if seen._is_view() and seen._base is root and seen.dtype == of.dtype:
+                self._probe = seen
+        return self._probe
 
     def expect(self) -> None:
         """Count a use in the forward pass."""
@@ -85,9 +80,13 @@ class ViewSlot(Slot):
         """Count a use whose gradients have all been added."""
         self.base.arrived()
 
-    def pieces(self, n_tasks: int) -> tuple[Sequence[Tensor], bool]:
-        """Return the K tensors to add gradients to, and whether they hold nothing yet."""
-        return [self.view(piece) for piece in self.base.zero(n_tasks)], False
+    def collected(self, n_tasks: int) -> tuple[Tensor, bool]:
+        """Return the K gradients, ``[K, *shape]``, and whether they hold nothing yet."""
+        whole, of, seen = self.base.zero(n_tasks), self.base.probe(), self.probe()
+        assert of is not None and seen is not None
+        start = whole.storage_offset() + seen.storage_offset() - of.storage_offset()
+        shape, strides = (n_tasks, *seen.shape), (whole.stride(0), *seen.stride())
+        return whole.as_strided(shape, strides, start), False
 
 
 class DerivedSlot(Slot):
@@ -116,12 +115,10 @@ class DerivedSlot(Slot):
         """Count a use whose gradients have all been added."""
         pass  # the parameters wait until the gradients have been carried on
 
-    def pieces(self, n_tasks: int) -> tuple[Sequence[Tensor], bool]:
-        """Return the K tensors to add gradients to, and whether they hold nothing yet."""
-        buffer = self.buffer
-        if buffer is None:
-            dtype = at_least_float32(self.tensor.dtype)
-            shape = (n_tasks, *self.tensor.shape)
-            self.buffer = torch.empty(shape, dtype=dtype, device=self.tensor.device)
-            return self.buffer.unbind(0), True
-        return buffer.unbind(0), False
+    def collected(self, n_tasks: int) -> tuple[Tensor, bool]:
+        """Return the K gradients, ``[K, *shape]``, and whether they hold nothing yet."""
+        if self.buffer is not None:
+            return self.buffer, False
+        shape, dtype = (n_tasks, *self.tensor.shape), at_least_float32(self.tensor.dtype)
+        self.buffer = torch.empty(shape, dtype=dtype, device=self.tensor.device)
+        return self.buffer, True

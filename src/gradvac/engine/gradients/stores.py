@@ -24,7 +24,7 @@ class GroupStore:
         expected: uses in the forward pass whose gradients are still to come.
         streams: whether this backward pass is the only one of the step.
         ready: where a store puts itself when the last of its gradients has arrived.
-        budget: bytes; a parameter whose K gradients are larger is held as what they are made of.
+        budget: bytes; of a parameter whose K gradients are larger, factors are kept instead.
     """
 
     def __init__(

@@ -15,7 +15,7 @@ from gradvac.engine.ranks.shards import is_sharded
 
 
 @dataclass(frozen=True)
-class Source:
+class GradientColumns:
     """Task gradients of this rank in some neighbouring columns, in the order of the parameters.
 
     Attributes:

@@ -30,7 +30,7 @@ from __future__ import annotations
 from itertools import chain
 
 from gradvac.engine.collector import Collector
-from gradvac.engine.ranks.buckets import Source, buckets_of
+from gradvac.engine.ranks.buckets import GradientColumns, buckets_of
 from gradvac.engine.ranks.exchange import Exchange
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.setup import Setup
@@ -93,7 +93,7 @@ class RankCollector(Collector):
 
     def _launch(self, exchange: Exchange, n_tasks: int) -> None:
         stores = self._stores_of[exchange.launched]
-        sources = [Source(*found) for store in stores for found in store.columns(n_tasks)]
+        sources = [GradientColumns(*found) for store in stores for found in store.columns(n_tasks)]
         used = [not slot.fresh for slot in chain(*(store.slots for store in stores))]
         exchange.launch(sources, used)
         for store in stores:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from gradvac.engine.gradients.gram import doubtful, full_precision, inner
 from gradvac.engine.groups import ParameterGroup
-from gradvac.engine.ranks.buckets import Bucket, Segment, Source
+from gradvac.engine.ranks.buckets import Bucket, GradientColumns, Segment
 from gradvac.engine.ranks.group import Ranks, Wait, on_host
 from gradvac.engine.ranks.slices import Slicing, slicing_of
 from gradvac.engine.report import combine, decide_present
@@ -111,7 +111,7 @@ class Exchange:
         self._places = ranks.on_device(self._task, buckets[0].device).split(self._counts)
         self._largest = torch.zeros(n_groups, len(self._task), dtype=torch.float64)
 
-    def launch(self, sources: Sequence[Source], used: Sequence[bool]) -> None:
+    def launch(self, sources: Sequence[GradientColumns], used: Sequence[bool]) -> None:
         """Send the gradients of the next bucket, and bring the ones before it one stage on.
 
         Args:
@@ -163,7 +163,9 @@ class Exchange:
 
     # -- the stages of a bucket -----------------------------------------------------------------
 
-    def _send(self, slicing: Slicing, sources: Sequence[Source], start: int, stop: int) -> _Round:
+    def _send(
+        self, slicing: Slicing, sources: Sequence[GradientColumns], start: int, stop: int
+    ) -> _Round:
         """Send this rank's gradients of some places, and begin to receive a slice of them."""
         slices = slicing.slices(sources, self._counts[self.ranks.rank], start, stop)
         width = slices.shape[2]

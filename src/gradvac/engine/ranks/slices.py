@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from gradvac.engine.gradients.on_demand import OnDemand
-from gradvac.engine.ranks.buckets import Bucket, Segment, Source
+from gradvac.engine.ranks.buckets import Bucket, GradientColumns, Segment
 from gradvac.engine.ranks.shards import as_shard, local_rows, rows_of_a_rank
 
 
@@ -32,7 +32,7 @@ class Slicing(Protocol):
         """Return ranges of places that hold at most ``at_once`` columns for all ranks."""
         ...
 
-    def slices(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
+    def slices(self, sources: Sequence[GradientColumns], own: int, start: int, stop: int) -> Tensor:
         """Return ``own`` gradients in a range of places, a slice for each rank, ``[R, own, w]``.
 
         Always in memory of their own: that of the sources is used again while these are sent.
@@ -67,7 +67,7 @@ class EvenSlicing:
         end = self.bucket.size
         return [(start, min(start + at_once, end)) for start in range(0, end, at_once)]
 
-    def slices(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
+    def slices(self, sources: Sequence[GradientColumns], own: int, start: int, stop: int) -> Tensor:
         """Return the gradients of a range of columns, filled up with zeros."""
         parts = _columns(sources, own, start, stop, self.bucket)
         width = -(-(stop - start) // self.size)
@@ -118,7 +118,7 @@ class RowSlicing:
         end, step = sum(self._widths), max(1, at_once // self.size)
         return [(start, min(start + step, end)) for start in range(0, end, step)]
 
-    def slices(self, sources: Sequence[Source], own: int, start: int, stop: int) -> Tensor:
+    def slices(self, sources: Sequence[GradientColumns], own: int, start: int, stop: int) -> Tensor:
         """Return the rows of each rank in a range of places."""
         parts: list[Tensor] = []
         place = column = 0
@@ -132,7 +132,7 @@ class RowSlicing:
 
     def _of_all(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[GradientColumns],
         own: int,
         first: int,
         numel: int,
@@ -193,7 +193,7 @@ def _zeros(own: int, columns: int, bucket: Bucket) -> Tensor:
 
 
 def _columns(
-    sources: Sequence[Source], own: int, start: int, stop: int, bucket: Bucket
+    sources: Sequence[GradientColumns], own: int, start: int, stop: int, bucket: Bucket
 ) -> list[Tensor]:
     """Return the gradients of a range of columns, in neighbouring pieces ``[own, n]``."""
     parts, first = [], 0

@@ -25,7 +25,6 @@ class Owners:
         self.index = index
         self.n_tasks = n_tasks
         self._derived: dict[tuple[object, ...], Owners | None] = {}
-        self._order_on: dict[torch.device, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.index)
@@ -94,24 +93,50 @@ class Owners:
         ends = self.index.bincount(minlength=self.n_tasks).cumsum(0).tolist()
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
+    def on(self, device: torch.device) -> Tensor:
+        """Return :attr:`index` on a device."""
+        found = self._index.on(device)
+        assert found is not None
+        return found
+
     @cached_property
-    def _order(self) -> Tensor | None:
+    def _index(self) -> Positions:
+        return Positions(self.index)
+
+    @cached_property
+    def padded(self) -> list[Padding]:
+        """How to lay the rows of each task side by side, tasks of about one height together.
+
+        One class of all tasks if less than half of it is filling; else classes whose heights differ
+        by less than a factor of two. Tasks without rows are in none.
+        """
+        heights = {k: end - start for k, (start, end) in enumerate(self.bounds) if end > start}
+        if not heights:
+            return []
+        classes: dict[int, list[int]] = {}
+        if max(heights.values()) * len(heights) <= 2 * len(self):
+            classes[0] = list(heights)
+        else:
+            for task, height in heights.items():
+                classes.setdefault(height.bit_length(), []).append(task)
+        return [Padding(self, tasks) for tasks in classes.values()]
+
+    @cached_property
+    def absent(self) -> Positions:
+        """Positions of the tasks without rows."""
+        found = [k for k, (start, end) in enumerate(self.bounds) if start == end]
+        return Positions(torch.tensor(found) if found else None)
+
+    @cached_property
+    def _order(self) -> Positions:
         """The stable order that sorts rows by task; None if they are sorted."""
         if len(self) < 2 or bool((self.index[1:] >= self.index[:-1]).all()):
-            return None
-        return self.index.argsort(stable=True)
+            return Positions(None)
+        return Positions(self.index.argsort(stable=True))
 
     def order(self, device: torch.device) -> Tensor | None:
         """Positions of the rows sorted by task, ``[n]``, on a device; None if they are sorted."""
-        order = self._order
-        if order is not None and device not in self._order_on:
-            self._order_on[device] = order.to(device)
-        return None if order is None else self._order_on[device]
-
-    def sort(self, values: Tensor) -> Tensor:
-        """Return the rows of ``[n, ...]`` sorted by task."""
-        order = self.order(values.device)
-        return values if order is None else values.index_select(0, order)
+        return self._order.on(device)
 
     def blocks(self, values: Tensor) -> Iterator[Tensor]:
         """Yield the rows of each task among ``[n, ...]``.
@@ -129,3 +154,48 @@ class Owners:
     def positions(self, task: int, device: torch.device) -> Tensor:
         """Positions of the rows of a task, ascending."""
         return (self.index == task).nonzero().squeeze(1).to(device)
+
+
+class Padding:
+    """The rows of some tasks side by side, filled up to the height of the longest.
+
+    Attributes:
+        tasks: positions of the tasks.
+        height: rows of the longest.
+        all_tasks: whether these are all tasks of the step, in their order.
+        index: positions of the rows, ``[tasks * height]``; None if they lie like that.
+        gaps: where rows are filling, ``[tasks, height]``; None if nowhere.
+        positions: of the tasks, ``[tasks]``.
+    """
+
+    def __init__(self, owners: Owners, tasks: list[int]) -> None:
+        self.tasks = tasks
+        bounds = [owners.bounds[k] for k in tasks]
+        self.height = max(end - start for start, end in bounds)
+        self.all_tasks = len(tasks) == owners.n_tasks
+        starts, ends = torch.tensor(bounds).T.unsqueeze(2)
+        places = starts + torch.arange(self.height)
+        gaps = places >= ends  # filled with a row of the task's own: its NaN is its own anyway
+        order = owners.order(torch.device("cpu"))
+        index = torch.where(gaps, starts, places).flatten()
+        index = index if order is None else order[index]
+        as_is = len(index) == len(owners) and bool((index == torch.arange(len(index))).all())
+        self.index = Positions(None if as_is else index)
+        self.gaps = Positions(gaps if bool(gaps.any()) else None)
+        self.positions = Positions(torch.tensor(tasks))
+
+
+class Positions:
+    """Positions known on the host, sent to a device once; None where there is nothing to do."""
+
+    def __init__(self, values: Tensor | None) -> None:
+        self._values = values
+        self._there: dict[torch.device, Tensor] = {}
+
+    def on(self, device: torch.device) -> Tensor | None:
+        """Return them on a device."""
+        if self._values is None or device.type == "cpu":
+            return self._values
+        if device not in self._there:
+            self._there[device] = self._values.to(device, non_blocking=True)
+        return self._there[device]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from gradvac.engine.gradients.by_task import sums
 from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.samples.places import Place
@@ -117,15 +118,12 @@ def _reduce(g: Tensor, shape: torch.Size, place: Place) -> Tensor:
     if others:
         g = g.sum(others, keepdim=True)
     if own[dim] == 1:
-        order = owners.order(g.device)
-        g = g if order is None else g.index_select(dim, order)
-        parts = [g.narrow(dim, start, end - start).sum(dim) for start, end in owners.bounds]
-        return torch.stack(parts).reshape(owners.n_tasks, *shape)
+        return sums(g.movedim(dim, 0), owners).reshape(owners.n_tasks, *shape)
     # The tensor has values of its own for each sample: theirs for the owner, 0 for others.
-    spread = [1] * g.ndim
-    spread[dim] = len(owners)
-    mine = [(owners.index == k).view(spread).to(g.device) for k in range(owners.n_tasks)]
-    return torch.stack([g.where(m, 0.0) for m in mine]).reshape(owners.n_tasks, *shape)
+    whole = g.new_zeros(owners.n_tasks, *g.shape)
+    samples = torch.arange(len(owners), device=g.device)
+    whole.movedim(dim + 1, 1).index_put_((owners.on(g.device), samples), g.movedim(dim, 0))
+    return whole.reshape(owners.n_tasks, *shape)
 
 
 class _Slices(Function):

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from gradvac.engine.gradients.on_demand import Lookup, Product, add_product
+from gradvac.engine.gradients.by_task import TaskRows, batched, put_product, put_sums
+from gradvac.engine.gradients.on_demand import Lookup, Product
 from gradvac.engine.gradients.parameter_slot import ParameterSlot
 from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.samples.owners import Owners
@@ -49,22 +50,30 @@ def _linear_gradients(
     if isinstance(on_w, ParameterSlot) and on_w.takes_factors(owners.n_tasks):
         on_w.add_factors(Product(x.detach(), dy, transposed, owners))
         on_w = None
-    ws, fresh_w = ((), False) if on_w is None else on_w.pieces(owners.n_tasks)
-    bs, fresh_b = ((), False) if on_b is None else on_b.pieces(owners.n_tasks)
+    w, fresh_w = (None, False) if on_w is None else on_w.collected(owners.n_tasks)
+    b, fresh_b = (None, False) if on_b is None else on_b.collected(owners.n_tasks)
+    if batched(owners, *((x, dy) if w is not None else (dy,))):
+        ys = TaskRows(dy, owners, clear=True)
+        if w is not None:
+            xs = TaskRows(x, owners)
+            left, right = (xs, ys) if transposed else (ys, xs)
+            left.product(right, w, fresh_w)
+        if b is not None:
+            ys.sums(b, fresh_b)
+        return
     width = _columns_at_once(dy, owners.n_tasks)
     for first in range(0, dy.shape[1], width):
         columns = slice(first, first + width)
-        of_w = [w[:, columns] if transposed else w[columns] for w in ws]
-        of_b = [b[columns] for b in bs]
-        owns = owners.blocks(x) if ws else repeat(None, owners.n_tasks)
-        ys = owners.blocks(dy[:, columns] if width < dy.shape[1] else dy)
-        for k, (own, y) in enumerate(zip(owns, ys, strict=True)):
-            if own is not None:
-                _product(*((own.T, y) if transposed else (y.T, own)), of_w[k], fresh_w)
-            if fresh_b:
-                torch.sum(y, 0, dtype=of_b[k].dtype, out=of_b[k])
-            elif of_b and len(y):
-                of_b[k].add_(y.sum(0, dtype=of_b[k].dtype))
+        owns = repeat(None, owners.n_tasks) if w is None else owners.blocks(x)
+        parts = owners.blocks(dy[:, columns] if width < dy.shape[1] else dy)
+        for k, (own, y) in enumerate(zip(owns, parts, strict=True)):
+            if w is not None and own is not None:
+                of_w = w[k, :, columns] if transposed else w[k, columns]
+                put_product(*((own.T, y) if transposed else (y.T, own)), of_w, fresh_w)
+            if b is not None and fresh_b:
+                torch.sum(y, 0, dtype=b.dtype, out=b[k, columns])
+            elif b is not None and len(y):
+                b[k, columns].add_(y.sum(0, dtype=b.dtype))
 
 
 def _columns_at_once(dy: Tensor, n_tasks: int) -> int:
@@ -76,17 +85,6 @@ def _columns_at_once(dy: Tensor, n_tasks: int) -> int:
     if dy.device.type != "cpu":
         return max(1, dy.shape[1])
     return max(256, 2**21 * n_tasks // max(1, dy.element_size() * len(dy)))
-
-
-def _product(a: Tensor, b: Tensor, piece: Tensor, fresh: bool) -> None:
-    """Write ``a @ b`` to ``piece``, or add it if that is not fresh."""
-    if not fresh:
-        if len(b):
-            add_product(a, b, piece)
-    elif piece.dtype == a.dtype:
-        torch.mm(a, b, out=piece)
-    else:
-        piece.copy_(a @ b)
 
 
 class _Linear(Function):
@@ -159,42 +157,31 @@ class _Embedding(Function):
                 owners = _flat_rows(use.place, dy.shape, 1)
                 (slot,) = use.slots
                 assert slot is not None
-                ids, dy = owners.sort(ids.reshape(-1)), owners.sort(dy.reshape(-1, dy.shape[-1]))
+                ids, dy = ids.reshape(-1), dy.reshape(-1, dy.shape[-1])
                 if ctx.padding >= 0:
                     dy = dy.masked_fill((ids == ctx.padding)[:, None], 0.0)
+                lookup = Lookup(ids, dy, owners)
                 if isinstance(slot, ParameterSlot) and slot.takes_factors(owners.n_tasks):
-                    slot.add_factors(Lookup(ids, dy, owners.bounds))
+                    slot.add_factors(lookup)
                 else:
-                    for piece, (start, end) in zip(
-                        slot.zero(owners.n_tasks), owners.bounds, strict=True
-                    ):
-                        piece.index_add_(0, ids[start:end], dy[start:end].to(piece.dtype))
+                    lookup.add_to(slot.zero(owners.n_tasks), 0)
                 use.finish()
         return None, None, dw, None, None
 
 
 def _norm_gradients(
     tensors: Sequence[Tensor],
-    w: Tensor | None,
     shape: Sequence[int],
     slots: Sequence[Slot | None],
     owners: Owners,
 ) -> None:
     """Hand over gradients of scale and shift from dy, x ``[N, d]``, mean and 1/std ``[N, 1]``."""
-    on_w, on_b = slots
-    mask = [False, on_w is not None, on_b is not None]
-    found: list[tuple[Tensor, Tensor]] = []
-    d = tensors[0].shape[1]
-    scale = tensors[0].new_ones(d) if w is None else w.reshape(d)
-    for dy, x, mean, rstd in zip(*(owners.blocks(t) for t in tensors), strict=True):
-        found.append(
-            torch.ops.aten.native_layer_norm_backward(dy, x, (d,), mean, rstd, scale, scale, mask)[
-                1:
-            ]
-        )
-    for slot, n in ((on_w, 0), (on_b, 1)):
+    dy, x, mean, rstd = tensors
+    of_scale = dy * ((x - mean) * rstd)  # in the precision of the statistics
+    for slot, values in zip(slots, (of_scale, dy), strict=True):
         if slot is not None:
-            slot.add(torch.stack([pair[n] for pair in found]).view(owners.n_tasks, *shape))
+            collected, fresh = slot.collected(owners.n_tasks)
+            put_sums(values.unflatten(1, shape), owners, collected, fresh)
 
 
 class _LayerNorm(Function):
@@ -225,7 +212,7 @@ class _LayerNorm(Function):
             if use.collects(dy):
                 owners = _flat_rows(use.place, dy.shape, len(ctx.shape))
                 tensors = [t.reshape(len(owners), -1) for t in (dy, x, mean, rstd)]
-                _norm_gradients(tensors, w, ctx.shape, use.slots, owners)
+                _norm_gradients(tensors, ctx.shape, use.slots, owners)
                 use.finish()
             _, on_x, _, on_w, on_b, *_ = ctx.needs_input_grad
             mask = [on_x, use.plain(on_w), use.plain(on_b)]

@@ -171,12 +171,7 @@ def compare(
             for family in (directions, zero_shot):
                 _test(row, runs, base, family, test, samples)
         rows.append(row)
-    own = next(row for row in rows if row.name == name)
-    cost_of: Clock = "cpu_seconds" if all(row.cpu_seconds > 0 for row in rows) else "seconds"
-    for row in rows:
-        spent, base_spent = getattr(row, cost_of), getattr(own, cost_of)
-        if base_spent and own.tokens and row.tokens:
-            row.cost = (spent / row.tokens) / (base_spent / own.tokens)
+    cost_of = _fill_in_costs(rows, name)
     return Comparison(
         rows=rows,
         directions=directions,
@@ -205,6 +200,17 @@ def _row(name: str, runs: Mapping[int, Result], several: bool) -> Row:
         parameters=max(r.parameters for r in parts),
         several_models=several,
     )
+
+
+def _fill_in_costs(rows: Sequence[Row], baseline: str) -> Clock:
+    """Fill in the cost of each row, relative to the baseline's; which clock it is by."""
+    own = next(row for row in rows if row.name == baseline)
+    clock: Clock = "cpu_seconds" if all(row.cpu_seconds > 0 for row in rows) else "seconds"
+    for row in rows:
+        spent, base_spent = getattr(row, clock), getattr(own, clock)
+        if base_spent and own.tokens and row.tokens:
+            row.cost = (spent / row.tokens) / (base_spent / own.tokens)
+    return clock
 
 
 def _same_bleu(results: Mapping[str, Mapping[int, Result]]) -> None:

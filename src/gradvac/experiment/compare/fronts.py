@@ -58,7 +58,7 @@ def fronts(
     made = []
     for metric in ON_FRONT:
         sign = -1 if metric in LOWER_IS_BETTER else 1
-        for pair in _axes(found, metric, axes):
+        for pair in _axes(found, axes):
             points = {row.name: _points(row, metric, pair, sign) for row in found.rows}
             if not (seeds := set.intersection(*(set(points[name]) for name in swept))):
                 continue  # of COMET, where it was not computed for all of them
@@ -98,7 +98,7 @@ def _is_swept(row: Row, shape: str) -> bool:
     return fixed and not row.several_models and recipe.shape == shape
 
 
-def _axes(found: Comparison, metric: Metric, asked: str | None) -> list[tuple[str, str]]:
+def _axes(found: Comparison, asked: str | None) -> list[tuple[str, str]]:
     columns = [*found.directions, *found.zero_shot, *found.averages]
     if asked is not None:
         names = [name.strip() for name in asked.split(",")]

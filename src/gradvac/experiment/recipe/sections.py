@@ -28,7 +28,7 @@ from gradvac.experiment.recipe.method_options import (
 from gradvac.experiment.recipe.paths import resolve
 from gradvac.text.cleaning import CleaningRules
 from gradvac.text.languages import ENGLISH, LONGEST_CODE, is_code
-from gradvac.text.readers import Source
+from gradvac.text.sources import Source
 
 VERSION = 1
 """Of the form of recipes; it rises when a key is renamed or means something else."""

@@ -70,11 +70,23 @@ def write_report(
         "samples": ("Translations", samples_section(views, tasks)),
         "again": ("Running it again", _again(views, out, rows)),
     }
+    page = _whole_page(title, _header(title, views, notes), sections, refresh)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        raise RunError(f"--out {out}: is a folder; name a file for the page, such as report.html")
+    write_text(out, page)  # whole: a browser may be reading the old one
+    return out
+
+
+def _whole_page(
+    title: str, header: str, sections: Mapping[str, tuple[str, str]], refresh: int | None
+) -> str:
+    """The HTML of a page with these sections: key -> heading and markup."""
     links = "".join(
         element("li", element("a", escape(name), href=f"#{key}"))
         for key, (name, _) in sections.items()
     )
-    body = element("header", _header(title, views, notes) + element("nav", element("ul", links)))
+    body = element("header", header + element("nav", element("ul", links)))
     body += element(
         "main",
         "\n".join(
@@ -85,18 +97,13 @@ def write_report(
     files = importlib.resources.files("gradvac.experiment.report")
     script = (files / "page.js").read_text("utf-8")
     again = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
-    page = Template((files / "page.html").read_text("utf-8")).substitute(
+    return Template((files / "page.html").read_text("utf-8")).substitute(
         title=escape(title),
         body=body,
         script=script,
         refresh=again,
         hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.is_dir():
-        raise RunError(f"--out {out}: is a folder; name a file for the page, such as report.html")
-    write_text(out, page)  # whole: a browser may be reading the old one
-    return out
 
 
 def _tasks(views: Sequence[RunView], rows: Sequence[Row]) -> list[TaskView]:

@@ -96,15 +96,9 @@ def measure_huggingface(
         RunError: without checkpoints, text or directions, for a language the tokenizer has no mark
             for, or if there is a measurement of something else already.
     """
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
     console = console or Terminal()
     say = partial(console.print, markup=False, soft_wrap=True)
-    there = checkpoints(folder)
-    chosen = {step: path for step, path in there.items() if not every or step % every == 0}
-    if not chosen:
-        steps = ", ".join(map(str, there))
-        raise RunError(f"{folder}: no checkpoint to measure; steps with one: {steps}")
+    chosen = _chosen(folder, every)
     if rows is None or directions is None:
         raise RunError(
             f"{folder}: a Hugging Face model says neither text nor directions: give --rows FILE "
@@ -122,36 +116,58 @@ def measure_huggingface(
     if empty := [t.direction.name for t in texts if not len(t)]:
         raise RunError(f"{origin}: no sentence to measure on for {', '.join(empty)}")
     place = device_of(device or "auto")
-    named = {code: name for code, _, name in (pair.partition("=") for pair in codes)}
+    marks = _marks(next(iter(chosen.values())), codes)
+    batches = {t.direction.name: marks.batches(t, place) for t in texts}
     home = out or folder
     out = measured_folder(home)
-    record = GramRecord(out)
-    first = next(iter(chosen.values()))
-    with opening(first):
-        tokenizer = AutoTokenizer.from_pretrained(
-            first, local_files_only=True, trust_remote_code=False
-        )
-    marks = _Marks(tokenizer, named, first)
-    batches = {t.direction.name: marks.batches(t, place) for t in texts}
     out.mkdir(parents=True, exist_ok=True)
     with alone(out, "measuring into this folder"):
-        origins = Origins(out)
+        record, origins = GramRecord(out), Origins(out)
         for step, path in chosen.items():
             digest = _digest(path)
             if step in record.steps():
                 origins.check(step, digest)
                 continue
             origins.note(step, digest)
-            with opening(path):
-                model, said = AutoModelForSeq2SeqLM.from_pretrained(
-                    path, local_files_only=True, trust_remote_code=False, output_loading_info=True
-                )
-            check_loaded(said, path)
-            model.to(place)
+            model = _load(path).to(place)
             prepare_folder(out, _description(texts, model, granularity, origin, multiway))
             record.append(measure_seq2seq(model, batches, granularity, step, hold))
             say(f"step {step} measured")
     return home
+
+
+def _chosen(folder: Path, every: int | None) -> dict[int, Path]:
+    """The checkpoints whose step is a multiple of ``every``; RunError if there is none."""
+    there = checkpoints(folder)
+    chosen = {step: path for step, path in there.items() if not every or step % every == 0}
+    if not chosen:
+        steps = ", ".join(map(str, there))
+        raise RunError(f"{folder}: no checkpoint to measure; steps with one: {steps}")
+    return chosen
+
+
+def _marks(folder: Path, codes: Sequence[str]) -> _Marks:
+    """The tokenizer of a checkpoint; ``codes`` are its names of languages, as ``fr=fra_Latn``."""
+    from transformers import AutoTokenizer
+
+    with opening(folder):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    named = {code: name for code, _, name in (pair.partition("=") for pair in codes)}
+    return _Marks(tokenizer, named, folder)
+
+
+def _load(folder: Path) -> Any:
+    """The model of a checkpoint, all of whose parameters were there."""
+    from transformers import AutoModelForSeq2SeqLM
+
+    with opening(folder):
+        model, said = AutoModelForSeq2SeqLM.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    check_loaded(said, folder)
+    return model
 
 
 def _digest(folder: Path) -> str:

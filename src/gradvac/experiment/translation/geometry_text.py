@@ -17,8 +17,9 @@ from gradvac.experiment.training.measuring import AlignedSet
 from gradvac.experiment.translation.prepare import test_rows
 from gradvac.text.cleaning import Account, normalise
 from gradvac.text.languages import Direction
-from gradvac.text.readers import Row, Source
+from gradvac.text.readers import Row
 from gradvac.text.scripts import script
+from gradvac.text.sources import Source
 from gradvac.text.spellings import Spellings
 from gradvac.translation.bitext import Bitext, as_given, encode, read_corpus
 from gradvac.translation.vocabulary import Vocabulary

@@ -1,0 +1,144 @@
+"""Products and sums over the rows of each task, in as many operations for any number of tasks.
+
+The gradient of a weight is a product of two matrices whose rows belong to tasks, K products of the
+rows of one task each; those of a bias or of a scale are K sums. A loop over the tasks launches K
+operations for what plain training does in one. Here the rows are brought into the order of their
+tasks, filled up to the height of the longest, and multiplied as one batch. Where tasks differ much
+in size they are taken in classes, so that less than half of what is multiplied is filling.
+
+On a CPU a launch costs next to nothing and filling costs arithmetic, so that large products are
+taken one task at a time; :func:`batched` decides.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gradvac.engine.gradients.precision import at_least_float32
+from gradvac.engine.samples.owners import Owners, Padding
+
+_LAUNCH = 150_000
+"""Multiplications that cost a CPU what one more product of a few rows does (measured: 10 us)."""
+_CACHED = 2**22  # bytes that fit a shared cache, chosen here
+
+
+def batched(owners: Owners, *sides: Tensor) -> bool:
+    """Whether to take the rows of all tasks as one batch.
+
+    Args:
+        owners: the task of each row.
+        sides: the factors ``[N, p]`` and ``[N, q]`` of products, or what is summed,
+            ``[N, ...]``.
+    """
+    if sides[0].device.type != "cpu":
+        return True
+    if sum(side.numel() * side.element_size() for side in sides) > _CACHED:
+        return False
+    filling = sum(p.height * len(p.tasks) for p in owners.padded) - len(owners)
+    return filling * math.prod(side.shape[1:].numel() for side in sides) < _LAUNCH * owners.n_tasks
+
+
+class TaskRows:
+    """The rows ``[N, ...]`` of each task among K side by side, for products and sums of them.
+
+    Args:
+        values: the rows.
+        owners: the task of each.
+        clear: whether to fill up with zeros; one side of a product is enough.
+    """
+
+    def __init__(self, values: Tensor, owners: Owners, clear: bool = False) -> None:
+        self.owners = owners
+        self.parts: list[tuple[Padding, Tensor]] = []
+        for padding in owners.padded:
+            index = padding.index.on(values.device)
+            shape = (len(padding.tasks), padding.height, *values.shape[1:])
+            # Without an index they are sorted by task already, and all tasks have as many.
+            part = (values if index is None else values.index_select(0, index)).view(shape)
+            gaps = padding.gaps.on(values.device)
+            if clear and gaps is not None:
+                part = part.masked_fill_(gaps.view(*gaps.shape, *[1] * (values.ndim - 1)), 0.0)
+            self.parts.append((padding, part))
+
+    def product(self, other: TaskRows, out: Tensor, fresh: bool) -> None:
+        """Write ``self_k^T other_k`` to ``out`` ``[K, p, q]``, or add it if that is not fresh."""
+        for (padding, left), (_, right) in zip(self.parts, other.parts, strict=True):
+            if not padding.all_tasks or out.dtype != left.dtype:
+                _put(padding, torch.bmm(left.mT, right), out, fresh)
+            elif fresh:
+                torch.bmm(left.mT, right, out=out)
+            else:
+                out.baddbmm_(left.mT, right)
+        self._clear_absent(out, fresh)
+
+    def sums(self, out: Tensor, fresh: bool) -> None:
+        """Write the sums of cleared rows of each task to ``out`` ``[K, ...]``, or add them."""
+        for padding, part in self.parts:
+            if padding.all_tasks and fresh:
+                torch.sum(part, 1, dtype=out.dtype, out=out)
+            else:
+                _put(padding, part.sum(1, dtype=out.dtype), out, fresh)
+        self._clear_absent(out, fresh)
+
+    def _clear_absent(self, out: Tensor, fresh: bool) -> None:
+        """Set to zero what belongs to tasks without rows."""
+        absent = self.owners.absent.on(out.device)
+        if fresh and absent is not None:
+            out.index_fill_(0, absent, 0.0)
+
+
+def _put(padding: Padding, found: Tensor, out: Tensor, fresh: bool) -> None:
+    """Write to ``out`` ``[K, ...]``, or add, what was found for the tasks of a class."""
+    if padding.all_tasks:
+        out.copy_(found) if fresh else out.add_(found)
+        return
+    tasks = padding.positions.on(out.device)
+    assert tasks is not None
+    if fresh:
+        out.index_copy_(0, tasks, found.to(out.dtype))
+    else:
+        out.index_add_(0, tasks, found.to(out.dtype))
+
+
+def add_products(left: Tensor, right: Tensor, owners: Owners, out: Tensor) -> None:
+    """Add ``left_k^T right_k`` to ``out`` ``[K, p, q]``, for the rows of each task k."""
+    if batched(owners, left, right):
+        TaskRows(left, owners, clear=True).product(TaskRows(right, owners), out, fresh=False)
+        return
+    for a, b, own in zip(owners.blocks(left), owners.blocks(right), out, strict=True):
+        put_product(a.T, b, own, fresh=False)
+
+
+def put_product(a: Tensor, b: Tensor, out: Tensor, fresh: bool) -> None:
+    """Write ``a @ b`` to ``out``, which may be wider, or add it if that is not fresh."""
+    if fresh and out.dtype == a.dtype:
+        torch.mm(a, b, out=out)
+    elif fresh:
+        out.copy_(a @ b)
+    elif len(b) and out.dtype == a.dtype:
+        out.addmm_(a, b)
+    elif len(b):
+        out.add_(a @ b)
+
+
+def put_sums(values: Tensor, owners: Owners, out: Tensor, fresh: bool) -> None:
+    """Write the sum of the rows ``[N, ...]`` of each task to ``out`` ``[K, ...]``, or add it."""
+    if batched(owners, values):
+        TaskRows(values, owners, clear=True).sums(out, fresh)
+        return
+    for part, own in zip(owners.blocks(values), out, strict=True):
+        if fresh:
+            torch.sum(part, 0, dtype=out.dtype, out=own)
+        elif len(part):
+            own.add_(part.sum(0, dtype=out.dtype))
+
+
+def sums(values: Tensor, owners: Owners) -> Tensor:
+    """Return the sum of the rows ``[N, ...]`` of each task, ``[K, ...]``, in at least float32."""
+    dtype = at_least_float32(values.dtype)
+    out = torch.empty(owners.n_tasks, *values.shape[1:], dtype=dtype, device=values.device)
+    put_sums(values, owners, out, fresh=True)
+    return out

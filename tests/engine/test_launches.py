@@ -1,0 +1,50 @@
+"""Host cost of a step where launches and waits cost: counted on a make-believe device."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def steps():
+    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip("this torch makes no device of Python")
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
+    found = subprocess.run(
+        [sys.executable, "-m", "tests.engine.launches"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+def test_launches_do_not_grow_with_the_number_of_tasks(steps):
+    assert steps["64 equal"]["launches"] <= 1.1 * steps["2 equal"]["launches"]
+    assert steps["32 unequal"]["launches"] <= 1.1 * steps["8 unequal"]["launches"]
+
+
+@pytest.mark.parametrize("tasks", ["2 equal", "64 equal", "2 unequal"])
+def test_launches_are_at_most_twice_those_of_plain_training(steps, tasks):
+    assert steps[tasks]["launches"] <= 2.0 * steps["plain"]["launches"]
+
+
+def test_tasks_of_very_different_sizes_are_taken_in_two_classes(steps):
+    """Of which each costs the launches of its own, whatever the number of tasks."""
+    for tasks in ("8 unequal", "32 unequal"):
+        assert steps[tasks]["launches"] <= 2.5 * steps["plain"]["launches"]
+
+
+def test_the_host_waits_once_for_the_report_and_the_check(steps):
+    assert steps.pop("plain")["waits"] == {}
+    for name, step in steps.items():
+        assert step["waits"] == {"engine/step.py fetch": 1}, name
