@@ -113,7 +113,7 @@ def ours_clean(folder: Path) -> dict[str, float]:
 
 
 def ours_prepare(folder: Path) -> dict[str, float]:
-    from gradvac.experiment.translation.prepare import prepare
+    from gradvac.experiment.training.prepare import prepare
 
     start = time.process_time()
     prepared = prepare(recipe(folder), folder / "run", lambda text: None)

@@ -8,9 +8,10 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from gradvac.experiment.kinds import job_of, prepare_run
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.kind import job_of
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
 
 QUIET = Console(quiet=True)
@@ -96,7 +97,7 @@ def trainer(
     folder: Path, run: Path, changes: Sequence[str] = (), console: Console = QUIET
 ) -> Trainer:
     """The trainer of the recipe in ``folder``, of any kind, with the run prepared in ``run``."""
-    prepare_run(load_recipe(folder / "recipe.yaml", list(changes)), run, None, lambda text: None)
+    prepare(load_recipe(folder / "recipe.yaml", list(changes)), run, lambda text: None)
     return Trainer(job_of(run), Display(console))
 
 

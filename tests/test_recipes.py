@@ -9,12 +9,11 @@ from rich.console import Console
 
 from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.tagging.job import TaggingJob
-from gradvac.experiment.tagging.prepare import prepare_tagging
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.evaluate import evaluate_run
 from gradvac.experiment.translation.job import TranslationJob
-from gradvac.experiment.translation.shared_text import prepare_sharing
 
 ROOT = Path(__file__).parents[1] / "recipes"
 PAPERS = sorted(ROOT.glob("*/*.yaml"))
@@ -65,7 +64,7 @@ def test_every_variant_runs_at_size_smoke(path, store):
             continue
         trained.append(how)
         run = store / path.parent.name / path.stem / (variant or "run")
-        prepared = prepare_sharing(recipe, run, store, lambda text: None)
+        prepared = prepare(recipe, run, lambda text: None, store)
         assert Trainer(TranslationJob(prepared), Display(Console(quiet=True))).train() == 0
     scores = evaluate_run(run, say=lambda text: None)
     assert set(scores.directions) == set(prepared.tasks)
@@ -94,5 +93,5 @@ def test_tagging_runs_at_size_smoke_without_the_network(path, tmp_path, monkeypa
     languages = {code: {"format": "two-column", **own} for code in ("de", "fr")}
     changes = ["device=cpu", f"data.languages={json.dumps(languages)}"]
     recipe = load_recipe(file, changes, size="smoke", variant=next(iter(file.variants)))
-    prepared = prepare_tagging(recipe, tmp_path / "run", tmp_path, lambda text: None)
+    prepared = prepare(recipe, tmp_path / "run", lambda text: None, tmp_path)
     assert Trainer(TaggingJob(prepared), Display(Console(quiet=True))).train() == 0

@@ -15,8 +15,8 @@ from rich.console import Console
 from gradvac.errors import GradvacError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation.prepare import prepare
 from tests import build
 
 SETS = ["method.name=gradvac", "method.beta=0.2"]

@@ -17,8 +17,8 @@ from gradvac.experiment.run.checkpoint import list_checkpoints, load_checkpoint
 from gradvac.experiment.run.files import SCORES, TRANSLATIONS, write_scored
 from gradvac.experiment.run.lock import alone
 from gradvac.experiment.training import process
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.process import StopSignal
-from gradvac.experiment.translation.prepare import prepare
 from gradvac.reading import read_json
 from tests.faults.bench import RUN, SETS, copy, everything, in_child, said, start, train, trainer
 

@@ -9,9 +9,9 @@ import torch
 import yaml
 
 from gradvac.experiment.run.checkpoint import list_checkpoints, load_checkpoint, saved_models
-from gradvac.experiment.run.folder import task_infos
+from gradvac.experiment.run.folder import run_recipe, task_infos
 from gradvac.experiment.translation.model_folder import find_model
-from gradvac.experiment.translation.recipe import run_recipe
+from gradvac.experiment.translation.recipe import Recipe
 from gradvac.geometry.record import GramRecord
 from tests.faults.bench import RUN, copy, everything, in_child, said, train, trainer
 from tests.faults.fixture import SETS_OF, golden, old_run
@@ -49,7 +49,10 @@ def test_the_losses_of_a_run_are_golden(whole):
 
 def test_a_run_of_an_earlier_version_is_readable(old):
     run = old / RUN
-    assert run_recipe(run).name == "toy" and list(task_infos(run)) == ["fr-en", "ne-en"]
+    assert run_recipe(run, Recipe).name == "toy" and list(task_infos(run)) == [
+        "fr-en",
+        "ne-en",
+    ]
     (saved,) = list_checkpoints(run / "checkpoints")
     assert load_checkpoint(saved).step == 8 and list(saved_models(run)) == [8]
     assert find_model(run, "best").load().embedding.weight.isfinite().all()

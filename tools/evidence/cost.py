@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
-from gradvac.experiment.training.build import build_model
+from gradvac.experiment.translation.job import build_model
 from gradvac.experiment.translation.recipe import Recipe
 
 SUSTAINED = 150e12

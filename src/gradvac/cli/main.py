@@ -76,15 +76,11 @@ def train(
     Example: gradvac train recipes/starting-model.yaml --set method.name=gradvac --run runs/gradvac
     Example: torchrun --nproc-per-node 2 -m gradvac train recipes/starting-model.yaml
     """
-    from gradvac.experiment.kinds import train_recipe, train_together
     from gradvac.experiment.recipe.load import load_recipe
-    from gradvac.experiment.training.together import started_by_torchrun
+    from gradvac.experiment.training.start import train_recipe
 
     loaded = load_recipe(recipe, set_, size=size, variant=variant, seed=seed)
-    if started_by_torchrun():
-        code = train_together(loaded, run, console, say)
-    else:
-        _, code = train_recipe(loaded, run, console, say)
+    _, code = train_recipe(loaded, run, console, say)
     if code:
         raise typer.Exit(code)
 

@@ -46,8 +46,8 @@ def evaluate_runs(
 
     Example: gradvac evaluate runs/joint runs/gradvac --zero-shot fr-de --bleu-tokenize flores200
     """
-    from gradvac.experiment.kinds import evaluate
     from gradvac.experiment.run.folder import any_recipe
+    from gradvac.experiment.training.kind import kind_of_run
     from gradvac.experiment.training.together import shared
     from gradvac.experiment.translation.evaluate import tokenizer_option
 
@@ -60,7 +60,10 @@ def evaluate_runs(
     }
     with shared(any_recipe(runs[0]).device, console) as ranks:
         for run in runs:
-            evaluate(run, options, console, say, ranks)
+            if scored := kind_of_run(run).score(run, options, say, ranks):
+                console.print(scored.table)
+                for line in scored.notes:
+                    say(line)
 
 
 @app.command()

@@ -37,15 +37,11 @@ def tag(
     --set data.folder=corpora/ner --set model.encoder=runs/encoder-small
     """
     from gradvac.experiment.run.folder import any_recipe
-    from gradvac.experiment.tagging.evaluate import evaluate_tagging, score_table
-    from gradvac.experiment.tagging.recipe import TaggingRecipe
+    from gradvac.experiment.training.kind import kind_of_run
 
-    folder, code = _train(recipe, TaggingRecipe, run, size, variant, seed, set_)
-    if code:
-        raise typer.Exit(code)
-    kept = any_recipe(folder)
-    if isinstance(kept, TaggingRecipe) and kept.data.test:
-        console.print(score_table(str(folder), evaluate_tagging(folder)))
+    folder = _train(recipe, "tagging", run, size, variant, seed, set_)
+    if any_recipe(folder).has_test and (scored := kind_of_run(folder).score(folder, {}, say)):
+        console.print(scored.table)
 
 
 @app.command()
@@ -63,28 +59,27 @@ def pretrain_encoder(
 
     Example: gradvac pretrain-encoder recipes/tagging/encoder.yaml --size small
     """
-    from gradvac.experiment.encoder.recipe import EncoderRecipe
-
-    folder, code = _train(recipe, EncoderRecipe, run, size, variant, seed, set_)
-    if code:
-        raise typer.Exit(code)
+    folder = _train(recipe, "encoder", run, size, variant, seed, set_)
     say(f"an encoder that transformers and gradvac tag open: {folder / 'best'}")
 
 
 def _train(
     recipe: Path,
-    kind: type,
+    kind: str,
     run: Path | None,
     size: str | None,
     variant: str | None,
     seed: int | None,
     changes: list[str] | None,
-) -> tuple[Path, int]:
-    """Prepare and train one run; its folder and the exit code."""
-    from gradvac.experiment.kinds import train_recipe
+) -> Path:
+    """Prepare and train one run of a kind; its folder."""
     from gradvac.experiment.recipe.load import load_recipe
+    from gradvac.experiment.training.start import train_recipe
 
     loaded = load_recipe(recipe, changes, size=size, variant=variant, seed=seed)
-    if not isinstance(loaded, kind):
+    if loaded.kind != kind:
         raise RecipeError(f"{recipe}: job: this recipe is of another job; gradvac train takes any")
-    return train_recipe(loaded, run, console, say)
+    folder, code = train_recipe(loaded, run, console, say)
+    if code:
+        raise typer.Exit(code)
+    return folder

@@ -1,4 +1,4 @@
-"""How large a share of the drawn pairs each direction gets."""
+"""How large a share of the drawn pairs each direction gets: by temperature, UniMax, or learned."""
 
 from __future__ import annotations
 

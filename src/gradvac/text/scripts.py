@@ -6,8 +6,9 @@ Which character is of which script, Unicode says (`Script_Extensions`).
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cache
 
@@ -141,6 +142,15 @@ def script_in(texts: Iterable[str]) -> str | None:
     counts = Counter(map(script_of_character, letters_of(" ".join(texts))))
     counts.pop("Zyyy", None)
     return max(counts, key=lambda script: counts[script], default=None)
+
+
+def script(sentences: Sequence[str]) -> str:
+    """The first word of the Unicode name of most letters: LATIN, CYRILLIC, DEVANAGARI ..."""
+    letters = Counter(c for text in sentences for c in text if c.isalpha())
+    scripts: Counter[str] = Counter()
+    for letter, count in letters.items():
+        scripts[unicodedata.name(letter, "UNKNOWN").split()[0]] += count
+    return scripts.most_common(1)[0][0] if scripts else "UNKNOWN"
 
 
 def mostly_english(english: AbstractSet[str], translation: str) -> bool:

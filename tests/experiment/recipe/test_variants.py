@@ -10,7 +10,8 @@ from gradvac.cli.main import app
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.recipe.variants import row_of, run_folder
-from gradvac.experiment.translation.recipe import run_recipe
+from gradvac.experiment.run.folder import run_recipe
+from gradvac.experiment.translation.recipe import Recipe
 
 FILE = """
 name: many
@@ -154,6 +155,6 @@ def test_the_command_trains_the_chosen_one_and_the_folder_says_which(toy, monkey
     assert result.exit_code == 0
     run = Path("runs/toy-smoke/pcgrad/seed-5")
     assert (run / "done.json").exists()
-    recipe = run_recipe(run)
+    recipe = run_recipe(run, Recipe)
     assert (recipe.size, recipe.variant, recipe.seed) == ("smoke", "pcgrad", 5)
     assert (recipe.training.steps, recipe.method.name) == (2, "pcgrad")

@@ -12,15 +12,17 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.kinds import job_of, prepare_run
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.recipe.schedule import learning_rate
+from gradvac.experiment.run.folder import run_recipe
 from gradvac.experiment.run.lock import alone
 from gradvac.experiment.sweep.sweep import Job
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.kind import job_of
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.evaluate import evaluate_run
-from gradvac.experiment.translation.recipe import run_recipe
+from gradvac.experiment.translation.recipe import Recipe
 from tests.build import make_toy, toy_recipe
 
 
@@ -33,7 +35,7 @@ def run(toy: Path, folder: Path, sets: list[str] | None = None) -> tuple[int, st
     """Train as `gradvac train` does; its exit code and what it said."""
     console = Console(record=True, file=io.StringIO(), width=1000)
     said: list[str] = []
-    prepare_run(load_recipe(toy / "recipe.yaml", sets), folder, None, said.append)
+    prepare(load_recipe(toy / "recipe.yaml", sets), folder, said.append)
     code = Trainer(job_of(folder), Display(console)).train()
     return code, "\n".join(said) + console.export_text()
 
@@ -52,7 +54,7 @@ def test_keys_that_cannot_change_what_was_trained_may_change(toy, tmp_path):
     code, said = run(toy, changed, ["training.steps=8", *free])
     assert code == 0 and "search.beam: 2 becomes 3" in said and "scores.json: removed" in said
     assert not (changed / "scores.json").exists()
-    recipe = run_recipe(changed)
+    recipe = run_recipe(changed, Recipe)
     assert (recipe.search.beam, recipe.training.keep) == (3, 1)
     assert (recipe.training.log_every, recipe.method.record_every) == (1, 5)
     assert (changed / "done.json").read_text() == (whole / "done.json").read_text()
@@ -83,7 +85,7 @@ def test_a_schedule_that_knows_the_end_is_told(toy, tmp_path):
     before, after = 0.01 * 0 / 5, 0.01 * (12 - 9 + 1) / (12 - 4 + 1)  # a ramp to 0 after the end
     assert f"step 9 is {after:.3g}, where 8 steps made it {before:.3g}" in said
     rates = [line["learning_rate"] for line in lines(tmp_path / "run", "train")]
-    own = run_recipe(tmp_path / "run").training
+    own = run_recipe(tmp_path / "run", Recipe).training
     assert rates[8:] == [learning_rate(own, step) for step in range(9, 13)]
     assert rates[8] == pytest.approx(after)
 
@@ -110,7 +112,7 @@ def test_a_file_that_is_not_whole_is_no_sign_that_a_run_is_done(toy, tmp_path, n
     sets = ["training.steps=4", "training.average=2"]
     run(toy, folder, sets)
     evaluate_run(folder, say=lambda text: None)
-    job = Job("joint", run_recipe(folder), folder)
+    job = Job("joint", run_recipe(folder, Recipe), folder)
     assert job.done
     before = (folder / "done.json").read_bytes()
     (folder / name).write_text("")
@@ -158,7 +160,7 @@ def test_a_folder_that_another_process_prepares_is_refused_and_shared_text_waite
     recipe = load_recipe(toy / "recipe.yaml", ["training.steps=4"])
     context = multiprocessing.get_context("fork")
     for name, store in (("own", None), ("shared", tmp_path)):
-        prepare_run(recipe, tmp_path / "model", tmp_path, lambda text: None)
+        prepare(recipe, tmp_path / "model", lambda text: None, tmp_path)
         (text,) = tmp_path.glob("text-*")
         (text / "tasks.json").unlink()
         held = tmp_path / name if store is None else text
@@ -175,10 +177,10 @@ def test_a_folder_that_another_process_prepares_is_refused_and_shared_text_waite
 
         if store is None:
             with pytest.raises(RunError, match="own: another process is preparing this folder"):
-                prepare_run(recipe, tmp_path / name, store, say)
+                prepare(recipe, tmp_path / name, say, store)
             go.set()
         else:
-            prepare_run(recipe, tmp_path / name, store, say)
+            prepare(recipe, tmp_path / name, say, store)
             assert said[0] == f"{text}: another process is preparing this folder; waiting for it"
             assert Trainer(job_of(tmp_path / name), Display(Console(quiet=True))).train() == 0
         other.join()
@@ -187,7 +189,7 @@ def test_a_folder_that_another_process_prepares_is_refused_and_shared_text_waite
 
 def prepare_quietly(toy: Path, folder: Path, store: Path | None, codes) -> None:
     try:
-        prepare_run(load_recipe(toy / "recipe.yaml"), folder, store, lambda text: None)
+        prepare(load_recipe(toy / "recipe.yaml"), folder, lambda text: None, store)
         codes.put(0)
     except RunError as e:
         codes.put(str(e))

@@ -11,7 +11,7 @@ from gradvac.cli.main import app
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.sweep.sweep import plan
-from gradvac.experiment.translation.shared_text import text_key
+from gradvac.experiment.training.prepare import text_key
 
 VARIANTS = {
     "joint": {},

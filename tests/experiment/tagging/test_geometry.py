@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.figures import write_figures
-from gradvac.experiment.kinds import measure_geometry
 from gradvac.experiment.report import write_report
 from gradvac.experiment.tagging.evaluate import evaluate_tagging
+from gradvac.experiment.training.kind import kind_of_run
 from gradvac.experiment.view.geometry import subjects_of
 from gradvac.experiment.view.numbers import findings
 from gradvac.experiment.view.run_view import load_runs
@@ -85,7 +85,9 @@ def load_tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
 
 
 def test_the_cosines_are_those_of_gradients_taken_by_hand(run, tmp_path):
-    out = measure_geometry(run, tmp_path / "m", None, granularity="whole_model", console=QUIET)
+    out = kind_of_run(run).measure(
+        run, tmp_path / "m", None, granularity="whole_model", console=QUIET
+    )
     frames = list(GramRecord(out))
     assert len(frames) == 2 and frames[0].tasks == tuple(CODES)
     for frame in frames:
@@ -143,13 +145,13 @@ def test_a_recorded_run_knows_scripts_from_its_words(run, tmp_path):
 
 def test_parallel_text_and_missing_text_are_refused(run, tmp_path):
     with pytest.raises(RunError, match=r"--rows: found .*which has no tags"):
-        measure_geometry(run, tmp_path, Path("rows.tsv"), console=QUIET)
+        kind_of_run(run).measure(run, tmp_path, Path("rows.tsv"), console=QUIET)
     with pytest.raises(RunError, match=r"--directions: found fr-en; this run has languages"):
-        measure_geometry(run, tmp_path, None, ["fr-en"], console=QUIET)
+        kind_of_run(run).measure(run, tmp_path, None, ["fr-en"], console=QUIET)
     tree = make_toy(tmp_path, n=4)
     del tree["data"]["languages"]["fr"]["valid"]
     tree["training"] |= {"epochs": 1, "metric": "nll"}
     write_recipe(tmp_path, tree)
     out = trained(tmp_path, tmp_path / "run")
     with pytest.raises(RunError, match=r"no validation text to measure on for fr; data\.lang"):
-        measure_geometry(out, None, None, console=QUIET)
+        kind_of_run(out).measure(out, None, None, console=QUIET)

@@ -18,14 +18,16 @@ from gradvac.cli.main import app
 from gradvac.errors import CorpusError, NotFiniteError, RecipeError, RunError
 from gradvac.experiment.compare.compare import compare
 from gradvac.experiment.compare.comparison_view import markdown
-from gradvac.experiment.kinds import job_of, prepare_below
-from gradvac.experiment.recipe.load import load_recipe
+from gradvac.experiment.recipe.load import load_recipe, of_kind
 from gradvac.experiment.report import write_report
 from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.tagging.evaluate import TaggingScores, evaluate_tagging, score_table
 from gradvac.experiment.training import replay
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.kind import job_of
+from gradvac.experiment.training.prepare import prepare_below
 from gradvac.experiment.training.train import Trainer
+from gradvac.experiment.translation.recipe import Recipe
 from gradvac.tagging.scores import TaggingScore
 from tests.build import QUIET, trained, trainer, write_recipe
 from tests.tagging.helpers import make_encoder, make_toy, tagged_rows
@@ -373,7 +375,7 @@ def test_errors_name_key_or_line(tmp_path):
     with pytest.raises(RecipeError, match=r"data\.languages\.de\.format: .*must be conllu"):
         load_recipe(path, ["data.languages.de.format=conll"])
     with pytest.raises(RecipeError, match="job: this is a recipe of another job"):
-        load_recipe(path)
+        of_kind(load_recipe(path), Recipe, str(path))
     with pytest.raises(RecipeError, match="job: found 'tag', must be tagging, encoder"):
         load_recipe(write_recipe(tmp_path, tree | {"job": "tag"}))
     # The encoder before the text, which takes minutes to read: of two mistakes this is the first.

@@ -5,9 +5,9 @@ import pytest
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.build import device_of
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.train import unreached
 from gradvac.experiment.translation.evaluate import evaluate_run
-from gradvac.experiment.translation.prepare import prepare
 from tests.build import trained
 
 

@@ -8,10 +8,10 @@ import yaml
 from gradvac.errors import RunError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.recipe.variants import read_yaml
-from gradvac.experiment.run.folder import any_recipe
-from gradvac.experiment.translation.prepare import open_prepared, prepare
-from gradvac.experiment.translation.recipe import run_recipe
-from gradvac.experiment.translation.shared_text import prepare_sharing, share_text
+from gradvac.experiment.run.folder import any_recipe, run_recipe
+from gradvac.experiment.training.prepare import prepare, share_text
+from gradvac.experiment.translation.prepare import open_prepared
+from gradvac.experiment.translation.recipe import Recipe
 
 OLD = ["vocabulary.normalization=nmt_nfkc"]
 
@@ -29,7 +29,7 @@ def as_before_the_key(run: Path) -> None:
 
 def rule_of(run: Path) -> tuple[str, str, str]:
     """What the recipe says by both of its readers, and what the vocabulary does."""
-    said = run_recipe(run), any_recipe(run)
+    said = run_recipe(run, Recipe), any_recipe(run)
     names = [recipe.model_dump()["vocabulary"]["normalization"] for recipe in said]
     return names[0], names[1], open_prepared(run).vocabulary.normalization
 
@@ -54,24 +54,24 @@ def test_a_run_from_before_the_key_goes_on_and_can_be_made_again(toy, tmp_path):
 
 def test_a_sweep_from_before_the_key_keeps_one_vocabulary(toy, tmp_path):
     sweep, first, second, other = (tmp_path / n for n in ("sweep", "first", "second", "other"))
-    old = prepare_sharing(load_recipe(toy / "recipe.yaml", OLD), first, sweep, silent)
+    old = prepare(load_recipe(toy / "recipe.yaml", OLD), first, silent, sweep)
     for run in (first, *sweep.glob("text-*")):
         as_before_the_key(run)
     said: list[str] = []
-    new = prepare_sharing(load_recipe(toy / "recipe.yaml"), second, sweep, said.append)
+    new = prepare(load_recipe(toy / "recipe.yaml"), second, said.append, sweep)
     assert new.vocabulary == old.vocabulary and rule_of(second) == ("nmt_nfkc",) * 3
     assert said == ["the text of this sweep was prepared with vocabulary.normalization: nmt_nfkc"]
     asked = load_recipe(toy / "recipe.yaml", ["vocabulary.normalization=nfc"])
-    prepare_sharing(asked, other, sweep, silent)
+    prepare(asked, other, silent, sweep)
     assert rule_of(other) == ("nfc",) * 3
 
 
 def test_a_variant_that_chooses_a_rule_chooses_it_for_itself_alone(toy, tmp_path):
     sweep, chosen, base = (tmp_path / n for n in ("sweep", "chosen", "base"))
-    prepare_sharing(load_recipe(toy / "recipe.yaml", OLD), chosen, sweep, silent)
-    prepare_sharing(load_recipe(toy / "recipe.yaml"), base, sweep, silent)
+    prepare(load_recipe(toy / "recipe.yaml", OLD), chosen, silent, sweep)
+    prepare(load_recipe(toy / "recipe.yaml"), base, silent, sweep)
     assert (rule_of(chosen), rule_of(base)) == (("nmt_nfkc",) * 3, ("nfc",) * 3)
-    prepare_sharing(load_recipe(toy / "recipe.yaml"), base, sweep, silent)  # and goes on
+    prepare(load_recipe(toy / "recipe.yaml"), base, silent, sweep)  # and goes on
     assert rule_of(base) == ("nfc",) * 3
 
 

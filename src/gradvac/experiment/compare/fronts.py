@@ -82,8 +82,8 @@ def _swept(found: Comparison, asked: Sequence[str]) -> list[str]:
         raise RecipeError(f"--sweep: {unknown[0]!r} is no row; rows: {', '.join(names)}")
     swept = list(asked) or [name for name in found.front if name in names]
     if not swept:
-        model = next(r for r in found.rows if r.name == found.baseline).first.recipe.model
-        swept = [row.name for row in found.rows if _is_swept(row, model)]
+        shape = next(r for r in found.rows if r.name == found.baseline).first.recipe.shape
+        swept = [row.name for row in found.rows if _is_swept(row, shape)]
     if len(swept) < 2:
         raise RunError(
             f"--front: trained jointly or with static weights: {', '.join(swept) or 'no row'}; a "
@@ -92,10 +92,10 @@ def _swept(found: Comparison, asked: Sequence[str]) -> list[str]:
     return swept
 
 
-def _is_swept(row: Row, model: object) -> bool:
+def _is_swept(row: Row, shape: str) -> bool:
     recipe = row.first.recipe
     fixed = recipe.method.name in ("joint", "static")
-    return fixed and not row.several_models and recipe.model == model
+    return fixed and not row.several_models and recipe.shape == shape
 
 
 def _axes(found: Comparison, asked: str | None) -> list[tuple[str, str]]:

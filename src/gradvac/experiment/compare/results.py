@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from gradvac.errors import RunError
+from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import row_of
 from gradvac.experiment.run.contents import (
     Done,
@@ -22,7 +23,6 @@ from gradvac.experiment.run.contents import (
 from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.run.tensor_file import tensor_shapes
 from gradvac.experiment.sweep.sweep import DESCRIPTION
-from gradvac.experiment.translation.recipe import Recipe
 from gradvac.reading import read_json, read_lines
 from gradvac.text.languages import Direction
 from gradvac.translation.tokenizers import tokenizer
@@ -45,7 +45,7 @@ class Result:
     """
 
     folders: list[Path]
-    recipe: Recipe
+    recipe: BaseRecipe
     scores: dict[Metric, dict[str, float]]
     outputs: dict[str, tuple[list[str], list[str]]]
     levels: dict[str, str]
@@ -196,7 +196,7 @@ def read_run(run: Path) -> Result:
         }
         return Result(
             folders=[run],
-            recipe=cast(Recipe, any_recipe(run)),  # what is asked of it, all kinds have
+            recipe=any_recipe(run),
             scores=scores,
             outputs=outputs,
             levels={k: v["level"] for k, v in tree["directions"].items() if v.get("level")},

@@ -1,14 +1,65 @@
-"""What is of encoder alone among the verbs that serve every kind of job."""
+"""Training an encoder on masked text as a kind of job: every language is a task."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradvac.engine.ranks.group import Ranks
+from gradvac.errors import RunError
 from gradvac.experiment.encoder.recipe import EncoderRecipe
+from gradvac.experiment.run.folder import TaskInfo
+from gradvac.experiment.training.job import Job, Prepared
+from gradvac.experiment.training.kind import Kind, Say, Scored
 
 
-class Kind:
-    """The kind."""
+class EncoderKind(Kind[EncoderRecipe, Any]):
+    """Plain text, a WordPiece tokenizer, a BERT."""
 
     recipe = EncoderRecipe
+    parts = ("data", "best")
+
+    def write_text(self, recipe: EncoderRecipe, folder: Path, say: Say) -> dict[str, TaskInfo]:
+        """Read the text of every language, train the tokenizer, encode."""
+        from gradvac.experiment.encoder.prepare import write_text
+
+        return write_text(recipe, folder, say)
+
+    def text_of(self, recipe: EncoderRecipe) -> list[Any]:
+        """Data, vocabulary, and the shape of the model, which lies beside the tokenizer."""
+        tree = recipe.model_dump(mode="json")
+        data = {**tree["data"], "test": []}  # as earlier versions had it, which named text by it
+        return [data, tree["vocabulary"], tree["model"]]
+
+    def open(self, folder: Path) -> Prepared[EncoderRecipe, Any]:
+        """The encoded sentences of every language, and the tokenizer."""
+        from gradvac.experiment.encoder.prepare import open_encoder
+
+        return open_encoder(folder)
+
+    def job(self, prepared: Prepared[EncoderRecipe, Any]) -> Job[Any]:
+        """The BERT on sentences of all languages, parts of which it does not see."""
+        from gradvac.experiment.encoder.job import EncoderJob
+
+        return EncoderJob(prepared)
+
+    def score(
+        self, folder: Path, options: Mapping[str, Any], say: Say, ranks: Ranks | None = None
+    ) -> Scored:
+        """RunError: there is nothing to score."""
+        raise RunError(f"{folder}: a run of an encoder has no test set; gradvac report shows it")
+
+    def measure(
+        self,
+        run: Path,
+        out: Path | None = None,
+        rows: Path | None = None,
+        directions: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Path:
+        """RunError: what is hidden of a sentence would differ from measurement to measurement."""
+        raise RunError(f"{run}: a run of an encoder; those of translation and tagging are measured")
 
 
-KIND = Kind()
+KIND = EncoderKind()

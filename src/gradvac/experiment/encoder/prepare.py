@@ -7,20 +7,15 @@ data/train/*.npy  data/valid/*.npy  data/account.json
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gradvac.data.encoded import EncodedTask
-from gradvac.errors import RecipeError, RunError
+from gradvac.errors import RecipeError
 from gradvac.experiment.encoder.recipe import EncoderRecipe
-from gradvac.experiment.recipe.load import dump_recipe
-from gradvac.experiment.recipe.paths import RECIPE, TASKS
-from gradvac.experiment.run.folder import TaskInfo, any_recipe, task_infos
-from gradvac.experiment.run.resuming import build_once, finish, resume
-from gradvac.experiment.tagging.prepare import SHAPE, new_text, read_language, share_parts
-from gradvac.experiment.translation.prepare import sources_of
-from gradvac.experiment.translation.shared_text import TEXT_SEED, key_of
+from gradvac.experiment.run.folder import TaskInfo, run_recipe, task_infos
+from gradvac.experiment.tagging.prepare import SHAPE, new_text, read_language
+from gradvac.experiment.training.job import Prepared
 from gradvac.tagging.encoder import fingerprint, open_tokenizer
 from gradvac.tagging.encoding import encode_text
 from gradvac.tagging.pretraining import build_encoder, save_encoder_shape, train_tokenizer
@@ -29,69 +24,27 @@ from gradvac.text.account import Account
 from gradvac.text.cleaning import normalise
 from gradvac.text.languages import family, resource_levels
 from gradvac.translation.bitext import read_corpus
-from gradvac.writing import link, write_json, write_text
+from gradvac.writing import write_json
 
 Texts = dict[str, dict[str, None]]
 """Language -> its sentences, each once, in order."""
 
 
-@dataclass(frozen=True)
-class PreparedEncoder:
-    """The text side of an encoder's run, ready to train on."""
-
-    folder: Path
-    recipe: EncoderRecipe
-    tokenizer: Any
-    fingerprint: str
-    tasks: dict[str, TaskInfo]
-    train: dict[str, EncodedTask]
-    valid: dict[str, EncodedTask]
-
-    @property
-    def levels(self) -> dict[str, str]:
-        """Task -> resource level."""
-        return {name: info.level for name, info in self.tasks.items()}
-
-
-def prepare_encoder(
-    recipe: EncoderRecipe, folder: Path, store: Path | None, say: Callable[[str], None]
-) -> PreparedEncoder:
-    """Build (or reopen) the text side of a run; with ``store``, share it with other runs."""
-
-    def build() -> None:
-        if store is None:
-            finish(folder, recipe, _write_text(recipe, folder, recipe.seed, say))
-            return
-        parts = [recipe.data, recipe.vocabulary, recipe.model]
-        text = store / f"text-{key_of([p.model_dump(mode='json') for p in parts])}"
-        own = lambda: finish(text, recipe, _write_text(recipe, text, TEXT_SEED, say))
-        build_once(text, own, wait=say)
-        share_parts(text, folder)
-        write_text(folder / RECIPE, dump_recipe(recipe))
-        link(text / TASKS, folder / TASKS)  # last: all is there
-
-    if not build_once(folder, build):
-        resume(recipe, folder, say)
-    return open_encoder(folder)
-
-
-def open_encoder(folder: Path) -> PreparedEncoder:
+def open_encoder(folder: Path) -> Prepared[EncoderRecipe, Any]:
     """Reopen a prepared run folder; RunError says what is missing or does not fit."""
-    recipe = any_recipe(folder)
-    if not isinstance(recipe, EncoderRecipe):
-        raise RunError(f"{folder}: not a run of an encoder")
+    recipe = run_recipe(folder, EncoderRecipe)
     tokenizer = open_tokenizer(str(folder / SHAPE))
     mark = fingerprint(tokenizer)
     train, valid = (
         {t: EncodedTask(s, s) for t, s in load_sentences(folder / "data" / p, mark).items()}
         for p in ("train", "valid")
     )
-    return PreparedEncoder(folder, recipe, tokenizer, mark, task_infos(folder), train, valid)
+    return Prepared(folder, recipe, tokenizer, task_infos(folder), train, valid)
 
 
-def _write_text(
-    recipe: EncoderRecipe, folder: Path, seed: int, say: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
+def write_text(
+    recipe: EncoderRecipe, folder: Path, say: Callable[[str], None]
+) -> dict[str, TaskInfo]:
     """Read and encode all that a recipe names; returns what is known of each task."""
     account = Account("drop")
     texts = _texts(recipe, account)
@@ -108,7 +61,7 @@ def _write_text(
         size=section.size,
         temperature=section.temperature,
         sample=section.sample,
-        seed=seed,
+        seed=recipe.seed,
     )
     model = build_encoder(len(tokenizer), recipe.model.of_bert(), recipe.seed)
     valid = {code: list(texts["valid"].get(code, {})) for code in train}
@@ -125,7 +78,7 @@ def _write_text(
         write_json(new / "account.json", account.to_dict())
     sizes = {code: len(own) for code, own in train.items()}
     levels = resource_levels(sizes)
-    return {code: asdict(TaskInfo(n, levels[code], family(code))) for code, n in sizes.items()}
+    return {code: TaskInfo(n, levels[code], family(code)) for code, n in sizes.items()}
 
 
 def _texts(recipe: EncoderRecipe, account: Account) -> dict[str, Texts]:
@@ -133,7 +86,7 @@ def _texts(recipe: EncoderRecipe, account: Account) -> dict[str, Texts]:
     data = recipe.data
     found: dict[str, Texts] = {"train": {}, "valid": {}}
     for part, sources in (("train", data.parallel), ("valid", data.valid)):
-        for row in read_corpus(sources_of(sources), account):
+        for row in read_corpus([s.source() for s in sources], account):
             for code, text in row.texts.items():
                 if data.languages is None or code in data.languages:
                     found[part].setdefault(code, {})[normalise(text)] = None

@@ -161,7 +161,7 @@ def _alike(subjects: Sequence[Subject]) -> Sequence[Subject]:
     groups: dict[object, list[Subject]] = {}
     for subject in [s for s in subjects if len({t.partner for t in s.tasks}) > 1] or subjects:
         recipe, tasks = subject.run.recipe, tuple(t.name for t in subject.tasks)
-        key = (tasks, recipe.training.start_from, recipe.model.model_dump_json(), subject.batch)
+        key = (tasks, recipe.training.start_from, recipe.shape, subject.batch)
         groups.setdefault(key, []).append(subject)
     return max(groups.values(), key=len)
 

@@ -50,7 +50,7 @@ def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) 
         old = problem.option in tree["method"]
         return f"method.{'' if old else 'options.'}{problem.option}: {problem}"
     if error["type"] == "value_error":
-        return f"{key or 'recipe'}: {context['error']}"
+        return f"{key}: {context['error']}" if key else str(context["error"])  # which names it
     allowed = error["msg"].replace("Input should be", "must be")
     allowed = allowed.replace("String should match pattern", "must match")
     if error["type"] == "literal_error" and isinstance(error["input"], str):

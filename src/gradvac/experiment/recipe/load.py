@@ -10,7 +10,7 @@ import math
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
@@ -18,11 +18,13 @@ from pydantic import ValidationError
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.errors import explain
 from gradvac.experiment.recipe.kinds import recipe_type
-from gradvac.experiment.recipe.method_options import drop_other_spelling, of_a_run
+from gradvac.experiment.recipe.method_options import drop_other_spelling
 from gradvac.experiment.recipe.paths import SHIPPED, TASKS, resolve
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import RecipeFile, read_yaml
 from gradvac.experiment.recipe.yaml_text import parse_yaml
+
+R = TypeVar("R", bound=BaseRecipe)
 
 
 def read_recipe_file(path: Path) -> RecipeFile:
@@ -53,7 +55,7 @@ def load_recipe(
     file = path if isinstance(path, RecipeFile) else read_recipe_file(path)
     tree = file.choose(size, variant)
     if (file.path.parent / TASKS).exists():  # the recipe of a run, made again
-        fill_in(tree)
+        tree = file.model.of_run(tree)
     if seed is not None:
         tree["seed"] = seed
     for change in changes or []:
@@ -88,15 +90,11 @@ def parse_recipe(tree: dict[str, Any], where: str, run_code: bool = True) -> Bas
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from e
 
 
-def fill_in(tree: Any) -> Any:
-    """The recipe of a run, with what keys that its version had not meant then."""
-    if isinstance(tree, dict) and isinstance(method := tree.get("method"), dict):
-        tree["method"] = of_a_run(method)
-    if isinstance(tree, dict) and tree.get("job") is None:
-        section = tree.setdefault("vocabulary", {})
-        if isinstance(section, dict):
-            section.setdefault("normalization", "nmt_nfkc")
-    return tree
+def of_kind(recipe: BaseRecipe, kind: type[R], where: str) -> R:
+    """The same recipe, which is one of a kind; RecipeError for another one."""
+    if not isinstance(recipe, kind):
+        raise RecipeError(f"{where}: job: this is a recipe of another job than {kind.kind}")
+    return recipe
 
 
 def _nan(tree: Any, at: str = "") -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
-from typing import Annotated, Any, Literal, Self, cast
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
 from pydantic import (
     BaseModel,
@@ -22,10 +22,13 @@ from gradvac.experiment.recipe.method_options import (
     check_name,
     import_methods,
     make_method,
+    of_a_run,
     with_old_keys,
 )
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.text.cleaning import CleaningRules
 from gradvac.text.languages import ENGLISH, LONGEST_CODE, is_code
+from gradvac.text.sources import Source
 
 VERSION = 1
 """Of the form of recipes; it rises when a key is renamed or means something else."""
@@ -79,6 +82,25 @@ class SourceSection(Section):
     def _columns_have_underscores(cls, found: list[str] | None) -> list[str] | None:
         return found and [underscored(tag) for tag in found]
 
+    def source(self) -> Source:
+        """The same, as readers take it; ``shipped:`` names become files."""
+        return Source(
+            format=self.format,
+            path=resolve(self.path) if self.path else None,
+            paths={k: resolve(v) for k, v in self.paths.items()} if self.paths else None,
+            languages=tuple(self.languages) if self.languages else None,
+            msgid_language=self.msgid,
+            check=self.check,
+            quoted=self.quoted,
+            unescape=self.unescape,
+        )
+
+    def placed(self, place: Callable[[str], str]) -> SourceSection:
+        """The same with every file name given to ``place``."""
+        path = place(self.path) if self.path else None
+        paths = {k: place(v) for k, v in self.paths.items()} if self.paths else None
+        return self.model_copy(update={"path": path, "paths": paths})
+
     @model_validator(mode="after")
     def _one_place(self) -> SourceSection:
         if (self.path is None) == (self.paths is None):
@@ -130,6 +152,11 @@ class SamplingSection(Section):
     accumulate: Count = 1
 
     @property
+    def size(self) -> int:
+        """How much a batch holds: tokens, or sentences."""
+        raise NotImplementedError
+
+    @property
     def schedule(self) -> list[tuple[int, float]]:
         """From which step on which temperature."""
         t = self.temperature
@@ -146,6 +173,11 @@ class BatchSection(SamplingSection):
     """Batches of about ``tokens`` target tokens, and how often each direction is drawn."""
 
     tokens: Count = 4096
+
+    @property
+    def size(self) -> int:
+        """Tokens of a batch."""
+        return self.tokens
 
 
 def _schedule(found: Any, kinds: tuple[type, ...], forms: str) -> Any:
@@ -247,7 +279,17 @@ class MethodSection(Section):
 
 
 class BaseRecipe(Section):
-    """What every experiment has, whatever its tasks are made of."""
+    """What every experiment has, whatever its tasks are made of.
+
+    Attributes:
+        kind: the name of its kind of job.
+        ignored: keys that the kind does not read, dotted, and what to do instead.
+        valid_at: the section that names validation text.
+    """
+
+    kind: ClassVar[str]
+    ignored: ClassVar[Mapping[str, str]] = {}
+    valid_at: ClassVar[str] = "data"
 
     version: int = VERSION
     name: FolderName = "run"
@@ -269,6 +311,42 @@ class BaseRecipe(Section):
             raise ValueError(f"found {found}, this gradvac reads version {VERSION}: {later}")
         return found
 
+    @classmethod
+    def of_run(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        """The recipe that a run keeps, with what keys that its version had not meant then."""
+        if isinstance(method := tree.get("method"), dict):
+            tree["method"] = of_a_run(method)
+        for dotted in cls.ignored:  # by every version
+            section, _, key = dotted.partition(".")
+            if isinstance(found := tree.get(section), dict):
+                found.pop(key, None)
+        return tree
+
+    @property
+    def batch_size(self) -> int:
+        """Tokens, or sentences, that an update sees."""
+        return self.batches.size * self.batches.accumulate
+
+    @property
+    def shape(self) -> str:
+        """The section ``model``: equal for models of one shape."""
+        return str(self.model_dump(include={"model"}))
+
+    @property
+    def has_test(self) -> bool:
+        """Whether a run has something to be scored on."""
+        return False
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether a run has text to be validated on."""
+        return False
+
+    @property
+    def searched(self) -> str:
+        """The number of a validation line that `gradvac tune` minimises."""
+        return "perplexity"
+
     def batch_in_words(self) -> str:
         """How much text an update sees."""
         return ""
@@ -277,8 +355,33 @@ class BaseRecipe(Section):
         """What the model is, of a run that has none yet."""
         return ""
 
+    def start_in_words(self) -> str:
+        """What the parameters are before the first step."""
+        return "random parameters"
+
+    def more_steps_in_words(self) -> str:
+        """What of a kind's own goes by the number of steps, for a run that is given more."""
+        return ""
+
+    def comparable(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """A dumped recipe without keys that an earlier version could not say."""
+        return tree
+
     def placed(self, place: Callable[[str], str]) -> Self:
         """The same with every relative file name given to ``place``."""
+        return self
+
+    @model_validator(mode="after")
+    def _every_key_is_read(self) -> Self:
+        for dotted, instead in self.ignored.items():
+            section, _, key = dotted.partition(".")
+            own = getattr(self, section)
+            found, usual = getattr(own, key), type(own).model_fields[key].default
+            if found != usual:
+                raise ValueError(
+                    f"{dotted}: found {found!r}; a recipe with job: {self.kind} does not read it; "
+                    f"{instead}"
+                )
         return self
 
 

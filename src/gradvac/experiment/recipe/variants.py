@@ -30,7 +30,7 @@ from pydantic import BaseModel
 
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.method_options import OLD_KEYS
-from gradvac.experiment.recipe.sections import SEEDS
+from gradvac.experiment.recipe.sections import SEEDS, BaseRecipe
 from gradvac.experiment.recipe.yaml_text import parse_yaml
 from gradvac.reading import read_text
 
@@ -45,7 +45,7 @@ class RecipeFile:
     """A recipe file as it is written; :meth:`choose` makes one experiment of it."""
 
     path: Path
-    model: type[BaseModel]
+    model: type[BaseRecipe]
     body: Tree
     sizes: dict[str, Tree] = field(default_factory=dict)
     variants: dict[str, Tree] = field(default_factory=dict)
@@ -55,7 +55,7 @@ class RecipeFile:
     tune: Tree = field(default_factory=dict)
 
     @classmethod
-    def read(cls, path: Path, model: type[BaseModel]) -> RecipeFile:
+    def read(cls, path: Path, model: type[BaseRecipe]) -> RecipeFile:
         """Read a file, and the one it extends; ``model`` tells sections from values.
 
         Raises RecipeError with the key at fault; sections are not validated yet.
@@ -103,7 +103,7 @@ class RecipeFile:
         return file
 
     @classmethod
-    def _base(cls, path: Path, name: Any, model: type[BaseModel]) -> RecipeFile:
+    def _base(cls, path: Path, name: Any, model: type[BaseRecipe]) -> RecipeFile:
         # Elsewhere its relative file names would mean other files.
         if not isinstance(name, str) or Path(name).name != name:
             raise RecipeError(f"{path}: extends: found {name!r}, must be a file in the same folder")

@@ -27,7 +27,7 @@ def samples_section(views: Sequence[RunView], tasks: Sequence[TaskView]) -> str:
         inner = element("summary", summary) + samples
         blocks.append(element("details", inner, open=not blocks))
     if not blocks:
-        if not any(view.translates for view in views):
+        if not any(view.kind.samples for view in views):
             return missing("No translations: no run here is one of translation.")
         return missing("No translations yet: gradvac evaluate writes them.")
     hint = f"{SAMPLES} of each direction's test sentences, evenly spaced, not chosen by eye."

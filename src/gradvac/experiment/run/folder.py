@@ -11,7 +11,8 @@ from pydantic import Field
 from torch import Tensor
 
 from gradvac.errors import RunError
-from gradvac.experiment.recipe.load import fill_in, parse_recipe
+from gradvac.experiment.recipe.kinds import recipe_type
+from gradvac.experiment.recipe.load import R, of_kind, parse_recipe
 from gradvac.experiment.recipe.paths import RECIPE, TASKS
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.yaml_text import parse_yaml
@@ -43,7 +44,13 @@ def any_recipe(folder: Path) -> BaseRecipe:
         raise RunError(f"{file}{e}") from e
     if not isinstance(tree, dict):
         raise RunError(f"{file}: not the recipe of a run: found {type(tree).__name__}")
-    return parse_recipe(fill_in(tree), str(file), run_code=False)
+    tree = recipe_type(tree.get("job")).of_run(tree)
+    return parse_recipe(tree, str(file), run_code=False)
+
+
+def run_recipe(folder: Path, kind: type[R]) -> R:
+    """The recipe of a run of one kind, as `any_recipe`; RecipeError for a run of another."""
+    return of_kind(any_recipe(folder), kind, str(folder / RECIPE))
 
 
 def task_infos(folder: Path) -> dict[str, TaskInfo]:

@@ -7,6 +7,7 @@ logged, and more steps, which go on from the end.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from gradvac.experiment.recipe.schedule import learning_rate
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
 from gradvac.experiment.run.files import DONE, ENDED, SCORES
-from gradvac.experiment.run.folder import any_recipe
+from gradvac.experiment.run.folder import TaskInfo, any_recipe
 from gradvac.experiment.run.lock import alone
-from gradvac.experiment.translation.recipe import Recipe, chooses_normalization, with_normalization
 from gradvac.writing import write_json, write_text
 
 Say = Callable[[str], None]
@@ -53,10 +53,10 @@ def build_once(folder: Path, build: Callable[[], None], wait: Say | None = None)
     return True
 
 
-def finish(folder: Path, recipe: BaseRecipe, tasks: Mapping[str, Any]) -> None:
+def finish(folder: Path, recipe: BaseRecipe, tasks: Mapping[str, TaskInfo]) -> None:
     """Write the recipe, and the tasks last: their presence says that all is there."""
     write_text(folder / RECIPE, dump_recipe(recipe))
-    write_json(folder / TASKS, tasks)
+    write_json(folder / TASKS, {name: asdict(info) for name, info in tasks.items()})
 
 
 def resume(recipe: BaseRecipe, folder: Path, say: Say) -> None:
@@ -66,7 +66,6 @@ def resume(recipe: BaseRecipe, folder: Path, say: Say) -> None:
     from them, and may have moved.
     """
     kept = any_recipe(folder)
-    recipe = _with_rule_of(kept, recipe)
     changed = differing(kept, recipe)
     old, new = kept.training.steps, recipe.training.steps
     if refused := [key for key in changed if key not in FREE]:
@@ -91,15 +90,6 @@ def resume(recipe: BaseRecipe, folder: Path, say: Say) -> None:
         if old < new and (folder / DONE).exists():
             (folder / DONE).replace(folder / ENDED)
         write_text(folder / RECIPE, dump_recipe(_with(kept, recipe, changed)))
-
-
-def _with_rule_of(kept: BaseRecipe, recipe: BaseRecipe) -> BaseRecipe:
-    """The recipe with the normalization of a run, unless it chooses one itself."""
-    if not (isinstance(kept, Recipe) and isinstance(recipe, Recipe)):
-        return recipe
-    if chooses_normalization(recipe):
-        return recipe
-    return with_normalization(recipe, kept.vocabulary.normalization)
 
 
 def _remove_scores(folder: Path, say: Say) -> None:
@@ -153,9 +143,8 @@ def _of_more_steps(old: BaseRecipe, new: BaseRecipe, folder: Path) -> str:
     )
     if new.batches.sampling == "unimax":
         text += "; the shares of unimax are those of the new number of steps"
-    if getattr(getattr(new, "model", None), "clsr", None):
-        text += "; the gates of CLSR go back in their schedule"
-    return text
+    own = new.more_steps_in_words()
+    return text + (f"; {own}" if own else "")
 
 
 def _by_name(tree: Any) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from gradvac.experiment.recipe.load import load_recipe
+from gradvac.experiment.recipe.load import load_recipe, of_kind
 from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.report import write_report
 from gradvac.experiment.run.contents import scores_of
@@ -14,6 +15,8 @@ from gradvac.experiment.run.folder import task_infos
 from gradvac.experiment.run.resuming import build_once
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.job import Prepared
+from gradvac.experiment.training.prepare import prepare, share_text
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.evaluate import (
     evaluate_model,
@@ -23,9 +26,8 @@ from gradvac.experiment.translation.evaluate import (
 )
 from gradvac.experiment.translation.job import TranslationJob
 from gradvac.experiment.translation.model_folder import find_model
-from gradvac.experiment.translation.prepare import Prepared, open_prepared, prepare, test_rows
-from gradvac.experiment.translation.recipe import Recipe, of_translation
-from gradvac.experiment.translation.shared_text import share_text
+from gradvac.experiment.translation.prepare import open_prepared, test_rows
+from gradvac.experiment.translation.recipe import Recipe
 from gradvac.tables import Table
 from gradvac.translation.scoring import DirectionScores
 
@@ -45,7 +47,7 @@ def run_demo(out: Path, *, steps: int, sentences: int, console: Console) -> Path
     changes = [f"training.steps={steps}", f"training.validate_every={max(1, steps // 4)}"]
     file = resolve("shipped:recipes/demo.yaml")
     recipes = {
-        name: of_translation(load_recipe(file, [*changes, f"method.name={name}"]), str(file))
+        name: of_kind(load_recipe(file, [*changes, f"method.name={name}"]), Recipe, str(file))
         for name in METHODS
     }
     runs: dict[str, Path] = {}
@@ -88,7 +90,9 @@ def comparison(scores: dict[str, DirectionScores]) -> Table:
     return Table(["direction", *scores], rows, "chrF++ (BLEU) into English")
 
 
-def _prepared(recipe: Recipe, folder: Path, first: Path | None, console: Console) -> Prepared:
+def _prepared(
+    recipe: Recipe, folder: Path, first: Path | None, console: Console
+) -> Prepared[Any, Any]:
     """Prepare a run; the second one takes the encoded text of the first."""
     if first and build_once(folder, lambda: share_text(first, folder, recipe)):
         return open_prepared(folder)

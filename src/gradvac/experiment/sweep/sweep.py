@@ -22,12 +22,13 @@ from rich.live import Live
 from rich.table import Table as RichTable
 
 from gradvac.errors import RunError
-from gradvac.experiment.kinds import has_test, job_of, prepare_run, resume_run, score_run
 from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import RecipeFile, row_of
 from gradvac.experiment.run.contents import Done, metrics_of
 from gradvac.experiment.run.files import DONE, SCORES
+from gradvac.experiment.training.kind import job_of, kind_of
+from gradvac.experiment.training.prepare import prepare, resume_run
 from gradvac.experiment.training.process import StopSignal
 from gradvac.reading import is_json, read_json
 from gradvac.tables import Table
@@ -53,7 +54,7 @@ class Job:
 
         A file that is not whole, such as earlier versions left on a full disk, counts as none.
         """
-        needed = [DONE, *[SCORES] * has_test(self.recipe)]
+        needed = [DONE, *[SCORES] * self.recipe.has_test]
         return all(is_json(self.folder / name) for name in needed)
 
     def state(self) -> str:
@@ -99,7 +100,7 @@ def run_sweep(
         if job.done:  # with what the recipe says now: of another one, it is no result of this sweep
             resume_run(job.recipe, job.folder, say)
         if not job.done:
-            prepare_run(job.recipe, job.folder, root, say)
+            prepare(job.recipe, job.folder, say, root)
     left = [job for job in jobs if not job.done]
     console.print(f"{root}: {len(jobs)} runs, {len(jobs) - len(left)} of them finished before")
     stop = StopSignal()
@@ -225,8 +226,8 @@ def work(folder: Path, *, score: bool = True) -> int:
     if module := job.recipe.method.module:  # the sweep validated and wrote this recipe
         import_methods(module)
     code = Trainer(job, Display(Terminal())).train()
-    if score and not code and has_test(job.recipe):
-        score_run(folder)
+    if score and not code and job.recipe.has_test:
+        kind_of(job.recipe).score(folder, {}, print)
     return code
 
 

@@ -1,7 +1,7 @@
 """`gradvac tune`: search hyper-parameters on validation text, every variant alike.
 
 Wang et al. 2021 choose by validation perplexity (appendix F), of sequence labelling by validation
-error (appendix G): `measure_of`. The search is Optuna's (Akiba et al.
+error (appendix G): `BaseRecipe.searched`. The search is Optuna's (Akiba et al.
 2019), by its tree-structured Parzen estimator; trial 0 is the recipe as it stands, if that is in
 the space. A trial is a run folder like any other, not scored on the test set. The journal of a
 search lies beside its trials: the same command resumes, a trial that was stopped goes on from its
@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from gradvac.errors import GradvacError, RecipeError, RunError
-from gradvac.experiment.kinds import has_validation, prepare_run
 from gradvac.experiment.recipe.load import dump_recipe, load_recipe, read_recipe_file
 from gradvac.experiment.recipe.method_options import of_a_run, with_old_keys
 from gradvac.experiment.recipe.sections import BaseRecipe
@@ -31,9 +30,8 @@ from gradvac.experiment.recipe.variants import RecipeFile
 from gradvac.experiment.run.contents import Searched, metrics_of
 from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.sweep.sweep import LOG, last_line, start
-from gradvac.experiment.tagging.recipe import TaggingRecipe
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.process import StopSignal
-from gradvac.experiment.translation.recipe import Recipe, chooses_normalization
 from gradvac.reading import read_json
 from gradvac.tables import Cell, Table
 from gradvac.writing import write_csv, write_json, write_text
@@ -84,7 +82,7 @@ class Search:
     @property
     def measure(self) -> str:
         """What is minimised."""
-        return measure_of(self.base)
+        return self.base.searched
 
     def finished(self) -> list[FrozenTrial]:
         """Trials that are complete or failed."""
@@ -179,11 +177,6 @@ def summary(searches: Sequence[Search]) -> Table:
     return Table(heads, rows, "best of each", words=("recipe",))
 
 
-def measure_of(recipe: BaseRecipe) -> str:
-    """The number of a validation line that a search minimises."""
-    return recipe.training.metric if isinstance(recipe, TaggingRecipe) else "perplexity"
-
-
 def lowest(run: Path, measure: str) -> float:
     """The lowest value of a validation number that a run reached; RunError without any."""
     found = [line.get(measure) for line in metrics_of(run)]
@@ -201,10 +194,9 @@ def _check(
     variant: str | None,
 ) -> None:
     """Refuse what is no key or no value of the recipe, and a recipe that is not validated."""
-    if not has_validation(base):
-        where = "data.languages" if isinstance(base, TaggingRecipe) else "data"
+    if not base.has_validation:
         raise RecipeError(
-            f"{file.path}: {where}: valid: empty; the search minimises its {measure_of(base)}"
+            f"{file.path}: {base.valid_at}: valid: empty; the search minimises its {base.searched}"
         )
     for parameter in parameters:
         for value in parameter.samples:
@@ -229,12 +221,8 @@ def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> St
         old = read_json(said, Searched)
         if isinstance(method := old["recipe"].get("method"), dict):
             old["recipe"]["method"] = with_old_keys(of_a_run(method))
-        if isinstance(base, Recipe) and not chooses_normalization(base):
-            # A search from before the key goes on with the text it has (`prepare_sharing`).
-            for one in (old, tree):
-                section = one["recipe"].get("vocabulary")
-                if isinstance(section, dict):
-                    section.pop("normalization", None)
+        for one in (old, tree):  # a search from before a key goes on without it
+            one["recipe"] = base.comparable(one["recipe"])
         if old != tree:
             raise RunError(f"{folder}: holds a search of another space or recipe; choose --out")
     else:
@@ -274,7 +262,7 @@ def _search(search: Search, trials: int, console: Console, stop: StopSignal) -> 
 def _train(search: Search, trial: FrozenTrial, console: Console, stop: StopSignal) -> float | None:
     """What a trial reached, None if it was stopped; RunError if it failed."""
     folder = search.run_folder(trial)
-    prepare_run(search.recipe(trial), folder, search.root, lambda line: console.print(line))
+    prepare(search.recipe(trial), folder, console.print, search.root)
     process = start(folder, score=False)
     while process.poll() is None:
         time.sleep(0.1)

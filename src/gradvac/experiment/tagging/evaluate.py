@@ -20,7 +20,7 @@ from gradvac.experiment.run.folder import fill, parameters_of_run
 from gradvac.experiment.tagging.prepare import SHAPE, open_tagging, test_sentences
 from gradvac.experiment.training.build import device_of
 from gradvac.tables import Table
-from gradvac.tagging.encoder import empty_tagger, open_tokenizer, predict
+from gradvac.tagging.encoder import empty_tagger, labels_of, predict
 from gradvac.tagging.encoding import counted_by_sentence, encode_tagged, token_batch
 from gradvac.tagging.readers import Tagged
 from gradvac.tagging.scores import TaggingScore, score
@@ -57,17 +57,15 @@ def evaluate_tagging(folder: Path, checkpoint: str = "best") -> TaggingScores:
     file = parameters_of_run(folder, checkpoint)
     fill(model, load_tensors(file), file)
     model.to(device).eval()
-    tokenizer = open_tokenizer(str(folder / SHAPE))
+    tokenizer, labels = prepared.vocabulary, labels_of(folder / SHAPE)
     limit = prepared.recipe.data.max_tokens
     found: dict[str, TaggingScore] = {}
     lines = []
     for task, sentences in tests.items():
         gold = [tags for _, tags in sentences]
         words = [w for w, _ in sentences]
-        guessed = tag_words(
-            model, tokenizer, prepared.labels, words, max_tokens=limit, device=device
-        )
-        found[task] = score(gold, guessed, prepared.labels)
+        guessed = tag_words(model, tokenizer, labels, words, max_tokens=limit, device=device)
+        found[task] = score(gold, guessed, labels)
         lines += [
             {"task": task, "words": w, "tags": t, "predicted": p}
             for w, t, p in zip(words, gold, guessed, strict=True)
@@ -76,7 +74,7 @@ def evaluate_tagging(folder: Path, checkpoint: str = "best") -> TaggingScores:
     tree: dict[str, Any] = {
         "checkpoint": checkpoint,
         "task": scores.task,
-        "labels": prepared.labels,
+        "labels": labels,
         "directions": {
             task: {**asdict(own), "level": prepared.levels[task]} for task, own in found.items()
         },

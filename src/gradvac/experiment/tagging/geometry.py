@@ -20,8 +20,10 @@ from gradvac.data.batches import in_order
 from gradvac.data.encoded import Side
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RunError
-from gradvac.experiment.tagging.prepare import SHAPE, PreparedTagging, open_tagging
+from gradvac.experiment.tagging.prepare import SHAPE, open_tagging
+from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.training.build import device_of
+from gradvac.experiment.training.job import Prepared
 from gradvac.experiment.training.measuring import (
     TOKENS,
     AlignedSet,
@@ -32,11 +34,11 @@ from gradvac.experiment.training.measuring import (
     measured_folder,
     steps_of,
 )
-from gradvac.experiment.translation.geometry_text import script
 from gradvac.geometry.measure import HOLD, Losses
-from gradvac.tagging.encoder import empty_tagger, label_losses, open_tokenizer
+from gradvac.tagging.encoder import empty_tagger, label_losses, labels_of
 from gradvac.tagging.encoding import counted_by_sentence, token_batch
 from gradvac.terminal import Terminal
+from gradvac.text.scripts import script
 
 
 def measure_tagging(
@@ -62,6 +64,7 @@ def measure_tagging(
     text = _text(prepared, strings)
     model = empty_tagger(run / SHAPE).to(device_of(device or prepared.recipe.device))
     smoothing = prepared.recipe.training.label_smoothing
+    labels, padding = len(labels_of(run / SHAPE)), prepared.vocabulary.pad_token_id or 0
     return measure_text(
         run,
         out or measured_folder(run),
@@ -69,7 +72,8 @@ def measure_tagging(
         model,
         text,
         prepared.tasks,
-        lambda shares: _losses(model, shares, prepared, smoothing),
+        lambda shares: _losses(model, shares, labels, padding, smoothing),
+        "languages",
         granularity=granularity,
         smoothing=smoothing,
         curvature_strings=curvature_strings,
@@ -79,7 +83,7 @@ def measure_tagging(
     )
 
 
-def _text(prepared: PreparedTagging, strings: int | None) -> AlignedSet:
+def _text(prepared: Prepared[TaggingRecipe, Any], strings: int | None) -> AlignedSet:
     """The first ``strings`` validation sentences of each language; RunError where one has none."""
     if absent := [task for task in prepared.tasks if task not in prepared.valid]:
         raise RunError(
@@ -90,9 +94,9 @@ def _text(prepared: PreparedTagging, strings: int | None) -> AlignedSet:
     sides = {task: prepared.valid[task].source for task in prepared.tasks}
     cut = {task: first_of(side, count(side)) for task, side in sides.items()}
     digest = hashlib.sha256(b"".join(side.ids.tobytes() for side in cut.values()))
-    tokenizer = open_tokenizer(str(prepared.folder / SHAPE))
-    words = lambda side: tokenizer.decode(
-        (side.ids - 1) // (len(prepared.labels) + 1), skip_special_tokens=True
+    labels = len(labels_of(prepared.folder / SHAPE))
+    words = lambda side: prepared.vocabulary.decode(
+        (side.ids - 1) // (labels + 1), skip_special_tokens=True
     )
     return AlignedSet(
         {task: counted_by_sentence(side) for task, side in cut.items()},
@@ -103,9 +107,8 @@ def _text(prepared: PreparedTagging, strings: int | None) -> AlignedSet:
     )
 
 
-def _losses(model: Any, shares: Shares, prepared: PreparedTagging, smoothing: float) -> Losses:
+def _losses(model: Any, shares: Shares, labels: int, padding: int, smoothing: float) -> Losses:
     """The training loss per word of each language, times its share, added up."""
-    labels = len(prepared.labels)
     data = counted_by_sentence(joined([task.source for task, _ in shares]))
     scale = torch.cat(
         [torch.full((len(task),), share / _words(task.source, labels)) for task, share in shares]
@@ -114,7 +117,7 @@ def _losses(model: Any, shares: Shares, prepared: PreparedTagging, smoothing: fl
     def parts() -> Iterator[Tensor]:
         device = next(model.parameters()).device
         for drawn in in_order({"": data}, ("",), 0, TOKENS):
-            batch = token_batch(drawn, labels, prepared.padding_id).to(device)
+            batch = token_batch(drawn, labels, padding).to(device)
             loss, _, rows = label_losses(model, batch, smoothing)
             yield (loss * scale.to(device)[batch.sentence[rows]]).sum()
 

@@ -8,25 +8,21 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gradvac.data.encoded import EncodedTask
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.run.contents import TaggedSentence
-from gradvac.experiment.run.folder import TaskInfo, any_recipe, task_infos
-from gradvac.experiment.run.resuming import build_once, finish, resume
+from gradvac.experiment.run.folder import TaskInfo, any_recipe, run_recipe, task_infos
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.tagging.recipe import FineTuningSection, LanguageSection, TaggingRecipe
+from gradvac.experiment.training.job import Prepared
 from gradvac.reading import read_lines
 from gradvac.tagging.encoder import (
     check_encoder,
     fingerprint,
-    labels_of,
     open_tokenizer,
     save_shape,
 )
@@ -43,57 +39,6 @@ FOLLOWING = ("warmup", "validate_every", "checkpoint_every")  # from the steps, 
 SHAPE = "best"  # beside its parameters it makes a folder that Hugging Face opens
 
 
-@dataclass(frozen=True)
-class PreparedTagging:
-    """The text side of a run, ready to train on, encoded as in `gradvac.tagging.encoding`."""
-
-    folder: Path
-    recipe: TaggingRecipe
-    labels: list[str]
-    fingerprint: str
-    padding_id: int
-    tasks: dict[str, TaskInfo]
-    train: dict[str, EncodedTask]
-    valid: dict[str, EncodedTask]
-
-    @property
-    def levels(self) -> dict[str, str]:
-        """Task -> resource level."""
-        return {name: info.level for name, info in self.tasks.items()}
-
-
-def prepare_tagging(
-    recipe: TaggingRecipe, folder: Path, store: Path | None, say: Callable[[str], None]
-) -> PreparedTagging:
-    """Build (or reopen) the text side of a run; with ``store``, share what is read with other runs.
-
-    ``say`` receives lines for the user. A folder of another recipe is refused with the keys that
-    differ.
-    """
-
-    def build() -> None:
-        if store is None:
-            tasks = _write_text(recipe, folder, say)
-        else:
-            text = store / f"text-{_key(recipe)}"
-            build_once(text, lambda: finish(text, recipe, _write_text(recipe, text, say)), say)
-            share_parts(text, folder)
-            tasks = {name: asdict(info) for name, info in task_infos(text).items()}
-        infos = {name: TaskInfo(**info) for name, info in tasks.items()}
-        finish(folder, scheduled(recipe, infos), tasks)
-
-    if not build_once(folder, build):
-        resume(as_scheduled(recipe, folder), folder, say)
-    return open_tagging(folder)
-
-
-def share_parts(text: Path, folder: Path) -> None:
-    """Let a run hold the encoded text of another folder, and the shape of its model."""
-    shutil.rmtree(folder / "data", ignore_errors=True)
-    for part in ("data", SHAPE):
-        share(text / part, folder / part)
-
-
 def as_scheduled(recipe: TaggingRecipe, folder: Path) -> TaggingRecipe:
     """The recipe with steps; what follows from them, and it does not give, is that of the run."""
     training, kept = scheduled(recipe, task_infos(folder)).training, any_recipe(folder).training
@@ -102,27 +47,16 @@ def as_scheduled(recipe: TaggingRecipe, folder: Path) -> TaggingRecipe:
     return recipe.model_copy(update={"training": training.model_copy(update=own)})
 
 
-def open_tagging(folder: Path) -> PreparedTagging:
+def open_tagging(folder: Path) -> Prepared[TaggingRecipe, Any]:
     """Reopen a prepared run folder; RunError says what is missing or does not fit."""
-    recipe = any_recipe(folder)
-    if not isinstance(recipe, TaggingRecipe):
-        raise RunError(f"{folder}: not a run of sequence labelling")
+    recipe = run_recipe(folder, TaggingRecipe)
     tokenizer = open_tokenizer(str(folder / SHAPE))
     mark = fingerprint(tokenizer)
     train, valid = (
         {t: counted_by_sentence(s) for t, s in load_sentences(folder / "data" / p, mark).items()}
         for p in ("train", "valid")
     )
-    return PreparedTagging(
-        folder,
-        recipe,
-        labels_of(folder / SHAPE),
-        mark,
-        tokenizer.pad_token_id or 0,
-        task_infos(folder),
-        train,
-        valid,
-    )
+    return Prepared(folder, recipe, tokenizer, task_infos(folder), train, valid)
 
 
 def scheduled(recipe: TaggingRecipe, tasks: Mapping[str, TaskInfo]) -> TaggingRecipe:
@@ -190,15 +124,9 @@ def test_sentences(folder: Path) -> dict[str, list[tuple[list[str], list[str]]]]
     return found
 
 
-def _key(recipe: TaggingRecipe) -> str:
-    from gradvac.experiment.translation.shared_text import key_of
-
-    return key_of([recipe.data.model_dump(mode="json"), recipe.model.model_dump(mode="json")])
-
-
-def _write_text(
+def write_text(
     recipe: TaggingRecipe, folder: Path, say: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, TaskInfo]:
     """Read, check and encode all that a recipe names; returns what is known of each task."""
     check_encoder(recipe.model.encoder)  # before all is read
     data, account = recipe.data, Account(recipe.data.on_problem)
@@ -230,7 +158,7 @@ def _write_text(
         write_json(new / "account.json", account.to_dict())
         write_sums(new, ["test.jsonl"])
     levels = resource_levels(sizes, data.levels)
-    return {code: asdict(TaskInfo(n, levels[code], family(code))) for code, n in sizes.items()}
+    return {code: TaskInfo(n, levels[code], family(code)) for code, n in sizes.items()}
 
 
 @contextmanager
@@ -239,7 +167,6 @@ def new_text(folder: Path) -> Iterator[tuple[Path, Path]]:
 
     What is in the folder of the shape already, such as parameters, stays.
     """
-    shutil.rmtree(folder / "data", ignore_errors=True)  # of a preparation that was stopped
     with replacing(folder / "data") as new:
         new.mkdir()
         shape = new.with_name(SHAPE)

@@ -5,12 +5,13 @@ A file says ``job: tagging`` or ``job: encoder``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.recipe.sections import (
     BaseRecipe,
     Count,
@@ -96,11 +97,6 @@ class TaggingDataSection(Section):
     def _languages_are_codes(cls, found: Any) -> Any:
         return check_names(found)
 
-    @property
-    def test(self) -> list[FileSection]:
-        """The test files of all languages."""
-        return [file for own in self.languages.values() for file in own.test]
-
     def fixed_labels(self) -> list[str] | None:
         """The labels in order; None if they are to be learned from the text."""
         if self.labels == "shared":
@@ -145,8 +141,6 @@ class EncoderSection(Section):
 
     def placed(self, place: Place) -> EncoderSection:
         """The same with a folder made absolute: a name that is no folder here is the hub's."""
-        from gradvac.experiment.recipe.paths import resolve  # which knows of this module
-
         folder = resolve(place(self.encoder))
         if (folder / "best" / "config.json").exists():
             folder /= "best"
@@ -158,6 +152,11 @@ class SentenceBatchSection(SamplingSection):
 
     sentences: Count = 32
     temperature: float | list[tuple[int, float]] = 1.0
+
+    @property
+    def size(self) -> int:
+        """Sentences of a batch."""
+        return self.sentences
 
 
 class FineTuningSection(TrainingSection):
@@ -192,15 +191,40 @@ class FineTuningSection(TrainingSection):
 class TaggingRecipe(BaseRecipe):
     """A whole experiment of sequence labelling: every language is a task."""
 
+    kind = "tagging"
+    ignored: ClassVar[Mapping[str, str]] = {
+        "training.start_from": "name the encoder to start from as model.encoder",
+        "training.shard": "leave it out: a run of tagging is trained by one process",
+    }
+    valid_at = "data.languages"
     job: Literal["tagging"] = "tagging"
     data: TaggingDataSection
     model: EncoderSection
     batches: SentenceBatchSection = SentenceBatchSection()  # pyright: ignore[reportIncompatibleVariableOverride]
     training: FineTuningSection = FineTuningSection()  # pyright: ignore[reportIncompatibleVariableOverride]
 
+    @property
+    def has_test(self) -> bool:
+        """Whether a language has test files."""
+        return any(own.test for own in self.data.languages.values())
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether a language has validation files."""
+        return any(own.valid for own in self.data.languages.values())
+
+    @property
+    def searched(self) -> str:
+        """What the best parameters are kept by (Wang et al. 2021, appendix G)."""
+        return self.training.metric
+
+    def start_in_words(self) -> str:
+        """The encoder."""
+        return "its encoder"
+
     def batch_in_words(self) -> str:
         """How much text an update sees."""
-        return f"{self.batches.sentences * self.batches.accumulate:,} sentences"
+        return f"{self.batch_size:,} sentences"
 
     def model_in_words(self) -> str:
         """The name of the encoder."""

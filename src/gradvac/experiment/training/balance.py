@@ -14,8 +14,7 @@ from gradvac.data.encoded import EncodedTask
 from gradvac.data.sampling import MultiDDS, sampling_probabilities, unimax
 from gradvac.engine.gradients.gram import cross_cosine
 from gradvac.errors import GradientError, RecipeError
-from gradvac.experiment.recipe.sections import BatchSection
-from gradvac.experiment.translation.prepare import Prepared
+from gradvac.experiment.recipe.sections import SamplingSection
 
 LossOf = Callable[[Batch], Tensor]
 """The scalar training loss of a batch."""
@@ -28,16 +27,23 @@ class Balance:
     learned without validation text.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
-        recipe, section = prepared.recipe, prepared.recipe.batches
-        self.section, self.seed, self.steps = section, recipe.seed, recipe.training.steps
-        self.train, self.valid = prepared.train, prepared.valid
+    def __init__(
+        self,
+        section: SamplingSection,
+        train: Mapping[str, EncodedTask],
+        valid: Mapping[str, EncodedTask],
+        *,
+        seed: int,
+        steps: int,
+    ) -> None:
+        self.section, self.seed, self.steps = section, seed, steps
+        self.train, self.valid = train, valid
         learned = section.sampling == "multidds_s"
         self.every = section.multidds_s.every if learned else None
         self.plan = BatchPlan(
-            prepared.train,
-            tokens=section.tokens,
-            seed=recipe.seed,
+            train,
+            tokens=section.size,
+            seed=seed,
             pool=section.pool,
             period=self.every and self.every * section.accumulate,
         )
@@ -48,8 +54,10 @@ class Balance:
                     "batches.sampling: multidds_s learns from validation gradients, and "
                     "data.valid has no pair of these directions"
                 )
-            steps, rate = section.multidds_s.steps, section.multidds_s.learning_rate
-            self.scorer = MultiDDS(self.plan.sizes, steps=steps, learning_rate=rate)
+            own = section.multidds_s
+            self.scorer = MultiDDS(
+                self.plan.sizes, steps=own.steps, learning_rate=own.learning_rate
+            )
             self.plan.add_phase(0, self.scorer.shares)
         elif section.sampling == "unimax":
             tokens = unimax(self._text, self._budget, section.max_epochs)
@@ -68,7 +76,7 @@ class Balance:
     @property
     def _budget(self) -> float:
         """Target tokens the whole run trains on."""
-        return float(self.steps * self.section.accumulate * self.section.tokens)
+        return float(self.steps * self.section.accumulate * self.section.size)
 
     def begin(self, step: int, model: nn.Module, loss_of: LossOf) -> dict[str, Any] | None:
         """Learn new shares where that is due at ``step``; what to log if shares change here.
@@ -99,7 +107,7 @@ class Balance:
         def gradient(corpus: Mapping[str, EncodedTask], index: int, part: str) -> list[Tensor]:
             tasks = tuple(corpus)
             rng = self._rng(step, len(part), index)
-            loss = loss_of(random_batch(corpus, tasks, index, self.section.tokens, rng))
+            loss = loss_of(random_batch(corpus, tasks, index, self.section.size, rng))
             found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
             if not all(bool(g.isfinite().all()) for g in found):
                 raise GradientError(
@@ -161,7 +169,7 @@ class Balance:
         return np.random.default_rng([self.seed, 3, *what])  # 0, 1 and 2 are the plan's
 
 
-def sampling_in_words(section: BatchSection) -> str:
+def sampling_in_words(section: SamplingSection) -> str:
     """How directions are drawn, for a table or a report."""
     if section.sampling == "unimax":
         return f"UniMax, each text at most {section.max_epochs:g} times"

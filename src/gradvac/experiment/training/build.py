@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.method_options import OptionError, make_method
 from gradvac.experiment.recipe.sections import MethodSection
-from gradvac.experiment.translation.recipe import Recipe
 from gradvac.methods import Method
-from gradvac.translation.clsr import OF_LANGUAGES, make_transformer
-from gradvac.translation.shapes import PRESETS, TransformerConfig
-from gradvac.translation.transformer import Transformer
 
 
 def device_of(name: str) -> torch.device:
@@ -44,30 +37,6 @@ def uses_bf16(precision: str, device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported()
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in older PyTorch
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def build_model(recipe: Recipe, vocabulary_size: int, tags: Sequence[int] = ()) -> Transformer:
-    """The Transformer of a recipe, initialised from its seed.
-
-    ``tags`` are the ids that ask for each target language, for models that route by language.
-    """
-    section = recipe.model.model_dump(exclude={"preset", "clsr"}, exclude_none=True)
-    shape: dict[str, Any] = {**PRESETS[recipe.model.preset], **section}
-    if clsr := recipe.model.clsr:
-        shape |= {"clsr_tags": tags, "clsr_hidden": clsr.hidden, "clsr_budget": clsr.budget}
-    try:
-        config = TransformerConfig(vocabulary_size=vocabulary_size, **shape)
-    except ValueError as e:
-        raise RecipeError(f"model: {e}") from e
-    torch.manual_seed(recipe.seed)
-    return make_transformer(config)
-
-
-def parameter_count(model: Transformer) -> str:
-    """The parameters of a model, in words, and how many are of single languages."""
-    total = sum(p.numel() for p in model.parameters())
-    own = sum(p.numel() for name, p in model.named_parameters() if name.startswith(OF_LANGUAGES))
-    return f"{total:,} parameters" + (f", {own:,} of them of single languages" if own else "")
 
 
 def build_method(section: MethodSection, levels: dict[str, str], seed: int) -> Method | None:

@@ -32,7 +32,6 @@ from gradvac.geometry.kinds import group_of
 from gradvac.geometry.measure import Losses, blocks, measure
 from gradvac.geometry.record import GramRecord
 from gradvac.reading import read_json, read_lines
-from gradvac.translation.transformer import Transformer
 from gradvac.writing import write_json
 
 TOKENS = 4096  # padded cells of a batch: a matter of speed and memory alone
@@ -134,6 +133,7 @@ def measure_text(
     text: AlignedSet,
     infos: Mapping[str, TaskInfo],
     losses_of: Callable[[Shares], Losses],
+    called: str,
     *,
     granularity: str,
     smoothing: float,
@@ -145,19 +145,19 @@ def measure_text(
     """Measure checkpoints of a run of any kind on ``text``; returns ``out``.
 
     ``model`` is filled with the parameters of each of ``steps``; ``losses_of`` gives the parts of
-    the mean loss of tasks, each times its share, added up. The rest is as in
+    the mean loss of tasks, each times its share, added up; ``called`` is what the tasks are called,
+    such as directions. The rest is as in
     `gradvac.experiment.translation.geometry.measure_run`.
     """
     wanted = _description(text, model, granularity, smoothing, curvature_strings)
     writes = ranks is None or not ranks.rank
     if writes:
         prepare_folder(out, wanted)
-    tasks = "directions" if isinstance(model, Transformer) else "languages"
     losses = {task: losses_of([(own, 1.0)]) for task, own in text.tasks.items()}
     shares = _levels(text, infos, curvature_strings)
     levels = {level: losses_of(own) for level, own in shares.items()}
     console.print(
-        f"{len(steps)} checkpoints, {len(losses)} {tasks}, {wanted.strings} sentences each "
+        f"{len(steps)} checkpoints, {len(losses)} {called}, {wanted.strings} sentences each "
         f"({text.origin}); {out}",
         markup=False,
         soft_wrap=True,

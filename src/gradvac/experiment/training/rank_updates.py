@@ -9,22 +9,20 @@ from typing import Any
 
 import torch
 
-from gradvac.data.batches import Batch
 from gradvac.engine import Engine, StepReport
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.ranks.reduction import Reduction
 from gradvac.errors import NotFiniteError
 from gradvac.experiment.run.disk import Outbox
 from gradvac.experiment.training import replay
-from gradvac.experiment.training.job import TaskBatch
+from gradvac.experiment.training.job import RankJob, TaskBatch
 from gradvac.experiment.training.updates import Updates
-from gradvac.experiment.translation.shared_job import SharedJob
 
 
 class RankUpdates(Updates):
     """Updates that every rank makes alike, each from its part of the batch."""
 
-    def __init__(self, job: SharedJob, outbox: Outbox, ranks: Ranks) -> None:
+    def __init__(self, job: RankJob[Any], outbox: Outbox, ranks: Ranks) -> None:
         super().__init__(job, outbox, ranks)
         self.shared, self.ranks = job, ranks
         self._tokens, self._loss = 0, 0.0
@@ -100,7 +98,7 @@ class RankUpdates(Updates):
             (self.job.losses(self._stand_in(0))[0].sum() * 0).backward()
         return 0.0
 
-    def _stand_in(self, micro: int) -> Batch:
+    def _stand_in(self, micro: int) -> TaskBatch:
         number = self.step * self.recipe.batches.accumulate + micro
         return self.shared.stand_in(number).to(self.job.device)
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from torch import Tensor
@@ -18,26 +19,24 @@ from torch import Tensor
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RankError
 from gradvac.experiment.recipe.load import dump_recipe
+from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.run.checkpoint import Checkpoint, newest_complete, save_checkpoint
 from gradvac.experiment.run.disk import Outbox
 from gradvac.experiment.run.shards import whole, write_shards
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.job import RankJob
+from gradvac.experiment.training.kind import kind_of
 from gradvac.experiment.training.process import StopSignal
 from gradvac.experiment.training.rank_updates import RankUpdates
 from gradvac.experiment.training.together import joined
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.training.watchdog import lookout
-from gradvac.experiment.translation.prepare import Prepared, open_prepared
-from gradvac.experiment.translation.recipe import Recipe
-from gradvac.experiment.translation.shared_job import SharedJob
 
 
 def train_on_ranks(
-    recipe: Recipe,
-    prepare: Callable[[], Prepared],
-    console: Console,
-) -> int:
-    """Train as one of the ranks that torchrun started; returns the exit code.
+    recipe: BaseRecipe, prepare: Callable[[], Path], console: Console
+) -> tuple[Path, int]:
+    """Train as one of the ranks that torchrun started; the run's folder and the exit code.
 
     ``prepare`` makes the run's folder; rank 0 calls it, the others open what it left.
 
@@ -45,8 +44,8 @@ def train_on_ranks(
         RankError: if another rank failed or is gone; it names the rank and its reason.
     """
     with joined(recipe.device) as ranks, ExitStack() as stack:
-        prepared = _prepared(ranks, recipe, prepare)
-        job = SharedJob(prepared, ranks)
+        folder, kind = _prepared(ranks, recipe, prepare), kind_of(recipe)
+        job = kind.rank_job(kind.open(folder), ranks)
         quiet = Console(quiet=True)
         if ranks.rank:
             scratch = stack.enter_context(tempfile.TemporaryDirectory())
@@ -54,10 +53,10 @@ def train_on_ranks(
         tensorboard = job.folder / "tensorboard" if recipe.training.tensorboard else None
         display = Display(quiet if ranks.rank else console, tensorboard)
         with lookout(ranks):
-            return RankTrainer(job, display, ranks, prepared.folder).train()
+            return folder, RankTrainer(job, display, ranks, folder).train()
 
 
-def _prepared(ranks: Ranks, recipe: Recipe, prepare: Callable[[], Prepared]) -> Prepared:
+def _prepared(ranks: Ranks, recipe: BaseRecipe, prepare: Callable[[], Path]) -> Path:
     """Let rank 0 prepare the folder; refuse ranks with different recipes."""
     own = dump_recipe(recipe)
     texts = [message["recipe"] for message in ranks.messages({"recipe": own})]
@@ -68,15 +67,14 @@ def _prepared(ranks: Ranks, recipe: Recipe, prepare: Callable[[], Prepared]) -> 
             raise RankError(
                 f"the recipes of rank {r} and rank 0 differ: {line}; give them the same"
             )
-    prepared = ranks.first(prepare)  # which may take longer than any collective waits
-    folder = str(prepared.folder.resolve()) if prepared else ""
-    folder = ranks.messages({"folder": folder})[0]["folder"]
-    if prepared is None and not Path(folder).exists():
+    made = ranks.first(prepare)  # which may take longer than any collective waits
+    folder = ranks.messages({"folder": str(made.resolve()) if made else ""})[0]["folder"]
+    if made is None and not Path(folder).exists():
         raise RankError(
             f"rank {ranks.rank} does not see {folder}, which rank 0 prepared; a run must "
             "be on a file system that all ranks share"
         )
-    return prepared or open_prepared(Path(folder))
+    return made or Path(folder)
 
 
 class _Nowhere(Outbox):
@@ -92,7 +90,7 @@ class RankTrainer(Trainer):
     ``folder`` is the run's, where rank 0 writes and from which all of them resume.
     """
 
-    def __init__(self, job: SharedJob, display: Display, ranks: Ranks, folder: Path) -> None:
+    def __init__(self, job: RankJob[Any], display: Display, ranks: Ranks, folder: Path) -> None:
         super().__init__(job, display)
         self.shared, self.ranks, self.run, self.processes = job, ranks, folder, ranks.size
         if ranks.rank:

@@ -19,6 +19,7 @@ from gradvac.errors import NotFiniteError, RunError
 from gradvac.experiment.run.checkpoint import load_tensors, save_tensors
 from gradvac.experiment.run.folder import fill
 from gradvac.experiment.training.job import Job, TaskBatch
+from gradvac.experiment.training.kind import job_of
 from gradvac.experiment.training.memory import tensors_of, with_tensors
 from gradvac.reading import read_json
 from gradvac.writing import replacing, write_json
@@ -255,7 +256,5 @@ def _report_tasks(
 
 def replay_run(run: Path, step: int | None, say: Callable[[str], None]) -> bool:
     """`gradvac replay`: repeat a kept step of a run; whether it fails again."""
-    from gradvac.experiment.kinds import job_of
-
     kept = Replay.open(run, step)
     return replay(job_of(run), kept, say)

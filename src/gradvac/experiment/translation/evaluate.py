@@ -21,12 +21,12 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.run.contents import Accounts
 from gradvac.experiment.run.files import TRANSLATIONS, write_scored
 from gradvac.experiment.run.files import VOCABULARY as VOCABULARY_FILE
-from gradvac.experiment.run.folder import task_infos
+from gradvac.experiment.run.folder import run_recipe, task_infos
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.together import gathered
 from gradvac.experiment.translation.model_folder import FoundModel, find_model
-from gradvac.experiment.translation.prepare import sources_of, test_rows
-from gradvac.experiment.translation.recipe import Recipe, run_recipe
+from gradvac.experiment.translation.prepare import test_rows
+from gradvac.experiment.translation.recipe import Recipe
 from gradvac.experiment.translation.zero_shot import zero_shot_directions
 from gradvac.reading import read_json
 from gradvac.tables import Table
@@ -59,7 +59,7 @@ def evaluate_run(
     ``sentences`` limits each direction to its first so many; what is None is the recipe's. Raises
     RunError when the run has no test set or no checkpoint.
     """
-    recipe = run_recipe(folder)
+    recipe = run_recipe(folder, Recipe)
     infos = task_infos(folder)
     rows = test_rows(folder)
     if not rows:
@@ -153,7 +153,7 @@ def unread_rows(folder: Path, recipe: Recipe) -> list[Remark]:
     corpora = read_json(file, Accounts)["corpora"]
     return [
         Remark(name, reason, found["count"], False, tuple(found["first"]))
-        for name in dict.fromkeys(source.name for source in sources_of(recipe.data.test))
+        for name in dict.fromkeys(section.source().name for section in recipe.data.test)
         if name in corpora
         for reason, found in corpora[name]["dropped"].items()
     ]

@@ -14,7 +14,7 @@ from gradvac.data.batches import in_order
 from gradvac.data.encoded import EncodedTask
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RunError
-from gradvac.experiment.run.folder import task_infos
+from gradvac.experiment.run.folder import run_recipe, task_infos
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.measuring import (
     TOKENS,
@@ -26,7 +26,7 @@ from gradvac.experiment.training.measuring import (
 )
 from gradvac.experiment.translation.geometry_text import aligned_set
 from gradvac.experiment.translation.model_folder import find_model
-from gradvac.experiment.translation.recipe import run_recipe
+from gradvac.experiment.translation.recipe import Recipe
 from gradvac.geometry.measure import HOLD, Losses
 from gradvac.terminal import Terminal
 from gradvac.translation.transformer import Transformer
@@ -70,7 +70,7 @@ def measure_run(
     """
     console = console or Terminal()
     say = partial(console.print, markup=False, soft_wrap=True)
-    recipe, infos = run_recipe(run), task_infos(run)
+    recipe, infos = run_recipe(run, Recipe), task_infos(run)
     if strange := [d for d in directions or () if d not in infos]:
         raise RunError(f"{run}: no direction {', '.join(strange)}; it has {', '.join(infos)}")
     steps = steps_of(run, every)
@@ -95,6 +95,7 @@ def measure_run(
         text,
         infos,
         lambda shares: _losses(model, shares, smoothing),
+        "directions",
         granularity=granularity,
         smoothing=smoothing,
         curvature_strings=curvature_strings,

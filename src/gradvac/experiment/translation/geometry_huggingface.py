@@ -27,13 +27,14 @@ from gradvac.experiment.training.measuring import (
     measured_folder,
     prepare_folder,
 )
-from gradvac.experiment.translation.geometry_text import aligned_text, file_rows, script
+from gradvac.experiment.translation.geometry_text import aligned_text, file_rows
 from gradvac.foreign import check_loaded, opening
 from gradvac.geometry.kinds import group_of
 from gradvac.geometry.measure import HOLD, measure_seq2seq
 from gradvac.geometry.record import GramRecord
 from gradvac.terminal import Terminal
 from gradvac.text.languages import Direction
+from gradvac.text.scripts import script
 from gradvac.translation.bitext import Bitext
 
 SENTENCES = 16  # of a batch: a matter of speed and memory alone

@@ -7,8 +7,6 @@ multi-way aligned set (Wang et al. 2021, section 2.1).
 from __future__ import annotations
 
 import hashlib
-import unicodedata
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from gradvac.experiment.translation.prepare import test_rows
 from gradvac.text.cleaning import Account, normalise
 from gradvac.text.languages import Direction
 from gradvac.text.readers import Row
+from gradvac.text.scripts import script
 from gradvac.text.sources import Source
 from gradvac.text.spellings import Spellings
 from gradvac.translation.bitext import Bitext, as_given, encode, read_corpus
@@ -99,12 +98,3 @@ def aligned_text(
 def _only(text: Bitext, rows: np.ndarray) -> Bitext:
     sources, targets = ([side[n] for n in rows] for side in (text.sources, text.targets))
     return Bitext(text.direction, sources, targets)
-
-
-def script(sentences: Sequence[str]) -> str:
-    """The first word of the Unicode name of most letters: LATIN, CYRILLIC, DEVANAGARI ..."""
-    letters = Counter(c for text in sentences for c in text if c.isalpha())
-    scripts: Counter[str] = Counter()
-    for letter, count in letters.items():
-        scripts[unicodedata.name(letter, "UNKNOWN").split()[0]] += count
-    return scripts.most_common(1)[0][0] if scripts else "UNKNOWN"

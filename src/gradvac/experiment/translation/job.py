@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradvac.data.batches import Batch, in_order
+from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.run.checkpoint import list_checkpoints
 from gradvac.experiment.run.folder import fill
-from gradvac.experiment.training.balance import Balance
-from gradvac.experiment.training.build import build_model, device_of, parameter_count, uses_bf16
-from gradvac.experiment.training.job import Job
+from gradvac.experiment.training.job import Job, Prepared
 from gradvac.experiment.training.metrics import averages
 from gradvac.experiment.translation.model_folder import find_model, load_tensors, save_shape
-from gradvac.experiment.translation.prepare import Prepared
+from gradvac.experiment.translation.recipe import Recipe
 from gradvac.text.languages import Direction
+from gradvac.translation.clsr import OF_LANGUAGES, make_transformer
+from gradvac.translation.shapes import PRESETS, TransformerConfig
 from gradvac.translation.transformer import Transformer
+from gradvac.translation.vocabulary import Vocabulary
 
 VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone
 
@@ -27,24 +29,19 @@ VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of spee
 class TranslationJob(Job[Batch]):
     """The Transformer of a recipe on the text of a prepared run folder."""
 
-    def __init__(self, prepared: Prepared) -> None:
-        self.prepared, self.recipe, self.folder = prepared, prepared.recipe, prepared.folder
-        training = self.recipe.training
-        self.device = device_of(self.recipe.device)
-        self.bf16 = uses_bf16(training.precision, self.device)
-        self.tasks, self.levels = tuple(prepared.tasks), prepared.levels
-        self.identity = {
-            "vocabulary": prepared.vocabulary.fingerprint,
-            "tasks": list(prepared.tasks),
-        }
-        tags = {prepared.vocabulary.tag_id(Direction.parse(t).target) for t in prepared.tasks}
-        model = build_model(self.recipe, len(prepared.vocabulary), sorted(tags))
-        if training.start_from and not list_checkpoints(self.folder / "checkpoints"):
-            start = find_model(resolve(training.start_from)).parameters
-            fill(model, load_tensors(start), start)
-        self.model: Transformer = model.to(self.device)
+    model: Transformer
+
+    def __init__(self, prepared: Prepared[Recipe, Vocabulary]) -> None:
+        vocabulary, recipe = prepared.vocabulary, prepared.recipe
+        super().__init__(prepared, {"vocabulary": vocabulary.fingerprint})
+        tags = {vocabulary.tag_id(Direction.parse(t).target) for t in prepared.tasks}
+        model = build_model(recipe, len(vocabulary), sorted(tags))
+        start = recipe.training.start_from
+        if start and not list_checkpoints(self.folder / "checkpoints"):
+            file = find_model(resolve(start)).parameters
+            fill(model, load_tensors(file), file)
+        self.model = model.to(self.device)
         save_shape(self.folder, self.model.config)
-        self.balance = Balance(prepared)
 
     def batch(self, number: int) -> Batch:
         """Sentence pairs of several directions."""
@@ -53,7 +50,7 @@ class TranslationJob(Job[Batch]):
     def begin(self, step: int) -> dict[str, Any] | None:
         """Learn new shares where that is due; tell the model where in its schedule it is."""
         self.model.begin_step(step / self.recipe.training.steps)
-        return self.balance.begin(step, self.model, self.mean_loss)
+        return super().begin(step)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Label-smoothed loss, plain negative log-likelihood and sentence of each target token."""
@@ -66,9 +63,9 @@ class TranslationJob(Job[Batch]):
             )
         return loss, nll.detach(), rows
 
-    def mean_loss(self, batch: Batch) -> Tensor:
-        """The scalar training loss of a batch, wherever it lies."""
-        return self.losses(batch.to(self.device))[0].mean()
+    def mean_loss(self, drawn: Batch) -> Tensor:
+        """The scalar training loss of sentences as they are drawn, wherever they lie."""
+        return self.losses(drawn.to(self.device))[0].mean()
 
     def auxiliary_loss(self) -> Tensor | None:
         """The budget of a model that routes by language."""
@@ -102,19 +99,30 @@ class TranslationJob(Job[Batch]):
         """NLL and perplexity, by resource level and by direction."""
         return averages(self.validation_nll(), self.levels) if self.prepared.valid else {}
 
-    def metrics(self) -> list[str]:
-        """The names of what `validate` measures."""
-        valid = self.prepared.valid
-        return list(averages(dict.fromkeys(valid, 0.0), self.levels)) if valid else []
-
     def describe(self) -> list[str]:
         """How directions are drawn, and how large the model is."""
         return [self.balance.table(), parameter_count(self.model)]
 
-    def state_dict(self) -> dict[str, Any]:
-        """Shares that were learned."""
-        return self.balance.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with learned shares."""
-        self.balance.load_state_dict(state)
+def build_model(recipe: Recipe, vocabulary_size: int, tags: Sequence[int] = ()) -> Transformer:
+    """The Transformer of a recipe, initialised from its seed.
+
+    ``tags`` are the ids that ask for each target language, for models that route by language.
+    """
+    section = recipe.model.model_dump(exclude={"preset", "clsr"}, exclude_none=True)
+    shape: dict[str, Any] = {**PRESETS[recipe.model.preset], **section}
+    if clsr := recipe.model.clsr:
+        shape |= {"clsr_tags": tags, "clsr_hidden": clsr.hidden, "clsr_budget": clsr.budget}
+    try:
+        config = TransformerConfig(vocabulary_size=vocabulary_size, **shape)
+    except ValueError as e:
+        raise RecipeError(f"model: {e}") from e
+    torch.manual_seed(recipe.seed)
+    return make_transformer(config)
+
+
+def parameter_count(model: Transformer) -> str:
+    """The parameters of a model, in words, and how many are of single languages."""
+    total = sum(p.numel() for p in model.parameters())
+    own = sum(p.numel() for name, p in model.named_parameters() if name.startswith(OF_LANGUAGES))
+    return f"{total:,} parameters" + (f", {own:,} of them of single languages" if own else "")

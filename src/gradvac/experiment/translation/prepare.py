@@ -12,30 +12,26 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gradvac.data.encoded import EncodedTask
 from gradvac.data.spool import Spool
 from gradvac.data.store import Writer, open_encoded
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.paths import resolve
-from gradvac.experiment.recipe.sections import SourceSection
 from gradvac.experiment.run.files import VOCABULARY
-from gradvac.experiment.run.folder import TaskInfo, task_infos
-from gradvac.experiment.run.resuming import build_once, finish, resume
+from gradvac.experiment.run.folder import TaskInfo, run_recipe, task_infos
 from gradvac.experiment.run.sums import check_sums, write_sums
+from gradvac.experiment.training.job import Prepared
 from gradvac.experiment.translation.model_folder import find_model
-from gradvac.experiment.translation.recipe import Recipe, run_recipe, with_normalization
+from gradvac.experiment.translation.recipe import Recipe
 from gradvac.experiment.translation.zero_shot import zero_shot_directions
 from gradvac.reading import read_lines
 from gradvac.text.blocks import Block
 from gradvac.text.cleaning import Account, normalise
 from gradvac.text.languages import ENGLISH, Direction, directions, resource_levels, same_language
 from gradvac.text.readers import Row, read_blocks
-from gradvac.text.sources import Source
 from gradvac.text.spellings import Spellings
 from gradvac.translation.bitext import Bitext, as_given, held_out_keys, read_corpus
 from gradvac.translation.scoring import family_of
@@ -47,45 +43,14 @@ _SUMMED = ("train/index.json", "valid/index.json", "valid.jsonl", "test.jsonl")
 _CHUNK = 10_000  # pairs encoded at a time: enough to keep all cores busy
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The text side of a run, ready to train on."""
-
-    folder: Path
-    recipe: Recipe
-    vocabulary: Vocabulary
-    tasks: dict[str, TaskInfo]
-    train: Mapping[str, EncodedTask]
-    valid: Mapping[str, EncodedTask]
-
-    @property
-    def levels(self) -> dict[str, str]:
-        """Task -> resource level."""
-        return {name: info.level for name, info in self.tasks.items()}
-
-
-def prepare(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Prepared:
-    """Build (or reopen) the text side of a run in ``folder``.
-
-    ``say`` receives lines for the user: what was read, dropped and why. A folder made from a
-    different recipe is refused with the keys that differ.
-    """
-    if not build_once(folder, lambda: build_text(recipe, folder, say)):
-        resume(recipe, folder, say)
-    return open_prepared(folder)
-
-
-def build_text(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> None:
-    """Build the text side of a run in a folder that only this process writes to."""
-    for stale in (folder / "data", folder / "data.new"):  # of a preparation that was stopped
-        shutil.rmtree(stale, ignore_errors=True)
+def write_text(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> dict[str, TaskInfo]:
+    """Write ``data`` and the vocabulary of a run; what is known of each direction."""
     with replacing(folder / "data") as new:
         new.mkdir()
         vocabulary, pairs = _prepare_text(recipe, new, say)
     write_bytes(folder / VOCABULARY, vocabulary.model)
     levels = resource_levels(pairs, recipe.data.levels)
-    tasks = {t: asdict(TaskInfo(n, levels[t], family_of(t))) for t, n in pairs.items()}
-    finish(folder, with_normalization(recipe, vocabulary.normalization), tasks)
+    return {t: TaskInfo(n, levels[t], family_of(t)) for t, n in pairs.items()}
 
 
 def _prepare_text(
@@ -93,7 +58,10 @@ def _prepare_text(
 ) -> tuple[Vocabulary, dict[str, int]]:
     """Clean and encode everything into ``folder``; returns the training pairs of each direction."""
     account = Account(recipe.data.on_problem)
-    held = {p: read_corpus(sources_of(getattr(recipe.data, p)), account) for p in ("valid", "test")}
+    held = {
+        p: read_corpus([s.source() for s in getattr(recipe.data, p)], account)
+        for p in ("valid", "test")
+    }
     vocabulary, samples = _given_vocabulary(recipe), dict[str, TextSample]()
     if vocabulary and vocabulary.normalization != recipe.vocabulary.normalization:
         say(
@@ -155,9 +123,9 @@ def _valid(rows: list[Row], direction: Direction, account: Account) -> Bitext:
     return pairs
 
 
-def open_prepared(folder: Path) -> Prepared:
+def open_prepared(folder: Path) -> Prepared[Recipe, Vocabulary]:
     """Reopen a prepared run folder; RunError says what is missing, damaged or does not fit."""
-    recipe = run_recipe(folder)
+    recipe = run_recipe(folder, Recipe)
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     with suppress(FileNotFoundError):  # a run of an earlier version has no sums
         check_sums(folder / "data", _SUMMED)
@@ -177,23 +145,6 @@ def test_rows(folder: Path, part: str = "test") -> list[Row]:
         check_sums(folder / "data", [file.name])
     texts = read_lines(file, dict[str, str])
     return [Row(text, f"{file}:{n}") for n, text in enumerate(texts, 1)]
-
-
-def sources_of(sections: list[SourceSection]) -> list[Source]:
-    """Recipe sections as readers' sources; ``shipped:`` names become files."""
-    return [
-        Source(
-            format=s.format,
-            path=resolve(s.path) if s.path else None,
-            paths={k: resolve(v) for k, v in s.paths.items()} if s.paths else None,
-            languages=tuple(s.languages) if s.languages else None,
-            msgid_language=s.msgid,
-            check=s.check,
-            quoted=s.quoted,
-            unescape=s.unescape,
-        )
-        for s in sections
-    ]
 
 
 def _read_training(
@@ -220,8 +171,8 @@ def _read_training(
             samples[code].add(text)
 
     def rows() -> Iterator[Row | Block]:
-        for source in sources_of(data.train):
-            for read in read_blocks(source, account):
+        for section in data.train:
+            for read in read_blocks(section.source(), account):
                 block = isinstance(read, Block)
                 item = spellings.block(read) if block else spellings.row(read)
                 if sampling and isinstance(item, Block):

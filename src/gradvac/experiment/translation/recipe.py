@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.recipe.paths import RECIPE, resolve
+from gradvac.experiment.recipe.paths import resolve
 from gradvac.experiment.recipe.sections import (
     BaseRecipe,
     BatchSection,
@@ -23,7 +23,6 @@ from gradvac.experiment.recipe.sections import (
     check_codes,
     underscored,
 )
-from gradvac.experiment.run.folder import any_recipe
 from gradvac.text.languages import ENGLISH, Direction, same_language
 from gradvac.translation.tokenizers import FILE, VOCABULARY, check_tokenizer
 from gradvac.translation.vocabulary import Normalization
@@ -137,15 +136,62 @@ class SearchSection(Section):
 class Recipe(BaseRecipe):
     """A whole experiment of translation."""
 
+    kind = "translation"
     data: DataSection
     vocabulary: VocabularySection = VocabularySection()
     model: ModelSection = ModelSection()
     batches: BatchSection = BatchSection()  # pyright: ignore[reportIncompatibleVariableOverride]
     search: SearchSection = SearchSection()
 
+    @classmethod
+    def of_run(cls, tree: dict[str, Any]) -> dict[str, Any]:
+        """Earlier versions rewrote text by the rule nmt_nfkc."""
+        section = tree.setdefault("vocabulary", {})
+        if isinstance(section, dict):
+            section.setdefault("normalization", "nmt_nfkc")
+        return super().of_run(tree)
+
+    @property
+    def has_test(self) -> bool:
+        """Whether there is a test set."""
+        return bool(self.data.test)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is validation text."""
+        return bool(self.data.valid)
+
+    def start_in_words(self) -> str:
+        """The name of the model that training starts from, if it does."""
+        start = self.training.start_from
+        return Path(start).name if start else super().start_in_words()
+
+    def more_steps_in_words(self) -> str:
+        """The schedule of CLSR."""
+        return "the gates of CLSR go back in their schedule" if self.model.clsr else ""
+
+    def comparable(self, tree: dict[str, Any]) -> dict[str, Any]:
+        """Without the normalization, unless the recipe chooses one: the text has it anyway."""
+        if not self.chooses_normalization and isinstance(section := tree.get("vocabulary"), dict):
+            section.pop("normalization", None)
+        return tree
+
+    @property
+    def chooses_normalization(self) -> bool:
+        """Whether the recipe itself says how its vocabulary rewrites text."""
+        given = self.vocabulary.path or self.training.start_from
+        return not given and "normalization" in self.vocabulary.model_fields_set
+
+    def with_normalization(self, name: str) -> Recipe:
+        """The recipe with the normalization of its vocabulary; others than ours are not told."""
+        if name == self.vocabulary.normalization or name not in get_args(Normalization):
+            return self
+        section = self.vocabulary.model_copy(update={"normalization": name})
+        return self.model_copy(update={"vocabulary": section})
+
     def batch_in_words(self) -> str:
         """How much text an update sees."""
-        return f"{self.batches.tokens * self.batches.accumulate:,} target tokens"
+        return f"{self.batch_size:,} target tokens"
 
     def model_in_words(self) -> str:
         """What the model is, of a run that has none yet."""
@@ -165,54 +211,20 @@ class Recipe(BaseRecipe):
         return self
 
 
-def of_translation(recipe: BaseRecipe, where: str) -> Recipe:
-    """The same as a recipe of translation; RecipeError for one of another job."""
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(f"{where}: job: this is a recipe of another job than translation")
-    return recipe
-
-
-def run_recipe(folder: Path) -> Recipe:
-    """The recipe that a run of translation was made from; reading it runs no code."""
-    return of_translation(any_recipe(folder), str(folder / RECIPE))
-
-
-def with_normalization(recipe: Recipe, name: str) -> Recipe:
-    """The recipe with the normalisation that its vocabulary has; others than ours are not told."""
-    if name == recipe.vocabulary.normalization or name not in get_args(Normalization):
-        return recipe
-    section = recipe.vocabulary.model_copy(update={"normalization": name})
-    return recipe.model_copy(update={"vocabulary": section})
-
-
-def chooses_normalization(recipe: Recipe) -> bool:
-    """Whether the recipe itself says how its vocabulary rewrites text."""
-    given = recipe.vocabulary.path or recipe.training.start_from
-    return not given and "normalization" in recipe.vocabulary.model_fields_set
-
-
 def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
     """Make every file name of the recipe independent of the working directory."""
 
     def place(name: str | None) -> str | None:
         return name if name is None else file(name)
 
-    def move(sources: list[SourceSection]) -> list[SourceSection]:
-        return [
-            s.model_copy(
-                update={
-                    "path": place(s.path),
-                    "paths": s.paths and {k: file(v) for k, v in s.paths.items()},
-                }
-            )
-            for s in sources
-        ]
-
     tokenize = recipe.search.bleu_tokenize
     if tokenize and tokenize.startswith(FILE) and tokenize != VOCABULARY:
         tokenize = f"{FILE}{place(tokenize.removeprefix(FILE))}"
     data = recipe.data
-    texts = {part: move(getattr(data, part)) for part in ("train", "valid", "test")}
+    texts = {
+        part: [source.placed(file) for source in getattr(data, part)]
+        for part in ("train", "valid", "test")
+    }
     corpus = place(data.corpus)
     if corpus is not None:
         for part, found in _of_corpus(resolve(corpus), data.languages).items():

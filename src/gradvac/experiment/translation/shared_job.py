@@ -12,20 +12,21 @@ from gradvac.engine.ranks.cost import cost
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError
 from gradvac.experiment.run.shards import shard_model
+from gradvac.experiment.training.job import Prepared, RankJob
 from gradvac.experiment.translation.job import TranslationJob
-from gradvac.experiment.translation.prepare import Prepared
 from gradvac.experiment.translation.recipe import Recipe
+from gradvac.translation.vocabulary import Vocabulary
 
 SHARDS_FROM = (2, 9)
 """The first torch whose HuggingFaceStorageWriter has ``save_distributed``; 2.8 has the rest."""
 
 
-class SharedJob(TranslationJob):
+class SharedJob(TranslationJob, RankJob[Batch]):
     """Translation on this rank's part of each batch: a stretch of it, so that it has few tasks."""
 
-    def __init__(self, prepared: Prepared, ranks: Ranks) -> None:
+    def __init__(self, prepared: Prepared[Recipe, Vocabulary], ranks: Ranks) -> None:
         super().__init__(prepared)
-        self.ranks, self.sharded = ranks, self.recipe.training.shard
+        self.ranks, self.sharded = ranks, prepared.recipe.training.shard
         if self.sharded:
             check_shard(prepared.recipe)
             layers = [*self.model.encoder.layers, *self.model.decoder.layers]

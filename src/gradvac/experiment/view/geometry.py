@@ -9,16 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gradvac.errors import GradientError, RunError
+from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.run.checkpoint import saved_models
 from gradvac.experiment.run.tensor_file import tensor_shapes
-from gradvac.experiment.tagging.recipe import SentenceBatchSection
 from gradvac.experiment.training.measuring import Measurement, measured_folder
-from gradvac.experiment.translation.recipe import Recipe
 from gradvac.experiment.view.run_view import (
     FROM_ENGLISH,
     LANGUAGES,
@@ -73,7 +71,7 @@ class Geometry:
         return cls(record, said, groups, tuple(sorted(record.steps())))
 
     @classmethod
-    def recorded_of(cls, run: Path, recipe: Recipe) -> Geometry | None:
+    def recorded_of(cls, run: Path, recipe: BaseRecipe) -> Geometry | None:
         """What a run recorded while training, if anything of two or more tasks."""
         record = GramRecord(run / "geometry")
         first = next((f for f in record if len(f.tasks) > 1), None)
@@ -83,7 +81,7 @@ class Geometry:
         return cls(record, None, groups, tuple(record.steps()))
 
     @classmethod
-    def of(cls, run: Path, recipe: Recipe, measured: Path | None = None) -> Geometry | None:
+    def of(cls, run: Path, recipe: BaseRecipe, measured: Path | None = None) -> Geometry | None:
         """The best there is: measured on the same sentences, else recorded."""
         return cls.measured_of(measured or measured_folder(run)) or cls.recorded_of(run, recipe)
 
@@ -190,9 +188,7 @@ class Subject:
     @property
     def batch(self) -> int:
         """Target tokens of an update; sentences of a run of tagging."""
-        batches: Any = self.run.recipe.batches
-        of_tagging = isinstance(batches, SentenceBatchSection)
-        return (batches.sentences if of_tagging else batches.tokens) * batches.accumulate
+        return self.run.recipe.batch_size
 
 
 def among(similarity: Similarity, tasks: Sequence[TaskView]) -> Similarity:

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from gradvac.errors import RunError
-from gradvac.experiment.kinds import measure_geometry
 from gradvac.experiment.run.folder import any_recipe
+from gradvac.experiment.training.kind import kind_of_run
 from gradvac.experiment.training.measuring import measured_folder
 from gradvac.experiment.training.together import shared, started_by_torchrun
 from gradvac.experiment.translation.geometry_huggingface import is_huggingface, measure_huggingface
@@ -46,7 +46,7 @@ def measure_and_print(
         print_numbers(folder, measured_folder(folder), console)
         return
     with shared(device or any_recipe(run).device, console) as ranks:
-        folder = measure_geometry(
+        folder = kind_of_run(run).measure(
             run, out, rows, directions, curvature_strings=curvature, ranks=ranks, **options
         )
         if ranks is None or not ranks.rank:

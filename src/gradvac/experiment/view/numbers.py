@@ -15,10 +15,6 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from gradvac.experiment.tagging.prepare import test_sentences
-from gradvac.experiment.tagging.recipe import TaggingRecipe
-from gradvac.experiment.translation.geometry_text import script
-from gradvac.experiment.translation.prepare import test_rows
 from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.view.proximity import families, typological_distances
 from gradvac.experiment.view.run_view import LANGUAGES, TaskView, load_runs
@@ -129,14 +125,7 @@ def _scripts(subject: Subject, codes: Sequence[str]) -> dict[str, str]:
     geometry = subject.geometry
     if geometry is not None and geometry.measured is not None:
         return geometry.measured.scripts
-    folder = subject.run.folder
-    if not (folder / "data" / "test.jsonl").exists():
-        return {}
-    if isinstance(subject.run.recipe, TaggingRecipe):
-        tagged = test_sentences(folder)
-        return {c: script([" ".join(words) for words, _ in tagged.get(c, [])]) for c in codes}
-    rows = test_rows(folder, "valid") or test_rows(folder)
-    return {c: script([r.texts[c] for r in rows[:200] if c in r.texts]) for c in codes}
+    return subject.run.kind.scripts(subject.run.folder, codes)
 
 
 def _of_matrix(

@@ -6,17 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.kinds import has_test
 from gradvac.experiment.recipe.load import parse_recipe
+from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.run.contents import Translation, metrics_of, scores_of
 from gradvac.experiment.run.folder import TaskInfo, any_recipe, task_infos
-from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.training.balance import sampling_in_words
+from gradvac.experiment.training.kind import Kind, kind_of
 from gradvac.experiment.training.measuring import Measurement, measured_folder
-from gradvac.experiment.translation.recipe import Recipe, of_translation
 from gradvac.geometry.record import GramRecord
 from gradvac.geometry.similarity import EditCounts, edit_counts
 from gradvac.reading import read_json, read_lines
@@ -95,7 +94,7 @@ class RunView:
 
     folder: Path
     name: str
-    recipe: Recipe
+    recipe: BaseRecipe
     tasks: Mapping[str, TaskInfo]
     train: list[dict[str, Any]]
     valid: list[dict[str, Any]]
@@ -104,14 +103,14 @@ class RunView:
     edits: EditCounts | None
 
     @property
-    def scorable(self) -> bool:
-        """Whether `gradvac evaluate` is for runs of its kind; one without test text it tells so."""
-        return self.translates or has_test(self.recipe)
+    def kind(self) -> Kind[Any, Any]:
+        """The kind of job it is a run of."""
+        return kind_of(self.recipe)
 
     @property
-    def translates(self) -> bool:
-        """Whether it is a run of translation."""
-        return isinstance(self.recipe, Recipe)
+    def scorable(self) -> bool:
+        """Whether `gradvac evaluate` is for runs of its kind; one without test text it tells so."""
+        return self.kind.samples or self.recipe.has_test
 
     @property
     def method(self) -> str:
@@ -124,13 +123,11 @@ class RunView:
             return {"Model": "of Hugging Face", "Directions": str(len(self.tasks))}
         r = self.recipe
         steps = max((line["step"] for line in [*self.train, *self.valid]), default=0)
-        start = r.training.start_from
-        begin = "its encoder" if isinstance(r, TaggingRecipe) else "random parameters"
         facts = {
             "Method": self._method_in_words(),
             "Seed": str(r.seed),
             "Steps": f"{steps:,} of {r.training.steps:,}",
-            "Starts from": Path(start).name if start else begin,
+            "Starts from": r.start_in_words(),
             "Model": self._model_in_words(),
             "Batches": f"{r.batch_in_words()}, {sampling_in_words(r.batches)}",
             "Learning rate": f"{r.training.learning_rate:g} after {r.training.warmup:,} steps",
@@ -214,18 +211,17 @@ def _load(folder: Path, name: str) -> RunView:
     )
 
 
-def _described(folder: Path) -> tuple[Recipe, dict[str, TaskInfo]]:
+def _described(folder: Path) -> tuple[BaseRecipe, dict[str, TaskInfo]]:
     """The recipe and the tasks of a run, or of a foreign model by what was measured of it."""
     measured = (
         None if (folder / "recipe.yaml").exists() else Measurement.read(measured_folder(folder))
     )
     if measured is None:
-        # What a view asks of a recipe, those of other jobs have too.
-        return cast(Recipe, any_recipe(folder)), task_infos(folder)
+        return any_recipe(folder), task_infos(folder)
     try:
         parsed = [Direction.parse(task) for task in measured.tasks]
     except RecipeError as e:  # of a run of another kind that has lost its recipe
         raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
     infos = [TaskInfo(0, "", family_of(d.name)) for d in parsed]
     recipe = parse_recipe({"data": {"train": [{"path": measured.origin}]}}, str(folder))
-    return of_translation(recipe, str(folder)), dict(zip(measured.tasks, infos, strict=True))
+    return recipe, dict(zip(measured.tasks, infos, strict=True))

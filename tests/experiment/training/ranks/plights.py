@@ -18,7 +18,7 @@ from gradvac.engine.ranks import heartbeats as signs
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training import ranks, together
 from gradvac.experiment.training import watchdog as lookout
-from gradvac.experiment.translation.prepare import Prepared, prepare
+from gradvac.experiment.training.prepare import prepare
 from tests.experiment.training.ranks.verbs import COMMON, QUIET, SHARD
 
 WAITS = 8  # seconds of a collective here
@@ -35,9 +35,9 @@ def main() -> None:
         lookout.EVERY, lookout.LOOKS, lookout.GRACE = 0.2, 10, 0.2
     recipe = load_recipe(folder / "recipe.yaml", SETTINGS)
 
-    def slowly() -> Prepared:
+    def slowly() -> Path:
         time.sleep(WAITS * 1.5 if sys.argv[2] == "killed" else 0)
-        return prepare(recipe, folder / "run", lambda line: None)
+        return prepare(recipe, folder / "run", lambda line: None).folder
 
     def killed(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

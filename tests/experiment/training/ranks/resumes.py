@@ -15,10 +15,10 @@ import torch
 
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.ranks import RankTrainer, train_on_ranks
 from gradvac.experiment.training.train import Trainer
 from gradvac.experiment.translation.job import TranslationJob
-from gradvac.experiment.translation.prepare import prepare
 from tests.experiment.training.ranks.verbs import METHOD, QUIET, SHARD
 
 SIZES = (1, 2, 3)
@@ -32,11 +32,11 @@ def train(folder: Path, name: str, size: int) -> int:
     if rank >= size:
         return 0
     recipe = load_recipe(folder / "recipe.yaml", SETTINGS)
-    begin = lambda: prepare(recipe, folder / name, lambda line: None)
+    begin = lambda: prepare(recipe, folder / name, lambda line: None).folder
     if size == 1:
         return Trainer(TranslationJob(begin()), Display(QUIET)).train()
     os.environ["WORLD_SIZE"] = str(size)
-    return train_on_ranks(recipe, begin, QUIET)
+    return train_on_ranks(recipe, begin, QUIET)[1]
 
 
 def stopping(train_step):

@@ -21,11 +21,11 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.run.checkpoint import list_checkpoints, load_checkpoint, load_tensors
 from gradvac.experiment.training.measuring import curvature_lines
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.together import joined
 from gradvac.experiment.translation.evaluate import evaluate_run
 from gradvac.experiment.translation.geometry import measure_run
 from gradvac.experiment.translation.job import TranslationJob
-from gradvac.experiment.translation.prepare import prepare
 from gradvac.experiment.translation.shared_job import check_shard
 from gradvac.geometry.record import GramRecord
 from tests.build import make_toy, trained

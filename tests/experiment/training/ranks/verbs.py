@@ -15,11 +15,11 @@ from rich.console import Console
 
 from gradvac.engine.ranks.group import Ranks
 from gradvac.experiment.recipe.load import load_recipe
+from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.ranks import RankTrainer, train_on_ranks
 from gradvac.experiment.training.together import joined
 from gradvac.experiment.translation.evaluate import evaluate_run
 from gradvac.experiment.translation.geometry import measure_run
-from gradvac.experiment.translation.prepare import prepare
 
 QUIET = Console(quiet=True)
 COMMON = ["model.dropout=0", "batches.tokens=120", "training.log_every=2"]
@@ -49,8 +49,8 @@ def train(folder: Path, name: str, settings: list[str]) -> int:
     RankTrainer.train_step, Ranks.messages = counted, saying
     try:
         return train_on_ranks(
-            recipe, lambda: prepare(recipe, folder / name, lambda line: None), QUIET
-        )
+            recipe, lambda: prepare(recipe, folder / name, lambda line: None).folder, QUIET
+        )[1]
     finally:
         RankTrainer.train_step, Ranks.messages = step, say
         (folder / f"{name}-messages-{os.environ['RANK']}").write_text(json.dumps(counts))

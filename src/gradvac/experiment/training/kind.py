@@ -1,0 +1,130 @@
+"""What the verbs ask of a kind of job: translation, sequence labelling, encoders."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, NamedTuple
+
+from rich.table import Table
+
+from gradvac.engine.ranks.group import Ranks
+from gradvac.experiment.recipe.kinds import find_kind
+from gradvac.experiment.recipe.load import R
+from gradvac.experiment.recipe.sections import BaseRecipe
+from gradvac.experiment.run.folder import TaskInfo, any_recipe
+from gradvac.experiment.training.job import Job, Prepared, RankJob, V
+
+Say = Callable[[str], None]
+
+
+class Scored(NamedTuple):
+    """What `gradvac evaluate` prints of a run: a table, and lines below it."""
+
+    table: Table
+    notes: Sequence[str] = ()
+
+
+class Kind(ABC, Generic[R, V]):
+    """A kind of job. There is one object of each, which `kind_of` finds by the recipe's kind.
+
+    Attributes:
+        recipe: how recipes of the kind are validated.
+        parts: files and folders of a run that hold its text, and may be shared between runs.
+        on_ranks: whether torchrun trains it.
+        samples: whether its scored runs have translations to show.
+    """
+
+    recipe: type[R]
+    parts: ClassVar[Sequence[str]]
+    on_ranks: ClassVar[bool] = False
+    samples: ClassVar[bool] = False
+
+    # -- text -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def write_text(self, recipe: R, folder: Path, say: Say) -> dict[str, TaskInfo]:
+        """Read, check and encode all that a recipe names into the `parts` of a run's folder.
+
+        Returns what is known of each task. ``say`` receives lines for the user.
+        """
+
+    @abstractmethod
+    def text_of(self, recipe: R) -> list[Any]:
+        """All of a recipe that its text depends on, as JSON."""
+
+    @abstractmethod
+    def open(self, folder: Path) -> Prepared[R, V]:
+        """The text of a prepared run; RunError says what is missing, damaged or does not fit."""
+
+    def in_store(self, recipe: R, store: Path, say: Say) -> R:
+        """The recipe, or what it meant in the version that prepared the text in ``store``."""
+        return recipe
+
+    def with_text(self, recipe: R, text: Path, tasks: Mapping[str, TaskInfo]) -> R:
+        """The recipe with what follows from the prepared text in the folder ``text``."""
+        return recipe
+
+    def resumed(self, recipe: R, folder: Path) -> R:
+        """The recipe with what it leaves open as it is in the run that it goes on with."""
+        return recipe
+
+    # -- training -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def job(self, prepared: Prepared[R, V]) -> Job[Any]:
+        """The job of a prepared run, ready for the trainer."""
+
+    def rank_job(self, prepared: Prepared[R, V], ranks: Ranks) -> RankJob[Any]:
+        """The part of the job that one of several ranks has; of kinds that are `on_ranks`."""
+        raise NotImplementedError
+
+    # -- what is made of a run ------------------------------------------------------------------
+
+    @abstractmethod
+    def score(
+        self, folder: Path, options: Mapping[str, Any], say: Say, ranks: Ranks | None = None
+    ) -> Scored | None:
+        """Score a run on its test set and write ``scores.json``; None on a rank that has no part.
+
+        ``options`` are those of `gradvac evaluate`, None where they are not given; RunError for one
+        that is of another kind, and for a run without a test set.
+        """
+
+    @abstractmethod
+    def measure(
+        self,
+        run: Path,
+        out: Path | None = None,
+        rows: Path | None = None,
+        directions: Sequence[str] | None = None,
+        **options: Any,
+    ) -> Path:
+        """Measure the gradients of all tasks at the checkpoints of a run; the folder written.
+
+        ``options`` are those of `gradvac.experiment.training.measuring.measure_text`. RunError for
+        ``rows`` or ``directions`` where the kind has none.
+        """
+
+    def scripts(self, folder: Path, codes: Sequence[str]) -> dict[str, str]:
+        """The script that each language of a run is written in, by the text it keeps."""
+        return {}
+
+
+def kind_of(recipe: BaseRecipe) -> Kind[Any, Any]:
+    """The kind of a recipe."""
+    kind = find_kind(recipe.kind)
+    assert isinstance(kind, Kind)
+    return kind
+
+
+def kind_of_run(folder: Path) -> Kind[Any, Any]:
+    """The kind of a run; RunError for a folder that is none."""
+    return kind_of(any_recipe(folder))
+
+
+def job_of(folder: Path) -> Job[Any]:
+    """The job of a prepared run folder, ready for the trainer."""
+    kind = kind_of_run(folder)
+    return kind.job(kind.open(folder))
