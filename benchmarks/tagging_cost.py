@@ -77,7 +77,14 @@ def tagging(n_tasks: int, tokens: int, size: str, in_order: bool, device: str) -
     labels = torch.randint(len(UPOS), ids.shape).where(torch.rand(ids.shape) < 0.5, IGNORED)
     task, names = spread(n, n_tasks)
     task = task.sort().values if in_order else task
-    batch = TokenBatch(ids, torch.ones_like(ids), labels, task, torch.arange(n), tuple(names))
+    batch = TokenBatch(
+        ids,
+        torch.ones_like(ids),
+        labels,
+        task=task,
+        sentence=torch.arange(n),
+        tasks=tuple(names),
+    )
     model: nn.Module = BertForTokenClassification(config).to(device)
     return Tagging(model, task, names, batch.to(torch.device(device)))
 

@@ -40,7 +40,7 @@ def test_no_pickle_and_no_eval():
 STAGED = {
     "translation/prepare.py",
     "tagging/prepare.py",
-    "training/process.py",
+    "run/lock.py",
 }  # in a folder that is not there yet; a lock, never read
 
 

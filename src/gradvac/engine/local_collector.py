@@ -19,6 +19,9 @@ from gradvac.engine.setup import Setup
 from gradvac.engine.step import Step
 from gradvac.errors import GradientError
 
+HELD = 2**24
+"""Bytes of task gradients that are held on a CPU until the method is asked: 16 MiB, chosen here."""
+
 
 class LocalCollector(Collector):
     """Combines a group of parameters as soon as it is complete, and frees its task gradients.
@@ -69,7 +72,7 @@ class LocalCollector(Collector):
         half and more held more memory and saved no time, an eighth cost time under all_matrix).
         """
         if step.at_once is None:
-            held = 2**24 if self.device.type == "cpu" else _free(self.device) // 4
+            held = HELD if self.device.type == "cpu" else _free(self.device) // 4
             each = len(step.names) * self.stores[0].dtype.itemsize
             step.at_once = max(max(store.size for store in self.stores) // 4, held // each)
         return step.at_once

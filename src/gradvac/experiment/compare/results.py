@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,6 +30,8 @@ from gradvac.translation.tokenizers import tokenizer
 
 Metric = Literal["bleu", "chrf", "comet", "f1", "accuracy", "nll", "off_target"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+Tagged = tuple[list[list[str]], list[list[str]]]
+"""Tags of sentences: gold and predicted."""
 LOWER_IS_BETTER: tuple[Metric, ...] = ("nll", "off_target")
 
 
@@ -58,7 +61,7 @@ class Result:
     tokenizers: dict[str, str]
     zero_shot: frozenset[str]
     identifier_errors: dict[str, float]
-    tags: dict[str, tuple[list[list[str]], list[list[str]]]] = field(default_factory=dict)
+    tags: dict[str, Tagged] = field(default_factory=dict)
     labels: list[str] = field(default_factory=list)
 
     def add(self, other: Result) -> None:
@@ -155,68 +158,81 @@ def read_run(run: Path) -> Result:
         raise RunError(f"{run}: not a finished and scored run: no scores.json")
     if not (run / "done.json").exists():
         raise RunError(f"{run}: not a finished and scored run: no done.json")
+    metrics, each = metrics_of(run), partial(_each, tree)
+    zero_shot = frozenset(each("zero_shot"))
+    validated = [direction for direction in tree["directions"] if direction not in zero_shot]
+    scores: dict[Metric, dict[str, float]] = {
+        "bleu": each("bleu"),
+        "chrf": each("chrf"),
+        "comet": {},
+        "f1": each("f1"),
+        "accuracy": each("accuracy"),
+        "nll": _best_nll(run, metrics, validated),
+        "off_target": each("off_target"),
+    }
+    outputs, tags = _outputs(run, tagging="labels" in tree)
+    tokenizers = {  # earlier versions knew fewer languages
+        k: signature.partition("|tok:")[2].partition("|")[0]
+        for k, signature in each("bleu_signature").items()
+    }
+    seconds, cpu_seconds = times(run / "speed.jsonl")
+    return Result(
+        folders=[run],
+        recipe=any_recipe(run),
+        scores=scores,
+        outputs=outputs,
+        levels={k: v["level"] for k, v in tree["directions"].items() if v.get("level")},
+        tokens=sum(line["tokens"] for line in metrics if line["kind"] == "train"),
+        seconds=seconds,
+        cpu_seconds=cpu_seconds,
+        parameters=count_parameters(run / "best" / "model.safetensors"),
+        signatures=tree.get("signatures", {}),
+        tokenize={
+            k: tree.get("bleu_tokenize")
+            or tokenizers.get(k)
+            or tokenizer(Direction.parse(k).target)
+            for k in outputs
+        },
+        tokenizers=tokenizers,
+        zero_shot=zero_shot,
+        identifier_errors=each("off_target_of_references"),
+        tags=tags,
+        labels=tree.get("labels", []),
+    )
+
+
+def _outputs(
+    run: Path, tagging: bool
+) -> tuple[dict[str, tuple[list[str], list[str]]], dict[str, Tagged]]:
+    """Read translations with references by direction, and gold tags with predicted by task."""
+    outputs: dict[str, tuple[list[str], list[str]]] = {}
+    tags: dict[str, Tagged] = {}
+    for line in read_lines(run / "tags.jsonl", TaggedOutput) if tagging else ():
+        gold, predicted = tags.setdefault(line["task"], ([], []))
+        gold.append(line["tags"])
+        predicted.append(line["predicted"])
+    for line in () if tagging else read_lines(run / "translations.jsonl", Translation):
+        hypotheses, references = outputs.setdefault(line["direction"], ([], []))
+        hypotheses.append(line["hypothesis"])
+        references.append(line["reference"])
+    return outputs, tags
+
+
+def _best_nll(
+    run: Path, metrics: Sequence[dict[str, Any]], tasks: Sequence[str]
+) -> dict[str, float]:
+    """Return the validation NLL of tasks at the best step; none if nothing was validated."""
     done = read_json(run / "done.json", Done)
+    best = [
+        line
+        for line in metrics
+        if line["kind"] in ("valid", "average") and line["step"] == done["best"]["step"]
+    ]
+    if best and not any(done["metric"] in line for line in best):
+        raise RunError(f"{run / 'done.json'}: metric: {done['metric']!r} was never measured")
+    best = [line for line in best if line.get(done["metric"]) == done["best"]["value"]]
     try:
-        outputs: dict[str, tuple[list[str], list[str]]] = {}
-        tags: dict[str, tuple[list[list[str]], list[list[str]]]] = {}
-        tagging = "labels" in tree
-        for line in read_lines(run / "tags.jsonl", TaggedOutput) if tagging else ():
-            gold, predicted = tags.setdefault(line["task"], ([], []))
-            gold.append(line["tags"])
-            predicted.append(line["predicted"])
-        for line in () if tagging else read_lines(run / "translations.jsonl", Translation):
-            hypotheses, references = outputs.setdefault(line["direction"], ([], []))
-            hypotheses.append(line["hypothesis"])
-            references.append(line["reference"])
-        metrics = metrics_of(run)
-        best = [
-            line
-            for line in metrics
-            if line["kind"] in ("valid", "average") and line["step"] == done["best"]["step"]
-        ]
-        if best and not any(done["metric"] in line for line in best):
-            raise RunError(f"{run / 'done.json'}: metric: {done['metric']!r} was never measured")
-        best = [line for line in best if line.get(done["metric"]) == done["best"]["value"]]
-        seconds, cpu_seconds = times(run / "speed.jsonl")
-        zero_shot = frozenset(_each(tree, "zero_shot"))
-        tokenizers = {  # earlier versions knew fewer languages
-            k: signature.partition("|tok:")[2].partition("|")[0]
-            for k, signature in _each(tree, "bleu_signature").items()
-        }
-        scores: dict[Metric, dict[str, float]] = {
-            "bleu": _each(tree, "bleu"),
-            "chrf": _each(tree, "chrf"),
-            "comet": {},
-            "f1": _each(tree, "f1"),
-            "accuracy": _each(tree, "accuracy"),
-            "nll": {
-                k: best[0][f"nll/{k}"] for k in tree["directions"] if best and k not in zero_shot
-            },
-            "off_target": _each(tree, "off_target"),
-        }
-        return Result(
-            folders=[run],
-            recipe=any_recipe(run),
-            scores=scores,
-            outputs=outputs,
-            levels={k: v["level"] for k, v in tree["directions"].items() if v.get("level")},
-            tokens=sum(line["tokens"] for line in metrics if line["kind"] == "train"),
-            seconds=seconds,
-            cpu_seconds=cpu_seconds,
-            parameters=count_parameters(run / "best" / "model.safetensors"),
-            signatures=tree.get("signatures", {}),
-            tokenize={
-                k: tree.get("bleu_tokenize")
-                or tokenizers.get(k)
-                or tokenizer(Direction.parse(k).target)
-                for k in outputs
-            },
-            tokenizers=tokenizers,
-            zero_shot=zero_shot,
-            identifier_errors=_each(tree, "off_target_of_references"),
-            tags=tags,
-            labels=tree.get("labels", []),
-        )
+        return {task: best[0][f"nll/{task}"] for task in tasks if best}
     except KeyError as e:
         raise RunError(f"{run / 'metrics.jsonl'}: a validation line without {e}") from e
 

@@ -20,11 +20,11 @@ class EncoderKind(Kind[EncoderRecipe, Any]):
     recipe = EncoderRecipe
     parts = ("data", "best")
 
-    def write_text(self, recipe: EncoderRecipe, folder: Path, say: Say) -> dict[str, TaskInfo]:
+    def prepare_text(self, recipe: EncoderRecipe, folder: Path, say: Say) -> dict[str, TaskInfo]:
         """Read the text of every language, train the tokenizer, encode."""
-        from gradvac.experiment.encoder.prepare import write_text
+        from gradvac.experiment.encoder.prepare import prepare_text
 
-        return write_text(recipe, folder, say)
+        return prepare_text(recipe, folder, say)
 
     def text_of(self, recipe: EncoderRecipe) -> list[Any]:
         """Data, vocabulary, and the shape of the model, which lies beside the tokenizer."""

@@ -42,7 +42,7 @@ def open_encoder(folder: Path) -> Prepared[EncoderRecipe, Any]:
     return Prepared(folder, recipe, tokenizer, task_infos(folder), train, valid)
 
 
-def write_text(
+def prepare_text(
     recipe: EncoderRecipe, folder: Path, say: Callable[[str], None]
 ) -> dict[str, TaskInfo]:
     """Read and encode all that a recipe names; returns what is known of each task."""

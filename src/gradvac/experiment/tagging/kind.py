@@ -21,11 +21,11 @@ class TaggingKind(Kind[TaggingRecipe, Any]):
     recipe = TaggingRecipe
     parts = ("data", "best")
 
-    def write_text(self, recipe: TaggingRecipe, folder: Path, say: Say) -> dict[str, TaskInfo]:
+    def prepare_text(self, recipe: TaggingRecipe, folder: Path, say: Say) -> dict[str, TaskInfo]:
         """Read and encode tagged text, and keep the shape of the model with its labels."""
-        from gradvac.experiment.tagging.prepare import write_text
+        from gradvac.experiment.tagging.prepare import prepare_text
 
-        return write_text(recipe, folder, say)
+        return prepare_text(recipe, folder, say)
 
     def text_of(self, recipe: TaggingRecipe) -> list[Any]:
         """Data, and the encoder whose tokenizer it is."""

@@ -124,7 +124,7 @@ def test_sentences(folder: Path) -> dict[str, list[tuple[list[str], list[str]]]]
     return found
 
 
-def write_text(
+def prepare_text(
     recipe: TaggingRecipe, folder: Path, say: Callable[[str], None]
 ) -> dict[str, TaskInfo]:
     """Read, check and encode all that a recipe names; returns what is known of each task."""

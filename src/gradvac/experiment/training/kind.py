@@ -44,7 +44,7 @@ class Kind(ABC, Generic[R, V]):
     # -- text -----------------------------------------------------------------------------------
 
     @abstractmethod
-    def write_text(self, recipe: R, folder: Path, say: Say) -> dict[str, TaskInfo]:
+    def prepare_text(self, recipe: R, folder: Path, say: Say) -> dict[str, TaskInfo]:
         """Read, check and encode all that a recipe names into the `parts` of a run's folder.
 
         Returns what is known of each task. ``say`` receives lines for the user.

@@ -290,25 +290,33 @@ def _measure_steps(
                 if step in done:  # and its curvature is not measured yet
                     origins.check(step, digest)
                 origins.note(step, digest)
-            lines: dict[str, Any] = {}
             if step not in done:
                 told = {task: _telling(parts, tick) for task, parts in losses.items()}
                 frame = measure(model, told, granularity, step, hold, ranks)
                 if writes:
                     record.append(frame)
-            missing = [group for group in levels if (step, group) not in curved]
-            for group in missing[ranks.rank :: ranks.size] if ranks else missing:
-                found = curvature(model, {group: levels[group]})[group]
-                lines[group] = {"step": step, "group": group, **asdict(found)}
-            if ranks:
-                ranks.meet()  # curvature takes long, and some have none to measure
-                lines = {g: v for m in ranks.messages(lines) for g, v in m.items()}
+            missing = {group: levels[group] for group in levels if (step, group) not in curved}
+            lines = _curvatures(model, missing, step, ranks)
             for group in missing if writes else ():
                 append(out / "curvature.jsonl", lines[group])
             for _ in levels:
                 tick()
             if not console.is_terminal:
                 console.print(f"step {step} measured")
+
+
+def _curvatures(
+    model: nn.Module, levels: Mapping[str, Losses], step: int, ranks: Ranks | None
+) -> dict[str, dict[str, Any]]:
+    """Measure the curvature of each level, each rank some; all of them hear of all."""
+    lines: dict[str, dict[str, Any]] = {}
+    for group in list(levels)[ranks.rank :: ranks.size] if ranks else levels:
+        found = curvature(model, {group: levels[group]})[group]
+        lines[group] = {"step": step, "group": group, **asdict(found)}
+    if ranks:
+        ranks.meet()  # curvature takes long, and some have none to measure
+        lines = {g: v for m in ranks.messages(lines) for g, v in m.items()}
+    return lines
 
 
 def _telling(parts: Losses, tick: Callable[[], None]) -> Losses:

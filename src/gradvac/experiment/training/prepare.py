@@ -78,5 +78,5 @@ def _build(recipe: BaseRecipe, folder: Path, say: Say, store: Path | None = None
         return
     for stale in (folder / "data", folder / "data.new"):  # of a preparation that was stopped
         shutil.rmtree(stale, ignore_errors=True)
-    tasks = kind.write_text(recipe, folder, say)
+    tasks = kind.prepare_text(recipe, folder, say)
     finish(folder, kind.with_text(recipe, folder, tasks), tasks)

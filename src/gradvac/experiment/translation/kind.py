@@ -27,11 +27,11 @@ class TranslationKind(Kind[Recipe, Vocabulary]):
     on_ranks = True
     samples = True
 
-    def write_text(self, recipe: Recipe, folder: Path, say: Say) -> dict[str, TaskInfo]:
+    def prepare_text(self, recipe: Recipe, folder: Path, say: Say) -> dict[str, TaskInfo]:
         """Clean and encode parallel text, and train the vocabulary unless there is one."""
-        from gradvac.experiment.translation.prepare import write_text
+        from gradvac.experiment.translation.prepare import prepare_text
 
-        return write_text(recipe, folder, say)
+        return prepare_text(recipe, folder, say)
 
     def text_of(self, recipe: Recipe) -> list[Any]:
         """Data, vocabulary, and the model whose vocabulary it is if the run starts from one."""

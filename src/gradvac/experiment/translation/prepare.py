@@ -43,7 +43,7 @@ _SUMMED = ("train/index.json", "valid/index.json", "valid.jsonl", "test.jsonl")
 _CHUNK = 10_000  # pairs encoded at a time: enough to keep all cores busy
 
 
-def write_text(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> dict[str, TaskInfo]:
+def prepare_text(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> dict[str, TaskInfo]:
     """Write ``data`` and the vocabulary of a run; what is known of each direction."""
     with replacing(folder / "data") as new:
         new.mkdir()

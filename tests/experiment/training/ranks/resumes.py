@@ -15,10 +15,10 @@ import torch
 
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.display import Display
+from gradvac.experiment.training.kind import job_of
 from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.ranks import RankTrainer, train_on_ranks
 from gradvac.experiment.training.train import Trainer
-from gradvac.experiment.translation.job import TranslationJob
 from tests.experiment.training.ranks.verbs import METHOD, QUIET, SHARD
 
 SIZES = (1, 2, 3)
@@ -34,7 +34,7 @@ def train(folder: Path, name: str, size: int) -> int:
     recipe = load_recipe(folder / "recipe.yaml", SETTINGS)
     begin = lambda: prepare(recipe, folder / name, lambda line: None).folder
     if size == 1:
-        return Trainer(TranslationJob(begin()), Display(QUIET)).train()
+        return Trainer(job_of(begin()), Display(QUIET)).train()
     os.environ["WORLD_SIZE"] = str(size)
     return train_on_ranks(recipe, begin, QUIET)[1]
 
