@@ -353,7 +353,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused(toy, tmp_path):
 
 def test_a_run_folder_describes_itself(toy, tmp_path):
     run = tmp_path / "run"
-    trainer(toy, run, ["method.name=gradvac", "training.steps=1"]).train()
+    trainer(toy, run, ["method.name=gradvac"]).train()
     method = yaml.safe_load((run / "recipe.yaml").read_text())["method"]
     assert method["options"] == {
         "tasks": "all",
