@@ -1,7 +1,7 @@
-"""The system's own apt: indexes, candidates and downloads, in a folder of ours.
+"""The system's own apt: indexes, candidates and downloads, in our own folder.
 
-Nothing is installed and no host is named here: apt asks whatever its configuration says. Its lists
-and caches lie in our folder, so that no privilege is needed and the system's lists do not change.
+Nothing is installed and no host is named here: apt uses its own configuration. Its lists and
+caches are in our folder, so no privileges are needed and the system's lists do not change.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gradvac.errors import CorpusError
 from gradvac.reading import sha256_of
 from gradvac.text.languages import ENGLISH
 
-# Packages named in one call of apt-cache: a command line holds far more, an error message does not.
+# Packages per call of apt-cache: a command line could hold far more, an error message could not.
 _LOT = 500
 
 _CONFIGURATION = """\
@@ -53,7 +53,7 @@ class Package:
 
     @property
     def key(self) -> str:
-        """A file name for what is kept of exactly this package."""
+        """A file name for the results from exactly this package."""
         return f"{self.name}_{self.sha256[:16]}"
 
 
@@ -61,7 +61,7 @@ class Apt:
     """apt with its state in `folder`, description languages `languages` (`fr`, `pt_BR`).
 
     Raises:
-        CorpusError: there is no apt-get, or it fails; its own message is passed on.
+        CorpusError: there is no apt-get, or it fails; the error has its message.
     """
 
     def __init__(self, folder: Path, languages: Sequence[str]) -> None:
@@ -87,7 +87,7 @@ class Apt:
         return [(Path(file), language) for found, language, file in rows if found == kind]
 
     def candidates(self, names: Iterable[str]) -> dict[str, Package]:
-        """The version apt would download of each of these packages; unknown names are left out."""
+        """The version apt would download of each package; unknown names are left out."""
         found: dict[str, Package] = {}
         wanted = sorted(set(names))
         for start in range(0, len(wanted), _LOT):
@@ -107,9 +107,9 @@ class Apt:
         return {name: found[name] for name in wanted if name in found}
 
     def download(self, packages: Sequence[Package], folder: Path) -> dict[str, Path]:
-        """Download a lot of packages into `folder`; name -> file, each of the SHA-256 apt knows.
+        """Download a group of packages into `folder`; name -> file, with the SHA-256 apt knows.
 
-        Files that are there already are taken if they are whole, downloaded anew if not.
+        Complete files in the folder are used; incomplete ones are downloaded again.
         """
         folder.mkdir(parents=True, exist_ok=True)
         have = _matching(packages, folder)
@@ -138,7 +138,7 @@ class Apt:
             raise CorpusError(
                 f"{command[0]}: cannot be run ({error.strerror}): a system with apt is needed"
             ) from error
-        # apt-cache answers 100 where some of the names are of no package, and shows the others.
+        # apt-cache returns 100 if some names are not packages, and still shows the others.
         if done.returncode and not (unknown_names and done.returncode == 100):
             told = [line for line in done.stderr.splitlines() if line.startswith("E:")]
             raise CorpusError(
@@ -149,7 +149,7 @@ class Apt:
 
 
 def _matching(packages: Sequence[Package], folder: Path) -> dict[str, Path]:
-    """Of these packages, those whose whole file lies in `folder`; broken files are removed."""
+    """Those of the packages whose complete file is in `folder`; damaged files are removed."""
     found: dict[str, Path] = {}
     by_name = {package.name: package for package in packages}
     for file in sorted(folder.glob("*.deb")):

@@ -1,8 +1,8 @@
-"""From extracted pairs to training, validation and test text, in memory bounded by one bucket.
+"""From extracted pairs to training, validation and test text; memory is that of one bucket.
 
-Pairs are scattered to buckets on disk by the letters of their English side, so that everything
-about an English string meets in one bucket; buckets are then worked through by all cores. The
-result depends on the order of the files given, not on the number of processes.
+Pairs are distributed to buckets on disk by the letters of their English side, so that all pairs of
+an English string are in one bucket; all cores then process the buckets. The result depends on the
+order of the given files, not on the number of processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gradvac.text.cleaning import text_key
 from gradvac.text.heldout import HeldOut, NearIndex
 from gradvac.text.languages import ENGLISH
 
-# Chosen here: ten million pairs make buckets of some 25 MB each.
+# Chosen here: ten million pairs make buckets of about 25 MB each.
 BUCKETS = 64
 
 
@@ -41,8 +41,8 @@ class Row(NamedTuple):
 class Split:
     """How much is held out.
 
-    `rows` is the number of rows of validation and of test text to reach; a language gives up at
-    most `share` of its pairs to both, one document makes at most an eighth of either.
+    `rows` is the desired number of rows of validation and of test text; a language gives at most
+    `share` of its pairs to both, and a document is at most an eighth of either.
     """
 
     rows: int = 2000
@@ -51,7 +51,7 @@ class Split:
 
 @dataclass(slots=True)
 class Assembled:
-    """Pairs by split and language, what was lost, documents in all and held out by split."""
+    """Pairs by split and language, losses, number of documents in all and held out by split."""
 
     pairs: dict[str, Counter[str]]
     losses: Losses
@@ -59,7 +59,7 @@ class Assembled:
 
 
 def scatter(files: Sequence[Path], folder: Path, tick: Callable[[], None]) -> list[Path]:
-    """Distribute extracted pairs over buckets; the order within a bucket is that of the files."""
+    """Distribute extracted pairs to buckets; within a bucket they keep the order of the files."""
     folder.mkdir(parents=True, exist_ok=True)
     buckets = [folder / f"{number:02}.jsonl" for number in range(BUCKETS)]
     with ExitStack() as stack:
@@ -91,7 +91,7 @@ class _Document:
 def gather(bucket: Path) -> tuple[dict[str, tuple[int, dict[str, int]]], Losses]:
     """Turn a bucket of pairs into one of rows, one translation per English string and language.
 
-    The first translation of a string wins. Returns rows and cells of each document.
+    The first translation of a string is kept. Returns rows and cells of each document.
     """
     rows: dict[str, Row] = {}
     losses = Losses()
@@ -127,9 +127,9 @@ def choose_documents(
 ) -> dict[str, str]:
     """Document -> `valid` or `test`, for the documents held out.
 
-    First those whose strings are translated into the most languages, which make the multi-way set;
-    then, for each language that has less than a quarter of `split.rows` or half its share,
-    documents in it. Among equals the order is that of a hash of the name.
+    First the documents with strings translated into the most languages, for the multi-way set;
+    then, for each language with less than a quarter of `split.rows` or half its share,
+    documents in it. Ties are ordered by a hash of the name.
     """
     total = Counter[str]()
     for _, cells in documents.values():
@@ -171,7 +171,7 @@ def choose_documents(
 def evaluation_rows(
     rows: Iterable[Row], chosen: Mapping[str, str], losses: Losses
 ) -> dict[str, list[dict[str, str]]]:
-    """Rows of the held-out documents, by split; none is near another, nor has another's letters."""
+    """Rows of the held-out documents by split, without near-duplicates or equal letters."""
     kept: dict[str, list[dict[str, str]]] = {"valid": [], "test": []}
     ordered = sorted(rows, key=lambda row: (-len(row.cells), hash_of(row.english), row.english))
     near = NearIndex(row.english for row in ordered)
@@ -207,7 +207,7 @@ def _start(rows: list[dict[str, str]]) -> None:
 
 
 def _training(bucket: Path, chosen: Mapping[str, str]) -> tuple[Counter[str], Losses]:
-    """Write a bucket's training pairs, one file a language; count them and what was left out."""
+    """Write a bucket's training pairs, one file per language; count them and what is left out."""
     assert _held is not None
     lines: dict[str, list[str]] = defaultdict(list)
     losses = Losses()
@@ -238,7 +238,7 @@ def assemble(
 ) -> Assembled:
     """Write `train/en-XX.tsv`, `valid.tsv` and `test.tsv` of the pairs in `files` into `out`.
 
-    `tick` is told the stage, how much of it is done and how much there is.
+    `tick` gets the stage, how much of it is done and how much there is.
     """
     work = out / "work"
     shutil.rmtree(work, ignore_errors=True)
@@ -288,7 +288,7 @@ def _merge_documents(
 
 
 def write_multiway(file: Path, rows: Iterable[Mapping[str, str]], languages: Sequence[str]) -> None:
-    """A table with one column a language, English first; a cell is empty where nothing is known."""
+    """A table with one column per language, English first; a cell is empty if there is no text."""
     codes = [ENGLISH, *languages]
     with file.open("w", encoding="utf-8", newline="\n") as out:
         out.write("\t".join(codes) + "\n")

@@ -1,8 +1,8 @@
-"""Cleaning a corpus of any size: all cores, bounded memory, and an account of what was removed.
+"""Cleaning a corpus of any size: all cores, limited memory, and an account of what was removed.
 
-Files are cut into pieces of bytes, independent of the number of processes; every piece is filtered
-by itself, then duplicates are found over all pieces of a file. Memory: one piece a process, one
-bucket of hashes (`duplicates`), and the evaluation text. Disk, beside twice the text: 41 bytes a
+Files are cut into pieces by bytes, independent of the number of processes; every piece is filtered
+alone, then duplicates are found over all pieces of a file. Memory: one piece per process, one
+bucket of hashes (`duplicates`), and the evaluation text. Disk, beside twice the text: 41 bytes per
 pair (size, hash, offset, state, record in a bucket), and 240 more for near-duplicates (ten bands of
 8 bytes, ten records of 16).
 """
@@ -46,7 +46,7 @@ from gradvac.text.textfiles import LINE_LIMIT, Fault, decode
 
 PIECE = 8 * 2**20
 """Bytes of text in one piece. Chosen here: about a second of work."""
-# Rows of a file that are looked at together, which tells any two languages apart.
+# Rows of a file that are checked together; enough to distinguish any two languages.
 _SAMPLE_ROWS = 200
 
 Tick = Callable[[str, int, int], None]
@@ -61,7 +61,7 @@ class CleaningPlan:
     near: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """As stored in the manifest."""
         return {"cleaning": asdict(self)}
 
 
@@ -77,7 +77,7 @@ class _Piece:
 
 @dataclass(slots=True)
 class _Found:
-    """What became of the rows of a piece."""
+    """The results for the rows of a piece."""
 
     kept: int = 0
     losses: Losses = field(default_factory=Losses)
@@ -89,14 +89,13 @@ class _Found:
 def clean_folder(
     folder: Path, out: Path, plan: CleaningPlan, jobs: int, tick: Tick
 ) -> dict[str, Any]:
-    """Clean `folder/train/*.tsv` into `out`, keeping `valid.tsv` and `test.tsv` out; the manifest.
+    """Clean `folder/train/*.tsv` into `out`, without text of `valid.tsv` and `test.tsv`.
 
-    Every training file has a header of two language codes. The result is the same whatever `jobs`.
+    Returns the manifest. Training files have a header of two codes. `jobs` does not change results.
 
     Raises:
-        CorpusError: not a corpus folder; a file whose columns are swapped, shifted or in other
-            languages than its header says; two files with the same content; `out` holds something
-            else.
+        CorpusError: not a corpus folder; a file whose columns are swapped, shifted or not in the
+            languages of its header; two files with the same content; `out` has other content.
     """
     files = sorted((folder / "train").glob("*.tsv"))
     if not files:
@@ -150,7 +149,7 @@ def _header(file: Path) -> tuple[str, str]:
 
 
 def _check_files(codes: dict[Path, tuple[str, str]]) -> list[str]:
-    """Refuse equal files, and columns in another language than said; what could not be checked."""
+    """Raise for equal files or wrong languages; return notes on what could not be checked."""
     notes: list[str] = []
     by_content: dict[str, Path] = {}
     for file, pair in codes.items():
@@ -171,7 +170,7 @@ def _check_files(codes: dict[Path, tuple[str, str]]) -> list[str]:
             notes.append(note)
         account = Account()
         for _ in read_blocks(Source(format="tsv", path=file, languages=pair), account):
-            pass  # an error where columns do not belong together
+            pass  # raises if columns do not belong together
         if escaped := account.noted():
             notes.append(f"{file}: {escaped:,} rows have {NOTE}")
     return notes
@@ -185,7 +184,7 @@ def _first_lines(file: Path) -> Iterator[str]:
 
 
 def _evaluation(folder: Path, out: Path) -> tuple[list[dict[str, str]], dict[str, dict[str, int]]]:
-    """Copy the evaluation text, less validation rows that leak the test; its rows and sizes."""
+    """Copy evaluation text, without validation rows that repeat the test; its rows and sizes."""
     rows: dict[str, list[dict[str, str]]] = {}
     for part in ("test", "valid"):
         file = folder / f"{part}.tsv"
@@ -246,7 +245,7 @@ def _clean_file(
 
 
 def _clean_piece(piece: _Piece, codes: tuple[str, str]) -> _Found:
-    """Filter one piece; writes kept lines, their offsets, hashes and bands."""
+    """Filter one piece; write kept lines, their offsets, hashes and bands."""
     found = _Found()
     judge = PairFilter(*codes, _plan.rules, _languages)
     kept: list[tuple[str, str]] = []
@@ -277,7 +276,7 @@ def _clean_piece(piece: _Piece, codes: tuple[str, str]) -> _Found:
 
 
 def _leak(codes: tuple[str, str], source: str, target: str) -> str | None:
-    """Why a pair repeats evaluation text; near-duplicates are looked for on the English side."""
+    """Why a pair repeats evaluation text; near-duplicates are searched on the English side."""
     for code, text in zip(codes, (source, target), strict=True):
         english = code == ENGLISH
         if why := _held.english_reason(text) if english else _held.translation_reason(code, text):
@@ -289,7 +288,7 @@ def _lines(piece: _Piece) -> Iterator[tuple[str, bytes | None]]:
     """Place and bytes of the lines that start in a piece, without the file's header."""
     with piece.file.open("rb") as file:
         file.seek(max(piece.start - 1, 0))
-        _skip_line(file)  # the header, or the rest of a line of the piece before
+        _skip_line(file)  # the header, or the rest of the last line of the piece before
         while (at := file.tell()) < piece.end and (line := file.readline(LINE_LIMIT + 2)):
             where = f"{piece.file}: byte {at}"
             if not line.endswith(b"\n"):
@@ -306,7 +305,7 @@ def _skip_line(file: BinaryIO) -> None:
 def _without_duplicates(
     pieces: Sequence[_Piece], out: Path, codes: tuple[str, str], plan: CleaningPlan, found: _Found
 ) -> None:
-    """Write the rows of all pieces that repeat none before them; `found` loses the others."""
+    """Write the rows of all pieces that repeat no earlier row; remove the others from `found`."""
     work = pieces[0].out.parent
     whole, offsets = work / "all.tsv", work / "offsets"
     at = 0

@@ -1,4 +1,4 @@
-"""Choosing packages from the index of contents: which hold translations, and how densely."""
+"""Chooses packages from the index of contents: which have translations, and how many per byte."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ Profile = Literal["tiny", "core", "full"]
 PROFILES: tuple[Profile, ...] = ("tiny", "core", "full")
 
 _MB = 10**6
-# Catalogues of `core`, in bytes to download. Chosen here: with the other kinds it makes the third
-# of a gigabyte that a first build should cost.
+# Catalogues of `core`, in bytes to download. Chosen here: with the other kinds it is a third of a
+# gigabyte, an acceptable first download.
 _CORE_CATALOGUES = 160 * _MB
-# A compressed catalogue is rarely longer; where files are, they are programs, sounds or pictures.
+# A compressed catalogue is rarely longer; if a package's files are, they are not text.
 _CATALOGUE = 60_000
-# Packages over this are left to nobody: games with speech and music, of which text is a thousandth.
+# Larger packages are left out: games with speech and music, of which a thousandth is text.
 _LARGEST = 64 * _MB
-# Kinds whose packages hold little else than text, of which English is in another package.
+# Kinds whose packages are mostly text; their English side is in another package.
 _TINY_KINDS = ("libreoffice", "mozilla", "mozilla-english")
 _CORE_KINDS = (*_TINY_KINDS, "libreoffice-help", "messages")
 
-# Only lines that may hold text are worth a closer look: the index has millions.
+# Only lines that may name text files are parsed: the index has millions of lines.
 _HINT = re.compile(rb"LC_MESSAGES/|libreoffice/help/|langpack-|omni\.ja|usr/share/help/|/i18n/")
 
 
 @dataclass(slots=True)
 class Holding:
-    """What one package holds: files in all, and files of text by (kind, language)."""
+    """Number of files in a package: in all, and of text by (kind, language)."""
 
     files: int = 0
     texts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -49,7 +49,7 @@ class Holding:
 
 
 def read_contents(files: Iterable[Path]) -> dict[str, Holding]:
-    """Package -> what it holds, for packages with any text, from indexes of contents."""
+    """Package -> its contents, for packages with any text, from indexes of contents."""
     counts: Counter[bytes] = Counter()
     texts: dict[str, Counter[tuple[str, str]]] = {}
     for file in files:
@@ -91,9 +91,9 @@ def choose(
 ) -> list[Package]:
     """The packages of a profile, by name.
 
-    `tiny` takes LibreOffice's interface and the language packs of Firefox and Thunderbird, `core`
-    also LibreOffice's help, MediaWiki's messages and the catalogues densest in text, `full` every
-    package up to 64 MB with any text.
+    `tiny` has LibreOffice's interface and the language packs of Firefox and Thunderbird; `core`
+    also LibreOffice's help, MediaWiki's messages and the catalogues with most text per byte; `full`
+    every package up to 64 MB with any text.
     """
     wanted = {*languages}
     held = {
@@ -101,7 +101,7 @@ def choose(
         for name, holding in holdings.items()
         if name in candidates and any(code in wanted for _, code in holding.texts)
     }
-    # English sides of what there is to be had: the browsers themselves, LibreOffice's help.
+    # English sides of the chosen packages: the browsers themselves, LibreOffice's help.
     translated = {
         kind for holding in held.values() for kind, code in holding.texts if code in wanted
     }
@@ -131,10 +131,10 @@ def _densest(
     wanted: Collection[str],
     taken: Collection[str],
 ) -> set[str]:
-    """Packages of catalogues worth their bytes: most of their files and size is catalogues.
+    """Packages that are mostly catalogues, in files and in bytes; best ones first.
 
-    A catalogue of a language counts by the inverse root of the number of its catalogues, so that
-    packages in rare languages are not crowded out by those in the common ones.
+    A catalogue's weight is the inverse root of the number of catalogues of its language, so that
+    packages in rare languages are chosen too.
     """
     total = Counter[str]()
     for holding in held.values():

@@ -1,4 +1,4 @@
-"""Licences of a package, as its copyright file states them for machines."""
+"""Licences of a package, from its machine-readable copyright file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LICENCE = re.compile(r"^License:[ \t]*(\S.*)$", re.MULTILINE)
 
 
 def licences(text: str) -> list[str]:
-    """Short names of the licences in a copyright file, in order; none if it is not for machines."""
+    """Short names of the licences in a copyright file, in order; none if it has another format."""
     if _FORMAT.match(text) is None:
         return []
     return list(dict.fromkeys(name.strip() for name in _LICENCE.findall(text)))

@@ -1,6 +1,6 @@
-"""Reading a `.deb` in this process: ar, then a compressed tar; nothing is run, nothing written.
+"""Reading a `.deb` in this process: ar, then a compressed tar; nothing is run or written.
 
-Members are handed on as bytes, so no path of a package ever names a file of ours.
+Members are returned as bytes, so no path in a package ever names a file of ours.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import BinaryIO, cast
 from gradvac.corpus.importing.unpack import DAMAGED
 from gradvac.errors import CorpusError
 
-# The largest member that holds text is an archive of Firefox, 60 MB.
+# The largest member with text is an archive of Firefox, 60 MB.
 _LARGEST = 256 * 2**20
 _HEADER = 60
 
 
 def read_deb(deb: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
-    """Path (without `./`) and bytes of every regular file of a package that is wanted.
+    """Path (without `./`) and bytes of every wanted regular file of a package.
 
     Links, devices and files over 256 MiB are left out.
 
     Raises:
-        CorpusError: no package, a truncated one, or a compression that Python cannot read.
+        CorpusError: not a package, a truncated one, or a compression that Python cannot read.
     """
     try:
         with deb.open("rb") as raw:
@@ -61,7 +61,7 @@ class _Slice:
         return found
 
     def finish(self) -> None:
-        """Read to the end, so that a file cut short behind its last member is noticed."""
+        """Read to the end, so that a file truncated after its last member is noticed."""
         while self.read(1 << 20):
             pass
 

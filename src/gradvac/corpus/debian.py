@@ -3,7 +3,7 @@
     CACHE/apt      indexes of apt        CACHE/debs   packages as downloaded
     CACHE/pairs    clean pairs of each package, by its checksum and the languages asked for
 
-What is in the cache is not done again, so the same command goes on where it was stopped.
+Cached work is not repeated, so the same command continues an interrupted build.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from gradvac.writing import replacing, write_json
 PAPER = "fr es de pl cs mk bg uk be ru lv lt et fi hi mr gu ne kk ky sw zu xh id ms".split()
 """The 25 languages of Wang et al. 2021, Table 4."""
 
-# A mirror should not be asked for hundreds of files at once, nor be waited for one by one.
+# Avoids both hundreds of files in one request and one request per file.
 _LOT = 25
-# Of two sources with the same string the better text wins: sentences before labels.
+# If two sources have the same string, the better text is kept: sentences before labels.
 _RANK = ("libreoffice-help", "libreoffice", "firefox", "thunderbird", "mediawiki")
 
 Tick = Callable[[str, int, int], None]
@@ -49,7 +49,7 @@ Tick = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to build; everything that decides the corpus but apt's own state."""
+    """What to build: everything that decides the corpus except apt's own state."""
 
     languages: tuple[str, ...]
     profile: Profile
@@ -63,7 +63,7 @@ class Plan:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """As the manifest has it."""
+        """As stored in the manifest."""
         return {
             "builder": "debian",
             "rules": RULES,
@@ -89,10 +89,10 @@ class _Reading:
 def build_debian(
     out: Path, plan: Plan, cache: Path, jobs: int, update: bool, tick: Tick
 ) -> dict[str, Any]:
-    """Build the corpus in `out` and return its manifest; nothing is done where it is built already.
+    """Build the corpus in `out` and return its manifest; if already built, only return that.
 
     Raises:
-        CorpusError: `out` holds something else, apt fails, or no package has any text.
+        CorpusError: `out` has other content, apt fails, or no package has any text.
     """
     if (manifest := finished(out, plan.to_dict())) is not None:
         return manifest
@@ -139,7 +139,7 @@ def _plain(pairs: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
 
 
 def _peak() -> int:
-    """The largest resident size that this process or one it started had, in bytes."""
+    """The largest resident size of this process or one that it started, in bytes."""
     who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     return 1024 * max(resource.getrusage(one).ru_maxrss for one in who)
 
@@ -151,7 +151,7 @@ def _rank(reading: _Reading) -> tuple[int, str]:
 
 
 def _holdings(apt: Apt, cache: Path, tick: Tick) -> dict[str, Holding]:
-    """What packages hold, from the index of contents, or from the cache if that is the same."""
+    """Contents of packages, from the index of contents, or from the cache if that is current."""
     files = [file for file, _ in apt.indexes("Contents-deb")]
     key = blake2b("".join(map(sha256_of, files)).encode(), digest_size=8).hexdigest()
     kept = cache / f"contents-{key}.json"
@@ -179,7 +179,7 @@ def _read_packages(
     jobs: int,
     tick: Tick,
 ) -> list[_Reading]:
-    """Download and extract what the cache does not have yet; downloads run ahead of extraction."""
+    """Download and extract what is not in the cache; downloads run ahead of extraction."""
     debs, folder = cache / "debs", cache / "pairs"
     folder.mkdir(parents=True, exist_ok=True)
     english = _english(apt, packages, holdings, cache, tick)
@@ -204,7 +204,7 @@ def _read_packages(
     tick("reading packages", done, len(packages))
     lots = [missing[start : start + _LOT] for start in range(0, len(missing), _LOT)]
     with ThreadPoolExecutor(1) as downloader, workers(jobs) as map_:
-        # One lot is downloaded while the one before it is read.
+        # A group is downloaded while the previous one is read.
         ahead: Future[dict[str, Path]] | None = None
         for number, lot in enumerate(lots):
             files = ahead.result() if ahead else apt.download([p for p, _ in lot], debs)
@@ -220,7 +220,7 @@ def _read_packages(
 def _extract(
     task: tuple[Path, _Reading], languages: Sequence[str], english: dict[str, Path]
 ) -> None:
-    """Extract one package into the cache; one that cannot be read is a problem, not the end."""
+    """Extract one package into the cache; an unreadable one is noted, and the build continues."""
     deb, reading = task
     try:
         result = extract(deb, reading.name, languages, english, reading.pairs).to_dict()
@@ -258,7 +258,7 @@ def _english(
 
 
 def _read_descriptions(apt: Apt, plan: Plan, cache: Path) -> _Reading:
-    """The translated descriptions of all packages, a source of its own."""
+    """The translated descriptions of all packages, as one source."""
     indexes = apt.indexes("Translations")
     key = _digest([RULES, *plan.languages, *(sha256_of(file) for file, _ in indexes)])
     pairs = cache / "pairs" / f"{DESCRIPTIONS}-{key}.jsonl.gz"
@@ -317,6 +317,6 @@ def _digest(parts: Sequence[object]) -> str:
 
 
 def default_cache() -> Path:
-    """Where downloads are kept unless told otherwise."""
+    """The default folder for downloads."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "gradvac" / "debian"

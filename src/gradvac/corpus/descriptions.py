@@ -18,8 +18,8 @@ def extract_descriptions(
 ) -> Extract:
     """Write the clean pairs of the Translation indexes to `out`, as `extract.extract` does.
 
-    A translation belongs to the English description whose MD5 it names. Where the paragraphs of
-    both are not as many, only the first, the summary, is used.
+    A translation belongs to the English description whose MD5 it names. If the numbers of
+    paragraphs differ, only the first, the summary, is used.
     """
     english: dict[str, tuple[str, list[str]]] = {}
     for file, code in indexes:

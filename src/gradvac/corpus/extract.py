@@ -1,7 +1,7 @@
 """Clean sentence pairs of one package, kept in the cache under its checksum.
 
-A package is read once per choice of languages; whatever in it cannot be read is named and counted,
-and the rest is used.
+A package is read once per choice of languages; files in it that cannot be read are named and
+counted, and the rest is used.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from gradvac.text.textfiles import Fault, check_text
 from gradvac.writing import replacing
 
 RULES = 2
-"""Raised whenever the same package would give other pairs, so that caches are read anew."""
+"""Increased whenever the same package would give other pairs, so that caches are not reused."""
 
-# Menus of one to three words say little of a language and are the same in every program.
+# Menus of one to three words contain little language and are the same in every program.
 MIN_WORDS = 4
 _MESSAGE_LIMIT = 20_000
-# A catalogue with fewer clean strings says too little about its language to be judged.
+# A catalogue with fewer clean strings is too small to identify its language.
 _JUDGED = 20
 _JUDGED_CHARACTERS = 4000
 
@@ -52,7 +52,7 @@ Texts = dict[str, str]
 
 @dataclass(slots=True)
 class Extract:
-    """What came of one package: counts by language, reasons, problems, licences."""
+    """The result of one package: counts by language, reasons, problems, licences."""
 
     package: str
     pairs: Counter[str] = field(default_factory=Counter)
@@ -65,7 +65,7 @@ class Extract:
         self.losses.add(reason, [language, english, translation], language)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON takes it."""
+        """As JSON types."""
         return {
             "package": self.package,
             "pairs": dict(self.pairs),
@@ -92,7 +92,7 @@ def english_texts(debs: Collection[Path], kind: str) -> dict[str, Texts]:
 def extract(
     deb: Path, package: str, languages: Collection[str], english: Mapping[str, Path], out: Path
 ) -> Extract:
-    """Write the clean pairs of a package to `out` (gzip, one JSON list a line) and return counts.
+    """Write the clean pairs of a package to `out` (gzip, one JSON list per line) and return counts.
 
     A line is [language, document, English, translation]. `english` names, for `libreoffice-help`
     and `mozilla`, the file with the English side (`english_texts` as JSON, gzipped).
@@ -130,7 +130,7 @@ def _clean(
     """The pairs of one document that pass, each English string once."""
     kept: dict[str, str] = {}
     for english, translation in pairs:
-        if len(english.split()) < MIN_WORDS:  # what cleaning would find, sooner
+        if len(english.split()) < MIN_WORDS:  # cleaning would find it too, but later
             result.drop(language, f"fewer than {MIN_WORDS} English words", english, translation)
             continue
         for source, target in message_pairs(english, translation, kind):
@@ -151,7 +151,7 @@ def _clean(
 
 
 def _unprintable(text: str) -> str | None:
-    """What a line of UTF-8 text may not hold: half a character, a control character."""
+    """Why a text cannot be a line of UTF-8 (surrogate, control character), or None."""
     try:
         check_text(text, "")
     except Fault as fault:
@@ -161,7 +161,7 @@ def _unprintable(text: str) -> str | None:
 
 @cache
 def _identifier() -> Any:
-    """py3langid where it is installed; all languages it knows compete."""
+    """py3langid if it is installed, choosing among all languages it knows."""
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
@@ -170,7 +170,7 @@ def _identifier() -> Any:
 
 
 def _other_language(texts: Collection[str], language: str) -> str | None:
-    """The language a document is in if it is surely another than the one it is said to be in."""
+    """The language of a document if it clearly differs from the stated one."""
     identifier = _identifier()
     base = language.split("_")[0]
     if identifier is None or base not in identifier.labels:
@@ -183,7 +183,7 @@ def _other_language(texts: Collection[str], language: str) -> str | None:
 def _documents(
     deb: Path, languages: Collection[str], english: Mapping[str, Path], result: Extract
 ) -> Documents:
-    """Document, language and raw pairs; English sides inside the package are waited for."""
+    """Document, language and raw pairs; those with both sides inside the package come last."""
     waiting: dict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     for member, data in _members(deb, {*languages, ENGLISH}, result):
         where = f"{result.package}: {member.kind} {member.document} ({member.language})"
@@ -240,7 +240,7 @@ def _is_copyright(path: str) -> bool:
 
 
 def _catalogue(member: Member, data: bytes, where: str, result: Extract) -> Documents:
-    """A catalogue is one document, but for LibreOffice's, whose contexts name the dialogue."""
+    """A catalogue is one document, except LibreOffice's, whose contexts name the dialogue."""
     documents: dict[str, list[tuple[str, str]]] = defaultdict(list)
     # gcc-11 and gcc-12 are one document: their strings are nearly all the same.
     name = re.sub(r"[-_.]?\d[\d.]*$", "", member.document) or member.document
@@ -261,9 +261,9 @@ def _help_page(data: bytes) -> Texts:
 
 
 def _mozilla(data: bytes) -> Iterator[tuple[str, Texts]]:
-    """Resource and its texts of a language pack or of a program's own archive."""
+    """Resource and its texts from a language pack or a program's own archive."""
     for name, body in read_jar(data):
-        # `browser/chrome/de/locale/de/x/y.properties` and its en-US twin -> `x/y.properties`
+        # `browser/chrome/de/locale/de/x/y.properties` and its en-US version -> `x/y.properties`
         resource = re.sub(r"^(?:.*/)?(?:locale|localization)/[A-Za-z-]+/", "", name)
         read = read_fluent if name.endswith(".ftl") else read_properties
         yield resource, read(body.decode("utf-8", "replace"))
@@ -278,7 +278,7 @@ def _joined(english: Mapping[str, str], texts: Mapping[str, str]) -> Iterator[tu
 def _blocks(
     english: list[tuple[str, str]], translation: list[tuple[str, str]]
 ) -> Iterator[tuple[str, str]]:
-    """Blocks of two versions of a help file, if both have the same blocks in the same order."""
+    """Block pairs of two versions of a help file, if both have the same blocks in order."""
     if [name for name, _ in english] == [name for name, _ in translation]:
         for (_, one), (_, other) in zip(english, translation, strict=True):
             if one and other:

@@ -1,4 +1,4 @@
-"""A corpus folder: training pairs by language, multi-way evaluation text, and its papers.
+"""A corpus folder: training pairs by language, multi-way evaluation text, manifest and report.
 
 train/en-XX.tsv   valid.tsv   test.tsv   manifest.json   report.json   corpus.yaml
 """
@@ -31,7 +31,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a corpus folder.
 
     Raises:
-        CorpusError: there is none, or it cannot be read.
+        CorpusError: there is no manifest, or it cannot be read.
     """
     file = folder / MANIFEST
     if not file.exists():
@@ -46,7 +46,7 @@ def finished(out: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
     """The manifest of `out` if it was built by this plan, None if there is no `out` yet.
 
     Raises:
-        CorpusError: `out` holds another corpus or something else.
+        CorpusError: `out` has another corpus or other content.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -73,7 +73,7 @@ def write_folder(
     report: Mapping[str, Any],
     languages: Sequence[str],
 ) -> None:
-    """Write manifest, report and the recipe fragment, whose paths begin at its own folder."""
+    """Write manifest, report and the recipe fragment, with paths relative to its own folder."""
     for file, tree in (("report.json", report), (MANIFEST, manifest)):
         text = json.dumps(tree, ensure_ascii=False, indent=1)
         (folder / file).write_text(text + "\n", encoding="utf-8")

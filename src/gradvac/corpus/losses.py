@@ -1,4 +1,4 @@
-"""What the builders of corpora leave out: counted by reason, with the first few texts of each."""
+"""Text left out by corpus builders: counted by reason, with the first few texts of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Losses:
     samples: dict[str, list[list[str]]] = field(default_factory=dict)
 
     def add(self, reason: str, sample: Sequence[str], language: str = "") -> None:
-        """Count one pair; ``sample`` is what to show of it."""
+        """Count one pair; ``sample`` is the text to show."""
         self.merge({reason: {language: 1}}, {reason: [[text[:_LONGEST] for text in sample]]})
 
     def merge(
@@ -34,6 +34,6 @@ class Losses:
 
     @property
     def totals(self) -> dict[str, int]:
-        """Reason -> pairs of any language, the commonest first."""
+        """Reason -> pairs of any language, highest count first."""
         totals = Counter({reason: counts.total() for reason, counts in self.counts.items()})
         return dict(totals.most_common())

@@ -1,4 +1,4 @@
-"""Which files of a package hold text to translate, of what kind, and in which language.
+"""The files of a package with text to translate: their kind and language.
 
 The same table chooses packages from the index of contents and files from a package.
 """
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from gradvac.text.languages import ENGLISH, is_known
 
-# Countries whose variety stands for the language where a translation names a country; a translation
-# for another country (fr_CA, es_MX) is another text of the same language and is left out.
+# Countries whose variety is the default when a translation names a country; a translation for
+# another country (fr_CA, es_MX) is another text of the same language and is left out.
 _HOME = {
     "ar": "AR SA EG", "bg": "BG", "bn": "BD IN", "ca": "ES", "cs": "CZ", "da": "DK", "de": "DE",
     "el": "GR", "es": "ES", "et": "EE", "eu": "ES", "fa": "IR", "fr": "FR", "gl": "ES",
@@ -27,7 +27,7 @@ _CODE = re.compile(r"([a-z]{2,3})(?:[_-]([A-Za-z]{2,4}))?(?:\.[\w-]+)?")
 
 
 def language_of(tag: str) -> str | None:
-    """Our code of a locale name (`de`, `de_DE.UTF-8`, `pt-BR`, `C`); None where it is none of ours.
+    """Our code of a locale name (`de`, `de_DE.UTF-8`, `pt-BR`, `C`); None if we have none.
 
     Other scripts and varieties (`sr@latin`, `fr_CA`, `en_GB`) have none.
     """
@@ -81,7 +81,7 @@ _PATTERNS = {
 
 
 def classify(path: str) -> Member | None:
-    """The text that the file at `path` of a package holds, None for any other file."""
+    """The text in the file at `path` of a package, None for any other file."""
     path = path.removeprefix("./")
     for kind, pattern in _PATTERNS.items():
         if (found := pattern.fullmatch(path)) is not None:

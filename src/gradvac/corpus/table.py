@@ -1,4 +1,4 @@
-"""The size table of a corpus folder: Tables 4 and 5 of Wang et al. 2021, of one's own text."""
+"""The size table of a corpus folder, like Tables 4 and 5 of Wang et al. 2021."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def size_lines(folder: Path) -> list[Line]:
     """Languages of a corpus folder, family by family as in the paper, levels by training pairs.
 
     Raises:
-        CorpusError: no corpus folder.
+        CorpusError: not a corpus folder.
     """
     pairs = read_manifest(folder)["pairs"]
     train, valid, test = (pairs.get(part, {}) for part in ("train", "valid", "test"))
@@ -64,7 +64,7 @@ def size_lines(folder: Path) -> list[Line]:
 
 
 def size_table(folder: Path, total: bool = False) -> Table:
-    """The table to read, with a row of sums if it is to have a ``total``."""
+    """The table to print, with a row of sums if ``total``."""
     lines = size_lines(folder)
     sums = (sum(x.train for x in lines), sum(x.valid for x in lines), sum(x.test for x in lines))
     rows = [*lines, *[("", "all", "", "", *sums)] * total]
@@ -76,7 +76,7 @@ def size_text(folder: Path, kind: str) -> str:
     """The table as Markdown (`md`), CSV (`csv`) or LaTeX (`tex`).
 
     Raises:
-        CorpusError: another format, or no corpus folder.
+        CorpusError: another format, or not a corpus folder.
     """
     if kind == "csv":
         return csv_text([HEADER, *size_lines(folder)])
@@ -87,10 +87,10 @@ def size_text(folder: Path, kind: str) -> str:
 
 
 def report_table(folder: Path) -> Table:
-    """What a cleaning kept and left out of each file, by filter.
+    """What a cleaning kept and removed from each file, by filter.
 
     Raises:
-        CorpusError: `folder` has no report of a cleaning.
+        CorpusError: `folder` has no cleaning report.
     """
     file = folder / "report.json"
     files = read_json(file, _Report)["files"]

@@ -1,4 +1,4 @@
-"""Processes that share work; with one, the work is done here."""
+"""Processes that share work; with one job, the work is done in this process."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""Batches drawn from all directions, as a pure function of (seed, step, shares).
+"""Batches drawn from all directions; they depend only on (seed, step, shares).
 
 Sentences are drawn in pools: a pool is one multinomial draw over directions with the shares of
 its phase (see `sampling`), sorted by length and cut into batches of equal target tokens, so that
-padding stays small while every batch still mixes directions. Within a direction sentences come in
-a fresh random order each epoch, which is computed where it is needed (see `permutation`): memory
-does not grow with the corpus. Everything follows from the seed, the step and the shares up to it: a
-resumed run sees exactly the batches it would have seen.
+padding stays small while every batch still mixes directions. Within a direction each epoch has a
+new random order, which is computed when needed (see `permutation`): memory does not grow with the
+corpus. A resumed run sees exactly the batches it would have seen without the interruption.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ class TaskBatch(ABC):
 
     @cached_property
     def tokens(self) -> int:
-        """Positions with a loss: what the loss is a mean of."""
+        """Number of positions with a loss, over which the loss is averaged."""
         return int(self.counted.sum())
 
     @property
     def counts(self) -> dict[str, int]:
-        """Positions with a loss, of each task that has a sentence here."""
+        """Positions with a loss, for each task that has a sentence here."""
         of_sentence = self.counted.sum(1)
         return {self.tasks[k]: int(of_sentence[self.task == k].sum()) for k in self.present}
 
@@ -60,7 +59,7 @@ class TaskBatch(ABC):
         return torch.unique(self.task).tolist()
 
     def first(self, count: int) -> Self:
-        """The first sentences, with the padding they have here."""
+        """The first ``count`` sentences, with their padding unchanged."""
         return self._changed(lambda x: x[:count])
 
     def to(self, device: torch.device) -> Self:
@@ -91,12 +90,12 @@ class Batch(TaskBatch):
 
     @property
     def padding(self) -> float:
-        """Share of the cells of source and target that hold padding."""
+        """Share of the positions of source and target that are padding."""
         cells = self.source.numel() + self.target_out.numel()
         return 1 - (int((self.source != PAD).sum()) + self.tokens) / cells if cells else 0.0
 
     def of_task(self, index: int) -> Batch:
-        """The sentences of one task, padding cut to what they need."""
+        """The sentences of one task, without columns that are all padding."""
         rows = self.task == index
         source, target_out = self.source[rows], self.target_out[rows]
         s = int((source != PAD).sum(1).max())
@@ -112,7 +111,7 @@ class Batch(TaskBatch):
 
 
 def _padded(sides: Mapping[int, Side], task: np.ndarray, sentence: np.ndarray) -> np.ndarray:
-    """Sentence ``sentence[k]`` of the side of ``task[k]`` in row k, padded on the right."""
+    """Row k is ``sentence[k]`` of the side of ``task[k]``, padded on the right."""
     parts = []
     for t, side in sides.items():
         rows = np.flatnonzero(task == t)
@@ -148,7 +147,7 @@ def collate(
 def in_order(
     corpus: Mapping[str, EncodedTask], tasks: tuple[str, ...], index: int, tokens: int
 ) -> Iterator[Batch]:
-    """Every sentence of one task once, similar lengths together, about ``tokens`` a batch."""
+    """Every sentence of one task once, sorted by length, about ``tokens`` per batch."""
     data = corpus[tasks[index]]
     source, target = data.source.lengths, data.target.lengths
     order = np.lexsort((source, target))
@@ -173,7 +172,7 @@ def random_batch(
     tokens: int,
     rng: np.random.Generator,
 ) -> Batch:
-    """Random sentences of one task, none twice, about ``tokens`` target tokens of them."""
+    """Random distinct sentences of one task, about ``tokens`` target tokens in all."""
     data = corpus[tasks[index]]
     count = min(len(data), max(1, round(tokens * len(data) / data.target.tokens)))
     rows = rng.choice(len(data), count, replace=False)
@@ -189,11 +188,11 @@ class Phase:
 
 
 class BatchPlan:
-    """Which sentences step ``n`` trains on, for every ``n``, from ``seed`` and the phases alone.
+    """Which sentences step ``n`` trains on, for every ``n``; depends only on ``seed`` and phases.
 
-    ``tokens`` is the target number of target tokens of a batch; ``pool`` batches are drawn and
+    ``tokens`` is the desired number of target tokens per batch; ``pool`` batches are drawn and
     sorted together: a larger pool means less padding and less mixing of lengths within a batch.
-    No pool spans two phases, nor a multiple of ``period``, where phases may be added later.
+    A pool never crosses a phase boundary or a multiple of ``period``, where phases may be added.
     """
 
     def __init__(
@@ -214,14 +213,14 @@ class BatchPlan:
         self.sizes = np.array([len(c) for c in corpus.values()], dtype=np.int64)
         self.mean_lengths = np.array([c.target.tokens / len(c) for c in corpus.values()])
         self.phases: list[Phase] = []
-        self._starts = [0]  # of every pool drawn so far, and of the one after
+        self._starts = [0]  # first batch of every pool drawn so far, and of the next
         self._drawn = [np.zeros(len(self.tasks), dtype=np.int64)]  # sentences before each start
         self._cut: tuple[int, list[tuple[np.ndarray, np.ndarray]]] = (-1, [])
 
     def add_phase(self, first: int, shares: np.ndarray) -> None:
-        """Draw with ``shares`` [N], sum 1, from batch ``first`` on; the first phase is from 0.
+        """Draw with ``shares`` [N], sum 1, from batch ``first`` on; the first phase starts at 0.
 
-        Raises ValueError where that would change batches that may have been trained on.
+        Raises ValueError if that would change batches that may already have been trained on.
         """
         after = self.phases[-1].first + 1 if self.phases else 0
         if first < max(after, self._starts[-1]) or (first and not self.phases):
@@ -229,16 +228,16 @@ class BatchPlan:
         self.phases.append(Phase(first, np.asarray(shares, dtype=np.float64)))
 
     def sentences_per_batch(self, shares: np.ndarray) -> float:
-        """Sentences that make ``tokens`` target tokens, drawn with ``shares``, on average."""
+        """Average number of sentences with ``tokens`` target tokens, drawn with ``shares``."""
         return self.tokens / float(shares @ self.mean_lengths)
 
     def __call__(self, step: int, rank: int = 0, world: int = 1, together: bool = False) -> Batch:
-        """The batch of ``step`` (from 0), or what ``rank`` of ``world`` trains on of it.
+        """The batch of ``step`` (from 0), or the part that ``rank`` of ``world`` trains on.
 
-        The ranks' shares are disjoint, together they are the batch that one rank alone would see,
-        and each has about the same number of sentences of each task; or, ``together``, about the
-        same number of target tokens of as few tasks as that allows, a stretch of the batch. With
-        more ranks than sentences some shares are empty.
+        The parts of the ranks are disjoint and together are the batch of a single rank. Each has
+        about the same number of sentences of each task; with ``together``, each is a contiguous
+        part of the batch with about the same number of target tokens, of as few tasks as possible.
+        With more ranks than sentences some parts are empty.
         """
         task, sentence = self._chosen(step)
         own = slice(rank, None, world)
@@ -261,7 +260,7 @@ class BatchPlan:
         return self._cut[1][step - self._starts[number]]
 
     def _lengths(self, task: np.ndarray, sentence: np.ndarray) -> np.ndarray:
-        """Target tokens of pairs, whose tasks are in order."""
+        """Target tokens of pairs that are sorted by task."""
         sides = {t: self.corpus[self.tasks[t]].target for t in np.unique(task).tolist()}
         return np.concatenate([s.lengths_of(sentence[task == t]) for t, s in sides.items()])
 
@@ -282,7 +281,7 @@ class BatchPlan:
         self._drawn.append(self._drawn[-1] + draw)
 
     def _sentences(self, task: int, first: int, last: int) -> np.ndarray:
-        """Sentences that draws ``first`` to ``last`` of ``task`` give: epoch after epoch."""
+        """Sentences that draws ``first`` to ``last`` of ``task`` return, across epochs."""
         size, name = int(self.sizes[task]), zlib.crc32(self.tasks[task].encode())
         epoch, place = np.divmod(np.arange(first, last), size)
         drawn = [
@@ -308,7 +307,7 @@ class BatchPlan:
         order = np.lexsort((rng.random(len(task)), source, target, np.maximum(source, target)))
         batches = self._starts[number + 1] - self._starts[number]
         parts = np.split(order, _cuts(target[order], batches))
-        # Of one task together: the rows of a task then need no copy where gradients are split.
+        # Sentences of a task are contiguous, so splitting gradients needs no copy of its rows.
         parts = [part[np.argsort(task[part], kind="stable")] for part in parts]
         return [(task[parts[k]], sentence[parts[k]]) for k in rng.permutation(batches)]
 

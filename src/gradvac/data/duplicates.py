@@ -1,7 +1,8 @@
-"""Duplicates and near-duplicates among any number of rows, in memory that does not grow with them.
+"""Duplicates and near-duplicates among any number of rows, in constant memory.
 
-Rows are numbered. Hashes go to buckets on disk, each small enough to be sorted in memory: 16 bytes
-a row for exact duplicates, 160 for near ones (ten bands), and one byte a row for the answer.
+Rows are numbered. Hashes are written to buckets on disk, each small enough to be sorted in memory:
+16 bytes per row for exact duplicates, 160 for near ones (ten bands), and one byte per row for the
+result.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from gradvac.data.repeats import Buckets
 from gradvac.text.heldout import NEAR, bag, jaccard
 
-# 2 M records of 16 bytes; sorting one takes some 100 MB.
+# 2 M records of 16 bytes; sorting one bucket takes about 100 MB.
 BUCKET_RECORDS = 2**21
 
 # MinHash (Broder 1997) with banding (Leskovec et al. 2020, chapter 3): two sets with a Jaccard of
@@ -28,13 +29,13 @@ KEPT, EXACT, NEAR_DUPLICATE = 0, 1, 2
 
 
 def text_hash(*texts: str) -> int:
-    """A hash of 64 bits. In 100 million rows, two that differ share one with probability 3e-4."""
+    """A 64-bit hash. Among 100 million rows, the probability of any collision is 3e-4."""
     joined = "\n".join(texts).encode("utf-8", "surrogatepass")
     return int.from_bytes(blake2b(joined, digest_size=8).digest(), "little")
 
 
 def mark_exact(parts: Sequence[Path], state: np.ndarray, folder: Path) -> None:
-    """Mark rows whose hash an earlier row has; `parts` are files of hashes, row after row."""
+    """Mark rows with the hash of an earlier row; `parts` are files of hashes, in row order."""
     buckets = Buckets(folder / "exact", 1 + len(state) // BUCKET_RECORDS)
     row = 0
     for part in parts:
@@ -46,7 +47,7 @@ def mark_exact(parts: Sequence[Path], state: np.ndarray, folder: Path) -> None:
 
 
 def band_hashes(texts: Iterable[tuple[str, str]]) -> np.ndarray:
-    """Hashes [n, BANDS] of the bands of each pair's words; equal where the words probably are."""
+    """Hashes [n, BANDS] of the bands of each pair's words; equal if the words probably are."""
     known: dict[tuple[int, str], int] = {}
     values: list[int] = []
     starts: list[int] = []
@@ -82,8 +83,8 @@ def mark_near(
 ) -> None:
     """Mark rows that share at least `NEAR` of the words of both sides with an earlier row.
 
-    `parts` are files of band hashes, `line` gives the text of a row. A row is compared with the
-    first row of each of its bands, so every mark is a true near-duplicate; a few are not found.
+    `parts` are files of band hashes, `line` returns the text of a row. A row is compared with the
+    first row of each of its bands, so every mark is a true near-duplicate; a few are missed.
     """
     buckets = Buckets(folder / "near", 1 + BANDS * len(state) // BUCKET_RECORDS)
     row = 0
@@ -108,7 +109,7 @@ def _near(one: tuple[str, str], other: tuple[str, str]) -> bool:
 
 
 class Lines:
-    """Random access to the two columns of each line of a file, through 8 bytes a line on disk."""
+    """Random access to the two columns of each line of a file, by 8 bytes per line on disk."""
 
     def __init__(self, file: Path, offsets: Path) -> None:
         self._file = file.open("rb")
@@ -127,7 +128,7 @@ class Lines:
         return source, target
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if isinstance(self._map, mmap.mmap):
             self._map.close()
         self._file.close()

@@ -1,4 +1,4 @@
-"""Encoded sentences, in memory or on disk, as batches ask for them."""
+"""Encoded sentences, in memory or on disk, for batches."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 PAD, UNK, BOS, EOS = 0, 1, 2, 3
-"""Ids of padding, of what is unknown, and of the first and the last symbol of a sentence."""
+"""Ids of padding, the unknown symbol, and the first and last symbol of a sentence."""
 
 
 class Side(ABC):
@@ -21,7 +21,7 @@ class Side(ABC):
     @property
     @abstractmethod
     def tokens(self) -> int:
-        """Tokens of all sentences, end symbols (and tags) included; known without reading them."""
+        """Tokens of all sentences, with end symbols (and tags); known without reading them."""
 
     @abstractmethod
     def lengths_of(self, rows: np.ndarray) -> np.ndarray:
@@ -29,26 +29,26 @@ class Side(ABC):
 
     @abstractmethod
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """The ids of the sentences ``rows``, end to end."""
+        """The ids of the sentences ``rows``, concatenated."""
 
     def __getitem__(self, i: int) -> np.ndarray:
         return self.gather(np.array([i]))
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of every sentence [N]: for small sets, it reads all of the index."""
+        """Tokens of every sentence [N]; for small sets, because it reads the whole index."""
         return self.lengths_of(np.arange(len(self)))
 
 
 def spans(ids: np.ndarray, first: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """``ids[first[k] : first[k] + lengths[k]]`` for every k, end to end."""
+    """``ids[first[k] : first[k] + lengths[k]]`` for every k, concatenated."""
     before = np.cumsum(lengths) - lengths
     return ids[np.repeat(first - before, lengths) + np.arange(int(lengths.sum()))]
 
 
 @dataclass(frozen=True)
 class Sentences(Side):
-    """Sentences end to end.
+    """Concatenated sentences.
 
     ``ids`` [total tokens]; sentence ``i`` is ``ids[offsets[i]:offsets[i + 1]]``.
     """

@@ -1,16 +1,16 @@
-"""A pseudo-random permutation of any size, computed place by place: nothing is held.
+"""A pseudo-random permutation of any size, computed element by element and never stored.
 
-A Feistel network is a bijection whatever its round function does (Luby and Rackoff 1988). It works
-on numbers of 2h bits; a result that is not below the size goes through it again until it is, which
-keeps the bijection (cycle walking: Black and Rogaway 2002). The domain is less than four times the
-size, so four walks are enough on average.
+A Feistel network is a bijection for any round function (Luby and Rackoff 1988). It works on numbers
+of 2h bits; a result that is not below the size goes through it again until it is, which keeps the
+bijection (cycle walking: Black and Rogaway 2002). The domain is less than four times the size, so
+four passes are enough on average.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# Chosen here: four rounds pass for random to an observer with few samples, and the domain of a
+# Chosen here: four rounds look random to an observer with few samples, and the domain of a
 # small corpus has few bits to mix.
 _ROUNDS = 8
 _PRIME = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, the multiplier of SplitMix64
@@ -18,9 +18,9 @@ _MIX = np.uint64(0xBF58476D1CE4E5B9)  # the first multiplier of its finaliser (S
 
 
 def permuted(places: np.ndarray, size: int, key: tuple[int, ...]) -> np.ndarray:
-    """Which of ``size`` elements stands at each of ``places`` [N] of the order named by ``key``.
+    """The elements, of ``size``, at ``places`` [N] of the order given by ``key``.
 
-    ``places`` are from 0 to ``size`` - 1, and ``size`` may be up to 2^62; memory is that of
+    ``places`` are from 0 to ``size`` - 1, and ``size`` may be up to 2^62; memory grows only with
     ``places``. Returns [N], int64.
     """
     keys = np.random.default_rng(key).integers(2**64, size=_ROUNDS, dtype=np.uint64)

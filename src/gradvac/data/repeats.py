@@ -1,4 +1,4 @@
-"""Repeated keys among any number: hashes of 8 bytes go to buckets on disk that fit in memory."""
+"""Repeated keys among any number: 8-byte hashes in buckets on disk that fit in memory."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import numpy as np
 _BUCKETS = 256
 _BUFFER = 2**20  # records
 _RECORD = np.dtype([("hash", "<u8"), ("place", "<u8")])
-# A place in a group is one number: 16 million groups of a trillion places each.
+# Group and place are stored as one number: 16 million groups of a trillion places each.
 _PLACES = 2**40
 
 
 class Buckets:
-    """Records of a hash and a place; finds those whose hash was met before.
+    """Records of a hash and a place; finds those whose hash an earlier record has.
 
-    Up to a million records are held in memory. More are in ``count`` files in ``folder``, each of
-    which has to be small enough to be sorted in memory.
+    Up to a million records are held in memory. More are written to ``count`` files in ``folder``,
+    each of which must be small enough to be sorted in memory.
     """
 
     def __init__(self, folder: Path, count: int = _BUCKETS) -> None:
@@ -39,7 +39,7 @@ class Buckets:
     def repeats(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(first place, later place) of all records with equal hashes; both [n]."""
         for records in self._sortable():
-            # They are in the order they came: a stable sort keeps the first first.
+            # Records are in order of arrival: a stable sort keeps the first one first.
             records = records[np.argsort(records["hash"], kind="stable")]
             fresh = np.ones(len(records), bool)
             fresh[1:] = records["hash"][1:] != records["hash"][:-1]
@@ -68,21 +68,21 @@ class Buckets:
 
 
 class Repeats:
-    """Marks every occurrence of a key but the first, among any number of them.
+    """Marks every occurrence of a key except the first, for any number of keys.
 
-    Two keys are told apart by 8 bytes of hash: among 100 million the chance that any two are taken
-    for the same is 3 in 10,000.
+    Keys are compared by an 8-byte hash: among 100 million the probability of any collision is
+    3 in 10,000.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._buckets = folder, Buckets(folder)
 
     def add(self, keys: Sequence[bytes], group: int, place: int) -> None:
-        """Keys from ``place`` of ``group`` on; equal keys of two groups are different keys."""
+        """Add keys from ``place`` of ``group`` on; equal keys in two groups are different keys."""
         copy = blake2b(digest_size=8, salt=group.to_bytes(4, "little")).copy
         digests: list[bytes] = []
         for key in keys:
-            digest = copy()  # half the time of a new one with its parameters
+            digest = copy()  # takes half the time of making a new one
             digest.update(key)
             digests.append(digest.digest())
         first = group * _PLACES + place
@@ -90,7 +90,7 @@ class Repeats:
         self._buckets.add(np.frombuffer(b"".join(digests), "<u8"), places)
 
     def flags(self, counts: Sequence[int]) -> list[np.ndarray]:
-        """For each group a boolean array [places] on disk: whether the key was met before."""
+        """For each group a boolean array [places] on disk: whether the key occurred before."""
         self._folder.mkdir(parents=True, exist_ok=True)
         files = [self._folder / f"{group}.repeats" for group in range(len(counts))]
         flags = [

@@ -1,4 +1,4 @@
-"""How large a share of the drawn pairs each direction gets: by temperature, UniMax, or learned."""
+"""The share of drawn pairs of each direction: by temperature, UniMax, or learned."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def sampling_probabilities(sizes: np.ndarray, temperature: float) -> np.ndarray:
 def unimax(sizes: np.ndarray, budget: float, max_epochs: float) -> np.ndarray:
     """Share a budget equally, but at most ``max_epochs`` times a task's text (UniMax).
 
-    ``sizes`` [N] and ``budget`` in the same unit, such as target tokens; returns [N] in it. They
-    sum to ``budget`` unless that is more than ``max_epochs`` of everything. Chung et al. 2023,
-    Algorithm 1: from the smallest size on, what is left over the tasks left.
+    ``sizes`` [N] and ``budget`` in the same unit, such as target tokens; returns [N] in that unit.
+    The sum is ``budget``, or less if ``max_epochs`` of all text is less. Chung et al. 2023,
+    Algorithm 1: from the smallest size up, the remaining budget / the remaining tasks.
     """
     shares = np.zeros(len(sizes))
     left = float(budget)
@@ -40,17 +40,17 @@ def unimax(sizes: np.ndarray, budget: float, max_epochs: float) -> np.ndarray:
 class MultiDDS:
     """Shares learned from gradient cosines, MultiDDS-S (Wang, Tsvetkov and Neubig 2020, 4.2).
 
-    Shares are softmax(psi). psi begins at the logarithm of ``sizes`` [N], proportional sampling:
-    the authors fit it there by gradient descent. An update takes ``steps`` Adam steps on
-    -sum_i R_i log softmax(psi)_i for rewards R; Adam's averages go on from update to update.
+    Shares are softmax(psi). psi begins at the logarithm of ``sizes`` [N], proportional sampling;
+    the authors fit psi to this by gradient descent. An update takes ``steps`` Adam steps on
+    -sum_i R_i log softmax(psi)_i for rewards R; Adam's averages are kept between updates.
     Everything is float64.
     """
 
     def __init__(self, sizes: np.ndarray, *, steps: int = 200, learning_rate: float = 1e-4) -> None:
         self.steps, self.learning_rate = steps, learning_rate
         self.psi = np.log(np.asarray(sizes, dtype=np.float64))
-        self.psi -= self.psi.mean()  # the softmax does not see it; keeps the numbers readable
-        self.mean, self.square = np.zeros_like(self.psi), np.zeros_like(self.psi)  # Adam's
+        self.psi -= self.psi.mean()  # does not change the softmax; keeps the numbers readable
+        self.mean, self.square = np.zeros_like(self.psi), np.zeros_like(self.psi)  # Adam's averages
         self.taken = 0
 
     @property
@@ -73,7 +73,7 @@ class MultiDDS:
         return self.shares
 
     def state_dict(self) -> dict[str, Any]:
-        """What JSON keeps to the last bit: psi, Adam's averages and step count."""
+        """State that JSON stores exactly: psi, Adam's averages and step count."""
         return {
             "psi": self.psi.tolist(),
             "mean": self.mean.tolist(),
@@ -82,7 +82,7 @@ class MultiDDS:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where the one that returned ``state`` was."""
+        """Continue exactly from the returned ``state`` of another object."""
         self.psi, self.mean, self.square = (
             np.array(state[key], dtype=np.float64) for key in ("psi", "mean", "square")
         )

@@ -1,4 +1,4 @@
-"""Clean training pairs of every direction, on disk: one pass over the sources, bounded memory."""
+"""Clean training pairs of every direction, on disk: one pass over the sources, limited memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NONE = -1
 
 
 class _Grown:
-    """A file that grows and is only open while it does: hundreds of directions have three each."""
+    """A file that is open only while data is appended: hundreds of directions have three each."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._waiting = path, bytearray()
@@ -36,11 +36,11 @@ class _Grown:
 
 
 class _Lane:
-    """The pairs of one direction on disk, and where each came from.
+    """The pairs of one direction on disk, with their places.
 
-    A line of ``pairs`` is a pair, in the order of the languages' codes. ``numbers`` has 8 bytes a
-    pair: the line of the file that the last line of ``places`` up to there names; `_NONE` where
-    that is the whole place.
+    A line of ``pairs`` is a pair, in the order of the languages' codes. ``numbers`` has 8 bytes per
+    pair: the line number in the file that the latest line of ``places`` names; `_NONE` if that
+    line is the whole place.
     """
 
     def __init__(self, direction: Direction, number: int, folder: Path) -> None:
@@ -48,7 +48,7 @@ class _Lane:
         self.name = f"train {direction.name}"
         self.swapped = direction.source > direction.target
         self.met, self.count = 0, 0  # rows in both languages, pairs kept of them
-        self.missing: list[str] = []  # where the first few rows are that are not in both
+        self.missing: list[str] = []  # places of the first few rows that are not in both
         name = f"{direction.name}."
         self.pairs, self.numbers, self.places = (
             _Grown(folder / f"{name}{kind}") for kind in ("pairs", "numbers", "places")
@@ -56,19 +56,19 @@ class _Lane:
         self.flags = np.zeros(0, bool)
 
     def keep(self, lines: list[bytes], place: str, numbers: np.ndarray) -> None:
-        """Add pairs, from lines of ``place`` or from ``place`` itself where numbers are `_NONE`."""
+        """Add pairs, from lines of ``place``, or from ``place`` itself if numbers are `_NONE`."""
         self.places.write(f"{self.count}\t{place}\n".encode("utf-8", "surrogateescape"))
         self.numbers.write(numbers.astype("<i8").tobytes())
         self.pairs.write(b"\n".join([*lines, b""]))
         self.count += len(lines)
 
     def close(self) -> None:
-        """Write what is still to be written."""
+        """Write what is still in memory."""
         for file in (self.pairs, self.numbers, self.places):
             file.flush()
 
     def where(self, wanted: Sequence[int]) -> list[str]:
-        """The `file:line` of some pairs, which ascend."""
+        """The `file:line` of some pairs, whose numbers ascend."""
         numbers = np.memmap(self.numbers.path, "<i8", "r") if wanted else np.zeros(0, int)
         found: list[str] = []
         with self.places.path.open("rb") as lines:
@@ -84,10 +84,10 @@ class _Lane:
 
 
 class Spool:
-    """What cleaning leaves of the training rows, by direction; ``folder`` may be removed after use.
+    """The training pairs left by cleaning, by direction; ``folder`` may be removed after use.
 
-    Directions that are not all named (`wanted` a word, no `languages`) follow from the languages
-    that are met. ``account`` counts every row once per direction, as `clean` does.
+    If directions are not all named (`wanted` is a word, no `languages`), they follow from the
+    languages in the rows. ``account`` counts every row once per direction, as `clean` does.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Spool:
         self.rows, self._first = 0, list[str]()
         self._lanes: dict[str, _Lane] = {}
         self._from: dict[str, list[_Lane]] = {}
-        self._curious: list[_Lane] = []  # those that miss few rows so far
+        self._curious: list[_Lane] = []  # those with few missing rows so far
         self._repeats = Repeats(folder / "repeats")
         self._follow = isinstance(wanted, str) and languages is None
         if not self._follow:
@@ -113,7 +113,7 @@ class Spool:
                 self._open(direction)
 
     def fill(self, rows: Iterable[Row | Block]) -> None:
-        """Clean all rows there are, keep what is left, and complete the account."""
+        """Clean all rows, keep the clean pairs, and complete the account."""
         try:
             for item in rows:
                 if isinstance(item, Block):
@@ -136,11 +136,11 @@ class Spool:
 
     @property
     def names(self) -> list[str]:
-        """The directions there are."""
+        """Names of all directions."""
         return list(self._lanes)
 
     def pairs(self, direction: Direction) -> int:
-        """Clean pairs of a direction."""
+        """Number of clean pairs of a direction."""
         lane = self._lanes[direction.name]
         return lane.count - int(lane.flags.sum())
 
@@ -167,7 +167,7 @@ class Spool:
                     self._open(direction).missing.extend(self._first)
 
     def _drop(self, lane: _Lane, reason: str, first: Sequence[str], total: int) -> None:
-        """Count ``total`` rows, of which the ``first`` few are located."""
+        """Count ``total`` rows; ``first`` has the places of the first few."""
         for n, where in enumerate(first):
             count = 1 if n + 1 < len(first) else total - n
             self.account.drop(lane.name, reason, where, count)
@@ -210,7 +210,7 @@ class Spool:
         lane.keep(lines, place, numbers)
 
     def _put_block(self, block: Block) -> None:
-        """What `_put` does with each row of a block, one direction after the other."""
+        """Do for a block what `_put` does for each row, one direction after the other."""
         present = block.characters > 0
         columns = {c: n for n, c in enumerate(block.languages) if present[:, n].any()}
         if not columns.keys() <= self.found:
@@ -251,7 +251,7 @@ class Spool:
 
 
 def _first(flags: np.ndarray) -> list[int]:
-    """Where the first few of ``flags`` are that are set; reads no more than it needs."""
+    """Indices of the first few true ``flags``; reads no more than needed."""
     found: list[int] = []
     for start in range(0, len(flags), 2**20):
         found += (start + np.flatnonzero(flags[start : start + 2**20])).tolist()

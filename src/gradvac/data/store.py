@@ -1,14 +1,14 @@
-"""Encoded directions on disk: written as a stream, opened in no time, read by many at once.
+"""Encoded directions on disk: written as a stream, opened at once, shared by many readers.
 
-    index.json                        what is there, counts included
+    index.json                        contents, with counts
     TASK/00000000.ids  .offsets       the first `shard_pairs` pairs, then 00000001, ...
 
-``ids`` holds source 0, target 0, source 1, ... end to end, in 16 bits where the vocabulary allows;
+``ids`` holds source 0, target 0, source 1, ... concatenated, in 16 bits if the vocabulary allows;
 ``offsets`` (64 bits) the 2n + 1 boundaries between them. All is little-endian and memory-mapped, so
-processes share one copy. Every shard but the last holds the same number of pairs: where pair i is,
-is arithmetic, and opening a corpus reads `index.json` alone, whatever its size. The index has the
-SHA-256 of both files of every shard. They are compared when a shard is first opened, in corpora of
-up to a gigabyte; in larger ones, where that would delay the first batches by minutes, sizes are.
+processes share one copy. Every shard except the last holds the same number of pairs: the shard of
+pair i is computed, and opening a corpus of any size reads only `index.json`. The index has the
+SHA-256 of both files of every shard. It is checked when a shard is first opened, in corpora of up
+to a gigabyte; in larger ones it would delay the first batches by minutes, so file sizes are.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from gradvac.reading import read_json, regular
 from gradvac.writing import write_json
 
 FORMAT = 2
-# Chosen here: some 100 MB a shard, and 25 billion pairs in 24,000 files.
+# Chosen here: about 100 MB per shard, and 25 billion pairs in 24,000 files.
 SHARD_PAIRS = 2**20
 # Two open files each; systems allow a thousand or more.
 _OPEN_SHARDS = 128
-# Bytes of a corpus whose sums are compared: one or two seconds in all.
+# Corpora up to this many bytes have their sums checked: one or two seconds in all.
 _CHECKED = 2**30
 
 
 @dataclass(frozen=True, slots=True)
 class TaskIndex:
-    """Counts of one direction: pairs, and tokens of either side."""
+    """Counts of one direction: pairs, and tokens of each side."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -61,7 +61,7 @@ class Writer:
     """Writes an encoded corpus; `with Writer(...) as w: w.add(task, pairs)`.
 
     Holds the offsets of one unfinished shard per direction. The index is written when the block
-    ends without an error, so that a folder without one is incomplete.
+    ends without an error, so a folder without an index is incomplete.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Writer:
         self._tasks: dict[str, _TaskWriter] = {}
 
     def add(self, name: str, pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> None:
-        """Append pairs to the direction ``name``, which is there even if it has none."""
+        """Append pairs to the direction ``name``, which is created even if there are none."""
         if name not in self._tasks:
             self._tasks[name] = _TaskWriter(self.folder / name, self.dtype, self.shard_pairs)
         for source, target in pairs:
@@ -130,7 +130,7 @@ class _TaskWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Append what was added to the files of its shard."""
+        """Append buffered data to the files of the current shard."""
         if not self._lengths:
             return
         number = (self.pairs - 1) // self.shard_pairs
@@ -198,7 +198,7 @@ class Stored(Side):
     def _found(
         self, rows: np.ndarray
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
-        """By shard: which of ``rows``, the shard's ids, where each sentence begins and ends."""
+        """By shard: which of ``rows``, the shard's ids, start and end of each sentence."""
         shard, within = locate(rows, self._store.shard_pairs)
         for number in np.unique(shard).tolist():
             where = np.flatnonzero(shard == number)
@@ -208,16 +208,16 @@ class Stored(Side):
 
 
 def locate(rows: np.ndarray, shard_pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Shard of each pair and its place there, [N] each; exact up to 2^63 pairs."""
+    """Shard of each pair and its index there, [N] each; exact up to 2^63 pairs."""
     shard, within = np.divmod(np.asarray(rows, np.int64), np.int64(shard_pairs))
     return shard, within
 
 
 class Store:
-    """An encoded corpus on disk, opened.
+    """An opened encoded corpus on disk.
 
     Raises:
-        RunError: the folder holds none, a newer or broken one, or one of another vocabulary.
+        RunError: the folder has none, a newer or damaged one, or one of another vocabulary.
     """
 
     def __init__(self, folder: Path, fingerprint: str) -> None:
@@ -239,7 +239,7 @@ class Store:
         return {(task, n): pair for task, own in found.items() for n, pair in enumerate(own)}
 
     def encoded(self) -> dict[str, EncodedTask]:
-        """Every direction, nothing of it read yet."""
+        """Every direction; none of its data is read yet."""
         return {n: EncodedTask(Stored(self, n, 0), Stored(self, n, 1)) for n in self.tasks}
 
     def _map(self, task: str, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -266,7 +266,7 @@ class Store:
 
 
 def read_index(folder: Path, fingerprint: str) -> dict[str, Any]:
-    """The index of an encoded corpus, its vocabulary compared; RunError as for `Store`."""
+    """The index of an encoded corpus, after a check of the vocabulary; RunError as for `Store`."""
     file = folder / "index.json"
     index = read_json(file)
     found, version = index.get("vocabulary"), index.get("format", 1)

@@ -1,4 +1,4 @@
-"""Pretrained encoders of Hugging Face: opened from a folder or the hub, built again from a run."""
+"""Pretrained encoders of Hugging Face: opened from a folder or the hub, or rebuilt from a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Labels(TypedDict):
 
 
 def transformers() -> Any:
-    """The package; RecipeError without the extra."""
+    """The transformers package; RecipeError without the extra."""
     try:
         import transformers as package
     except ImportError as e:
@@ -34,7 +34,7 @@ def transformers() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the package from saying that a head is new, which is what fine-tuning means."""
+    """Suppress the package's message that a head is new, which is normal in fine-tuning."""
     logging = transformers().logging
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -48,7 +48,7 @@ def _quiet() -> Iterator[None]:
 
 
 def open_tokenizer(name: str) -> Any:
-    """The tokenizer of an encoder; RecipeError if there is none, or it cannot tell words apart."""
+    """The tokenizer of an encoder; RecipeError if there is none, or it gives no word ids."""
     try:
         with _folder(name):
             tokenizer = transformers().AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -60,18 +60,18 @@ def open_tokenizer(name: str) -> Any:
 
 
 def check_encoder(name: str) -> None:
-    """Raise RecipeError if there is no encoder of that name, or none with a fit tokenizer."""
+    """Raise RecipeError if there is no encoder of that name, or no suitable tokenizer."""
     _config(name)
     open_tokenizer(name)
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """What two tokenizers have in common only if they encode alike."""
+    """A text that two tokenizers share only if they encode alike."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()[:16]
 
 
 def save_shape(name: str, folder: Path, labels: Sequence[str], dropout: float | None) -> None:
-    """Keep in a run what is needed to build the tagger again: configuration and tokenizer."""
+    """Save in a run what is needed to rebuild the tagger: configuration and tokenizer."""
     config = _config(name)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: n for n, label in enumerate(labels)}
@@ -83,7 +83,7 @@ def save_shape(name: str, folder: Path, labels: Sequence[str], dropout: float | 
 
 
 def pretrained_tagger(name: str, shape: Path, seed: int) -> Any:
-    """An encoder with its pretrained parameters and a linear layer drawn from ``seed``."""
+    """An encoder with its pretrained parameters and a linear layer initialised from ``seed``."""
     torch.manual_seed(seed)
     auto = transformers().AutoModelForTokenClassification
     try:
@@ -102,9 +102,9 @@ def pretrained_tagger(name: str, shape: Path, seed: int) -> Any:
 
 
 def empty_tagger(shape: Path) -> Any:
-    """The same model without its parameters, from what a run keeps."""
+    """The same model without its parameters, rebuilt from the files of a run."""
     auto, config = transformers().AutoModelForTokenClassification, _config(str(shape))
-    with opening(shape):  # numbers that make no model
+    with opening(shape):  # sizes that give no valid model
         return auto.from_config(config, trust_remote_code=False)
 
 
@@ -119,7 +119,7 @@ def _config(name: str) -> Any:
 def label_losses(
     model: Any, batch: TokenBatch, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Training loss [N] and negative log-likelihood [N] of each label, and its sentence [N]."""
+    """Training loss [N], negative log-likelihood [N] and sentence index [N] of each label."""
     logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits
     rows, places = (batch.labels != IGNORED).nonzero(as_tuple=True)
     logits, labels = logits[rows, places].float(), batch.labels[rows, places]
@@ -132,14 +132,14 @@ def label_losses(
 
 @torch.no_grad()
 def predict(model: Any, batch: TokenBatch) -> list[list[int]]:
-    """The likeliest label of every first subword, a list for each sentence."""
+    """The most likely label of every first subword, one list per sentence."""
     guesses = model(input_ids=batch.ids, attention_mask=batch.mask).logits.argmax(-1)
     known = batch.labels != IGNORED
     return [row[there].tolist() for row, there in zip(guesses, known, strict=True)]
 
 
 def labels_of(shape: Path) -> list[str]:
-    """The labels of the tagger of a run, in the order of its outputs; RunError if it has none."""
+    """The labels of a run's tagger, in the order of its outputs; RunError if it has none."""
     file = shape / "config.json"
     tree = read_json(file, _Labels)["id2label"]
     found = [tree.get(str(n), "") for n in range(len(tree))]
@@ -149,11 +149,11 @@ def labels_of(shape: Path) -> list[str]:
 
 
 def _folder(name: str) -> AbstractContextManager[None]:
-    """Open a folder with care; what is none is a name on the hub."""
+    """Turn errors of a folder into ours; a name that is not a folder is a name on the hub."""
     return opening(Path(name)) if Path(name).is_dir() else nullcontext()
 
 
 def _absent(name: str, error: Exception) -> str:
-    """What was looked for, and where; a folder that is not there is taken for a name on the hub."""
+    """What was searched, and where; a name that is not a folder is searched on the hub."""
     where = "" if Path(name).is_dir() else "no such folder, and on the hub: "
     return f"{name!r}: {where}{first_line(error)}"

@@ -1,8 +1,8 @@
-"""Tagged sentences as numbers, and batches of them.
+"""Tagged sentences as numbers, and their batches.
 
 A subword of a sentence is stored as one number, 1 + id * (L + 1) + label, where label is 0 for a
-subword without one and 1 + n for label n of L: a sentence is one row of a matrix, and 0 is padding
-whatever the tokenizer's ids are. Only the first subword of a word has a label, as in Devlin et al.
+subword without a label and 1 + n for label n of L. So a sentence is one row of a matrix, and 0 is
+padding for any tokenizer. Only the first subword of a word has a label, as in Devlin et al.
 2019 and Wang et al. 2021, appendix G.
 """
 
@@ -43,11 +43,11 @@ class TokenBatch(TaskBatch):
 
     @property
     def padding(self) -> float:
-        """Share of the cells that hold padding."""
+        """Share of the positions that are padding."""
         return 1 - int(self.mask.sum()) / self.mask.numel()
 
     def of_task(self, index: int) -> TokenBatch:
-        """The sentences of one task, padding cut to what they need."""
+        """The sentences of one task, without columns that are all padding."""
         rows = self.task == index
         width = int(self.mask[rows].sum(1).max())
         return TokenBatch(
@@ -61,7 +61,7 @@ class TokenBatch(TaskBatch):
 
 
 def token_batch(drawn: Batch, labels: int, padding_id: int) -> TokenBatch:
-    """What a batch of stored numbers stands for; ``labels`` is L, 0 for text without labels."""
+    """Decode a batch of stored numbers; ``labels`` is L, 0 for text without labels."""
     stored = drawn.source
     mask = stored != 0
     of_label = torch.where(mask, (stored - 1) % (labels + 1), 0)
@@ -78,11 +78,11 @@ def token_batch(drawn: Batch, labels: int, padding_id: int) -> TokenBatch:
 def encode_tagged(
     sentences: Sequence[Tagged], tokenizer: Any, labels: Sequence[str], max_tokens: int
 ) -> tuple[Sentences, np.ndarray]:
-    """Encode sentences; also which of them each encoded one is of [N], ascending.
+    """Encode sentences; also returns the sentence index of each encoded part [N], ascending.
 
-    A sentence of more than ``max_tokens`` subwords, special ones counted, is cut between words into
-    several, as XTREME cuts them: every word has its label. A word of which the tokenizer makes
-    nothing is its unknown one; of one longer than ``max_tokens`` the end is dropped.
+    A sentence of more than ``max_tokens`` subwords, special ones included, is cut between words
+    into several, as in XTREME, so that every word keeps its label. A word that the tokenizer turns
+    into nothing becomes its unknown symbol; a word longer than ``max_tokens`` loses its end.
     """
     index = {label: n + 1 for n, label in enumerate(labels)}
     stored, owner = [], []
@@ -96,7 +96,7 @@ def encode_tagged(
 
 
 def counted_by_sentence(side: Sentences) -> EncodedTask:
-    """A task for the sampler: it counts target tokens, so each sentence has one."""
+    """A task for the sampler, which counts target tokens: each sentence has one."""
     n = len(side)
     return EncodedTask(side, Sentences(np.ones(n, np.int32), np.arange(n + 1)))
 
@@ -104,7 +104,7 @@ def counted_by_sentence(side: Sentences) -> EncodedTask:
 def _subwords(
     sentences: Sequence[Tagged], tokenizer: Any, max_tokens: int
 ) -> Iterator[tuple[list[int], list[tuple[int, int]], int]]:
-    """Subword ids, (place, word) of every first subword, and the sentence, piece by piece."""
+    """Subword ids, (position, word) of every first subword, and the sentence, part by part."""
     begin, end = _special(tokenizer)
     room = max_tokens - len(begin) - len(end)
     for start in range(0, len(sentences), AT_ONCE):
@@ -141,7 +141,7 @@ def encode_text(texts: Sequence[str], tokenizer: Any, max_tokens: int) -> Senten
 
 
 def _special(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """What a tokenizer puts before and after a sentence."""
+    """The ids a tokenizer puts before and after a sentence."""
     begin = tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id
     end = tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id
     return [begin] * (begin is not None), [end] * (end is not None)
@@ -156,10 +156,10 @@ def masked(
     vocabulary_size: int,
     rng: np.random.Generator,
 ) -> TokenBatch:
-    """Hide subwords to be guessed: Devlin et al. 2019, section 3.1.
+    """Mask subwords for prediction: Devlin et al. 2019, section 3.1.
 
     Each that is not ``special`` is chosen with ``probability``; of those 80% become the mask, 10%
-    a random subword, 10% stay. A sentence of which nothing was chosen gives its first subword, so
+    a random subword, 10% are unchanged. If none is chosen in a sentence, its first subword is, so
     that every task of the batch has a loss.
     """
     draw = rng.random((2, *batch.ids.shape))

@@ -1,4 +1,4 @@
-"""The labels of a task: mapped, checked, and the same for all languages."""
+"""The labels of a task: renamed, checked, and the same for all languages."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ REST = "*"
 
 
 def iob2(entities: Sequence[str]) -> list[str]:
-    """The labels of some kinds of entities: ``O``, then B- and I- of each."""
+    """The labels for kinds of entities: ``O``, then B- and I- of each."""
     return ["O", *(f"{mark}-{kind}" for kind in entities for mark in "BI")]
 
 
 def renamed(sentences: Sequence[Tagged], names: Mapping[str, str]) -> list[Tagged]:
-    """Give tags other names; ``B-`` and ``I-`` stay, ``*`` stands for all that are not named.
+    """Rename tags; ``B-`` and ``I-`` are kept, ``*`` means all tags that are not in ``names``.
 
-    ``names`` maps kinds of entities, or whole tags, to kinds or tags; one that becomes ``O`` leaves
-    no mark.
+    ``names`` maps kinds of entities, or whole tags, to kinds or tags; one that becomes ``O`` loses
+    its B- or I-.
     """
 
     def rename(tag: str) -> str:
@@ -39,7 +39,7 @@ def renamed(sentences: Sequence[Tagged], names: Mapping[str, str]) -> list[Tagge
 
 
 def check_labels(sentences: Sequence[Tagged], labels: Sequence[str]) -> None:
-    """Raise CorpusError at the first tag that is none of ``labels``: file:line, nearest label."""
+    """Raise CorpusError at the first tag not in ``labels``, with file:line and nearest label."""
     known = set(labels)
     for sentence in sentences:
         for place, tag in enumerate(sentence.tags, 1):
@@ -54,9 +54,9 @@ def check_labels(sentences: Sequence[Tagged], labels: Sequence[str]) -> None:
 
 
 def common_labels(sentences: Mapping[str, Sequence[Tagged]]) -> list[str]:
-    """The labels all languages use, sorted, ``O`` first.
+    """The labels that all languages use, sorted, ``O`` first.
 
-    Raises RecipeError where languages use different ones, with what each lacks.
+    Raises RecipeError if languages use different labels, with the missing ones of each.
     """
     used = {lang: {t for s in found for t in s.tags} for lang, found in sentences.items()}
     union = sorted(set().union(*used.values()), key=lambda t: (t != "O", t.partition("-")[2], t))

@@ -1,4 +1,4 @@
-"""A small multilingual encoder of one's own: vocabulary, architecture, masked language model."""
+"""A small multilingual encoder: vocabulary, architecture, masked language model."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def train_tokenizer(
 ) -> Any:
     """A WordPiece tokenizer of ``size`` pieces, case kept, in the form that AutoTokenizer opens.
 
-    ``texts``: language to sentences; ``sample`` of them are drawn, languages by temperature (Wang
-    et al. 2021, appendix B), none twice.
+    ``texts``: language to sentences; ``sample`` of them are drawn without repetition, languages by
+    temperature (Wang et al. 2021, appendix B).
     """
     import tokenizers as t
 
@@ -39,9 +39,9 @@ def train_tokenizer(
         drawn += [sentences[i] for i in sorted(rows)]
     inner = _with_pieces(t.models.WordPiece(unk_token="[UNK]"))
     alphabet, within = _characters(inner, drawn, size // 6)
-    # The trainer numbers what it meets in the order of a hash table, which is another one every
-    # time, and equally frequent pairs are merged by number: so all numbers are given, those of
-    # single characters as if they were special tokens.
+    # The trainer numbers symbols in the order of a hash table, which differs in every run, and
+    # merges equally frequent pairs by number. So all numbers are fixed here; single characters are
+    # given like special tokens.
     trainer = t.trainers.WordPieceTrainer(
         vocab_size=size,
         special_tokens=[*SPECIAL, *(f"##{c}" for c in within)],
@@ -64,7 +64,7 @@ def train_tokenizer(
 
 
 def _with_pieces(model: Any) -> Any:
-    """A tokenizer around a WordPiece model: what BERT does before and after it, case kept."""
+    """A tokenizer around a WordPiece model: BERT's pre- and post-processing, case kept."""
     import tokenizers as t
 
     inner = t.Tokenizer(model)
@@ -75,10 +75,10 @@ def _with_pieces(model: Any) -> Any:
 
 
 def _characters(inner: Any, texts: Sequence[str], most: int) -> tuple[list[str], list[str]]:
-    """The ``most`` frequent characters, and those of them that stand within words too.
+    """The ``most`` frequent characters, and those of them that also occur inside words.
 
-    Rarer ones become [UNK]. ``most`` is a sixth of the pieces: a third, chosen here, is the most
-    that single characters may take, and each counts twice, within a word and at its beginning.
+    Rarer ones become [UNK]. ``most`` is a sixth of the pieces: single characters may take at most
+    a third (chosen here), and each counts twice, inside a word and at its beginning.
     """
     counts, within = Counter[str](), set[str]()
     for text in texts:
@@ -90,7 +90,7 @@ def _characters(inner: Any, texts: Sequence[str], most: int) -> tuple[list[str],
 
 
 def build_encoder(vocabulary_size: int, shape: Mapping[str, Any], seed: int) -> Any:
-    """A BERT of ``shape``, keys of BertConfig, for masked text; drawn from ``seed``."""
+    """A BERT of ``shape``, keys of BertConfig, for masked text; initialised from ``seed``."""
     package = transformers()
     try:
         config = package.BertConfig(vocab_size=vocabulary_size, pad_token_id=0, **shape)
@@ -103,7 +103,7 @@ def build_encoder(vocabulary_size: int, shape: Mapping[str, Any], seed: int) -> 
 def _masked_bert(config: Any) -> Any:
     """A BertForMaskedLM that returns hidden states [B, S, d]; `masked_losses` calls its head.
 
-    Who watches a forward pass, as the engine does, watches the call of the whole model.
+    Hooks on the forward pass, such as the engine's, are on the call of the whole model.
     """
     package = transformers()
 
@@ -116,9 +116,9 @@ def _masked_bert(config: Any) -> Any:
 
 
 def _without_ties(model: Any) -> Any:
-    """Let each parameter stand in the state once: a file of tensors holds none that share memory.
+    """Remove ties, so each parameter is stored once: a tensor file cannot hold shared memory.
 
-    The softmax is the embedding (Press and Wolf 2017), which loading ties again.
+    The softmax is the embedding (Press and Wolf 2017); loading ties them again.
     """
     tied = [
         name
@@ -142,9 +142,9 @@ def _without_ties(model: Any) -> Any:
 
 
 def masked_losses(model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss [N] and negative log-likelihood [N] of each hidden subword, and its sentence [N].
+    """Loss [N], negative log-likelihood [N] and sentence index [N] of each masked subword.
 
-    The softmax is computed where something is hidden, a seventh of what there is.
+    The softmax is computed only at masked positions, a seventh of all.
     """
     states = model(input_ids=batch.ids, attention_mask=batch.mask)
     rows, places = (batch.labels != IGNORED).nonzero(as_tuple=True)
@@ -154,7 +154,7 @@ def masked_losses(model: Any, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor
 
 
 def save_encoder_shape(folder: Path, model: Any, tokenizer: Any) -> None:
-    """Write configuration and tokenizer: with parameters beside them, a Hugging Face model."""
+    """Write configuration and tokenizer; with parameters added, it is a Hugging Face model."""
     folder.mkdir(parents=True, exist_ok=True)
     model.config.architectures = ["BertForMaskedLM"]
     model.config.save_pretrained(folder)

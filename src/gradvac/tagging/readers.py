@@ -1,9 +1,9 @@
-r"""Tagged sentences from files, whatever their format: words and tags, problems located.
+r"""Tagged sentences from files of any format: words and tags, problems with their places.
 
 | format       | a line                                                                        |
 |--------------|-------------------------------------------------------------------------------|
 | `conllu`     | CoNLL-U, ten columns; the tag is UPOS                                         |
-| `panx`       | ``lang:word<TAB>tag``, as XTREME has WikiAnn                                  |
+| `panx`       | ``lang:word<TAB>tag``, as in XTREME's WikiAnn                                 |
 | `conll2003`  | word, part of speech, chunk, tag; ``-DOCSTART-`` begins a document            |
 | `two-column` | word, white space, tag; the tag is what follows the last white space          |
 | `indexed`    | ``number<TAB>word<TAB>tag``                                                   |
@@ -41,9 +41,9 @@ Pair = tuple[str, str]
 
 
 def read_tagged(path: str, format: str, account: Account, split: str = "train") -> list[Tagged]:
-    """All sentences of a file in one of the `FORMATS`; ``split`` is for `datasets` alone.
+    """All sentences of a file in one of the `FORMATS`; ``split`` is only for `datasets`.
 
-    A sentence with a bad line is a problem of ``account``: left out, or the end of the reading.
+    A sentence with a bad line is a problem for ``account``: it is left out, or ends the reading.
 
     Raises:
         CorpusError: the file cannot be read, has no sentence, or a line is bad and the policy of
@@ -74,10 +74,10 @@ def read_tagged(path: str, format: str, account: Account, split: str = "train") 
 
 @dataclass(slots=True)
 class _State:
-    """What was read of the sentence a line is in."""
+    """What was read so far of the current sentence."""
 
-    words: int = 0  # those with a tag
-    number: int = 0  # of the last of them, where the format numbers words
+    words: int = 0  # words with a tag
+    number: int = 0  # number of the last word, if the format has numbers
     empty: int = 0  # the second number of the last empty node after it
     end: int = 0  # the last word of the last multiword token
 
@@ -86,7 +86,7 @@ Parse = Callable[[str, _State], Pair | None]
 
 
 def _sentences(path: Path, parse: Parse, account: Account) -> Iterator[Tagged | Fault]:
-    """Sentences between empty lines; of one with bad lines the first fault."""
+    """Sentences between empty lines; for one with bad lines, the first fault."""
     words: list[str] = []
     tags: list[str] = []
     fault: Fault | None = None
@@ -130,7 +130,7 @@ _NEW = "an empty line is missing before a new sentence"
 
 
 def _conllu(line: str, state: _State) -> Pair | None:
-    """A syntactic word and its UPOS; comments, multiword tokens and empty nodes have none."""
+    """A syntactic word and its UPOS; None for comments, multiword tokens and empty nodes."""
     if line.startswith("#"):
         if state.words:
             raise ValueError(f"a comment after a word; {_NEW}")
@@ -144,7 +144,7 @@ def _conllu(line: str, state: _State) -> Pair | None:
 
 
 def _advance(id_: str, state: _State) -> bool:
-    """Whether an ID is a word's; ValueError where it does not follow those before it."""
+    """Whether an ID is a word's; ValueError if it does not follow the earlier ones."""
     wanted = state.number + 1
     if found := _EMPTY.fullmatch(id_):
         if (int(found[1]), int(found[2])) != (state.number, state.empty + 1):
@@ -176,7 +176,7 @@ def _panx(line: str, _: _State) -> Pair:
 
 
 def _conll2003(line: str, state: _State) -> Pair | None:
-    # A space that is none of ASCII's is a part of a word.
+    # A space outside ASCII is part of a word.
     cells = re.split(r"[ \t]+", line.strip(" \t"))
     if cells[0] == "-DOCSTART-":
         if state.words:
@@ -257,7 +257,7 @@ def check_overlap(language: str, parts: Mapping[str, Sequence[Tagged]], account:
     """Note held-out sentences that are in the training text, by their words.
 
     Raises:
-        CorpusError: a part is of the same lines of a file as the training text, or the same text.
+        CorpusError: a part has the same lines of a file, or the same text, as the training text.
     """
     trained = {sentence.words: sentence.where for sentence in parts["train"]}
     places = {sentence.where for sentence in parts["train"]}

@@ -1,7 +1,7 @@
-"""Scores of taggings: entity F1 by seqeval's definition, accuracy, macro and weighted F1.
+"""Tagging scores: entity F1 by seqeval's definition, accuracy, macro and weighted F1.
 
-Every score is a function of counts that add up over sentences, which is what makes the test of
-`gradvac.tagging.significance` quick: an exchange of sentences is an exchange of rows of counts.
+Every score is a function of counts that are summed over sentences. This makes the test of
+`gradvac.tagging.significance` fast: exchanging sentences means exchanging rows of counts.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Entity = tuple[str, int, int]
 def entities(tags: Tags) -> list[Entity]:
     """Kind, first and last word of every entity of a sentence, as seqeval 1.2.2 finds them.
 
-    That is the definition of conlleval: an entity goes on while its kind stays the same and no B
-    or S begins a new one, and I without B begins one too. Tags without a mark, such as UPOS, are
-    read as seqeval reads them, and so as XTREME scored them: the first letter is the mark. Only a
-    tag of one letter differs (UPOS ``X``): seqeval lets it run on into the next sentence.
+    This is conlleval's definition: an entity continues while its kind stays the same and no B
+    or S begins a new one; an I without B also begins one. Tags without a prefix, such as UPOS, are
+    read as seqeval and so XTREME read them: the first letter is the prefix. Only a tag of one
+    letter differs (UPOS ``X``): in seqeval it continues into the next sentence.
     """
     found: list[Entity] = []
     begun = 0
@@ -39,7 +39,7 @@ def entities(tags: Tags) -> list[Entity]:
 
 
 def entity_counts(gold: Sequence[Tags], predicted: Sequence[Tags]) -> np.ndarray:
-    """Entities found right, found, and there, of every sentence [N, 3]."""
+    """Correct, predicted and gold entities of every sentence [N, 3]."""
     rows = []
     for reference, hypothesis in zip(gold, predicted, strict=True):
         there, found = set(entities(reference)), set(entities(hypothesis))
@@ -48,13 +48,13 @@ def entity_counts(gold: Sequence[Tags], predicted: Sequence[Tags]) -> np.ndarray
 
 
 def entity_f1(counts: np.ndarray) -> np.ndarray:
-    """Micro-averaged F1 of summed counts [..., 3], 0 to 100; 0 where there is nothing to find."""
+    """Micro-averaged F1 of summed counts [..., 3], 0 to 100; 0 if there is no entity."""
     right, found, there = np.moveaxis(np.asarray(counts, dtype=np.float64), -1, 0)
     return _percent(2 * right, found + there)
 
 
 def word_counts(gold: Sequence[Tags], predicted: Sequence[Tags], labels: Tags) -> np.ndarray:
-    """Of every sentence and label, words right, predicted, and there [N, L, 3]."""
+    """Correct, predicted and gold words, for every sentence and label [N, L, 3]."""
     index = {label: i for i, label in enumerate(labels)}
     counts = np.zeros((len(gold), len(labels), 3), dtype=np.int64)
     for n, (reference, hypothesis) in enumerate(zip(gold, predicted, strict=True)):
@@ -66,18 +66,18 @@ def word_counts(gold: Sequence[Tags], predicted: Sequence[Tags], labels: Tags) -
 
 
 def accuracy(counts: np.ndarray) -> np.ndarray:
-    """Share of words tagged right, of summed counts [..., L, 3], in percent."""
+    """Share of correctly tagged words, of summed counts [..., L, 3], in percent."""
     return _percent(counts[..., 0].sum(-1), counts[..., 2].sum(-1))
 
 
 def macro_f1(counts: np.ndarray) -> np.ndarray:
-    """Mean F1 of the labels that are there or predicted, of summed counts [..., L, 3]."""
+    """Mean F1 of the labels in gold or prediction, of summed counts [..., L, 3]."""
     each, used = _label_f1(counts), (counts[..., 1] + counts[..., 2]) > 0
     return (each * used).sum(-1) / np.maximum(used.sum(-1), 1)
 
 
 def weighted_f1(counts: np.ndarray) -> np.ndarray:
-    """Mean F1 of the labels, weighted by how often each is there, of counts [..., L, 3]."""
+    """Mean F1 of the labels, weighted by their gold frequency, of counts [..., L, 3]."""
     there = counts[..., 2]
     return (_label_f1(counts) * there).sum(-1) / np.maximum(there.sum(-1), 1)
 
@@ -94,8 +94,8 @@ def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 class TaggingScore:
     """Scores of one language, 0 to 100.
 
-    ``f1`` is seqeval's, which XTREME and Wang et al. 2021 report for entities; of parts of speech
-    it is of runs of equal tags, as seqeval reads them.
+    ``f1`` is seqeval's, which XTREME and Wang et al. 2021 report for entities; for parts of speech
+    it is computed on runs of equal tags, as in seqeval.
     """
 
     f1: float
@@ -107,7 +107,7 @@ class TaggingScore:
 
 
 def score(gold: Sequence[Tags], predicted: Sequence[Tags], labels: Tags) -> TaggingScore:
-    """Score the tagging of one language; ValueError if a sentence has another number of tags."""
+    """Score the tagging of one language; ValueError if numbers of tags differ in a sentence."""
     words = word_counts(gold, predicted, labels).sum(0)
     return TaggingScore(
         f1=float(entity_f1(entity_counts(gold, predicted).sum(0))),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 TRIALS = 10_000
-_AT_ONCE = 500  # trials whose sums are held together
+_AT_ONCE = 500  # trials whose sums are in memory together
 
 
 def randomisation_test(
@@ -20,9 +20,9 @@ def randomisation_test(
 ) -> float:
     """Two-sided p-value of a difference in score between two systems on the same sentences.
 
-    ``baseline`` and ``system`` [N, ...] are counts of each sentence that ``score`` takes summed,
+    ``baseline`` and ``system`` [N, ...] are counts of each sentence; ``score`` takes their sums,
     [..., ...] to [...]. A trial exchanges the two outputs of every sentence with probability 1/2;
-    the p-value is (r + 1) / (trials + 1) for r trials in which the scores differ at least as much.
+    the p-value is (r + 1) / (trials + 1) for r trials with a score difference at least as large.
     """
     shape = baseline.shape[1:]
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (baseline, system))
@@ -30,7 +30,7 @@ def randomisation_test(
     differ = lambda x, y: np.abs(
         score(x.reshape(*x.shape[:-1], *shape)) - score(y.reshape(*y.shape[:-1], *shape))
     )
-    # The order of a sum moves the last bits of a score: what is equal must count as equal.
+    # The order of a sum changes the last bits of a score; equal scores must count as equal.
     seen = float(differ(a.sum(0), b.sum(0))) - 1e-9
     rng, reached, left = np.random.default_rng(seed), 0, trials
     while left:

@@ -1,4 +1,4 @@
-"""Encoded sentences on disk, memory-mapped where they are read."""
+"""Encoded sentences on disk, memory-mapped for reading."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Index(TypedDict):
 
 
 def save_sentences(folder: Path, corpus: Mapping[str, Sentences], fingerprint: str) -> None:
-    """Write the sentences of each task as ``.npy`` files, and which tokenizer made them."""
+    """Write the sentences of each task as ``.npy`` files, with the tokenizer's fingerprint."""
     folder.mkdir(parents=True, exist_ok=True)
     sums = {}
     for task, side in corpus.items():
@@ -35,7 +35,7 @@ def save_sentences(folder: Path, corpus: Mapping[str, Sentences], fingerprint: s
 
 
 def load_sentences(folder: Path, fingerprint: str) -> dict[str, Sentences]:
-    """Open what `save_sentences` wrote; RunError when damaged, or another tokenizer made it."""
+    """Open the files of `save_sentences`; RunError if damaged or made by another tokenizer."""
     index = read_json(folder / "index.json", _Index)
     if (other := index["tokenizer"]) != fingerprint:
         raise RunError(f"{folder}: encoded by tokenizer {other}, the run has {fingerprint}")

@@ -1,4 +1,4 @@
-"""What became of every row that was read: kept, or left out for a counted and located reason."""
+"""Counts every row that was read: kept, or left out for a reason, with places."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Policy = Literal["drop", "fail"]
 """What happens to a row with a problem: it is counted and dropped, or it ends the reading."""
 
 ABSENT = "not in both languages"
-"""The reason of rows that a direction could not have kept; shares leave them out."""
+"""The reason for rows without text in both languages of a direction; shares do not count them."""
 
 EXAMPLES = 3  # chosen here: enough to see a pattern, few enough to print
 
@@ -20,9 +20,9 @@ EXAMPLES = 3  # chosen here: enough to see a pattern, few enough to print
 class AccountLine:
     """One line of an account: how many rows of `corpus` were left out for `reason`.
 
-    The first line of each corpus has the reason "kept". `share`, in [0, 1], is of the rows that
-    could have been kept, which those not in both languages could not: it is 0 for them. `first` is
-    the first place, as `file:line`, empty for kept rows.
+    The first line of each corpus has the reason "kept". `share`, in [0, 1], is relative to the rows
+    that have both languages; it is 0 for rows that do not. `first` is the first place, as
+    `file:line`, empty for kept rows.
     """
 
     corpus: str
@@ -61,7 +61,7 @@ class Account:
     """Counts rows by (corpus, reason), with the first few places of each reason.
 
     Every row is either kept or dropped for one reason, so the counts of a corpus add up to the
-    rows that were read from it. Notes stand beside them.
+    rows that were read from it. Notes are counted separately.
     """
 
     def __init__(self, policy: Policy = "drop") -> None:
@@ -79,15 +79,15 @@ class Account:
         self._of(corpus).kept += count
 
     def drop(self, corpus: str, reason: str, where: str, count: int = 1) -> None:
-        """Count rows left out by a rule; such rows are no fault of the file and never fatal."""
+        """Count rows left out by a rule; they are not errors and never end the reading."""
         self._of(corpus).dropped.setdefault(reason, _Tally()).add(where, count)
 
     def note(self, corpus: str, what: str, where: str, count: int = 1) -> None:
-        """Count rows of which something is to be said, whether they are kept or not."""
+        """Count rows with a note, whether they are kept or not."""
         self._of(corpus).notes.setdefault(what, _Tally()).add(where, count)
 
     def noted(self, what: str | None = None, corpus: str | None = None) -> int:
-        """Rows of which `what`, or anything, was noted, in `corpus` or in all."""
+        """Number of rows with the note `what`, or with any, in `corpus` or in all."""
         return self._counted({name: c.notes for name, c in self._corpora.items()}, what, corpus)
 
     def problem(
@@ -122,7 +122,7 @@ class Account:
         )
 
     def table(self) -> list[AccountLine]:
-        """Lines to print: corpora in the order they came, in each "kept", then the commonest.
+        """Lines to print: corpora in order of first use, in each "kept", then reasons by count.
 
         Rows not in both languages come last.
         """
@@ -139,7 +139,7 @@ class Account:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """The whole account as JSON takes it."""
+        """The whole account as JSON types."""
         return {
             "policy": self.policy,
             "corpora": {

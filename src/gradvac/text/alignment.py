@@ -1,12 +1,12 @@
-"""Do the columns of a file still belong together? Rows are watched as they go by.
+"""Checks while rows are read that the columns of a file still belong together.
 
-A line lost or added in one of two files shifts all that follows; columns change places where files
-were put together. Both leave every row a pair, so that nothing else notices. Windows of rows are
-looked at twice. First by the lengths of their texts alone, which costs next to nothing: those of
-translations go together, and where they do, the rows do. Only other windows are compared, at every
-small shift, by lengths, numbers, punctuation at the end and words in common; a shift that is far
-better than none ends the reading. Swapped columns are found by pairs of bytes: how often each
-column has them is learned from the first rows.
+If one of two files loses or gains a line, all later lines are shifted; when files are joined,
+columns can be swapped. Every row is still a pair, so nothing else notices either error. Windows of
+rows are checked in two stages. First by the lengths of their texts alone, which is very cheap: the
+lengths of translations correlate, and where they do, the rows belong together. Only the other
+windows are compared at every small shift, by lengths, numbers, final punctuation and shared words;
+a shift that fits far better than none ends the reading. Swapped columns are found by byte pairs:
+how often each column has them is learned from the first rows.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from gradvac.text.languages import pivot
 from gradvac.text.sides import LEARNED, Sides
 from gradvac.text.textfiles import Fault
 
-# All chosen here. Windows of 128 rows: lengths of unrelated texts correlate by 0.09 then, those of
+# All chosen here. In windows of 128 rows, lengths of unrelated texts correlate by 0.09, those of
 # translations by 0.5 to 0.95.
 WINDOW = 128
-_KEPT = 6 * WINDOW  # rows that are looked back at
-_NEAR, _FAR = 4, 64  # shifts looked at by lengths alone, and by everything
+_KEPT = 6 * WINDOW  # earlier rows that are kept for comparison
+_NEAR, _FAR = 4, 64  # largest shift by lengths alone, and by all features
 _SURE = 0.4
 _MARGIN = 0.15
-# Standard errors by which a shift has to be better than none: 5 happen by chance once in three
-# million times, and in rows that belong together none is the best by far.
+# Standard errors by which a shift must be better than none: 5 happen by chance once in three
+# million times, and in rows that belong together no shift is by far the best.
 _ERRORS = 5.0
 _CLIP = 4.0
-_ONLY = 0.7  # of its gain another shift may have
-_GAP = 8  # rows from an empty line at which a shift may seem to begin
-_FEWEST = 12  # rows that a shift has to be better in
+_ONLY = 0.7  # share of its gain that another shift may have
+_GAP = 8  # rows between an empty line and the estimated start of a shift
+_FEWEST = 12  # rows in which a shift must be better
 
 _FIX = "fix the files, or skip the check with check: false (in an import, --no-check)"
 _WORD = re.compile(r"\w{3,}")
 _NUMBER = re.compile(r"\d{1,18}")
 
 
-_Place = tuple[str, int | None]  # a file and a line of it, or both in one
+_Place = tuple[str, int | None]  # a file and a line number, or both in one string
 
 
 def _told(place: _Place) -> str:
@@ -56,7 +56,7 @@ def watched(items: Iterable[Row | Fault | Block]) -> Iterator[Row | Fault | Bloc
     """The items of a source, unchanged.
 
     Raises:
-        CorpusError: the columns do not belong together; names the line from which on.
+        CorpusError: the columns do not belong together; names the first wrong line.
     """
     watch = _Watch()
     for item in items:
@@ -74,7 +74,7 @@ def watched(items: Iterable[Row | Fault | Block]) -> Iterator[Row | Fault | Bloc
 
 
 class _Watch:
-    """Gives the rows of a source to a `_Pair` for its first column with each other one."""
+    """Gives the rows of a source to one `_Pair` for its first column and each other column."""
 
     def __init__(self) -> None:
         self.pairs = dict[str, _Pair]()
@@ -92,7 +92,7 @@ class _Watch:
             pair.gap(where)
 
     def flush(self) -> None:
-        """Look at the rows that came one by one."""
+        """Check the rows that came one by one."""
         rows, self._rows = self._rows, []
         codes = dict.fromkeys(code for row in rows for code in row.texts)
         self._first = self._first or (pivot(codes) if codes else "")
@@ -105,7 +105,7 @@ class _Watch:
                 self._pair(code).add(lines, lengths, [(row.where, None) for row in own])
 
     def block(self, block: Block) -> None:
-        """Look at the rows of a block."""
+        """Check the rows of a block."""
         codes = block.languages
         self._first = self._first or pivot(codes)
         if self._first not in codes:
@@ -147,7 +147,7 @@ class _Places:
 
 @dataclass
 class _Pair:
-    """Two columns, watched."""
+    """Two columns that are checked."""
 
     one: str
     other: str
@@ -156,15 +156,15 @@ class _Pair:
     lengths: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     places: list[_Place] = field(default_factory=list)
     gaps: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=64))
-    sure: int = 0  # up to this row all belong together, by lengths
+    sure: int = 0  # rows up to this one belong together, by lengths
     sides: Sides = field(default_factory=lambda: Sides())
 
     def gap(self, where: str, after: int = 0) -> None:
-        """There is a row with one text alone, so many rows after those seen."""
+        """Note a row that has only one text, `after` rows after those seen."""
         self.gaps.append((self.seen + after, where))
 
     def add(self, lines: list[bytes], lengths: np.ndarray, places: list[_Place] | _Places) -> None:
-        """Look at more rows, of `lengths` [n, 2] in characters."""
+        """Check more rows, of `lengths` [n, 2] in characters."""
         before = len(self.lines)
         wrong = self.sides.first_swapped([*self.lines[-WINDOW:], *lines])
         if wrong is not None:
@@ -179,7 +179,7 @@ class _Pair:
         self.seen += len(lines)
 
     def end(self) -> None:
-        """Look at the last rows, which no window may have had the most of."""
+        """Check the last rows, which may not have filled half a window."""
         if len(self.lines) >= 2 * _FEWEST:
             rows = slice(-2 * WINDOW, None)
             first = self.seen - len(self.lines[rows])
@@ -192,7 +192,7 @@ class _Pair:
         lines: list[bytes],
         places: list[_Place] | _Places,
     ) -> None:
-        """Look at windows of the rows added, the first of which has rows of those before."""
+        """Check windows of the added rows; the first window also has earlier rows."""
         count = -(-(len(lengths) - before) // WINDOW)
         starts = len(lengths) - WINDOW * np.arange(count, 0, -1)
         if len(starts) and starts[0] < 0:
@@ -250,7 +250,7 @@ def _standard(lengths: np.ndarray) -> np.ndarray:
 
 
 def _sure(windows: np.ndarray) -> np.ndarray:
-    """Of which windows [m, n, 2] lengths alone say that rows belong together [m]."""
+    """For which windows [m, n, 2] lengths alone show that rows belong together [m]."""
     one, other = np.ascontiguousarray(np.moveaxis(_standard(windows), -1, 0))
     n = one.shape[1]
     here = (one * other).mean(1)
@@ -262,9 +262,9 @@ def _sure(windows: np.ndarray) -> np.ndarray:
 
 
 def _best_shift(lines: Sequence[bytes], lengths: np.ndarray) -> tuple[int, int] | None:
-    """(row, shift) such that from this row on texts fit better with those `shift` rows further.
+    """(row, shift): from this row on, texts fit better with those `shift` rows later.
 
-    Shift 0 where each other is worse, None where nothing can be said.
+    Shift 0 where every other shift is worse, None where it cannot be decided.
     """
     scores = _scores(lines, lengths)
     n, far = len(lines), scores.shape[1] // 2
@@ -279,7 +279,7 @@ def _best_shift(lines: Sequence[bytes], lengths: np.ndarray) -> tuple[int, int] 
         worse = np.delete(errors[0], far).max() < -_ERRORS
         return (0, 0) if worse else None
     row = int(after[:, shift].argmax())
-    # Lengths that repeat (a table of numbers) make many shifts good, a lost line makes one.
+    # Repeated lengths (a table of numbers) make many shifts good; a lost line makes only one good.
     if np.delete(after[row], shift).max() > _ONLY * after[row, shift]:
         return None
     return row, shift - far
@@ -301,7 +301,7 @@ def _scores(lines: Sequence[bytes], lengths: np.ndarray) -> np.ndarray:
         found = features[:, one, shift + far]
         found[0] = -((z[one, 0] - z[other, 1]) ** 2)
         a, b = numbers[one, 0], numbers[other, 1]
-        # Numbers that agree speak for two texts, others against them, one alone does less so.
+        # Equal numbers count for a pair, different ones against it, a number on one side less so.
         found[1] = np.where(a == b, a != 0, np.where((a != 0) & (b != 0), -1, -0.5))
         found[2] = ends[one, 0] == ends[other, 1]
     features[3][np.isnan(features[0])] = np.nan
@@ -323,7 +323,7 @@ def _in_common(cells: Sequence[tuple[str, str]], far: int) -> np.ndarray:
     for i, (own, _) in enumerate(words):
         for word in own & rows.keys():
             where = rows[word]
-            if len(where) > most:  # it is in too many rows to tell any from another
+            if len(where) > most:  # in too many rows to be informative
                 continue
             for j in where[bisect_left(where, i - far) : bisect_right(where, i + far)]:
                 found[i, j - i + far] += (len(own) * len(words[j][1])) ** -0.5
@@ -331,7 +331,7 @@ def _in_common(cells: Sequence[tuple[str, str]], far: int) -> np.ndarray:
 
 
 def _number_hash(text: str) -> int:
-    """Equal where two texts have the same numbers; 0 where there is none."""
+    """A hash that is equal if two texts have the same numbers; 0 if there is none."""
     return hash(frozenset(map(int, _NUMBER.findall(text)[:50]))) if _NUMBER.search(text) else 0
 
 
@@ -339,6 +339,6 @@ _ALIKE = str.maketrans(".。।?？؟!！:：", "...???!!::")
 
 
 def _end(text: str) -> str:
-    """The last sign of a text; "a" where it is a letter or a digit."""
+    """The last character of a text; "a" if it is a letter or a digit."""
     last = text.rstrip("\"'”»’)】」 ")[-1:].translate(_ALIKE)
     return "a" if not last or last.isalnum() else last

@@ -1,9 +1,9 @@
 """Rows of parallel text, one by one or some thousand lines at a time.
 
-Most lines of a corpus need no mending. Which they are, and how many characters and words their
-columns have, follows from the bytes of a whole block at once; every other line (a control
-character, a doubled or odd space, text that is not in NFC, a wrong number of columns, bytes that
-are not UTF-8) is read by itself, and becomes a row or a fault. So nothing is checked less.
+Most lines of a corpus need no normalisation. Which these are, and how many characters and words
+their columns have, is computed from the bytes of a whole block at once. Every other line (a control
+character, a double or unusual space, text that is not in NFC, a wrong number of columns, bytes that
+are not UTF-8) is read alone, and becomes a row or a fault. So the checks are the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LINES = 4096
 """Lines of a block. Chosen here: about a megabyte, which stays in a processor's cache."""
 
 _TAB, _NEWLINE, _SPACE, _DELETE = 9, 10, 32, 127
-# Characters of three bytes that `str.split` takes for white space.
+# Three-byte characters that `str.split` treats as white space.
 _SPACES = np.array([0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000])
 
 
@@ -37,7 +37,7 @@ class Row:
     where: str
 
 
-# Characters that nobody sees, first and last of each range; below, their first three bytes.
+# Invisible characters, first and last of each range; below, their first three bytes.
 _HIDDEN_RANGES = """ad-ad 34f-34f 61c-61c 115f-1160 17b4-17b5 180b-180f 200b-200f 202a-202e
 2060-206f 2800-2800 3164-3164 fe00-fe0f feff-feff ffa0-ffa0 fff0-fff8 1bca0-1bca3 1d173-1d17a
 e0000-e0fff"""
@@ -53,12 +53,12 @@ _INVISIBLE = regex.compile(r"[\s\p{Z}\p{Cc}\p{Default_Ignorable_Code_Point}\u280
 
 
 def is_blank(text: str) -> bool:
-    """Whether nothing of a text can be seen: white space, U+200B, fillers, the empty Braille."""
+    """Whether a text has no visible character: white space, U+200B, fillers, the empty Braille."""
     return _INVISIBLE.fullmatch(text) is not None
 
 
 def row_of(texts: Mapping[str, str], where: str) -> Row:
-    """A row without its texts in which nothing can be seen; Fault when fewer than two remain."""
+    """A row without its invisible texts; Fault when fewer than two remain."""
     kept = {code: text for code, text in texts.items() if not is_blank(text)}
     if len(kept) < 2:
         raise Fault("fewer than two texts" if kept else "empty line", where)
@@ -74,12 +74,12 @@ def normalise(text: str) -> str:
 class Block:
     """Rows of consecutive lines of one file, n of them in w languages.
 
-    ``texts[i]`` are the texts of row i as `normalise` leaves them, in the order of ``languages``,
-    tabs between them, nothing where there is none; ``lines`` are the same in UTF-8.
-    ``characters``, ``words`` and ``first`` (the first byte) are [n, w]. ``numbers`` [n] are lines
-    of the file; ``place`` comes before them in a `file:line`. ``mended`` has the rows whose texts
-    were not in normal form, as they stand in the file; ``faults`` the lines that are no rows, each
-    with the number of rows before it.
+    ``texts[i]`` are the texts of row i as `normalise` returns them, in the order of ``languages``,
+    separated by tabs, empty where a text is missing; ``lines`` are the same in UTF-8.
+    ``characters``, ``words`` and ``first`` (the first byte) are [n, w]. ``numbers`` [n] are line
+    numbers in the file; ``place`` is the part before them in a `file:line`. ``mended`` has the rows
+    that were not in normal form, as they are in the file; ``faults`` the lines that are not rows,
+    each with the number of rows before it.
     """
 
     place: str
@@ -129,9 +129,9 @@ def block_of(
     first: int,
     parse: Callable[[int], Row],
 ) -> Block:
-    """The rows of `lines`, whose `width` cells have tabs between them; `first` is their number.
+    """The rows of `lines`, which have `width` cells separated by tabs; `first` is their number.
 
-    `columns` says which cell has which language. `parse` reads line i by itself, or raises Fault.
+    `columns` gives the cell of each language. `parse` reads line i alone, or raises Fault.
     """
     joined = b"\n".join([*lines, b""])
     texts = _decoded(joined, lines)
@@ -179,14 +179,14 @@ def _is_empty(line: bytes, width: int) -> bool:
 
 
 class _Faults:
-    """Lines that are no rows, each with the number of rows before it; runs of empty ones are one.
+    """Lines that are not rows, each with the number of rows before it.
 
-    The first few of a run stand alone: an account names as many places.
+    A run of empty lines is one entry, except its first few: an account names as many places.
     """
 
     def __init__(self) -> None:
         self.found, self.lines = list[tuple[int, Fault]](), 0
-        self._empty = (-1, 0)  # the last empty line, how many come without another before it
+        self._empty = (-1, 0)  # the last empty line, length of its run
 
     def add(self, line: int, fault: Fault) -> None:
         self.found.append((line - self.lines, fault))
@@ -218,17 +218,17 @@ def _decoded_line(line: bytes) -> str | None:
 
 
 def _measured(text: bytes, width: int) -> tuple[np.ndarray, ...]:
-    """Of each line: whether it has `width` tidy cells [n]; their measures [n, width].
+    """For each line: whether it has `width` tidy cells [n]; their measures [n, width].
 
-    Measures are characters, words and first bytes. Each line of `text` ends in a newline. Of lines
-    that are not tidy the numbers say nothing.
+    Measures are characters, words and first bytes. Each line of `text` ends in a newline. The
+    measures of lines that are not tidy are undefined.
     """
     data = np.frombuffer(text, np.uint8)
     blanks = np.flatnonzero(data <= _SPACE)
     kinds = data[blanks]
-    breaks = np.flatnonzero(kinds != _SPACE)  # places in `blanks`
+    breaks = np.flatnonzero(kinds != _SPACE)  # indices into `blanks`
     ends = blanks[breaks]
-    last = np.flatnonzero(kinds[breaks] == _NEWLINE)  # places in `breaks`
+    last = np.flatnonzero(kinds[breaks] == _NEWLINE)  # indices into `breaks`
     tidy = np.diff(last, prepend=-1) == width
     for odd in _odd(text, data, blanks, kinds):
         tidy[np.searchsorted(ends[last], odd)] = False
@@ -247,11 +247,11 @@ def _measured(text: bytes, width: int) -> tuple[np.ndarray, ...]:
 def _odd(
     text: bytes, data: np.ndarray, blanks: np.ndarray, kinds: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """Where something is, or begins, that a tidy line has not."""
+    """Positions of, or at the start of, anything that a tidy line does not have."""
     yield blanks[(kinds < _SPACE) & (kinds != _TAB) & (kinds != _NEWLINE)]
     space = kinds == _SPACE
     touch = np.flatnonzero((np.diff(blanks) == 1) & (space[1:] | space[:-1]))
-    yield blanks[touch + space[touch + 1]]  # the space, which is on the line
+    yield blanks[touch + space[touch + 1]]  # the space, which belongs to the line
     if len(blanks) and blanks[0] == 0 and space[0]:
         yield blanks[:1]
     if b"\x7f" in text:
@@ -268,7 +268,7 @@ def _odd(
 
 
 def _begin_invisible(data: np.ndarray, starts: np.ndarray) -> Iterator[np.ndarray]:
-    """Those of the places where cells begin at which stands a character that nobody sees."""
+    """The cell starts at which there is an invisible character."""
     lead = data[starts]
     starts = starts[(lead >= 0xC2) & np.isin(lead, _LEADS)]
     code = np.zeros(len(starts), np.int32)
@@ -280,10 +280,10 @@ def _begin_invisible(data: np.ndarray, starts: np.ndarray) -> Iterator[np.ndarra
 
 
 def doubtful(data: np.ndarray) -> np.ndarray:
-    """Which bytes [n] begin a character such that text of its like may not be in NFC.
+    """Which bytes [n] begin a character that may be in a text which is not in NFC.
 
-    Those up to U+02FF, in the Cyrillic of U+0400 to U+047F, and in the ideographs of U+4000 to
-    U+9FFF do not.
+    Characters up to U+02FF, the Cyrillic of U+0400 to U+047F, and the ideographs of U+4000 to
+    U+9FFF are not doubtful.
     """
     marked = data >= 0xCC
     if marked.any():
@@ -292,7 +292,7 @@ def doubtful(data: np.ndarray) -> np.ndarray:
 
 
 def _find_unnormalised(texts: Sequence[str | None], data: np.ndarray, plain: np.ndarray) -> None:
-    """Take lines that are not UTF-8, or not in NFC, out of those that are `plain`."""
+    """Remove lines from `plain` that are not UTF-8 or not in NFC."""
     line = np.zeros(len(texts), bool)
     if (marked := doubtful(data)).any():
         starts = np.flatnonzero(data == _NEWLINE) + 1

@@ -1,7 +1,7 @@
 """GNU gettext catalogues, compiled (`.mo`) and source (`.po`), as translated messages.
 
-Both formats are parsed here rather than by a library, because every fault has to be located by
-line or byte offset, compressed files have to be read, and U+2028 inside a message is text.
+Both formats are parsed here and not by a library, because every fault must be located by
+line or byte offset, compressed files must be read, and U+2028 inside a message is text.
 Layouts: GNU gettext manual, "The Format of PO Files" and "The Format of GNU MO Files".
 """
 
@@ -19,11 +19,11 @@ from typing import NamedTuple
 from gradvac.errors import CorpusError
 from gradvac.text.textfiles import Fault, check_text, decode, raw_lines, read_bytes
 
-# Chosen here: some twenty times the largest catalogues of Debian; a compressed file that grows
+# Chosen here: about twenty times the largest catalogues of Debian; a compressed file that grows
 # beyond it is not a catalogue.
 _SIZE_LIMIT = 256 * 2**20
 
-# English uses its plural for every number but one; five stands for them, because languages with
+# English uses its plural for every number except one. Five represents them, because languages with
 # more than two forms use one of their plural forms for it.
 _ONE, _MANY = 1, 5
 
@@ -48,9 +48,9 @@ class Message(NamedTuple):
 
 
 class _Forms:
-    """Which of the forms of a translation belongs to the English singular and plural.
+    """Which forms of a translation belong to the English singular and plural.
 
-    The header's rule decides; where there is none, or it does not fit, the first and last form.
+    The header's rule decides; if it is missing or does not fit, the first and last form are used.
     """
 
     def __init__(self, header: str) -> None:
@@ -81,7 +81,7 @@ class _Forms:
 
 
 def mo_messages(path: Path, limit: int) -> Iterator[Message | Fault]:
-    """Messages of a compiled catalogue; `where` ends in the number of the message in it.
+    """Messages of a compiled catalogue; `where` ends in the message's number in it.
 
     Raises:
         CorpusError: not a catalogue, or one whose tables point outside the file.
@@ -90,7 +90,7 @@ def mo_messages(path: Path, limit: int) -> Iterator[Message | Fault]:
 
 
 def parse_mo(data: bytes, path: Path | str, limit: int) -> Iterator[Message | Fault]:
-    """As `mo_messages`, of a catalogue in memory that messages call `path`."""
+    """As `mo_messages`, for a catalogue in memory; `path` is its name in messages."""
     spans = _mo_spans(path, data)
     header = next((data[t[0] : t[1]] for m, t in spans if m[0] == m[1]), b"")
     where = f"{path}:1"
@@ -166,7 +166,7 @@ def po_messages(path: Path, limit: int) -> Iterator[Message | Fault]:
     Fuzzy, obsolete and untranslated entries are skipped (and counted).
 
     Raises:
-        CorpusError: a line that is not of a PO file, or entries that lack a part.
+        CorpusError: a line that is not PO syntax, or entries that lack a part.
     """
     charset = _po_charset(path, limit)
     forms = _Forms("")
@@ -219,7 +219,7 @@ class _Entry:
 
     @property
     def is_over(self) -> bool:
-        """Whether a new entry may begin; the rest of one with a fault may have been lost."""
+        """Whether a new entry may begin; after a fault, the rest of this one may be missing."""
         return self.current.startswith("msgstr") or self.fault is not None
 
 
@@ -267,7 +267,7 @@ def _po_entries(path: Path, limit: int, charset: str) -> Iterator[_Entry | Fault
 
 
 def _po_line(raw: bytes | None, where: str, charset: str) -> tuple[str, Fault | None]:
-    """A line as far as it can be read, so that the entry it belongs to can be left out."""
+    """The readable part of a line, so that the entry it belongs to can be left out."""
     try:
         return decode(raw, where, charset).strip(" \t"), None
     except Fault as fault:
@@ -275,7 +275,7 @@ def _po_line(raw: bytes | None, where: str, charset: str) -> tuple[str, Fault | 
 
 
 def _add(entry: _Entry, line: str, fault: Fault | None, where: str, limit: int) -> None:
-    """Add a line with a keyword, or one that continues the last, to the entry."""
+    """Add a line to the entry: one with a keyword, or one that continues the last."""
     found = _KEYWORD.fullmatch(line)
     if found is None:
         if fault is None:
@@ -307,7 +307,7 @@ def _check_keyword(entry: _Entry, keyword: str, where: str) -> None:
 
 
 def _po_charset(path: Path, limit: int) -> str:
-    """The charset the header names; only the part before the second msgid is looked at."""
+    """The charset that the header names; only the part before the second msgid is read."""
     header: list[str] = []
     messages = 0
     for raw in raw_lines(path, limit):

@@ -1,4 +1,4 @@
-"""Cleaning parallel text: what is fit to train on, and why the rest is not."""
+"""Cleaning parallel text: which pairs are used for training, and why the others are left out."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class CleaningRules:
             below 1.
     """
 
-    # A sentence of one word or one letter is a translation too: menu entries and headings are.
+    # A single word or letter can be a translation too: menu entries and headings are.
     min_characters: int = 1
     # 200 words of six characters, the mean of English with its space.
     max_characters: int = 1200
     min_words: int = 1
     # Moses cleaned at 80 to 100 words for phrase tables; sentences of up to 200 words are rare
-    # but sound, and longer ones are paragraphs or tables that alignment got wrong.
+    # but correct, and longer ones are paragraphs or tables that were aligned wrongly.
     max_words: int = 200
-    # In characters, the longer by the shorter side. Measured on NTREX-128 with the smoothing below:
+    # In characters, longer side / shorter side. Measured on NTREX-128 with the smoothing below:
     # 99 % of the English-Chinese pairs are under 3.8, and 99.9 % of the pairs of English with
     # each of 44 other languages under 3.5.
     max_ratio: float = 4.0
@@ -81,8 +81,8 @@ class CleaningRules:
 
 
 _NO_LETTER = regex.compile(r"[^\p{L}\p{M}]+")
-# Marks without which a text reads the same: points of Hebrew, Arabic and Syriac, stress on Cyrillic
-# letters, the dot that stays when a Turkish capital is casefolded, forms of emoji and ideographs.
+# Marks that readers do not need: points of Hebrew, Arabic and Syriac, stress on Cyrillic letters,
+# the dot that remains when a Turkish capital is casefolded, variants of emoji and ideographs.
 _OPTIONAL = re.compile(
     "[\u0591-\u05c7\u0610-\u061a\u064b-\u0652\u0670\u06d6-\u06ed\u0730-\u074a\u034f\u180b-\u180f"
     "\ufe00-\ufe0f\U000e0100-\U000e01ef]+|(?<=[\u0400-\u052f])[\u0300\u0301]+|(?<=i)\u0307"
@@ -90,11 +90,11 @@ _OPTIONAL = re.compile(
 
 
 def text_key(text: str) -> str:
-    """The letters of `text`, casefolded: equal keys mean texts too alike to test on and train on.
+    """The letters of `text`, casefolded: equal keys mean texts too similar to test on and train on.
 
     Spaces, digits and punctuation are not letters, so "Page 1" and "page 2:" have the same key.
-    Marks are parts of letters, as vowel signs are, but for those that readers do without. Empty
-    where there is no letter.
+    Marks, such as vowel signs, are parts of letters, except those that readers do not need. Empty
+    if there is no letter.
     """
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     return _OPTIONAL.sub("", _NO_LETTER.sub("", folded))
@@ -105,15 +105,15 @@ _NO_ASCII_LETTER = bytes(b for b in range(128) if not chr(b).isalpha() and chr(b
 
 
 def text_keys(texts: list[str]) -> list[str]:
-    """The `text_key` of each text; of those in ASCII together, which takes a tenth of the time.
+    """The `text_key` of each text, which must be a single line.
 
-    The texts are single lines.
+    ASCII texts are done together, which takes a tenth of the time.
     """
     keys = ["" if text.isascii() else text_key(text) for text in texts]
     plain = [i for i, text in enumerate(texts) if text.isascii()]
     joined = "\n".join([texts[i] for i in plain]).encode("ascii")
     letters = joined.translate(_TO_LOWER, _NO_ASCII_LETTER).decode("ascii").split("\n")
-    for i, key in zip(plain, letters, strict=False):  # of no texts there is one, empty
+    for i, key in zip(plain, letters, strict=False):  # for no texts there is one empty key
         keys[i] = key
     return keys
 
@@ -132,10 +132,10 @@ def clean(
     """Normalised pairs of one direction that pass the rules, in the order of `rows`.
 
     `exclude` holds `text_key`s of evaluation text: a pair with such a key on either side is left
-    out. `seen` holds the hashes of pairs met so far; give one set per direction to all its corpora
-    to remove duplicates between them. `account` counts each row once, under `corpus` (by default
-    the direction, `fr-en`). Duplicates are recognised by a hash of 8 bytes: in 100 million distinct
-    pairs the chance that any one is taken for another is 3 in 10,000.
+    out. `seen` holds the hashes of earlier pairs; give all corpora of a direction the same set to
+    remove duplicates between them. `account` counts each row once, under `corpus` (by default the
+    direction, `fr-en`). Duplicates are found by a hash of 8 bytes: in 100 million distinct pairs
+    the probability of any false duplicate is 3 in 10,000.
     """
     name = corpus or f"{source_language}-{target_language}"
     account.start(name)
@@ -162,7 +162,9 @@ def judge(
     rules: CleaningRules,
     held_out: AbstractSet[str],
 ) -> Pair | str:
-    """The normalised pair of a row in one direction, or why it is left out; duplicates aside.
+    """The normalised pair of a row in one direction, or the reason to leave it out.
+
+    Duplicates are not checked.
 
     `held_out` holds `text_key`s of evaluation text, none of them empty.
     """
@@ -179,7 +181,7 @@ def judge(
 
 
 def rejection(source: str, target: str, rules: CleaningRules) -> str | None:
-    """Why a normalised pair is left out by itself, or None."""
+    """The reason to leave a normalised pair out, found from the pair alone, or None."""
     short, long = sorted((len(source), len(target)))
     if short == 0:
         return "empty side"
@@ -199,7 +201,7 @@ def rejection(source: str, target: str, rules: CleaningRules) -> str | None:
     return None
 
 
-# Why a row of a block is left out, by number; 0 is kept. In the order in which they are looked for.
+# Reasons to leave out a row of a block, by number; 0 is kept. In the order of the checks.
 REASONS = (
     "", "target copies source", "too few characters", "too many characters", "too few words",
     "too many words", "length ratio", "in evaluation text",
@@ -217,7 +219,7 @@ class BlockJudge:
         self._held: dict[int, np.ndarray] = {}
 
     def __call__(self, source: int, target: int, rows: np.ndarray) -> np.ndarray:
-        """Number in `REASONS` of each of ``rows`` [n], which have both columns."""
+        """Number in `REASONS` for each of ``rows`` [n], which have both columns."""
         characters = self.block.characters[rows][:, [source, target]]
         words = self.block.words[rows][:, [source, target]]
         short, long = characters.min(1), characters.max(1)
@@ -225,8 +227,8 @@ class BlockJudge:
         rules, smoothing = self.rules, self.rules.ratio_smoothing
         copies = np.zeros(len(rows), bool)
         if rules.drop_copies:
-            # No other character's casefold has a space in it, and that of a text begins with that
-            # of its first character: only where both agree there may be a copy.
+            # No other character's casefold contains a space, and the casefold of a text begins with
+            # that of its first character: a copy is possible only where both agree.
             first = self.block.first[rows][:, [source, target]]
             begin = (first.max(1) >= 128) | (_LOWER[first[:, 0]] == _LOWER[first[:, 1]])
             alike = np.flatnonzero((words[:, 0] == words[:, 1]) & begin)
@@ -249,7 +251,7 @@ class BlockJudge:
         return [a == b or a.casefold() == b.casefold() for a, b in pairs]
 
     def _in_held(self, column: int) -> np.ndarray:
-        """Which rows have the letters of an evaluation text in a column; once per column."""
+        """Which rows have the letters of an evaluation text in a column; cached per column."""
         if column not in self._held:
             keys = text_keys([row[column] for row in self.block.cells])
             self._held[column] = np.array([key in self.held_out for key in keys], bool)

@@ -1,4 +1,4 @@
-"""Is the language in its column? Scripts tell many apart, an identifier most of the others."""
+"""Checks that each column is in its language: by script, or by an identifier."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from gradvac.text.languages import LANGUAGES
 from gradvac.text.scripts import in_script, letters_of, script_in, scripts_of
 
 SAMPLE = 400
-# Sentences judged together, and the share of such lots that has to be in another language. Chosen
+# Sentences judged together, and the share of such groups that must be in another language. Chosen
 # here: single short sentences mislead an identifier, and a tenth of a good corpus is noise.
 _LOT = 8
 _WRONG = 0.7
-# The share of rows, each of its language for sure, that may be swapped.
+# The share of rows, each clearly identified, that may be swapped.
 _SOME = 0.15
 
 
 def check_columns(name: str, rows: Sequence[Row], identifier: Identifier | None) -> None:
-    """Look at the first rows of the files called `name`; without an identifier, at their scripts.
+    """Check the first rows of the files called `name`; by script if there is no identifier.
 
     Raises:
         CorpusError: most of a column is in another script, or in the language of another column.
@@ -47,7 +47,7 @@ def check_columns(name: str, rows: Sequence[Row], identifier: Identifier | None)
             identifier.identify(" ".join(texts[n : n + _LOT])) for n in range(0, len(texts), _LOT)
         )
         likeliest, count = lots.most_common(1)[0]
-        found = labels.get(likeliest, code)  # of languages that are not here it may be mistaken
+        found = labels.get(likeliest, code)  # it may be wrong about languages that are not here
         if found != code and count > _WRONG * lots.total() and lots.total() > 1:
             raise CorpusError(
                 f"{_where(name, rows, code, texts[0])}: the column {code!r} is in {found!r}: "
@@ -59,7 +59,7 @@ def check_columns(name: str, rows: Sequence[Row], identifier: Identifier | None)
 
 
 def _check_rows(rows: Sequence[Row], one: str, other: str, identifier: Identifier) -> None:
-    """Refuse two columns that change places in some of the rows."""
+    """Raise if the two columns are swapped in some of the rows."""
     swapped = [label(other), label(one)]
     if confusable(*swapped):
         return
@@ -74,9 +74,9 @@ def _check_rows(rows: Sequence[Row], one: str, other: str, identifier: Identifie
 
 
 def check_header(name: str, codes: Sequence[str], rows: Sequence[Sequence[str]]) -> str | None:
-    """Look which of all languages the columns of a file are in; `codes` are those of its header.
+    """Find which of all languages the columns of a file are in; `codes` are those of its header.
 
-    Returns a note where that could not be checked.
+    Returns a note if that could not be checked.
 
     Raises:
         CorpusError: columns are swapped, or one is in another language.

@@ -1,4 +1,4 @@
-"""Tables: TSV and CSV with any header (TED included), Parquet, data sets of Hugging Face."""
+"""Tables: TSV and CSV with any header (TED included), Parquet, Hugging Face data sets."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from gradvac.text.quoted import quoted_rows, records
 from gradvac.text.tables import tables
 from gradvac.text.textfiles import LINE_LIMIT, Fault, check_text, decode, raw_lines
 
-# The multi-way table of TED talks (Qi et al. 2018) has it for "not translated".
+# How the multi-way table of TED talks (Qi et al. 2018) writes "not translated".
 NULL = "__NULL__"
 _BATCH = 1000
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How a table is written: what is between its cells, and whether they may be in quotes."""
+    """How a table is written: the separator of cells, and whether cells may be in quotes."""
 
     separator: str = "\t"
     quoted: bool = False
 
 
 def header(path: Path, shape: Shape) -> list[str]:
-    """The cells of the first line; a file that is no text has none."""
+    """The cells of the first line; none if the file is not text."""
     if shape.quoted:
         first = next(records(path, shape.separator, LINE_LIMIT))
         return [] if isinstance(first, Fault) else first[1]
@@ -41,7 +41,7 @@ def header(path: Path, shape: Shape) -> list[str]:
 def tsv(
     path: Path, columns: Mapping[int, str], skip_first: bool, width: int, shape: Shape
 ) -> Iterator[Row | Fault]:
-    """Rows of a table; `columns` says which column holds which language."""
+    """Rows of a table; `columns` gives the language of each column."""
     by_code = {code: column for column, code in columns.items()}
     items: Iterator[Row | Fault]
     if shape.quoted:
@@ -55,7 +55,7 @@ def tsv(
 
 
 def _translated(row: Row) -> Row | Fault:
-    """A row without the cells that say that there is no translation."""
+    """A row without the cells that mark a missing translation."""
     if NULL not in "".join(row.texts.values()):
         return row
     try:
@@ -74,7 +74,7 @@ def parquet_columns(path: Path) -> list[str]:
 
 
 def parquet(path: Path, columns: Sequence[str]) -> Iterator[Row | Fault]:
-    """Rows of a Parquet file, a batch at a time."""
+    """Rows of a Parquet file, read in batches."""
     with _parquet(path) as file:
         nested = "translation" in file.schema_arrow.names
         names = ["translation"] if nested else list(columns)

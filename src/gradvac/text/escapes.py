@@ -1,6 +1,6 @@
-"""What the tokenizer of Moses writes for characters of its own: `&apos;`, `&#91;`, `@-@`.
+"""Escapes that the tokenizer of Moses writes for its own special characters: `&apos;`, `@-@`.
 
-Corpora that went through it have them in their text, where a model learns to write them.
+Corpora tokenised by it have them in their text, and a model would learn to write them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from gradvac.text.account import Account
 from gradvac.text.blocks import Block, Row
 from gradvac.text.textfiles import Fault
 
-# tokenizer.perl of Moses, "escape special chars"; `&amp;` is undone last, as it was written first.
+# tokenizer.perl of Moses, "escape special chars"; `&amp;` is undone last because it is done first.
 _CHARACTERS = {
     "&#124;": "|", "&#91;": "[", "&#93;": "]", "&lt;": "<", "&gt;": ">", "&apos;": "'",
     "&quot;": '"', "&amp;": "&",
@@ -23,7 +23,7 @@ NOTE = "escapes of Moses (&apos; @-@); unescape: true (in an import, --unescape)
 
 
 def undone(text: str) -> str:
-    """A text with the characters that Moses has written otherwise."""
+    """A text with the escapes of Moses replaced by the characters."""
     if "@" in text:
         text = _HYPHEN.sub(r"\1", text)
     if "&" in text:
@@ -60,5 +60,5 @@ def noted(
 
 
 def has_escapes(line: bytes) -> bool:
-    """Whether a line, cells between tabs, has escapes of Moses in it."""
+    """Whether a line of cells separated by tabs has escapes of Moses."""
     return any(_FOUND.search(cell) for cell in line.split(b"\t"))

@@ -1,4 +1,4 @@
-"""Filters of one pair of any corpus: lengths, script, copies, language."""
+"""Filters for single pairs of any corpus: lengths, script, copies, language."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from gradvac.text.scripts import in_script, mostly_english, words
 class PairFilter:
     """Why a normalised pair of `source` and `target` language is left out.
 
-    `languages` are those of the whole corpus, among which the identifier chooses; empty: texts are
-    not identified.
+    The identifier chooses among `languages`, those of the whole corpus; if empty, texts are not
+    identified.
     """
 
     source: str
@@ -58,6 +58,6 @@ class PairFilter:
 
 
 def _names(text: str) -> frozenset[str]:
-    """Words with a capital, casefolded, but of text in capitals: a line of names has few others."""
+    """Capitalised words, casefolded; none if all is in capitals. Name lists are mostly these."""
     capital = () if text.isupper() else (w for w in words(text) if w[:1].isupper())
     return frozenset(word.casefold() for word in capital)

@@ -1,4 +1,4 @@
-"""Text kept out of training: held-out strings are found by their letters and by their words."""
+"""Text kept out of training: held-out strings are matched by their letters and by their words."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def bag(text: str) -> frozenset[str]:
 
 
 def jaccard(one: frozenset[str], other: frozenset[str]) -> float:
-    """Shared words over all words; 0 for two texts without a word."""
+    """Shared words / all words; 0 for two texts without words."""
     return len(one & other) / max(len(one | other), 1)
 
 
 class NearIndex:
-    """Texts, searchable for one with a word Jaccard of at least `NEAR` with a given text.
+    """An index of texts that finds one with a word Jaccard of at least `NEAR` to a given text.
 
     Exact, by the prefix filter of Bayardo et al. 2007 (Scaling up all pairs similarity search): two
-    sets that similar share a word among the rarest few of each, so only those are looked up.
+    sets this similar share one of the rarest words of each, so only those are looked up.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -42,7 +42,7 @@ class NearIndex:
                 self._where[word].append(index)
 
     def find(self, text: str) -> int | None:
-        """Number of the first text that is near, None if none is."""
+        """Number of the first text that is near, None if there is none."""
         wanted = bag(text)
         found = {index for word in self._prefix(wanted) for index in self._where.get(word, ())}
         near = (index for index in found if jaccard(wanted, self._bags[index]) >= NEAR)
@@ -59,7 +59,7 @@ class NearIndex:
 class HeldOut:
     """What may not be trained on: rows of evaluation text, by English and by translation.
 
-    `reason` says why a pair leaks one of them: an equal letters-only key (`text_key`) of either
+    `reason` says why a pair repeats one of them: an equal letters-only key (`text_key`) of either
     side, in its own language, or a near-duplicate English side.
     """
 

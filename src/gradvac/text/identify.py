@@ -1,9 +1,9 @@
 """Which language a text is in, and how often a translation is in the wrong one.
 
-By py3langid, whose model comes inside its package: nothing is downloaded. It chooses among the
-languages it is told of, here those of a model: a translation that leaves its target language is
-nearly always in one of them, and short texts are told apart far better among a few. What it errs on
-references is measured beside every rate, because a rate below that says nothing.
+Uses py3langid, whose model is inside its package: nothing is downloaded. It chooses among given
+languages, here those of a model: a translation in a wrong language is nearly always in one of
+them, and short texts are identified far better among few languages. Its error rate on references
+is reported with every rate, because a rate below it means nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from gradvac.errors import RunError
 from gradvac.text.languages import language
 
 EXTRA = "pip install 'gradvac[langid]'"
-# Codes of ours that py3langid lists under another one.
+# Our codes for which py3langid uses another code.
 _ALIASES = {"nb": "no", "fil": "tl"}
 IDENTIFIABLE = 25
-"""Letters of a text below which identification errs more often than corpora do. Chosen here."""
-# Languages that an identifier takes for one another.
+"""Texts with fewer letters are misidentified more often than corpora are wrong. Chosen here."""
+# Languages that an identifier confuses.
 _ALIKE = tuple(
     frozenset(group.split())
     for group in ("id ms jv", "cs sk", "zu xh ss nr", "hr bs sr sl", "da no nb nn", "hi mr ne",
@@ -32,7 +32,7 @@ _ALIKE = tuple(
 class OffTarget:
     """Percentages of sentences that are identified as another language than the target's.
 
-    ``rate`` of the translations, ``of_references`` of the references: what the identifier errs.
+    ``rate`` of the translations, ``of_references`` of the references: the identifier's errors.
     """
 
     rate: float
@@ -40,9 +40,9 @@ class OffTarget:
 
 
 class Identifier:
-    """Tells the languages of a model apart; RunError without the extra.
+    """Identifies the languages of a model; RunError without the extra.
 
-    ``unknown`` are those of ``languages`` that it has never seen; no rate exists for them.
+    ``unknown`` are those of ``languages`` that it was not trained on; they have no rate.
     """
 
     def __init__(self, languages: Iterable[str]) -> None:
@@ -60,8 +60,8 @@ class Identifier:
     ) -> OffTarget | None:
         """Rates over the sentences whose reference has a letter; None if there is none.
 
-        None too for a language that the identifier does not know. A translation without a letter is
-        off target.
+        Also None for a language that the identifier does not know. A translation without a letter
+        is off target.
         """
         if language in self.unknown:
             return None
@@ -86,7 +86,7 @@ def label(code: str) -> str:
 
 
 def confusable(one: str, other: str) -> bool:
-    """Whether two languages are one, or are taken for one another by identifiers."""
+    """Whether two languages are the same, or identifiers confuse them."""
     return one == other or any(one in group and other in group for group in _ALIKE)
 
 

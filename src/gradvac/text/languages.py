@@ -1,7 +1,7 @@
 """Languages by tag: names, families, scripts, tokenizers; directions and resource levels.
 
-`language` takes any tag, as a recipe, a file or FLORES spells it (`zh`, `zho_Hans`, `pt-BR`); all
-that is known of a language follows from it.
+`language` takes any tag, as spelled in a recipe, a file or FLORES (`zh`, `zho_Hans`, `pt-BR`), and
+returns everything known about the language.
 
 Families are those of Wang et al. 2021, Table 4 (ten families of 25 languages), in the order of
 that table; German, French and Spanish share the branch "Western European" there. Languages the
@@ -27,8 +27,8 @@ Wanted = Literal["to_en", "from_en", "both"] | Sequence[str]
 
 ResourceLevel = Literal["high", "medium", "low"]
 
-# One family a line, in the order in which heat maps show them; languages in the order of Table 4,
-# those which are not in the table after them.
+# One family per line, in the order of the heat maps; languages in the order of Table 4, then those
+# that are not in the table.
 _TABLE = """
 Western European: fr French, es Spanish, de German, en English, it Italian, pt Portuguese,\
  nl Dutch, ca Catalan, gl Galician, oc Occitan, ro Romanian, la Latin, sv Swedish, da Danish,\
@@ -68,8 +68,8 @@ Constructed: eo Esperanto, ia Interlingua
 """
 
 
-# The other languages of FLORES-200, by the same families (NLLB Team et al. 2022, table 1): creoles
-# with the language most of their words come from.
+# The other languages of FLORES-200, in the same families (NLLB Team et al. 2022, table 1): creoles
+# are in the family of the language that most of their words come from.
 _FURTHER = """
 Western European: ast Asturian, fur Friulian, lij Ligurian, li Limburgish, lmo Lombard,\
  sc Sardinian, scn Sicilian, vec Venetian, ht Haitian Creole, kea Kabuverdianu, pap Papiamento,\
@@ -104,16 +104,16 @@ Tupian: gn Guarani
 
 @dataclass(frozen=True, slots=True)
 class Language:
-    """What is known of the language of a tag.
+    """What is known about the language of a tag.
 
     Attributes:
         code: the tag as it was given.
-        name: in English, with region or script where they are said; the tag of an unknown one.
+        name: in English, with region or script if the tag has them; the tag if it is unknown.
         family: "other" for a language of neither table.
         base: the code of the language alone, such as `zh` of `zho_Hans`.
-        script: what it is written in, by ISO 15924: as the tag says or as is usual (CLDR's likely
-            subtags); empty where nobody knows.
-        region: empty unless the tag names another one than that of the bare language.
+        script: ISO 15924 code of its script: from the tag, else the usual one (CLDR's likely
+            subtags); empty if unknown.
+        region: empty unless the tag names another region than that of the bare language.
     """
 
     code: str
@@ -125,7 +125,7 @@ class Language:
 
     @property
     def tokenizer(self) -> str:
-        """Sacrebleu's name of the tokenizer for BLEU in it; "13a" for most."""
+        """SacreBLEU's name of the tokenizer for BLEU in this language; "13a" for most."""
         return _TOKENIZERS.get(self.script, "13a")
 
 
@@ -149,10 +149,10 @@ _RANK = {
     for rank, code in enumerate(sorted(_ALL, key=lambda c: _FAMILIES.index(_ALL[c].family)))
 }
 
-# Chinese as sacreBLEU does by itself. For Japanese and Korean it wants MeCab, which is a heavy
-# dependency: characters there, and for the scripts that put no spaces between words (those of line
-# breaking class SA, and Tibetan: UAX #14), where 13a would take whole sentences for words. The
-# signature of every score says which it was.
+# Chinese as sacreBLEU does by default. For Japanese and Korean it uses MeCab, which is a heavy
+# dependency: characters here. Characters also for scripts without spaces between words (line
+# breaking class SA, and Tibetan: UAX #14), where 13a would take whole sentences as words. The
+# signature of every score names the tokenizer.
 _TOKENIZERS = {
     script: name
     for name, scripts in {
@@ -161,27 +161,27 @@ _TOKENIZERS = {
     }.items()
     for script in scripts.split()
 }
-_WHOLE = {"Hang": "Kore"}  # FLORES says Hangul, CLDR that Korean has Chinese characters too
-# CLDR takes `pt` for Brazil's Portuguese; corpora (TED, Debian) have `pt_BR` beside it.
+_WHOLE = {"Hang": "Kore"}  # FLORES names Hangul; CLDR's Korean includes Chinese characters
+# CLDR's `pt` is the Portuguese of Brazil; corpora (TED, Debian) have `pt_BR` beside `pt`.
 _HOME = {"pt": "PT"}
 LONGEST_CODE = 35
-"""Characters: what RFC 5646, section 4.4.1, asks of a field for language tags."""
+"""Maximum length: RFC 5646, section 4.4.1, requires this of fields for language tags."""
 _CODE = re.compile(rf"[A-Za-z0-9_]{{1,{LONGEST_CODE}}}")
 
 
 def is_code(text: str) -> bool:
-    """Whether `text` may name a language: up to 35 ASCII letters, digits and underscores."""
+    """Whether `text` can be a language code: up to 35 ASCII letters, digits and underscores."""
     return _CODE.fullmatch(text) is not None
 
 
 def is_known(code: str) -> bool:
-    """Whether the table has the language of `code`, region and script aside (`pt_BR` is `pt`)."""
+    """Whether the table has the language of `code`, without region and script (`pt_BR`: `pt`)."""
     return _base(code) in LANGUAGES
 
 
 @lru_cache(maxsize=4096)
 def language(code: str) -> Language:
-    """All that is known of the language of a tag, however it is spelled."""
+    """All that is known about the language of a tag, in any spelling."""
     tag = code.replace("_", "-")
     base, script, region = _parsed(tag)
     known = _ALL.get(base)
@@ -195,34 +195,34 @@ def language(code: str) -> Language:
 
 
 def _parsed(tag: str) -> tuple[str, str, str]:
-    """Language, script and region of a tag with hyphens; the tag alone if it is none."""
-    import langcodes  # a quarter of a second, which `gradvac --help` does not have
+    """Language, script and region of a tag with hyphens; the tag alone if it is not valid."""
+    import langcodes  # imported here: it takes 0.25 s, too long for `gradvac --help`
     from langcodes.data_dicts import LIKELY_SUBTAGS
     from langcodes.tag_parser import LanguageTagError
 
     first = tag.split("-")[0]
     try:
-        # As it stands where a table has it: `tl` is not to become `fil`.
+        # Unchanged if a table has it: `tl` must not become `fil`.
         found = langcodes.Language.get(tag, normalize=first not in _ALL)
         base = found.language or first
-        if base not in _ALL:  # `lvs` is the Latvian that everybody calls `lv`
+        if base not in _ALL:  # `lvs` is the Latvian usually called `lv`
             wide = langcodes.Language.get(langcodes.standardize_tag(base, macro=True)).language
             base = wide if wide in _ALL else base
         whole = langcodes.Language.make(base, script=found.script, territory=found.territory)
-        known = base in LIKELY_SUBTAGS  # else CLDR takes anything for English
+        known = base in LIKELY_SUBTAGS  # CLDR treats any other code as English
         script = (found.script or (whole.maximize().script if known else None)) or ""
         bare = langcodes.Language.make(base, script=script).maximize()
     except LanguageTagError:
         return first if first in _ALL else tag, "", ""
     home = _HOME.get(base, bare.territory)
-    # Territories whose usual script is another one, as in zh_TW, are said by the script.
+    # A territory that implies another script is replaced by that script, as in zh_TW.
     implied = not found.script and script != langcodes.Language.make(base).maximize().script
     region = "" if implied or found.territory in (None, home) else str(found.territory)
     return base, script, region
 
 
 def same_language(code: str, other: str) -> bool:
-    """Whether two tags are spellings of one language in one script, of one region."""
+    """Whether two tags are spellings of the same language, script and region."""
     if code == other:
         return True
     mine, theirs = (
@@ -232,12 +232,12 @@ def same_language(code: str, other: str) -> bool:
 
 
 def is_english(code: str) -> bool:
-    """Whether a tag is of English, whatever its region."""
+    """Whether a tag is English, of any region."""
     return language(code).base == ENGLISH
 
 
 def pivot(codes: Collection[str]) -> str:
-    """The language that others are compared with: English where it is there, else the first."""
+    """The language that others are paired with: English if it is in the list, else the first."""
     return ENGLISH if ENGLISH in codes else next(iter(codes))
 
 
@@ -301,7 +301,7 @@ class Direction:
 
 
 def directions(wanted: Wanted, languages: Sequence[str]) -> list[Direction]:
-    """The directions of ``languages`` that a recipe asks for: into English first, by code."""
+    """The directions of ``languages`` that a recipe wants: into English first, sorted by code."""
     if not isinstance(wanted, str):
         return [Direction.parse(name) for name in wanted]
     named = (code for code in languages if same_language(code, ENGLISH))

@@ -1,4 +1,4 @@
-"""TMX and the test sets of WMT: XML as a stream, entities of its own refused; SGML by its tags."""
+"""TMX and the test sets of WMT: XML read as a stream, without custom entities; SGML by its tags."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from gradvac.text.textfiles import (
 )
 
 _CHUNK = 1 << 16
-# What these hold is formatting of the original document, not text (TMX 1.4b, "Content markup").
+# These elements hold formatting of the original document, not text (TMX 1.4b, "Content markup").
 _CODES = {"bpt", "ept", "ph", "it", "ut"}
 
 Handler = Callable[[str, dict[str, str], str, int], Row | Fault | None]
 
 
 def _stream(path: Path, text_of: str, end: Handler) -> Iterator[Row | Fault]:
-    """Feed a file to expat; `end` is told each element as it ends: tag, attributes, text, line.
+    """Feed a file to expat; `end` is called at each element's end: tag, attributes, text, line.
 
-    Text is collected within `text_of` elements only.
+    Text is collected only inside `text_of` elements.
     """
     open_: list[tuple[str, dict[str, str]]] = []
     text: list[str] = []
@@ -82,7 +82,7 @@ def _stream(path: Path, text_of: str, end: Handler) -> Iterator[Row | Fault]:
         parser.Parse(b"", True)
     except expat.ExpatError as error:
         raise CorpusError(f"{path}:{error.lineno}: not XML, or cut off: {error}") from error
-    except (*BROKEN, LookupError, ValueError) as error:  # the latter two of encodings it declares
+    except (*BROKEN, LookupError, ValueError) as error:  # the last two from a declared encoding
         raise CorpusError(f"{path}:{parser.CurrentLineNumber}: cannot be read: {error}") from error
     yield from found
 
@@ -90,7 +90,7 @@ def _stream(path: Path, text_of: str, end: Handler) -> Iterator[Row | Fault]:
 def tmx(path: Path) -> Iterator[Row | Fault]:
     """Translation units of a TMX file; language tags as the file spells them.
 
-    Places and errors name the unit by its `tuid`, where it has one.
+    Places and errors name the unit by its `tuid`, if it has one.
     """
     texts: dict[str, str] = {}
     language, unit = "", ""
@@ -155,10 +155,10 @@ _ATTRIBUTE = re.compile(r'(\w+)\s*=\s*"([^"]*)"')
 
 
 def sgml_segments(path: Path) -> Iterator[tuple[tuple[str, str], str, str]]:
-    """((document, segment), text, `file:line`) of an SGML file of WMT, which is no XML.
+    """((document, segment), text, `file:line`) of an SGML file of WMT, which is not XML.
 
     Raises:
-        CorpusError: no segment is in the file, the last one is not closed, or it is not UTF-8.
+        CorpusError: the file has no segment, the last one is not closed, or it is not UTF-8.
     """
     document, segment, text, found = "", None, "", 0
     number = 0

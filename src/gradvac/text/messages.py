@@ -17,22 +17,22 @@ MAX_CHARACTERS = 400  # about 100 subwords: longer help paragraphs are mostly li
 LATIN = frozenset({"Latn"})
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
-# A pattern language of its own in each project; `{}` stands for all of them, so that both sides
-# can be compared and a model sees one symbol. Alternatives, in order: Fluent and brace
-# placeholders, LibreOffice's $(ARG1) and %FILENAME, $name$, printf with and without position.
+# Each project has its own placeholder syntax; `{}` replaces all of them, so that both sides can be
+# compared and a model sees one symbol. Alternatives, in order: Fluent and brace placeholders,
+# LibreOffice's $(ARG1) and %FILENAME, $name$, printf with and without position.
 _PLACEHOLDER = re.compile(
     r"""\{\s*[-$\w.]*(?:\([^()]*\))?[^{}"]*\}
       | \$\(\w+\) | \$\{\w+\} | \$[A-Za-z_]\w*\$? | %[A-Z]{2}[A-Z_]*\b | %\{\w+\}
       | %\(\w+\)[sd] | %\d+\$?-?\d*[SsDdluiC]*(?![\w%]) | %[.\d]*l?[SsdDiux](?!\w) | \#\d+\b""",
     re.VERBOSE,
 )
-# What programs in C, Python, Perl and Qt put into their messages; GCC quotes with %< and %>.
+# What programs in C, Python, Perl and Qt use in their messages; GCC quotes with %< and %>.
 _PRINTF = re.compile(
     r"""%\([\w.-]+\)[-+\d.]*[a-zA-Z] | %<\w+> | %\d+\$[-+#'\d.*]*(?:hh|ll|[hlqjztL])?[a-zA-Z]
       | %[-+#'\d.*]*(?:hh|ll|[hlqjztL])?\+?[a-zA-Z](?![a-z]) | %[Ln]?\d+ | @\w+@""",
     re.VERBOSE,
 )
-# Qt underlines any letter of a menu, "Sp&eichern"; an entity of markup is none.
+# Qt marks any letter of a menu, "Sp&eichern"; a markup entity is not such a mark.
 _ACCELERATOR = re.compile(r"&(?=[^\W\d_])(?!\w+;)")
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 _FLUENT_LITERAL = re.compile(r'\{\s*"([^"]*)"\s*\}')
@@ -42,7 +42,7 @@ _CODE = re.compile(
     r"https?:|www\.|\w\(\)|::|[=<>{}\\|;]{2}|[{}\\<>|^`_~]|\w/\w+/|[a-z]\.[a-z]+\.[a-z]"
     r"|[a-z][A-Z][a-z]+[A-Z]|^\s*[-.]\w|%\w|=\s*\w*\(|;\S|[#$@]"
 )
-# One digit is often spelled out or moved ("5th level"); longer numbers are the same everywhere.
+# One digit is often written as a word or moved ("5th level"); longer numbers are always the same.
 _NUMBER = re.compile(r"\d{2,}")
 _SENTENCE_END = re.compile(
     r"(?<=[.!?])([\"”»’)\]]*)\s+(?=[\"“«(\[¿¡]?[^\W\d_a-zа-яёіїєґәғқңөұүһ])|(?<=[।])()\s+"
@@ -58,7 +58,7 @@ _ABBREVIATION = re.compile(
 def clean(text: str, catalogue: bool) -> str:
     """Plain text of one message: no markup, no accelerators, `{}` for each placeholder.
 
-    `catalogue` says that the text comes from LibreOffice's interface, where `~` and `_` mark the
+    `catalogue` says that the text is from LibreOffice's interface, where `~` and `_` mark the
     letter that a menu underlines; elsewhere they are ordinary characters.
     """
     text = unicodedata.normalize("NFC", _TAG.sub("", text))
@@ -76,7 +76,7 @@ def clean(text: str, catalogue: bool) -> str:
 def message_pairs(english: str, translation: str, kind: str) -> Iterator[tuple[str, str]]:
     """Clean sentence pairs of one message of a kind of source (see `members`).
 
-    Messages of programs may have several paragraphs, and placeholders of their own.
+    Messages of programs may have several paragraphs, and their own placeholders.
     """
     left, right = _english_paragraphs(english, kind), _paragraphs(translation, kind)
     if len(left) != len(right):
@@ -91,7 +91,7 @@ def _paragraphs(text: str, kind: str) -> tuple[str, ...]:
     return tuple(clean(_printf(part), True) for part in _PARAGRAPHS.split(text))
 
 
-# The English side comes once for each language of a package.
+# The same English text is repeated for each language of a package.
 _english_paragraphs = lru_cache(maxsize=1 << 15)(_paragraphs)
 
 
@@ -116,7 +116,7 @@ def sentences(text: str) -> list[str]:
 
 
 def sentence_pairs(english: str, translation: str) -> Iterator[tuple[str, str]]:
-    """Pair the sentences of two paragraphs if both split alike, else the paragraphs."""
+    """Pair the sentences of two paragraphs if number and lengths agree, else the paragraphs."""
     left, right = sentences(english), sentences(translation)
     alike = len(left) == len(right) and all(
         length_plausible(a, b) for a, b in zip(left, right, strict=True)
@@ -125,14 +125,14 @@ def sentence_pairs(english: str, translation: str) -> Iterator[tuple[str, str]]:
 
 
 def length_plausible(english: str, translation: str) -> bool:
-    """Whether the two lengths in characters are what translations of one another have."""
-    # Short texts vary more: "Undo" is "Rückgängig machen". The constant lets them.
+    """Whether the two lengths in characters are plausible for a translation."""
+    # Short texts vary more: "Undo" is "Rückgängig machen". The constant allows this.
     low, high = sorted((len(english) + 10, len(translation) + 10))
     return high <= 2.2 * low
 
 
 class _English(NamedTuple):
-    """What the rules ask of the English side, which comes once for each language."""
+    """What the rules need of the English side, which is repeated for each language."""
 
     words: frozenset[str]
     length: int
@@ -160,7 +160,7 @@ def _has_code(text: str) -> bool:
 
 
 def rejection(english: str, translation: str, code: str, min_words: int = MIN_WORDS) -> str | None:
-    """Why this cleaned pair is no good for training, or None if it is."""
+    """Why this cleaned pair is not used for training, or None if it is."""
     original = _english(english)
     bare = translation.replace("{}", " ")
     if original.length < min_words:
@@ -179,7 +179,7 @@ def rejection(english: str, translation: str, code: str, min_words: int = MIN_WO
         return "under three quarters letters"
     if not original.latin:
         return "English side in another script"
-    # Names of programs stay Latin in every script; nothing else may creep into a Latin text.
+    # Program names stay Latin in every script; a Latin text may contain no other script.
     scripts = usual_scripts(code) or LATIN
     if not script_plausible(bare, scripts, 0.95 if scripts == LATIN else 0.5):
         return "translation in another script"

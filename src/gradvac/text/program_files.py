@@ -1,6 +1,6 @@
-"""Formats of translated text beside gettext: LibreOffice help, Mozilla's packs, XML help, JSON.
+"""Formats of translated text other than gettext: LibreOffice, Mozilla, XML help, JSON.
 
-Each reader takes the text of one file and gives a table whose keys agree between languages.
+Each reader takes the text of one file and returns a table with the same keys in all languages.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def _visible_text(fragment: str) -> str:
 
 
 class _VisibleText(HTMLParser):
-    """Keep the text, less the variants for other systems and applications.
+    """Keep the text, without the variants for other systems and applications.
 
-    A help page holds every variant of a sentence as hidden spans and shows one by script; the
+    A help page has every variant of a sentence as a hidden span and shows one by script; the
     one whose id starts with `default` is what most readers see.
     """
 
@@ -70,8 +70,8 @@ class _VisibleText(HTMLParser):
 def read_jar(data: bytes) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of every `.ftl` and `.properties` file of a zip archive.
 
-    Mozilla's optimised archives keep the central directory at the front, which Python's
-    `zipfile` takes for data before the archive; so the end record's own offset is followed here.
+    Mozilla's optimised archives have the central directory at the front, which Python's
+    `zipfile` treats as data before the archive; so this uses the end record's own offset.
     """
     end = data.rfind(b"PK\x05\x06")
     if end < 0:
@@ -94,7 +94,7 @@ def read_jar(data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _inflate(body: bytes, name: str) -> bytes:
-    """The deflated file `name`; ValueError where it is cut short or too large to be text."""
+    """The deflated file `name`; ValueError if it is truncated or too large to be text."""
     inflater = zlib.decompressobj(-15)
     found = inflater.decompress(body, _LARGEST_MEMBER)
     if not inflater.eof:
@@ -146,7 +146,7 @@ _SKIPPED = frozenset(
 def read_xml_help(data: bytes) -> list[tuple[str, str]]:
     """Element name and text of every block (paragraph, title, term) of a Mallard or DocBook file.
 
-    Entities are not resolved and nothing else is loaded. A block that holds an entity is empty.
+    Entities are not resolved and nothing else is loaded. A block with an entity is empty.
 
     Raises:
         ValueError: not XML.
@@ -182,7 +182,7 @@ def _walk(element: Any, blocks: list[tuple[str, str]]) -> None:
 
 
 def _inline(element: Any) -> list[str | None]:
-    """Text of a block without the blocks inside it; None stands for an entity."""
+    """Text of a block without the blocks inside it; None marks an entity."""
     parts: list[str | None] = [element.text or ""]
     for child in element:
         name = _name(child)
@@ -199,7 +199,7 @@ _LINK = re.compile(r"\[\[(?:[^\]|]*\|)?([^\]]*)\]\]")
 
 
 def read_messages(data: bytes) -> dict[str, str]:
-    """Key -> text of a message file of MediaWiki, JSON, its wiki markup removed.
+    """Key -> text of a message file of MediaWiki (JSON), without its wiki markup.
 
     Raises:
         ValueError: not such a file.
@@ -223,7 +223,7 @@ def _without_markup(text: str) -> str:
 
 
 def read_descriptions(lines: Iterable[str]) -> Iterator[tuple[str, str, list[str]]]:
-    """Package, MD5 of the English description, and paragraphs, of a Translation index of apt."""
+    """Package, MD5 of the English description, and paragraphs, from a Translation index of apt."""
     package = md5 = ""
     paragraphs: list[str] = []
     open_ = False
@@ -244,7 +244,7 @@ def read_descriptions(lines: Iterable[str]) -> Iterator[tuple[str, str, list[str
 
 
 def _add_line(paragraphs: list[str], line: str, open_: bool) -> bool:
-    """Add a line of a description; whether the paragraph goes on after it.
+    """Add a line of a description; return whether the paragraph continues after it.
 
     A lone dot ends a paragraph, a bullet starts one, indented lines are verbatim (policy 5.6.13).
     """

@@ -1,6 +1,6 @@
-"""Tables with cells in quotation marks, as spreadsheets write them (RFC 4180): CSV, and such TSV.
+"""Tables with quoted cells, as spreadsheets write them (RFC 4180): CSV, and TSV of this kind.
 
-A cell in quotation marks may hold the separator, line ends, and quotation marks, doubled.
+A quoted cell may contain the separator, line ends, and doubled quotation marks.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from pathlib import Path
 from gradvac.text.blocks import Row, row_of
 from gradvac.text.textfiles import Fault, decode, raw_lines
 
-# Lines that a cell may go on for. Chosen here: a cell is a sentence, at most a paragraph.
+# Maximum lines of a cell. Chosen here: a cell is a sentence, at most a paragraph.
 _MOST = 50
 
 
 def records(path: Path, separator: str, limit: int) -> Iterator[tuple[str, list[str]] | Fault]:
-    """Place and cells of each record; the place is the line it begins in."""
+    """Place and cells of each record; the place is its first line."""
     waiting: list[str] = []
     start = ""
     fault: Fault | None = None
@@ -48,7 +48,7 @@ def _record(text: str, where: str, separator: str) -> tuple[str, list[str]] | Fa
 def quoted_rows(
     path: Path, columns: Mapping[str, int], width: int, separator: str, limit: int, header: bool
 ) -> Iterator[Row | Fault]:
-    """Rows of a table of `width` columns; `columns` says which has which language."""
+    """Rows of a table of `width` columns; `columns` gives the column of each language."""
     for number, found in enumerate(records(path, separator, limit)):
         if number == 0 and header:
             continue
@@ -66,7 +66,7 @@ def quoted_rows(
 
 
 def goes_on(lines: Sequence[bytes | None], line: int, width: int) -> bool:
-    """Whether a line is of a record of `width` cells, quoted, that takes up several lines.
+    """Whether a line belongs to a quoted record of `width` cells that spans several lines.
 
     Such a record has an odd number of quotation marks in its first and in its last line.
     """

@@ -1,4 +1,4 @@
-"""Parallel text from files, whatever their format: rows of one shape, problems located."""
+"""Parallel text from files of any format: rows of one type, problems with their places."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def read_rows(source: Source, account: Account) -> Iterator[Row]:
 
     A row with a problem (invalid UTF-8, control characters, a line over the limit, a wrong number
     of columns, invalid JSON, wrong types, fewer than two texts) is dropped as a whole or ends the
-    reading, as the account's policy says. So are lines of an aligned file beyond the end of the
-    shortest: under "drop" the lines all files have are still used. A missing text (an empty cell)
-    is no problem as long as two languages remain.
+    reading, by the account's policy. The same holds for lines of an aligned file after the end of
+    the shortest: under "drop" the lines that all files have are still used. A missing text (an
+    empty cell) is not a problem while two languages remain.
 
     Raises:
-        CorpusError: whatever the policy, a file that is missing, empty, truncated or not in its
+        CorpusError: under any policy, a file that is missing, empty, truncated or not in its
             format at all, or columns that do not belong together; under "fail", the first problem.
     """
     yield from counted(source.name, one_by_one(_items(source, account)), account)
 
 
 def read_blocks(source: Source, account: Account) -> Iterator[Row | Block]:
-    """What `read_rows` gives, some thousand rows at a time where the format allows.
+    """The same as `read_rows`, in blocks of some thousand rows where the format allows.
 
     Raises:
         CorpusError: as `read_rows`.
@@ -59,16 +59,16 @@ def read_blocks(source: Source, account: Account) -> Iterator[Row | Block]:
 
 
 def _items(source: Source, account: Account) -> Iterator[Row | Fault | Block]:
-    """What the files hold; escapes undone or noted, columns watched."""
+    """The content of the files; escapes undone or noted, alignment of columns checked."""
     read = _READERS[source.format or ""](source)
     name = source.name
     items = unescaped(one_by_one(read)) if source.unescape else noted(read, name, account)
-    catalogue = source.format in ("mo", "po")  # where a message stands beside its translation
+    catalogue = source.format in ("mo", "po")  # a message is beside its translation
     return watched(items) if source.check and not catalogue else items
 
 
 def counted(name: str, items: Iterable[Row | Fault], account: Account) -> Iterator[Row]:
-    """The rows among `items`; `account` counts them, and the faults of others, as `name`."""
+    """The rows among `items`; `account` counts rows and faults under `name`."""
     account.start(name)
     for item in items:
         if isinstance(item, Row):
@@ -86,7 +86,7 @@ def _count_fault(name: str, fault: Fault, account: Account) -> None:
 
 
 def one_by_one(items: Iterable[Row | Fault | Block]) -> Iterator[Row | Fault]:
-    """The rows and faults of blocks among them."""
+    """The items with each block replaced by its rows and faults."""
     for item in items:
         if isinstance(item, Block):
             yield from item.items()
@@ -101,7 +101,7 @@ def _tsv(source: Source) -> Iterator[Row | Fault | Block]:
         return
     lines = raw_lines(path, source.line_limit)
     where = f"{path}:1"
-    for first in islice(lines, 1):  # one there is: an empty file was refused
+    for first in islice(lines, 1):  # there is one: empty files are an error
         header = _header(source, _cells(source, first, where), where)
         names = header if header is not None else source.languages or ()
         columns = {c: names.index(c) for c in source.languages or names}
@@ -111,7 +111,7 @@ def _tsv(source: Source) -> Iterator[Row | Fault | Block]:
 
 
 def _quoted(source: Source, path: Path) -> Iterator[Row | Fault]:
-    """Rows of a table with cells in quotation marks; of CSV with semicolons, if the header has."""
+    """Rows of a table with quoted cells; of a CSV with semicolons if its header has them."""
     separator = "\t" if source.format == "tsv" else ","
     first = next(records(path, separator, source.line_limit))
     if isinstance(first, Fault):
@@ -128,7 +128,7 @@ def _quoted(source: Source, path: Path) -> Iterator[Row | Fault]:
 
 
 def _cells(source: Source, line: bytes | None, where: str) -> list[str] | None:
-    """The cells of a first line; None where it cannot be read, and need not be a header."""
+    """The cells of a first line; None if it cannot be read and need not be a header."""
     try:
         return decode(line, where).split("\t")
     except Fault as fault:
@@ -138,10 +138,10 @@ def _cells(source: Source, line: bytes | None, where: str) -> list[str] | None:
 
 
 def _header(source: Source, found: list[str] | None, where: str) -> tuple[str, ...] | None:
-    """The codes of the cells of a header, None where the first line is text already.
+    """The codes in the cells of a header, None if the first line is text already.
 
     With `languages`, the first line is a header if it names a known language in every column;
-    without, it has to be one.
+    without, it must be a header.
     """
     if found is None:
         return None
@@ -171,7 +171,7 @@ def _header(source: Source, found: list[str] | None, where: str) -> tuple[str, .
 
 
 def _is_language(cell: str, wanted: Sequence[str]) -> bool:
-    """Whether a cell names a language; a word of three letters may be text, if it need not."""
+    """Whether a cell names a language; if it need not, a three-letter word may be text."""
     found = language(cell)
     return is_code(cell) and (
         is_known(cell)
@@ -181,7 +181,7 @@ def _is_language(cell: str, wanted: Sequence[str]) -> bool:
 
 
 def _spelled(cell: str, cells: Sequence[str], wanted: Sequence[str]) -> str:
-    """A cell of the header as `languages` spell it: `eng_Latn` is the `en` that is wanted."""
+    """A header cell in the spelling of `languages`: `eng_Latn` becomes the `en` in `wanted`."""
     if cell in wanted or not _is_language(cell, wanted):
         return cell
     same = (c for c in wanted if c not in cells and same_language(c, cell))

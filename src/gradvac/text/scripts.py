@@ -1,7 +1,7 @@
-"""Scripts by their codes in ISO 15924: those a language is written in, those of a text's letters.
+"""Scripts by ISO 15924 code: those a language is written in, those of a text's letters.
 
-What a tag says (`sr_Latn`) holds; else what CLDR knows of the language; else any script will do.
-Which character is of which script, Unicode says (`Script_Extensions`).
+The script in a tag counts (`sr_Latn`); else those that CLDR lists; if it lists none, any script is
+accepted. Unicode gives the script of each character (`Script_Extensions`).
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from langcodes import Language
 from langcodes.data_dicts import ALL_SCRIPTS, LIKELY_SUBTAGS
 from langcodes.tag_parser import LanguageTagError
 
-# Codes of ISO 15924 for several scripts together, or for styles of one (UAX 24, section 2.3).
+# ISO 15924 codes for several scripts together, or for styles of one (UAX 24, section 2.3).
 _TOGETHER = {
     "Hans": "Hani", "Hant": "Hani", "Hanb": "Hani Bopo", "Jpan": "Hani Hira Kana",
     "Hrkt": "Hira Kana", "Kore": "Hang Hani", "Jamo": "Hang", "Aran": "Arab", "Latf": "Latn",
     "Latg": "Latn", "Cyrs": "Cyrl", "Syre": "Syrc", "Syrj": "Syrc", "Syrn": "Syrc", "Geok": "Geor",
 }  # fmt: skip
-# Further scripts in use today, from languageData of CLDR's supplemental data; langcodes has only
+# More scripts in use today, from languageData of CLDR's supplemental data; langcodes has only
 # those that a territory implies (sr_ME is Latin).
 _ALSO = {
     "Latn": "ber cr crh iu kk oj shi tt ug zgh",
@@ -40,7 +40,7 @@ _ASCII = regex.compile(r"[A-Za-z]+")
 
 @cache
 def scripts_of(tag: str) -> frozenset[str]:
-    """The scripts a language may be written in; empty where none is known."""
+    """The scripts a language may be written in; empty if none is known."""
     named, base = _named(tag)
     if named:
         return _single([named])
@@ -52,14 +52,14 @@ def scripts_of(tag: str) -> frozenset[str]:
 
 @cache
 def usual_scripts(tag: str) -> frozenset[str]:
-    """The scripts that a tag without one stands for (`sr` is Cyrillic), by CLDR."""
+    """The scripts that CLDR gives to a tag without a script (`sr` is Cyrillic)."""
     named, base = _named(tag)
     likely = LIKELY_SUBTAGS.get(_code(base), "")
     return _single([named] if named else likely.split("-")[1:2])
 
 
 def _named(tag: str) -> tuple[str | None, str]:
-    """The script that a tag names, and its language."""
+    """The script in a tag, and its language."""
     base, *parts = tag.replace("-", "_").split("_")
     titles = (part.title() for part in parts)
     return next((t for t in titles if t in _TOGETHER or t in _singles()), None), base
@@ -79,7 +79,7 @@ def _single(scripts: Iterable[str]) -> frozenset[str]:
 
 @cache
 def _singles() -> tuple[str, ...]:
-    """The scripts that Unicode gives to characters."""
+    """The scripts that Unicode assigns to characters."""
     found = []
     for script in sorted(ALL_SCRIPTS - _TOGETHER.keys() - {"Zinh", "Zyyy", "Zzzz"}):
         try:
@@ -97,7 +97,7 @@ def _pattern(scripts: frozenset[str]) -> regex.Pattern[str]:
 
 
 def letters_of(text: str) -> str:
-    """The letters of a text, one after the other."""
+    """The letters of a text, in order."""
     return "".join(_LETTERS.findall(text))
 
 
@@ -107,9 +107,9 @@ def words(text: str) -> list[str]:
 
 
 def script_plausible(text: str, scripts: frozenset[str], share: float) -> bool:
-    """Whether at least `share` of the letters of a text are of these scripts; there is a letter.
+    """Whether a text has a letter, and at least `share` of its letters are of these scripts.
 
-    Of no scripts: whether there is a letter.
+    If `scripts` is empty: whether there is a letter.
     """
     letters = letters_of(text)
     if not letters or not scripts:
@@ -121,7 +121,7 @@ def script_plausible(text: str, scripts: frozenset[str], share: float) -> bool:
 
 
 def in_script(code: str, text: str) -> bool:
-    """Whether half of the letters of a text are of a script of its language, or it has none.
+    """Whether half of a text's letters are of a script of its language, or it has no letter.
 
     Half, because names and quotations are often in another script than the text around them.
     """
@@ -130,7 +130,7 @@ def in_script(code: str, text: str) -> bool:
 
 @cache
 def script_of_character(character: str) -> str:
-    """The code of the one script a character is of; "Zyyy" where there are none or several."""
+    """The code of a character's only script; "Zyyy" if it has none or several."""
     if _ASCII.fullmatch(character):
         return "Latn"
     found = [s for s in _singles() if regex.match(rf"\p{{Script={s}}}", character)]
@@ -138,14 +138,14 @@ def script_of_character(character: str) -> str:
 
 
 def script_in(texts: Iterable[str]) -> str | None:
-    """The script that most letters of these texts are of; None where no letter is of one."""
+    """The script of most letters of these texts; None if no letter has one."""
     counts = Counter(map(script_of_character, letters_of(" ".join(texts))))
     counts.pop("Zyyy", None)
     return max(counts, key=lambda script: counts[script], default=None)
 
 
 def script(sentences: Sequence[str]) -> str:
-    """The first word of the Unicode name of most letters: LATIN, CYRILLIC, DEVANAGARI ..."""
+    """The commonest first word of the letters' Unicode names: LATIN, CYRILLIC, DEVANAGARI ..."""
     letters = Counter(c for text in sentences for c in text if c.isalpha())
     scripts: Counter[str] = Counter()
     for letter, count in letters.items():

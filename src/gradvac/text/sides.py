@@ -1,4 +1,4 @@
-"""Which of two columns a text is of, by its pairs of bytes: how often each has them is learned."""
+"""Finds swapped columns by byte pairs: how often each column has them is learned."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 
 # All chosen here.
-LEARNED, _TRIED = 200, 100  # rows that columns are learned from, and those it is tried on
-_SAMPLE = 8  # every so many-th row is asked which column is which
-# Shares of the rows tried that have to be told right, and may be told wrong, or nothing is said.
+LEARNED, _TRIED = 200, 100  # rows to learn from, rows to test on
+_SAMPLE = 8  # one row of this many is tested
+# Shares of test rows that must be right, and may be wrong; else columns are not checked.
 _TOLD, _MISTAKEN = 0.65, 0.03
 _SWAPPED = 0.4  # share of swapped rows in a window
 _WINDOW = 128  # rows judged together
 
 
 class Sides:
-    """Which of two columns a text is of, by its pairs of bytes; learned from the first rows."""
+    """Decides which of two columns a text is from, by its byte pairs, learned from first rows."""
 
     def __init__(self) -> None:
         self._rows: list[bytes] = []
-        self._table = np.zeros(0, np.float32)  # how much each pair of bytes speaks for the first
+        self._table = np.zeros(0, np.float32)  # evidence of each byte pair for the first column
         self._telling = False
 
     def first_swapped(self, lines: list[bytes]) -> int | None:
-        """The first of the lines from which on columns are swapped; None if they are not."""
+        """The first line from which on columns are swapped; None if they are not."""
         if not len(self._table):
             self._rows += lines[: LEARNED + _TRIED - len(self._rows)]
             if len(self._rows) < LEARNED + _TRIED:
@@ -49,7 +49,7 @@ class Sides:
             counts[side] += np.bincount(pairs, minlength=2**16)
         logs = np.log(counts / counts.sum(1, keepdims=True))
         table = (logs[0] - logs[1]).astype(np.float32).reshape(256, 256)
-        for end in b"\t\n":  # they say which column it is
+        for end in b"\t\n":  # they show which column it is
             table[end] = table[:, end] = 0
         self._table = table.reshape(-1)
         tried = self._sides(self._rows[LEARNED:])
@@ -57,7 +57,7 @@ class Sides:
         self._rows = []
 
     def _sides(self, lines: Sequence[bytes]) -> np.ndarray:
-        """1 for rows [n] whose texts look like those of their columns, -1 for swapped ones."""
+        """1 for rows [n] whose texts resemble their columns, -1 for swapped ones."""
         data = np.frombuffer(b"\n".join([*lines, b""]), np.uint8)
         values = np.append(self._table[_byte_pairs(data)], np.float32(0))
         starts = np.append(0, np.flatnonzero(data <= 10)[:-1] + 1)

@@ -1,4 +1,4 @@
-"""Where parallel text is: files, their format and languages, checked before they are read.
+"""Sources of parallel text: files, format and languages, checked before they are read.
 
 | format  | files                        | languages                                        |
 |---------|------------------------------|--------------------------------------------------|
@@ -32,12 +32,12 @@ class Source:
 
     Exactly one of `path` and `paths` is given. `format` None is inferred from the suffix.
     `languages` names the columns of a TSV without header, or picks columns or keys.
-    `line_limit` is in bytes; a longer line is a problem of its row. `check` False trusts that
-    columns belong together (`alignment`); `quoted` says that cells of a TSV may be in quotation
-    marks, as in CSV; `unescape` undoes what Moses writes for some characters (`escapes`).
+    `line_limit` is in bytes; a longer line is a problem of its row. `check` False skips the check
+    that columns belong together (`alignment`); `quoted` says that TSV cells may be in quotation
+    marks, as in CSV; `unescape` undoes Moses' escapes of special characters (`escapes`).
 
     Raises:
-        RecipeError: a format that does not exist or fit, or a code that names no language.
+        RecipeError: a format that does not exist or does not fit, or a code that is no language.
     """
 
     format: str | None = None

@@ -1,4 +1,4 @@
-"""One code for each language of a run, however its files spell it."""
+"""One code for each language of a run, for all spellings in its files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gradvac.text.languages import same_language
 
 
 class Spellings:
-    """Gives rows the codes of a run: those of ``first``, then those met first.
+    """Gives rows the codes of a run: those of ``first``, then the first one read.
 
-    ``eng_Latn`` becomes ``en``, and `zho_Hans` `zh`, where the run has these; two codes of one row
-    stay apart. ``say`` is told what was read as something else.
+    ``eng_Latn`` becomes ``en``, and `zho_Hans` `zh`, if the run has these; two codes of one row
+    are never merged. ``say`` is called with each spelling that was changed.
     """
 
     def __init__(self, first: Iterable[str], say: Callable[[str], None]) -> None:
@@ -34,7 +34,7 @@ class Spellings:
         return replace(block, languages=tuple(codes[c] for c in block.languages), mended=mended)
 
     def _of(self, codes: tuple[str, ...], where: str) -> dict[str, str]:
-        """The code of the run for each of a row; empty where they are the same."""
+        """The run's code for each code of a row; empty if they are the same."""
         if codes not in self._known:
             found = {code: self._one(code, codes, where) for code in codes}
             self._known[codes] = {} if all(a == b for a, b in found.items()) else found

@@ -11,14 +11,14 @@ from gradvac.text.blocks import LINES, Block, Row, block_of, row_of
 from gradvac.text.quoted import goes_on
 from gradvac.text.textfiles import Fault, decode, raw_lines
 
-# A control character stands for a line over the limit: it is read by itself, and found too long.
+# A control character replaces a line over the limit: the line is read alone, and found too long.
 _TOO_LONG = b"\0"
 
 
 def tables(
     path: Path, lines: Iterator[bytes | None], columns: dict[str, int], width: int, first: int
 ) -> Iterator[Block]:
-    """The rest of the ``lines`` of a table, the next of which is number ``first``, in blocks."""
+    """The remaining ``lines`` of a table in blocks; the next line has number ``first``."""
     while True:
         found, error = _some(lines)
         if found:
@@ -33,7 +33,7 @@ def tables(
 def table(
     path: Path, lines: Sequence[bytes | None], columns: dict[str, int], width: int, first: int
 ) -> Block:
-    """Rows of a table of ``width`` columns; ``columns`` says which has which language."""
+    """Rows of a table of ``width`` columns; ``columns`` gives the column of each language."""
 
     def parse(i: int) -> Row:
         where = f"{path}:{first + i}"
@@ -54,7 +54,7 @@ def table(
 
 
 def aligned_files(paths: Mapping[str, Path], limit: int) -> Iterator[Fault | Block]:
-    """Rows of files of one language each, line n of which belong together."""
+    """Rows of files of one language each; lines with the same number belong together."""
     lines = {code: raw_lines(path, limit) for code, path in paths.items()}
     done, count = 0, LINES
     some: dict[str, tuple[list[bytes | None], CorpusError | None]] = {}
@@ -64,7 +64,7 @@ def aligned_files(paths: Mapping[str, Path], limit: int) -> Iterator[Fault | Blo
         if count:
             yield _aligned(paths, {c: found[:count] for c, (found, _) in some.items()}, done + 1)
         done += count
-    for shortest in (True, False):  # as reading line by line would meet them
+    for shortest in (True, False):  # in the order of reading line by line
         for found, error in some.values():
             if error is not None and (len(found) == count) is shortest:
                 raise error
@@ -96,10 +96,10 @@ def _aligned(
 
 
 def _some(lines: Iterator[bytes | None]) -> tuple[list[bytes | None], CorpusError | None]:
-    """The next lines, fewer than `LINES` at the end or before an error, which is returned."""
+    """The next `LINES` lines, fewer at the end or before an error, which is returned."""
     found: list[bytes | None] = []
     try:
-        found.extend(islice(lines, LINES))  # of an iterator that raises, what came before is there
+        found.extend(islice(lines, LINES))  # if the iterator raises, earlier lines are kept
     except CorpusError as error:
         return found, error
     return found, None

@@ -1,4 +1,4 @@
-"""Language tags as files spell them (`fra_Latn`, `fr_FR`, `fre`, `zh_CN`) to one code each."""
+"""Converts language tags of any spelling (`fra_Latn`, `fr_FR`, `fre`, `zh_CN`) to one code each."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from itertools import combinations
 from gradvac.errors import RunError
 from gradvac.text.languages import ENGLISH, is_code, is_known
 
-# CLDR takes `pt` for Brazil's Portuguese; corpora (TED, Debian) have `pt-br` beside it.
+# CLDR's `pt` is the Portuguese of Brazil; corpora (TED, Debian) have `pt-br` beside `pt`.
 _HOME = {"pt": "PT"}
 
 
 def language_code(tag: str) -> str | None:
-    """The code of a BCP-47 tag, or of a looser spelling; None where it names no language.
+    """The code of a BCP-47 tag, or of a looser spelling; None if it names no language.
 
-    The shortest tag, by CLDR's likely subtags, with underscores for hyphens, since a hyphen stands
-    between the languages of a direction: `fr`, `zh_Hans`, `sr_Latn`, `pt_BR`. A territory that
-    implies a script becomes the script (`zh_CN`); one that is the likely one goes (`fr_FR`).
+    The shortest tag, by CLDR's likely subtags, with underscores instead of hyphens, since a hyphen
+    separates the languages of a direction: `fr`, `zh_Hans`, `sr_Latn`, `pt_BR`. A territory that
+    implies a script is replaced by it (`zh_CN`); the likely territory is removed (`fr_FR`).
     """
     try:
         from langcodes import Language, standardize_tag
@@ -34,7 +34,7 @@ def language_code(tag: str) -> str | None:
     if not found.is_valid() or not found.language:
         return None
     base = found.language
-    if len(base) == 3 and not is_known(base):  # `lvs` is the Latvian that everybody calls `lv`
+    if len(base) == 3 and not is_known(base):  # `lvs` is the Latvian usually called `lv`
         base = Language.get(standardize_tag(base, macro=True)).language or base
     bare = Language.make(base).maximize()
     full = Language.make(base, script=found.script, territory=found.territory).maximize()
@@ -46,10 +46,10 @@ def language_code(tag: str) -> str | None:
 
 
 def merged(rows: Iterable[Iterable[str]]) -> dict[str, str]:
-    """Tags -> codes of all the rows of a file, each row given as its tags; others are left out.
+    """Tags -> codes of all rows of a file, each row given as its tags; other cells are left out.
 
-    Regions of a language (`en-US` beside `en-GB`, `en` beside `en-US`) are one language where no
-    row has two of them, and English always is without its region: it is what others pair with.
+    Regions of a language (`en-US` beside `en-GB`, `en` beside `en-US`) are one language if no row
+    has two of them. English never keeps its region: other languages are paired with it.
     """
     codes: dict[str, str | None] = {}
     together: set[frozenset[str]] = set()

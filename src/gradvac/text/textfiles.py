@@ -1,4 +1,4 @@
-"""Text files as bounded, located lines: compression, encoding and hostile bytes dealt with once."""
+"""Text files as lines of limited length: decompression, decoding, checks of control characters."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from gradvac.errors import CorpusError, RunError
 from gradvac.reading import regular
 
 LINE_LIMIT = 100_000
-"""Longest line in bytes. Chosen here: some 15,000 words, far above any sentence or paragraph."""
+"""Longest line in bytes. Chosen here: about 15,000 words, far above any sentence or paragraph."""
 
 _PIECE = 2**18  # bytes
 
 BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError)
-"""What reading a file raises that cannot be read, or not decompressed."""
+"""Exceptions from reading a file that cannot be read or decompressed."""
 
 _MAGIC = {
     ".gz": re.compile(rb"\x1f\x8b\x08"),
@@ -32,20 +32,19 @@ _MAGIC = {
     ".bz2": re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)"),
 }
 _MAGIC_BYTES = 10
-# Chosen here: no text has a million empty lines in a row, and 100 kB of gzip can make 100 million.
+# Chosen here: no text has a million empty lines in a row, but 100 kB of gzip can have 100 million.
 _BLANK_LINES = 1_000_000
 COMPRESSED = frozenset(_MAGIC)
 """Suffixes of compressed files."""
 
-# C0 but tab and line ends, DEL, C1; then halves of surrogate pairs, which JSON can spell and
-# UTF-8 cannot.
+# C0 except tab and line ends, DEL, C1; then surrogates, which JSON can write and UTF-8 cannot.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|[\ud800-\udfff]")
 
 
 class Fault(Exception):
-    """Why a row cannot be used, and where; the account counts it, the policy decides.
+    """Why a row cannot be used, and where; the account counts it and applies its policy.
 
-    `skip` marks rows that are left out by design (a fuzzy translation), which never end a reading.
+    `skip` marks rows left out by design (a fuzzy translation), which never end a reading.
     """
 
     def __init__(
@@ -63,11 +62,11 @@ def raw_lines(path: Path, limit: int = LINE_LIMIT) -> Iterator[bytes | None]:
     r"""Lines of a file without their end, `None` for a line of more than `limit` bytes.
 
     Only ``\n`` and ``\r\n`` end a line. A byte order mark of UTF-8 is removed. `.gz`, `.xz` and
-    `.bz2` are decompressed as they are read; no line is held over the limit and a quarter megabyte.
+    `.bz2` are decompressed while they are read; at most `limit` and 256 KiB are in memory.
 
     Raises:
-        CorpusError: no such file, an empty one, UTF-16, a broken or truncated compressed file, or a
-            million empty lines in a row.
+        CorpusError: a file that is missing, empty, UTF-16, or compressed and damaged or truncated,
+            or has a million empty lines in a row.
     """
     number = 0
     try:
@@ -95,9 +94,9 @@ def raw_lines(path: Path, limit: int = LINE_LIMIT) -> Iterator[bytes | None]:
 
 
 def _pieces(file: BinaryIO, limit: int) -> Iterator[list[bytes | None]]:
-    """The lines of a file, as many at a time as it gives at once."""
-    start, too_long = b"", False  # of the line that is not at its end
-    # read1: what comes before a damage is given before the damage is met
+    """The lines of a file, in groups of those that one read returns."""
+    start, too_long = b"", False  # of the unfinished line
+    # read1: data before a damaged part is returned before the error
     while data := cast(BufferedReader, file).read1(_PIECE):
         lines = data.split(b"\n")
         end = lines.pop()
@@ -152,7 +151,7 @@ def decode(line: bytes | None, where: str, encoding: str = "utf-8") -> str:
 
 
 def check_text(text: str, where: str) -> str:
-    """`text` itself, or a Fault that names its first control character or half surrogate pair."""
+    """`text` unchanged, or a Fault that names its first control character or surrogate."""
     found = _FORBIDDEN.search(text)
     if found is None:
         return text
@@ -162,10 +161,10 @@ def check_text(text: str, where: str) -> str:
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[BinaryIO]:
-    """Open a file for reading bytes, decompressed where its first bytes say so.
+    """Open a file for reading bytes, decompressed if its first bytes show a compression.
 
     Raises:
-        CorpusError: the file cannot be opened, or its suffix promises a compression it lacks.
+        CorpusError: the file cannot be opened, or is not compressed as its suffix says.
     """
     if not path.exists():
         raise CorpusError(f"{path}: no such file{_nearest_file(path)}")
@@ -183,7 +182,7 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
         if not found:
             yield raw
             return
-        if found[0] == ".gz":  # it checks what comes after a stream itself
+        if found[0] == ".gz":  # it checks the data after a stream itself
             with gzip.open(raw) as file:
                 yield cast(BinaryIO, file)
         else:
@@ -191,16 +190,16 @@ def open_bytes(path: Path) -> Iterator[BinaryIO]:
 
 
 class _Streams(RawIOBase):
-    """What the streams of a bzip2 or xz file hold, one after the other, as parallel compressors
+    """The data of all streams of a bzip2 or xz file, one after another, as parallel compressors
     write them.
 
-    Python's own readers take a stream after the first that is damaged at its start, and whatever
-    else stands there, for the end of the file. Here only zero bytes may follow (padding of xz).
+    Python's own readers treat a later stream with a damaged start, or any other data after a
+    stream, as the end of the file. Here only zero bytes may follow (padding of xz).
     """
 
     def __init__(self, file: BinaryIO, suffix: str) -> None:
         self._file, self._suffix = file, suffix
-        self._waiting = b""  # compressed, and not yet given to a decompressor
+        self._waiting = b""  # compressed data not yet given to a decompressor
         self._stream = self._new()
 
     def _new(self) -> bz2.BZ2Decompressor | lzma.LZMADecompressor:
@@ -226,7 +225,7 @@ class _Streams(RawIOBase):
                 return len(data)
 
     def _next(self) -> bool:
-        """Start the stream after one that has ended; False at the end of the file."""
+        """Start the next stream after the end of one; False at the end of the file."""
         rest = self._stream.unused_data or self._file.read(_PIECE)
         while self._suffix == ".xz" and rest and not (rest := rest.lstrip(b"\0")):
             rest = self._file.read(_PIECE)

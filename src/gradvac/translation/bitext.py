@@ -1,4 +1,4 @@
-"""Small texts in memory: read, split by direction, encode. Training text has a `Spool`."""
+"""Small texts in memory: read, split by direction, encode. Training text uses a `Spool`."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def read_corpus(sources: Sequence[Source], account: Account) -> list[Row]:
 
 
 def as_given(rows: Iterable[Row], direction: Direction) -> tuple[Bitext, list[str]]:
-    """The pairs of one direction as the rows have them, and where the rows are that have none.
+    """The pairs of one direction, unchanged, and the places of rows that have no pair.
 
-    Text to measure on is not cleaned: a copy, a repetition or a long sentence is to be translated
+    Evaluation text is not cleaned: a copy, a repetition or a long sentence must be translated
     as it is.
     """
     source, target = direction.source, direction.target
@@ -54,14 +54,14 @@ def as_given(rows: Iterable[Row], direction: Direction) -> tuple[Bitext, list[st
 
 
 def held_out_keys(rows: Iterable[Row]) -> frozenset[str]:
-    """Letters-only keys of every string of an evaluation set, whatever its language."""
+    """Letters-only keys of every string of an evaluation set, in any language."""
     return frozenset(text_key(text) for row in rows for text in row.texts.values())
 
 
 def encode(text: Bitext, vocabulary: Vocabulary, max_tokens: int) -> tuple[EncodedTask, np.ndarray]:
     """Encode a bitext. Pairs with a side over ``max_tokens`` are left out.
 
-    Also returns which pairs were kept, as a boolean array over the pairs of ``text``.
+    Also returns a boolean array over the pairs of ``text``: which were kept.
     """
     sources = vocabulary.encode_sources(text.sources, text.direction.target)
     targets = vocabulary.encode_targets(text.targets)

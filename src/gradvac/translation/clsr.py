@@ -1,7 +1,7 @@
-"""CLSR (Zhang et al., ICLR 2021): a Transformer that learns which tokens go a language's own way.
+"""CLSR (Zhang et al., ICLR 2021): a Transformer that learns language-specific routing of tokens.
 
-After every sub-layer, attention without its output projection or feed-forward, a gate decides for
-each token between a projection that all languages share and one of the target language::
+After every sub-layer (attention without its output projection, or feed-forward) a gate chooses for
+each token between a projection shared by all languages and one of the target language::
 
     G(x) = w2 . relu(W1 x + b1) + b2            x: input of the sub-layer
     gate = sigmoid(G(x) + alpha(t) noise)       in training, noise ~ N(0, 1)
@@ -10,9 +10,9 @@ each token between a projection that all languages share and one of the target l
     alpha(t) = 5 t / T                          t of T training steps
     loss = tokens' loss + | mean gate - budget |    mean over tokens and sub-layers
 
-The shared projection is one per sub-layer, that of a language one for the whole encoder and one for
-the whole decoder: 2 d^2 parameters for each language. The growing noise drives gates to 0 and 1.
-The language is read off the target tag with which a source begins.
+Each sub-layer has its own shared projection; each language has one projection for the whole encoder
+and one for the whole decoder: 2 d^2 parameters. The growing noise pushes gates to 0 or 1. The
+language is read from the target tag at the start of a source.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.transformer import Transformer
 
 LARGEST_NOISE = 5.0  # alpha at the end of training
-OF_LANGUAGES = "languages."  # how the names of parameters of single languages begin
+OF_LANGUAGES = "languages."  # prefix of the names of language-specific parameters
 
 
 class Routing:
-    """What the gates of a model have in common: the batch's languages, the noise, their sum."""
+    """What the gates of a model share: the batch's languages, the noise, the gates' sums."""
 
     def __init__(self) -> None:
-        self.language_B = torch.zeros(0, dtype=torch.int64)  # of the sentences in the pass
-        self.token_BT = torch.zeros(0, 0, dtype=torch.bool)  # which positions are no padding
+        self.language_B = torch.zeros(0, dtype=torch.int64)  # of the sentences in this forward pass
+        self.token_BT = torch.zeros(0, 0, dtype=torch.bool)  # True if not padding
         self.alpha = 0.0
         self.clear()
 
     def clear(self) -> None:
-        """Forget the gates that were counted."""
+        """Remove the gates counted so far."""
         self.gates: list[Tensor] = []  # sum over the tokens of each sub-layer
         self.tokens: list[Tensor] = []
 
@@ -59,7 +59,7 @@ class Routing:
 
 
 class Route(nn.Module):
-    """One gate, and the choice it makes for each token."""
+    """One gate, and its choice for each token."""
 
     def __init__(
         self, config: TransformerConfig, routing: Routing, languages: nn.ModuleList
@@ -67,10 +67,10 @@ class Route(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.d_model, config.clsr_hidden)
         self.down = nn.Linear(config.clsr_hidden, 1)
-        self._shared = (routing, languages)  # in a tuple: not a part of this module's own state
+        self._shared = (routing, languages)  # in a tuple, so that it is not in this module's state
 
     def forward(self, x_BTd: Tensor, y_BTd: Tensor, shared: nn.Linear) -> Tensor:
-        """Project ``y`` for each token as the gate of its ``x`` says, ``[B, T, d]``."""
+        """Project ``y`` for each token by the gate of its ``x``, ``[B, T, d]``."""
         routing, languages = self._shared
         score_BT1 = self.down(torch.relu(self.up(x_BTd)))
         if self.training:
@@ -85,7 +85,7 @@ class Route(nn.Module):
     @staticmethod
     def _of_languages(y_BTd: Tensor, language_B: Tensor, languages: nn.ModuleList) -> Tensor:
         """Project each sentence by the matrix of its language."""
-        # In a search, y has a row per hypothesis, sentence by sentence.
+        # In a search, y has one row per hypothesis, sorted by sentence.
         rows = language_B.repeat_interleave(len(y_BTd) // len(language_B))
         present = rows.unique().tolist()
         if len(present) == 1:
@@ -96,19 +96,19 @@ class Route(nn.Module):
 
 
 class RoutedAttention(Attention):
-    """Attention whose own output projection is the shared one."""
+    """Attention whose output projection is the shared one."""
 
     def __init__(self, config: TransformerConfig, route: Route) -> None:
         super().__init__(config)
         self.route = route
 
     def project(self, x_BTd: Tensor, found_BTd: Tensor) -> Tensor:
-        """Return the output by the shared projection or that of the language, ``[B, T, d]``."""
+        """Return the output of the shared or the language's projection, ``[B, T, d]``."""
         return self.route(x_BTd, found_BTd, self.o)
 
 
 class RoutedFeedForward(FeedForward):
-    """Feed-forward, then a projection shared or not."""
+    """Feed-forward, then the shared or the language's projection."""
 
     def __init__(self, config: TransformerConfig, route: Route) -> None:
         super().__init__(config)
@@ -151,7 +151,7 @@ class CLSRTransformer(Transformer):
     def language(self, source_BS: Tensor) -> Tensor:
         """Return the index of each sentence's target language, ``[B]``, from its tag.
 
-        Raises ValueError if a tag is of no language of the model.
+        Raises ValueError if the model does not have the language of a tag.
         """
         known = source_BS[:, :1] == self.tags
         if not bool(known.any(1).all()):
@@ -165,7 +165,7 @@ class CLSRTransformer(Transformer):
         return super().encode(source_BS)
 
     def encoded(self, source_BS: Tensor) -> Encoded:
-        """Encode; the languages go with it."""
+        """Encode; the result includes the languages."""
         return super().encoded(source_BS)._replace(language=self.language(source_BS))
 
     def decode(
@@ -178,7 +178,7 @@ class CLSRTransformer(Transformer):
         """Return the decoder's output ``[B, T, d]``."""
 
         def entering() -> Iterator[LayerMemory | Encoded]:
-            for of_layer in memory:  # the encoder has run by then
+            for of_layer in memory:  # by now the encoder has run
                 assert of_layer.language is not None
                 self.routing.language_B = of_layer.language
                 self.routing.token_BT = target_in_BT != self.config.pad
@@ -187,12 +187,12 @@ class CLSRTransformer(Transformer):
         return super().decode(target_in_BT, entering(), past, position)
 
     def begin_step(self, progress: float) -> None:
-        """Set the noise, and forget the gates of passes that were not trained on."""
+        """Set the noise, and remove the gates of passes that were not for training."""
         self.routing.alpha = min(LARGEST_NOISE, LARGEST_NOISE * progress)
         self.routing.clear()
 
     def auxiliary_loss(self) -> Tensor:
-        """Return how far the mean gate is from the budget, and begin to count anew."""
+        """Return the distance of the mean gate from the budget, and restart counting."""
         loss = (self.routing.mean() - self.config.clsr_budget).abs()
         self.routing.clear()
         return loss

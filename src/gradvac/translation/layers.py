@@ -1,4 +1,4 @@
-"""The layers of the Transformer of Vaswani et al. 2017, and what they remember while decoding.
+"""The layers of the Transformer of Vaswani et al. 2017, and their caches for decoding.
 
 Shape letters: ``B`` sentences, ``S`` source length, ``T`` target length, ``N`` rows (tokens, or
 hypotheses in a search), ``d`` model width, ``H`` heads.
@@ -17,7 +17,7 @@ from gradvac.translation.shapes import TransformerConfig
 
 
 class Attention(nn.Module):
-    """Multi-head attention with separate projections, so that geometry can tell them apart."""
+    """Multi-head attention; separate projections, so that geometry can measure each."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Attention(nn.Module):
         return x_BTd.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def keys_values(self, x_BSd: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what queries look up in ``x``: keys and values ``[B, H, S, d/H]``."""
+        """Return the keys and values of ``x``, ``[B, H, S, d/H]``."""
         return self.split(self.k(x_BSd)), self.split(self.v(x_BSd))
 
     def forward(
@@ -41,12 +41,12 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         causal: bool = False,
     ) -> Tensor:
-        """Return ``[B, T, d]``; ``mask`` broadcasts to ``[B, H, T, S]``, True where to look."""
+        """Return ``[B, T, d]``; ``mask`` broadcasts to ``[B, H, T, S]``, True where to attend."""
         dropout = self.dropout if self.training else 0.0
         query = self.split(self.q(x_BTd))
         if query.dtype == torch.bfloat16 and query.device.type == "cpu":
-            # Measured with torch 2.13: the backward of bfloat16 attention takes nine times that
-            # of fp32 on a CPU, and eats most of what bfloat16 gains elsewhere.
+            # Measured with torch 2.13: on a CPU the backward of bfloat16 attention takes nine times
+            # as long as fp32, most of what bfloat16 saves elsewhere.
             with torch.autocast("cpu", enabled=False):
                 y_BHTd = F.scaled_dot_product_attention(
                     query.float(), keys.float(), values.float(), mask, dropout, causal
@@ -56,12 +56,12 @@ class Attention(nn.Module):
         return self.project(x_BTd, y_BHTd.transpose(1, 2).flatten(2))
 
     def project(self, x_BTd: Tensor, found_BTd: Tensor) -> Tensor:
-        """Return the output for what the heads found, side by side, from the queries of ``x``."""
+        """Return the output from the heads' concatenated results, for the queries of ``x``."""
         return self.o(found_BTd)
 
 
 class FeedForward(nn.Module):
-    """Two linear maps around an activation."""
+    """Two linear maps with an activation between them."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class FeedForward(nn.Module):
 
 
 class Layer(nn.Module):
-    """What encoder and decoder layers share: residual connections and where the norm stands."""
+    """What encoder and decoder layers share: residual connections and position of the norm."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -84,11 +84,11 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def enter(self, x: Tensor, norm: nn.Module) -> Tensor:
-        """Return what the sublayer reads."""
+        """Return the input of the sublayer."""
         return norm(x) if self.pre else x
 
     def leave(self, x: Tensor, y: Tensor, norm: nn.Module) -> Tensor:
-        """Return the residual stream after the sublayer wrote ``y``."""
+        """Return the residual stream after adding the sublayer's output ``y``."""
         x = x + self.dropout(y)
         return x if self.pre else norm(x)
 
@@ -113,7 +113,7 @@ class EncoderLayer(Layer):
 
 
 class DecoderLayer(Layer):
-    """Self-attention to what was written, attention to the source, then feed-forward."""
+    """Self-attention over earlier target tokens, attention to the source, then feed-forward."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
@@ -125,14 +125,14 @@ class DecoderLayer(Layer):
         self.feed_forward_norm = nn.LayerNorm(config.d_model)
 
     def remember(self, encoded: Encoded) -> LayerMemory:
-        """Project what is to be looked up in the source."""
+        """Compute the keys and values of the source."""
         keys, values = self.cross_attention.keys_values(encoded.source_BSd)
         return LayerMemory(keys, values, encoded.mask, encoded.language)
 
     def forward(
         self, x_BTd: Tensor, memory: LayerMemory | Encoded, past: LayerPast | None
     ) -> Tensor:
-        """Return ``[B, T, d]``; with a ``past`` the one new position sees all of it."""
+        """Return ``[B, T, d]``; with a ``past`` the one new position attends to all of it."""
         if isinstance(memory, Encoded):
             memory = self.remember(memory)
         y = self.enter(x_BTd, self.self_attention_norm)
@@ -144,7 +144,7 @@ class DecoderLayer(Layer):
         x_BTd = self.leave(x_BTd, y, self.self_attention_norm)
 
         y = self.enter(x_BTd, self.cross_attention_norm)
-        # Hypotheses of one sentence are query positions here: its memory is never repeated.
+        # Hypotheses of one sentence are query positions here, so its memory is never repeated.
         y_BTd = y.view(memory.keys.shape[0], -1, y.shape[-1]) if past is not None else y
         y = self.cross_attention(y_BTd, memory.keys, memory.values, memory.mask).view_as(y)
         x_BTd = self.leave(x_BTd, y, self.cross_attention_norm)
@@ -154,11 +154,11 @@ class DecoderLayer(Layer):
 
 
 class Encoded(NamedTuple):
-    """The encoder's output ``[B, S, d]``, of which each decoder layer makes a memory of its own.
+    """The encoder's output ``[B, S, d]``; each decoder layer computes its own memory from it.
 
-    That happens inside the layer: the backward of training is then done with a layer before it
-    begins with the one below, and a layer that is sharded is whole by then. The mask is
-    ``[B, 1, 1, S]``; ``language`` ``[B]`` is there in models that route by language.
+    This is done inside the layer: in training, the backward of a layer is then complete before that
+    of the layer below begins, and a sharded layer is gathered by then. The mask is
+    ``[B, 1, 1, S]``; ``language`` ``[B]`` exists in models that route by language.
     """
 
     source_BSd: Tensor
@@ -170,7 +170,7 @@ class Encoded(NamedTuple):
 class LayerMemory:
     """Source keys and values ``[B, H, S, d/H]`` of one decoder layer, mask ``[B, 1, 1, S]``.
 
-    ``language`` ``[B]`` is there in models that route by language.
+    ``language`` ``[B]`` exists in models that route by language.
     """
 
     keys: Tensor
@@ -181,13 +181,13 @@ class LayerMemory:
 
 @dataclass
 class LayerPast:
-    """Self-attention keys and values ``[N, H, t, d/H]`` of the ``t`` tokens written so far."""
+    """Self-attention keys and values ``[N, H, t, d/H]`` of the ``t`` tokens so far."""
 
     keys: Tensor | None = None
     values: Tensor | None = None
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Add one position and return all of them."""
+        """Add one position and return all positions."""
         if self.keys is not None and self.values is not None:
             keys = torch.cat((self.keys, keys), dim=2)
             values = torch.cat((self.values, values), dim=2)
@@ -197,17 +197,17 @@ class LayerPast:
 
 @dataclass
 class Cache:
-    """What incremental decoding remembers: `Transformer.start` makes it, `step` extends it."""
+    """The state of incremental decoding: `Transformer.start` makes it, `step` extends it."""
 
     memory: list[LayerMemory]
     past: list[LayerPast] = field(default_factory=list)
     length: int = 0
 
     def reorder(self, rows: Tensor, sentences: Tensor | None = None) -> None:
-        """Keep the hypotheses ``rows`` ``[N']``, and of the memory the ``sentences`` ``[B']``.
+        """Keep the hypotheses ``rows`` ``[N']``, and the memory of ``sentences`` ``[B']``.
 
-        ``rows`` must list the hypotheses sentence by sentence, equally many for each kept
-        sentence; ``sentences`` may stay None while all sentences are kept.
+        ``rows`` must list the hypotheses sentence by sentence, the same number for each kept
+        sentence; ``sentences`` may be None while all sentences are kept.
         """
         for past in self.past:
             if past.keys is not None and past.values is not None:

@@ -23,7 +23,7 @@ def smoothed_cross_entropy(
 
 
 class _SmoothedCrossEntropy(torch.autograd.Function):
-    """Fewer passes over ``[N, V]`` than autograd takes, and those in pieces that fit the cache."""
+    """Fewer passes over ``[N, V]`` than autograd needs, in pieces that fit the cache."""
 
     @staticmethod
     def forward(logits: Tensor, gold: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -63,6 +63,6 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _piece_rows(logits_NV: Tensor) -> int:
-    """Return how many rows make 2 MiB of fp32, which a core's cache holds; all on accelerators."""
+    """Return how many rows are 2 MiB of fp32, which fits a core's cache; all on accelerators."""
     rows, vocabulary = logits_NV.shape
     return max(1, 2**19 // vocabulary) if logits_NV.device.type == "cpu" else max(1, rows)

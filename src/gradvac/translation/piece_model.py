@@ -1,7 +1,7 @@
-"""What a SentencePiece model says of the text it takes: the name of its normalisation rule.
+"""Reads the name of the normalisation rule of a SentencePiece model.
 
-The model is a protocol buffer; its message ``normalizer_spec`` is field 3, and ``name`` field 1 of
-that (sentencepiece_model.proto). SentencePiece itself reads the name but does not go by it.
+The model is a protocol buffer; its message ``normalizer_spec`` is field 3, and ``name`` is field 1
+of that (sentencepiece_model.proto). SentencePiece itself reads the name but does not use it.
 """
 
 from __future__ import annotations
@@ -9,23 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 _SPEC, _NAME = 3, 1
-_BYTES = 2  # the wire type of what has a length: texts and messages
-_FIXED = {1: 8, 5: 4}  # sizes of the wire types that have one
+_BYTES = 2  # the wire type of fields with a length: texts and messages
+_FIXED = {1: 8, 5: 4}  # sizes of the wire types of fixed size
 
 
 def rule_name(model: bytes) -> str:
-    """The name of the normalisation rule, empty without one: identity, nmt_nfkc, ..."""
+    """The name of the normalisation rule (identity, nmt_nfkc, ...), empty if there is none."""
     return _field(_field(model, _SPEC), _NAME).decode("utf-8", "replace")
 
 
 def with_rule_name(model: bytes, name: str) -> bytes:
-    """The same model with another name for its rule, which stays what it is."""
+    """The same model with another name for its rule; the rule is unchanged."""
     spec = _replaced(_field(model, _SPEC), _NAME, name.encode())
     return _replaced(model, _SPEC, spec)
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """Number of each field that has a length; where it, its value and the next field begin."""
+    """For each field with a length: its number; start of it, of its value and of the next field."""
     at = 0
     while at < len(message):
         start = at
@@ -55,7 +55,7 @@ def _replaced(message: bytes, number: int, value: bytes) -> bytes:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and where the next thing begins."""
+    """A number stored as seven bits per byte, lowest first, and the position after it."""
     value, shift = 0, 0
     while True:
         byte = data[at]

@@ -1,4 +1,4 @@
-"""BLEU and chrF++ by sacreBLEU, per direction and averaged over what the papers average over."""
+"""BLEU and chrF++ by sacreBLEU, per direction and averaged as in the papers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gradvac.translation.tokenizers import bleu_metric, tokenizer
 
 Side = Literal["all", "en-any", "any-en", "other", "zero-shot"]
 SIDES: dict[str, str] = {"any-en": "Any->En", "en-any": "En->Any", "other": "X->Y"}
-"""The sides of trained directions, as tables call them."""
+"""The groups of trained directions, as named in tables."""
 SubsetKind = Literal["all", "level", "family"]
 
 
@@ -36,7 +36,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = 
     """Score translations against one reference each: BLEU, and chrF++ (chrF with word bigrams).
 
     ``tokenize`` is the tokenizer for BLEU, see `bleu_metric`. Both sides are compared in Unicode
-    NFC: the same characters written in another way are no error. Raises ValueError when there is
+    NFC: another encoding of the same characters is not an error. Raises ValueError if there is
     nothing to score or the lengths differ.
     """
     if len(hypotheses) != len(references) or not references:
@@ -56,7 +56,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str], tokenize: str = 
 
 
 def canonical(texts: Sequence[str]) -> list[str]:
-    """The texts in Unicode NFC, which changes how characters are written but not which they are."""
+    """The texts in Unicode NFC, which changes the encoding of characters, not the characters."""
     return [unicodedata.normalize("NFC", text) for text in texts]
 
 
@@ -64,8 +64,8 @@ def canonical(texts: Sequence[str]) -> list[str]:
 class Average:
     """Unweighted mean of the scores of some directions.
 
-    ``side`` is where English stands, or "zero-shot"; ``subset`` names a resource level or a
-    language family, as ``kind`` says, and is "all" when all directions of the side count.
+    ``side`` is the position of English, or "zero-shot"; ``subset`` names a resource level or a
+    language family, by ``kind``, or is "all" for all directions of the side.
     """
 
     side: Side
@@ -78,9 +78,9 @@ class Average:
 
 @dataclass(frozen=True)
 class Remark:
-    """What has to be known of a score: ``count`` sentences of ``of`` (a direction or file).
+    """A note on a score: ``count`` sentences of ``of`` (a direction or file).
 
-    ``scored`` says whether they were scored all the same; ``first`` is where the first ones are.
+    ``scored`` says whether they were scored anyway; ``first`` has the first places.
     """
 
     of: str
@@ -92,10 +92,10 @@ class Remark:
 
 @dataclass(frozen=True)
 class DirectionScores:
-    """The scores of every direction; ``levels`` gives the resource level of those that have one.
+    """The scores of every direction; ``levels`` gives resource levels of those that have one.
 
-    ``zero_shot`` are those among them that were never trained, averaged apart; ``off_target`` has
-    the directions whose translations were identified.
+    ``zero_shot`` are the directions that were never trained, averaged separately; ``off_target``
+    has the directions whose translations were identified.
     """
 
     directions: dict[str, Score]
@@ -106,7 +106,7 @@ class DirectionScores:
 
     @property
     def notes(self) -> list[str]:
-        """The remarks in words, a line for each kind, those that were not scored first."""
+        """The remarks in words, one line per kind, those that were not scored first."""
         kinds: dict[tuple[bool, str], list[Remark]] = {}
         for remark in sorted(self.remarks, key=lambda r: r.scored):
             kinds.setdefault((remark.scored, remark.what), []).append(remark)
@@ -118,7 +118,7 @@ class DirectionScores:
 
     @property
     def signatures(self) -> dict[str, str]:
-        """Every signature in use, by the directions that it covers."""
+        """Every signature in use, by its directions."""
         users: dict[str, list[str]] = {}
         for name, found in self.directions.items():
             users.setdefault(found.bleu_signature, []).append(name)
@@ -134,9 +134,9 @@ class DirectionScores:
     def averages(self) -> list[Average]:
         """Averages per side; within a side also per resource level and per language family.
 
-        The family is that of the language which is not English; a direction without English
-        counts for the family of its target. A side or subset that covers nothing is left out.
-        Directions never trained count for "zero-shot" alone, which has no subsets.
+        The family is that of the language that is not English; a direction without English
+        counts for the family of its target. Empty sides and subsets are left out.
+        Directions never trained count only for "zero-shot", which has no subsets.
         """
         trained = [name for name in self.directions if name not in self.zero_shot]
         sides: dict[Side, list[str]] = {"all": trained}
@@ -169,8 +169,8 @@ class DirectionScores:
     def rows(self) -> list[dict[str, Any]]:
         """Return table rows: the directions, then per side its average and those of its levels.
 
-        Keys: ``name``, ``kind`` ("direction", "side" or "level"), ``level`` (of a direction never
-        trained "zero-shot"), ``family``, ``count`` (sentences of a direction, directions of an
+        Keys: ``name``, ``kind`` ("direction", "side" or "level"), ``level`` ("zero-shot" for a
+        direction never trained), ``family``, ``count`` (sentences of a direction, directions of an
         average), ``bleu``, ``chrf``.
         """
         rows: list[dict[str, Any]] = [
@@ -231,7 +231,7 @@ class DirectionScores:
 
 
 def side(direction: str) -> Side:
-    """Return where English stands in ``fr-en``: here "any-en"; "other" for a language alone."""
+    """Return the position of English in ``fr-en``, "any-en"; "other" for a single language."""
     if "-" not in direction:
         return "other"
     parsed = Direction.parse(direction)
@@ -241,7 +241,7 @@ def side(direction: str) -> Side:
 
 
 def family_of(direction: str) -> str:
-    """Return the family of the language that is not English, of the target where none is."""
+    """Return the family of the language that is not English; of the target if neither is."""
     if "-" not in direction:
         return family(direction)
     parsed = Direction.parse(direction)
@@ -258,9 +258,9 @@ def score_directions(
     """Score each direction, such as ``fr-en``.
 
     ``levels`` gives the resource level of directions ("high", "medium", "low"); ``tokenize``
-    None takes `tokenizer` of the target language; ``zero_shot`` names the directions that were
-    never trained. Raises ValueError when hypotheses and
-    references do not cover the same sentences, naming the direction.
+    None uses `tokenizer` of the target language; ``zero_shot`` names the directions that were
+    never trained. Raises ValueError, naming the direction, if hypotheses and references do not
+    cover the same sentences.
     """
     if missing := sorted(set(hypotheses) ^ set(references)):
         raise ValueError(f"hypotheses or references are missing for {', '.join(missing)}")

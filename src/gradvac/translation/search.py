@@ -1,7 +1,7 @@
 """Beam search, batched over sentences of any direction; a beam of one is greedy search.
 
-Shape letters: ``B`` sentences still searched, ``K`` hypotheses of each: as many as that
-one has alive which has most, ``V`` vocabulary.
+Shape letters: ``B`` sentences not yet finished, ``K`` hypotheses per sentence (the largest number
+alive in any sentence), ``V`` vocabulary.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from gradvac.errors import RunError
 from gradvac.translation.layers import Cache
 from gradvac.translation.transformer import Transformer
 
-# No translation has more tokens than ratio x source tokens + offset. Wide, since a word of a rare
-# script may take many byte pieces.
+# No translation has more tokens than ratio x source tokens + offset. Generous, because a word of a
+# rare script may need many byte pieces.
 MAX_LENGTH_RATIO, MAX_LENGTH_OFFSET = 2, 20
 
 
@@ -52,22 +52,22 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """Return the ``n_best`` or fewer hypotheses of each source sentence, best first.
 
-    A hypothesis scores its log-probability, eos included, over ``divisor(length, alpha)``. One
-    that ends leaves the beam and takes its place along (Sutskever et al. 2014; Marian), so that a
-    beam of one is greedy search. Log-probabilities only fall and the divisor only grows: no live
+    A hypothesis scores its log-probability, eos included, over ``divisor(length, alpha)``. A
+    finished one leaves the beam, which shrinks by one (Sutskever et al. 2014; Marian), so that
+    a beam of one is greedy search. Log-probabilities only fall and the divisor only grows: no live
     hypothesis of log-probability s can end above ``s / divisor(longest allowed)``. A sentence
-    leaves the batch when that bound, for its best live hypothesis, does not exceed the score of
-    its ``n_best``-th finished one; nothing that could still win is cut off.
+    leaves the batch when that bound, for its best live hypothesis, is not above the score of
+    its ``n_best``-th finished one, so no hypothesis that could still win is removed.
 
     Args:
-        model: in evaluation mode during the search, as before after it.
+        model: in evaluation mode during the search; its mode is restored after it.
         source_BS: token ids ``tag tokens eos``, padded at the end.
         bos: first decoder input.
-        eos: what ends a hypothesis.
+        eos: token that ends a hypothesis.
         forbidden: ids that are never produced: pad, unk, bos and the language tags.
         beam: places in the beam.
-        length_penalty: alpha, not negative; 0 compares plain probabilities, more favours longer
-            translations. 0.6 lies in the range that Wu et al. 2016, table 2, find best.
+        length_penalty: alpha, not negative; 0 compares plain probabilities, larger values favour
+            longer translations. 0.6 is in the range that Wu et al. 2016, table 2, find best.
         n_best: at most ``beam``.
         min_length: fewest tokens before eos.
         max_length_ratio: no translation has more than ``ratio x source tokens + offset`` tokens.
@@ -109,13 +109,13 @@ class _Beams:
     beam: int
     bos: int
     alpha: float
-    tokens_BKt: Tensor = field(init=False)  # written so far, bos first
-    log_p_BK: Tensor = field(init=False)  # minus infinity in an empty place
-    places: Tensor = field(init=False)  # [B] of the beam not taken along by the finished
-    parents_BK: Tensor = field(init=False)  # which place each hypothesis was in a step ago
+    tokens_BKt: Tensor = field(init=False)  # tokens so far, bos first
+    log_p_BK: Tensor = field(init=False)  # minus infinity in empty places
+    places: Tensor = field(init=False)  # [B] places of the beam not used up by finished ones
+    parents_BK: Tensor = field(init=False)  # place of each hypothesis one step before
     hypotheses: int = field(init=False, default=1)  # K of the step before
-    sentences: list[int] = field(init=False)  # which of the input each of the B is
-    finished: list[list[Hypothesis]] = field(init=False)  # of each of the input
+    sentences: list[int] = field(init=False)  # input index of each of the B
+    finished: list[list[Hypothesis]] = field(init=False)  # for each input sentence
 
     def __post_init__(self) -> None:
         b, device = len(self.limits), self.limits.device
@@ -126,7 +126,7 @@ class _Beams:
         self.finished = [[] for _ in range(b)]
 
     def allowed(self, logits_NV: Tensor, eos: int, banned: Tensor, min_length: int) -> Tensor:
-        """Return log-probabilities ``[B, K, V]``, minus infinity where a token may not stand."""
+        """Return log-probabilities ``[B, K, V]``, minus infinity where a token is not allowed."""
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
         log_p_BKV = logits_NV.log_softmax(dim=-1, dtype=wide).unflatten(0, self.log_p_BK.shape)
         at_eos = log_p_BKV[:, :, eos].clone()
@@ -141,9 +141,9 @@ class _Beams:
         return log_p_BKV
 
     def advance(self, log_p_BKV: Tensor, eos: int) -> None:
-        """Extend the best hypotheses by a token each; file those that ended."""
+        """Extend the best hypotheses by one token each; store those that ended."""
         most = int(self.places.max())
-        # The best of all stand among as many of each.
+        # The best k overall are among the best k of each hypothesis.
         best_BKk, tokens_BKk = log_p_BKV.topk(min(most, log_p_BKV.shape[2]), dim=2)
         total = (self.log_p_BK[:, :, None] + best_BKk).flatten(1)
         log_p_BK, where_BK = total.topk(min(most, total.shape[1]), dim=1)
@@ -154,7 +154,7 @@ class _Beams:
         history = _pick(self.tokens_BKt, parents_BK)
 
         ended_BK = (new_BK == eos) & log_p_BK.isfinite()
-        length = history.shape[2]  # bos is in it, eos is not
+        length = history.shape[2]  # includes bos but not eos
         for i, k in ended_BK.nonzero().tolist():
             log_p = log_p_BK[i, k].item()
             tokens = tuple(history[i, k, 1:].tolist())
@@ -166,7 +166,7 @@ class _Beams:
         self.parents_BK = parents_BK
 
     def drop_done(self, n_best: int) -> None:
-        """Let go of the sentences where no live hypothesis can win; put the cache in order."""
+        """Remove sentences in which no live hypothesis can win; reorder the cache."""
         bounds = self.log_p_BK.amax(dim=1) / ((5 + self.limits + 1) / 6) ** self.alpha
         keep = []
         for i, (sentence, bound) in enumerate(zip(self.sentences, bounds.tolist(), strict=True)):
@@ -179,7 +179,7 @@ class _Beams:
         self.sentences = [self.sentences[i] for i in keep]
         if not keep:
             return
-        # The live go first; what no sentence has alive is not computed further.
+        # Live ones first; places that are empty in all sentences are not computed further.
         live_BK = self.log_p_BK[kept].isfinite()
         order_BK = live_BK.int().argsort(dim=1, descending=True, stable=True)
         order_BK = order_BK[:, : int(live_BK.sum(dim=1).max())]
@@ -194,5 +194,5 @@ class _Beams:
 
 
 def _pick(tokens_BKt: Tensor, which_BK: Tensor) -> Tensor:
-    """Of each sentence the hypotheses ``which``, in their order."""
+    """The hypotheses ``which`` of each sentence, in that order."""
     return tokens_BKt.gather(1, which_BK[:, :, None].expand(-1, -1, tokens_BKt.shape[2]))

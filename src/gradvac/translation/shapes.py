@@ -1,4 +1,4 @@
-"""The shape of a Transformer, and the shapes that have a name."""
+"""The shape of a Transformer, and the named shapes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import ClassVar, Literal, TypedDict
 
 @dataclass(frozen=True)
 class TransformerConfig:
-    """Everything that fixes the shape and the regularisation of a `Transformer`.
+    """All values that fix the shape and the regularisation of a `Transformer`.
 
     Raises ValueError when a value is out of range or ``heads`` does not divide ``d_model``.
     """
 
-    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for what reads it from a file
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # for reading it from a file
 
     vocabulary_size: int
     d_model: int
@@ -33,7 +33,7 @@ class TransformerConfig:
     clsr_budget: float = 0.3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "clsr_tags", tuple(self.clsr_tags))  # a list, from JSON
+        object.__setattr__(self, "clsr_tags", tuple(self.clsr_tags))  # JSON gives a list
         sizes = ("vocabulary_size", "d_model", "d_ffn", "heads", "encoder_layers", "decoder_layers")
         for name in sizes:
             if (value := getattr(self, name)) < 1:
@@ -60,7 +60,7 @@ class TransformerConfig:
 
 
 class Shape(TypedDict):
-    """The sizes of a preset, to be completed to a `TransformerConfig`."""
+    """The sizes of a preset, part of a `TransformerConfig`."""
 
     d_model: int
     d_ffn: int
@@ -70,12 +70,12 @@ class Shape(TypedDict):
 
 
 PRESETS: dict[str, Shape] = {
-    # 3.8 M parameters with 8,000 subwords: half precision and vocabulary fit in 8 MiB.
+    # 3.8 M parameters with 8,000 subwords: in half precision, with vocabulary, under 8 MiB.
     "tiny": Shape(d_model=192, d_ffn=640, heads=4, encoder_layers=3, decoder_layers=2),
     "small": Shape(d_model=256, d_ffn=1024, heads=4, encoder_layers=4, decoder_layers=4),
     # Vaswani et al. 2017, table 3, "base".
     "base": Shape(d_model=512, d_ffn=2048, heads=8, encoder_layers=6, decoder_layers=6),
-    # Chen et al. 2018a, table 1, "Trans. Big", the model of Wang et al. 2021. The 375 M they
-    # count hold three untied 32k matrices; with one tied 64k matrix it is 343 M.
+    # Chen et al. 2018a, table 1, "Trans. Big", the model of Wang et al. 2021. Their 375 M include
+    # three untied 32k matrices; with one tied 64k matrix it is 343 M.
     "big": Shape(d_model=1024, d_ffn=8192, heads=16, encoder_layers=6, decoder_layers=6),
 }

@@ -1,8 +1,8 @@
 """Whether one system is better than another: paired tests, and Holm's correction.
 
 The statistics of each sentence are sacreBLEU's. Its tests are not used: they do not count a
-difference that equals the one that was seen, so that 1 sentence that differs of 10 has
-p = 0.0001 where all exchanges there are say 1, and its bootstrap looks at one side alone.
+difference equal to the observed one, so that 1 different sentence of 10 has p = 0.0001 although
+all exchanges there give p = 1, and its bootstrap is one-sided.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from gradvac.translation.tokenizers import bleu_metric
 
 Test = Literal["bootstrap", "randomization"]
 SAMPLES: dict[Test, int] = {"bootstrap": 1_000, "randomization": 10_000}
-"""How many samples a test draws, as sacreBLEU does."""
+"""Number of samples of a test, as in sacreBLEU."""
 FEW = 20
-"""Below so many sentences that differ a test says little. Chosen here: with 6, no result of an
-exact sign test can be under 0.03."""
+"""With fewer different sentences a test is not informative. Chosen here: with 6, an exact sign test
+cannot give less than 0.03."""
 
 
 def paired_test(
@@ -38,11 +38,11 @@ def paired_test(
 ) -> dict[str, float]:
     """Two-sided p-value of a difference in BLEU and chrF++ (``bleu``, ``chrf``).
 
-    It is (r + 1) / (samples + 1), r the samples whose difference is at least the one that was seen
-    (Davison and Hinkley 1997, section 4.2.5). "bootstrap" draws sentences with replacement (Koehn
-    2004) and counts the distance from the difference that was seen; "randomization" exchanges the
+    It is (r + 1) / (samples + 1), r the samples with a difference at least as large as the observed
+    one (Davison and Hinkley 1997, section 4.2.5). "bootstrap" draws sentences with replacement
+    (Koehn 2004) and uses the distance from the observed difference; "randomization" exchanges the
     two outputs of each sentence with probability 1/2 (Riezler and Maxwell 2005). ``samples`` 0 is
-    `SAMPLES`. The environment variable SACREBLEU_SEED seeds them, by default 12345.
+    `SAMPLES`. The environment variable SACREBLEU_SEED is the seed, by default 12345.
     """
     draw = _exchanged if test == "randomization" else _resampled
     values = {}
@@ -54,18 +54,18 @@ def paired_test(
         sums = draw(stats[0], stats[1], count)
         found = np.array([_difference(metric, a, b) for a, b in zip(*sums, strict=True)])
         gaps = np.abs(found if test == "randomization" else found - seen)
-        # The order of a sum moves the last bits of a score: what is equal must count as equal.
+        # The order of a sum changes the last bits of a score; equal scores must count as equal.
         values[name] = (int((gaps >= abs(seen) - 1e-9).sum()) + 1) / (count + 1)
     return values
 
 
 def differing(baseline: Sequence[object], system: Sequence[object]) -> int:
-    """How many outputs of two systems are not the same."""
+    """Number of outputs that differ between two systems."""
     return sum(a != b for a, b in zip(baseline, system, strict=True))
 
 
 def _statistics(metric: Metric, texts: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """What a metric counts in each sentence, [sentences, counts]."""
+    """The counts of a metric for each sentence, [sentences, counts]."""
     own, other = canonical(texts), canonical(references)
     return np.array(metric._extract_corpus_statistics(own, [other]), dtype=np.float64)
 
@@ -99,19 +99,19 @@ def _rng() -> np.random.Generator:
 
 
 def majority(p_values: Sequence[float]) -> float:
-    """One p-value for several seeds, valid however they depend on each other.
+    """One p-value for several seeds, valid under any dependence between them.
 
     With K seeds it is K / r times the r-th smallest, r = K // 2 + 1 (Rueger 1978): a majority of
-    the seeds has to show the effect.
+    the seeds must show the effect.
     """
     r = len(p_values) // 2 + 1
     return min(1.0, len(p_values) / r * sorted(p_values)[r - 1])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number (Holm 1979): family-wise error, whatever the dependence.
+    """Adjust p-values for their number (Holm 1979): family-wise error under any dependence.
 
-    The k-th smallest of m is multiplied by m - k + 1, and none may fall below a smaller one's.
+    The k-th smallest of m is multiplied by m - k + 1, and is at least the previous result.
     """
     adjusted, highest = [0.0] * len(p_values), 0.0
     order = sorted(range(len(p_values)), key=lambda n: p_values[n])

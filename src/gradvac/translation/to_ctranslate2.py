@@ -1,8 +1,8 @@
-"""A trained Transformer as a CTranslate2 model, and translating with it.
+"""A trained Transformer as a CTranslate2 model, and translation with it.
 
 CTranslate2's own converter of Hugging Face folders assumes the original Marian and Pegasus models:
-a decoder that starts from a zero vector or from padding, a vocabulary whose last row is to be
-dropped. So its specification is filled from our parameters.
+a decoder that starts from a zero vector or from padding, and a vocabulary whose last row must be
+dropped. So its specification is filled directly from our parameters.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ QUANTIZATIONS = (
     "float32", "float16", "bfloat16", "int16", "int8", "int8_float32", "int8_float16",
     "int8_bfloat16",
 )  # fmt: skip
-# Added to the logits of what a translation never contains. No probability is left in any format:
-# exp(-10^4) is 0, and 16 bits hold the number.
+# Added to the logits of tokens that a translation never contains. Their probability is 0 in any
+# format: exp(-10^4) is 0, and 16 bits can hold -10^4.
 _NEVER = -1e4
 
 
@@ -98,7 +98,7 @@ def _specification(
 
 @dataclass
 class _Filler:
-    """Puts parameters of ours where a specification wants them."""
+    """Copies our parameters into a specification."""
 
     tensors: Mapping[str, Tensor]
 
@@ -125,12 +125,12 @@ class _Filler:
 
 
 class ExportedModel:
-    """A CTranslate2 model that stands in for a `Transformer` in a `Translator`.
+    """A CTranslate2 model that replaces a `Transformer` in a `Translator`.
 
     Args:
-        folder: what `write_ctranslate2` wrote.
-        compute_type: what CTranslate2 calculates in; ``int8`` also from a float32 folder.
-        threads: of one translation. Default: as many as PyTorch has.
+        folder: output of `write_ctranslate2`.
+        compute_type: number type of CTranslate2's calculations; ``int8`` also for a float32 folder.
+        threads: per translation. Default: as many as PyTorch has.
     """
 
     def __init__(
@@ -150,9 +150,9 @@ class ExportedModel:
     ) -> list[list[int]]:
         """Return the best translation of each source, token ids without eos.
 
-        ``beam=1`` is the greedy search of `beam_search`, with the same limits of length. A wider
-        beam is CTranslate2's own search, which fills the place of a hypothesis that ended and stops
-        after ``beam`` of them; the best by our score is taken.
+        ``beam=1`` is the greedy search of `beam_search`, with the same length limits. A wider beam
+        is CTranslate2's own search, which refills the place of a finished hypothesis and stops
+        after ``beam`` of them; the best by our score is returned.
         """
         limits = [
             min(MAX_LENGTH_RATIO * len(source) + MAX_LENGTH_OFFSET, POSITIONS - 1)

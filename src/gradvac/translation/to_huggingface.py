@@ -1,11 +1,11 @@
 """A trained Transformer as a folder that Hugging Face's transformers opens without gradvac.
 
-Two of its architectures compute what ours computes, parameter by parameter:
+Two of its architectures compute the same as ours, parameter by parameter:
 
 - ``norm="post"``: Marian.
 - ``norm="pre"``: Pegasus, which is Marian with the norms before the sublayers and one after the
-  last layer. M2M-100 is no counterpart: its sinusoids have other frequencies, begin at position
-  ``pad + 1`` and are computed when it is loaded, so that a file cannot say otherwise.
+  last layer. M2M-100 is not equivalent: its sinusoids have other frequencies, begin at position
+  ``pad + 1`` and are computed at loading, so a file cannot replace them.
 
 The tokenizer is Marian's: the SentencePiece model itself, and ``>>xx<<`` before the text for the
 language to translate into, as in the models of OPUS-MT.
@@ -29,14 +29,14 @@ from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.transformer import sinusoids
 from gradvac.translation.vocabulary import Vocabulary
 
-# A source of 512 tokens may give 2 x 512 + 20 and an end (translate.Translator, search.beam_search)
+# A source of 512 tokens may give 2 x 512 + 20 and eos (translate.Translator, search.beam_search)
 POSITIONS = 1056
 
 _ARCHITECTURES = {
     "pre": ("pegasus", "PegasusForConditionalGeneration"),
     "post": ("marian", "MarianMTModel"),
 }
-# Theirs by ours, for each part of a parameter's name that differs.
+# Our name -> their name, for each part of a parameter's name that differs.
 _PARTS = {
     "embedding": "shared",
     "self_attention": "self_attn",
@@ -55,7 +55,7 @@ _PARTS = {
 
 
 def refuse_routing(config: TransformerConfig, target: str) -> None:
-    """RunError when the model routes by language: no other library has such layers."""
+    """Raise RunError if the model routes by language: no other library has such layers."""
     if config.clsr_tags:
         raise RunError(
             f"clsr: a model with routing by language (CLSR) has no counterpart in {target}; only "
@@ -74,7 +74,7 @@ def write_huggingface(
     _write_json(folder / "config.json", model_config(config))
     _write_json(folder / "generation_config.json", _generation_config(vocabulary))
     save_file(model_tensors(config, tensors), folder / "model.safetensors", {"format": "pt"})
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else private
+    shutil.copymode(folder / "config.json", folder / "model.safetensors")  # else owner-only
     _write_tokenizer(vocabulary, folder)
 
 
@@ -94,7 +94,7 @@ def model_config(config: TransformerConfig) -> dict[str, Any]:
         "decoder_attention_heads": config.heads,
         "encoder_ffn_dim": config.d_ffn,
         "decoder_ffn_dim": config.d_ffn,
-        "activation_function": config.activation,  # "gelu" is the exact one in both
+        "activation_function": config.activation,  # "gelu" is the exact version in both
         "dropout": config.dropout,
         "attention_dropout": config.attention_dropout,
         "activation_dropout": config.activation_dropout,

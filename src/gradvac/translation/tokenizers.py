@@ -1,4 +1,4 @@
-"""How BLEU cuts text into words: sacreBLEU's tokenizers, or any SentencePiece model by its path."""
+"""How BLEU splits text into words: sacreBLEU's tokenizers, or a SentencePiece model by path."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from gradvac.text.languages import language
 
 FILE = "spm:"
 VOCABULARY = "spm:vocabulary"
-"""The run's own vocabulary: scores of runs with other vocabularies are of another kind."""
+"""The run's own vocabulary: such scores are not comparable between vocabularies."""
 
 OFFLINE = ("13a", "intl", "char", "zh", "none", "ja-mecab", "ko-mecab")
 DOWNLOADED = ("flores200", "flores101", "spBLEU-1K")
 
 
 def tokenizer(code: str) -> str:
-    """Return sacreBLEU's name of the tokenizer for BLEU in the language of a tag."""
+    """Return sacreBLEU's name of the tokenizer for BLEU in a language."""
     return language(code).tokenizer
 
 
 def check_tokenizer(name: str) -> str:
-    """Return a known name; ValueError with the nearest one otherwise."""
+    """Return a known name unchanged; else raise ValueError with the nearest one."""
     known = [*OFFLINE, *DOWNLOADED]
     if name in known or (name.startswith(FILE) and name != FILE):
         return name
@@ -42,12 +42,12 @@ def check_tokenizer(name: str) -> str:
 
 
 def bleu_metric(tokenize: str) -> BLEU:
-    """BLEU with one of sacreBLEU's tokenizers by name, or ``spm:PATH``; RecipeError without it.
+    """BLEU with a sacreBLEU tokenizer by name, or ``spm:PATH``; RecipeError if it is missing.
 
     ``spm:PATH`` is spBLEU (Goyal et al. 2022) with that model: its signature has the first eight
     hexadecimal digits of the file's SHA-256.
     """
-    # force: text that looks tokenized is no reason to warn, catalogues end in " ." at times.
+    # force: no warning about text that looks tokenized; catalogues sometimes end in " .".
     if tokenize.startswith(FILE):
         metric = BLEU(tokenize="none", force=True)
         metric.tokenizer = _Pieces(Path(tokenize.removeprefix(FILE)))
@@ -70,7 +70,7 @@ def bleu_metric(tokenize: str) -> BLEU:
 
 
 class _Pieces(BaseTokenizer):
-    """Pieces of a SentencePiece model, with spaces between them."""
+    """Pieces of a SentencePiece model, separated by spaces."""
 
     def __init__(self, path: Path) -> None:
         try:

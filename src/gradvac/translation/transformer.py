@@ -1,4 +1,4 @@
-"""The Transformer of Vaswani et al. 2017 with one shared embedding, for many languages at once.
+"""The Transformer of Vaswani et al. 2017 with one shared embedding, for many languages.
 
 Shape letters: ``B`` sentences, ``S`` source length, ``T`` target length, ``N`` rows (tokens, or
 hypotheses in a search), ``d`` model width, ``V`` vocabulary.
@@ -28,7 +28,7 @@ from gradvac.translation.shapes import TransformerConfig
 
 
 class Stack(nn.Module):
-    """Layers, and the norm that closes a pre-norm stack."""
+    """Layers, and the final norm of a pre-norm stack."""
 
     def __init__(self, layers: list[Layer], config: TransformerConfig) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Transformer(nn.Module):
 
     Vaswani et al. 2017 with sinusoidal positions; ``norm="pre"`` is the stabler variant that
     Chen et al. 2018a train. Encoder input is ``tag tokens eos``, decoder input ``bos tokens``,
-    decoder output ``tokens eos``; padding stands at the end.
+    decoder output ``tokens eos``; padding is at the end.
     """
 
     positions: Tensor
@@ -63,7 +63,7 @@ class Transformer(nn.Module):
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
 
     def embed(self, tokens_BT: Tensor, start: int = 0) -> Tensor:
-        """Return ``[B, T, d]`` for tokens that stand at positions ``start, start + 1, ...``."""
+        """Return ``[B, T, d]`` for tokens at positions ``start, start + 1, ...``."""
         end = start + tokens_BT.shape[1]
         if end > len(self.positions):
             positions = sinusoids(2 * end, self.config.d_model)
@@ -72,7 +72,7 @@ class Transformer(nn.Module):
         return self.dropout(x_BTd + self.positions[start:end])
 
     def encode(self, source_BS: Tensor) -> Tensor:
-        """Return the encoder's output ``[B, S, d]``; rows of padding hold nothing of meaning."""
+        """Return the encoder's output ``[B, S, d]``; its values at padding have no meaning."""
         mask, x_BSd = self.mask(source_BS), self.embed(source_BS)
         for layer in self.encoder.layers:
             x_BSd = layer(x_BSd, mask)
@@ -88,7 +88,7 @@ class Transformer(nn.Module):
         return self.decode(target_in_BT, [encoded] * len(self.decoder.layers))
 
     def encoded(self, source_BS: Tensor) -> Encoded:
-        """Encode, for the decoder's layers."""
+        """Encode for the decoder's layers."""
         mask = self.mask(source_BS)
         return Encoded(self.encode(source_BS), mask)
 
@@ -118,8 +118,8 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, negative log-likelihood (nats) and sentence index, each ``[N]``.
 
-        The ``N`` target tokens that are not padding stand in reading order. Only their rows
-        reach the softmax, so padding costs nothing there. The likelihood is without smoothing
+        The ``N`` target tokens that are not padding are in reading order. The softmax is computed
+        only for them, so padding costs nothing there. The likelihood is without smoothing
         and without gradient; the loss mixes in ``label_smoothing`` of a uniform distribution
         over the vocabulary (Szegedy et al. 2016, section 7).
         """
@@ -131,14 +131,14 @@ class Transformer(nn.Module):
         return loss_N, nll_N, kept_N // target_out_BT.shape[1]
 
     def begin_step(self, progress: float) -> None:
-        """Hear that a training step begins, at ``progress`` of the training; nothing to do here."""
+        """Called when a training step begins, at ``progress`` of training; does nothing here."""
 
     def auxiliary_loss(self) -> Tensor | None:
-        """Return what training minimises beside the tokens' losses of the last forward pass."""
+        """Return the loss added to the tokens' losses of the last forward pass, if any."""
         return None
 
     def start(self, source_BS: Tensor) -> Cache:
-        """Encode, and project the source keys and values of every decoder layer once."""
+        """Encode, and compute the source keys and values of every decoder layer once."""
         encoded = self.encoded(source_BS)
         memory = [cast(DecoderLayer, layer).remember(encoded) for layer in self.decoder.layers]
         return Cache(memory, [LayerPast() for _ in memory])
@@ -146,8 +146,8 @@ class Transformer(nn.Module):
     def step(self, tokens_N: Tensor, cache: Cache) -> Tensor:
         """Append one token to each hypothesis; return the logits ``[N, V]`` of the next.
 
-        ``N`` is a multiple of the ``B`` sentences in the cache: hypotheses stand sentence by
-        sentence, equally many for each.
+        ``N`` is a multiple of the ``B`` sentences in the cache: hypotheses are sorted by sentence,
+        the same number for each.
         """
         hidden_N1d = self.decode(tokens_N[:, None], cache.memory, cache.past, cache.length)
         cache.length += 1
@@ -157,8 +157,8 @@ class Transformer(nn.Module):
 def sinusoids(length: int, d_model: int) -> Tensor:
     """Return the position encodings ``[length, d_model]`` of Vaswani et al. 2017, section 3.5.
 
-    Sines fill the first half of the columns and cosines the second, as tensor2tensor lays
-    them out; the paper interleaves them, which is the same up to a permutation of columns.
+    Sines fill the first half of the columns and cosines the second, as in tensor2tensor; the
+    paper interleaves them, which differs only by a permutation of columns.
     """
     half = d_model // 2
     frequencies = torch.exp(torch.arange(half, dtype=torch.float64) * (-math.log(1e4) / half))

@@ -1,4 +1,4 @@
-"""Text in, text out: batches of any directions through one model."""
+"""Translates texts: batches of any directions through one model."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gradvac.translation.vocabulary import Vocabulary
 logger = logging.getLogger(__name__)
 
 MAX_SOURCE = 2048
-"""Tokens of the longest source that scoring translates whole: about a page. Chosen here, because
+"""Longest source in tokens that scoring translates whole: about a page. Chosen here, because
 attention to it takes gigabytes."""
 
 
 class Searcher(Protocol):
-    """What translates in place of a `Transformer` of ours: the same model in another library."""
+    """Translates instead of our `Transformer`: the same model in another library."""
 
     def search(
         self,
@@ -42,14 +42,14 @@ class Translator:
     """Translates sentences with a trained model.
 
     Args:
-        model: on the device where the work is to be done.
+        model: on the device to be used.
         vocabulary: the one the model was trained with.
         beam: places in the beam; 1 is greedy search.
         length_penalty: alpha of `gradvac.translation.search.divisor`.
         batch_tokens: most source tokens in a batch, padding counted.
-        max_source: longest source in tokens, tag and eos counted; what is longer is cut, with a
+        max_source: longest source in tokens, tag and eos included; a longer one is cut, with a
             warning. Chosen far above a sentence: memory grows with its square.
-        every: translate only each so many-th batch, for others who translate the rest.
+        every: translate only one of this many batches, if other processes translate the rest.
         first: the first batch to translate, below ``every``.
 
     ``cut`` has the numbers of the sentences that the last call cut.
@@ -66,13 +66,13 @@ class Translator:
     cut: list[int] = field(default_factory=list, init=False)
 
     def translate(self, sentences: Sequence[str], targets: Sequence[str]) -> list[str]:
-        """Translate each sentence into the language code beside it; order is kept.
+        """Translate each sentence into the language code at the same index; order is kept.
 
-        A sentence in which nothing can be seen becomes an empty one, and so does one of a batch
-        that is left to others.
+        A sentence without visible characters becomes an empty one, and so does one of a batch
+        that other processes translate.
 
         Raises:
-            ValueError: there are not as many languages as sentences.
+            ValueError: the numbers of languages and sentences differ.
             RunError: the vocabulary has no tag for a language, or the model has diverged.
         """
         self.cut = []
@@ -119,7 +119,7 @@ class Translator:
         return [*ids[: self.max_source - 1], self.vocabulary.eos]
 
     def batches(self, sources: dict[int, list[int]]) -> Iterator[list[int]]:
-        """Yield sentence numbers, the longest first: what memory cannot hold fails at once."""
+        """Yield sentence numbers, the longest first, so that too little memory fails at once."""
         batch: list[int] = []
         for i in sorted(sources, key=lambda i: -len(sources[i])):
             if batch and (len(batch) + 1) * len(sources[batch[0]]) > self.batch_tokens:

@@ -1,11 +1,11 @@
-"""One shared SentencePiece vocabulary for every language, source and target.
+"""One shared SentencePiece vocabulary for all languages, source and target.
 
 Trained on temperature-sampled text (Wang et al. 2021, section 2.1 and appendix B: 64k pieces, a
-``<2xx>`` tag before the source names the target language). Byte fallback leaves no character
-unknown. Tags are control symbols: they have ids of their own, and no text can spell one.
+``<2xx>`` tag before the source names the target language). With byte fallback no character is
+unknown. Tags are control symbols: they have their own ids, and no text can contain one.
 
-What goes in comes out, unless the model has a rule that rewrites text, such as SentencePiece's own
-default (``nmt_nfkc``: an ellipsis becomes three dots, full-width punctuation becomes ASCII).
+Decoding returns the encoded text, unless the model has a rule that rewrites text, such as
+SentencePiece's default (``nmt_nfkc``: ellipsis to three dots, full-width punctuation to ASCII).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from gradvac.translation.piece_model import rule_name, with_rule_name
 from gradvac.writing import write_bytes
 
 Normalization = Literal["nfc", "identity", "nmt_nfkc"]
-"""How text is rewritten before it is cut: into the normal form of clean text, which is the same
+"""How text is rewritten before it is split: into the normal form of clean text, with the same
 characters and words (`normalise`); not at all; or by SentencePiece's own rule, which changes
 characters."""
 _EXACT = ("nfc", "identity")
-# SentencePiece writes a space as U+2581, and cannot tell the two apart. U+FDD0 is no character:
-# Unicode keeps it for use within programs (23.7), so that no text has it.
+# SentencePiece writes a space as U+2581, and cannot distinguish the two. U+FDD0 is a noncharacter:
+# Unicode reserves it for use inside programs (23.7), so no text has it.
 _BLOCK, _STAND_IN = "\u2581", "\ufdd0"
 
 
 def tag(language: str) -> str:
-    """The symbol that asks for translation into ``language``."""
+    """The symbol that requests translation into ``language``."""
     return f"<2{language}>"
 
 
@@ -58,7 +58,7 @@ class Vocabulary:
             controls = {
                 i: pieces.id_to_piece(i) for i in range(len(pieces)) if pieces.is_control(i)
             }
-        except (RuntimeError, ValueError) as e:  # ValueError: a piece, or the fault, is not UTF-8
+        except (RuntimeError, ValueError) as e:  # ValueError: a piece, or the message, is not UTF-8
             raise RunError("not a SentencePiece model") from e
         ids = (pieces.pad_id(), pieces.unk_id(), pieces.bos_id(), pieces.eos_id())
         if ids != (PAD, UNK, BOS, EOS):
@@ -77,7 +77,7 @@ class Vocabulary:
 
     @property
     def normalization(self) -> str:
-        """How text is rewritten: one of `Normalization`, or the name of a rule of another maker."""
+        """How text is rewritten: one of `Normalization`, or the name of a rule from elsewhere."""
         return self._rule  # type: ignore[attr-defined]
 
     @property
@@ -123,7 +123,7 @@ class Vocabulary:
         return self.pieces.encode([_written(text, self.normalization) for text in texts])
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids``; special symbols vanish."""
+        """Text of ``ids``; special symbols are removed."""
         text = self.pieces.decode([int(i) for i in ids if i > EOS])
         return text.replace(_STAND_IN, _BLOCK) if self.normalization in _EXACT else text
 
@@ -137,23 +137,23 @@ class Vocabulary:
             raise RunError(f"{path}: {e}") from e
 
     def save(self, path: Path) -> None:
-        """Write ``vocabulary.model``; another folder that holds the same file, linked, keeps it."""
+        """Write ``vocabulary.model``; a hard-linked copy in another folder does not change."""
         write_bytes(path, self.model)
 
 
 def _written(text: str, normalization: str) -> str:
-    """A text as SentencePiece is to see it."""
+    """A text as it is given to SentencePiece."""
     if normalization == "nfc":
         text = normalise(text)
     return text.replace(_BLOCK, _STAND_IN) if normalization in _EXACT else text
 
 
 class TextSample:
-    """The distinct texts of a stream, or a random ``most`` of them, and how many there are.
+    """The distinct texts of a stream, or a random ``most`` of them, and their number.
 
-    Kept are those with the smallest hashes: which depends on the texts alone, not on their order or
-    repetitions. So the number of all follows from the largest hash kept (Bar-Yossef et al. 2002,
-    first algorithm): exactly up to twice ``most``, beyond with an error of about most ** -0.5.
+    Texts with the smallest hashes are kept: this depends only on the texts, not on their order or
+    repetitions. The number of all follows from the largest hash kept (Bar-Yossef et al. 2002,
+    first algorithm): exactly up to twice ``most``, above that with an error of about most ** -0.5.
     """
 
     def __init__(self, most: int) -> None:
@@ -161,7 +161,7 @@ class TextSample:
         self._bound = 2**64
 
     def add(self, text: str) -> None:
-        """Meet a text."""
+        """Add a text."""
         if self._bound == 2**64 or _hash(text) < self._bound:
             self._texts[text] = None
             if len(self._texts) > 2 * self.most:
@@ -170,12 +170,12 @@ class TextSample:
 
     @property
     def texts(self) -> list[str]:
-        """The texts kept, in the order they came."""
+        """The texts kept, in order of arrival."""
         return list(self._texts)
 
     @property
     def size(self) -> int:
-        """How many distinct texts there were."""
+        """The number of distinct texts."""
         return round(len(self._texts) * (2**64 / self._bound))
 
 
@@ -192,9 +192,9 @@ def temperature_sample(
 ) -> Iterator[str]:
     """Yield about ``total`` sentences, languages drawn with P_l = n_l^(1/T) / sum_m n_m^(1/T).
 
-    A language that has fewer sentences than its share gives each of them several times: this is
-    what up-sampling by temperature means (Arivazhagan et al. 2019, section 5). ``sizes`` are n_l
-    where ``texts`` is a sample of the text.
+    A language with fewer sentences than its share repeats them: this is up-sampling by
+    temperature (Arivazhagan et al. 2019, section 5). ``sizes`` are n_l if ``texts`` is a sample of
+    the text.
     """
     languages = [l for l in texts if len(texts[l])]
     counts = np.array([(sizes or {}).get(l, len(texts[l])) for l in languages], dtype=np.float64)
@@ -225,12 +225,12 @@ def train_vocabulary(
 ) -> Vocabulary:
     """Train the shared vocabulary on ``texts``: language code -> sentences.
 
-    ``sizes`` says how many there are where ``texts`` has a sample of them; the temperature is
-    applied to that.
+    ``sizes`` gives the numbers of sentences if ``texts`` is a sample of them; the temperature is
+    applied to these.
 
-    ``size`` counts every piece, tags and bytes included. ``symbols`` are kept whole wherever they
-    occur in text. ``normalization`` is how text is rewritten, here and whenever it is
-    encoded. Raises RecipeError when SentencePiece cannot reach ``size`` on this text.
+    ``size`` counts every piece, tags and bytes included. ``symbols`` are never split in text.
+    ``normalization`` is how text is rewritten, here and in every encoding. Raises RecipeError
+    if SentencePiece cannot reach ``size`` on this text.
     """
     if normalization not in get_args(Normalization):
         known = ", ".join(get_args(Normalization))
@@ -255,7 +255,7 @@ def train_vocabulary(
             bos_id=BOS,
             eos_id=EOS,
             split_digits=True,
-            num_threads=2,  # fixed: the sum over threads decides the last bits
+            num_threads=2,  # fixed: the last bits depend on the number of threads
             minloglevel=2,
         )
     except RuntimeError as e:

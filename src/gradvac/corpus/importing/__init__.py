@@ -1,1 +1,1 @@
-"""Parallel text as it is published, turned into a corpus folder."""
+"""Turns published parallel text into a corpus folder."""

@@ -1,4 +1,4 @@
-"""From published files to a corpus folder: unpack, guess, check, hold evaluation text out."""
+"""From published files to a corpus folder: unpack, detect, check, hold out evaluation text."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ from gradvac.text.readers import Row
 from gradvac.text.scripts import in_script
 
 Say = Callable[[str], None]
-# Chosen here: a file with more bad lines than this is not what it says it is.
+# Chosen here: a file with more bad lines is not in the format it seems to have.
 _BAD_SHARE = 0.1
 _UNEQUAL = "unequal numbers of lines"
 _CHUNK = 10_000
-_TRAINING = "training rows"  # in the account: rows beside those too near evaluation text
+_TRAINING = "training rows"  # name in the account, besides rows near evaluation text
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to read sources; None is guessed.
+    """How to read sources; None means: detect it.
 
-    ``languages`` name the columns of tables without a header, ``keep_out`` are more files whose
-    text is kept out of training; ``check`` False trusts that languages are in their columns, and
-    columns beside one another. ``quoted`` says that cells of TSV may be in quotation marks,
-    ``unescape`` undoes what Moses writes for some characters.
+    ``languages`` name the columns of tables without a header; ``keep_out`` are more files whose
+    text is kept out of training; ``check`` False skips the checks that columns are in their
+    languages and belong together. ``quoted`` says that TSV cells may be in quotation marks;
+    ``unescape`` undoes Moses' escapes of special characters.
     """
 
     format: str | None = None
@@ -63,11 +63,11 @@ class Options:
 def import_corpus(sources: Sequence[Path], out: Path, options: Options, say: Say) -> dict[str, Any]:
     """Build the corpus folder ``out`` from files, folders and archives; returns its manifest.
 
-    ``out`` appears when all went well, and not before.
+    ``out`` is created only if there was no error.
 
     Raises:
-        CorpusError: ``out`` exists, or a source is missing, broken, of an unknown layout, not in
-            the languages it says, or given twice.
+        CorpusError: ``out`` exists, or a source is missing, damaged, of an unknown layout, not in
+            its stated languages, or given twice.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CorpusError(f"{out}: is there already; choose another folder")
@@ -132,7 +132,7 @@ def _identifier(pieces: Sequence[Piece]) -> Identifier | None:
 
 
 def _files(sources: Sequence[Path], work: Path, unpacked: dict[str, str]) -> list[Path]:
-    """All files of the sources, archives unpacked; ``unpacked`` says what stands for a folder."""
+    """All files of the sources, archives unpacked; ``unpacked`` maps a folder to its archive."""
     files: list[Path] = []
     for source in sources:
         if not source.exists():
@@ -154,7 +154,7 @@ def _files(sources: Sequence[Path], work: Path, unpacked: dict[str, str]) -> lis
 def _pieces(
     files: Sequence[Path], options: Options, unpacked: Mapping[str, str], say: Say
 ) -> list[Piece]:
-    """The pieces of files, each said; one that is there twice is used once."""
+    """The pieces of files, each printed; a repeated piece is used once."""
     if not files:
         return []
     split = cast(Split | None, options.split)
@@ -180,7 +180,7 @@ def _pieces(
 
 
 def _rows(pieces: Iterable[Piece], account: Account, options: Options, split: str) -> Iterator[Row]:
-    """Rows of a split, each text in a script of its language; a bad file ends it."""
+    """Rows of a split, each text in a script of its language; a bad file ends the reading."""
     check = options.check
     for piece in pieces:
         if piece.split != split:
@@ -204,7 +204,7 @@ def _rows(pieces: Iterable[Piece], account: Account, options: Options, split: st
 
 
 def _without(valid: list[Row], test: Sequence[Row], account: Account) -> list[Row]:
-    """Validation rows of which no text has the letters of a test text in its language."""
+    """Validation rows without a text that has the letters of a test text in its language."""
     keys = {(c, text_key(t)) for row in test for c, t in row.texts.items()}
     kept = []
     for row in valid:
@@ -218,7 +218,7 @@ def _without(valid: list[Row], test: Sequence[Row], account: Account) -> list[Ro
 def _training(
     pieces: Sequence[Piece], read: Iterable[Row], held: Sequence[Row], work: Path, account: Account
 ) -> Spool:
-    """Clean training pairs on disk, nothing near evaluation text among them."""
+    """Clean training pairs on disk, without pairs near evaluation text."""
     names = dict.fromkeys(
         direction.name
         for piece in pieces
@@ -233,14 +233,14 @@ def _training(
 
 
 def _directions(codes: Sequence[str]) -> list[Direction]:
-    """English with each other language, or each pair where there is no English."""
+    """English with each other language, or each pair if there is no English."""
     if ENGLISH in codes:
         return [Direction(ENGLISH, code) for code in sorted({*codes} - {ENGLISH})]
     return [Direction(one, other) for one, other in combinations(sorted({*codes}), 2)]
 
 
 class _KeepOut:
-    """Takes texts out of training rows that are, or nearly are, evaluation text."""
+    """Removes texts from training rows that are equal or near to evaluation text."""
 
     def __init__(self, held: Sequence[Row], account: Account) -> None:
         self.rows, self.account = [row.texts for row in held], account
@@ -269,7 +269,7 @@ class _KeepOut:
 
 
 def _write_training(spool: Spool, folder: Path) -> Counter[str]:
-    """One table a pair of languages; returns pairs by the language, `de-fr` without English."""
+    """One table per language pair; returns pairs by language, or by `de-fr` without English."""
     folder.mkdir()
     counts = Counter[str]()
     for name in spool.names:
@@ -307,7 +307,7 @@ def _sums(sources: Iterable[Path]) -> Iterator[tuple[str, int, str]]:
 
 
 def _shown(text: str, unpacked: Mapping[str, str]) -> str:
-    """A text about unpacked files, said of the archive they are in."""
+    """A text about unpacked files, with the folder replaced by its archive."""
     for place, archive in unpacked.items():
         text = text.replace(place, archive)
     return text

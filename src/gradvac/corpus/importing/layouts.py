@@ -1,4 +1,4 @@
-"""What published files hold: guessed from their names and first lines, and said aloud."""
+"""Contents of published files: detected from names and first lines, and printed."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ _SPLITS: Mapping[str, Split] = {
     "train": "train", "training": "train", "dev": "valid", "valid": "valid", "validation": "valid",
     "val": "valid", "test": "test", "devtest": "test",
 }  # fmt: skip
-# Sets that are for evaluation by their name, with a year or without.
+# Names of evaluation sets, with a year or without.
 _TEST_NAMES = ("newstest", "wmttest", "generaltest", "tst", "flores", "ntrex")
 _BY_SUFFIX = {"tmx": "tmx", "sgm": "sgml", "sgml": "sgml", "xml": "xml", "tsv": "tsv", "csv": "csv",
               "jsonl": "jsonl", "json": "jsonl", "parquet": "parquet"}  # fmt: skip
-# Endings that are language codes too, but of files that hold no text.
+# Suffixes that are also language codes, but of files without text.
 _NO_LANGUAGE = {"zip", "txt", "csv", "md", "ids", "xml", "tsv", "gz", "tar", "arrow", "log", "src"}
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Files that belong together: a name to say, their languages, their rows.
+    """Files that belong together: display name, languages, rows.
 
-    ``languages`` are tags as the files spell them -> codes; rows have codes.
+    ``languages`` maps tags in the files to codes; rows have codes.
     """
 
     kind: str
@@ -56,10 +56,10 @@ class Piece:
         return ", ".join(map(str, self.files))
 
     def rows(self, account: Account, check: bool = False, unescape: bool = False) -> Iterator[Row]:
-        """The rows in the codes of the piece; problems, and texts that have no place, counted.
+        """The rows with the codes of the piece; problems and texts without a code are counted.
 
-        `check` makes an error of columns that do not belong together (`alignment`), `unescape`
-        undoes what Moses writes for some characters (`escapes`).
+        `check` raises if columns do not belong together (`alignment`); `unescape` undoes Moses'
+        escapes of special characters (`escapes`).
         """
         items = self._coded(account)
         items = unescaped(items) if unescape else noted(items, self.name, account)
@@ -85,7 +85,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Found:
-    """Pieces, and the files nothing was made of."""
+    """Pieces, and the files that are in none."""
 
     pieces: list[Piece]
     ignored: list[Path]
@@ -100,8 +100,8 @@ def find_pieces(
 ) -> Found:
     """Sort files into pieces.
 
-    ``kind``, ``split`` and ``languages`` (of tables without a header) say what names do not, and
-    ``quoted`` that cells of TSV may be in quotation marks.
+    ``kind``, ``split`` and ``languages`` (of tables without a header) give what names do not;
+    ``quoted`` says that TSV cells may be in quotation marks.
 
     Raises:
         CorpusError: two columns or files of one language, or a table whose languages are unknown.
@@ -140,7 +140,7 @@ def _suffixes(file: Path) -> list[str]:
 
 
 def split_of(file: Path, default: Split = "train") -> Split:
-    """Which split a file is of, by the words of its name, then by its folder."""
+    """The split of a file, by the words of its name, then by its folder."""
     for word in re.split(r"[^a-z0-9]+", file.name.lower()):
         if word in _SPLITS:
             return _SPLITS[word]
@@ -152,7 +152,7 @@ def split_of(file: Path, default: Split = "train") -> Split:
 
 
 def _named(names: Iterable[str], where: str) -> dict[str, str]:
-    """Tags -> codes of the names that are tags; CorpusError where two are one language."""
+    """Tags -> codes of the names that are tags; CorpusError if two are the same language."""
     found = merged([list(names)])
     seen: dict[str, str] = {}
     for tag, code in found.items():
@@ -165,7 +165,7 @@ def _named(names: Iterable[str], where: str) -> dict[str, str]:
 def _single(
     file: Path, kind: str, split: Split | None, languages: Sequence[str], quoted: bool
 ) -> Piece | None:
-    """The piece one file is, or None if it is none."""
+    """The piece that one file is, or None."""
     of = split or split_of(file)
     if kind in ("tsv", "ted"):
         return _table(file, split, languages, datasets.Shape("\t", quoted))
@@ -184,7 +184,7 @@ def _single(
         items = lambda: datasets.parquet(file, list(tags))
         return Piece(kind, of, (file,), tags, items) if len(tags) > 1 else None
     with open_bytes(file) as data:
-        start = data.read(4096).replace(b"\0", b"")  # of UTF-16 what is ASCII
+        start = data.read(4096).replace(b"\0", b"")  # keeps the ASCII of UTF-16
     if kind == "xml" and not re.search(rb"<(tmx|dataset|doc|tstset|collection)\b", start):
         return None
     kind = "tmx" if b"<tmx" in start else kind
@@ -216,7 +216,7 @@ def _items(source: Source) -> Iterator[Row | Fault]:
 
 
 def _json_keys(file: Path) -> Iterator[list[str]]:
-    """The keys of each object whose values are texts; lines that are no objects have none."""
+    """The keys of each object whose values are texts; none for lines that are not objects."""
     for number, line in enumerate(raw_lines(file), 1):
         try:
             found = json.loads(decode(line, f"{file}:{number}"))
@@ -291,7 +291,7 @@ def _test_sets(files: Sequence[Path], split: Split | None) -> Iterator[Piece]:
 
 
 def _aligned(files: Sequence[Path], split: Split | None) -> tuple[list[Piece], list[Path]]:
-    """Files of one language each, with the same name but for the language."""
+    """Files of one language each, whose names differ only in the language."""
     sets: dict[tuple[Path, str], dict[str, Path]] = {}
     ignored = []
     for file in files:
@@ -309,7 +309,7 @@ def _aligned(files: Sequence[Path], split: Split | None) -> tuple[list[Piece], l
             continue
         of = split or split_of(next(iter(paths.values())))
         by_tag = {tag.replace("-", "_"): path for tag, path in paths.items()}
-        source = Source(format="text", paths=by_tag, check=False)  # `Piece.rows` can do it
+        source = Source(format="text", paths=by_tag, check=False)  # `Piece.rows` can check
         spelled = {tag.replace("-", "_"): code for tag, code in tags.items()}
         kind = "opus100" if stem.name.startswith("opus.") else kind
         pieces.append(Piece(kind, of, tuple(paths.values()), spelled, _source_items(source)))
@@ -317,7 +317,7 @@ def _aligned(files: Sequence[Path], split: Split | None) -> tuple[list[Piece], l
 
 
 def _in_stem(stem: str, paths: dict[str, Path]) -> dict[str, Path]:
-    """Of `news.de-en.de`, `.en` and a stray `.fr`, those that the name says."""
+    """For `news.de-en.de`, `.en` and an extra `.fr`, only those that the name states."""
     for one, other in permutations(paths, 2):
         if f"{one}-{other}" in stem:
             return {one: paths[one], other: paths[other]}

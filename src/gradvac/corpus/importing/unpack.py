@@ -1,4 +1,4 @@
-"""Archives, unpacked file by file into a folder; what is broken or dangerous is named."""
+"""Unpacks archives file by file into a folder; damaged or dangerous ones are errors."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from gradvac.errors import CorpusError, RunError
 from gradvac.reading import regular
 from gradvac.text.textfiles import BROKEN, open_bytes
 
-# What zipfile and tarfile were seen to raise of damaged archives, encrypted or odd ones included:
-# fuzzing finds more than their manuals tell.
+# What zipfile and tarfile raise on damaged, encrypted or unusual archives; found by fuzzing, the
+# manuals list less.
 DAMAGED = (
     *BROKEN, zipfile.BadZipFile, tarfile.TarError, struct.error, RuntimeError, ValueError,
     TypeError, LookupError, OverflowError,
 )  # fmt: skip
-# Text is compressed to a tenth, tables of few words to a hundredth; an archive made to fill a disk
-# has ten thousand times its size in it. Chosen here.
+# Text compresses to a tenth, tables of few words to a hundredth; an archive made to fill a disk
+# holds ten thousand times its size. Chosen here.
 _MOST_TIMES = 300
 _ALWAYS = 2**26  # bytes
 _TAR = (".tar", ".tgz", ".tbz2", ".txz")
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a file is an archive, or says so by its name."""
+    """Whether a file is an archive, by content or by name."""
     return path.suffix == ".zip" or path.suffix in _TAR or path.with_suffix("").suffix == ".tar"
 
 
@@ -36,8 +36,8 @@ def unpack(archive: Path, folder: Path) -> None:
     """Write the files of a zip or tar archive, compressed or not, into `folder`.
 
     Raises:
-        CorpusError: the archive is truncated or broken, a member would leave the folder, or what is
-            in it would fill the disk.
+        CorpusError: the archive is truncated or damaged, a member's path leaves the folder, or the
+            contents would fill the disk.
     """
     done = "its beginning"
     room = _MOST_TIMES * archive.stat().st_size + _ALWAYS if archive.exists() else 0
@@ -85,7 +85,7 @@ def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
                     with zipped.open(info) as stream:
                         yield info.filename, stream
         return
-    # tarfile's own decompression ends at the end of a first stream.
+    # tarfile's own decompression stops at the end of the first stream.
     with open_bytes(archive) as file, tarfile.open(fileobj=file, mode="r|") as tar:
         for member in tar:
             stream = tar.extractfile(member) if member.isfile() else None
