@@ -26,7 +26,7 @@ Tick = Callable[[str, int, int], None]
 
 @contextmanager
 def _progress() -> Iterator[Tick]:
-    """A progress bar for each stage that is told of: its name, what is done, what there is."""
+    """A progress bar for each reported stage: its name, the amount done, the total."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (

@@ -169,7 +169,7 @@ def translate(
     """
     from gradvac.experiment.translation.filter import translate_lines
 
-    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  as what it reads
+    sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  as the input
     translate_lines(
         model, to, beam, length_penalty, checkpoint, engine, sys.stdin.buffer, sys.stdout
     )
@@ -266,7 +266,7 @@ def geometry(
         granularity=granularity,
         strings=strings,
         device=device,
-        hold=int(memory * 2**28),  # of float32
+        hold=int(memory * 2**28),  # number of float32 values
         console=console,
     )
 
@@ -320,7 +320,7 @@ def main() -> None:
     except GradvacError as e:
         complain(e)
         raise SystemExit(2) from e
-    except BrokenPipeError:  # the reader of our output has closed it, as head does
+    except BrokenPipeError:  # the reader closed the output, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as e:
@@ -330,7 +330,7 @@ def main() -> None:
             raise
         complain(explain(e))
         raise SystemExit(DISK) from e
-    except UnicodeEncodeError as e:  # the name of a file, or output
+    except UnicodeEncodeError as e:  # in a file name or the output
         text = f"{e.object!a} cannot be written in {e.encoding}, the encoding of this system"
         complain(f"{text}; set LC_ALL=C.UTF-8 or PYTHONUTF8=1")
         raise SystemExit(2) from e

@@ -14,7 +14,7 @@ console = Terminal()
 
 
 def say(text: str) -> None:
-    """Print a line as it is, however long."""
+    """Print a line unchanged, without wrapping."""
     console.print(text, soft_wrap=True)
 
 
@@ -26,7 +26,7 @@ def finite(value: float | None) -> float | None:
 
 
 def placed(folder: Path | None) -> Path | None:
-    """The folder named on a command line; "shipped:start" is in the package."""
+    """The folder given on the command line; "shipped:start" is in the package."""
     if folder is None or not str(folder).startswith("shipped:"):
         return folder
     from gradvac.experiment.recipe.paths import resolve

@@ -16,11 +16,11 @@ from gradvac.tagging.encoder import fingerprint
 from gradvac.tagging.encoding import TokenBatch, masked, token_batch
 from gradvac.tagging.pretraining import build_encoder, masked_losses
 
-VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone
+VALIDATION_TOKENS = 8192  # padded cells per validation batch; affects only speed
 
 
 class EncoderJob(Job[TokenBatch]):
-    """A BERT that guesses hidden subwords of the text of a prepared run folder."""
+    """A BERT that predicts masked subwords of the text of a prepared run folder."""
 
     def __init__(self, prepared: Prepared[EncoderRecipe, Any]) -> None:
         shape, self.tokenizer = prepared.recipe.model, prepared.vocabulary
@@ -30,21 +30,21 @@ class EncoderJob(Job[TokenBatch]):
         self.model = model.to(self.device)
 
     def batch(self, number: int) -> TokenBatch:
-        """Sentences of several languages, of which other subwords are hidden every time."""
+        """Sentences of several languages, with different masked subwords each time."""
         return self._hidden(self.balance.plan(number), 0, number)
 
     def losses(self, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, plain negative log-likelihood and sentence of each hidden subword."""
+        """Loss, plain negative log-likelihood and sentence of each masked subword."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             return masked_losses(self.model, batch)
 
     def mean_loss(self, drawn: Batch) -> Tensor:
-        """The scalar training loss of a batch, wherever it lies; what is hidden is always alike."""
+        """The scalar training loss of a batch on any device, always with the same masking."""
         return self.losses(self._hidden(drawn, 2, 0).to(self.device))[0].mean()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """NLL and perplexity of hidden subwords, the same ones every time."""
+        """NLL and perplexity of masked subwords, always the same ones."""
         self.model.eval()
         valid, nll = self.prepared.valid, {}
         for index, task in enumerate(valid):

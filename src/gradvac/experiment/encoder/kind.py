@@ -1,4 +1,4 @@
-"""Training an encoder on masked text as a kind of job: every language is a task."""
+"""Masked-language-model training as a kind of job: every language is a task."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class EncoderKind(Kind[EncoderRecipe, Any]):
         return prepare_text(recipe, folder, say)
 
     def text_of(self, recipe: EncoderRecipe) -> list[Any]:
-        """Data, vocabulary, and the shape of the model, which lies beside the tokenizer."""
+        """Data, vocabulary, and the shape of the model, which is stored beside the tokenizer."""
         tree = recipe.model_dump(mode="json")
-        data = {**tree["data"], "test": []}  # as earlier versions had it, which named text by it
+        data = {**tree["data"], "test": []}  # for the same text key as in earlier versions
         return [data, tree["vocabulary"], tree["model"]]
 
     def open(self, folder: Path) -> Prepared[EncoderRecipe, Any]:
@@ -39,7 +39,7 @@ class EncoderKind(Kind[EncoderRecipe, Any]):
         return open_encoder(folder)
 
     def job(self, prepared: Prepared[EncoderRecipe, Any]) -> Job[Any]:
-        """The BERT on sentences of all languages, parts of which it does not see."""
+        """The BERT on masked sentences of all languages."""
         from gradvac.experiment.encoder.job import EncoderJob
 
         return EncoderJob(prepared)
@@ -47,7 +47,7 @@ class EncoderKind(Kind[EncoderRecipe, Any]):
     def score(
         self, folder: Path, options: Mapping[str, Any], say: Say, ranks: Ranks | None = None
     ) -> Scored:
-        """RunError: there is nothing to score."""
+        """Raise RunError: an encoder has no scores."""
         raise RunError(f"{folder}: a run of an encoder has no test set; gradvac report shows it")
 
     def measure(
@@ -58,7 +58,7 @@ class EncoderKind(Kind[EncoderRecipe, Any]):
         directions: Sequence[str] | None = None,
         **options: Any,
     ) -> Path:
-        """RunError: what is hidden of a sentence would differ from measurement to measurement."""
+        """Raise RunError: the masked subwords would differ between measurements."""
         raise RunError(f"{run}: a run of an encoder; those of translation and tagging are measured")
 
 

@@ -1,6 +1,6 @@
-"""From a recipe of an encoder to a run folder that needs nothing else.
+"""Prepare a self-contained run folder from a recipe of an encoder.
 
-recipe.yaml  tasks.json  best/config.json  best/tokenizer.json (and what belongs to it)
+recipe.yaml  tasks.json  best/config.json  best/tokenizer.json (and related files)
 data/train/*.npy  data/valid/*.npy  data/account.json
 """
 
@@ -27,11 +27,11 @@ from gradvac.translation.bitext import read_corpus
 from gradvac.writing import write_json
 
 Texts = dict[str, dict[str, None]]
-"""Language -> its sentences, each once, in order."""
+"""The sentences of each language, in order, without duplicates."""
 
 
 def open_encoder(folder: Path) -> Prepared[EncoderRecipe, Any]:
-    """Reopen a prepared run folder; RunError says what is missing or does not fit."""
+    """Open a prepared run folder; RunError says what is missing or does not match."""
     recipe = run_recipe(folder, EncoderRecipe)
     tokenizer = open_tokenizer(str(folder / SHAPE))
     mark = fingerprint(tokenizer)
@@ -45,11 +45,11 @@ def open_encoder(folder: Path) -> Prepared[EncoderRecipe, Any]:
 def prepare_text(
     recipe: EncoderRecipe, folder: Path, say: Callable[[str], None]
 ) -> dict[str, TaskInfo]:
-    """Read and encode all that a recipe names; returns what is known of each task."""
+    """Read and encode all text of a recipe; returns the data of each task."""
     account = Account("drop")
     texts = _texts(recipe, account)
     say(str(account))
-    for code, held_out in texts["valid"].items():  # nothing is trained on and validated with
+    for code, held_out in texts["valid"].items():  # no sentence is in both parts
         own = texts["train"].get(code, {})
         texts["train"][code] = {t: None for t in own if t not in held_out}
     train = {code: list(own) for code, own in sorted(texts["train"].items()) if own}

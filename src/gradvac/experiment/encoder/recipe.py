@@ -24,7 +24,7 @@ from gradvac.experiment.tagging.recipe import LanguageSection, Place, TaggingDat
 
 
 class EncoderDataSection(Section):
-    """Text of each language: that of parallel corpora and the words of tagged ones."""
+    """Text of each language, from parallel and tagged corpora."""
 
     parallel: list[SourceSection] = Field(default=[])
     valid: list[SourceSection] = Field(default=[])
@@ -48,7 +48,7 @@ class EncoderDataSection(Section):
 
 
 class WordPieceSection(Section):
-    """The vocabulary of an encoder: WordPiece, trained on text drawn by temperature."""
+    """The vocabulary of an encoder: WordPiece, trained on text sampled by temperature."""
 
     size: Annotated[int, Field(ge=100)] = 8000
     temperature: Unbounded = 5.0
@@ -56,7 +56,7 @@ class WordPieceSection(Section):
 
 
 class ShapeSection(Section):
-    """The shape of a BERT; ``masked`` is the share of subwords to be guessed."""
+    """The shape of a BERT; ``masked`` is the share of masked subwords."""
 
     hidden_size: Count = 128
     num_hidden_layers: Count = 4
@@ -68,7 +68,7 @@ class ShapeSection(Section):
     masked: Annotated[float, Field(gt=0, lt=1)] = 0.15
 
     def of_bert(self) -> dict[str, Any]:
-        """The keys of BertConfig."""
+        """The same as arguments of BertConfig."""
         return self.model_dump(exclude={"masked"})
 
 
@@ -102,18 +102,18 @@ class EncoderRecipe(BaseRecipe):
 
     @classmethod
     def of_run(cls, tree: dict[str, Any]) -> dict[str, Any]:
-        """Earlier versions wrote that there are no test files."""
+        """Remove the empty list of test files that earlier versions wrote."""
         if isinstance(data := tree.get("data"), dict) and data.get("test") == []:
             del data["test"]
         return super().of_run(tree)
 
     @property
     def has_validation(self) -> bool:
-        """Whether there is text to guess hidden subwords of."""
+        """Whether there is validation text."""
         return bool(self.data.valid) or any(own.valid for own in self.data.tagged.values())
 
     def batch_in_words(self) -> str:
-        """How much text an update sees."""
+        """The amount of text per update, in words."""
         return f"{self.batch_size:,} subwords"
 
     def model_in_words(self) -> str:
@@ -121,7 +121,7 @@ class EncoderRecipe(BaseRecipe):
         return f"BERT, {self.model.num_hidden_layers} layers, width {self.model.hidden_size}"
 
     def placed(self, place: Place) -> EncoderRecipe:
-        """The same with every relative file name given to ``place``."""
+        """The same with ``place`` applied to every relative file name."""
         data = self.data
         if data.tagged:
             inner = TaggingDataSection(task="pos", folder=data.folder, languages=data.tagged)

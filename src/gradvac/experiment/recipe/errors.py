@@ -1,4 +1,4 @@
-"""Validation errors in the words of a recipe: dotted key, value found, what to write instead."""
+"""Messages of validation errors: the dotted key, the value found, what to write instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradvac.experiment.recipe.method_options import OLD_KEYS, OptionError
 
 
 def _keys(section: type[BaseModel], at: str = "") -> dict[str, list[str]]:
-    """Dotted section -> keys, the top level under ''."""
+    """The keys of each dotted section; '' is the top level."""
     keys = {at: list(section.model_fields)}
     for name, field in section.model_fields.items():
         for kind in (field.annotation, *get_args(field.annotation)):
@@ -27,11 +27,11 @@ def _known_keys(recipe: type[BaseModel]) -> dict[str, list[str]]:
 
 
 def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) -> str:
-    """One validation error in the words of a recipe."""
+    """The message of one validation error."""
     parts = [str(p) for p in error["loc"]]
     steps: list[str] = []
     at: Any = tree
-    # pydantic adds the branch of a union it tried to the path; a recipe has no such key
+    # pydantic adds the tried branch of a union to the path; a recipe has no such key
     for part in error["loc"]:
         if isinstance(at, dict):
             known = part in at
@@ -50,7 +50,7 @@ def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) 
         old = problem.option in tree["method"]
         return f"method.{'' if old else 'options.'}{problem.option}: {problem}"
     if error["type"] == "value_error":
-        return f"{key}: {context['error']}" if key else str(context["error"])  # which names it
+        return f"{key}: {context['error']}" if key else str(context["error"])  # it names the key
     allowed = error["msg"].replace("Input should be", "must be")
     allowed = allowed.replace("String should match pattern", "must match")
     if error["type"] == "literal_error" and isinstance(error["input"], str):
@@ -62,7 +62,7 @@ def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) 
 
 
 def _hint(parts: list[str], keys: dict[str, list[str]]) -> str:
-    """Nearest spelling of an unknown key, or the section it belongs to."""
+    """The most similar known key of an unknown one, or the section that has it."""
     section, name = ".".join(p for p in parts[:-1] if not p.isdigit()), parts[-1]
     near = difflib.get_close_matches(name, keys.get(section, []), 1)
     if near:

@@ -1,7 +1,7 @@
-"""Kinds of jobs, found by the name that a recipe gives as ``job``.
+"""Kinds of jobs, by the name that a recipe gives as ``job``.
 
-A kind is a module with an object ``KIND``, what `gradvac.experiment.training.kind.Kind` describes.
-Its module is imported when a recipe of the kind is read, and not before.
+The module of a kind has an object ``KIND``, a `gradvac.experiment.training.kind.Kind`. It is
+imported only when a recipe of the kind is read.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ KINDS = {
 
 
 class HasRecipe(Protocol):
-    """What the loader of recipes asks of a kind."""
+    """The part of a kind that the recipe loader uses."""
 
     @property
     def recipe(self) -> type[BaseRecipe]: ...  # noqa: D102
@@ -36,7 +36,7 @@ def find_kind(name: str) -> HasRecipe:
 
 
 def recipe_type(job: str | None) -> type[BaseRecipe]:
-    """What a recipe of a ``job`` is validated as; RecipeError for a job there is not."""
+    """The class that validates recipes of a ``job``; RecipeError for an unknown job."""
     named = [name for name in KINDS if name != UNNAMED]
     if job is not None and (not isinstance(job, str) or job not in named):
         raise RecipeError(f"job: found {job!r}, must be {', '.join(named)}, or not there")

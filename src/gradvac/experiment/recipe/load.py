@@ -1,7 +1,7 @@
-"""Recipes: one YAML file describes a whole experiment; nothing in it is trusted unread.
+"""Loading recipes: one YAML file describes a whole experiment.
 
 Every key is validated before anything is loaded. An error names the file, the dotted key, the
-value found, what is allowed, and the nearest spelling or the section where the key belongs.
+value found, what is allowed, and a similar key or the section where the key belongs.
 """
 
 from __future__ import annotations
@@ -47,14 +47,13 @@ def load_recipe(
 ) -> BaseRecipe:
     """Read a recipe of any job; ``changes`` are ``section.key=value`` overrides with YAML values.
 
-    ``size`` and ``variant`` choose where the file holds several, see
-    :mod:`gradvac.experiment.recipe.variants`. Relative file names are taken from the recipe's own
-    folder, and those of files that are not there from the working directory, as on a command line.
-    Raises RecipeError.
+    ``size`` and ``variant`` select one experiment of a file that holds several, see
+    :mod:`gradvac.experiment.recipe.variants`. Relative file names are relative to the recipe's
+    folder; if the file is not there, to the working directory. Raises RecipeError.
     """
     file = path if isinstance(path, RecipeFile) else read_recipe_file(path)
     tree = file.choose(size, variant)
-    if (file.path.parent / TASKS).exists():  # the recipe of a run, made again
+    if (file.path.parent / TASKS).exists():  # this file is the recipe of a run
         tree = file.model.of_run(tree)
     if seed is not None:
         tree["seed"] = seed
@@ -66,19 +65,19 @@ def load_recipe(
 
 
 def _placed(folder: Path, name: str) -> str:
-    """A file name made absolute: below ``folder``, or if it is only there, where one works."""
+    """The absolute file name: in ``folder``, or in the working directory if only there."""
     if name.startswith(SHIPPED):
         return name
     below, here = folder / Path(name).expanduser(), Path(name).expanduser()
-    there = os.path.exists(here) and not os.path.exists(below)  # False for what no path can be
+    there = os.path.exists(here) and not os.path.exists(below)  # False for an invalid path
     return str((here if there else below).resolve())
 
 
 def parse_recipe(tree: dict[str, Any], where: str, run_code: bool = True) -> BaseRecipe:
     """Validate a tree of plain values; ``where`` names it in errors.
 
-    ``run_code``: make the method, for which a package it comes from may be imported. A recipe that
-    is only read, such as that of a stranger's run, must not: its method is then taken on trust.
+    ``run_code``: build the method to check it, which may import the package it comes from. False
+    for a recipe that is only read, such as that of a downloaded run: its method is not checked.
     """
     if key := _nan(tree):
         raise RecipeError(f"{where}: {key}: found nan, must be a number")
@@ -91,14 +90,14 @@ def parse_recipe(tree: dict[str, Any], where: str, run_code: bool = True) -> Bas
 
 
 def of_kind(recipe: BaseRecipe, kind: type[R], where: str) -> R:
-    """The same recipe, which is one of a kind; RecipeError for another one."""
+    """The same recipe if it is of this kind; RecipeError otherwise."""
     if not isinstance(recipe, kind):
         raise RecipeError(f"{where}: job: this is a recipe of another job than {kind.kind}")
     return recipe
 
 
 def _nan(tree: Any, at: str = "") -> str:
-    """The dotted key of a value that is not a number, or nothing: no bound excludes all of them."""
+    """The dotted key of a NaN, or "": not every bound of a value excludes NaN."""
     if isinstance(tree, dict | list):
         entries = tree.items() if isinstance(tree, dict) else enumerate(tree)
         found = (_nan(value, f"{at}.{key}".lstrip(".")) for key, value in entries)

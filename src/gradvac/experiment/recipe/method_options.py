@@ -16,7 +16,7 @@ OLD_KEYS: dict[str, Any] = {
     key: inspect.signature(GradVac).parameters[key].default
     for key in ("tasks", "beta", "target", "max_target", "rescale")
 } | {"weights": {}}
-"""Options that may stand in the method section itself, as they did at first, and their defaults."""
+"""Options also allowed directly in the method section, as in old recipes, and their defaults."""
 
 READERS: dict[str, tuple[str, ...]] = {
     "joint": (),
@@ -24,9 +24,9 @@ READERS: dict[str, tuple[str, ...]] = {
     "pcgrad": ("tasks",),
     "static": ("weights",),
 }
-"""The methods that `OLD_KEYS` were made for, and which of them each reads."""
+"""The methods that `OLD_KEYS` are for, and the keys that each reads."""
 
-_TYPES: dict[str, Any] = {  # of recipes, which may name a resource level and leave out weights of 1
+_TYPES: dict[str, Any] = {  # in recipes: a resource level may be named, weights of 1 left out
     "tasks": Literal["all", "high", "medium", "low"] | Annotated[list[str], Field(min_length=1)],
     "weights": dict[str, float],
 }
@@ -34,7 +34,7 @@ _LEVELS = ("high", "medium", "low")
 
 
 class OptionError(ValueError):
-    """What is wrong with one option of a method; ``option`` is its name."""
+    """An error in one option of a method; ``option`` is its name."""
 
     def __init__(self, option: str, text: str) -> None:
         super().__init__(text)
@@ -42,10 +42,10 @@ class OptionError(ValueError):
 
 
 def import_methods(module: str) -> None:
-    """Import a module that registers methods; ValueError in the words of a recipe if it fails."""
+    """Import a module that registers methods; ValueError if it fails."""
     try:
         importlib.import_module(module)
-    except Exception as e:  # whatever somebody's module may raise
+    except Exception as e:  # the module of a user may raise anything
         absent = isinstance(e, ModuleNotFoundError) and module.startswith(e.name or "?")
         raise ValueError(
             f"found {module!r}, which cannot be imported: {type(e).__name__}: {e}"
@@ -54,7 +54,7 @@ def import_methods(module: str) -> None:
 
 
 def check_name(name: str) -> str:
-    """Return the name of a known or installed method; ValueError with the nearest otherwise."""
+    """Return the name of a known or installed method; ValueError with a similar one otherwise."""
     try:
         find_method(name)
     except GradientError as e:
@@ -63,13 +63,13 @@ def check_name(name: str) -> str:
 
 
 def with_old_keys(section: dict[str, Any]) -> dict[str, Any]:
-    """A method section whose `OLD_KEYS` are options, those that its method reads all there.
+    """A method section with its `OLD_KEYS` moved to the options, and defaults for those missing.
 
-    An old key that its method does not read becomes an option all the same, which is then
-    rejected, unless it has its default: complete recipes of earlier versions name all of them.
+    An old key that the method does not read also becomes an option, and is then rejected, unless
+    it has its default: complete recipes of earlier versions contain all old keys.
 
     Raises:
-        OptionError: if one is given twice.
+        OptionError: if an option is given twice.
     """
     read = _read_by(section)
     options = section.get("options", {})
@@ -88,9 +88,9 @@ def with_old_keys(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_a_run(section: dict[str, Any]) -> dict[str, Any]:
-    """The method section of a recorded recipe, without what its method did not read.
+    """The method section of the recipe of a run, without old keys that its method did not read.
 
-    Nor with what has its default, so that ``--set`` may name another method.
+    Old keys with their default are left out too, so that ``--set`` may choose another method.
     """
     read = _read_by(section)
     kept = {k: v for k, v in section.items() if k not in OLD_KEYS or k in read}
@@ -101,7 +101,7 @@ def of_a_run(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def drop_other_spelling(tree: dict[str, Any], key: str) -> None:
-    """Take ``method.beta`` out of a recipe before ``method.options.beta`` is set, or vice versa."""
+    """Delete ``method.beta`` from a recipe before ``method.options.beta`` is set, or vice versa."""
     section: Any = tree.get("method")
     options: Any = section.get("options") if isinstance(section, dict) else None
     match key.split("."):
@@ -127,15 +127,14 @@ def make_method(
     """Make a known method from options.
 
     Args:
-        name: of the method.
-        options: as a recipe has them.
+        name: name of the method.
+        options: as in a recipe.
         levels: the tasks and their resource levels; None before they are known.
-        given: arguments that are not a recipe's to choose, for a constructor that takes them.
+        given: arguments that do not come from the recipe; passed if the constructor has them.
 
     Raises:
-        OptionError: in the words of a recipe, if an option is unknown or out of range, or names a
-            task or level that is not there.
-        ValueError: if the options do not fit together.
+        OptionError: if an option is unknown or out of range, or names an unknown task or level.
+        ValueError: if the options contradict each other.
     """
     kind = find_method(name)
     parameters = dict(inspect.signature(kind, eval_str=True).parameters)
@@ -166,7 +165,7 @@ def make_method(
 
 
 def _of_tasks(options: dict[str, Any], levels: dict[str, str] | None) -> dict[str, Any]:
-    """Options of a method of ours for these tasks: levels become names, weights complete."""
+    """Options of a built-in method for these tasks: levels become task names, all weights set."""
     made = dict(options)
     wanted, weights = made.get("tasks", "all"), made.get("weights", {})
     if levels is None:

@@ -1,4 +1,4 @@
-"""Files that a recipe names, and those by which it is told that it is the recipe of a run."""
+"""File names in recipes, and the files that show that a recipe is that of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sections of recipes, and what every recipe has; nothing in a recipe is trusted unread."""
+"""The sections of recipes, and the base class of all recipes."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ from gradvac.text.languages import ENGLISH, LONGEST_CODE, is_code
 from gradvac.text.sources import Source
 
 VERSION = 1
-"""Of the form of recipes; it rises when a key is renamed or means something else."""
+"""Version of the recipe format; increased when a key is renamed or its meaning changes."""
 SEEDS = 2**64
 """PyTorch's generators take seeds below it."""
 _PLAIN = r"[\w.-]*[\w-][\w.-]*"  # also the name of a folder, so not .. nor /
-_LONGEST = 100  # of a name that becomes a folder's: file systems take 255 bytes
+_LONGEST = 100  # characters in a name used for a folder: file systems allow 255 bytes
 FolderName = Annotated[str, Field(pattern=f"^{_PLAIN}$", max_length=_LONGEST)]
 Granularity = Literal["whole_model", "enc_dec", "all_layer", "all_matrix"]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Unbounded = Annotated[float, Field(gt=0)]
-"""Positive, or ``.inf``: uniform shares, no limit."""
+"""Positive, or ``.inf``, which means uniform shares or no limit."""
 Languages = Annotated[list[str], Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """A section of a recipe: unknown keys are errors, values are never coerced silently."""
+    """A section of a recipe: unknown keys are errors, values are never converted silently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def underscored(tag: str) -> str:
-    """A tag with underscores, since a hyphen stands between the languages of a direction."""
+    """A tag with underscores: a hyphen separates the languages of a direction."""
     return tag.replace("-", "_")
 
 
@@ -83,7 +83,7 @@ class SourceSection(Section):
         return found and [underscored(tag) for tag in found]
 
     def source(self) -> Source:
-        """The same, as readers take it; ``shipped:`` names become files."""
+        """The same as a `Source`, for the readers; ``shipped:`` names become files."""
         return Source(
             format=self.format,
             path=resolve(self.path) if self.path else None,
@@ -96,7 +96,7 @@ class SourceSection(Section):
         )
 
     def placed(self, place: Callable[[str], str]) -> SourceSection:
-        """The same with every file name given to ``place``."""
+        """The same with ``place`` applied to every file name."""
         path = place(self.path) if self.path else None
         paths = {k: place(v) for k, v in self.paths.items()} if self.paths else None
         return self.model_copy(update={"path": path, "paths": paths})
@@ -109,7 +109,7 @@ class SourceSection(Section):
 
 
 class CleaningSection(Section):
-    """When a pair is left out of training; the defaults and their reasons are `CleaningRules`."""
+    """When a pair is left out of training; `CleaningRules` explains the defaults."""
 
     min_characters: int = CleaningRules().min_characters
     max_characters: int = CleaningRules().max_characters
@@ -121,7 +121,7 @@ class CleaningSection(Section):
     drop_duplicates: bool = CleaningRules().drop_duplicates
 
     def rules(self) -> CleaningRules:
-        """The same, as the cleaner takes it."""
+        """The same as `CleaningRules`, for the cleaner."""
         return CleaningRules(**self.model_dump())
 
     @model_validator(mode="after")
@@ -142,7 +142,7 @@ class MultiDDSSection(Section):
 
 
 class SamplingSection(Section):
-    """How often each task is drawn, whatever a batch is counted in."""
+    """How often each task is drawn; for batches of tokens and of sentences."""
 
     sampling: Literal["temperature", "unimax", "multidds_s"] = "temperature"
     temperature: float | list[tuple[int, float]] = 5.0
@@ -153,12 +153,12 @@ class SamplingSection(Section):
 
     @property
     def size(self) -> int:
-        """How much a batch holds: tokens, or sentences."""
+        """The size of a batch in tokens or sentences."""
         raise NotImplementedError
 
     @property
     def schedule(self) -> list[tuple[int, float]]:
-        """From which step on which temperature."""
+        """Pairs of a first step and the temperature from there on."""
         t = self.temperature
         return t if isinstance(t, list) else [(0, t)]
 
@@ -176,12 +176,12 @@ class BatchSection(SamplingSection):
 
     @property
     def size(self) -> int:
-        """Tokens of a batch."""
+        """Tokens per batch."""
         return self.tokens
 
 
 def _schedule(found: Any, kinds: tuple[type, ...], forms: str) -> Any:
-    """What was found, a positive number or [step, number] pairs from step 0 on; else ValueError."""
+    """The value, if a positive number or [step, number] pairs from step 0 on; else ValueError."""
     number = lambda x, kinds: isinstance(x, kinds) and not isinstance(x, bool)
     pairs = [[0, found]] if number(found, kinds) else found
     if not isinstance(pairs, list) or not all(
@@ -198,7 +198,7 @@ def _schedule(found: Any, kinds: tuple[type, ...], forms: str) -> Any:
 
 
 class TrainingSection(Section):
-    """Optimisation, validation and what is kept."""
+    """Optimisation, validation, and which checkpoints are kept."""
 
     steps: Count = 100_000
     learning_rate: Positive = 1e-3
@@ -228,7 +228,7 @@ class MethodSection(Section):
     """How task gradients become one update.
 
     ``options`` are the arguments of the method's constructor. Those of GradVac, PCGrad and static
-    weights may stand in the section itself, as `with_old_keys` says, and are there with defaults.
+    weights are also allowed in the section itself, with defaults, see `with_old_keys`.
     """
 
     module: str | None = None
@@ -250,7 +250,7 @@ class MethodSection(Section):
         return _schedule(found, (int,), forms)
 
     def records(self, step: int) -> bool:
-        """Whether the Gram matrices of a step are recorded; a function of the step alone."""
+        """Whether the Gram matrices of a step are recorded; depends on the step only."""
         given = self.record_every
         pairs = given if isinstance(given, list) else [(0, given)]
         every = [n for start, n in pairs if start <= step][-1]
@@ -266,24 +266,24 @@ class MethodSection(Section):
     @field_validator("name")
     @classmethod
     def _name_is_registered(cls, name: str, info: ValidationInfo) -> str:
-        broken = "module" not in info.data  # refused: its methods are not known
+        broken = "module" not in info.data  # rejected: its methods are unknown
         return check_name(name) if _may_run_code(info) and not broken else name
 
     @field_validator("options")
     @classmethod
     def _options_fit_the_method(cls, options: dict[str, Any], info: ValidationInfo) -> Any:
-        name = info.data.get("name")  # missing if it was refused
+        name = info.data.get("name")  # missing if it was rejected
         if name in READERS or (name and "module" in info.data and _may_run_code(info)):
             make_method(name, options, seed=0, compare_pcgrad=False)
         return options
 
 
 class BaseRecipe(Section):
-    """What every experiment has, whatever its tasks are made of.
+    """The keys that every recipe has, of any kind.
 
     Attributes:
         kind: the name of its kind of job.
-        ignored: keys that the kind does not read, dotted, and what to do instead.
+        ignored: dotted keys that the kind does not read, and what to do instead.
         valid_at: the section that names validation text.
     """
 
@@ -313,10 +313,10 @@ class BaseRecipe(Section):
 
     @classmethod
     def of_run(cls, tree: dict[str, Any]) -> dict[str, Any]:
-        """The recipe that a run keeps, with what keys that its version had not meant then."""
+        """The recipe of a run, possibly of an earlier version, as this version reads it."""
         if isinstance(method := tree.get("method"), dict):
             tree["method"] = of_a_run(method)
-        for dotted in cls.ignored:  # by every version
+        for dotted in cls.ignored:  # in all versions
             section, _, key = dotted.partition(".")
             if isinstance(found := tree.get(section), dict):
                 found.pop(key, None)
@@ -324,7 +324,7 @@ class BaseRecipe(Section):
 
     @property
     def batch_size(self) -> int:
-        """Tokens, or sentences, that an update sees."""
+        """Tokens or sentences per update."""
         return self.batches.size * self.batches.accumulate
 
     @property
@@ -334,41 +334,41 @@ class BaseRecipe(Section):
 
     @property
     def has_test(self) -> bool:
-        """Whether a run has something to be scored on."""
+        """Whether a run has test data."""
         return False
 
     @property
     def has_validation(self) -> bool:
-        """Whether a run has text to be validated on."""
+        """Whether a run has validation text."""
         return False
 
     @property
     def searched(self) -> str:
-        """The number of a validation line that `gradvac tune` minimises."""
+        """The name of the validation metric that `gradvac tune` minimises."""
         return "perplexity"
 
     def batch_in_words(self) -> str:
-        """How much text an update sees."""
+        """The amount of text per update, in words."""
         return ""
 
     def model_in_words(self) -> str:
-        """What the model is, of a run that has none yet."""
+        """The model in words, for a run without a model yet."""
         return ""
 
     def start_in_words(self) -> str:
-        """What the parameters are before the first step."""
+        """The initial parameters in words."""
         return "random parameters"
 
     def more_steps_in_words(self) -> str:
-        """What of a kind's own goes by the number of steps, for a run that is given more."""
+        """Which settings of the kind depend on the number of steps; for a run that gets more."""
         return ""
 
     def comparable(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """A dumped recipe without keys that an earlier version could not say."""
+        """A dumped recipe without keys that an earlier version did not have."""
         return tree
 
     def placed(self, place: Callable[[str], str]) -> Self:
-        """The same with every relative file name given to ``place``."""
+        """The same with ``place`` applied to every relative file name."""
         return self
 
     @model_validator(mode="after")
@@ -386,7 +386,7 @@ class BaseRecipe(Section):
 
 
 def check_codes(found: Any) -> Any:
-    """The same list or mapping of language codes; ValueError for one that is none."""
+    """The same list or mapping of language codes; ValueError for an invalid code."""
     if odd := [code for code in found or () if not is_code(code)]:
         raise ValueError(
             f"found {odd[0][:60]!r}, must be language codes: up to {LONGEST_CODE} letters, digits "
@@ -396,7 +396,7 @@ def check_codes(found: Any) -> Any:
 
 
 def check_names(found: Any) -> Any:
-    """The same list or mapping of names that become those of files; ValueError for another one."""
+    """The same list or mapping of names used for files; ValueError for an invalid name."""
     if odd := [n for n in found or () if len(n) > _LONGEST or not re.fullmatch(_PLAIN, n)]:
         raise ValueError(
             f"found {odd[0][:60]!r}, must be up to {_LONGEST} letters, digits, - . and _, since "

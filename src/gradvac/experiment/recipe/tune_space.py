@@ -6,9 +6,9 @@
       trials: 20                       # of each variant: equal budgets
       space:
         training.learning_rate: {range: [5.0e-4, 8.0e-3], log: true}
-        training.warmup: {range: [100, 400]}          # whole numbers, where both ends are
+        training.warmup: {range: [100, 400]}          # integers if both ends are
         batches.temperature: {choices: [1, 2, 5]}
-      variants:                        # keys that only some of them have
+      variants:                        # keys for some variants only
         gradvac: {method.options.beta: {choices: [0.001, 0.01, 0.1]}}
 """
 
@@ -36,11 +36,11 @@ class Parameter:
 
     @property
     def samples(self) -> list[str]:
-        """Values that have to make a valid recipe before any is tried."""
+        """Values to check for a valid recipe before the first trial."""
         return list(self.choices) or [as_yaml(self.low), as_yaml(self.high)]
 
     def holds(self, value: object) -> bool:
-        """Whether a value of a recipe is one of the space."""
+        """Whether the space contains a value of a recipe."""
         if self.choices:
             return as_yaml(value) in self.choices
         return isinstance(value, int | float) and self.low <= value <= self.high
@@ -48,13 +48,13 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Space:
-    """The trials of each variant, and parameters by variant; "" is for all."""
+    """Number of trials per variant, and parameters by variant; "" is for all variants."""
 
     trials: int
     parameters: Mapping[str, tuple[Parameter, ...]]
 
     def of(self, variant: str | None) -> tuple[Parameter, ...]:
-        """The parameters of a variant: those of all, and its own in place of or after them."""
+        """The parameters of a variant: its own, and those of all that it does not replace."""
         own = self.parameters.get(variant or "", ()) if variant else ()
         own = own or (self.parameters.get(row_of(variant), ()) if variant else ())
         keys = {p.key for p in own}
@@ -62,7 +62,7 @@ class Space:
 
 
 def read_space(file: RecipeFile, trials: int | None = None) -> Space:
-    """The section ``tune`` of a recipe file; RecipeError with the key at fault."""
+    """The section ``tune`` of a recipe file; RecipeError names the wrong key."""
     tree = dict(file.tune)
     where = f"{file.path}: tune"
     if not tree:
@@ -87,7 +87,7 @@ def read_space(file: RecipeFile, trials: int | None = None) -> Space:
 
 
 def as_yaml(value: object) -> str:
-    """A value as one line of YAML, as ``--set`` takes it."""
+    """A value as one line of YAML, for ``--set``."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
     return text.removesuffix("...\n").strip()
 

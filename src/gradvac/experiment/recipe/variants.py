@@ -1,21 +1,21 @@
 """Recipe files that hold several experiments: sizes, variants and seeds.
 
-Beside the sections of a recipe, a file may have::
+Besides the sections of a recipe, a file may have::
 
-    extends: setting.yaml            # a recipe file in the same folder: what is not said here
+    extends: setting.yaml            # a recipe file in the same folder, for the other keys
     sizes:                           # one of them is chosen by --size
       small: {model.preset: tiny, training.steps: 2000}
       paper: {}
     variants:                        # one of them is chosen by --variant; `gradvac sweep` runs all
       joint: {method.name: joint}
       gradvac: {method.name: gradvac, method.options.tasks: low}
-    baseline: joint                  # what `gradvac compare` compares with; default: the first
-    front: [t1, t5, t100]            # rows that make its --front; default: all joint or static ones
+    baseline: joint                  # what `gradvac compare` compares with; by default the first
+    front: [t1, t5, t100]            # rows of its --front; by default all joint or static ones
     seeds: [1, 2, 3]                 # of `gradvac sweep`
 
-Keys may be dotted or nested. Later words win: the file extended, the body, the size, the variant,
-what the size says of that variant (``sizes.small.variants.gradvac``), then --set. A variant named
-``bilingual/fr-en`` is a part of the row ``bilingual`` of a table: one model of several.
+Keys may be dotted or nested. Later values replace earlier ones: the extended file, the body, the
+size, the variant, the variant in this size (``sizes.small.variants.gradvac``), then --set. A
+variant ``bilingual/fr-en`` is one of the models of the row ``bilingual`` of a table.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from gradvac.experiment.recipe.yaml_text import parse_yaml
 from gradvac.reading import read_text
 
 KEYS = ("extends", "sizes", "variants", "baseline", "front", "seeds", "tune")
-"""What stands in a recipe file beside the sections of a recipe."""
+"""The keys of a recipe file besides the sections of a recipe."""
 
 Tree = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe file as it is written; :meth:`choose` makes one experiment of it."""
+    """The contents of a recipe file; :meth:`choose` selects one experiment."""
 
     path: Path
     model: type[BaseRecipe]
@@ -56,9 +56,9 @@ class RecipeFile:
 
     @classmethod
     def read(cls, path: Path, model: type[BaseRecipe]) -> RecipeFile:
-        """Read a file, and the one it extends; ``model`` tells sections from values.
+        """Read a file, and the one it extends; ``model`` defines which keys are sections.
 
-        Raises RecipeError with the key at fault; sections are not validated yet.
+        Raises RecipeError with the wrong key; sections are not validated yet.
         """
         own = read_yaml(path)
         own_name = own.pop("extends", None)
@@ -67,7 +67,7 @@ class RecipeFile:
         for name, tree in sizes.items():
             if "variants" in tree:
                 tree["variants"] = _mappings(path, tree, "variants", f"sizes.{name}.")
-        if variants:  # other ones: what the base says of its own is of no use here
+        if variants:  # they replace those of the base, also in its sizes
             base = replace(base, sizes={k: _only(variants, v) for k, v in base.sizes.items()})
         seeds = own.pop("seeds", list(base.seeds))
         if (
@@ -104,7 +104,7 @@ class RecipeFile:
 
     @classmethod
     def _base(cls, path: Path, name: Any, model: type[BaseRecipe]) -> RecipeFile:
-        # Elsewhere its relative file names would mean other files.
+        # In another folder its relative file names would mean other files.
         if not isinstance(name, str) or Path(name).name != name:
             raise RecipeError(f"{path}: extends: found {name!r}, must be a file in the same folder")
         if "extends" in read_yaml(path.parent / name):
@@ -114,8 +114,8 @@ class RecipeFile:
     def choose(self, size: str | None, variant: str | None) -> Tree:
         """Return the tree of one experiment.
 
-        Raises RecipeError if the file has sizes or variants and none of them is chosen, or has
-        none of that name.
+        Raises RecipeError if the file has sizes or variants and none is chosen, or the name is
+        unknown.
         """
         size = self._pick("size", size or self.body.get("size"), self.sizes)
         variant = self._pick("variant", variant or self.body.get("variant"), self.variants)
@@ -132,7 +132,7 @@ class RecipeFile:
 
     def _pick(self, what: str, name: str | None, known: dict[str, Tree]) -> str | None:
         if not known:
-            if name and self.body.get(what) != name:  # else the record of a run, as it was resolved
+            if name and self.body.get(what) != name:  # equal in the recipe of a run
                 raise RecipeError(f"{self.path}: has no {what}s; --{what} {name} says nothing here")
             return None
         if name is not None and not isinstance(name, str):
@@ -150,7 +150,7 @@ class RecipeFile:
         )
 
     def _check_names(self) -> None:
-        """Refuse names that no folder can have, and variants that do not exist."""
+        """Reject names that are invalid for a folder, and variants that do not exist."""
         for name in [*self.sizes, *self.variants]:
             parts = name.split("/")
             if len(parts) > 2 or not all(p.strip(".") and _is_plain(p) for p in parts):
@@ -180,7 +180,7 @@ def row_of(variant: str) -> str:
 
 
 def run_folder(root: Path, name: str, size: str | None, variant: str | None, seed: int) -> Path:
-    """Where a run goes below ``root`` unless one says otherwise."""
+    """The default folder of a run below ``root``."""
     experiment = root / (f"{name}-{size}" if size else name)
     return experiment / variant / f"seed-{seed}" if variant else experiment
 
@@ -199,7 +199,7 @@ def read_yaml(path: Path) -> Tree:
 
 
 def merge(below: Tree, above: Tree, model: type[BaseModel]) -> Tree:
-    """Return ``below`` with what ``above`` says; sections are merged, values replaced whole."""
+    """Return ``below`` updated with ``above``: sections are merged, values replaced."""
     merged = dict(below)
     for key, value in above.items():
         first, dot, rest = str(key).partition(".")
@@ -209,10 +209,10 @@ def merge(below: Tree, above: Tree, model: type[BaseModel]) -> Tree:
         if isinstance(value, dict) and isinstance(section, type) and issubclass(section, BaseModel):
             inner = merged.get(first)
             merged[first] = merge(inner if isinstance(inner, dict) else {}, value, section)
-        elif first == "variants" and not dot:  # of a size: by name, each merged where it is used
+        elif first == "variants" and not dot:  # of a size: replaced by name, merged in `choose`
             merged[first] = {**merged.get(first, {}), **value}
         elif dot and field_ is None and first not in OLD_KEYS:
-            merged[key] = above[key]  # no section of a recipe: validation will say so
+            merged[key] = above[key]  # not a section: validation rejects it
         elif dot:  # one entry of a value such as method.options
             inner = merged.get(first)
             merged[first] = {**(inner if isinstance(inner, dict) else {}), **value}
@@ -222,7 +222,7 @@ def merge(below: Tree, above: Tree, model: type[BaseModel]) -> Tree:
 
 
 def _mappings(path: Path, tree: Tree, key: str, at: str = "") -> dict[str, Tree]:
-    """Take a mapping of names to mappings out of a tree."""
+    """Remove a mapping of names to mappings from a tree and return it."""
     found = tree.pop(key, None)
     found = {} if found is None else found
     if not isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""YAML of a stranger: plain values, and not more of them than a recipe can have."""
+"""Parsing untrusted YAML: plain values only, and a limited number of them."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 
 import yaml
 
-# Values a recipe may hold once its aliases are written out. Chosen here: a hundred times the
-# largest of ours. Without a limit nine lines of aliases stand for a billion values.
+# Maximum number of values after aliases are expanded. Chosen here: a hundred times the largest
+# shipped recipe. Without a limit nine lines of aliases expand to a billion values.
 MOST_VALUES = 100_000
-_KINDS = ("null", "bool", "merge")  # as in YAML 1.1; numbers as everybody writes them, see below
+_KINDS = ("null", "bool", "merge")  # as in YAML 1.1; for numbers see below
 _NUMBERS = {
-    # Not the 1.1 ones that stand for another number than they show: 010 is eight there, 1:30 ninety
+    # Unlike YAML 1.1, where 010 is eight and 1:30 is ninety
     "int": re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+)$"),
     "float": re.compile(
         r"[-+]?([0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|\.[0-9]+|\.inf|\.Inf)$|\.nan$"
     ),
 }
-_DIGITS = 4000  # of a number; Python reads no integer of more than 4,300
+_DIGITS = 4000  # per number; Python rejects integers of more than 4,300
 
 
 class _Plain(yaml.SafeLoader):
-    """Null, booleans, numbers, strings, lists and mappings; anything else is a string or refused.
+    """Null, booleans, numbers, strings, lists and mappings; anything else is a string or rejected.
 
-    YAML's own dates, sets, binary data and tags have no meaning in a recipe, and what makes values
-    of them fails in as many ways as there are of them.
+    A recipe needs no dates, sets, binary data or tags of YAML, and their constructors raise many
+    different errors.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012  as in the class above
@@ -56,7 +56,7 @@ _Plain.add_constructor("tag:yaml.org,2002:int", _Plain.construct_yaml_int)
 
 
 def parse_yaml(text: str) -> Any:
-    """Plain values of a YAML text; ValueError says what is wrong, with ``:LINE`` where known."""
+    """Plain values of a YAML text; ValueError gives the reason, with ``:LINE`` if known."""
     try:
         tree = _Plain(text).get_single_data()
     except yaml.YAMLError as e:

@@ -1,8 +1,8 @@
-"""Checkpoints: complete or absent, and nothing in them can run code.
+"""Checkpoints: complete or absent, and they cannot run code.
 
 A checkpoint is a folder ``checkpoints/step-00001000`` with tensors in safetensors and the rest in
-JSON. It is written beside its place and renamed into it, so a folder of that name was complete
-once; ``SHA256SUMS`` tells whether it still is, to us and to ``sha256sum -c``.
+JSON. It is written under a temporary name and then renamed, so a folder with the final name was
+complete. ``SHA256SUMS`` detects later damage; ``sha256sum -c`` reads it too.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _NAME = re.compile(r"step-(\d{8})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run needs to go on as if it had never stopped.
+    """The complete state of a run: what an exact resume needs.
 
-    ``model``, ``optimizer`` and ``method`` map names to tensors; ``state`` is plain JSON. Read from
-    the checkpoint of a sharded model, the first two are empty and ``shards`` is where they lie.
+    ``model``, ``optimizer`` and ``method`` map names to tensors; ``state`` is plain JSON. When a
+    checkpoint of a sharded model is read, the first two are empty and ``shards`` is their folder.
     """
 
     step: int
@@ -51,21 +51,21 @@ def save_checkpoint(
 ) -> Path:
     """Write ``folder/step-XXXXXXXX``, all or nothing. Returns the new folder.
 
-    ``shards`` writes model and optimizer into a folder of their own, if the ranks do that together.
-    Raises OSError when the disk is full or refuses; what was written so far is then gone.
+    ``shards`` writes model and optimizer into a separate folder, if all ranks write together.
+    Raises OSError when the disk is full or fails; the incomplete folder is then deleted.
     """
     final = folder / f"step-{checkpoint.step:08d}"
     new, old = folder / f".{final.name}.new", folder / f".{final.name}.old"
     shutil.rmtree(new, ignore_errors=True)
     try:
         _write(new, checkpoint, shards)
-        if final.exists():  # never without either, whenever this ends: see `recover`
+        if final.exists():  # old or new exists at every moment, see `recover`
             shutil.rmtree(old, ignore_errors=True)
             final.rename(old)
         new.rename(final)
         to_disk(folder)
     except OSError:
-        shutil.rmtree(new, ignore_errors=True)  # room for what is still to be written
+        shutil.rmtree(new, ignore_errors=True)  # free space for other files
         recover(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
@@ -73,7 +73,7 @@ def save_checkpoint(
 
 
 def _write(new: Path, checkpoint: Checkpoint, shards: Callable[[Path], None] | None) -> None:
-    """Fill a new folder and see it onto the disk."""
+    """Fill a new folder and flush it to the disk."""
     new.mkdir(parents=True)
     if shards:
         (new / FOLDER).mkdir()
@@ -91,7 +91,7 @@ def _write(new: Path, checkpoint: Checkpoint, shards: Callable[[Path], None] | N
 
 
 def recover(folder: Path) -> None:
-    """Put right what a process killed while it saved has left behind; for who holds the lock."""
+    """Repair the folder after a process was killed while saving; the caller holds the lock."""
     for old in folder.glob(".step-*.old"):
         final = folder / old.name.removeprefix(".").removesuffix(".old")
         if final.exists():
@@ -103,10 +103,10 @@ def recover(folder: Path) -> None:
 
 
 def newest_complete(folder: Path) -> tuple[Path, Checkpoint, dict[Path, str]] | None:
-    """The newest checkpoint that is as it was written, and what is wrong with newer ones.
+    """The newest undamaged checkpoint, and the errors of newer ones.
 
-    None without any checkpoint. RunError when there are some and all are damaged: a run of days
-    does not begin anew without being told to.
+    None without any checkpoint. RunError if all are damaged: a long run must not
+    restart from the beginning by itself.
     """
     problems: dict[Path, str] = {}
     for saved in reversed(list_checkpoints(folder)):
@@ -124,14 +124,14 @@ def newest_complete(folder: Path) -> tuple[Path, Checkpoint, dict[Path, str]] | 
 
 
 def set_aside(damaged: Path) -> Path:
-    """Rename a checkpoint so that it counts no more; returns its new name."""
+    """Rename a checkpoint so that it is no longer used; returns its new name."""
     aside = damaged.with_name(f"{damaged.name}.damaged")
     shutil.rmtree(aside, ignore_errors=True)
     return damaged.rename(aside)
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read one checkpoint folder; RunError names the file that is damaged or does not fit."""
+    """Read one checkpoint folder; RunError names a file that is damaged or does not match."""
     _check_sums(folder)
     shards = folder / FOLDER if (folder / FOLDER).is_dir() else None
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
@@ -146,13 +146,13 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _check_sums(folder: Path) -> None:
-    """RunError names the first file that is not what was written."""
+    """RunError names the first file that changed since it was written."""
     parts = _PARTS[2:] if (folder / FOLDER).is_dir() else _PARTS
     names = [*(f"{part}.safetensors" for part in parts), "state.json"]
     try:
         check_sums(folder, names, others=True)
     except FileNotFoundError:
-        # Runs made before there were sums do not say either what they were made with.
+        # Old runs without sums do not have made_with either.
         if '"made_with"' in _text(folder / "state.json"):
             raise RunError(f"{folder / SUMS}: missing; the checkpoint is not complete") from None
 
@@ -174,9 +174,9 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def keep_newest(folder: Path, count: int, every: int | None = None, regular: int = 1) -> None:
     """Delete all but the newest ``count`` checkpoints.
 
-    One that is not at a multiple of ``regular``, such as a signal leaves, goes with the next: what
-    stays, and what is averaged, does not depend on interruptions.
-    Of those whose step is a multiple of ``every`` the parameters stay, in ``history`` beside
+    One whose step is no multiple of ``regular``, as after a signal, is deleted when a newer one
+    exists: which ones are kept and averaged does not depend on interruptions. Of a
+    deleted one whose step is a multiple of ``every``, the parameters are kept in ``history`` beside
     ``folder``: a third of a checkpoint, enough to measure and to translate.
     """
     for extra in list_checkpoints(folder)[:-1]:
@@ -191,13 +191,13 @@ def keep_newest(folder: Path, count: int, every: int | None = None, regular: int
             if (old / FOLDER).is_dir() and not kept.exists():
                 with replacing(kept) as new:
                     save_tensors(load_tensors(parameters), new)
-            elif parameters.exists():  # gone if killed below
+            elif parameters.exists():  # missing if killed before rmtree
                 move(parameters, kept)
         shutil.rmtree(old)
 
 
 def saved_models(run: Path) -> dict[int, Path]:
-    """Parameter files of a run by step, in order: of its checkpoints and of its history."""
+    """Parameter files of a run by ascending step, from its checkpoints and its history."""
     history = run / "history"
     files = history.iterdir() if history.is_dir() else ()
     found = {_step(c): c / "model.safetensors" for c in list_checkpoints(run / "checkpoints")}
@@ -219,7 +219,7 @@ def average(folders: list[Path]) -> dict[str, Tensor]:
 
 
 def split_state(tree: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Part a nested state into tensors by dotted name, for safetensors, and the rest, for JSON."""
+    """Split a nested state into tensors by dotted name (safetensors) and the rest (JSON)."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for key, value in tree.items():
@@ -234,7 +234,7 @@ def split_state(tree: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, A
 
 
 def join_state(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Undo `split_state`."""
+    """The inverse of `split_state`."""
     tree = {k: join_state({}, v) if isinstance(v, Mapping) else v for k, v in plain.items()}
     for name, tensor in tensors.items():
         *path, last = name.split(".")
@@ -261,7 +261,7 @@ def load_optimizer_tensors(
     tensors: Mapping[str, Tensor],
     parameters: Mapping[str, Tensor],
 ) -> None:
-    """Undo `optimizer_tensors`; RunError when a parameter's name is not of this model."""
+    """The inverse of `optimizer_tensors`; RunError for a parameter name not in this model."""
     for key, value in tensors.items():
         kind, _, name = key.partition("/")
         if name not in parameters:
@@ -272,5 +272,5 @@ def load_optimizer_tensors(
 
 
 def _on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Fused and capturable optimizers keep their step counters beside the parameters."""
+    """Whether step counters are on the parameters' device: in fused and capturable optimizers."""
     return bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))

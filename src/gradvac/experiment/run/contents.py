@@ -1,4 +1,4 @@
-"""What the files of a run hold, as it is checked when they are read; keys not named here may be."""
+"""The contents of the files of a run, checked when read; other keys are allowed."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ class Done(TypedDict):
 
 
 class Dropped(TypedDict):
-    """How many rows were dropped for a reason, and where the first are."""
+    """The number of rows dropped for a reason, and where the first ones are."""
 
     count: int
     first: list[str]
 
 
 class CorpusAccount(TypedDict):
-    """What was kept and dropped of a corpus."""
+    """The rows of a corpus that were kept and dropped."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     dropped: dict[str, Dropped]
@@ -126,7 +126,7 @@ class Curved(TypedDict):
 
 
 class Shape(TypedDict):
-    """What is asked of ``model.json`` without the model."""
+    """The keys of ``model.json`` that are read without building the model."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     vocabulary_size: PositiveInt
@@ -148,7 +148,7 @@ class ScoredFile(TypedDict):
 
 
 class CometLine(TypedDict):
-    """What COMET says of one translation."""
+    """The COMET output for one translation."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     mt: str
@@ -165,7 +165,7 @@ class Sweep(TypedDict):
 
 
 class Searched(TypedDict):
-    """``tune.json``: what a search of hyper-parameters is of."""
+    """``tune.json``: the settings of a hyper-parameter search."""
 
     space: list[dict[str, Any]]
     recipe: dict[str, Any]
@@ -186,15 +186,15 @@ class _Metrics(TypedDict):
 
 
 def scores_of(folder: Path) -> dict[str, Any] | None:
-    """The scores ``gradvac evaluate`` left in a folder, None without; RunError when damaged."""
+    """The scores that ``gradvac evaluate`` wrote, or None; RunError when damaged."""
     file = folder / SCORES
     return dict(read_json(file, Scores)) if file.exists() else None
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``, each with the numbers of its kind; RunError names a line.
+    """The lines of ``metrics.jsonl``, checked by kind; RunError names an invalid line.
 
-    Nothing without the file. A run in progress may be writing the last one.
+    Empty without the file. A run in progress may be writing the last line.
     """
     file = folder / METRICS
     lines: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""A disk that is full, or refuses: what could not be written waits, and nothing overtakes it."""
+"""Full or failing disks: failed writes are kept and retried in order."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ from collections import deque
 from collections.abc import Callable
 
 DISK = 74
-"""Exit code of a run that ended because it could not save: EX_IOERR of sysexits.h."""
+"""Exit code of a run that stopped because it could not save: EX_IOERR of sysexits.h."""
 
 _OTHERS = {errno.EBADF, errno.EFAULT, errno.EPIPE}
 
 
 def is_refusal(error: OSError) -> bool:
-    """Whether an error is of a disk or folder, full, gone or stale; not of a program or pipe."""
+    """Whether the cause is a full, missing or stale disk or folder, not a program or pipe."""
     return error.errno is not None and error.errno not in _OTHERS
 
 
 class Outbox:
-    """Writes in their order; one that fails waits, with all after it, to be tried again.
+    """A queue of writes; a failed one is retried later, before those after it.
 
-    A write must leave a file that it can be repeated on, whatever it had written when it failed.
+    It must be possible to repeat a write that failed halfway.
     """
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
 
     def put(self, write: Callable[[], None]) -> None:
-        """Write now if nothing waits and the disk agrees."""
+        """Queue a write, and try to write now."""
         self._waiting.append(write)
         self.flush()
 
     def flush(self) -> OSError | None:
-        """Write what waits; returns the error of the first write that still fails."""
+        """Do the queued writes; returns the error of the first that still fails."""
         while self._waiting:
             try:
                 self._waiting[0]()
@@ -45,6 +45,6 @@ class Outbox:
 
 
 def explain(error: OSError) -> str:
-    """The file and what the system says of it."""
+    """The file name and the error message of the system."""
     what = error.strerror or str(error)
     return f"{error.filename}: {what}" if error.filename else what

@@ -1,4 +1,4 @@
-"""The files of a run folder by name; what they hold says :mod:`gradvac.experiment.run.contents`."""
+"""File names in a run folder; for contents see :mod:`gradvac.experiment.run.contents`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gradvac.writing import replacing
 VOCABULARY = "vocabulary.model"
 MODEL = "model.json"
 METRICS, SPEED, DONE = "metrics.jsonl", "speed.jsonl", "done.json"
-ENDED = "ended.json"  # where a run ended before that has gone on since, until its next checkpoint
+ENDED = "ended.json"  # the earlier end of a resumed run, until its next checkpoint
 SCORES, TRANSLATIONS, TAGS = "scores.json", "translations.jsonl", "tags.jsonl"
 
 
 def write_scored(folder: Path, name: str, lines: Iterable[Any], scores: Any) -> None:
-    """Write ``name``, a line of JSON for each of ``lines``, and ``scores.json`` about them.
+    """Write ``name``, a line of JSON for each of ``lines``, and their ``scores.json``.
 
-    Never are the scores those of other lines: killed in between, there are none.
+    Scores always match the lines: if the process is killed in between, there are no scores.
     """
     with replacing(folder / SCORES) as new:
         new.write_text(json.dumps(scores, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What every run folder holds, whatever its kind: recipe, tasks, parameters."""
+"""The parts of run folders of every kind: recipe, tasks, parameters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gradvac.writing import replacing
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """What a run knows of a direction: training pairs, resource level, language family."""
+    """The data of a task: training pairs, resource level, language family."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
@@ -34,7 +34,7 @@ class TaskInfo:
 
 
 def any_recipe(folder: Path) -> BaseRecipe:
-    """The recipe a run of any kind was made from; reading it runs no code."""
+    """The recipe of a run of any kind; reading it runs no code."""
     file = folder / RECIPE
     if not file.exists():
         raise RunError(f"{folder}: not a run folder: no readable recipe.yaml")
@@ -49,12 +49,12 @@ def any_recipe(folder: Path) -> BaseRecipe:
 
 
 def run_recipe(folder: Path, kind: type[R]) -> R:
-    """The recipe of a run of one kind, as `any_recipe`; RecipeError for a run of another."""
+    """The recipe of a run of this kind, like `any_recipe`; RecipeError for another kind."""
     return of_kind(any_recipe(folder), kind, str(folder / RECIPE))
 
 
 def task_infos(folder: Path) -> dict[str, TaskInfo]:
-    """The tasks of a run, in the run's order; RunError for a list of none, or of something else."""
+    """The tasks of a run, in its order; RunError if there are none or the file is invalid."""
     file = folder / TASKS
     if not (found := read_json(file, dict[str, TaskInfo])):
         raise RunError(f"{file}: names no task")
@@ -62,7 +62,7 @@ def task_infos(folder: Path) -> dict[str, TaskInfo]:
 
 
 def parameters_of_run(folder: Path, checkpoint: str) -> Path:
-    """The file of a run's parameters, as `find_model` names checkpoints; RunError."""
+    """The parameter file of a run; ``checkpoint`` as in `find_model`. Raises RunError."""
     saved = list_checkpoints(folder / "checkpoints")
     best = folder / "best" / "model.safetensors"
     if checkpoint == "best" and best.exists():
@@ -78,7 +78,7 @@ def parameters_of_run(folder: Path, checkpoint: str) -> Path:
 
 
 def save_parameters(file: Path, tensors: dict[str, Tensor], *, half: bool = False) -> None:
-    """Write parameters at once or not at all; ``half`` stores them in 16 bits."""
+    """Write parameters atomically; ``half`` stores them in 16 bits."""
     file.parent.mkdir(parents=True, exist_ok=True)
     kind = torch.float16 if half else torch.float32
     with replacing(file) as new:
@@ -86,13 +86,13 @@ def save_parameters(file: Path, tensors: dict[str, Tensor], *, half: bool = Fals
 
 
 def fill(model: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
-    """Load parameters by name; RunError spells out what is missing, foreign or misshapen."""
+    """Load parameters by name; RunError lists missing, unknown and wrongly shaped ones."""
     check_fits(model, tensors, origin)
-    model.load_state_dict(tensors)  # half-precision tensors become the model's own precision
+    model.load_state_dict(tensors)  # converts half precision to the model's precision
 
 
 def check_fits(model: torch.nn.Module, tensors: dict[str, Tensor], origin: Path) -> None:
-    """RunError that spells out what is missing, foreign or misshapen of a model's parameters."""
+    """RunError lists parameters that are missing, unknown or have a wrong shape."""
     own = model.state_dict()
     missing, foreign = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [

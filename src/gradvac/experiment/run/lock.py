@@ -16,13 +16,13 @@ from gradvac.reading import regular
 def alone(
     folder: Path, doing: str = "training this run", wait: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Hold the lock of a run folder; RunError when another process trains (or measures) there.
+    """Hold the lock of a run folder; RunError when another process uses it.
 
-    ``wait`` gets a line, and then the other process is waited for instead. The lock is the
-    kernel's, so it goes with its process, however that ends.
+    With ``wait``, which receives a message, wait for the other process instead. The kernel
+    releases the lock when the process ends in any way.
     """
     if (folder / ".lock").exists():
-        regular(folder / ".lock")  # a FIFO would wait for a reader
+        regular(folder / ".lock")  # opening a FIFO would block
     try:
         opened = (folder / ".lock").open("w")
     except OSError as e:

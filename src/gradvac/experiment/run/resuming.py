@@ -1,7 +1,7 @@
-"""A run folder is prepared once, and gone on with under the recipe it was made from.
+"""Preparing a run folder once, and resuming it with the same recipe.
 
-Keys that cannot change what was trained may change: how translations are searched, what is kept and
-logged, and more steps, which go on from the end.
+Keys that do not affect past training may change: beam search, what is kept and logged, and a larger
+number of steps, which continues from the end.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Say = Callable[[str], None]
 STEPS = "training.steps"
 FREE = {
     STEPS,
-    *(f"training.{key}" for key in ("epochs", "warmup_share")),  # steps and warmup follow from them
+    *(f"training.{key}" for key in ("epochs", "warmup_share")),  # they determine steps and warmup
     *(f"training.{key}" for key in ("keep", "keep_every", "checkpoint_every", "average")),
     *(f"training.{key}" for key in ("validate_every", "patience", "log_every", "tensorboard")),
     "training.nonfinite",
@@ -35,13 +35,13 @@ FREE = {
     *(f"search.{key}" for key in ("beam", "length_penalty", "batch_tokens", "sentences")),
     *(f"search.{key}" for key in ("bleu_tokenize", "zero_shot")),
 }
-"""Keys that may change while a run is resumed, or after its end."""
+"""Keys that may change when a run is resumed, or after its end."""
 
 
 def build_once(folder: Path, build: Callable[[], None], wait: Say | None = None) -> bool:
-    """Prepare a folder unless it is; whether this process did.
+    """Prepare a folder unless it is prepared; returns whether this process did.
 
-    RunError if another process is preparing it; with ``wait``, which gets a line, it is waited for.
+    RunError if another process is preparing it; with ``wait``, which receives a message, wait.
     """
     if (folder / TASKS).exists():
         return False
@@ -54,16 +54,16 @@ def build_once(folder: Path, build: Callable[[], None], wait: Say | None = None)
 
 
 def finish(folder: Path, recipe: BaseRecipe, tasks: Mapping[str, TaskInfo]) -> None:
-    """Write the recipe, and the tasks last: their presence says that all is there."""
+    """Write the recipe, then the tasks: their file marks the folder as complete."""
     write_text(folder / RECIPE, dump_recipe(recipe))
     write_json(folder / TASKS, {name: asdict(info) for name, info in tasks.items()})
 
 
 def resume(recipe: BaseRecipe, folder: Path, say: Say) -> None:
-    """Take into the recipe of a run what may change; RunError names the keys that may not.
+    """Update the recipe of a run with the keys that may change; RunError names other changes.
 
-    Name, device and folders of files may differ, and stay as they are: the run holds what was read
-    from them, and may have moved.
+    Name, device and folders of files may differ, and keep their old values: the run has its own
+    copy of the text, and may have moved.
     """
     kept = any_recipe(folder)
     changed = differing(kept, recipe)
@@ -99,7 +99,7 @@ def _remove_scores(folder: Path, say: Say) -> None:
 
 
 def differing(old: BaseRecipe, new: BaseRecipe) -> list[str]:
-    """The dotted keys in which two recipes of one kind differ, but for what only names a run."""
+    """The dotted keys in which two recipes differ, except keys that only name a run."""
     before, after = (_by_name(r.model_dump(mode="json")) for r in (old, new))
     if old.__class__ is not new.__class__:
         return ["job"]
@@ -114,7 +114,7 @@ def differing(old: BaseRecipe, new: BaseRecipe) -> list[str]:
 
 
 def _with(kept: BaseRecipe, recipe: BaseRecipe, changed: list[str]) -> BaseRecipe:
-    """The recipe that is kept with the ``changed`` keys of the other."""
+    """The recipe ``kept`` with the ``changed`` keys of ``recipe``."""
     sections: dict[str, dict[str, Any]] = {}
     for section, _, key in (name.partition(".") for name in changed):
         sections.setdefault(section, {})[key] = getattr(getattr(recipe, section), key)
@@ -131,7 +131,7 @@ def _value(recipe: BaseRecipe, dotted: str) -> Any:
 
 
 def _of_more_steps(old: BaseRecipe, new: BaseRecipe, folder: Path) -> str:
-    """What more steps do to the schedules."""
+    """The effect of more steps on the schedules, in words."""
     saved = list_checkpoints(folder / "checkpoints")
     step = int(saved[-1].name.removeprefix("step-")) if saved else 0
     before, now = (learning_rate(r.training, step + 1) for r in (old, new))
@@ -148,7 +148,7 @@ def _of_more_steps(old: BaseRecipe, new: BaseRecipe, folder: Path) -> str:
 
 
 def _by_name(tree: Any) -> Any:
-    """Absolute paths without their folders."""
+    """The tree with absolute paths reduced to their file names."""
     if isinstance(tree, dict):
         return {key: _by_name(value) for key, value in tree.items()}
     if isinstance(tree, list):

@@ -1,7 +1,7 @@
 """Checkpoints of sharded models: every rank writes its rows, any number of ranks reads them.
 
-Through ``torch.distributed.checkpoint``, in its safetensors form: a file for each rank, in whose
-header stands where each piece belongs. Nothing in it can run code.
+Uses the safetensors format of ``torch.distributed.checkpoint``: one file per rank, whose header
+has the position of each piece. It cannot run code.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from gradvac.engine.ranks.shards import (
 from gradvac.errors import RunError
 
 FOLDER = "shards"
-"""Where the rows of all ranks lie in a checkpoint."""
+"""The folder in a checkpoint with the rows of all ranks."""
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors, each rank the rows that it holds; all ranks call it.
+    """Write tensors; each rank writes its own rows; all ranks call it.
 
-    Raises OSError, on all ranks, when the disk of one of them is full or refuses; RunError when
-    they could not be written for another reason.
+    Raises OSError on all ranks when the disk of one of them is full or fails; RunError for any
+    other failure.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
@@ -52,16 +52,16 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_shards(folder: Path, into: Mapping[str, Tensor]) -> None:
-    """Fill tensors by name, a sharded one with the rows of this rank, whoever wrote them.
+    """Fill tensors by name, a sharded one with the rows of this rank.
 
-    RunError names a folder that is damaged or lacks a tensor.
+    RunError names a folder that is damaged or has a tensor missing.
     """
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
-        with _quiet():  # no_dist: each rank finds what it needs by itself
+        with _quiet():  # no_dist: each rank reads independently
             load(dict(into), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
     except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, AssertionError) as e:
         raise RunError(f"{folder}: shards that cannot be read: {_reason(e)}") from e
@@ -75,7 +75,7 @@ def shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     try:
         with _quiet():
             found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    except Exception as e:  # whatever a damaged header makes of the reader
+    except Exception as e:  # a damaged header can raise anything
         raise RunError(f"{folder}: shards that cannot be read: {_reason(e)}") from e
     return {
         name: (each.size, each.properties.dtype)
@@ -85,7 +85,7 @@ def shapes(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
 
 
 def whole_tensors(folder: Path, part: str) -> dict[str, Tensor]:
-    """Read the tensors of a part, ``part/NAME`` in the shards, whole and in one process."""
+    """Read the complete tensors of a part, ``part/NAME`` in the shards, in one process."""
     wanted = {
         name: torch.empty(shape, dtype=dtype)
         for name, (shape, dtype) in shapes(folder).items()
@@ -96,10 +96,10 @@ def whole_tensors(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def rows_of(value: Tensor, like: Tensor) -> Tensor:
-    """Return this rank's rows of a whole tensor, if what it is for is sharded.
+    """Return this rank's rows of a complete tensor, if ``like`` is sharded.
 
-    What is in shards already stays as it is: cutting it would be a collective, and ranks resume
-    one after the other.
+    A tensor that is already sharded is returned as it is: splitting it would be a collective, and
+    ranks resume one after the other.
     """
     if not is_sharded(like) or is_sharded(value):
         return value
@@ -108,29 +108,29 @@ def rows_of(value: Tensor, like: Tensor) -> Tensor:
 
 
 def empty_like(value: Tensor) -> Tensor:
-    """Return memory for a tensor of the shape of a parameter, sharded as that is."""
+    """Return an empty tensor with the shape and sharding of a parameter."""
     if is_sharded(value):
         return as_shard(torch.zeros_like(local_rows(value)), value)
     return torch.zeros_like(value)
 
 
 def whole(value: Tensor) -> Tensor:
-    """Gather a tensor, if it is sharded; all ranks call it."""
+    """Return the complete tensor, gathered if sharded; all ranks call it."""
     found: Tensor = value.full_tensor() if is_sharded(value) else value  # type: ignore[attr-defined]
     return found.detach()
 
 
 def shard_model(model: nn.Module, layers: list[nn.Module], device: torch.device) -> None:
-    """Give every layer, and then the model, to ``fully_shard``, over all ranks."""
+    """Apply ``fully_shard`` to every layer and then to the model, over all ranks."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for module in [*layers, model]:
-        # What plain training reduces is to be a sum over ranks, as the engine's gradients are.
+        # Joint training must sum over ranks, as the engine does with its gradients.
         unit = fully_shard(module, mesh=mesh)
         unit.set_gradient_divide_factor(1.0)
-        unit.set_force_sum_reduction_for_comms(True)  # a factor of 1 is a product to NCCL
+        unit.set_force_sum_reduction_for_comms(True)  # else NCCL multiplies by 1 first
 
 
 def _reason(error: BaseException) -> str:
@@ -141,7 +141,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch says about its own future."""
+    """Suppress warnings of torch, but not errors."""
     log = logging.getLogger("torch.distributed.checkpoint")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Sums of files that are written once: what changed since is named, by us and `sha256sum -c`."""
+"""SHA-256 sums of files, to find files that changed; `sha256sum -c` reads them too."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ SUMS = "SHA256SUMS"
 
 
 def write_sums(folder: Path, names: Iterable[str]) -> None:
-    """Write the sums of files of a folder."""
+    """Write the sums of files in a folder."""
     lines = [f"{sha256_of(folder / name)}  {name}\n" for name in names]
     write_text(folder / SUMS, "".join(lines))
 
 
 def check_sums(folder: Path, names: Iterable[str], *, others: bool = False) -> None:
-    """Compare files of a folder with their sums; ``others`` too that have one.
+    """Compare files of a folder with their sums; ``others``: also all other files with a sum.
 
     Raises:
         FileNotFoundError: there are no sums.
-        RunError: they cannot be read, or a file is missing, has no sum or another one; it is named.
+        RunError: they cannot be read, or the named file is missing, changed or has no sum.
     """
     try:
         (folder / SUMS).stat()

@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, which say themselves whether they are still what was written."""
+"""Tensors in safetensors files with a checksum of their own."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gradvac.errors import RunError
 from gradvac.experiment.run.shards import FOLDER, whole_tensors
 from gradvac.reading import regular
 
-_KEY = "sha256"  # in the metadata, which readers of safetensors leave alone
+_KEY = "sha256"  # in the metadata, which other readers ignore
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
-    """Write a safetensors file; OSError when the disk is full or refuses."""
+    """Write a safetensors file; OSError when the disk is full or fails."""
     try:
         save_file(dict(tensors), file, {_KEY: _digest(tensors)})
-    except SafetensorError as e:  # which hides the error of the system in its text
+    except SafetensorError as e:  # it has the system error only in its text
         number = re.search(r"os error (\d+)", str(e))
         if number is None:
             raise
@@ -34,10 +34,10 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def load_tensors(file: Path, checked: bool = True) -> dict[str, Tensor]:
-    """Tensors of a safetensors file; RunError names a file that is damaged or something else.
+    """Tensors of a safetensors file; RunError names a file that is damaged or of another format.
 
-    ``checked`` False: the caller has compared the file with a sum of its own. Those of a model
-    whose checkpoint is in shards are put together from these.
+    ``checked`` False: the caller has already checked the sum of the file. For the model file of a
+    checkpoint in shards, the tensors are read from the shards.
     """
     if not file.exists() and file.name == "model.safetensors" and (file.parent / FOLDER).is_dir():
         return whole_tensors(file.parent / FOLDER, "model")
@@ -56,7 +56,7 @@ def load_tensors(file: Path, checked: bool = True) -> dict[str, Tensor]:
 
 
 def digest_of(file: Path) -> str:
-    """The SHA-256 of the tensors of a file, as it says itself, or else computed."""
+    """The SHA-256 of the tensors of a file, from its metadata or else computed."""
     if file.exists():
         with suppress(OSError, SafetensorError), safe_open(file, "pt") as opened:
             if said := (opened.metadata() or {}).get(_KEY):
@@ -65,7 +65,7 @@ def digest_of(file: Path) -> str:
 
 
 def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of the tensors of a safetensors file, which are not read; RunError as above."""
+    """The shapes of the tensors of a safetensors file, without reading data; RunError."""
     try:
         with safe_open(regular(file), "np") as opened:
             return {n: tuple(opened.get_slice(n).get_shape()) for n in opened.keys()}  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""Tag a test set with the model of a run, and score it: the table of a tagging run."""
+"""Tag a test set with the model of a run, score it, and make the table."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from gradvac.tagging.readers import Tagged
 from gradvac.tagging.scores import TaggingScore, score
 from gradvac.text.languages import family_order
 
-TOKENS = 8192  # padded cells of a batch: a matter of speed alone
-ACROSS = 12  # languages of a table that are columns
+TOKENS = 8192  # padded cells per batch; affects only speed
+ACROSS = 12  # maximum number of languages as columns of a table
 NUMBERS = ("f1", "accuracy", "macro_f1", "weighted_f1")
 
 
@@ -94,7 +94,7 @@ def tag_words(
     max_tokens: int,
     device: torch.device,
 ) -> list[list[str]]:
-    """A label for each word of each sentence, of which the model sees ``max_tokens`` at a time."""
+    """A label for each word of each sentence, in windows of ``max_tokens`` subwords."""
     tagged = [Tagged(tuple(words), (labels[0],) * len(words), "") for words in sentences]
     side, owner = encode_tagged(tagged, tokenizer, labels, max_tokens)
     task = counted_by_sentence(side)
@@ -110,9 +110,9 @@ def tag_words(
 
 
 def score_table(title: str, scores: TaggingScores) -> RichTable:
-    """One row per number, languages across and their average last, as in Wang et al. 2021.
+    """One row per number, one column per language, the average last, as in Wang et al. 2021.
 
-    It fits 80 columns: more than `ACROSS` languages have a row each instead.
+    To fit 80 columns, more than `ACROSS` languages have one row each instead.
     """
     codes = family_order(scores.languages)
     names = NUMBERS if scores.task == "pos" else NUMBERS[:2]

@@ -1,7 +1,7 @@
 """`gradvac geometry` on a run of sequence labelling: the gradient of every language.
 
-Each language has its own validation sentences: unlike parallel text, tagged text is the same in
-all languages only where somebody tagged translations.
+Each language has its own validation sentences: unlike parallel text, tagged text is usually not the
+same in all languages.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def measure_tagging(
 
     The loss of a language is the training loss per word. Arguments and files are those of
     `gradvac.experiment.translation.geometry.measure_run`. RunError without checkpoints or
-    validation text, or if the folder holds a measurement of something else.
+    validation text, or if the folder has a measurement with other settings.
     """
     prepared, steps = open_tagging(run), steps_of(run, every)
     text = _text(prepared, strings)
@@ -84,7 +84,7 @@ def measure_tagging(
 
 
 def _text(prepared: Prepared[TaggingRecipe, Any], strings: int | None) -> AlignedSet:
-    """The first ``strings`` validation sentences of each language; RunError where one has none."""
+    """The first ``strings`` validation sentences of each language; RunError if one has none."""
     if absent := [task for task in prepared.tasks if task not in prepared.valid]:
         raise RunError(
             f"{prepared.folder}: no validation text to measure on for {', '.join(absent)}; "
@@ -108,7 +108,7 @@ def _text(prepared: Prepared[TaggingRecipe, Any], strings: int | None) -> Aligne
 
 
 def _losses(model: Any, shares: Shares, labels: int, padding: int, smoothing: float) -> Losses:
-    """The training loss per word of each language, times its share, added up."""
+    """The sum of the training loss per word of each language, times its share."""
     data = counted_by_sentence(joined([task.source for task, _ in shares]))
     scale = torch.cat(
         [torch.full((len(task),), share / _words(task.source, labels)) for task, share in shares]
@@ -125,5 +125,5 @@ def _losses(model: Any, shares: Shares, labels: int, padding: int, smoothing: fl
 
 
 def _words(side: Side, labels: int) -> int:
-    """Subwords with a label, as `gradvac.tagging.encoding` stores them."""
+    """The number of subwords with a label, as stored by `gradvac.tagging.encoding`."""
     return int(((side.gather(np.arange(len(side))) - 1) % (labels + 1) > 0).sum())

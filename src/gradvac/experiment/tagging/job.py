@@ -24,7 +24,7 @@ from gradvac.tagging.encoder import (
 from gradvac.tagging.encoding import IGNORED, TokenBatch, token_batch
 from gradvac.tagging.scores import entity_counts, entity_f1
 
-VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone
+VALIDATION_TOKENS = 8192  # padded cells per validation batch; affects only speed
 
 
 class TaggingJob(Job[TokenBatch]):
@@ -35,9 +35,9 @@ class TaggingJob(Job[TokenBatch]):
         self.labels, self.padding_id = labels_of(shape), prepared.vocabulary.pad_token_id or 0
         mark = fingerprint(prepared.vocabulary)
         super().__init__(prepared, {"tokenizer": mark, "labels": self.labels})
-        self.by_word = recipe.data.task == "pos"  # else by entity
+        self.by_word = recipe.data.task == "pos"  # otherwise by entity
         if list_checkpoints(self.folder / "checkpoints"):
-            model = empty_tagger(shape)  # filled by the trainer: the encoder may be gone by now
+            model = empty_tagger(shape)  # filled by the trainer: the encoder may be missing
         else:
             model = pretrained_tagger(recipe.model.encoder, shape, recipe.seed)
         self.model = model.to(self.device)
@@ -52,15 +52,15 @@ class TaggingJob(Job[TokenBatch]):
             return label_losses(self.model, batch, self.recipe.training.label_smoothing)
 
     def mean_loss(self, drawn: Batch) -> Tensor:
-        """The scalar training loss of sentences as they are drawn, wherever they lie."""
+        """The scalar training loss of drawn sentences on any device."""
         return self.losses(self._meant(drawn).to(self.device))[0].mean()
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """NLL and perplexity by level and language, and what is wrong: ``error``, in percent.
+        """NLL and perplexity by level and language, and ``error`` in percent.
 
-        That is 100 minus the mean over languages of the entity F1, or of the accuracy of parts of
-        speech; ``error/de`` is one language's.
+        It is 100 minus the mean over languages of the entity F1, or of the accuracy of parts of
+        speech; ``error/de`` is that of one language.
         """
         if not self.prepared.valid:
             return {}
@@ -102,10 +102,10 @@ class TaggingJob(Job[TokenBatch]):
         return token_batch(drawn, len(self.labels), self.padding_id)
 
     def metrics(self) -> list[str]:
-        """The names of what `validate` measures."""
+        """The names of the metrics of `validate`."""
         each = dict.fromkeys(self.prepared.valid, 0.0)
         return list(self._line(each, each)) if each else []
 
     def describe(self) -> list[str]:
-        """Also the labels."""
+        """Add the labels."""
         return [*super().describe(), f"labels: {', '.join(self.labels)}"]

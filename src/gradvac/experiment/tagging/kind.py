@@ -22,13 +22,13 @@ class TaggingKind(Kind[TaggingRecipe, Any]):
     parts = ("data", "best")
 
     def prepare_text(self, recipe: TaggingRecipe, folder: Path, say: Say) -> dict[str, TaskInfo]:
-        """Read and encode tagged text, and keep the shape of the model with its labels."""
+        """Read and encode tagged text, and write the shape of the model with its labels."""
         from gradvac.experiment.tagging.prepare import prepare_text
 
         return prepare_text(recipe, folder, say)
 
     def text_of(self, recipe: TaggingRecipe) -> list[Any]:
-        """Data, and the encoder whose tokenizer it is."""
+        """Data, and the encoder, which has the tokenizer."""
         return [recipe.data.model_dump(mode="json"), recipe.model.model_dump(mode="json")]
 
     def open(self, folder: Path) -> Prepared[TaggingRecipe, Any]:
@@ -40,13 +40,13 @@ class TaggingKind(Kind[TaggingRecipe, Any]):
     def with_text(
         self, recipe: TaggingRecipe, text: Path, tasks: Mapping[str, TaskInfo]
     ) -> TaggingRecipe:
-        """The recipe with its epochs as steps."""
+        """The recipe with its epochs converted to steps."""
         from gradvac.experiment.tagging.prepare import scheduled
 
         return scheduled(recipe, tasks)
 
     def resumed(self, recipe: TaggingRecipe, folder: Path) -> TaggingRecipe:
-        """The recipe with steps; what follows from them is that of the run."""
+        """The recipe with steps; keys derived from them are those of the run."""
         from gradvac.experiment.tagging.prepare import as_scheduled
 
         return as_scheduled(recipe, folder)
@@ -60,7 +60,7 @@ class TaggingKind(Kind[TaggingRecipe, Any]):
     def score(
         self, folder: Path, options: Mapping[str, Any], say: Say, ranks: Ranks | None = None
     ) -> Scored | None:
-        """Tag the test set of every language; F1 and accuracy. Rank 0 does it alone."""
+        """Tag the test set of every language; F1 and accuracy. Only on rank 0."""
         from gradvac.experiment.tagging.evaluate import evaluate_tagging, score_table
 
         others = {k: v for k, v in options.items() if k != "checkpoint"}
@@ -93,7 +93,7 @@ class TaggingKind(Kind[TaggingRecipe, Any]):
         return measure_tagging(run, out, **options)
 
     def scripts(self, folder: Path, codes: Sequence[str]) -> dict[str, str]:
-        """By the test sentences that a run keeps."""
+        """From the test sentences of a run."""
         from gradvac.experiment.tagging.prepare import test_sentences
 
         if not (folder / "data" / "test.jsonl").exists():

@@ -1,6 +1,6 @@
-"""From a recipe of sequence labelling to a run folder that needs nothing else.
+"""Prepare a self-contained run folder from a recipe of sequence labelling.
 
-recipe.yaml  tasks.json  best/config.json  best/tokenizer.json (and what belongs to it)
+recipe.yaml  tasks.json  best/config.json  best/tokenizer.json (and related files)
 data/train/*.npy  data/valid/*.npy  data/test.jsonl  data/account.json
 """
 
@@ -35,12 +35,12 @@ from gradvac.text.languages import family, resource_levels
 from gradvac.writing import replacing, share, write_json
 
 PARTS = ("train", "valid", "test")
-FOLLOWING = ("warmup", "validate_every", "checkpoint_every")  # from the steps, unless given
-SHAPE = "best"  # beside its parameters it makes a folder that Hugging Face opens
+FOLLOWING = ("warmup", "validate_every", "checkpoint_every")  # derived from the steps, unless given
+SHAPE = "best"  # with the parameters it is a Hugging Face folder
 
 
 def as_scheduled(recipe: TaggingRecipe, folder: Path) -> TaggingRecipe:
-    """The recipe with steps; what follows from them, and it does not give, is that of the run."""
+    """The recipe with steps; derived keys that it does not set are those of the run."""
     training, kept = scheduled(recipe, task_infos(folder)).training, any_recipe(folder).training
     given = recipe.training.model_fields_set
     own = {k: getattr(kept, k) for k in FOLLOWING if k not in given}
@@ -48,7 +48,7 @@ def as_scheduled(recipe: TaggingRecipe, folder: Path) -> TaggingRecipe:
 
 
 def open_tagging(folder: Path) -> Prepared[TaggingRecipe, Any]:
-    """Reopen a prepared run folder; RunError says what is missing or does not fit."""
+    """Open a prepared run folder; RunError says what is missing or does not match."""
     recipe = run_recipe(folder, TaggingRecipe)
     tokenizer = open_tokenizer(str(folder / SHAPE))
     mark = fingerprint(tokenizer)
@@ -60,9 +60,9 @@ def open_tagging(folder: Path) -> Prepared[TaggingRecipe, Any]:
 
 
 def scheduled(recipe: TaggingRecipe, tasks: Mapping[str, TaskInfo]) -> TaggingRecipe:
-    """The recipe with its epochs as steps, and what follows from them where it is silent.
+    """The recipe with its epochs as steps, and derived values for keys that it does not set.
 
-    RecipeError where it gives both, and they say different things.
+    RecipeError if it sets both, and they contradict.
     """
     training, batches = recipe.training, recipe.batches
     given = training.model_fields_set
@@ -83,7 +83,7 @@ def scheduled(recipe: TaggingRecipe, tasks: Mapping[str, TaskInfo]) -> TaggingRe
 
 
 def _one_of_two(training: FineTuningSection, key: str, value: int, other: str) -> None:
-    """Refuse a key that says something else than another one that the recipe gives too."""
+    """RecipeError for a key that contradicts another key of the recipe."""
     found = getattr(training, key)
     if key in training.model_fields_set and found != value:
         raise RecipeError(
@@ -98,7 +98,7 @@ def read_language(
     limit: int | None = None,
     held_out: int | None = None,
 ) -> dict[str, list[Tagged]]:
-    """The tagged sentences of one language by part, no more than asked for."""
+    """The tagged sentences of one language by part, up to the maximum of the recipe."""
     found: dict[str, list[Tagged]] = {}
     for part in PARTS:
         found[part] = []
@@ -112,10 +112,10 @@ def read_language(
 
 
 def test_sentences(folder: Path) -> dict[str, list[tuple[list[str], list[str]]]]:
-    """Words and tags of the test sentences a run keeps, by language."""
+    """Words and tags of the test sentences of a run, by language."""
     found: dict[str, list[tuple[list[str], list[str]]]] = {}
     file = folder / "data" / "test.jsonl"
-    with suppress(FileNotFoundError):  # a run of an earlier version has no sums
+    with suppress(FileNotFoundError):  # runs of earlier versions have no sums
         check_sums(folder / "data", ["test.jsonl"])
     for number, line in enumerate(read_lines(file, TaggedSentence), 1):
         if len(line["words"]) != len(line["tags"]):
@@ -127,8 +127,8 @@ def test_sentences(folder: Path) -> dict[str, list[tuple[list[str], list[str]]]]
 def prepare_text(
     recipe: TaggingRecipe, folder: Path, say: Callable[[str], None]
 ) -> dict[str, TaskInfo]:
-    """Read, check and encode all that a recipe names; returns what is known of each task."""
-    check_encoder(recipe.model.encoder)  # before all is read
+    """Read, check and encode all text of a recipe; returns the data of each task."""
+    check_encoder(recipe.model.encoder)  # before all text is read
     data, account = recipe.data, Account(recipe.data.on_problem)
     texts = {
         code: read_language(own, account, data.max_sentences, data.max_held_out)
@@ -163,9 +163,9 @@ def prepare_text(
 
 @contextmanager
 def new_text(folder: Path) -> Iterator[tuple[Path, Path]]:
-    """Where to write the ``data`` of a run, and the shape of its model; neither is there in part.
+    """Folders to write the ``data`` of a run and the shape of its model; both appear complete.
 
-    What is in the folder of the shape already, such as parameters, stays.
+    Other files in the folder of the shape, such as parameters, are kept.
     """
     with replacing(folder / "data") as new:
         new.mkdir()

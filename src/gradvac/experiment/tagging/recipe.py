@@ -1,7 +1,4 @@
-"""Recipes of sequence labelling and of encoders; what they share with translation is in `recipe`.
-
-A file says ``job: tagging`` or ``job: encoder``.
-"""
+"""Recipes of sequence labelling, ``job: tagging``."""
 
 from __future__ import annotations
 
@@ -29,10 +26,10 @@ Place = Callable[[str], str]
 
 
 class FileSection(Section):
-    """A file of tagged sentences, or a part of it: those of ``rows`` [first, after the last].
+    """A file of tagged sentences, or only its ``rows`` [first, after the last].
 
-    Written as a plain string it is a path. ``format`` is by default the language's; ``split`` is
-    for the format `datasets`.
+    A plain string is a path. ``format`` is by default that of the language; ``split`` is for the
+    format `datasets`.
     """
 
     path: str
@@ -58,7 +55,7 @@ def _known_format(name: str) -> str:
 
 
 class LanguageSection(Section):
-    """The files of one language, each part in order; ``map`` gives tags other names."""
+    """The files of one language, each part in order; ``map`` renames tags."""
 
     format: str = "conllu"
     map: dict[str, str] = Field(default={})
@@ -74,12 +71,12 @@ class LanguageSection(Section):
 
 
 class TaggingDataSection(Section):
-    """Tagged text by language; ``folder`` is where relative paths begin, by default the recipe's.
+    """Tagged text by language; paths are relative to ``folder``, by default the recipe's folder.
 
     ``labels``: kinds of entities for ``ner``, tags for ``pos`` (by default UPOS); languages may
-    lack some, and must not have others. ``shared``: those that all languages use, which must be the
-    same. ``max_sentences`` limits the training text of each language to its first so many,
-    ``max_held_out`` what is validated on and what is tested on.
+    use fewer, but no others. ``shared``: the labels are those that all languages use, which must be
+    the same. ``max_sentences`` is the maximum number of training sentences of each language, from
+    the first on; ``max_held_out`` the same for validation and test text.
     """
 
     task: Literal["ner", "pos"]
@@ -98,7 +95,7 @@ class TaggingDataSection(Section):
         return check_names(found)
 
     def fixed_labels(self) -> list[str] | None:
-        """The labels in order; None if they are to be learned from the text."""
+        """The labels in order; None if they come from the text."""
         if self.labels == "shared":
             return None
         if self.task == "ner":
@@ -106,7 +103,7 @@ class TaggingDataSection(Section):
         return list(self.labels or UPOS)
 
     def placed(self, place: Place) -> TaggingDataSection:
-        """The same with file names made absolute; names of data sets on a hub stay."""
+        """The same with absolute file names; names of data sets on a hub are unchanged."""
         folder = place(self.folder) if self.folder is not None else None
 
         def move(file: FileSection, format: str) -> FileSection:
@@ -134,13 +131,13 @@ class TaggingDataSection(Section):
 
 
 class EncoderSection(Section):
-    """The pretrained encoder: a folder (a run of `gradvac pretrain-encoder` too), or a hub name."""
+    """The pretrained encoder: a folder (or run of `gradvac pretrain-encoder`), or a hub name."""
 
     encoder: str
     dropout: Share | None = None
 
     def placed(self, place: Place) -> EncoderSection:
-        """The same with a folder made absolute: a name that is no folder here is the hub's."""
+        """The same with an absolute folder; a name that is not a folder here is a hub name."""
         folder = resolve(place(self.encoder))
         if (folder / "best" / "config.json").exists():
             folder /= "best"
@@ -155,15 +152,15 @@ class SentenceBatchSection(SamplingSection):
 
     @property
     def size(self) -> int:
-        """Sentences of a batch."""
+        """Sentences per batch."""
         return self.sentences
 
 
 class FineTuningSection(TrainingSection):
     """Fine-tuning: ``epochs`` or ``steps``, linear decay; validation after each epoch.
 
-    The warm-up is ``warmup`` steps or ``warmup_share`` of them. Validation and checkpoints that the
-    recipe does not give come after each epoch.
+    The warm-up is ``warmup`` steps or the share ``warmup_share`` of all steps. By default,
+    validation and checkpoints are made after each epoch.
     """
 
     epochs: Positive | None = 10
@@ -181,7 +178,7 @@ class FineTuningSection(TrainingSection):
     @model_validator(mode="before")
     @classmethod
     def _one_of_two(cls, found: Any) -> Any:
-        """Who gives steps means no epochs, which have a default."""
+        """If steps are set, ignore the default of epochs."""
         for given, other in (("steps", "epochs"), ("warmup", "warmup_share")):
             if isinstance(found, dict) and given in found and other not in found:
                 found = {**found, other: None}
@@ -189,7 +186,7 @@ class FineTuningSection(TrainingSection):
 
 
 class TaggingRecipe(BaseRecipe):
-    """A whole experiment of sequence labelling: every language is a task."""
+    """A complete experiment of sequence labelling: every language is a task."""
 
     kind = "tagging"
     ignored: ClassVar[Mapping[str, str]] = {
@@ -215,15 +212,15 @@ class TaggingRecipe(BaseRecipe):
 
     @property
     def searched(self) -> str:
-        """What the best parameters are kept by (Wang et al. 2021, appendix G)."""
+        """The metric that selects the best parameters (Wang et al. 2021, appendix G)."""
         return self.training.metric
 
     def start_in_words(self) -> str:
-        """The encoder."""
+        """The encoder that training starts from."""
         return "its encoder"
 
     def batch_in_words(self) -> str:
-        """How much text an update sees."""
+        """The amount of text per update, in words."""
         return f"{self.batch_size:,} sentences"
 
     def model_in_words(self) -> str:
@@ -231,7 +228,7 @@ class TaggingRecipe(BaseRecipe):
         return self.model.encoder
 
     def placed(self, place: Place) -> TaggingRecipe:
-        """The same with every relative file name given to ``place``."""
+        """The same with ``place`` applied to every relative file name."""
         return self.model_copy(
             update={"data": self.data.placed(place), "model": self.model.placed(place)}
         )

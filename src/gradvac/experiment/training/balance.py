@@ -21,10 +21,10 @@ LossOf = Callable[[Batch], Tensor]
 
 
 class Balance:
-    """The batches of a run, ``plan``, and the shares of its directions in them.
+    """The batches of a run, ``plan``, and the share of each direction in them.
 
-    Raises RecipeError where a direction has no training sentence, and where shares are to be
-    learned without validation text.
+    Raises RecipeError if a direction has no training sentence, or if shares are learned and there
+    is no validation text.
     """
 
     def __init__(
@@ -75,13 +75,13 @@ class Balance:
 
     @property
     def _budget(self) -> float:
-        """Target tokens the whole run trains on."""
+        """Target tokens of the whole training run."""
         return float(self.steps * self.section.accumulate * self.section.size)
 
     def begin(self, step: int, model: nn.Module, loss_of: LossOf) -> dict[str, Any] | None:
-        """Learn new shares where that is due at ``step``; what to log if shares change here.
+        """Learn new shares if due at ``step``; returns what to log if they change.
 
-        Follows from the parameters, the seed and the step alone, so a run resumed here repeats it.
+        Depends only on the parameters, the seed and the step, so a resumed run repeats it.
         """
         first, line = step * self.section.accumulate, {}
         if self.scorer and self.every and step and step % self.every == 0:
@@ -151,14 +151,14 @@ class Balance:
         return "\n".join(lines)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that was learned, for JSON; nothing where shares follow from the recipe."""
+        """The learned state, for JSON; empty if shares are not learned."""
         if not self.scorer:
             return {}
         phases = [[phase.first, phase.shares.tolist()] for phase in self.plan.phases]
         return {"phases": phases, **self.scorer.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue exactly where the balance that returned ``state`` was."""
+        """Restore ``state`` exactly."""
         if self.scorer:
             self.scorer.load_state_dict(state)
             self.plan.phases.clear()
@@ -166,7 +166,7 @@ class Balance:
                 self.plan.add_phase(first, shares)
 
     def _rng(self, *what: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, 3, *what])  # 0, 1 and 2 are the plan's
+        return np.random.default_rng([self.seed, 3, *what])  # the plan uses 0, 1 and 2
 
 
 def sampling_in_words(section: SamplingSection) -> str:

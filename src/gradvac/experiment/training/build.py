@@ -1,4 +1,4 @@
-"""What a recipe asks for, built: device, model, gradient method."""
+"""Building the device, precision and gradient method of a recipe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gradvac.methods import Method
 
 
 def device_of(name: str) -> torch.device:
-    """The device a recipe asks for; "auto" takes a GPU when there is one."""
+    """The device of a recipe; "auto" is a GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -20,7 +20,7 @@ def device_of(name: str) -> torch.device:
         raise RecipeError(f"device: {name!r} is not a device; try auto, cpu, cuda or cuda:1") from e
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RecipeError(f"device: {name!r} asked for, and PyTorch sees no GPU here")
-    try:  # meta has no numbers, many another one is not built in or has no such index
+    try:  # fails for meta, devices not built in and unknown indices
         usable = float(torch.ones(1, device=device).sum()) == 1
     except (RuntimeError, NotImplementedError, AssertionError):
         usable = False
@@ -30,7 +30,7 @@ def device_of(name: str) -> torch.device:
 
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to train under bfloat16 autocast; "auto" does where the device computes in it."""
+    """Whether to train under bfloat16 autocast; "auto": if the device supports it."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
@@ -43,7 +43,7 @@ def build_method(section: MethodSection, levels: dict[str, str], seed: int) -> M
     """The gradient method of a recipe; None for plain joint training.
 
     Raises:
-        RecipeError: with the option at fault, if one does not fit these tasks.
+        RecipeError: if an option is invalid for these tasks; names the option.
     """
     if section.name == "joint":
         return None

@@ -1,4 +1,4 @@
-"""What the user sees while a run trains: a progress bar on a terminal, plain lines elsewhere."""
+"""Output during training: a progress bar on a terminal, otherwise plain lines."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gradvac.terminal import Terminal
 class Display:
     """Progress of one run. ``tensorboard`` is a folder for event files, or None.
 
-    ``seconds`` and ``cpu_seconds`` (all threads of this process) went into the steps since step
-    ``began``.
+    ``seconds`` and ``cpu_seconds`` (all threads of this process) are the time of the steps since
+    step ``began``.
     """
 
     def __init__(self, console: Console | None = None, tensorboard: Path | None = None) -> None:
@@ -43,7 +43,7 @@ class Display:
             self._bar.start()
 
     def advance(self, tokens: int, seconds: float, cpu_seconds: float) -> None:
-        """One more step done."""
+        """Count one step."""
         self.seconds += seconds
         self.cpu_seconds += cpu_seconds
         self._here += 1
@@ -52,7 +52,7 @@ class Display:
             self._bar.advance(self._task)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """A line of the training log."""
+        """Show a line of the training log."""
         self.tokens_per_s = self._recent[0] / max(self._recent[1], 1e-9)
         self._recent = (0, 0.0)
         text = (
@@ -66,7 +66,7 @@ class Display:
             self.line(f"step {step}/{self._steps}  {text}  {_clock(left)} left")
 
     def line(self, text: str) -> None:
-        """Print a line above the bar; one that a full disk refuses waits for the next."""
+        """Print a line above the bar; if the disk is full, retry with the next line."""
         try:
             self.console.print(text, markup=False)
         except OSError as e:
@@ -74,14 +74,14 @@ class Display:
                 raise
 
     def finish(self, text: str) -> None:
-        """End the bar and say how it ended."""
+        """End the bar and print how the run ended."""
         if self._bar:
             self._bar.stop()
             self._bar = None
         self.line(text)
 
     def scalars(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Send numbers to TensorBoard when the recipe asks for it."""
+        """Write numbers for TensorBoard if the recipe enables it."""
         if self._writer:
             for name, value in values.items():
                 if isinstance(value, int | float):

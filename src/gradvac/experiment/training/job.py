@@ -1,4 +1,4 @@
-"""What a run trains, as the trainer sees it: a model, batches of several tasks, losses, scores."""
+"""The interface of a job for the trainer: a model, multi-task batches, losses, validation."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from gradvac.experiment.training.metrics import averages
 class TaskBatch(Protocol):
     """Samples of several tasks: a dataclass whose tensors have the samples as first dimension.
 
-    ``task`` [B] indexes ``tasks``; ``tokens`` counts what the loss is a mean of, ``counts`` the
-    same of each task present, by name; ``padding`` is the share of cells that hold none.
+    ``task`` [B] indexes ``tasks``; ``tokens`` is the number of tokens in the loss, ``counts`` the
+    same for each task present, by name; ``padding`` is the share of padded cells.
     """
 
     @property
@@ -51,7 +51,7 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Prepared(Generic[R, V]):
-    """The text side of a run, ready to train on; ``vocabulary`` is what it is encoded with."""
+    """The encoded text of a run, and the ``vocabulary`` of the encoding."""
 
     folder: Path
     recipe: R
@@ -67,10 +67,10 @@ class Prepared(Generic[R, V]):
 
 
 class Job(ABC, Generic[B]):
-    """A model and its tasks. The trainer asks for nothing else, and knows no language.
+    """A model and its tasks: all that the trainer uses. The trainer does not depend on languages.
 
-    ``model`` is an `nn.Module`, which the constructor of a kind makes; ``identity``, JSON, is what
-    a checkpoint has to agree with before a run goes on from it.
+    ``model`` is an `nn.Module`, built by the constructor of each kind; ``identity`` (JSON) must
+    equal that of a checkpoint before a run resumes from it.
     """
 
     model: Any
@@ -93,56 +93,56 @@ class Job(ABC, Generic[B]):
 
     @abstractmethod
     def batch(self, number: int) -> B:
-        """Batch ``number`` of the run, a function of the recipe and what `begin` learned."""
+        """Batch ``number`` of the run; depends on the recipe and what `begin` learned."""
 
     @abstractmethod
     def losses(self, batch: B) -> tuple[Tensor, Tensor, Tensor]:
-        """Training loss [N] and plain negative log-likelihood [N] of each token, its sample [N]."""
+        """Training loss [N], plain negative log-likelihood [N] and sample [N] of each token."""
 
     @abstractmethod
     def mean_loss(self, drawn: Batch) -> Tensor:
-        """The scalar training loss of sentences as they are drawn, wherever they lie."""
+        """The scalar training loss of drawn sentences on any device."""
 
     @abstractmethod
     def validate(self) -> dict[str, float]:
-        """The validation line: each metric by name, lower is better; empty without such data."""
+        """Validation metrics by name, lower is better; empty without validation text."""
 
     def metrics(self) -> list[str]:
-        """The names `validate` will return, without computing them."""
+        """The names of the metrics of `validate`, without computing them."""
         valid = self.prepared.valid
         return list(averages(dict.fromkeys(valid, 0.0), self.levels)) if valid else []
 
     def begin(self, step: int) -> dict[str, Any] | None:
-        """Get ready for ``step``; what to log if the shares of the tasks change here."""
+        """Prepare for ``step``; returns what to log if the shares of the tasks change."""
         return self.balance.begin(step, self.model, self.mean_loss)
 
     def auxiliary_loss(self) -> Tensor | None:
-        """A loss of the last whole batch that is no task's own; for joint training only."""
+        """An extra loss of the last whole batch, not of one task; for joint training only."""
         return None
 
     def describe(self) -> list[str]:
-        """Lines for the user before the first step: how tasks are drawn, the size of the model."""
+        """Lines to print before the first step: how tasks are drawn, the size of the model."""
         total = sum(p.numel() for p in self.model.parameters())
         return [self.balance.table(), f"{total:,} parameters"]
 
     def state_dict(self) -> dict[str, Any]:
-        """What `begin` learned, for JSON."""
+        """The state learned by `begin`, for JSON."""
         return self.balance.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where the job that returned ``state`` was."""
+        """Restore ``state``."""
         self.balance.load_state_dict(state)
 
 
 class RankJob(Job[B]):
-    """The part of a job that one of several ranks has; ``sharded``: with its rows of the model."""
+    """The part of a job on one of several ranks; ``sharded``: it holds its rows of the model."""
 
     sharded: bool
 
     @abstractmethod
     def tokens(self, number: int) -> int:
-        """What the loss of batch ``number`` is a mean of, on all ranks together."""
+        """The number of tokens in the loss of batch ``number``, on all ranks together."""
 
     @abstractmethod
     def stand_in(self, number: int) -> B:
-        """A sample of batch ``number``, for a rank that has none and gathers with the rest."""
+        """A sample of batch ``number``, for a rank without samples that joins collectives."""

@@ -1,4 +1,4 @@
-"""What the verbs ask of a kind of job: translation, sequence labelling, encoders."""
+"""The interface of a kind of job for the commands: translation, sequence labelling, encoders."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ Say = Callable[[str], None]
 
 
 class Scored(NamedTuple):
-    """What `gradvac evaluate` prints of a run: a table, and lines below it."""
+    """The output of `gradvac evaluate` for a run: a table, and lines below it."""
 
     table: Table
     notes: Sequence[str] = ()
 
 
 class Kind(ABC, Generic[R, V]):
-    """A kind of job. There is one object of each, which `kind_of` finds by the recipe's kind.
+    """A kind of job. Each has one object, which `kind_of` returns.
 
     Attributes:
-        recipe: how recipes of the kind are validated.
-        parts: files and folders of a run that hold its text, and may be shared between runs.
-        on_ranks: whether torchrun trains it.
-        samples: whether its scored runs have translations to show.
+        recipe: the class that validates recipes of the kind.
+        parts: files and folders of a run with its text, which runs may share.
+        on_ranks: whether it can train under torchrun.
+        samples: whether its scored runs have translations for reports.
     """
 
     recipe: type[R]
@@ -45,29 +45,29 @@ class Kind(ABC, Generic[R, V]):
 
     @abstractmethod
     def prepare_text(self, recipe: R, folder: Path, say: Say) -> dict[str, TaskInfo]:
-        """Read, check and encode all that a recipe names into the `parts` of a run's folder.
+        """Read, check and encode all text of a recipe into the `parts` of a run's folder.
 
-        Returns what is known of each task. ``say`` receives lines for the user.
+        Returns the data of each task. ``say`` prints lines for the user.
         """
 
     @abstractmethod
     def text_of(self, recipe: R) -> list[Any]:
-        """All of a recipe that its text depends on, as JSON."""
+        """The parts of a recipe that its text depends on, as JSON."""
 
     @abstractmethod
     def open(self, folder: Path) -> Prepared[R, V]:
-        """The text of a prepared run; RunError says what is missing, damaged or does not fit."""
+        """The text of a prepared run; RunError says what is missing, damaged or wrong."""
 
     def in_store(self, recipe: R, store: Path, say: Say) -> R:
-        """The recipe, or what it meant in the version that prepared the text in ``store``."""
+        """The recipe, with its meaning in the version that prepared the text in ``store``."""
         return recipe
 
     def with_text(self, recipe: R, text: Path, tasks: Mapping[str, TaskInfo]) -> R:
-        """The recipe with what follows from the prepared text in the folder ``text``."""
+        """The recipe with values that depend on the prepared text in the folder ``text``."""
         return recipe
 
     def resumed(self, recipe: R, folder: Path) -> R:
-        """The recipe with what it leaves open as it is in the run that it goes on with."""
+        """The recipe, with keys that it does not set taken from the run that it resumes."""
         return recipe
 
     # -- training -------------------------------------------------------------------------------
@@ -77,19 +77,19 @@ class Kind(ABC, Generic[R, V]):
         """The job of a prepared run, ready for the trainer."""
 
     def rank_job(self, prepared: Prepared[R, V], ranks: Ranks) -> RankJob[Any]:
-        """The part of the job that one of several ranks has; of kinds that are `on_ranks`."""
+        """The part of the job on one of several ranks; for kinds with `on_ranks`."""
         raise NotImplementedError
 
-    # -- what is made of a run ------------------------------------------------------------------
+    # -- after training -------------------------------------------------------------------------
 
     @abstractmethod
     def score(
         self, folder: Path, options: Mapping[str, Any], say: Say, ranks: Ranks | None = None
     ) -> Scored | None:
-        """Score a run on its test set and write ``scores.json``; None on a rank that has no part.
+        """Score a run on its test set and write ``scores.json``; None on a rank without work.
 
-        ``options`` are those of `gradvac evaluate`, None where they are not given; RunError for one
-        that is of another kind, and for a run without a test set.
+        ``options`` are those of `gradvac evaluate`, None if not given; RunError for an option of
+        another kind, and for a run without a test set.
         """
 
     @abstractmethod
@@ -101,14 +101,14 @@ class Kind(ABC, Generic[R, V]):
         directions: Sequence[str] | None = None,
         **options: Any,
     ) -> Path:
-        """Measure the gradients of all tasks at the checkpoints of a run; the folder written.
+        """Measure the gradients of all tasks at the checkpoints of a run; returns the folder.
 
         ``options`` are those of `gradvac.experiment.training.measuring.measure_text`. RunError for
-        ``rows`` or ``directions`` where the kind has none.
+        ``rows`` or ``directions`` if the kind has none.
         """
 
     def scripts(self, folder: Path, codes: Sequence[str]) -> dict[str, str]:
-        """The script that each language of a run is written in, by the text it keeps."""
+        """The script of each language of a run, found from its stored text."""
         return {}
 
 
@@ -120,7 +120,7 @@ def kind_of(recipe: BaseRecipe) -> Kind[Any, Any]:
 
 
 def kind_of_run(folder: Path) -> Kind[Any, Any]:
-    """The kind of a run; RunError for a folder that is none."""
+    """The kind of a run; RunError if the folder is not a run."""
     return kind_of(any_recipe(folder))
 
 

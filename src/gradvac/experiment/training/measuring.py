@@ -1,8 +1,8 @@
 """Measuring gradients at the saved checkpoints of a run of any kind.
 
 A measurement is a folder, by default ``measured`` in the run's ``geometry``: ``frames.jsonl`` and
-``gram.bin`` as in the record of a run, ``measured.json`` with what was measured, and
-``curvature.jsonl`` if that was asked for. What is there is not measured again.
+``gram.bin`` as in the record of a run, ``measured.json`` with the settings, and optionally
+``curvature.jsonl``. Existing measurements are not repeated.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from gradvac.geometry.record import GramRecord
 from gradvac.reading import read_json, read_lines
 from gradvac.writing import write_json
 
-TOKENS = 4096  # padded cells of a batch: a matter of speed and memory alone
+TOKENS = 4096  # padded cells per batch; affects only speed and memory
 Shares = Sequence[tuple[EncodedTask, float]]
-"""Sentences of tasks, and what the mean loss of each is multiplied with."""
+"""Sentences of tasks, and the factor of the mean loss of each."""
 TOTAL = "sum"
-"""Name of the loss that is the sum of those of all resource levels."""
+"""Name of the sum of the losses of all resource levels."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured, in ``measured.json``.
+    """The settings of a measurement, in ``measured.json``.
 
     ``parameters`` maps names to shapes; ``scripts`` languages to scripts; ``curvature`` is the
-    number of sentences per direction the curvature was measured on, 0 if it was not.
+    number of sentences per direction for the curvature, 0 if it was not measured.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
@@ -64,7 +64,7 @@ class Measurement:
 
     @classmethod
     def read(cls, folder: Path) -> Measurement | None:
-        """What the folder holds, None if nothing; RunError when it cannot be read."""
+        """The measurement in the folder, or None; RunError if it cannot be read."""
         file = folder / "measured.json"
         if not file.exists():
             return None
@@ -77,10 +77,10 @@ class AlignedSet:
 
     Attributes:
         tasks: the sentence pairs of each direction.
-        origin: where they come from, in words.
+        origin: the source of the sentences, in words.
         multiway: whether every direction has the same sentences.
-        fingerprint: changes with any sentence.
-        scripts: by language, the script most of its letters belong to, such as LATIN.
+        fingerprint: a hash of all sentences.
+        scripts: by language, the script of most of its letters, such as LATIN.
     """
 
     tasks: dict[str, EncodedTask]
@@ -91,14 +91,14 @@ class AlignedSet:
 
 
 class Origins:
-    """What each step of a measurement was measured on: digests in ``parameters.json``."""
+    """Digests of the parameters of each measured step, in ``parameters.json``."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "parameters.json"
         self.known = read_json(self.file, dict[str, str]) if self.file.exists() else {}
 
     def check(self, step: int, digest: str) -> None:
-        """RunError if a step that was measured had other parameters than there are now."""
+        """RunError if a step was measured with other parameters than these."""
         if self.known.get(str(step), digest) != digest:
             raise RunError(
                 f"{self.file.parent}: step {step} was measured on other parameters: the model has "
@@ -106,13 +106,13 @@ class Origins:
             )
 
     def note(self, step: int, digest: str) -> None:
-        """Keep what a step is about to be measured on."""
+        """Store the digest of a step, before it is measured."""
         self.known[str(step)] = digest
         write_json(self.file, self.known)
 
 
 def measured_folder(run: Path) -> Path:
-    """Where the measurement of a run lies unless the user says otherwise."""
+    """The default folder of the measurement of a run."""
     return run / "geometry" / "measured"
 
 
@@ -145,9 +145,8 @@ def measure_text(
     """Measure checkpoints of a run of any kind on ``text``; returns ``out``.
 
     ``model`` is filled with the parameters of each of ``steps``; ``losses_of`` gives the parts of
-    the mean loss of tasks, each times its share, added up; ``called`` is what the tasks are called,
-    such as directions. The rest is as in
-    `gradvac.experiment.translation.geometry.measure_run`.
+    the sum of the mean losses of tasks, each times its share; ``called`` is the word for tasks,
+    such as directions. For the rest see `gradvac.experiment.translation.geometry.measure_run`.
     """
     wanted = _description(text, model, granularity, smoothing, curvature_strings)
     writes = ranks is None or not ranks.rank
@@ -164,7 +163,7 @@ def measure_text(
     )
     with alone(out, "measuring into this folder") if writes else nullcontext():
         if writes:
-            truncate(out / "curvature.jsonl", 2**62)  # drops nothing but a line that was cut short
+            truncate(out / "curvature.jsonl", 2**62)  # drops only an incomplete last line
         _measure_steps(run, out, steps, model, granularity, losses, levels, hold, console, ranks)
     return out
 
@@ -172,7 +171,7 @@ def measure_text(
 def _description(
     text: AlignedSet, model: nn.Module, granularity: str, smoothing: float, curvature: int
 ) -> Measurement:
-    """What is to be measured; GradientError for a granularity there is not."""
+    """The settings of a measurement; GradientError for an unknown granularity."""
     shapes = {name: list(p.shape) for name, p in model.named_parameters()}
     group_of(shapes, granularity)
     return Measurement(
@@ -198,11 +197,11 @@ def curvature_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def prepare_folder(out: Path, wanted: Measurement) -> None:
-    """Write what is to be measured, or refuse to mix it with something else."""
+    """Write the settings; RunError if the folder has a measurement with other settings."""
     there = Measurement.read(out)
     if there is not None:
         new, old = asdict(wanted), asdict(there)
-        if not (new["curvature"] and old["curvature"]):  # one of the two is about gradients alone
+        if not (new["curvature"] and old["curvature"]):  # one of the two has no curvature
             new["curvature"] = old["curvature"] = max(new["curvature"], old["curvature"])
         if differ := [key for key in old if old[key] != new[key] and key != "scripts"]:
             raise RunError(
@@ -215,7 +214,7 @@ def prepare_folder(out: Path, wanted: Measurement) -> None:
 
 
 def joined(parts: Sequence[Side]) -> Sentences:
-    """The sentences of all parts, one after the other."""
+    """The sentences of all parts, concatenated."""
     return Sentences.of([s[n].tolist() for s in parts for n in range(len(s))])
 
 
@@ -224,7 +223,7 @@ def _levels(
 ) -> dict[str, list[tuple[EncodedTask, float]]]:
     """For each resource level the first ``count`` sentences of its directions, shares 1 / n.
 
-    `TOTAL` has all of them, if there are several levels; nothing for ``count`` 0.
+    `TOTAL` has all directions, if there are several levels; empty for ``count`` 0.
     """
     members: dict[str, list[EncodedTask]] = {}
     for task, data in text.tasks.items() if count else ():
@@ -253,7 +252,7 @@ def _measure_steps(
     console: Console,
     ranks: Ranks | None,
 ) -> None:
-    """Measure what is not there yet, one checkpoint after the other."""
+    """Measure what is missing, one checkpoint after the other."""
     writes = ranks is None or not ranks.rank
     record = GramRecord(out)
     there = {
@@ -287,7 +286,7 @@ def _measure_steps(
             fill(model, load_tensors(file), file)
             if writes:
                 digest = digest_of(file)
-                if step in done:  # and its curvature is not measured yet
+                if step in done:  # its curvature is not measured yet
                     origins.check(step, digest)
                 origins.note(step, digest)
             if step not in done:
@@ -308,19 +307,19 @@ def _measure_steps(
 def _curvatures(
     model: nn.Module, levels: Mapping[str, Losses], step: int, ranks: Ranks | None
 ) -> dict[str, dict[str, Any]]:
-    """Measure the curvature of each level, each rank some; all of them hear of all."""
+    """Measure the curvature of each level; each rank does some, all get all results."""
     lines: dict[str, dict[str, Any]] = {}
     for group in list(levels)[ranks.rank :: ranks.size] if ranks else levels:
         found = curvature(model, {group: levels[group]})[group]
         lines[group] = {"step": step, "group": group, **asdict(found)}
     if ranks:
-        ranks.meet()  # curvature takes long, and some have none to measure
+        ranks.meet()  # curvature takes long, and some ranks have no level
         lines = {g: v for m in ranks.messages(lines) for g, v in m.items()}
     return lines
 
 
 def _telling(parts: Losses, tick: Callable[[], None]) -> Losses:
-    """The same losses; ``tick`` is called when they are through."""
+    """The same losses; ``tick`` is called after the last one."""
 
     def telling() -> Iterator[Tensor]:
         yield from parts()

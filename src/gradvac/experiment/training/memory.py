@@ -1,4 +1,4 @@
-"""Steps that do not fit into memory: cut in halves, or told what to change."""
+"""Steps that do not fit into memory: split into halves, or an error that says what to change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ B = TypeVar("B", bound=TaskBatch)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU, of PyTorch's CPU allocator or Python."""
+    """Whether an error is out of memory: of a GPU, PyTorch's CPU allocator or Python."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
@@ -27,9 +27,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def halves(batches: Sequence[B]) -> list[B]:
-    """Every batch as two of half its samples, in order; one of a single sample stays.
+    """Each batch split into two halves, in order; a batch of one sample is not split.
 
-    A batch is a dataclass; its tensors have the samples in their first dimension.
+    A batch is a dataclass; the first dimension of its tensors is the sample.
     """
     found: list[B] = []
     for batch in batches:
@@ -42,27 +42,27 @@ def halves(batches: Sequence[B]) -> list[B]:
 
 
 def with_tensors(batch: B, change: Any) -> B:
-    """The same batch with each of its tensors changed."""
+    """The same batch with ``change`` applied to each tensor."""
     data: Any = batch
     tensors = {name: change(x) for name, x in tensors_of(batch).items()}
     return dataclasses.replace(data, **tensors)
 
 
 def tensors_of(batch: TaskBatch) -> dict[str, Tensor]:
-    """The tensors of a batch, by the name of their field."""
+    """The tensors of a batch by field name."""
     data: Any = batch
     found = {field.name: getattr(batch, field.name) for field in dataclasses.fields(data)}
     return {name: x for name, x in found.items() if isinstance(x, Tensor)}
 
 
 def too_large(recipe: BaseRecipe, step: int, batches: Sequence[TaskBatch]) -> RunError:
-    """The error of a step that does not fit even in halves."""
+    """The error for a step that does not fit even in halves."""
     largest = max(batches, key=lambda b: max(x.numel() for x in tensors_of(b).values()))
     shapes = ", ".join(
         f"{name} {list(x.shape)}" for name, x in tensors_of(largest).items() if x.dim() > 1
     )
     section: Any = recipe.batches
-    unit = "tokens" if hasattr(section, "tokens") else "sentences"  # that batches hold
+    unit = "tokens" if hasattr(section, "tokens") else "sentences"  # of the batch size
     once = "and again with the batch in halves; the largest half is"
     if len(largest.task) == 1:
         once = "with one sentence at a time;"

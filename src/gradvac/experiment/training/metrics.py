@@ -1,4 +1,4 @@
-"""What a run measures while it trains, and the lines it leaves in ``metrics.jsonl``."""
+"""Measurements during training, and the lines of ``metrics.jsonl``."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from gradvac.reading import LONGEST_LINE, regular
 from gradvac.writing import write_bytes
 
 MOST_NLL = 700.0
-"""Beyond it a perplexity is no number any more; all tokens equally likely have ln V, about 11."""
+"""Above it the perplexity overflows; equally likely tokens have NLL ln V, about 11."""
 
 
 class Diverged(RunError):
-    """A validation has numbers that no training comes back from."""
+    """Validation numbers show that training diverged and cannot recover."""
 
 
 @dataclass
 class Window:
-    """Sums since the last line of the log, in the form of JSON.
+    """Sums since the last line of the log, for JSON.
 
-    Per task negative log-likelihood and tokens, and steps skipped on its account; steps made in
-    halves for want of memory; of the steps that were not skipped, what the method decided and
+    Per task the negative log-likelihood, the tokens, and the steps skipped because of it; the steps
+    made in halves to save memory; for steps that were not skipped, the numbers that the method
     reported: name -> task (or "") -> [sum, steps].
     """
 
@@ -48,19 +48,19 @@ class Window:
 
     @classmethod
     def empty(cls) -> Window:
-        """Nothing seen yet."""
+        """A window without any step."""
         return cls({}, {})
 
     def add(self, task: str, nll: Tensor) -> None:
-        """Count the tokens of one task."""
+        """Add the NLL of the tokens of one task."""
         self.nll[task] = self.nll.get(task, 0.0) + float(nll.sum(dtype=torch.float64))
         self.tokens[task] = self.tokens.get(task, 0) + nll.numel()
 
     def observe(self, report: StepReport) -> None:
-        """Add what a method made of a step, over all parameter groups.
+        """Add the report of a method on a step, over all parameter groups.
 
-        Weights and other numbers per task are averaged over the groups, counts added up; of
-        numbers per pair of tasks the mean over all pairs is kept.
+        Weights and other numbers per task are averaged over the groups, counts are summed; numbers
+        per pair of tasks are averaged over all pairs.
         """
         for name, value in ({"task_weights": report.weights} | report.diagnostics).items():
             if value.dim() == 3:
@@ -98,13 +98,13 @@ class Window:
 
 
 def averages(nll: Mapping[str, float], levels: Mapping[str, str]) -> dict[str, float]:
-    """Means over directions of the NLL per token: all, by resource level, each ``nll/xx-yy``.
+    """Mean NLL per token over all directions and by resource level, and each ``nll/xx-yy``.
 
-    ``perplexity`` is the mean of the directions' perplexities. Diverged where an NLL is not finite
-    or over `MOST_NLL`.
+    ``perplexity`` is the mean of the directions' perplexities. Diverged if an NLL is not finite or
+    above `MOST_NLL`.
     """
     for task, value in nll.items():
-        if not value <= MOST_NLL:  # true of NaN too
+        if not value <= MOST_NLL:  # true for NaN too
             raise Diverged(
                 f"the validation NLL of {task} is {value:.4g} per token: the run has diverged. "
                 "Lower training.learning_rate or raise training.warmup; best/ keeps the "
@@ -119,12 +119,12 @@ def averages(nll: Mapping[str, float], levels: Mapping[str, str]) -> dict[str, f
 
 
 def append(file: Path, line: Mapping[str, Any]) -> None:
-    """Add one line to a ``.jsonl`` file: whole, or not at all and OSError."""
+    """Append one complete line to a ``.jsonl`` file; on OSError the file is unchanged."""
     data = (json.dumps(line) + "\n").encode()
     with file.open("ab", buffering=0) as out:
         end = out.tell()
         try:
-            if out.write(data) < len(data):  # a full disk takes a part before it refuses
+            if out.write(data) < len(data):  # a full disk may write only a part
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
         except OSError as e:
             out.truncate(end)
@@ -134,8 +134,8 @@ def append(file: Path, line: Mapping[str, Any]) -> None:
 def truncate(file: Path, step: int, end: int | None = None) -> int:
     """Drop the lines of a ``.jsonl`` file that a run resumed at ``step`` will write again.
 
-    They begin at byte ``end``, if that is known. Returns how many whole lines were dropped because
-    they cannot be read.
+    They begin at byte ``end``, if known. Returns how many complete but unreadable lines were
+    dropped.
     """
     if not file.exists():
         return 0

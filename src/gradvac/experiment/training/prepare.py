@@ -1,7 +1,7 @@
-"""From a recipe to a run folder that needs nothing else: recipe, tasks, encoded text.
+"""Prepare a self-contained run folder from a recipe: recipe, tasks, encoded text.
 
-Runs that differ in method or seed train on the same text: it is read and encoded once, in a store,
-and the runs hold links to its files where the file system has them, copies elsewhere.
+Runs that differ in method or seed train on the same text: it is read and encoded once, in a store.
+The runs have hard links to its files, or copies if the file system has no links.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from gradvac.experiment.training.job import Prepared
 from gradvac.experiment.training.kind import Say, kind_of
 from gradvac.writing import link, share
 
-TEXT_SEED = 1  # of the vocabulary's sample: a sweep's seeds vary training, not the vocabulary
+TEXT_SEED = 1  # samples text for the vocabulary, which is the same for all seeds of a sweep
 
 
 def prepare(
     recipe: BaseRecipe, folder: Path, say: Say, store: Path | None = None
 ) -> Prepared[Any, Any]:
-    """Build (or reopen) the text of a run in ``folder``; with ``store``, share it with other runs.
+    """Build or open the text of a run in ``folder``; with ``store``, share it with other runs.
 
-    ``say`` receives lines for the user: what was read, dropped and why. A folder made from a
-    different recipe is rejected with the keys that differ.
+    ``say`` prints lines for the user: what was read, what was dropped and why. RunError names the
+    keys that differ if the folder was made from a different recipe.
     """
     if not build_once(folder, lambda: _build(recipe, folder, say, store)):
         resume_run(recipe, folder, say)
@@ -37,7 +37,7 @@ def prepare(
 
 
 def prepare_below(root: Path, recipe: BaseRecipe, folder: Path | None, say: Say) -> Path:
-    """Prepare a run in ``folder``, or where a sweep would below ``root``; returns its folder."""
+    """Prepare a run in ``folder``, by default as in a sweep below ``root``; returns its folder."""
     store = None
     if folder is None:
         folder, above = (
@@ -49,7 +49,7 @@ def prepare_below(root: Path, recipe: BaseRecipe, folder: Path | None, say: Say)
 
 
 def resume_run(recipe: BaseRecipe, folder: Path, say: Say) -> None:
-    """Check that a run is one of the recipe, and take over what may change; opens no text."""
+    """Check that a run matches the recipe, and update keys that may change; opens no text."""
     resume(kind_of(recipe).resumed(recipe, folder), folder, say)
 
 
@@ -63,7 +63,7 @@ def share_text(text: Path, folder: Path, recipe: BaseRecipe) -> None:
 
 
 def text_key(recipe: BaseRecipe) -> str:
-    """A name for all that the text of a run depends on."""
+    """A key for everything that the text of a run depends on."""
     text = json.dumps(kind_of(recipe).text_of(recipe), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -76,7 +76,7 @@ def _build(recipe: BaseRecipe, folder: Path, say: Say, store: Path | None = None
         build_once(text, lambda: _build(own, text, say), wait=say)
         share_text(text, folder, recipe)
         return
-    for stale in (folder / "data", folder / "data.new"):  # of a preparation that was stopped
+    for stale in (folder / "data", folder / "data.new"):  # left by an interrupted preparation
         shutil.rmtree(stale, ignore_errors=True)
     tasks = kind.prepare_text(recipe, folder, say)
     finish(folder, kind.with_text(recipe, folder, tasks), tasks)

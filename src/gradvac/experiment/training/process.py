@@ -1,4 +1,4 @@
-"""A training process among others: signals, the lock of its run folder, its memory and kernels."""
+"""Process settings for training: signals, deterministic kernels, memory."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import torch
 
 from gradvac import __version__
 
-# Seconds in which a rank takes the same signal for the first one. Chosen here: longer than a
-# launcher takes to hand it on, shorter than somebody waits who sends it again.
+# Seconds in which a rank treats a repeated signal as the first one. Chosen here: longer than a
+# launcher takes to forward it, shorter than a user waits before sending it again.
 GRACE = 5.0
 
 
 class StopSignal:
-    """The signal that asked the run to end, or None. Entered, it listens.
+    """The signal that asked the run to end, or None; see `listening`.
 
     The first SIGINT or SIGTERM is noted and ends the run at the next step; a second one, of either
     kind, ends the process at once.
 
-    ``shared``: the process is a rank among others. What it has ``heard`` becomes the ``number``
-    that the run goes by when all ranks know of it. For `GRACE` seconds the same signal is still the
-    first one: it comes twice where a launcher hands on what a scheduler sent to all processes.
+    ``shared``: the process is one of several ranks. The signal it ``heard`` becomes ``number``,
+    which ends the run, when all ranks know of it. A repeat of the signal within `GRACE` seconds is
+    ignored: it comes twice if a launcher forwards what a scheduler sent to all processes.
     """
 
     def __init__(self, shared: bool = False) -> None:
@@ -48,7 +48,7 @@ class StopSignal:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Listen inside; afterwards signals do what they did before."""
+        """Listen for signals in this context; restore the old handlers afterwards."""
         before = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -59,12 +59,12 @@ class StopSignal:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Use only kernels that give the same bits every time, if that is wanted.
+    """Use only deterministic kernels in this context, if ``wanted``.
 
-    RuntimeError of PyTorch, inside, names an operation that has none. Sums still depend on the
-    number of threads: the same bits need the same number.
+    PyTorch then raises RuntimeError for an operation without one. Sums still depend on the number
+    of threads: the same bits need the same number.
     """
-    if wanted:  # cuBLAS reads it when it is first used
+    if wanted:  # cuBLAS reads this variable at its first use
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(wanted or before)
@@ -75,7 +75,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 
 def made_with(device: torch.device) -> dict[str, Any]:
-    """On what the last bits of a run's numbers depend, besides its recipe."""
+    """What the exact bits of a run's numbers depend on, besides its recipe."""
     return {
         "gradvac": __version__,
         "torch": torch.__version__,
@@ -86,16 +86,16 @@ def made_with(device: torch.device) -> dict[str, Any]:
 
 
 def differences(before: Mapping[str, Any], device: torch.device) -> str:
-    """What of ``before`` is not what `made_with` says now, in words."""
+    """The differences between ``before`` and `made_with` now, in words."""
     now = made_with(device)
     return ", ".join(f"{k} {v} (now {now[k]})" for k, v in before.items() if now.get(k, v) != v)
 
 
 def bound_kernel_caches() -> None:
-    """Keep the CPU's kernel library from hoarding a compiled kernel for every batch shape it met.
+    """Limit the cache of compiled kernels in the CPU's kernel library.
 
-    Under bfloat16 each shape is a kernel of its own, and shapes hardly recur: 250 steps of the
-    demo held 1.4 GB with the library's default of 1,024 kernels, 0.6 GB with 64, at equal speed.
+    In bfloat16 each batch shape needs its own kernel, and shapes rarely recur: 250 steps of the
+    demo used 1.4 GB with the default of 1,024 kernels, 0.6 GB with 64, at equal speed.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, "64")

@@ -1,4 +1,4 @@
-"""Updates that several ranks make together."""
+"""Updates on several ranks."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from gradvac.experiment.training.updates import Updates
 
 
 class RankUpdates(Updates):
-    """Updates that every rank makes alike, each from its part of the batch."""
+    """The same updates on every rank; each rank computes a part of the batch."""
 
     def __init__(self, job: RankJob[Any], outbox: Outbox, ranks: Ranks) -> None:
         super().__init__(job, outbox, ranks)
         self.shared, self.ranks = job, ranks
         self._tokens, self._loss = 0, 0.0
-        self._untold: dict[str, Any] = {}  # what this rank counted in the last step
-        self._last: TaskBatch | None = None  # of the step, with samples
+        self._untold: dict[str, Any] = {}  # counts of the last step that are not sent yet
+        self._last: TaskBatch | None = None  # last batch of the step that has samples
         plain = self.engine is None and not job.sharded
         self._reduction = Reduction(ranks, list(self.model.parameters())) if plain else None
 
     def make(self, learned: Any) -> tuple[int, str]:
-        """One update; the tokens all ranks saw, and what there is to tell.
+        """One update; returns the tokens of all ranks, and a message or "".
 
-        What this rank counted goes to the others with a message of the next step.
+        The counts of this rank are sent to the others with a message of the next step.
         """
         window = self.window
         nll, tokens, padding = dict(window.nll), dict(window.tokens), window.padding
         _, note = super().make(learned)
-        window = self.window  # a skipped step brings the one before back
+        window = self.window  # after a skipped step it is the earlier window
         own = {
             task: [window.nll[task] - nll.get(task, 0.0), window.tokens[task] - tokens.get(task, 0)]
             for task in window.nll
@@ -49,11 +49,11 @@ class RankUpdates(Updates):
         return self._tokens, note
 
     def say(self, **also: Any) -> None:
-        """Send what is untold, and more, along with the next message."""
+        """Attach the counts that are not sent yet, and ``also``, to the next message."""
         self.ranks.attachment = self._untold | also
 
     def hear(self) -> list[dict[str, Any]]:
-        """Count what the ranks said, in a message of its own if there has been none since."""
+        """Add the counts of all ranks; sends a message if nothing has been sent since `say`."""
         if self.ranks.attachment is not None:
             self.ranks.messages({})
         attached, self.ranks.attachments = self.ranks.attachments, []
@@ -67,13 +67,13 @@ class RankUpdates(Updates):
         return [message for said in attached for message in said]
 
     def tell(self) -> None:
-        """Let the window be that of all ranks, before it is read."""
+        """Update the window with the counts of all ranks, before it is read."""
         self.say()
         self.hear()
         self._untold = {}
 
     def _gradient(self, batches: list[TaskBatch], tokens: int) -> tuple[float, float]:
-        """Set ``p.grad`` from the parts of all ranks; memory that runs out is not made up for."""
+        """Set ``p.grad`` from the parts of all ranks; no retry when out of memory."""
         micro = self.recipe.batches.accumulate
         first = self.step * micro
         self._tokens = sum(self.shared.tokens(n) for n in range(first, first + micro))
@@ -82,7 +82,7 @@ class RankUpdates(Updates):
         return (loss if self.engine else self._loss), norm
 
     def _seed(self) -> None:
-        """Other dropout masks on each rank: its samples are others."""
+        """Use different dropout masks on each rank, as its samples are different."""
         seed = replay.step_seed(self.recipe.seed, self.step)
         torch.manual_seed((seed + self.ranks.rank * 0x632BE59BD9B4E019) % 2**63)
 
@@ -110,7 +110,7 @@ class RankUpdates(Updates):
         shares: dict[str, float],
         alone: bool,
     ) -> StepReport | None:
-        """Run the backward passes of this rank's parts; of a sharded model, of every batch."""
+        """Run the backward passes of this rank's parts; for a sharded model, of every batch."""
         self._seed()
         if self.shared.sharded:
             return self._give_shards(engine, batches, tokens, shares, alone)
@@ -125,7 +125,7 @@ class RankUpdates(Updates):
         shares: dict[str, float],
         alone: bool,
     ) -> StepReport | None:
-        """Make a pass for every batch, on a sentence that does not count where there is none."""
+        """Make a pass for every batch; for an empty one, on a sentence with weight 0."""
         report: StepReport | None = None
         for n, batch in enumerate(batches):
             counts = bool(len(batch.task))
@@ -150,7 +150,7 @@ class RankUpdates(Updates):
         return super()._clip()
 
     def _check_finite(self, loss: float, norm: float) -> None:
-        """Check the losses of all ranks, so that all of them skip a step or none."""
+        """Check the losses of all ranks, so that either all or none skip a step."""
         if self.engine:
             return super()._check_finite(loss, norm)
         losses = [message["loss"] for message in self.ranks.messages({"loss": loss})]

@@ -1,8 +1,8 @@
-"""A run on several ranks: ``torchrun --nproc-per-node 2 -m gradvac train recipe.yaml``.
+"""Training on several ranks: ``torchrun --nproc-per-node 2 -m gradvac train recipe.yaml``.
 
-Every rank trains on its part of the same batches, validates on its part of the text and takes the
-same steps. Rank 0 writes the run's folder; the others keep theirs in a temporary one that is thrown
-away. With ``training.shard`` each holds its rows of all parameters, and writes them.
+Every rank trains on its part of the same batches, validates on its part of the text and makes the
+same updates. Rank 0 writes the run's folder; the others write to a temporary folder that is
+deleted. With ``training.shard`` each rank holds and writes its rows of all parameters.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from gradvac.experiment.training.watchdog import lookout
 def train_on_ranks(
     recipe: BaseRecipe, prepare: Callable[[], Path], console: Console
 ) -> tuple[Path, int]:
-    """Train as one of the ranks that torchrun started; the run's folder and the exit code.
+    """Train as one of the ranks of torchrun; returns the run's folder and the exit code.
 
-    ``prepare`` makes the run's folder; rank 0 calls it, the others open what it left.
+    ``prepare`` makes the run's folder; only rank 0 calls it, the others open the folder.
 
     Raises:
-        RankError: if another rank failed or is gone; it names the rank and its reason.
+        RankError: if another rank failed or is lost; names the rank and the reason.
     """
     with joined(recipe.device) as ranks, ExitStack() as stack:
         folder, kind = _prepared(ranks, recipe, prepare), kind_of(recipe)
@@ -57,7 +57,7 @@ def train_on_ranks(
 
 
 def _prepared(ranks: Ranks, recipe: BaseRecipe, prepare: Callable[[], Path]) -> Path:
-    """Let rank 0 prepare the folder; refuse ranks with different recipes."""
+    """Rank 0 prepares the folder; RankError if recipes differ or a rank cannot see it."""
     own = dump_recipe(recipe)
     texts = [message["recipe"] for message in ranks.messages({"recipe": own})]
     for r, text in enumerate(texts):
@@ -67,7 +67,7 @@ def _prepared(ranks: Ranks, recipe: BaseRecipe, prepare: Callable[[], Path]) -> 
             raise RankError(
                 f"the recipes of rank {r} and rank 0 differ: {line}; give them the same"
             )
-    made = ranks.first(prepare)  # which may take longer than any collective waits
+    made = ranks.first(prepare)  # may take longer than the timeout of collectives
     folder = ranks.messages({"folder": str(made.resolve()) if made else ""})[0]["folder"]
     if made is None and not Path(folder).exists():
         raise RankError(
@@ -78,16 +78,16 @@ def _prepared(ranks: Ranks, recipe: BaseRecipe, prepare: Callable[[], Path]) -> 
 
 
 class _Nowhere(Outbox):
-    """Where what only rank 0 writes goes on the others."""
+    """Discards writes, for ranks other than 0."""
 
     def put(self, write: Callable[[], None]) -> None:
-        """Write nothing."""
+        """Discard a write."""
 
 
 class RankTrainer(Trainer):
-    """A trainer among others, that stops when one of them is told to.
+    """A trainer on one of several ranks; all stop when one of them gets a signal.
 
-    ``folder`` is the run's, where rank 0 writes and from which all of them resume.
+    ``folder`` is that of the run: rank 0 writes there, all resume from it.
     """
 
     def __init__(self, job: RankJob[Any], display: Display, ranks: Ranks, folder: Path) -> None:
@@ -99,7 +99,7 @@ class RankTrainer(Trainer):
         self.stop = StopSignal(shared=True)
 
     def train_step(self) -> int:
-        """One update; afterwards all ranks know whether one of them was asked to stop."""
+        """One update; afterwards all ranks know whether one of them got a signal."""
         self.updates.say(stop=self.stop.heard)
         tokens = super().train_step()
         stops = [message["stop"] for message in self.updates.hear()]
@@ -111,15 +111,15 @@ class RankTrainer(Trainer):
         super()._log()
 
     def _save(self) -> None:
-        """Save on rank 0, or the shards of all; afterwards all know whether the disk took it."""
+        """Save on rank 0, or shards on all; afterwards all know whether saving succeeded."""
         self._told = False
         self.updates.tell()
         if not self.ranks.rank:
             super()._save()
             if not self._told:
-                self._write_shards("")  # it came to nothing, and the others wait
+                self._write_shards("")  # saving failed, and the others wait
         else:
-            with suppress(OSError):  # of whatever rank: rank 0 tells
+            with suppress(OSError):  # on any rank; rank 0 reports it
                 self._write_shards("")
         unsaved = self.ranks.messages({"unsaved": self.unsaved})
         self.unsaved = unsaved[0]["unsaved"]
@@ -129,7 +129,7 @@ class RankTrainer(Trainer):
         save_checkpoint(folder, checkpoint, together if self.shared.sharded else None)
 
     def _write_shards(self, folder: str) -> None:
-        """Write this rank's rows where rank 0 says, if it says so."""
+        """Write this rank's rows to the folder of rank 0, unless that is empty."""
         self._told = True
         if not self.shared.sharded:
             return
@@ -144,17 +144,17 @@ class RankTrainer(Trainer):
         found = {}
         for name, value in self.job.model.state_dict().items():
             gathered = whole(value)
-            if not self.ranks.rank:  # a parameter after the other: no rank holds all of them
+            if not self.ranks.rank:  # one parameter at a time, to save memory
                 found[name] = gathered.cpu().clone()
         return found
 
     def _finish(self) -> int:
-        """End on all ranks alike, if rank 0 finds that there is something to do."""
+        """End on all ranks, unless rank 0 finds that the run had finished before."""
         done = self.ranks.messages({"done": self.finished})[0]["done"]
         return 0 if self.ranks.rank and done else super()._finish()
 
     def _resume(self) -> None:
-        """Resume on rank 0, which may repair the folder, and then on the others."""
+        """Resume on rank 0 first, which may repair the folder, then on the others."""
         self.ranks.first(super()._resume)
         first = self.ranks.messages({"step": self.step, "best": self.best})[0]
         if self.ranks.rank and first["step"]:

@@ -1,7 +1,7 @@
-"""Steps with a loss or gradient that is not finite: kept as they were, and repeated at leisure.
+"""Steps with a loss or gradient that is not finite: saved, to be repeated later.
 
-``replay/step-00000005.safetensors`` holds the parameters before the step and its batches, the
-``.json`` beside it all else that it depends on.
+``replay/step-00000005.safetensors`` has the parameters before the step and its batches, the
+``.json`` beside it everything else that the step depends on.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from gradvac.experiment.training.memory import tensors_of, with_tensors
 from gradvac.reading import read_json
 from gradvac.writing import replacing, write_json
 
-# Steps kept of a run. Chosen here: the first tell the most, and each is as large as the model.
+# Saved steps per run. Chosen here: the first are the most useful; each is as large as the model.
 MOST_KEPT = 3
-_SHOWN = 8  # sentences named in a message; the file names all
+_SHOWN = 8  # sentences listed in a message; the file lists all
 
 
 def step_seed(seed: int, step: int) -> int:
-    """The seed of what is random in one step, far from that of its neighbours."""
+    """The random seed of one step, very different from those of adjacent steps."""
     return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % 2**63
 
 
@@ -38,9 +38,9 @@ def step_seed(seed: int, step: int) -> int:
 def suspects(
     job: Job[Any], batches: Sequence[TaskBatch], step: int, task: str
 ) -> dict[str, list[int]]:
-    """By task, the numbers of the sentences whose loss is not finite, in the task's corpus.
+    """By task, the indices in its corpus of the sentences whose loss is not finite.
 
-    If all losses are finite, and the gradient alone is not: all sentences of ``task``.
+    If all losses are finite and only the gradient is not: all sentences of ``task``.
     """
     torch.manual_seed(step_seed(job.recipe.seed, step))
     found: dict[str, list[int]] = {}
@@ -59,7 +59,7 @@ def suspects(
 
 
 def in_words(sentences: Mapping[str, Sequence[int]]) -> str:
-    """``sentences 3, 17 of ne-en``; the file of a step names all."""
+    """``sentences 3, 17 of ne-en``; the file of a step lists all."""
     parts = []
     for task, numbers in sentences.items():
         more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
@@ -74,7 +74,7 @@ def keep(
     learned: Mapping[str, Any],
     error: NotFiniteError,
 ) -> str:
-    """Keep a step that failed in the run's folder, if there is room; returns what to tell of it.
+    """Save a failed step in the run's folder, up to a limit; returns a message.
 
     ``learned`` is the state of the job before it began the step.
     """
@@ -100,7 +100,7 @@ def keep(
     }
     try:
         folder.mkdir(exist_ok=True)
-        with replacing(file) as new:  # last: its presence says that all is there
+        with replacing(file) as new:  # last: it marks the step as complete
             save_tensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, new)
             write_json(file.with_suffix(".json"), state, indent=None)
     except OSError as e:
@@ -110,7 +110,7 @@ def keep(
 
 @dataclass(frozen=True)
 class Replay:
-    """A step that was kept."""
+    """A saved step."""
 
     file: Path
     state: dict[str, Any]
@@ -118,7 +118,7 @@ class Replay:
 
     @classmethod
     def open(cls, run: Path, step: int | None) -> Replay:
-        """Open a kept step, by default the first; RunError says which there are."""
+        """Open a saved step, by default the first; RunError lists the existing ones."""
         files = sorted((run / "replay").glob("step-*.safetensors"))
         there = {int(f.stem.removeprefix("step-")): f for f in files if f.stem[5:].isdecimal()}
         if not there:
@@ -137,11 +137,11 @@ class Replay:
         )
 
     def part(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors whose names begin so, without it."""
+        """The tensors whose names begin with ``prefix``, by the rest of the name."""
         return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
 
     def batches_of(self, job: Job[Any]) -> list[TaskBatch]:
-        """The batches of the step; RunError when they are not of the job's kind."""
+        """The batches of the step; RunError if they are of another kind of job."""
         like, found = job.batch(0), []
         for number in range(self.state["batches"]):
             own = self.part(f"batch/{number}/")
@@ -153,10 +153,10 @@ class Replay:
 
 
 def replay(job: Job[Any], kept: Replay, say: Callable[[str], None]) -> bool:
-    """Repeat a step on its own parameters, batches and random numbers; whether it fails again.
+    """Repeat a step with its parameters, batches and random numbers; whether it fails again.
 
-    Says of every task whether its loss and its gradient are finite, and which module, layer and
-    parameter group is the first that is not.
+    Reports for every task whether its loss and its gradient are finite, and the first module, layer
+    and parameter group with values that are not finite.
     """
     for key, value in job.identity.items():
         if kept.state.get(key) != value:
@@ -190,12 +190,12 @@ def replay(job: Job[Any], kept: Replay, say: Callable[[str], None]) -> bool:
 
 
 def _watch(model: nn.Module, found: list[str]) -> list[Any]:
-    """Note the modules whose output is not finite, in the order of the forward pass."""
+    """Record the modules whose output is not finite, in the order of the forward pass."""
 
     def hook(name: str) -> Callable[..., None]:
         def look(module: nn.Module, inputs: Any, output: Any) -> None:
             outputs = output if isinstance(output, tuple | list) else [output]
-            # An infinite mask of attention is meant; NaN never is, nor +inf.
+            # -inf is normal in attention masks; NaN and +inf are errors.
             if any(
                 isinstance(x, Tensor) and x.is_floating_point() and not bool(x.isfinite().all())
                 for x in outputs
@@ -215,13 +215,13 @@ def _report_tasks(
     rows: Tensor,
     say: Callable[[str], None],
 ) -> bool:
-    """Say of each task's loss and gradient whether they are finite; whether any is not."""
+    """Report whether each task's loss and gradient are finite; returns whether any is not."""
     granularity = job.recipe.method.granularity
     groups = parameter_groups(job.model, granularity)
     group_of = {id(p): group.name for group in groups for p in group.parameters}
     names = {id(p): name for name, p in job.model.named_parameters()}
     parameters = [p for p in job.model.parameters() if p.requires_grad]
-    # Through samples that are not finite the gradient of every task is not: then each alone.
+    # Samples that are not finite affect the gradients of all tasks: then test each task alone.
     apart = not bool(nll.isfinite().all())
     failed = False
     for index in batch.present:
@@ -255,6 +255,6 @@ def _report_tasks(
 
 
 def replay_run(run: Path, step: int | None, say: Callable[[str], None]) -> bool:
-    """`gradvac replay`: repeat a kept step of a run; whether it fails again."""
+    """`gradvac replay`: repeat a saved step of a run; returns whether it fails again."""
     kept = Replay.open(run, step)
     return replay(job_of(run), kept, say)

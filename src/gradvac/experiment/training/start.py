@@ -1,4 +1,4 @@
-"""`gradvac train`: a run of any kind, in one process or on the ranks that torchrun started."""
+"""`gradvac train`: a run of any kind, in one process or on the ranks of torchrun."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from gradvac.experiment.training.train import Trainer
 def train_recipe(
     recipe: BaseRecipe, folder: Path | None, console: Console, say: Say
 ) -> tuple[Path, int]:
-    """Prepare a run below ``runs``, or in ``folder``, and train it; its folder and the exit code.
+    """Prepare a run below ``runs`` or in ``folder``, and train it; its folder and exit code.
 
-    RecipeError under torchrun for a kind that it does not train.
+    RecipeError under torchrun for a kind without `on_ranks`.
     """
     made = lambda: prepare_below(Path("runs"), recipe, folder, say)
     if started_by_torchrun():

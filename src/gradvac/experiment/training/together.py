@@ -1,4 +1,4 @@
-"""Ranks that torchrun started, as one piece of work: who they are, and how it ends."""
+"""Starting and ending the work of several ranks under torchrun."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.ranks.shards import failure_of_a_collective
 from gradvac.errors import RankError, RecipeError
 
-# Until a rank that says nothing is given up. Chosen here: longer than a checkpoint of the others
-# takes. What rank 0 prepares, or one of them searches for, has no limit: see `Ranks.meet`.
+# Time until a silent rank counts as lost. Chosen here: longer than saving a checkpoint takes.
+# Preparation on rank 0 and searches have no limit: see `Ranks.meet`.
 TIMEOUT = timedelta(minutes=30)
 
 
@@ -28,20 +28,20 @@ def started_by_torchrun() -> bool:
 
 @contextmanager
 def joined(device: str) -> Iterator[Ranks]:
-    """Be one of the ranks that torchrun started, on the ``device`` of a recipe.
+    """Join the ranks that torchrun started, on the ``device`` of a recipe.
 
-    What fails here is told to the others, who wait for this rank and then see that it is gone.
+    An error in this context is sent to the other ranks.
 
     Raises:
-        RecipeError: if the device is one GPU, or this machine has fewer than ranks.
-        RankError: if another rank is gone, whatever was waiting for it.
+        RecipeError: if the device is one GPU, or this machine has fewer GPUs than ranks.
+        RankError: if another rank is lost.
     """
     on_gpu = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if on_gpu:
         _take_gpu(device)
     store, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
-    # torchrun keeps one store for all its restarts: without a prefix of their own, ranks find the
-    # addresses of those before them there, and wait for the dead.
+    # torchrun has one store for all its restarts: without a new prefix, ranks find the addresses
+    # of the previous attempt there, and wait for ended processes.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.distributed_c10d.PrefixStore(f"gradvac-attempt-{attempt}", store)
     backend = "nccl" if on_gpu else "gloo"
@@ -50,21 +50,21 @@ def joined(device: str) -> Iterator[Ranks]:
     try:
         yield ranks
     except Exception as e:
-        # Not all that waits for other ranks is ours: fully_shard gathers, checkpoints are written.
+        # Collectives of torch can fail too: in fully_shard, or when checkpoints are written.
         if failure_of_a_collective(e) and not ranks.broken:
             raise ranks.lost(e) from e
         if not isinstance(e, RankError):
             ranks.leave(f"{type(e).__name__}: {e}")
         raise
     finally:
-        if ranks.broken and on_gpu:  # to destroy it would wait for what never ends
+        if ranks.broken and on_gpu:  # destroying it would wait forever
             dist.distributed_c10d._abort_process_group()
         else:
             dist.destroy_process_group()
 
 
 def _take_gpu(device: str) -> None:
-    """Let this rank use the GPU that is its own on this machine."""
+    """Select the GPU of this rank on this machine."""
     own = int(os.environ.get("LOCAL_RANK", "0"))
     if device not in ("auto", "cuda"):
         raise RecipeError(
@@ -83,9 +83,9 @@ def _take_gpu(device: str) -> None:
 
 @contextmanager
 def shared(device: str, console: Console) -> Iterator[Ranks | None]:
-    """Share the work inside with the other ranks, if there are any: None if not.
+    """Share the work in this context with the other ranks; yields None without ranks.
 
-    The console of all but rank 0 is silent meanwhile.
+    The console prints only on rank 0 meanwhile.
     """
     if not started_by_torchrun():
         yield None
@@ -99,9 +99,9 @@ def shared(device: str, console: Console) -> Iterator[Ranks | None]:
 
 
 def gathered(ranks: Ranks | None, found: Mapping[int, str]) -> dict[int, str]:
-    """Join what the ranks found, by number."""
+    """Merge the results of all ranks, by number."""
     if ranks is None:
         return dict(found)
-    ranks.meet()  # a search takes as long as it takes
+    ranks.meet()  # a search has no time limit
     said = ranks.messages({"found": {str(n): text for n, text in found.items()}})
     return {int(n): text for message in said for n, text in message["found"].items()}

@@ -1,8 +1,7 @@
 """The training loop.
 
-A run can be stopped at any moment. Everything random follows from (seed, step), metrics hold
-nothing that depends on the clock, and a resumed run writes what an uninterrupted one would have
-written, byte for byte.
+A run can be stopped at any moment. Everything random depends only on (seed, step), metrics do not
+depend on time, and a resumed run writes the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -47,37 +46,37 @@ from gradvac.experiment.training.updates import Updates
 from gradvac.reading import read_json
 from gradvac.writing import to_disk, write_json
 
-# Checkpoints in a row that the disk may refuse before a run ends. Chosen here: long enough to make
-# room at once, and no more than so much work is lost.
+# A run ends after this many failed checkpoints in a row. Chosen here: time to free disk space,
+# while little work is lost.
 MOST_UNSAVED = 3
 
 
 class Trainer:
-    """One run: begins or resumes it, trains to the last step, leaves a folder that tells all."""
+    """One run: starts or resumes it, trains to the last step, writes its folder."""
 
-    processes = 1  # that share the steps
+    processes = 1  # number of processes that train together
 
     def __init__(self, job: Job[Any], display: Display) -> None:
         bound_kernel_caches()
         self.job, self.display = job, display
         self.recipe, self.folder = job.recipe, job.folder
-        self.run = job.folder  # where checkpoints are read; on several ranks not all write there
+        self.run = job.folder  # checkpoints are read here; not all ranks write here
         self.outbox, self.unsaved = Outbox(), 0
         self.updates = Updates(job, self.outbox)
         self.best: dict[str, Any] = {"value": math.inf, "step": 0, "waited": 0}
         self.stop = StopSignal()
-        self.finished = False  # before this process came to it
+        self.finished = False  # before this process started
         self._check_metric()
 
     @property
     def step(self) -> int:
-        """Updates made or skipped."""
+        """Number of updates made or skipped."""
         return self.updates.step
 
     # -- the loop -------------------------------------------------------------------------------
 
     def train(self) -> int:
-        """Train until the last step, a signal, or a disk that takes no checkpoint.
+        """Train until the last step, a signal, or too many failed checkpoints.
 
         Returns the exit code: 0, 128 + signal, or `DISK`.
         """
@@ -113,13 +112,13 @@ class Trainer:
             return self._finish()
 
     def train_step(self) -> int:
-        """One update of the parameters; returns the tokens it saw."""
+        """One update of the parameters; returns its number of tokens."""
         learned = self.job.state_dict()
         shares = self.job.begin(self.step)
         tokens, note = self.updates.make(learned)
         if note:
             self.display.line(f"step {self.step} {note}")
-        if shares:  # the line of a step, not of the checkpoint before it: a resumed run writes it
+        if shares:  # belongs to this step, not to the checkpoint before it: a resumed run writes it
             self._write("sampling", shares)
             if "task_reward" in shares:
                 words = ", ".join(f"{task} {p:.1%}" for task, p in shares["task_share"].items())
@@ -129,7 +128,7 @@ class Trainer:
     # -- validation -----------------------------------------------------------------------------
 
     def _validate(self, kind: str = "valid") -> None:
-        """Write a validation line; keep the parameters when the chosen metric improved."""
+        """Write a validation line; save the parameters if the chosen metric improved."""
         try:
             values = self.job.validate()
         except Diverged as e:
@@ -178,7 +177,7 @@ class Trainer:
         return patience is not None and self.best["waited"] >= patience
 
     def _why_early(self) -> str:
-        """Why a run ended before its last step; empty if it did not."""
+        """The reason for ending before the last step, or ""."""
         training = self.recipe.training
         if self.step >= training.steps:
             return ""
@@ -188,11 +187,11 @@ class Trainer:
             f"{self.best['waited']} validations; training.steps is {training.steps}"
         )
 
-    # -- what is written ------------------------------------------------------------------------
+    # -- writing --------------------------------------------------------------------------------
 
     def _log(self) -> None:
         window = self.updates.window
-        if not window.steps:  # all skipped: the next line counts them
+        if not window.steps:  # all steps skipped: the next line counts them
             return
         line = window.line() | {"learning_rate": self.updates.learning_rate(self.step)}
         self.display.log(self.step, line)
@@ -200,7 +199,7 @@ class Trainer:
         self.updates.window = Window.empty()
 
     def _write(self, kind: str, values: dict[str, Any]) -> None:
-        """Append a line to metrics.jsonl; what depends on the clock goes to speed.jsonl."""
+        """Append a line to metrics.jsonl; times are written to speed.jsonl."""
         line = {"kind": kind, "step": self.step, **values}
         self.outbox.put(lambda: append(self.folder / METRICS, line))
         if kind == "train":
@@ -212,11 +211,11 @@ class Trainer:
         self.display.scalars(kind, self.step, values)
 
     def _save(self) -> None:
-        """Save a checkpoint, unless the disk refuses: then the last good one stays."""
+        """Save a checkpoint; if the disk fails, the last one is kept."""
         folder = self.folder / "checkpoints"
         try:
             if error := self.outbox.flush():
-                raise error  # no checkpoint is ahead of its log
+                raise error  # the log must not be behind the checkpoint
             logs = [self.folder / METRICS, *self.updates.record.files]
             positions = {f.name: _to_disk(f) for f in logs if f.exists()}
             state = {
@@ -240,7 +239,7 @@ class Trainer:
             )
 
     def _remove_old(self, folder: Path) -> None:
-        """Remove what the checkpoint that is saved now is in place of."""
+        """Remove older checkpoints that the new one replaces."""
         training = self.recipe.training
         try:
             (self.folder / ENDED).unlink(missing_ok=True)
@@ -255,7 +254,7 @@ class Trainer:
         save_checkpoint(folder, checkpoint)
 
     def _stop_unsaved(self) -> int:
-        """End a run whose disk takes no checkpoint."""
+        """End a run that cannot save checkpoints."""
         saved = list_checkpoints(self.folder / "checkpoints")
         last = f"{saved[-1].name} is the last one saved" if saved else "nothing is saved"
         self.display.finish(
@@ -265,11 +264,11 @@ class Trainer:
         return DISK
 
     def _finish(self) -> int:
-        """The last checkpoint, and the average of the last ones when it is better than the best."""
+        """Save the last checkpoint; validate the average of the last ones, save it if best."""
         if self.finished:
             self.display.finish(f"{self.folder}: finished at step {self.step}; nothing to do")
             return 0
-        early = self._why_early()  # before the average is measured, which counts as a validation
+        early = self._why_early()  # before validating the average, which counts too
         if self.step % self.recipe.training.validate_every:
             self._validate()
         self._save()
@@ -294,13 +293,13 @@ class Trainer:
     # -- resuming -------------------------------------------------------------------------------
 
     def _resume(self) -> None:
-        """Go on from the newest complete checkpoint; forget what was written after it."""
+        """Resume from the newest complete checkpoint; remove log lines written after it."""
         recover(self.folder / "checkpoints")
         found = newest_complete(self.folder / "checkpoints")
         positions = self._restore(*found) if found else {}
         spent = self._patience_spent()
         if (end := self._last_end()) and end["step"] == self.step:
-            # Perhaps that of an average, which no checkpoint knows of.
+            # It may be from an average, which is in no checkpoint.
             self.best = {**end["best"], "waited": self.best["waited"]}
         last = spent or self.step >= self.recipe.training.steps
         self.finished = last and end is not None and (self.folder / DONE).exists()
@@ -324,7 +323,7 @@ class Trainer:
     def _restore(
         self, saved: Path, checkpoint: Checkpoint, damaged: Mapping[Path, str]
     ) -> dict[str, int]:
-        """Be where a checkpoint was saved; returns the lengths of the logs then."""
+        """Restore a checkpoint; returns the lengths of the logs when it was saved."""
         self._check_fits(checkpoint, saved)
         for folder, problem in damaged.items():
             aside = set_aside(folder).name
@@ -340,7 +339,7 @@ class Trainer:
             raise RunError(f"{saved / 'state.json'}: not the state of this run: {e!r}") from e
 
     def _last_end(self) -> Done | None:
-        """Where the run ended before, if nothing has been saved since."""
+        """The earlier end of the run, if no checkpoint was saved since."""
         for file in (self.folder / DONE, self.folder / ENDED):
             if file.exists():
                 try:
@@ -364,7 +363,7 @@ class Trainer:
 
 
 def unreached(training: TrainingSection) -> list[str]:
-    """What a recipe asks for every so many steps and a run of its length never does, in words."""
+    """Periodic actions of a recipe whose period is longer than the run, in words."""
     lines, steps, saved = [], training.steps, training.checkpoint_every
     first = math.lcm(training.keep_every or 1, saved)
     if training.keep_every and first > steps:
@@ -383,6 +382,6 @@ def unreached(training: TrainingSection) -> list[str]:
 
 
 def _to_disk(file: Path) -> int:
-    """See a log onto the disk; its length."""
+    """Flush a log to the disk; returns its length."""
     to_disk(file)
     return file.stat().st_size

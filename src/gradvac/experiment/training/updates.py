@@ -1,4 +1,4 @@
-"""One update of the parameters after another: joint, or through a gradient method."""
+"""Updates of the parameters: joint, or with a gradient method."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from gradvac.experiment.training.memory import halves, is_out_of_memory, too_lar
 from gradvac.experiment.training.metrics import Window
 from gradvac.geometry.record import Frame, GramRecord
 
-# Steps skipped in a row before a run gives up. Chosen here: bad batches come singly, and parameters
-# that are broken never recover.
+# A run stops after this many skipped steps in a row. Chosen here: bad batches are isolated, and
+# broken parameters never recover.
 MOST_SKIPPED = 10
 
 
 class Updates:
-    """The optimizer and the method of a job, and what they did since the last line of the log.
+    """The optimizer and the method of a job, and the counts since the last line of the log.
 
-    ``step`` is the number of updates made or skipped. What goes to the run's folder goes through
-    ``outbox``. The engine trains with ``ranks``, if there are any.
+    ``step`` is the number of updates made or skipped. Files of the run are written through
+    ``outbox``. The engine uses ``ranks``, if there are any.
     """
 
     def __init__(self, job: Job[Any], outbox: Outbox, ranks: Ranks | None = None) -> None:
@@ -65,11 +65,11 @@ class Updates:
         )
         self.record = GramRecord(job.folder / "geometry")
         self.step, self.window = 0, Window.empty()
-        self.skipped = 0  # steps in a row
-        self._report: StepReport | None = None  # of the step under way, if it has a method
+        self.skipped = 0  # consecutive steps
+        self._report: StepReport | None = None  # of the current step, with a method
 
     def make(self, learned: Mapping[str, Any]) -> tuple[int, str]:
-        """One update; the tokens it saw, and what there is to tell if it was not as usual.
+        """One update; returns its tokens, and a message if something unusual happened.
 
         ``learned`` is the state of the job before it began the step.
         """
@@ -100,10 +100,10 @@ class Updates:
         return tokens, note
 
     def _gradient(self, batches: list[TaskBatch], tokens: int) -> tuple[float, float]:
-        """Set ``p.grad``; returns loss and norm. Where memory runs out, once more in halves.
+        """Set ``p.grad``; returns loss and norm. If out of memory, retry in halves.
 
-        Losses are shares of the mean of the whole step and gradients add up by task, so that
-        halves make the same step, but for other dropout masks and the budget of CLSR.
+        Losses are shares of the mean of the whole step and gradients are summed by task, so halves
+        make the same step, except for dropout masks and the budget of CLSR.
         """
         before = copy.deepcopy(self.window)
         method = self.engine.state_dict() if self.engine else {}
@@ -115,11 +115,11 @@ class Updates:
                 raise
             if len(parts) == len(batches):
                 raise too_large(self.recipe, self.step, parts) from e
-        # Not in the clause above: there the error keeps alive what did not fit.
+        # Not in the except clause: there the error still holds the memory.
         self.window = before
         if self.engine:
             self.engine.clear()
-            self.engine.load_state_dict(method)  # it may have combined before memory ran out
+            self.engine.load_state_dict(method)  # it may have changed before memory ran out
         self.optimizer.zero_grad(set_to_none=True)
         if self.job.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -145,15 +145,15 @@ class Updates:
         return loss, norm
 
     def learning_rate(self, step: int) -> float:
-        """That of one update, counted from 1."""
+        """The learning rate of update ``step``, counted from 1."""
         return learning_rate(self.recipe.training, step)
 
     def _skip(
         self, error: NotFiniteError, batches: list[TaskBatch], learned: Mapping[str, Any]
     ) -> str:
-        """Go on without the step, if the recipe allows it and it does not happen all the time.
+        """Skip the step, if the recipe allows it and not too many in a row were skipped.
 
-        The step is kept to be repeated; returns what to tell.
+        The step is saved for `gradvac replay`; returns a message.
         """
         told = f"{error}; {replay.keep(self.job, batches, self.step, learned, error)}"
         if self.recipe.training.nonfinite == "raise":
@@ -172,7 +172,7 @@ class Updates:
         return told
 
     def _backward_jointly(self, batch: TaskBatch, tokens: int) -> float:
-        """Gradient of the mean token loss, every task in one backward pass."""
+        """Gradient of the mean token loss, all tasks in one backward pass."""
         loss, nll, rows = self.job.losses(batch)
         mean = loss.sum() / tokens
         beside = self.job.auxiliary_loss()
@@ -182,9 +182,9 @@ class Updates:
         return float(mean.detach())
 
     def _combine_tasks(self, engine: Engine, batches: list[TaskBatch], tokens: int) -> float:
-        """Let the method make one gradient of the task gradients; record what it saw.
+        """Combine the task gradients with the method, and record its report.
 
-        Each task's loss is its share of the mean token loss: their sum is the joint loss.
+        Each task's loss is its share of the mean token loss; the sum is the joint loss.
         """
         shares = shares_of(batches, tokens)
         report = self._give(engine, batches, tokens, shares, alone=len(batches) == 1)
@@ -198,14 +198,14 @@ class Updates:
         shares: dict[str, float],
         alone: bool,
     ) -> StepReport | None:
-        """Run the backward passes of some batches; the report if one of them, ``alone``, ends it.
+        """Run the backward passes of some batches; returns the report if ``alone``.
 
         Args:
-            engine: gets the losses.
-            batches: each with samples.
-            tokens: of the whole step.
-            shares: by task.
-            alone: whether the step has one batch, so that layers are freed one by one.
+            engine: receives the losses.
+            batches: none empty.
+            tokens: number in the whole step.
+            shares: share of the tokens by task.
+            alone: whether the step has one batch only, so that layers are freed one by one.
         """
         report = None
         for batch in batches:
@@ -217,7 +217,7 @@ class Updates:
                 continue
             with engine.tasks((batch.task, batch.tasks)):
                 loss, nll, rows = self.job.losses(batch)
-                if alone:  # combines and frees each layer as the backward leaves it
+                if alone:  # combines and frees each layer during the backward pass
                     report = engine.backward(loss / tokens, rows, step=self.step, shares=shares)
                 else:
                     engine.accumulate(loss / tokens, rows)
@@ -225,25 +225,25 @@ class Updates:
         return report
 
     def _end(self, engine: Engine, report: StepReport | None, shares: dict[str, float]) -> float:
-        """Combine what was accumulated, if it is not yet, and note it; the loss of the step."""
+        """Combine accumulated gradients, if not done, and record it; returns the loss."""
         report = report or engine.combine(step=self.step, shares=shares)
         self.window.observe(report)
         self._report = report
         return float(report.losses.sum())
 
     def _count(self, batch: TaskBatch, nll: Tensor, rows: Tensor) -> None:
-        """Add the tokens of a mixed batch to the log, each to its task."""
+        """Add the tokens of a mixed batch to the window, by task."""
         task = batch.task[rows]
         for index in batch.present:
             self.window.add(batch.tasks[index], nll[task == index])
 
     def _clip(self) -> float:
-        """Clip the combined gradient; returns its norm before."""
+        """Clip the combined gradient; returns its norm before clipping."""
         limit = self.recipe.training.clip or math.inf
         return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
 
     def _check_finite(self, loss: float, norm: float) -> None:
-        """Check what joint training makes of a step; engines look at every task themselves."""
+        """Check loss and norm of joint training; engines check every task themselves."""
         if math.isfinite(loss) and math.isfinite(norm):
             return
         bad = [task for task, nll in self.window.nll.items() if not math.isfinite(nll)]
@@ -254,7 +254,7 @@ class Updates:
     # -- to and from a checkpoint ---------------------------------------------------------------
 
     def fill(self, tensors: dict[str, Tensor], where: Path) -> None:
-        """Load parameters by name, whole ones or the rows of this rank; RunError as `fill`."""
+        """Load parameters by name, complete or the rows of this rank; RunError as in `fill`."""
         own = self.model.state_dict()
         fill(
             self.model,
@@ -265,7 +265,7 @@ class Updates:
     def _from_shards(
         self, folder: Path, parameters: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Read model and optimizer, of a sharded model the rows of this rank."""
+        """Read model and optimizer; for a sharded model, the rows of this rank."""
         own = {f"model/{name}": value for name, value in self.model.state_dict().items()}
         into: dict[str, Tensor] = {}
         for name, (shape, dtype) in shapes(folder).items():
@@ -281,7 +281,7 @@ class Updates:
         return of("model/"), of("optimizer/")
 
     def checkpoint(self, state: dict[str, Any]) -> Checkpoint:
-        """All that the next update depends on, with ``state`` of others."""
+        """Everything that the next update depends on, and ``state`` from other objects."""
         tensors, method = split_state(self.engine.state_dict() if self.engine else {})
         own = {"window": vars(self.window), "skipped": self.skipped, "method": method}
         return Checkpoint(
@@ -293,7 +293,7 @@ class Updates:
         )
 
     def restore(self, checkpoint: Checkpoint, where: Path) -> None:
-        """Go on from a checkpoint; RunError names ``where`` if it is of another model."""
+        """Restore a checkpoint; RunError names ``where`` if it is of another model."""
         parameters = {name: p for p, name in self.names.items()}
         model, optimizer = checkpoint.model, checkpoint.optimizer
         if checkpoint.shards:
@@ -314,7 +314,7 @@ class Updates:
 
 
 def frame(report: StepReport) -> Frame:
-    """What the record keeps of a step."""
+    """The frame of a step for the record."""
     none = torch.zeros(len(report.groups), dtype=torch.int64)
     counts = {
         name: tuple(report.diagnostics.get(name, none).tolist())

@@ -1,8 +1,8 @@
-"""A lookout for ranks that are gone, where nothing that waits for them says so.
+"""A thread that detects lost ranks.
 
-Collectives of NCCL do not raise: the host goes on, and waits for a device that waits for the lost
-rank, until NCCL's watchdog ends the process without naming anybody. Gloo raises when a connection
-breaks, and waits out its timeout when a rank hangs.
+Collectives of NCCL do not raise: the process waits for a device that waits for the lost rank, until
+NCCL's watchdog ends the process without naming a rank. Gloo raises when a connection breaks, but
+waits for its timeout when a rank hangs.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from contextlib import contextmanager
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.ranks.heartbeats import gone
 
-# Chosen here. A rank shows that it is there every five seconds, and is given up when it has not for
-# sixty looks of another one, five minutes: Python may be held up by a call that takes minutes. Then
-# this process has half a minute to end by itself before it is ended.
+# Chosen here. A rank sends a pulse every five seconds, and counts as lost after sixty checks of
+# another rank without one, five minutes: a call may block Python for minutes. Then this process has
+# half a minute to end by itself before it is killed.
 EVERY, LOOKS, GRACE = 5.0, 60, 30.0
 
 
 @contextmanager
 def lookout(ranks: Ranks) -> Iterator[None]:
-    """Look out for the other ranks from a thread of its own while the work inside goes on.
+    """Watch the other ranks from a thread while this context runs.
 
-    When one of them failed or is gone, says so, and ends the process if the work does not.
+    If one failed or is lost and this process does not end by itself, print why and end it.
     """
     over = threading.Event()
     thread = threading.Thread(target=_look, args=(ranks, over), daemon=True)
@@ -39,7 +39,7 @@ def lookout(ranks: Ranks) -> Iterator[None]:
 
 
 def _look(ranks: Ranks, over: threading.Event) -> None:
-    pulses: dict[int, tuple[int, int]] = {}  # by rank: the last pulse, and looks since it came
+    pulses: dict[int, tuple[int, int]] = {}  # by rank: the last pulse, and checks since then
     while not over.wait(EVERY):
         try:
             if lost := gone(_silent(ranks, pulses)):
@@ -54,17 +54,17 @@ def _look(ranks: Ranks, over: threading.Event) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-            os._exit(2)  # what waits for a device cannot be interrupted
+            os._exit(2)  # a wait for a device cannot be interrupted
 
 
 def _silent(ranks: Ranks, pulses: dict[int, tuple[int, int]]) -> list[int]:
-    """Show that this rank is there; return those after it that have not shown it for long.
+    """Send the pulse of this rank; return the watched ranks without a pulse for too long.
 
-    Looks are counted, not seconds: all ranks may have been stopped for a while.
+    Checks are counted, not seconds: all ranks may have been paused.
     """
     signs = ranks.signs
     signs.pulse()
-    # Each looks after the next two, so that the store is asked a few times for each rank.
+    # Each rank watches the next two, so that the store gets few requests per rank.
     after = [signs.members[(ranks.rank + n) % ranks.size] for n in range(1, min(3, ranks.size))]
     for other in after:
         pulse, (before, looks) = signs.pulse_of(other), pulses.get(other, (-1, 0))

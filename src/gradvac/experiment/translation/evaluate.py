@@ -1,7 +1,7 @@
 """Translate a test set in every direction with one call, and score it.
 
 Directions of ``search.zero_shot`` were never trained; they are translated too, marked, and averaged
-apart. Where there are any, the language of every translation is identified.
+separately. If there are any, the language of every translation is identified.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def evaluate_run(
 ) -> DirectionScores:
     """Score a run on its own test set; writes ``scores.json`` and ``translations.jsonl``.
 
-    With ``ranks``, each translates some of the batches, all score alike and rank 0 writes.
-    ``sentences`` limits each direction to its first so many; what is None is the recipe's. Raises
-    RunError when the run has no test set or no checkpoint.
+    With ``ranks``, each translates some of the batches, all compute the scores and rank 0 writes.
+    ``sentences`` is the maximum number of sentences per direction, from the first on. None means
+    the value of the recipe. Raises RunError if the run has no test set or no checkpoint.
     """
     recipe = run_recipe(folder, Recipe)
     infos = task_infos(folder)
@@ -119,15 +119,15 @@ def score_table(title: str, scores: DirectionScores) -> RichTable:
 
 
 def _of(kind: str, count: int) -> str:
-    """How many sentences a score is of, or of how many directions it is a mean.
+    """The number of sentences of a score, or of directions of a mean.
 
-    The unit is short: a table of 80 columns has no room for the whole word beside off-target rates.
+    The unit is abbreviated: with off-target rates, 80 columns have no room for the whole word.
     """
     return f"{count:,}" if kind == "direction" else f"{count} dir."
 
 
 def table_rows(scores: DirectionScores) -> list[dict[str, Any]]:
-    """Directions and averages; with English on one side only, that side is all there is."""
+    """Rows of directions and averages; ``all`` is left out if English is on one side only."""
     rows = scores.rows()
     sides = {row["name"] for row in rows if row["kind"] == "side"} - {"zero-shot"}
     return [row for row in rows if row["name"] != "all" or len(sides) > 2]
@@ -136,9 +136,9 @@ def table_rows(scores: DirectionScores) -> list[dict[str, Any]]:
 def test_bitexts(
     rows: Sequence[Row], tasks: Sequence[str]
 ) -> tuple[list[Bitext], dict[str, list[str]]]:
-    """The test pairs of each direction that has any, as they were given, whole.
+    """The complete test pairs, unchanged, of each direction that has any.
 
-    Also where the rows are that a direction has nothing of.
+    Also the positions of the rows that a direction has no pair of.
     """
     found = {task: as_given(rows, Direction.parse(task)) for task in tasks}
     pairs = [text for text, _ in found.values() if len(text)]
@@ -148,7 +148,7 @@ def test_bitexts(
 def unread_rows(folder: Path, recipe: Recipe) -> list[Remark]:
     """Rows of the test files that could not be read when the run was prepared."""
     file = folder / "data" / "account.json"
-    if not file.exists():  # a run of the first versions
+    if not file.exists():  # runs of the first versions have none
         return []
     corpora = read_json(file, Accounts)["corpora"]
     return [
@@ -178,11 +178,11 @@ def evaluate_model(
     ranks: Ranks | None = None,
     unread: Sequence[Remark] = (),
 ) -> DirectionScores:
-    """Translate and score ``tests``; all directions share the search's batches.
+    """Translate and score ``tests``; all directions share batches.
 
-    ``without`` and ``unread`` are what `test_bitexts` and `unread_rows` could not score.
-    ``bleu_tokenize`` None is each target language's own, "spm:vocabulary" the vocabulary of the
-    model. With ``ranks`` as `evaluate_run`: the batches are those of one process.
+    ``without`` and ``unread`` are the rows of `test_bitexts` and `unread_rows` that have no score.
+    ``bleu_tokenize`` None is the default of each target language, "spm:vocabulary" the vocabulary
+    of the model. ``ranks`` as in `evaluate_run`: the batches are the same as in one process.
     """
     if bleu_tokenize == VOCABULARY:
         bleu_tokenize = f"{FILE}{out / VOCABULARY_FILE}"
@@ -237,7 +237,7 @@ def evaluate_model(
 def _remarks(
     tests: Sequence[Bitext], without: Mapping[str, Sequence[str]], translator: Translator
 ) -> Iterator[Remark]:
-    """What was left out of the scores of each direction, and what they suffer from."""
+    """What was left out of the scores of each direction, and known problems of the scores."""
     for task, places in without.items():
         first = tuple(places[:EXAMPLES])
         yield Remark(task, "not in both languages", len(places), False, first)
@@ -259,7 +259,7 @@ def _remarks(
 def _identify(
     tests: Sequence[Bitext], translated: dict[str, list[str]], say: Callable[[str], None]
 ) -> dict[str, OffTarget]:
-    """Off-target rates by direction, empty without the extra: training was not in vain."""
+    """Off-target rates by direction; empty, not an error, if the extra is not installed."""
     languages = {code for b in tests for code in (b.direction.source, b.direction.target)}
     try:
         identifier = Identifier(languages)

@@ -1,4 +1,4 @@
-"""The model of a run for other programs, and translating through one of them."""
+"""Export of models for other programs, and translation with CTranslate2."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from gradvac.writing import replacing
 
 logger = logging.getLogger(__name__)
 FORMATS = ("gradvac", "huggingface", "ctranslate2")
-CACHE = "ctranslate2"  # in a run's folder: the export that `gradvac translate` made for itself
+CACHE = "ctranslate2"  # in a run's folder: the export cached by `gradvac translate`
 
 
 def export_run(
     run: Path, out: Path, to: str, checkpoint: str = "best", quantization: str | None = None
 ) -> int:
-    """Write the model of a run or model folder as ``to`` wants it; return its size in bytes.
+    """Write the model of a run or model folder in the format ``to``; return its size in bytes.
 
-    ``out`` appears at once or not at all, in place of an earlier export. Raises RunError for a
-    model that the format cannot hold exactly, and where ``out`` holds anything else.
+    ``out`` is written atomically and replaces an earlier export. Raises RunError for a model that
+    the format cannot represent exactly, and if ``out`` contains anything else.
     """
     if to not in FORMATS:
         raise RunError(f"--to {to}; allowed: {', '.join(FORMATS)}")
@@ -54,7 +54,7 @@ def export_run(
 
 @contextmanager
 def _in_place_of(out: Path) -> Iterator[Path]:
-    """Give a new folder that takes the place of ``out`` in the end."""
+    """Yield a new folder that replaces ``out`` at the end."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out}: is a file; name a folder")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -72,11 +72,11 @@ def _in_place_of(out: Path) -> Iterator[Path]:
 
 
 def open_with_ctranslate2(folder: Path | None, found: FoundModel) -> ExportedModel:
-    """Open a model with CTranslate2, from the export in its ``folder``, made where there is none.
+    """Open a model with CTranslate2, from the export in its ``folder``; export it if missing.
 
-    The export is named after what it was made of, so that another checkpoint, or a run that trained
-    on, gets a new one; the old one goes. ``folder`` None, or one that cannot be written, keeps
-    nothing.
+    The name of the export depends on the parameters: another checkpoint, or further training, makes
+    a new export and deletes the old one. The export is not kept if ``folder`` is None or not
+    writable.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as kept_nowhere:
@@ -103,10 +103,10 @@ def open_with_ctranslate2(folder: Path | None, found: FoundModel) -> ExportedMod
 
 
 def _damage(cache: Path) -> str:
-    """What is wrong with an export that was kept, or nothing."""
+    """The damage of a cached export, or ""."""
     try:
         check_sums(cache, ["model.bin", "config.json"], others=True)
-    except (RunError, OSError) as e:  # no sums: an earlier version made it
+    except (RunError, OSError) as e:  # also without sums, from an earlier version
         return str(e) if isinstance(e, RunError) else f"{cache}: no sums to compare it with"
     return ""
 

@@ -27,9 +27,9 @@ def translate_lines(
     source: BinaryIO,
     out: TextIO,
 ) -> None:
-    """Translate every line of ``source`` into ``target``; one line out for each line in.
+    """Translate every line of ``source`` into ``target``; one output line per input line.
 
-    ``folder`` None is the shipped model; ``engine`` is what computes: "gradvac" or "ctranslate2".
+    ``folder`` None is the shipped model; ``engine`` is "gradvac" or "ctranslate2".
     Raises CorpusError for a line that is not UTF-8, RunError for a language the model was not
     trained to write.
     """

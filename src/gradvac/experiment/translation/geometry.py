@@ -50,23 +50,23 @@ def measure_run(
     """Measure the saved checkpoints of a run; returns the folder of the measurement.
 
     Args:
-        run: the run's folder; it may be training meanwhile.
-        out: where to write.
-        every: only checkpoints whose step is a multiple of it.
-        granularity: what to keep Gram matrices of; all coarser ones follow from it.
-        strings: only the first so many sentences.
+        run: the run's folder; training may be in progress.
+        out: the folder to write.
+        every: only checkpoints whose step is a multiple of this.
+        granularity: of the Gram matrices; coarser ones can be computed from it.
+        strings: maximum number of sentences, from the first on.
         rows: a file of parallel text (TSV or JSONL with language codes) to measure on.
         directions: only these of the run, such as those whose languages share sentences.
-        curvature_strings: also the top Hessian eigenvalue per resource level, on so many
-            sentences of each direction; 0 leaves it out.
-        device: as in a recipe, whose device is the default.
+        curvature_strings: number of sentences of each direction for the top Hessian eigenvalue
+            per resource level; 0 for none.
+        device: as in a recipe; by default that of the run's recipe.
         hold: numbers of gradients held at a time, see `gradvac.geometry.measure.measure`.
         console: receives a progress bar on a terminal, lines elsewhere.
-        ranks: measure with others, who call this alike: each some directions; rank 0 writes.
+        ranks: all call this; each measures some directions; rank 0 writes.
 
     Raises:
-        RunError: without checkpoints or text, for a direction the run has not, or if the folder
-            holds a measurement of something else.
+        RunError: without checkpoints or text, for a direction not in the run, or if the folder
+            has a measurement with other settings.
     """
     console = console or Terminal()
     say = partial(console.print, markup=False, soft_wrap=True)
@@ -106,9 +106,9 @@ def measure_run(
 
 
 def _losses(model: Transformer, shares: Shares, smoothing: float) -> Losses:
-    """The training loss per target token of each direction, times its share, added up.
+    """The sum of the training loss per target token of each direction, times its share.
 
-    Directions share batches: a dozen of a few sentences each are as fast as one.
+    Directions share batches, so a dozen small directions are as fast as one.
     """
     data = EncodedTask(
         joined([task.source for task, _ in shares]), joined([task.target for task, _ in shares])

@@ -1,8 +1,7 @@
 """`gradvac geometry` on the checkpoints of a Hugging Face seq2seq model.
 
-The folder holds one checkpoint (``config.json``), or several as its Trainer leaves them
-(``checkpoint-500``, ``checkpoint-1000`` ...). The measurement is that of a run: the same files, and
-what reads them.
+The folder has one checkpoint (``config.json``), or several of the Trainer (``checkpoint-500``,
+``checkpoint-1000`` ...). The measurement has the same files as that of a run.
 """
 
 from __future__ import annotations
@@ -37,11 +36,11 @@ from gradvac.text.languages import Direction
 from gradvac.text.scripts import script
 from gradvac.translation.bitext import Bitext
 
-SENTENCES = 16  # of a batch: a matter of speed and memory alone
+SENTENCES = 16  # per batch; affects only speed and memory
 
 
 def is_huggingface(folder: Path) -> bool:
-    """Whether a folder holds Hugging Face checkpoints and is no run."""
+    """Whether a folder has Hugging Face checkpoints and is not a run."""
     return not (folder / "recipe.yaml").exists() and bool(checkpoints(folder))
 
 
@@ -79,22 +78,22 @@ def measure_huggingface(
     ``geometry/measured`` of ``folder``, or of ``out``.
 
     Args:
-        folder: of one checkpoint, or of several.
+        folder: with one checkpoint or several.
         rows: parallel text to measure on.
         directions: such as ``fr-en`` and ``en-hi``.
-        out: where to write, for models that are not to be written to.
-        codes: what the tokenizer calls a language where it cannot be told: ``fr=fra_Latn``.
-        curvature: of runs alone; anything but 0 is refused.
-        every: only checkpoints whose step is a multiple of it.
-        granularity: what to keep Gram matrices of.
-        strings: only the first so many sentences.
+        out: the folder to write, if the model folder must not change.
+        codes: the tokenizer's language codes, if not found automatically: ``fr=fra_Latn``.
+        curvature: must be 0; only runs support it.
+        every: only checkpoints whose step is a multiple of this.
+        granularity: of the Gram matrices.
+        strings: maximum number of sentences, from the first on.
         device: as in a recipe; auto by default.
         hold: numbers of gradients held at a time.
         console: receives a line for each checkpoint.
 
     Raises:
-        RunError: without checkpoints, text or directions, for a language the tokenizer has no mark
-            for, or if there is a measurement of something else already.
+        RunError: without checkpoints, text or directions, for a language unknown to the
+            tokenizer, or if there is a measurement with other settings.
     """
     console = console or Terminal()
     say = partial(console.print, markup=False, soft_wrap=True)
@@ -159,7 +158,7 @@ def _marks(folder: Path, codes: Sequence[str]) -> _Marks:
 
 
 def _load(folder: Path) -> Any:
-    """The model of a checkpoint, all of whose parameters were there."""
+    """The model of a checkpoint; RunError if parameters are missing."""
     from transformers import AutoModelForSeq2SeqLM
 
     with opening(folder):
@@ -182,14 +181,14 @@ def _digest(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class _Marks:
-    """How a tokenizer is told the languages: by its own codes, by ``>>xx<<``, or not at all."""
+    """How a tokenizer marks languages: by its own codes, by ``>>xx<<``, or not at all."""
 
     tokenizer: Any
     codes: Mapping[str, str]
     where: Path
 
     def batches(self, text: Bitext, device: torch.device) -> list[Mapping[str, torch.Tensor]]:
-        """Inputs and labels of the sentences of a direction, a few at a time."""
+        """Inputs and labels of the sentences of a direction, in batches."""
         source, target = text.direction.source, text.direction.target
         sources, known = list(text.sources), self.tokenizer.get_vocab()
         if hasattr(self.tokenizer, "src_lang"):
@@ -216,7 +215,7 @@ class _Marks:
         return made
 
     def _code(self, code: str, known: Mapping[str, int]) -> str:
-        """``fr`` as the tokenizer calls it: fr (M2M-100), fr_XX (mBART), or as the user says."""
+        """The tokenizer's code for ``fr``: fr (M2M-100), fr_XX (mBART), or given by the user."""
         code = self.codes.get(code, code)
         if code in known or code in getattr(self.tokenizer, "lang_code_to_token", {}):  # M2M-100's
             return code
@@ -233,7 +232,7 @@ def _description(
     texts: Sequence[Bitext], model: Any, granularity: str, origin: str, multiway: bool
 ) -> Measurement:
     shapes = {n: list(p.shape) for n, p in model.named_parameters() if p.requires_grad}
-    group_of(shapes, granularity)  # GradientError for a granularity there is not
+    group_of(shapes, granularity)  # GradientError for an unknown granularity
     sides = {t.direction.source: t.sources for t in texts}
     sides |= {t.direction.target: t.targets for t in texts}
     lines = "\n".join(line for t in texts for line in [*t.sources, *t.targets])

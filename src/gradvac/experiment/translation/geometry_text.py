@@ -1,7 +1,7 @@
-"""The text a geometry is measured on: the same sentences in every direction.
+"""The text for measuring a geometry: the same sentences in every direction.
 
-Different sentences have different gradients whatever their language, so the paper measures on a
-multi-way aligned set (Wang et al. 2021, section 2.1).
+Different sentences have different gradients in any language, so the paper measures on a multi-way
+aligned set (Wang et al. 2021, section 2.1).
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def aligned_set(
     file: Path | None,
     say: Callable[[str], None],
 ) -> AlignedSet:
-    """The first ``strings`` sentences that ``file``, or the run, has in all languages of ``tasks``.
+    """The first ``strings`` sentences of ``file`` or the run in all languages of ``tasks``.
 
-    Without a file: the run's validation rows, or its test rows where it has none. If no row has
-    all languages each direction gets its own sentences, and ``say`` is told. Raises RunError when
-    a direction is left without any.
+    Without a file: the run's validation rows, or else its test rows. If no row has all languages,
+    each direction gets its own sentences, and ``say`` prints this. Raises RunError if a direction
+    has no sentence.
     """
     rows, origin = _rows(run, file)
     pairs, multiway = aligned_text(rows, [Direction.parse(task) for task in tasks], origin, say)
@@ -73,16 +73,16 @@ def _rows(run: Path, file: Path | None) -> tuple[list[Row], str]:
 
 
 def file_rows(file: Path) -> tuple[list[Row], str]:
-    """The rows of a file of parallel text, and where they come from in words."""
+    """The rows of a file of parallel text, and their origin in words."""
     return read_corpus([Source(path=file)], Account()), str(file)
 
 
 def aligned_text(
     rows: Sequence[Row], directions: Sequence[Direction], origin: str, say: Callable[[str], None]
 ) -> tuple[list[Bitext], bool]:
-    """The sentences of every direction, and whether they are the same ones.
+    """The sentences of every direction, and whether all have the same ones.
 
-    They are where some rows have all languages; otherwise ``say`` is told.
+    They do if some rows have all languages; otherwise ``say`` prints this.
     """
     codes = list(dict.fromkeys(code for d in directions for code in (d.source, d.target)))
     spellings = Spellings(codes, say)

@@ -23,7 +23,7 @@ from gradvac.translation.shapes import PRESETS, TransformerConfig
 from gradvac.translation.transformer import Transformer
 from gradvac.translation.vocabulary import Vocabulary
 
-VALIDATION_TOKENS = 8192  # padded cells of a validation batch: a matter of speed alone
+VALIDATION_TOKENS = 8192  # padded cells per validation batch; affects only speed
 
 
 class TranslationJob(Job[Batch]):
@@ -48,7 +48,7 @@ class TranslationJob(Job[Batch]):
         return self.balance.plan(number)
 
     def begin(self, step: int) -> dict[str, Any] | None:
-        """Learn new shares where that is due; tell the model where in its schedule it is."""
+        """Learn new shares if due; set the position of the model in its schedule."""
         self.model.begin_step(step / self.recipe.training.steps)
         return super().begin(step)
 
@@ -64,11 +64,11 @@ class TranslationJob(Job[Batch]):
         return loss, nll.detach(), rows
 
     def mean_loss(self, drawn: Batch) -> Tensor:
-        """The scalar training loss of sentences as they are drawn, wherever they lie."""
+        """The scalar training loss of drawn sentences on any device."""
         return self.losses(drawn.to(self.device))[0].mean()
 
     def auxiliary_loss(self) -> Tensor | None:
-        """The budget of a model that routes by language."""
+        """The budget loss of a model with language-specific routing."""
         return self.model.auxiliary_loss()
 
     @torch.no_grad()
@@ -86,13 +86,13 @@ class TranslationJob(Job[Batch]):
         return dict(zip(tasks, (sums[:, 0] / sums[:, 1]).tolist(), strict=True))
 
     def validation_batches(self, tasks: tuple[str, ...]) -> Iterator[tuple[int, Batch, bool]]:
-        """The validation text: position of the task, sentences, whether they are to be counted."""
+        """Batches of validation text: index of the task, sentences, whether they count."""
         for index in range(len(tasks)):
             for batch in in_order(self.prepared.valid, tasks, index, VALIDATION_TOKENS):
                 yield index, batch, True
 
     def added_up(self, sums: Tensor) -> Tensor:
-        """Sums over all that validate: this process alone."""
+        """Sums over all ranks; here one process."""
         return sums
 
     def validate(self) -> dict[str, float]:
@@ -100,14 +100,14 @@ class TranslationJob(Job[Batch]):
         return averages(self.validation_nll(), self.levels) if self.prepared.valid else {}
 
     def describe(self) -> list[str]:
-        """How directions are drawn, and how large the model is."""
+        """How directions are drawn, and the size of the model."""
         return [self.balance.table(), parameter_count(self.model)]
 
 
 def build_model(recipe: Recipe, vocabulary_size: int, tags: Sequence[int] = ()) -> Transformer:
     """The Transformer of a recipe, initialised from its seed.
 
-    ``tags`` are the ids that ask for each target language, for models that route by language.
+    ``tags`` are the ids of the target-language tags, for models with language-specific routing.
     """
     section = recipe.model.model_dump(exclude={"preset", "clsr"}, exclude_none=True)
     shape: dict[str, Any] = {**PRESETS[recipe.model.preset], **section}
@@ -122,7 +122,7 @@ def build_model(recipe: Recipe, vocabulary_size: int, tags: Sequence[int] = ()) 
 
 
 def parameter_count(model: Transformer) -> str:
-    """The parameters of a model, in words, and how many are of single languages."""
+    """The number of parameters, in words, and how many are language-specific."""
     total = sum(p.numel() for p in model.parameters())
     own = sum(p.numel() for name, p in model.named_parameters() if name.startswith(OF_LANGUAGES))
     return f"{total:,} parameters" + (f", {own:,} of them of single languages" if own else "")

@@ -28,15 +28,15 @@ class TranslationKind(Kind[Recipe, Vocabulary]):
     samples = True
 
     def prepare_text(self, recipe: Recipe, folder: Path, say: Say) -> dict[str, TaskInfo]:
-        """Clean and encode parallel text, and train the vocabulary unless there is one."""
+        """Clean and encode parallel text, and train the vocabulary if none is given."""
         from gradvac.experiment.translation.prepare import prepare_text
 
         return prepare_text(recipe, folder, say)
 
     def text_of(self, recipe: Recipe) -> list[Any]:
-        """Data, vocabulary, and the model whose vocabulary it is if the run starts from one."""
+        """Data, vocabulary, and the model that the run starts from, if any."""
         tree = recipe.model_dump(mode="json")
-        if recipe.vocabulary.normalization == "nmt_nfkc":  # the name that earlier versions gave it
+        if recipe.vocabulary.normalization == "nmt_nfkc":  # earlier text keys did not have it
             del tree["vocabulary"]["normalization"]
         return [tree["data"], tree["vocabulary"], tree["training"]["start_from"]]
 
@@ -47,7 +47,7 @@ class TranslationKind(Kind[Recipe, Vocabulary]):
         return open_prepared(folder)
 
     def in_store(self, recipe: Recipe, store: Path, say: Say) -> Recipe:
-        """The recipe with the normalization of text that an earlier version prepared."""
+        """The recipe, with the normalization of text prepared by an earlier version."""
         earlier = recipe.with_normalization("nmt_nfkc")
         text = store / f"text-{text_key(earlier)}"
         if recipe.chooses_normalization or not (text / TASKS).exists():
@@ -58,11 +58,11 @@ class TranslationKind(Kind[Recipe, Vocabulary]):
         return earlier
 
     def with_text(self, recipe: Recipe, text: Path, tasks: Mapping[str, TaskInfo]) -> Recipe:
-        """The recipe with the normalization that the vocabulary has."""
+        """The recipe with the normalization of the vocabulary."""
         return recipe.with_normalization(Vocabulary.load(text / VOCABULARY).normalization)
 
     def resumed(self, recipe: Recipe, folder: Path) -> Recipe:
-        """The recipe with the normalization of the run, unless it chooses one itself."""
+        """The recipe with the normalization of the run, unless the recipe sets one."""
         kept = any_recipe(folder)
         if recipe.chooses_normalization or not isinstance(kept, Recipe):
             return recipe
@@ -97,13 +97,13 @@ class TranslationKind(Kind[Recipe, Vocabulary]):
         directions: Sequence[str] | None = None,
         **options: Any,
     ) -> Path:
-        """Measure on sentences that all directions share."""
+        """Measure on the same sentences in all directions."""
         from gradvac.experiment.translation.geometry import measure_run
 
         return measure_run(run, out, rows=rows, directions=directions, **options)
 
     def scripts(self, folder: Path, codes: Sequence[str]) -> dict[str, str]:
-        """By the validation rows that a run keeps, or its test rows."""
+        """From the validation rows of a run, or its test rows."""
         from gradvac.experiment.translation.prepare import test_rows
 
         if not (folder / "data" / "test.jsonl").exists():

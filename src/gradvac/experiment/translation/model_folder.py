@@ -1,8 +1,8 @@
-"""A model on disk, in a run or on its own, and how to open either.
+"""Opening a model in a run folder or in a model folder.
 
 A model folder holds ``model.json`` (the shape), ``model.safetensors``, ``vocabulary.model``,
 ``tasks.json`` (the directions it was trained on) and ``SHA256SUMS`` of these.
-A run folder holds the same things, with parameters under ``best/`` and ``checkpoints/``.
+A run folder has the same files, with parameters in ``best/`` and ``checkpoints/``.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ class FoundModel:
         """Build the Transformer and fill it, in float32, ready to translate."""
         tensors = self.tensors()
         model = make_transformer(self.config)
-        model.load_state_dict(tensors)  # half-precision tensors become the model's own precision
+        model.load_state_dict(tensors)  # converts half precision to the model's precision
         return model.to(device).eval()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The parameters by name; RunError when they are not those of a model of this shape."""
+        """The parameters by name; RunError if they do not match the shape of the model."""
         tensors = load_tensors(self.parameters)
         numbers, c = sum(t.numel() for t in tensors.values()), self.config
         layers = c.encoder_layers + c.decoder_layers
         least = c.vocabulary_size * c.d_model + layers * (c.d_model**2 + c.d_model * c.d_ffn)
-        if least > numbers:  # before a model of any size is made
+        if least > numbers:  # before a large model is built
             raise RunError(
                 f"{self.parameters}: {numbers:,} parameters; model.json describes a model of more "
                 f"than {least:,}"
@@ -76,7 +76,7 @@ def find_model(folder: Path, checkpoint: str = "best") -> FoundModel:
                 f"{folder}: no run of translation; its model is in {best.parent}, for transformers"
             )
         raise RunError(f"{folder}: holds no model: no {folder / MODEL}")
-    with suppress(FileNotFoundError):  # of runs and older models, which have no sums
+    with suppress(FileNotFoundError):  # runs and older models have no sums
         check_sums(folder, (MODEL, VOCABULARY, TASKS))  # parameters are compared when loaded
     config = read_json(folder / MODEL, TransformerConfig)
     parameters = folder / "model.safetensors"
@@ -88,9 +88,9 @@ def find_model(folder: Path, checkpoint: str = "best") -> FoundModel:
 
 
 def _check_vocabulary(folder: Path, found: str) -> None:
-    """RunError for a vocabulary that is not that of the model: every word would mean another.
+    """RunError if the vocabulary is not that of the model.
 
-    A run says with which vocabulary its text was encoded, and a checkpoint was trained.
+    A run stores which vocabulary encoded its text; a checkpoint, which one it was trained with.
     """
     states = [c / "state.json" for c in list_checkpoints(folder / "checkpoints")]
     for file in [folder / "data" / "train" / "index.json", *states[-1:]]:
@@ -108,17 +108,17 @@ def export_model(run: Path, out: Path, checkpoint: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     save_shape(out, found.config)
     write_bytes(out / VOCABULARY, found.vocabulary.model)
-    trained_directions(run)  # RunError for what is no list of tasks
+    trained_directions(run)  # RunError for an invalid list of tasks
     shutil.copy(run / TASKS, out)
     save_parameters(out / "model.safetensors", found.tensors(), half=True)
-    shutil.copymode(out / MODEL, out / "model.safetensors")  # else private
+    shutil.copymode(out / MODEL, out / "model.safetensors")  # else readable by the owner only
     write_sums(out, (MODEL, VOCABULARY, TASKS, "model.safetensors"))
 
 
 def check_target(folder: Path, language: str) -> None:
-    """Refuse a target language that the model never learned to write; RunError names those it did.
+    """RunError for a target language that the model was not trained on; it lists those it was.
 
-    A tag alone is no knowledge: the vocabulary covers languages that a model may meet later.
+    A tag is not enough: the vocabulary may have languages for later training.
     """
     known = sorted({d.target for d in trained_directions(folder)})
     if language not in known:

@@ -1,10 +1,10 @@
-"""From a recipe to a run folder that needs nothing else: vocabulary, encoded text, tasks.
+"""Prepare a self-contained run folder from a recipe: vocabulary, encoded text, tasks.
 
 recipe.yaml  vocabulary.model  tasks.json
 data/train/*  data/valid/*  data/valid.jsonl  data/test.jsonl  data/account.json
 
-Training text goes from the sources to disk as a stream, once cleaned and once encoded: memory does
-not grow with it.
+Training text is streamed from the sources to disk, cleaned first, then encoded: memory does not
+grow with its size.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _CHUNK = 10_000  # pairs encoded at a time: enough to keep all cores busy
 
 
 def prepare_text(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> dict[str, TaskInfo]:
-    """Write ``data`` and the vocabulary of a run; what is known of each direction."""
+    """Write ``data`` and the vocabulary of a run; returns the data of each direction."""
     with replacing(folder / "data") as new:
         new.mkdir()
         vocabulary, pairs = _prepare_text(recipe, new, say)
@@ -76,7 +76,7 @@ def _prepare_text(
     directions = _directions(recipe, spool)
     most = recipe.data.max_pairs
     idle = set(most) - {d.name for d in directions} if isinstance(most, dict) else set[str]()
-    if idle:  # no error: another variant may have them
+    if idle:  # not an error: another variant may use them
         say(f"data.max_pairs: {', '.join(sorted(idle))}: not trained here, so it limits nothing")
     zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
     valid = [_valid(held["valid"], d, account).first(recipe.data.max_valid) for d in directions]
@@ -84,7 +84,7 @@ def _prepare_text(
     say(str(account))
     vocabulary = vocabulary or _train_vocabulary(recipe, samples)
     for code in sorted({code for d in directions for code in (d.source, d.target)}):
-        vocabulary.tag_id(code)  # a language it cannot ask for ends the run here
+        vocabulary.tag_id(code)  # fails for a language without a tag
     training = (
         Bitext(d, sources, targets)
         for d in directions
@@ -104,7 +104,7 @@ def _prepare_text(
 
 
 def _named(recipe: Recipe) -> list[str]:
-    """The codes that a recipe names itself, and that of English, which others pair with."""
+    """The language codes in a recipe, and English, which others are paired with."""
     data = recipe.data
     named = [*(data.directions if isinstance(data.directions, list) else [])]
     named += recipe.search.zero_shot if isinstance(recipe.search.zero_shot, list) else []
@@ -114,7 +114,7 @@ def _named(recipe: Recipe) -> list[str]:
 
 
 def _valid(rows: list[Row], direction: Direction, account: Account) -> Bitext:
-    """The validation pairs of a direction, whole; ``account`` counts the rows without one."""
+    """The complete validation pairs of a direction; ``account`` counts rows without one."""
     pairs, without = as_given(rows, direction)
     name = f"valid {direction.name}"
     account.keep(name, len(pairs))
@@ -124,10 +124,10 @@ def _valid(rows: list[Row], direction: Direction, account: Account) -> Bitext:
 
 
 def open_prepared(folder: Path) -> Prepared[Recipe, Vocabulary]:
-    """Reopen a prepared run folder; RunError says what is missing, damaged or does not fit."""
+    """Open a prepared run folder; RunError says what is missing, damaged or wrong."""
     recipe = run_recipe(folder, Recipe)
     vocabulary = Vocabulary.load(folder / VOCABULARY)
-    with suppress(FileNotFoundError):  # a run of an earlier version has no sums
+    with suppress(FileNotFoundError):  # runs of earlier versions have no sums
         check_sums(folder / "data", _SUMMED)
     parts = {
         part: open_encoded(folder / "data" / part, vocabulary.fingerprint)
@@ -137,7 +137,7 @@ def open_prepared(folder: Path) -> Prepared[Recipe, Vocabulary]:
 
 
 def test_rows(folder: Path, part: str = "test") -> list[Row]:
-    """The test rows a run keeps; ``part`` "valid" is the validation rows, none in old runs."""
+    """The test rows of a run; ``part`` "valid": the validation rows, empty in old runs."""
     file = folder / "data" / f"{part}.jsonl"
     if part == "valid" and not file.exists():
         return []
@@ -156,12 +156,12 @@ def _read_training(
     spellings: Spellings,
     sampling: bool,
 ) -> Spool:
-    """Clean training text on disk; ``samples`` gets text for a vocabulary, if ``sampling``."""
+    """Clean training text on disk; if ``sampling``, ``samples`` gets text for a vocabulary."""
     data = recipe.data
     held_out = held_out_keys(held["valid"]) | held_out_keys(held["test"])
     rules = data.cleaning.rules()
     spool = Spool(folder, rules, account, data.directions, data.languages, held_out)
-    # Of the languages named, not of the directions: a bilingual variant shares the vocabulary.
+    # All languages of the recipe: bilingual variants share the vocabulary.
     wanted = data.languages and {*data.languages, ENGLISH}
 
     def sample(code: str, text: str) -> None:
@@ -189,7 +189,7 @@ def _read_training(
 
 
 def _directions(recipe: Recipe, spool: Spool) -> list[Direction]:
-    """The directions of a run, in order; RecipeError when a language has no text at all."""
+    """The directions of a run, in order; RecipeError if a language has no text."""
     data, found = recipe.data, spool.found
     wanted = directions(data.directions, data.languages or sorted(found))
     asked = {code for d in wanted for code in (d.source, d.target)}
@@ -205,7 +205,7 @@ def _directions(recipe: Recipe, spool: Spool) -> list[Direction]:
 def _pairs(
     recipe: Recipe, spool: Spool, directions: list[Direction], account: Account
 ) -> dict[str, int]:
-    """Training pairs of each direction, at most as many as the recipe allows."""
+    """Training pairs of each direction, up to the maximum of the recipe."""
     most = recipe.data.max_pairs
     limit = lambda name: most.get(name) if isinstance(most, dict) else most
     found = {d.name: spool.pairs(d) for d in directions}
@@ -221,7 +221,7 @@ def _encode(
     limit: int,
     say: Callable[[str], None],
 ) -> None:
-    """Write texts as they come; pairs with a side over ``limit`` tokens are left out."""
+    """Encode and write texts as a stream, without pairs with a side over ``limit`` tokens."""
     long = Counter[str]()
     with Writer(folder, vocabulary.fingerprint, len(vocabulary)) as out:
         for text in texts:
@@ -236,7 +236,7 @@ def _encode(
 
 
 def _given_vocabulary(recipe: Recipe) -> Vocabulary | None:
-    """The vocabulary of the model to start from, or a file; None if it is to be trained."""
+    """The vocabulary of the initial model or of a file; None if it must be trained."""
     if recipe.training.start_from:
         return find_model(resolve(recipe.training.start_from)).vocabulary
     path = recipe.vocabulary.path

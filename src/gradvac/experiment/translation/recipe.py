@@ -1,4 +1,4 @@
-"""Recipes of translation: those of files that name no job."""
+"""Recipes of translation, the default job."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ from gradvac.translation.vocabulary import Normalization
 class DataSection(Section):
     """Corpora and the directions to learn.
 
-    ``corpus`` is a folder that `gradvac corpus` made: it stands for train, valid and test where
-    these are not given.
+    ``corpus`` is a folder made by `gradvac corpus`: the default for train, valid and test.
     """
 
     corpus: str | None = None
@@ -84,14 +83,14 @@ class VocabularySection(Section):
 
 
 class CLSRSection(Section):
-    """Routing by language (Zhang et al. 2021): share of language-specific tokens, gates' width."""
+    """Language-specific routing (Zhang et al. 2021): share of such tokens, width of gates."""
 
     budget: Annotated[float, Field(ge=0, le=1)] = 0.3
     hidden: Count = 128
 
 
 class ModelSection(Section):
-    """A preset of the Transformer and what differs from it."""
+    """A preset of the Transformer, and keys that change it."""
 
     preset: Literal["tiny", "small", "base", "big"] = "base"
     d_model: Count | None = None
@@ -108,7 +107,7 @@ class ModelSection(Section):
 
 
 class SearchSection(Section):
-    """Beam search when scoring."""
+    """Beam search for scoring."""
 
     beam: Count = 5
     length_penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
@@ -134,7 +133,7 @@ class SearchSection(Section):
 
 
 class Recipe(BaseRecipe):
-    """A whole experiment of translation."""
+    """A complete translation experiment."""
 
     kind = "translation"
     data: DataSection
@@ -145,7 +144,7 @@ class Recipe(BaseRecipe):
 
     @classmethod
     def of_run(cls, tree: dict[str, Any]) -> dict[str, Any]:
-        """Earlier versions rewrote text by the rule nmt_nfkc."""
+        """Set the normalization nmt_nfkc of earlier versions."""
         section = tree.setdefault("vocabulary", {})
         if isinstance(section, dict):
             section.setdefault("normalization", "nmt_nfkc")
@@ -162,7 +161,7 @@ class Recipe(BaseRecipe):
         return bool(self.data.valid)
 
     def start_in_words(self) -> str:
-        """The name of the model that training starts from, if it does."""
+        """The name of the model that training starts from, if any."""
         start = self.training.start_from
         return Path(start).name if start else super().start_in_words()
 
@@ -171,34 +170,34 @@ class Recipe(BaseRecipe):
         return "the gates of CLSR go back in their schedule" if self.model.clsr else ""
 
     def comparable(self, tree: dict[str, Any]) -> dict[str, Any]:
-        """Without the normalization, unless the recipe chooses one: the text has it anyway."""
+        """Without the normalization, unless the recipe sets one: it is a property of the text."""
         if not self.chooses_normalization and isinstance(section := tree.get("vocabulary"), dict):
             section.pop("normalization", None)
         return tree
 
     @property
     def chooses_normalization(self) -> bool:
-        """Whether the recipe itself says how its vocabulary rewrites text."""
+        """Whether the recipe sets the normalization of its vocabulary."""
         given = self.vocabulary.path or self.training.start_from
         return not given and "normalization" in self.vocabulary.model_fields_set
 
     def with_normalization(self, name: str) -> Recipe:
-        """The recipe with the normalization of its vocabulary; others than ours are not told."""
+        """The recipe with the normalization ``name`` of its vocabulary, if it is a known one."""
         if name == self.vocabulary.normalization or name not in get_args(Normalization):
             return self
         section = self.vocabulary.model_copy(update={"normalization": name})
         return self.model_copy(update={"vocabulary": section})
 
     def batch_in_words(self) -> str:
-        """How much text an update sees."""
+        """The amount of text per update, in words."""
         return f"{self.batch_size:,} target tokens"
 
     def model_in_words(self) -> str:
-        """What the model is, of a run that has none yet."""
+        """The model in words, for a run without a model yet."""
         return f"preset {self.model.preset}"
 
     def placed(self, place: Callable[[str], str]) -> Recipe:
-        """The same with every relative file name given to ``place``."""
+        """The same with ``place`` applied to every relative file name."""
         return _absolute(self, place)
 
     @model_validator(mode="after")
@@ -244,7 +243,7 @@ def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
 
 
 def _of_corpus(folder: Path, languages: list[str] | None) -> dict[str, list[SourceSection]]:
-    """The text of a folder of `gradvac corpus`; training files of other languages are not read."""
+    """The text of a `gradvac corpus` folder, without training files of other languages."""
     there = sorted((folder / "train").glob("*.tsv"))
     wanted = (*(languages or ()), ENGLISH)
     named = lambda code: any(same_language(code, w) for w in wanted)

@@ -1,4 +1,4 @@
-"""The part of a translation job that one of several ranks has."""
+"""The part of a translation job on one of several ranks."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SHARDS_FROM = (2, 9)
 
 
 class SharedJob(TranslationJob, RankJob[Batch]):
-    """Translation on this rank's part of each batch: a stretch of it, so that it has few tasks."""
+    """Translation on this rank's part of each batch: consecutive pairs, so few tasks."""
 
     def __init__(self, prepared: Prepared[Recipe, Vocabulary], ranks: Ranks) -> None:
         super().__init__(prepared)
@@ -33,7 +33,7 @@ class SharedJob(TranslationJob, RankJob[Batch]):
             shard_model(self.model, layers, self.device)
 
     def batch(self, number: int) -> Batch:
-        """Return this rank's sentence pairs, perhaps none."""
+        """Return this rank's sentence pairs, possibly none."""
         return self.balance.plan(number, self.ranks.rank, self.ranks.size, together=True)
 
     def tokens(self, number: int) -> int:
@@ -41,11 +41,11 @@ class SharedJob(TranslationJob, RankJob[Batch]):
         return self.balance.plan.target_tokens(number)
 
     def stand_in(self, number: int) -> Batch:
-        """Return a sentence pair of a batch, for a rank that has none and gathers with the rest."""
+        """Return a sentence pair of a batch, for a rank without pairs that joins collectives."""
         return self.balance.plan(number).first(1)
 
     def validation_batches(self, tasks: tuple[str, ...]) -> Iterator[tuple[int, Batch, bool]]:
-        """Every R-th batch; ranks that gather parameters together make equally many passes."""
+        """Every R-th batch; ranks of a sharded model make the same number of passes."""
         batches = list(super().validation_batches(tasks))
         for start in range(0, len(batches), self.ranks.size):
             n = start + self.ranks.rank
@@ -62,7 +62,7 @@ class SharedJob(TranslationJob, RankJob[Batch]):
         return total.to(sums.device)
 
     def describe(self) -> list[str]:
-        """Add what the ranks send each other in a step."""
+        """Add the communication of the ranks per step."""
         first = [
             len(self.balance.plan(0, r, self.ranks.size, together=True).present)
             for r in range(self.ranks.size)
@@ -82,7 +82,7 @@ class SharedJob(TranslationJob, RankJob[Batch]):
 
 
 def check_shard(recipe: Recipe) -> None:
-    """Refuse an old torch, and what has a rank make passes of its own: all gather together."""
+    """Reject an old torch, and options with passes on one rank only: all must gather together."""
     if not _is_recent(torch.__version__):
         raise RecipeError(
             f"training.shard: true needs torch {'.'.join(map(str, SHARDS_FROM))} or newer, which "

@@ -15,9 +15,9 @@ def zero_shot_directions(
 ) -> list[str]:
     """The names of the zero-shot directions of ``search.zero_shot``.
 
-    "all" is every pair of a source and a target among the ``trained`` directions that is not
-    trained itself and has test text in ``rows``. RecipeError for a direction that is trained, has a
-    language the model does not read or write, or has no test text.
+    "all" is every pair of a source and a target of the ``trained`` directions that is not trained
+    itself and has test text in ``rows``. RecipeError for a direction that is trained, has an
+    untrained source or target language, or has no test text.
     """
     if not asked:
         return []
