@@ -44,19 +44,19 @@ if TYPE_CHECKING:
 class Engine(TaskEngine):
     """Gives every parameter one gradient, combined by a method from the gradients of the tasks.
 
-    Losses have one of two forms. Losses of samples or tokens, computed inside ``with
-    engine.tasks(...)``: their gradients are split in one backward pass. If the forward pass mixes
-    samples (BatchNorm in training, a contrastive loss) or cannot be followed, there is one backward
-    pass per task through the same graph from then on, and the log of ``gradvac`` says why. Or one
-    loss for each task, ``{task: loss}``, with one backward pass each.
+    Losses have one of two forms. Losses of samples or tokens, computed inside
+    ``with engine.tasks(...)``: their gradients are split in one backward pass. If the forward pass
+    mixes samples (BatchNorm in training, a contrastive loss) or cannot be followed, there is one
+    backward pass per task through the same graph from then on, and the log of ``gradvac`` says why.
+    Or one loss for each task, ``{task: loss}``, with one backward pass each.
 
     Args:
         model: the model; it is not changed.
         method: turns the geometry of a step into weights.
         granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
-        heads: modules or parameters that belong to one task, by task, such as ``{"ner":
-            "heads.ner"}``; or a function from a parameter's name to its task, None for shared
-            parameters. They get their plain gradient and are in no group.
+        heads: modules or parameters that belong to one task, by task, such as
+            ``{"ner": "heads.ner"}``; or a function from a parameter's name to its task, None for
+            shared parameters. They get their plain gradient and are in no group.
         engine: "single_pass" to raise an error instead of changing to a backward pass per task,
             "per_task" to split nothing; None to choose what the model allows.
         verify_steps: how many first steps with several tasks to check against autograd, by two more
@@ -208,7 +208,7 @@ class Engine(TaskEngine):
             mask: weights of the losses.
 
         Raises:
-            GradientError: if the gradients cannot be computed; what was accumulated is dropped.
+            GradientError: if the gradients cannot be computed; the accumulated ones are dropped.
         """
         try:
             if isinstance(loss, Mapping):

@@ -9,9 +9,9 @@ Usage, in place of ``loss.backward()``::
     optimizer.step()
     optimizer.zero_grad()
 
-For results comparable with plain training, divide each task's loss by what the joint loss would be
-divided by (all tokens of the step, not only the task's): the sum of the losses is then the joint
-loss, and a step without edits is a plain step.
+For results comparable with plain training, divide each task's loss by the divisor of the joint loss
+(all tokens of the step, not only the task's): the sum of the losses is then the joint loss, and a
+step without edits is a plain step.
 
 With ``torch.amp.GradScaler``, accumulate ``scaler.scale(loss)`` and call
 ``combine(loss_scale=scaler)``; see :mod:`gradvac.engine.nonfinite`.

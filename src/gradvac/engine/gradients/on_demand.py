@@ -45,7 +45,7 @@ class Lookup(NamedTuple):
 
     Attributes:
         ids: which rows, ``[N]``.
-        dy: the gradients of what was looked up, ``[N, d]``.
+        dy: the gradients of the rows looked up, ``[N, d]``.
         owners: the task of each.
     """
 

@@ -43,7 +43,7 @@ class _Round:
     start: int
     stop: int
     width: int
-    gradients: Tensor  # what is received, then the gradients of all tasks [K, width], then combined
+    gradients: Tensor  # received, then gradients of all tasks [K, width], then combined
     wait: Wait
     largest: Tensor | None = None  # magnitude by segment and sender's task, known after the sum
 

@@ -15,8 +15,8 @@ class Reduction:
     """Sums ``p.grad`` over the ranks: plain training, without a method or a wrapper.
 
     Begins during the backward pass with the last parameters, which it is assumed to reach first. A
-    rank without samples has nothing to wait for. A parameter that no rank used keeps ``p.grad =
-    None``. Bitwise the same on all ranks.
+    rank without samples has nothing to wait for. A parameter that no rank used keeps
+    ``p.grad = None``. Bitwise the same on all ranks.
 
     Args:
         ranks: all of them run the same steps.

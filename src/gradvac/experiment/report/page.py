@@ -115,7 +115,7 @@ def _tasks(views: Sequence[RunView], rows: Sequence[Row]) -> list[TaskView]:
 
 
 def _header(title: str, views: Sequence[RunView], notes: Sequence[str]) -> str:
-    """What was compared: what the runs share as a list, what differs as a table."""
+    """The runs: shared properties as a list, different ones as a table."""
     facts = [view.facts() for view in views]
     keys = list(dict.fromkeys(key for one in facts for key in one))
     differ = [k for k in keys if len({one.get(k) for one in facts}) > 1]

@@ -17,7 +17,8 @@ from gradvac.text.languages import family, language
 
 DISTANCES = ("genetic", "geographic", "syntactic", "phonological")
 SHARED = 20
-"""Fewest features known of both languages for a distance; chosen here."""
+"""Fewest features known of both languages for a distance. Chosen here: only a dozen syntactic ones
+are known of Kazakh, and Hindi shares them all, so their distance would be zero."""
 
 
 def families(languages: Sequence[str]) -> list[str]:
