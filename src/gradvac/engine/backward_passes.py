@@ -29,8 +29,8 @@ class BackwardPasses:
     Args:
         setup: parameters and ranks.
         collector: where the gradients of tasks are collected.
-        step: the step under way.
-        batch: what is known of the forward pass.
+        step: the current step.
+        batch: the traced forward pass.
         loss: the losses ``[N]``, with their graph.
         owners: the task of each loss.
     """
@@ -57,7 +57,7 @@ class BackwardPasses:
         """Run a backward pass of the losses times some factors ``[N]``, 1 by default.
 
         Returns:
-            The gradients of ``inputs`` that autograd found, None for what is not reached.
+            The gradients of ``inputs`` from autograd, None for an input that is not reached.
         """
         setup, trace, loss = self.setup, self.batch.trace, self.loss
         if factors is None:
@@ -70,7 +70,7 @@ class BackwardPasses:
             )[1:]
 
     def idle(self, count: int, retain_graph: bool = False) -> None:
-        """Run backward passes that other ranks need and this one does not."""
+        """Run backward passes that other ranks need but this one does not."""
         for n in range(count):
             keep = retain_graph or n + 1 < count
             self.run(torch.zeros_like(self.loss), self.setup.leaves, PassKind.IDLE, keep)
@@ -79,7 +79,7 @@ class BackwardPasses:
         """Run the backward pass that splits gradients.
 
         Raises:
-            GradientError: if a gradient reaches a parameter but through a use that was followed.
+            GradientError: if a gradient reaches a parameter other than through a traced use.
         """
         found, n_shared = self.run_split(retain_graph), self.setup.n_shared
         for leaf, gradient in zip(self.setup.leaves, found[:n_shared], strict=False):
@@ -91,10 +91,10 @@ class BackwardPasses:
         self.setup.heads.add(found[n_shared:])
 
     def run_split(self, retain_graph: bool) -> Sequence[Tensor | None]:
-        """Run a backward pass that splits; return what autograd found of the leaves itself.
+        """Run a backward pass that splits; return the gradients of leaves from autograd itself.
 
-        None for what other tensors are made of, which wait with their graph for the end, and for
-        parameters with hooks, which are not made for nothing to come.
+        None for sources of derived tensors, which wait with their graph for the end, and for
+        parameters with hooks, because their hooks must not run without a gradient.
         """
         derived, leaves = self.batch.trace.derived, self.setup.leaves
         waiting = {id(s.leaf) for d in derived for s in d.sources if isinstance(s, ParameterSlot)}
@@ -104,11 +104,11 @@ class BackwardPasses:
         return [None if id(leaf) in waiting else next(found) for leaf in leaves]
 
     def pass_on(self) -> None:
-        """Pass gradients of what was made of parameters alone on to these parameters."""
+        """Pass gradients of tensors computed only from parameters on to these parameters."""
         self.batch.pass_on(self.owners.n_tasks)
 
     def unseen(self, leaf: Tensor) -> Refusal:
-        """Return the refusal of a parameter that is used out of sight."""
+        """Return the refusal of a parameter with a use that was not traced."""
         return Refusal(
             f"parameter {self.setup.name(leaf)!r} is used by an operation that the engine cannot "
             "see (a custom autograd function?)"
@@ -127,9 +127,9 @@ class BackwardPasses:
         collector.take_combined(self.step)
 
     def one_by_one(self, passes: int = 0) -> None:
-        """Run one backward pass per task, which is right whatever the model does with samples.
+        """Run one backward pass per task, which is correct for any model.
 
-        The graph is kept if there are to be more ``passes`` than that.
+        The graph is kept at the end if ``passes`` is larger than the number of tasks.
         """
         self.step.streams = False
         self.collector.stream(False)

@@ -1,4 +1,4 @@
-"""What of a batch is checked before its gradients are split, and how; see `comparison`."""
+"""Checks of a batch before its gradients are split; see `comparison`."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from gradvac.engine.tracing.tensor_info import Refusal, because
 from gradvac.errors import GradientError
 
 Gather = AbstractContextManager[Any]
-"""Holds sharded parameters whole, for what was made of parameters alone."""
+"""Gathers sharded parameters, for tensors computed only from parameters."""
 
 
 class Checks:
-    """Checks that gradients are split as autograd computes them.
+    """Checks split gradients against those of autograd.
 
     Args:
-        verify_steps: how many steps with several tasks to check whatever they do. What is new is
+        verify_steps: how many first steps with several tasks are always checked. New operations are
             checked too, unless this is 0.
 
     Attributes:
-        left: how many of them are still to come.
-        proved: what forward passes did that has been checked; None if nothing is to be.
+        left: how many of them remain.
+        proved: operations of forward passes that were checked; None if nothing is checked.
     """
 
     def __init__(self, verify_steps: int) -> None:
@@ -46,20 +46,20 @@ class Checks:
         self.proved: set[Any] | None = set() if verify_steps > 0 else None
 
     def due(self, batch: TracedBatch) -> bool:
-        """Whether something about a batch is to be checked before its gradients are split."""
+        """Whether to check a batch before its gradients are split."""
         if batch.only is not None or not batch.trace.splits:
             return False
         return not batch.followed or self._does_something_new(batch)
 
     def _does_something_new(self, batch: TracedBatch) -> bool:
-        """Whether a batch, or one of its kind, has not been checked yet."""
+        """Whether a batch of this kind has not been checked yet."""
         return self.left > 0 or bool(batch.trace.new)
 
     def check(self, passes: BackwardPasses, gather: Gather | None = None) -> bool:
-        """Check a batch; from here on its gradients are not split if they cannot be.
+        """Check a batch; if its gradients cannot be split, stop splitting from here on.
 
         Returns:
-            Whether backward passes through the whole graph were made, as many as ``CHECKS``.
+            Whether ``CHECKS`` backward passes through the whole graph were run.
         """
         batch = passes.batch
         rehearses = False
@@ -77,14 +77,14 @@ class Checks:
         return rehearses
 
     def may_recheck(self, passes: BackwardPasses) -> bool:
-        """Whether a gradient may turn out not to be zero, so that the graph is needed once more."""
+        """Whether a gradient may become nonzero, so that the graph is needed again."""
         return any(slot.zero_when_checked for slot in passes.collector.slots.values())
 
     def recheck(self, passes: BackwardPasses) -> None:
-        """Check again where gradients that were zero in the check no longer are.
+        """Check again if gradients that were zero in the check are now nonzero.
 
         Raises:
-            Refusal: if one would be wrong; it is too late then for a backward pass per task.
+            Refusal: if one would be wrong; it is then too late for a backward pass per task.
         """
         batch = passes.batch
         nonzero_since = any(slot.nonzero_since for slot in passes.collector.slots.values())
@@ -97,13 +97,13 @@ class Checks:
             raise
 
     def _check_end(self, passes: BackwardPasses) -> None:
-        """Check that losses whose samples were not followed are made of their own samples.
+        """Check that losses whose samples were not followed depend only on their own samples.
 
         Raises:
-            Refusal: if they are not, or if a parameter is used out of sight.
+            Refusal: if they do not, or if a parameter has a use that was not traced.
         """
         setup, loss, owners = passes.setup, passes.loss, passes.owners
-        if setup.shards is not None:  # what follows a sharded module gathers, with all ranks
+        if setup.shards is not None:  # code after a sharded module gathers, on all ranks
             raise Refusal("the samples were not followed to the losses of a sharded model")
         nodes, reached = last_uses(loss)
         for leaf in setup.leaves[: setup.n_shared]:
@@ -133,7 +133,7 @@ class Checks:
                 )
 
     def rehearse(self, passes: BackwardPasses, gather: Gather) -> None:
-        """Check what is split against autograd, without touching what the step has collected.
+        """Check split gradients against autograd, without changing what the step has collected.
 
         The graph is kept.
 
@@ -196,7 +196,7 @@ class Checks:
         weighted: Sequence[Tensor | None],
         weights: Tensor,
     ) -> None:
-        """Check that the heads of tasks get a gradient from their own task alone."""
+        """Check that the heads of tasks get gradients only from their own task."""
         heads, names = passes.setup.heads, passes.step.names
         factor = dict(zip(names, weights.tolist(), strict=False))
         if heads.from_own_task(joint, weighted, factor):

@@ -1,4 +1,4 @@
-"""The base of what collects the task gradients of a single pass."""
+"""The base class of collectors of task gradients in a single pass."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from gradvac.engine.step import Step
 
 
 class Collector:
-    """Collects task gradients, and makes something of parameters whose gradients are complete.
+    """Collects task gradients, and processes parameters whose gradients are complete.
 
     Args:
-        setup: the parameters, and the method that decides.
-        pieces: parameters whose gradients are held together, all of them once.
+        setup: the parameters, and the method that gives the weights.
+        pieces: parameters whose gradients are held together; each parameter is in one piece.
         budget: bytes; a parameter whose K gradients are larger is treated in chunks of rows.
 
     Attributes:
-        stores: one for each piece.
-        ready: those that are complete, in the order in which they came to be.
-        slots: where the gradients of a parameter go, by the id of what a forward pass uses.
+        stores: one per piece.
+        ready: the complete ones, in order of completion.
+        slots: where the gradients of a parameter go, by the id of the tensor used in the forward
+            pass.
     """
 
     def __init__(self, setup: Setup, pieces: Sequence[ParameterGroup], budget: int) -> None:
@@ -38,23 +39,23 @@ class Collector:
         self.device = self.stores[0].device
 
     def stream(self, streams: bool) -> None:
-        """Say whether the backward pass to come is the only one of the step."""
+        """Set whether the next backward pass is the only one of the step."""
         for store in self.stores:
             store.streams = streams
 
     def may_stream(self) -> bool:
-        """Whether anything can be done with gradients before the backward pass has ended."""
+        """Whether gradients can be processed before the backward pass has ended."""
         raise NotImplementedError
 
     def begin(self, step: Step) -> None:
         """Begin the backward pass that ends the step, or the end of the step after the last one."""
 
     def release(self, step: Step) -> None:
-        """Do, in the middle of the backward pass, what can be done with what is complete."""
+        """During the backward pass, process the parameters that are complete."""
         raise NotImplementedError
 
     def finish(self, step: Step) -> None:
-        """Bring the combined gradients of all parameters to ``step.gradients``."""
+        """Put the combined gradients of all parameters into ``step.gradients``."""
         raise NotImplementedError
 
     def clear(self) -> None:

@@ -1,19 +1,20 @@
-"""Checks that the gradients of a forward pass were split as they are.
+"""Checks that the gradients of a forward pass were split correctly.
 
-Two things are certain without a check: up to where samples are followed they are apart, and no
-gradient reaches a parameter but through a use that was followed, or it would show. What is checked:
+Two things need no check: samples are separate as far as they are followed, and a gradient that
+reaches a parameter other than through a traced use is detected. What is checked:
 
 *Losses whose samples were not followed* (made by a custom function, or by an operation that mixes
-samples), in every step. From the last uses of parameters on, the losses of task k are multiplied by
-a random number r_k. Where samples keep apart, the gradient at the rows of task k is r_k times what
-it is otherwise, so that one more pass through the end of the model tells for all tasks at once. The
-r_k are powers of two with signs: what is apart differs by no rounding error.
+samples), in every step. The losses of task k are multiplied by a random number r_k, and the
+gradient is computed down to the last uses of parameters. If samples are separate, the gradient at
+the rows of task k is r_k times the unweighted one, so one more pass through the end of the model
+checks all tasks at once. The r_k are powers of two with signs, so the comparison has no rounding
+error.
 
-*What a forward pass does for the first time*: an operation that was not there before, another
-order, a parameter at another place, samples of several tasks. One pass brings, split and put
-together again, sum_k r_k g_k of every parameter; another one brings the gradient of sum_k r_k L_k
-as autograd computes it in plain training. They are equal if every gradient of a task came from its
-own samples and no use of a parameter was lost, added or counted twice.
+*What a forward pass does for the first time*: a new operation, another order, a parameter at
+another place, samples of several tasks. One pass splits the gradients and gives sum_k r_k g_k of
+every parameter; another gives the gradient of sum_k r_k L_k by autograd as in plain training. They
+are equal if every gradient of a task came from its own samples and no use of a parameter was lost,
+added or counted twice.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ from gradvac.engine.samples.calls import nodes
 from gradvac.engine.tracing.parameter_use import ParameterUse, use_of
 
 CHECKS = 2
-"""Backward passes through the whole graph that a check makes."""
+"""Number of backward passes through the whole graph in a check."""
 
-_POWERS = 8  # of two, each with both signs: 16 numbers, after which tasks share one
+_POWERS = 8  # powers of two, each with both signs: 16 numbers; more tasks share some
 
 
 def task_weights(n_tasks: int, step: int) -> Tensor:
-    """Return a random number r_k for each task, ``[K]``, float64; another one in every step."""
+    """Return a random number r_k for each task, ``[K]``, float64; different in every step."""
     generator = torch.Generator().manual_seed(step)
     n = torch.randperm(max(n_tasks, 2 * _POWERS), generator=generator)[:n_tasks] % (2 * _POWERS)
     return torch.where(n % 2 == 0, 1.0, -1.0).double() * 0.5 ** (n // 2)
@@ -49,7 +50,7 @@ def last_uses(loss: Tensor) -> tuple[list[Any], set[int]]:
     """Return the uses of parameters that no other use follows on the way to a loss.
 
     Returns:
-        Nodes of autograd's graph, and ids of the leaves that no use comes after either.
+        Nodes of autograd's graph, and ids of the leaves that no use follows either.
     """
     found = list(nodes(loss, end=lambda node: use_of(node) is not None))
     variables = (getattr(node, "variable", None) for node in found)
@@ -58,7 +59,7 @@ def last_uses(loss: Tensor) -> tuple[list[Any], set[int]]:
 
 
 def edges(uses: Sequence[Any]) -> list[GradientEdge]:
-    """Return where autograd finds the gradients of the outputs of uses."""
+    """Return the gradient edges of the outputs of uses."""
     return [GradientEdge(node, 0) for node in uses]
 
 
@@ -66,9 +67,9 @@ def split_by_task(use: ParameterUse, plain: Tensor, weighted: Tensor, weights: T
     """Whether the gradient at each sample is that of its own task's losses.
 
     Args:
-        use: where the gradients are.
-        plain: of the sum of all losses.
-        weighted: of the losses times the number of their task.
+        use: the use at whose output the gradients are.
+        plain: gradient of the sum of all losses.
+        weighted: gradient of the losses times the number of their task.
         weights: these numbers, ``[K]``.
     """
     owners, dim = use.place
@@ -79,10 +80,10 @@ def split_by_task(use: ParameterUse, plain: Tensor, weighted: Tensor, weights: T
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two gradients are equal but for additions in another order."""
+    """Whether two gradients are equal up to the order of additions."""
     if not one.numel():
         return True
-    # NaN of another task spreads by 0 * NaN; who it came from is seen when gradients are split.
+    # NaN of another task spreads by 0 * NaN; its source is found when gradients are split.
     one, other = one.nan_to_num(0.0, 0.0, 0.0), other.nan_to_num(0.0, 0.0, 0.0)
     return bool((one - other).abs().amax() <= _slack_of(one) * one.abs().amax())
 
@@ -93,14 +94,14 @@ def _slack_of(x: Tensor) -> float:
 
 
 class Rehearsal:
-    """Brings, in place of a step, ``sum_k r_k g_k`` of every parameter from the split gradients.
+    """Computes ``sum_k r_k g_k`` of every parameter from the split gradients, instead of a step.
 
     Args:
-        collector: where the split gradients arrive; left as it was.
+        collector: where the split gradients arrive; it is restored afterwards.
         weights: the numbers r_k, ``[K]``.
 
     Attributes:
-        sums: the sums, by the id of what a forward pass uses as the parameter; None if unused.
+        sums: the sums, by the id of the tensor that the forward pass uses; None if unused.
     """
 
     def __init__(self, collector: Collector, weights: Tensor) -> None:
@@ -109,7 +110,7 @@ class Rehearsal:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Take what arrives inside."""
+        """Process the gradients that arrive inside."""
         stores, ready = self.collector.stores, self.collector.ready
         before = [store.set_aside() for store in stores]
         waiting, ready[:] = list(ready), []
@@ -122,13 +123,13 @@ class Rehearsal:
             ready[:] = waiting
 
     def release(self) -> None:
-        """Take the groups that are complete."""
+        """Process the complete groups."""
         for store in self.collector.ready:
             self._take(store)
         self.collector.ready.clear()
 
     def finish(self) -> None:
-        """Take what is left."""
+        """Process the remaining groups."""
         self.collector.ready.clear()
         for store in self.collector.stores:
             if id(store.slots[0].leaf) not in self.sums:
@@ -148,17 +149,17 @@ def different(
     plain: Sequence[Tensor | None],
     coarsest: float,
 ) -> tuple[list[int], list[int]]:
-    """Compare gradients put together from split ones with those of plain training.
+    """Compare gradients summed from split ones with those of plain training.
 
     Args:
         leaves: the parameters.
-        split: the former, by the id of the parameter.
-        plain: the latter.
-        coarsest: relative rounding error of what they were computed from.
+        split: gradients from split ones, by the id of the parameter.
+        plain: gradients of plain training.
+        coarsest: largest relative rounding error of their inputs.
 
     Returns:
-        Positions of the parameters for which they differ, and of those that were used and for
-        which both are zero, so that nothing was shown.
+        Positions of the parameters whose gradients differ, and of used parameters for which both
+        are zero, so that nothing was verified.
     """
     norms = torch.zeros(len(leaves), 3, dtype=torch.float64)
     for n, (leaf, g) in enumerate(zip(leaves, plain, strict=True)):
@@ -173,7 +174,7 @@ def different(
         numbers = [torch.linalg.vector_norm(x) for x in (s - dense, s, dense)]
         norms[n] = torch.stack(numbers).double().cpu()
     if not bool(norms.isfinite().all()):
-        return [], []  # the step is not finite: others say so
+        return [], []  # the step is not finite: reported elsewhere
     error, size = norms[:, 0], norms[:, 1:].amax(1)
     relative, absolute = _slack(coarsest)
     wrong = error > relative * size + absolute * size.square().sum().sqrt()
@@ -182,10 +183,10 @@ def different(
 
 
 def _slack(coarsest: float) -> tuple[float, float]:
-    """Return by how much two right gradients may differ, relative to themselves and to all.
+    """Return by how much two correct gradients may differ, relative to themselves and to all.
 
-    Chosen here: thirty times what was seen on models of the tests, and far below what a lost use of
-    a parameter makes.
+    Chosen here: thirty times the largest difference seen in the tests, and far below the effect of
+    a lost use of a parameter.
     """
     if coarsest < 1e-10:  # float64
         return 1e-6, 1e-9

@@ -1,4 +1,4 @@
-"""The engine: one backward pass where samples keep apart, one per task where they do not.
+"""The engine: one backward pass if samples stay separate, else one per task.
 
 Usage, in place of ``loss.backward()``::
 
@@ -42,32 +42,32 @@ if TYPE_CHECKING:
 
 
 class Engine(TaskEngine):
-    """Gives every parameter one gradient, made by a method from the gradients of the tasks.
+    """Gives every parameter one gradient, combined by a method from the gradients of the tasks.
 
     Losses have one of two forms. Losses of samples or tokens, computed inside
     ``with engine.tasks(...)``: their gradients are split in one backward pass. If the forward pass
     mixes samples (BatchNorm in training, a contrastive loss) or cannot be followed, there is one
-    backward pass per task through the same graph from then on, and a line in the log of ``gradvac``
-    says why. Or one loss for each task, ``{task: loss}``, with one backward pass each.
+    backward pass per task through the same graph from then on, and the log of ``gradvac`` says why.
+    Or one loss for each task, ``{task: loss}``, with one backward pass each.
 
     Args:
         model: the model; it is not changed.
         method: turns the geometry of a step into weights.
         granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
-        heads: modules or parameters of one task alone, by task, such as ``{"ner": "heads.ner"}``;
-            or a function from a parameter's name to its task, None for what tasks share. They get
-            their plain gradient and are in no group.
-        engine: "single_pass" to raise an error instead of going on with a backward pass per task,
-            "per_task" to split nothing; None for the one that the model allows.
+        heads: modules or parameters that belong to one task, by task, such as
+            ``{"ner": "heads.ner"}``; or a function from a parameter's name to its task, None for
+            shared parameters. They get their plain gradient and are in no group.
+        engine: "single_pass" to raise an error instead of changing to a backward pass per task,
+            "per_task" to split nothing; None to choose what the model allows.
         verify_steps: how many first steps with several tasks to check against autograd, by two more
             backward passes. A step whose forward pass does something new is checked too, unless
             this is 0.
         nonfinite: "raise" an error if a loss or gradient is not finite, or "skip" the step:
             ``p.grad`` is then None, so that optimizers do nothing, and the report says why.
         task_names: the allowed tasks: a task of another name is then an error, not a new task.
-        passes: 2 to run a second backward pass, of the losses times their weights, in place of
+        passes: 2 to run a second backward pass, of the losses times their weights, instead of
             holding K gradients of the whole model; for granularity "whole_model".
-        budget: bytes; the K gradients of a parameter that would take more are formed in chunks of
+        budget: bytes; if the K gradients of a parameter take more, they are computed in chunks of
             rows, once to measure and once to combine them. A backward pass per task holds them all.
         process_group: the ranks to train with; by default all of ``torch.distributed``, if that is
             initialised. See :mod:`gradvac.engine.ranks.collector`.
@@ -127,7 +127,7 @@ class Engine(TaskEngine):
 
     @property
     def refused(self) -> str:
-        """Why every task has a backward pass of its own; empty while gradients are split."""
+        """Why every task has its own backward pass; empty while gradients are split."""
         return self._single_pass.refused
 
     @contextmanager
@@ -139,21 +139,22 @@ class Engine(TaskEngine):
     ) -> Iterator[Self]:
         """Follow the samples of a batch through the forward pass inside.
 
-        If samples of several tasks are mixed, or cannot be followed, the forward pass continues as
-        it is written and the engine runs one backward pass per task; :attr:`refused` says why. With
+        If samples of several tasks are mixed, or cannot be followed, the forward pass continues
+        unchanged and the engine runs one backward pass per task; :attr:`refused` says why. With
         ``engine="single_pass"`` it raises an error.
 
         Args:
-            tasks: the task of each of the B samples: an iterable of B names (an integer becomes its
-                digits); or ``(positions, names)``, B integers and the names at these positions.
+            tasks: the task of each of the B samples: an iterable of B names (an integer is
+                converted to a string); or ``(positions, names)``, B integers and the names at these
+                positions.
             batch_dim: the dimension of the inputs that holds the samples.
             inputs: the tensors the samples come in. By default the tensors given to the model
                 whose size along ``batch_dim`` is B.
 
         Raises:
             GradientError: if a sample has no task or an unknown one, if this is inside another such
-                block, if the parameters are not those the engine was made for, or if the samples
-                cannot be followed and there is no other way.
+                block, if the parameters differ from those the engine was made for, or if the
+                samples cannot be followed with ``engine="single_pass"``.
         """
         with self._single_pass.tasks(tasks, batch_dim, inputs):
             yield self
@@ -175,7 +176,7 @@ class Engine(TaskEngine):
             rows: the sample that each loss belongs to, ``[N]``.
             mask: weights of the losses, such as 0 for padding; of the shape of ``loss``.
             loss_scale: factor the losses were multiplied by, divided out before the Gram; or the
-                GradScaler that did, for which it is put back into ``p.grad``.
+                GradScaler that scaled them; ``p.grad`` is then scaled again.
             step: number of this step; by default one more than the last.
             shares: by task, what its mean loss was multiplied by (its share of the step's
                 tokens), for methods that read losses.
@@ -198,8 +199,8 @@ class Engine(TaskEngine):
     ) -> None:
         """Run the backward pass of a micro-batch; its gradients wait for :meth:`combine`.
 
-        With a forward pass for each task, ``{task: loss}`` may be given one task at a time: that
-        costs what training on the same samples costs, and no graph is held for long.
+        With a forward pass for each task, ``{task: loss}`` may be given one task at a time: this
+        costs as much as training on the same samples, and each graph is freed early.
 
         Args:
             loss: as for :meth:`backward`.
@@ -207,7 +208,7 @@ class Engine(TaskEngine):
             mask: weights of the losses.
 
         Raises:
-            GradientError: if the gradients cannot be computed; what was accumulated is dropped.
+            GradientError: if the gradients cannot be computed; the accumulated ones are dropped.
         """
         try:
             if isinstance(loss, Mapping):
@@ -247,10 +248,10 @@ class Engine(TaskEngine):
     ) -> StepReport:
         """Combine the accumulated gradients, add them to ``p.grad`` and begin the next step.
 
-        A rank without samples of its own calls this, where others run a backward pass.
+        A rank without samples calls this when others run a backward pass.
 
         Raises:
-            GradientError: as :meth:`backward`, and if nothing was accumulated, on any rank.
+            GradientError: as :meth:`backward`, and if nothing was accumulated on any rank.
         """
         strategy = self._per_task if self._per_task.accumulated else self._single_pass
         return strategy.combine(loss_scale, step, shares)
@@ -264,9 +265,9 @@ class Engine(TaskEngine):
 class SinglePassEngine(Engine):
     """An :class:`Engine` that raises an error where one backward pass cannot split the gradients.
 
-    It takes losses of samples alone; its arguments are those of :class:`Engine`. Holds K x P_g
-    numbers for K tasks and the parameters P_g of the groups that the backward pass is in, in
-    float32 (float64 for float64 parameters).
+    It takes only losses of samples; its arguments are those of :class:`Engine`. Holds K x P_g
+    numbers for K tasks and the P_g parameters of the groups in progress, in float32 (float64 for
+    float64 parameters).
 
     Example:
         >>> import torch

@@ -6,15 +6,15 @@ names follow the usual pattern ``<stack>.<number>.``, as ``encoder.layers.0.line
 
 =============  =====================================================================
 whole_model    everything is one group
-enc_dec        encoder, decoder, and what belongs to neither side
+enc_dec        encoder, decoder, and the parameters of neither side
 all_layer      each Transformer layer (not each leaf module)
 all_matrix     each matrix, with the vectors that go with it
 =============  =====================================================================
 
-What lies outside the layers: embeddings and the softmax projection form the group ``embedding``
-(for enc_dec, those outside both sides: a table shared by both is neither's), a final norm joins
-the last layer of its stack, and the rest (poolers, classifiers) forms the group ``head``.
-In a model without any stack every child module counts as a layer.
+Outside the layers, embeddings and the softmax projection form the group ``embedding`` (for enc_dec,
+those outside both sides; a table shared by both belongs to neither), a final norm joins the last
+layer of its stack, and the rest (poolers, classifiers) forms the group ``head``. In a model without
+any stack every child module counts as a layer.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,7 +33,7 @@ Grouping = str | Callable[[str], str]
 """One of ``GRANULARITIES``, or a function from a parameter's name to its group's name."""
 
 Heads = Mapping[str, str | Sequence[str]] | Callable[[str], str | None]
-"""Which modules or parameters belong to one task alone, by task; or a function of their names."""
+"""Modules or parameters that belong to only one task, by task; or a function of their names."""
 
 Model = nn.Module | Iterable[tuple[str, nn.Parameter]]
 
@@ -111,10 +111,10 @@ def task_heads(model: Model, heads: Heads | None) -> list[ParameterGroup]:
     Args:
         model: the model, or names and parameters of it.
         heads: for each task the names of its modules or parameters; or a function from a
-            parameter's name to its task, None for what tasks share.
+            parameter's name to its task, None for shared parameters.
 
     Raises:
-        GradientError: if a name is that of no parameter or module, or two tasks claim a parameter.
+        GradientError: if a name matches no parameter or module, or two tasks claim a parameter.
     """
     if heads is None:
         return []
@@ -199,7 +199,7 @@ def _leftover(name: str, layers: list[str]) -> str:
     """Group of a parameter outside the layers."""
     if is_embedding(name):
         return "embedding"
-    # A final norm sits beside its stack; a norm elsewhere is part of some head.
+    # A final norm is beside its stack; a norm elsewhere is part of a head.
     parent = name.split(".")[:-2]
     stack = [layer for layer in reversed(layers) if layer.split(".")[: len(parent)] == parent]
     if is_norm(name) and stack:
@@ -213,7 +213,7 @@ def _common_start(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def _sides(names: list[str]) -> dict[str, str]:
-    """Group by the encoder or decoder a parameter lies in, if a stack of layers lies in it too."""
+    """Group by the encoder or decoder that holds a parameter, if it holds a stack of layers too."""
     layers = list(dict.fromkeys(layer for name in names if (layer := layer_of(name))))
     side_of_path: dict[str, str] = {}
     for layer in layers:
@@ -235,9 +235,10 @@ def _sides(names: list[str]) -> dict[str, str]:
 def _matrices(shapes: list[tuple[str, int]]) -> dict[str, str]:
     """Give every matrix a group; vectors join the matrix of their layer nearest by name.
 
-    Nearest is the one sharing the longest module path (a bias: its own module's matrix; a norm:
-    one of its sub-layer), then the one closest before, then closest after. A vector alone has
-    a cosine of +-1 or rests on few numbers, so it never stands alone if its layer has a matrix.
+    Nearest is the one sharing the longest module path (a bias: its own module's matrix; a norm: one
+    of its sub-layer), then the one closest before, then closest after. The cosine of a single
+    vector is +-1 or based on few numbers, so a vector is never a group of its own if its layer has
+    a matrix.
     """
     layer_of = _layers([name for name, _ in shapes])
     matrices: dict[str, list[tuple[int, str]]] = {}

@@ -1,4 +1,4 @@
-"""Silent failures made errors: parameters that no gradient of the engine ever reaches."""
+"""Errors for silent failures: parameters that never get a gradient from the engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from gradvac.errors import GradientError
 
 _HOOKS: dict[weakref.ref[Any], Any] = {}
-"""The hooks of guards that wait for an optimizer, to be removed once their engine is gone."""
+"""Hooks of guards that wait for an optimizer; removed when their engine is deleted."""
 
 _ANEW = (
     "make a new engine; new.load_state_dict(old.state_dict()) hands the state over, which is kept "
@@ -23,7 +23,7 @@ _ANEW = (
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Refuse wrappers whose gradient reduction is bypassed: ranks would drift apart silently."""
+    """Refuse wrappers whose gradient reduction is bypassed: ranks would silently diverge."""
     wrappers = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel")
     for module in model.modules():
         for kind in type(module).__mro__:
@@ -38,15 +38,15 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 
 class Guard:
-    """Watches that model, engine and optimizer go on meaning the same parameters.
+    """Checks that model, engine and optimizer keep using the same parameters.
 
     Attributes:
         pending: whether a forward pass waits for the engine's backward pass.
 
     Args:
         model: the model, or the names and parameters the engine was given instead of one.
-        parameters: those the engine makes gradients for.
-        task_names: the tasks there are, if others are to be refused.
+        parameters: those the engine computes gradients for.
+        task_names: the allowed tasks; None to allow any.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Guard:
         self._known = {id(p) for p in parameters}
         self._trained = [(name, p, p.requires_grad) for name, p in self._named()]
         self._tasks = None if task_names is None else list(task_names)
-        self._fresh = True  # until a first step has ended well
+        self._fresh = True  # until a first step has succeeded
         self._optimizer_seen = False
         self._hook: Any = None
         self.pending = False
@@ -69,7 +69,7 @@ class Guard:
         return list(model.named_parameters() if isinstance(model, nn.Module) else model)
 
     def check_tasks(self, names: Iterable[str]) -> None:
-        """Raise GradientError for a task that is none of those the engine was made for."""
+        """Raise GradientError for a task that the engine was not made for."""
         for name in names:
             if self._tasks is not None and name not in self._tasks:
                 near = get_close_matches(name, self._tasks, 1)
@@ -100,10 +100,10 @@ class Guard:
                 )
 
     def check_leaves(self, leaves: Iterable[Tensor]) -> None:
-        """Check, in the first step, what the loss depends on besides the model.
+        """In the first step, check on which leaves besides the model's the loss depends.
 
         Raises:
-            GradientError: if that is a parameter for which the engine makes no gradient.
+            GradientError: if one is a parameter for which the engine computes no gradient.
         """
         if not isinstance(self._model, nn.Module):
             return  # the parameters were chosen by hand
@@ -117,11 +117,11 @@ class Guard:
 
     @property
     def fresh(self) -> bool:
-        """Whether no step has ended well yet."""
+        """Whether no step has succeeded yet."""
         return self._fresh
 
     def begin(self) -> None:
-        """Begin, with the first forward pass, to wait for the optimizer that makes use of it."""
+        """At the first forward pass, begin to wait for the optimizer."""
         self.pending = True
         if self._fresh and self._hook is None:
             for other in [other for other in _HOOKS if other() is None]:
@@ -130,12 +130,12 @@ class Guard:
             _HOOKS[weakref.ref(self)] = self._hook
 
     def end_step(self) -> None:
-        """End a step that went well."""
+        """End a successful step."""
         if self._fresh:
             self.begin()
             self._fresh = self.pending = False
         elif self._optimizer_seen and self._hook is not None:
-            self._hook.remove()  # not from inside the hook: torch is going through a list of them
+            self._hook.remove()  # not inside the hook: torch is iterating over a list of them
             self._hook = None
 
     def sees(self, optimizer: Optimizer) -> None:
@@ -153,10 +153,10 @@ class Guard:
             self.check_optimizer(optimizer)
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
-        """Check that every parameter of an optimizer gets its gradient from the engine or has one.
+        """Check that every parameter of an optimizer has a gradient or gets one from the engine.
 
         Raises:
-            GradientError: if one gets none, or if none is the engine's.
+            GradientError: if one gets none, or if no parameter is the engine's.
         """
         held = _parameters_of(optimizer)
         if not any(id(p) in self._known for p in held):

@@ -1,4 +1,4 @@
-"""Parameters that belong to one task each: their gradient is plain and no method touches it."""
+"""Parameters that belong to one task each: their gradient is plain and not changed by methods."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from gradvac.errors import GradientError, NotFiniteError
 
 
 class HeadGradients:
-    """Plain gradients of the heads of a model, added up over the losses of a step.
+    """Plain gradients of the heads of a model, summed over the losses of a step.
 
-    They are kept in float32 (float64 for float64 parameters), as those of the tasks are.
+    They are kept in float32 (float64 for float64 parameters), like those of the tasks.
 
     Attributes:
         heads: the parameters, one group per task, named by the task.
         parameters: all of them.
-        leaves: what a forward pass uses in their place: whole parameters of sharded ones.
+        leaves: the tensors a forward pass uses: gathered parameters for sharded ones.
     """
 
     def __init__(self, heads: Sequence[ParameterGroup], shards: Shards | None = None) -> None:
@@ -48,12 +48,12 @@ class HeadGradients:
         weighted: Sequence[Tensor | None],
         factor: Mapping[str, float],
     ) -> bool:
-        """Whether each head has a gradient from its own task alone.
+        """Whether each head has a gradient only from its own task.
 
         Args:
             joint: gradients of the sum of all losses, one per parameter.
             weighted: those of the losses times the factor of their task.
-            factor: by task, of those in the batch; no two alike.
+            factor: by task in the batch; all different.
         """
         names = [head.name for head in self.heads for _ in head.parameters]
         for name, one, other in zip(names, joint, weighted, strict=True):
@@ -78,7 +78,7 @@ class HeadGradients:
                 gradient = next(found)
                 if gradient is None or head.name == task:
                     continue
-                if bool(gradient.nan_to_num(0.0, 0.0, 0.0).any()):  # NaN may be the other task's
+                if bool(gradient.nan_to_num(0.0, 0.0, 0.0).any()):  # NaN may be another task's
                     raise GradientError(
                         f"parameter {name!r} is in the head of task {head.name!r} and has a "
                         f"gradient from the loss of task {task!r}; a head belongs to one task, "
@@ -86,7 +86,7 @@ class HeadGradients:
                     )
 
     def add_ranks(self, ranks: Ranks) -> None:
-        """Add the gradients up over the ranks, on any of which a parameter may not be used."""
+        """Sum the gradients over the ranks; a parameter may be unused on some."""
         if not self.parameters:
             return
         used = torch.zeros(len(self.parameters), device=self.parameters[0].device)

@@ -1,8 +1,8 @@
-"""Parameters that ``loss.backward()`` trains and autograd's graph does not show.
+"""Parameters that ``loss.backward()`` trains but autograd's graph does not show.
 
-A custom autograd function may keep what it computes with from its inputs and run a backward pass of
-its own inside; reentrant activation checkpointing does. Asked for the gradients of parameters,
-autograd then finds none and says nothing.
+A custom autograd function may use parameters that are not its inputs and run its own backward pass
+inside, as reentrant activation checkpointing does. ``torch.autograd.grad`` then finds no gradient
+for these parameters and raises no error.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ def refuse_hidden(
 ) -> None:
     """Check that the graph shows all parameters that a backward pass would train.
 
-    Costs a look at the graph; a second one if there are custom functions in it; and a backward
-    pass, if there are parameters then that it does not show.
+    Costs a traversal of the graph; a second one if it has custom functions; and a backward pass if
+    some parameters are then not in the graph.
 
     Args:
         loss: with its graph, which is kept.
         model: to name modules in errors.
-        parameters: those that are to be trained.
-        name: says what one of them is called.
+        parameters: those to be trained.
+        name: returns the name of a parameter.
 
     Raises:
-        GradientError: if it does not show one.
+        GradientError: if the graph does not show a trained parameter.
     """
     functions = {
         type(node).__name__.removesuffix("Backward")
@@ -71,7 +71,7 @@ def refuse_hidden(
 
 @contextmanager
 def without_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Take the hooks of parameters off inside."""
+    """Remove the hooks of parameters inside."""
     kinds = "_backward_hooks", "_post_accumulate_grad_hooks"
     found = [hooks for p in parameters for kind in kinds if (hooks := getattr(p, kind, None))]
     before = [dict(hooks) for hooks in found]
@@ -86,7 +86,7 @@ def without_hooks(parameters: Iterable[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _gradients_aside(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """Take the gradients of leaves, and their hooks, off inside."""
+    """Remove the gradients of leaves, and their hooks, inside."""
     tensors = list(tensors)
     before = [x.grad for x in tensors]
     for x in tensors:

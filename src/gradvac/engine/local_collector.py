@@ -1,4 +1,4 @@
-"""The parameter groups of a single pass, from task gradients that arrive to combined ones."""
+"""Combines the task gradients of parameter groups as they arrive in a single pass."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from gradvac.engine.step import Step
 from gradvac.errors import GradientError
 
 HELD = 2**24
-"""Bytes of task gradients that are held on a CPU until the method is asked: 16 MiB, chosen here."""
+"""Bytes of task gradients held on a CPU before the method is called: 16 MiB, chosen here."""
 
 
 class LocalCollector(Collector):
     """Combines a group of parameters as soon as it is complete, and frees its task gradients.
 
-    With two passes the pieces are parameters, of which the first pass measures the Gram matrix
-    alone. Its sum decides, and the second pass brings gradients that are combined already.
+    With two passes the pieces are parameters, and the first pass only measures their Gram matrices.
+    Their sum gives the weights, and the second pass computes combined gradients.
 
     Raises:
         GradientError: if there are two passes and several groups.
@@ -46,7 +46,7 @@ class LocalCollector(Collector):
         super().__init__(setup, pieces, setup.options.budget)
 
     def may_stream(self) -> bool:
-        """Whether anything can be done with a group before the backward pass has ended."""
+        """Whether a group can be processed before the backward pass has ended."""
         return self._two_passes or not self.setup.method.needs_all_groups
 
     def release(self, step: Step) -> None:
@@ -64,12 +64,12 @@ class LocalCollector(Collector):
         step.waiting = 0
 
     def _at_once(self, step: Step) -> int:
-        """Return how many numbers a task's gradients have that are worth waiting for.
+        """Return how many numbers of a task's gradient to collect before a call of the method.
 
-        Methods take all groups at once. On an accelerator every call of one waits for the device,
-        so groups are held while they fit into a quarter of the memory that is free (chosen here).
-        On a CPU they fill 16 MiB, or a quarter of what the largest needs anyway (chosen here: a
-        half and more held more memory and saved no time, an eighth cost time under all_matrix).
+        A method takes several groups in one call. On an accelerator every call waits for the
+        device, so groups are held while they fit into a quarter of the free memory (chosen here).
+        On a CPU they fill 16 MiB, or a quarter of what the largest group needs (chosen here: a half
+        or more used more memory and saved no time, an eighth cost time with all_matrix).
         """
         if step.at_once is None:
             held = HELD if self.device.type == "cpu" else _free(self.device) // 4
@@ -78,7 +78,7 @@ class LocalCollector(Collector):
         return step.at_once
 
     def weights(self, step: Step) -> Tensor:
-        """Return the weights ``[K]`` that the Gram matrix of the first of two passes leads to."""
+        """Return the weights ``[K]`` from the Gram matrix of the first of two passes."""
         self._measure([store for store in self.stores if store.used], step)
         self.ready.clear()
         return self._decide(step, step.gram, self.setup.groups)[0]
@@ -98,11 +98,11 @@ class LocalCollector(Collector):
         self._assign(step, self.stores, gradients, [one] * len(self.stores))
 
     def finish(self, step: Step) -> None:
-        """Combine what is left."""
+        """Combine the remaining groups."""
         left = [s for s in self.stores if id(s.slots[0].parameter) not in step.gradients]
         if left and not self._two_passes:
             self._combine(left, step)
-        elif left:  # of two passes one was enough: it brought all gradients of each task
+        elif left:  # one of the two passes was enough: it gave all gradients of each task
             gradients = _task_gradients(left, step, len(step.names))
             inner = gram([list(chain(*gradients))], step.fetch)
             weights = self._decide(step, inner, self.setup.groups)
@@ -115,7 +115,7 @@ class LocalCollector(Collector):
         self._assign(step, stores, gradients, weights)
 
     def _decide(self, step: Step, inner: Tensor, groups: Sequence[ParameterGroup]) -> Tensor:
-        """Return the weights ``[groups, K]`` that the method gives, and note its report."""
+        """Return the method's weights ``[groups, K]``, and record its report."""
         report, weights = decide_present(
             self.setup.method,
             inner,
@@ -136,7 +136,7 @@ class LocalCollector(Collector):
         found: Sequence[Sequence[TaskGradients]],
         weights: Iterable[Tensor],
     ) -> None:
-        """Note the combined gradients of the parameters and free those of the tasks."""
+        """Record the combined gradients of the parameters and free those of the tasks."""
         there = torch.stack(list(weights)).to(self.device)  # sent once
         for store, matrices, w in zip(stores, found, there, strict=True):
             gradients = store.gradients([combine(w, matrix) for matrix in matrices])
@@ -146,7 +146,7 @@ class LocalCollector(Collector):
 
 
 def _free(device: torch.device) -> int:
-    """Return how many bytes an accelerator has left; those of the budget if it does not say."""
+    """Return the free bytes of an accelerator; the budget if they are unknown."""
     if device.type != "cuda":
         return BUDGET
     held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,7 +1,7 @@
-"""Steps whose losses or gradients are not finite: stop, or skip the step and say so.
+"""Steps whose losses or gradients are not finite: raise, or skip the step and report it.
 
-With ``torch.amp.GradScaler`` an infinite gradient is how the scaler learns that its scale is too
-large. Give the engine the scaler in place of a number and the rest of the loop stays as it was::
+With ``torch.amp.GradScaler`` an infinite gradient tells the scaler that its scale is too large.
+Give the engine the scaler instead of a number; the rest of the loop is unchanged::
 
     engine.backward(scaler.scale(loss), loss_scale=scaler)
     scaler.unscale_(optimizer)  # and clip, if wanted
@@ -38,11 +38,11 @@ def check_policy(nonfinite: str) -> None:
 
 @dataclass(frozen=True)
 class LossScale:
-    """What losses were multiplied by.
+    """The factor that losses were multiplied by.
 
     Attributes:
         factor: the number.
-        scaled: a GradScaler did it and wants ``p.grad`` to be scaled too.
+        scaled: whether a GradScaler did it, so ``p.grad`` must be scaled too.
     """
 
     factor: float
@@ -64,8 +64,8 @@ class LossScale:
     def overflowed(self, losses: Tensor) -> bool:
         """Whether a gradient that is not finite may be due to a GradScaler's scale.
 
-        A loss that is NaN is not, and neither is anything once the scale is down at 1: there the
-        scaler would go on halving for ever in silence.
+        Not for a NaN loss, and not once the scale has fallen to 1: the scaler would silently halve
+        it for ever.
         """
         return self.scaled and self.factor > 1 and not bool(losses.isnan().any())
 
@@ -80,13 +80,13 @@ def skip_or_raise(
     losses: Tensor,
     step: int,
 ) -> StepReport:
-    """Leave gradients with which no optimizer moves and report the step as skipped, or raise.
+    """Set gradients so that no optimizer updates, and report the step as skipped; or raise.
 
     ``p.grad`` is None, for which optimizers neither step nor decay nor count; for a GradScaler,
-    which wants to see a gradient, it is infinite.
+    which needs a gradient, it is infinite.
 
     Raises:
-        BaseException: ``error``, unless it is a NotFiniteError that policy or scale allow for.
+        BaseException: ``error``, unless it is a NotFiniteError that policy or scale allows.
     """
     may_skip = nonfinite == "skip" or scale.overflowed(losses)
     if not (isinstance(error, NotFiniteError) and may_skip):

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 BUDGET = 2**31
 """Bytes that the task gradients of one parameter may take by default: 2 GiB, chosen here.
 
-The 64k-token softmax of Transformer-Big passes it from K = 9 on.
+The 64k-token softmax of Transformer-Big exceeds it from K = 9.
 """
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """The arguments of :class:`gradvac.Engine` besides model and method; it says what they mean.
+    """The arguments of :class:`gradvac.Engine` besides model and method; documented there.
 
     Raises:
         GradientError: if a value is not one of those allowed.

@@ -1,4 +1,4 @@
-"""What the names of parameters tell, in this package, PyTorch, fairseq and Hugging Face.
+"""Reads parameter names of this package, PyTorch, fairseq and Hugging Face.
 
 Parameter groups and kinds of parameters (:mod:`gradvac.geometry.kinds`) both read names here.
 """
@@ -15,7 +15,7 @@ _EMBEDDING = re.compile(
 
 
 def layer_of(name: str) -> str | None:
-    """Return the Transformer layer that a parameter lies in; None if it is outside.
+    """Return the Transformer layer of a parameter; None if it is outside the layers.
 
     Example:
         >>> layer_of("model.encoder.layers.0.fc1.weight")
@@ -26,10 +26,10 @@ def layer_of(name: str) -> str | None:
 
 
 def is_norm(name: str) -> bool:
-    """Return whether a parameter is one of a normalisation."""
+    """Return whether a parameter belongs to a normalisation."""
     return bool(_NORM.search(name))
 
 
 def is_embedding(name: str) -> bool:
-    """Return whether a parameter is one of an embedding, or of the softmax projection."""
+    """Return whether a parameter belongs to an embedding or the softmax projection."""
     return bool(_EMBEDDING.search(name))

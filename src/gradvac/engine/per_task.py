@@ -9,9 +9,9 @@ Usage, in place of ``loss.backward()``::
     optimizer.step()
     optimizer.zero_grad()
 
-For results comparable with plain training, divide each task's loss by what the joint loss would
-be divided by (all tokens of the step, not the task's own): the sum of the losses is then the
-joint loss, and a step without edits is a plain step.
+For results comparable with plain training, divide each task's loss by the divisor of the joint loss
+(all tokens of the step, not only the task's): the sum of the losses is then the joint loss, and a
+step without edits is a plain step.
 
 With ``torch.amp.GradScaler``, accumulate ``scaler.scale(loss)`` and call
 ``combine(loss_scale=scaler)``; see :mod:`gradvac.engine.nonfinite`.
@@ -126,7 +126,7 @@ class PerTask(Strategy):
         return self.end_step(self._finish, loss_scale, step, shares)
 
     def _finish(self) -> tuple[StepReport, Gradients]:
-        """Combine the gradients and say what is to be added to ``p.grad`` of every parameter."""
+        """Combine the gradients and return what to add to ``p.grad`` of every parameter."""
         setup = self.setup
         found = self._finish_alone() if self.agree() is None else self._finish_with_ranks()
         of_heads = setup.heads.finished(self.step.loss_scale)
@@ -183,7 +183,7 @@ class PerTaskEngine(TaskEngine):
     """Collects the gradients of each task of a step and combines them by a method.
 
     Holds K x P numbers for K tasks and P trainable parameters, in float32 (float64 for float64
-    parameters) so that adding up micro-batches loses nothing under bfloat16.
+    parameters), so that sums over micro-batches lose no precision with bfloat16.
 
     Args:
         model: the model, or names and parameters of it.
@@ -191,7 +191,7 @@ class PerTaskEngine(TaskEngine):
         granularity: how parameters are grouped; see :mod:`gradvac.engine.groups`.
         nonfinite: "raise" an error if a loss or gradient is not finite, or "skip" the step:
             ``p.grad`` is then None, so that optimizers do nothing, and the report says why.
-        heads: modules or parameters of one task alone, by task; see
+        heads: modules or parameters that belong to one task, by task; see
             :func:`gradvac.engine.groups.task_heads`. They get their plain gradient.
         task_names: the allowed tasks: a task of another name is then an error, not a new task.
         process_group: the ranks to train with; by default all of ``torch.distributed``, if that is
@@ -244,9 +244,9 @@ class PerTaskEngine(TaskEngine):
             retain_graph: keep the graph for another loss that shares it.
 
         Raises:
-            GradientError: if the loss is not a scalar, does not depend on the parameters, trains
-                one that autograd's graph does not show, or depends on another task's head; or if
-                the task is unknown or the parameters are not those the engine was made for.
+            GradientError: if the loss is not a scalar, does not depend on the parameters, trains a
+                parameter that autograd's graph does not show, or depends on another task's head; or
+                if the task is unknown or the parameters are not those the engine was made for.
         """
         self._per_task.accumulate(task, loss, retain_graph)
 
@@ -267,12 +267,12 @@ class PerTaskEngine(TaskEngine):
     ) -> StepReport:
         """Combine the accumulated gradients, add them to ``p.grad`` and begin the next step.
 
-        Gradients are added to what ``p.grad`` holds; that of a parameter that no task used stays as
-        it is, as in plain training.
+        Gradients are added to ``p.grad``. For a parameter that no task used, ``p.grad`` is
+        unchanged, as in plain training.
 
         Args:
             loss_scale: factor the losses were multiplied by, divided out before the Gram; or the
-                GradScaler that did, for which it is put back into ``p.grad``.
+                GradScaler that scaled them; ``p.grad`` is then scaled again.
             step: number of this step; by default one more than the last.
             shares: by task, what its mean loss was multiplied by (its share of the step's
                 tokens), for methods that read losses.

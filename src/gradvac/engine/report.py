@@ -1,4 +1,4 @@
-"""What every engine does with the gradients of a step: decide, combine and report."""
+"""Steps common to all engines: get weights, combine gradients and report."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ class StepReport:
         geometry: step number, names, losses ``[K]`` and Gram matrices ``[groups, K, K]``.
         weights: weight of each task gradient, ``[groups, K]``, float64.
         diagnostics: the method's own report, tensors ``[groups, ...]``; empty for some methods.
-        skipped: why nothing was updated, naming task, group and step; empty after an update. Of a
+        skipped: why nothing was updated, naming task, group and step; empty after an update. In a
             skipped step the Gram matrices are NaN and the weights 0.
 
     Example:
@@ -74,11 +74,11 @@ class StepReport:
 
     @property
     def cosine(self) -> Tensor:
-        """Cosines of the task gradients, ``[groups, K, K]``, float64; NaN with a zero gradient."""
+        """Cosines of the task gradients, ``[groups, K, K]``, float64; NaN for a zero gradient."""
         return cosines(self.gram)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON types; what is not finite is None."""
+        """Return everything as JSON types; values that are not finite are None."""
         tensors = {"losses": self.losses, "gram": self.gram, "cosine": self.cosine}
         tensors["weights"] = self.weights
         return {
@@ -105,7 +105,7 @@ class StepReport:
 
 
 def cosines(gram: Tensor) -> Tensor:
-    """Cosines ``[..., K, K]`` of the vectors of Gram matrices; NaN where one is zero."""
+    """Cosines ``[..., K, K]`` from Gram matrices; NaN for a zero vector."""
     length = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     return gram / length[..., :, None] / length[..., None, :]
 
@@ -163,10 +163,10 @@ def decide_present(
     step: int,
     shares: Mapping[str, float] | None = None,
 ) -> tuple[StepReport, Tensor]:
-    """Ask the method for the weights of the tasks that have a loss; of all, if none has.
+    """Ask the method for the weights of the tasks that have a loss; of all if none has.
 
     Args:
-        method: see :func:`decide`, as for what is not named here.
+        method: see :func:`decide`.
         gram: inner products of the gradients of all tasks, ``[groups, K, K]``.
         losses: ``[K]``.
         tasks: K names.
@@ -176,7 +176,7 @@ def decide_present(
         shares: by task.
 
     Returns:
-        The report, in which only these tasks are, and weights of all, ``[groups, K]``.
+        The report, with only these tasks, and the weights of all tasks, ``[groups, K]``.
     """
     here = list(present) or list(range(len(tasks)))
     names = tuple(tasks[n] for n in here)
@@ -188,7 +188,7 @@ def decide_present(
 
 
 def _check_weights(weights: Tensor, geometry: StepGeometry, method: str) -> None:
-    """Refuse what a method must not return: it would be all of the update."""
+    """Refuse weights of a wrong shape or that are not finite."""
     expected = [len(geometry.groups), len(geometry.tasks)]
     if list(weights.shape) != expected:
         raise GradientError(

@@ -18,21 +18,21 @@ from gradvac.methods import Method
 
 
 class Setup:
-    """What an engine was made of, and the number of its next step.
+    """The configuration of an engine, and the number of its next step.
 
     Attributes:
-        model: the model, or the names and parameters given instead of one.
-        module: the model, to name modules in errors; without any if there is no model.
+        model: the model, or the names and parameters given instead.
+        module: the model, to name modules in errors; empty if there is no model.
         method: turns the geometry of a step into weights.
         options: the arguments of the engine.
         groups: parameters that get the same weights.
         heads: parameters of single tasks, and their gradients.
         parameters: those of the groups, then those of the heads.
-        leaves: for each of them, what a forward pass uses: the whole one of a sharded parameter.
+        leaves: for each of them, the tensor a forward pass uses: the gathered one if it is sharded.
         n_shared: how many of them are in groups.
         shards: of a model sharded by ``fully_shard``.
-        ranks: those to train with; None without others.
-        guard: watches that model, engine and optimizer go on meaning the same parameters.
+        ranks: the ranks to train with; None for a single process.
+        guard: checks that model, engine and optimizer keep using the same parameters.
         next_step: number of the next step.
 
     Raises:
@@ -69,7 +69,7 @@ class Setup:
         return tuple(group.name for group in self.groups)
 
     def name(self, leaf: Tensor) -> str:
-        """Return the name of a parameter, or of the one that a whole parameter is a shard of."""
+        """Return the name of a parameter, or of the sharded one that a gathered one comes from."""
         names = [name for g in (*self.groups, *self.heads.heads) for name in g.names]
         return next(
             name
@@ -79,7 +79,7 @@ class Setup:
 
 
 def check_method(method: object) -> None:
-    """Raise GradientError for what is no method, such as its name or its class."""
+    """Raise GradientError for anything but a method, such as its name or its class."""
     if isinstance(method, Method):
         return
     shown = method.__name__ if isinstance(method, type) else repr(method)

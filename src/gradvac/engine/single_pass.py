@@ -1,14 +1,14 @@
 """Exact per-task gradients of a mixed batch from one forward and one backward pass.
 
-The samples of different tasks are independent, so the gradient of a parameter splits by the rows
-of the batch. The engine follows the samples through the forward pass, and where a parameter is
-used with them its gradient is formed once for each task from that task's rows. The K gradients of a
-parameter group are combined and freed as soon as the backward has passed the group.
+The samples of different tasks are independent, so the gradient of a parameter splits by the rows of
+the batch. The engine follows the samples through the forward pass. For each use of a parameter with
+samples, its gradient is computed once per task from that task's rows. The K gradients of a
+parameter group are combined and freed as soon as the backward pass has finished the group.
 
-Whatever mixes samples is refused by name. On top of that everything that a forward pass does for
-the first time is checked against autograd, see :mod:`gradvac.engine.comparison`, which makes the
-split exact whatever the model did. Where gradients cannot be split, each task gets a backward pass
-of its own through the same graph.
+Operations that mix samples are refused by name. Everything that a forward pass does for the first
+time is also checked against autograd, see :mod:`gradvac.engine.comparison`, so the split is exact
+for any model. If gradients cannot be split, each task gets its own backward pass through the same
+graph.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from gradvac.engine.tracing.trace import Trace
 from gradvac.errors import GradientError
 
 _UNDER_WAY: list[SinglePass] = []
-"""The one whose block the program is in."""
+"""The engine whose ``tasks`` block is active."""
 
 
 class SinglePass(Strategy):
     """Splits one backward pass by tasks and combines the gradients group by group.
 
     Attributes:
-        refused: why every task has a backward pass of its own; empty while gradients are split.
+        refused: why every task has its own backward pass; empty while gradients are split.
         accumulated: whether a micro-batch waits for :meth:`combine`.
     """
 
@@ -60,7 +60,7 @@ class SinglePass(Strategy):
         self.collector = RankCollector(setup, ranks) if ranks else LocalCollector(setup)
         self.checks = Checks(options.verify_steps)
         self.refused = ""
-        self._splits = options.engine != "per_task"  # until something mixes samples
+        self._splits = options.engine != "per_task"  # until an operation mixes samples
         strict = options.engine == "single_pass"
         self._give_up: Callable[[Refusal], None] | None = None if strict else self._split_no_more
         self._batch: TracedBatch | None = None
@@ -93,7 +93,7 @@ class SinglePass(Strategy):
         names, index = names_and_index(tasks)
         self._check_before_forward(names)
         batch = self._batch = self._new_batch(names, index, batch_dim)
-        # Ranks that gather parameters together follow one task too, to do what the others do.
+        # Ranks that gather parameters together also trace a single task, to act like the others.
         follows = batch.only is None or self.setup.shards is not None
         for x in inputs or ():
             batch.declare(x)
@@ -219,7 +219,7 @@ class SinglePass(Strategy):
         self.collector.begin(self.step)
 
     def _finish(self) -> tuple[StepReport, Gradients]:
-        """Combine what is left and say what is to be added to ``p.grad`` of every parameter."""
+        """Combine the rest and return what to add to ``p.grad`` of every parameter."""
         setup, step = self.setup, self.step
         self.collector.finish(step)
         if setup.ranks is not None:
@@ -265,7 +265,7 @@ class SinglePass(Strategy):
         return passes
 
     def _refuse_hidden_functions(self, passes: BackwardPasses) -> None:
-        """Refuse parameters that the graph does not show, where the graph may be another one."""
+        """Refuse parameters that the graph does not show, if the graph may be new."""
         setup, batch, trace = self.setup, passes.batch, passes.batch.trace
         splits = trace.splits and batch.only is None
         if setup.shards is None and (self.first_step or trace.new or not splits):
@@ -273,7 +273,7 @@ class SinglePass(Strategy):
                 refuse_hidden(passes.loss, setup.module, setup.leaves, setup.name)
 
     def _backward_alone(self, passes: BackwardPasses, ends: bool) -> None:
-        """Make the backward passes that this rank needs."""
+        """Run the backward passes that this rank needs."""
         batch = passes.batch
         if self.checks.due(batch):
             self.checks.check(passes)
@@ -290,7 +290,7 @@ class SinglePass(Strategy):
             passes.pass_on()
 
     def _backward_sharded(self, shards: Shards, passes: BackwardPasses, ends: bool) -> None:
-        """Make the backward passes of a sharded model, as many as any rank needs."""
+        """Run the backward passes of a sharded model, as many as any rank needs."""
         batch, trace = passes.batch, passes.batch.trace
         due = self.checks.due(batch)
         joint = self._agree_on_passes(shards, passes, CHECKS if due else 0)
@@ -316,7 +316,7 @@ class SinglePass(Strategy):
                 passes.pass_on()
 
     def _agree_on_passes(self, shards: Shards, passes: BackwardPasses, checks: int) -> Passes:
-        """Hear how many passes the ranks make, with those of checks that are to come before."""
+        """Return how many passes the ranks run, after those of ``checks``."""
         assert self.setup.ranks is not None
         trace = passes.batch.trace
         own = 1 if trace.splits else len(passes.owners.index.unique())

@@ -1,4 +1,4 @@
-"""The step under way."""
+"""The current step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradvac.engine.samples.owners import Owners
 
 
 class Step:
-    """What is known of the step under way."""
+    """The state of the current step."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -27,29 +27,29 @@ class Step:
         self.accumulated = False
         self.waiting = 0  # groups that are complete but not yet combined
         self.at_once: int | None = None  # numbers of a task's gradients that are combined together
-        self.gram = torch.zeros(1, dtype=torch.float64)  # of the whole model, of two passes
-        self.gradients: dict[int, Tensor | None] = {}  # combined, by the id of the parameter
+        self.gram = torch.zeros(1, dtype=torch.float64)  # of the whole model, with two passes
+        self.gradients: dict[int, Tensor | None] = {}  # combined, by id of the parameter
         self.reports: list[StepReport] = []
         self.agreed: Agreement | None = None  # with the other ranks
-        self.failed_everywhere = False  # on all ranks, who then need not be told
+        self.failed_everywhere = False  # on all ranks, so they need not be told
         self._losses: list[Tensor] = []  # of micro-batches, [2, K]: see `add_losses`
         self._read: Tensor | None = None
 
     def position(self, name: str) -> int:
-        """Return the position of a task, a new one at the end."""
+        """Return the position of a task; a new task is appended."""
         if name not in self._positions:
             self._positions[name] = len(self.names)
             self.names.append(name)
         return self._positions[name]
 
     def add_losses(self, losses: Tensor, present: Tensor | None = None) -> None:
-        """Add the losses ``[K]`` of a micro-batch, and which tasks have any: all, by default."""
+        """Add the losses ``[K]`` of a micro-batch, and which tasks have one: all by default."""
         present = torch.ones_like(losses) if present is None else present.to(losses)
         self._losses.append(torch.stack([losses, present]))
         self._read = None
 
     def add_losses_of(self, loss: Tensor, owners: Owners) -> None:
-        """Add losses ``[N]`` to those of their tasks; one that is 0 makes no task present."""
+        """Add losses ``[N]`` to those of their tasks; a loss of 0 makes no task present."""
         task, value = owners.on(loss.device), loss.detach().double()
         total = torch.zeros(owners.n_tasks, dtype=torch.float64, device=loss.device)
         total.index_add_(0, task, value)
@@ -57,7 +57,7 @@ class Step:
         self.add_losses(total, counted > 0)
 
     def fetch(self, values: Tensor) -> Tensor:
-        """Return float64 values on the CPU; losses not read yet come along, in the same wait."""
+        """Return float64 values on the CPU; losses not read yet are copied in the same wait."""
         if self._read is not None or {x.device for x in self._losses} != {values.device}:
             return values.cpu()
         own = self._added()
@@ -75,13 +75,13 @@ class Step:
         return pad(losses, (0, n_tasks - len(losses)))
 
     def _on_host(self) -> Tensor:
-        """Losses of the tasks and how often they had any, ``[2, K]``."""
+        """Losses of the tasks and how often they had one, ``[2, K]``."""
         if self._read is None:
             self._read = self._added().cpu()
         return self._read
 
     def _added(self) -> Tensor:
-        """Add up the micro-batches; some had fewer tasks."""
+        """Sum the micro-batches; some had fewer tasks."""
         if not self._losses:
             return torch.zeros(2, len(self.names), dtype=torch.float64)
         first = self._losses[0].device
@@ -90,7 +90,7 @@ class Step:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks of the step, on whatever rank."""
+        """The tasks of the step on all ranks."""
         return tuple(self.names) if self.agreed is None else self.agreed.tasks
 
     @property

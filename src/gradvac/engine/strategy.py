@@ -1,4 +1,4 @@
-"""What every way to the gradients of tasks has in common: the step under way and how it ends."""
+"""The base class of ways to compute task gradients: the current step and its end."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Gradients = Sequence[tuple[Tensor, Tensor | None]]
 
 
 class Strategy:
-    """Makes one gradient of those of several tasks; how these are computed is up to the subclass.
+    """Combines the gradients of several tasks; a subclass computes these gradients.
 
     Attributes:
         setup: model, method, parameters and ranks.
-        step: the step under way.
-        first_step: whether no step has ended well yet.
+        step: the current step.
+        first_step: whether no step has succeeded yet.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -41,7 +41,7 @@ class Strategy:
         self.step = Step()
 
     def agree(self) -> Agreement | None:
-        """Hear of the tasks that other ranks bring to the step; None without other ranks.
+        """Agree with other ranks on the tasks of the step; None without other ranks.
 
         Raises:
             RankError: if a rank failed, is at another step, or runs something else.
@@ -60,7 +60,7 @@ class Strategy:
         return step.agreed
 
     def tell(self, error: BaseException) -> None:
-        """Let the other ranks know that this one gives the step up, unless they do already."""
+        """Tell the other ranks that this one gives up the step, unless they know."""
         shards, ranks, step = self.setup.shards, self.setup.ranks, self.step
         if ranks is None or error is ranks.known or isinstance(error, RankError):
             return
@@ -69,7 +69,7 @@ class Strategy:
             if shards is not None:
                 shards.reset()
             return
-        if shards is not None:  # they may be gathering parameters, and hear nothing
+        if shards is not None:  # they may be gathering parameters, and cannot receive this
             if failure_of_a_collective(error):
                 raise ranks.lost(error) from error
             ranks.leave(f"{type(error).__name__}: {error}")
@@ -100,9 +100,9 @@ class Strategy:
         """End the step, or skip it; if that fails, the method is as it was before.
 
         Args:
-            finish: returns what happened, and the gradients to add to ``p.grad``.
-            loss_scale: what the losses were multiplied by.
-            number: of the step; the next one for None.
+            finish: returns the report, and the gradients to add to ``p.grad``.
+            loss_scale: the factor of the losses.
+            number: number of the step; None for the next one.
             shares: by task, what its mean loss was multiplied by.
         """
         setup, step, scale = self.setup, self.step, LossScale.of(loss_scale)
@@ -139,8 +139,8 @@ def add_to_grad(gradients: Iterable[tuple[Tensor, Tensor | None]], scale: LossSc
     """Add gradients to ``p.grad``, as a backward pass of autograd does, and call the hooks.
 
     Args:
-        gradients: parameters and their gradients, None where ``p.grad`` stays as it is.
-        scale: what ``p.grad`` is to be multiplied by for a GradScaler.
+        gradients: parameters and their gradients, None to leave ``p.grad`` unchanged.
+        scale: the factor of ``p.grad`` for a GradScaler.
     """
     for p, gradient in gradients:
         if gradient is None:

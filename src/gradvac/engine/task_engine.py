@@ -1,4 +1,4 @@
-"""What every public engine offers besides its backward passes."""
+"""The interface of every public engine besides its backward passes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from gradvac.methods import Method
 
 
 class TaskEngine:
-    """Gives every parameter one gradient, made by a method of the gradients of the tasks.
+    """Gives every parameter one gradient, combined by a method from the gradients of the tasks.
 
     With ``torch.distributed`` initialised, or a process group of several ranks given, the gradients
-    of each task are added up over the ranks; see :mod:`gradvac.engine.ranks.collector`.
+    of each task are summed over the ranks; see :mod:`gradvac.engine.ranks.collector`.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -27,12 +27,12 @@ class TaskEngine:
 
     @property
     def model(self) -> nn.Module | list[tuple[str, nn.Parameter]]:
-        """The model, or the names and parameters given instead of one."""
+        """The model, or the names and parameters given instead."""
         return self._setup.model
 
     @property
     def method(self) -> Method:
-        """What turns the geometry of a step into weights."""
+        """The method that turns the geometry of a step into weights."""
         return self._setup.method
 
     @property
@@ -51,9 +51,9 @@ class TaskEngine:
         return self._setup.next_step
 
     def check_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Check that the engine makes a gradient for whatever an optimizer is to train.
+        """Check that the engine computes a gradient for every parameter of an optimizer.
 
-        The first optimizer to step with a parameter of the engine is checked without being asked.
+        The first optimizer that steps with a parameter of the engine is checked automatically.
 
         Raises:
             GradientError: if a parameter gets no gradient, or none is the engine's.
@@ -70,7 +70,7 @@ class TaskEngine:
         self._setup.next_step = int(state["step"])
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Refuse to be copied: a copy would go on making gradients for the old model."""
+        """Refuse to be copied: a copy would still compute gradients for the old model."""
         raise GradientError(
             "an engine is neither copied nor pickled: it makes gradients for the parameters of one "
             "model; make a new engine for the copy of the model, and "

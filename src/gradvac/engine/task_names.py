@@ -1,4 +1,4 @@
-"""The tasks of the samples of a batch, in the forms in which people have them."""
+"""The tasks of the samples of a batch, in the accepted forms."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def names_and_index(tasks: TaskOfSample) -> tuple[list[str], Tensor]:
     """Return the names of the tasks that occur and each sample's position among them, ``[B]``.
 
     Args:
-        tasks: B names, in anything that can be gone through; names may be integers, ``3`` meaning
-            the task ``"3"``. Or ``(positions, names)``: B integers, of which each says which of the
-            names is meant, such as the column and the ``names`` of a ``ClassLabel``.
+        tasks: an iterable of B names; names may be integers, ``3`` meaning the task ``"3"``. Or
+            ``(positions, names)``: B integers, each an index into ``names``, such as the column and
+            the ``names`` of a ``ClassLabel``.
 
     Raises:
-        GradientError: if there is no sample, or a name or a position cannot be one.
+        GradientError: if there is no sample, or a name or a position is invalid.
 
     Example:
         >>> names_and_index(["fr", "hi", "fr"])
@@ -47,7 +47,7 @@ def names_and_index(tasks: TaskOfSample) -> tuple[list[str], Tensor]:
 
 
 def task_name(name: Any, sample: int | None = None) -> str:
-    """Return the name of a task, which is a string; an integer is written out.
+    """Return the name of a task as a string; an integer is converted.
 
     Raises:
         GradientError: if it is anything else.
@@ -63,7 +63,7 @@ def task_name(name: Any, sample: int | None = None) -> str:
 
 
 def _positions(positions: Any, names: Any) -> tuple[list[str], Tensor]:
-    """Read positions and the names that they mean."""
+    """Read positions and the names that they index."""
     names = [task_name(name) for name in names]
     try:
         found = torch.as_tensor(positions).detach().cpu()

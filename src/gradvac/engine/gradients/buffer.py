@@ -17,7 +17,7 @@ class GroupBuffer:
     def __init__(self, group: ParameterGroup) -> None:
         self.group = group
         self._sizes = [p.numel() for p in group.parameters]
-        self._matrix = torch.empty(0, 0)  # allocated by the first row, where the model then is
+        self._matrix = torch.empty(0, 0)  # allocated by the first row, on the model's device then
         self._filled = 0  # rows that hold gradients of this step
         self._used = [False] * len(self._sizes)
 
@@ -56,7 +56,7 @@ class GroupBuffer:
         return matrix if loss_scale == 1.0 else matrix.mul_(1 / loss_scale)
 
     def piece(self, piece: ParameterGroup, n_tasks: int) -> tuple[GradientColumns, list[bool]]:
-        """Return the gradients of some neighbouring parameters, and which of them are used."""
+        """Return the gradients of adjacent parameters, and which of them are used."""
         first = next(n for n, p in enumerate(self.group.parameters) if p is piece.parameters[0])
         last = first + len(piece.parameters)
         size, start = sum(self._sizes[first:last]), sum(self._sizes[:first])

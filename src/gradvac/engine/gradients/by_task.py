@@ -1,13 +1,13 @@
-"""Products and sums over the rows of each task, in as many operations for any number of tasks.
+"""Products and sums over the rows of each task, in a number of operations independent of K.
 
 The gradient of a weight is a product of two matrices whose rows belong to tasks, K products of the
 rows of one task each; those of a bias or of a scale are K sums. A loop over the tasks launches K
-operations for what plain training does in one. Here the rows are brought into the order of their
-tasks, filled up to the height of the longest, and multiplied as one batch. Where tasks differ much
-in size they are taken in classes, so that less than half of what is multiplied is filling.
+operations for what plain training does in one. Here the rows are sorted by task, padded to the
+length of the longest, and multiplied as one batch. If task sizes differ much, tasks are batched in
+classes, so that less than half of the rows is padding.
 
-On a CPU a launch costs next to nothing and filling costs arithmetic, so that large products are
-taken one task at a time; :func:`batched` decides.
+On a CPU a launch costs almost nothing and padding costs arithmetic, so large products are computed
+one task at a time; :func:`batched` decides.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.engine.samples.owners import Owners, Padding
 
 _LAUNCH = 150_000
-"""Multiplications that cost a CPU what one more product of a few rows does (measured: 10 us)."""
+"""Multiplications that cost a CPU as much as one more small product (measured: 10 us)."""
 _CACHED = 2**22  # bytes that fit a shared cache, chosen here
 
 
 def batched(owners: Owners, *sides: Tensor) -> bool:
-    """Whether to take the rows of all tasks as one batch.
+    """Whether to process the rows of all tasks as one batch.
 
     Args:
         owners: the task of each row.
-        sides: the factors ``[N, p]`` and ``[N, q]`` of products, or what is summed,
-            ``[N, ...]``.
+        sides: the factors ``[N, p]`` and ``[N, q]`` of products, or the summands ``[N, ...]``.
     """
     if sides[0].device.type != "cpu":
         return True
@@ -47,7 +46,7 @@ class TaskRows:
     Args:
         values: the rows.
         owners: the task of each.
-        clear: whether to fill up with zeros; one side of a product is enough.
+        clear: whether to pad with zeros; one side of a product is enough.
     """
 
     def __init__(self, values: Tensor, owners: Owners, clear: bool = False) -> None:
@@ -56,7 +55,7 @@ class TaskRows:
         for padding in owners.padded:
             index = padding.index.on(values.device)
             shape = (len(padding.tasks), padding.height, *values.shape[1:])
-            # Without an index they are sorted by task already, and all tasks have as many.
+            # Without an index they are already sorted by task, and all tasks have equally many.
             part = (values if index is None else values.index_select(0, index)).view(shape)
             gaps = padding.gaps.on(values.device)
             if clear and gaps is not None:
@@ -64,7 +63,7 @@ class TaskRows:
             self.parts.append((padding, part))
 
     def product(self, other: TaskRows, out: Tensor, fresh: bool) -> None:
-        """Write ``self_k^T other_k`` to ``out`` ``[K, p, q]``, or add it if that is not fresh."""
+        """Write ``self_k^T other_k`` to ``out`` ``[K, p, q]``, or add it if not ``fresh``."""
         for (padding, left), (_, right) in zip(self.parts, other.parts, strict=True):
             if not padding.all_tasks or out.dtype != left.dtype:
                 _put(padding, torch.bmm(left.mT, right), out, fresh)
@@ -84,14 +83,14 @@ class TaskRows:
         self._clear_absent(out, fresh)
 
     def _clear_absent(self, out: Tensor, fresh: bool) -> None:
-        """Set to zero what belongs to tasks without rows."""
+        """Set the entries of tasks without rows to zero."""
         absent = self.owners.absent.on(out.device)
         if fresh and absent is not None:
             out.index_fill_(0, absent, 0.0)
 
 
 def _put(padding: Padding, found: Tensor, out: Tensor, fresh: bool) -> None:
-    """Write to ``out`` ``[K, ...]``, or add, what was found for the tasks of a class."""
+    """Write the results for the tasks of a class to ``out`` ``[K, ...]``, or add them."""
     if padding.all_tasks:
         out.copy_(found) if fresh else out.add_(found)
         return
@@ -113,7 +112,7 @@ def add_products(left: Tensor, right: Tensor, owners: Owners, out: Tensor) -> No
 
 
 def put_product(a: Tensor, b: Tensor, out: Tensor, fresh: bool) -> None:
-    """Write ``a @ b`` to ``out``, which may be wider, or add it if that is not fresh."""
+    """Write ``a @ b`` to ``out``, which may be wider, or add it if not ``fresh``."""
     if fresh and out.dtype == a.dtype:
         torch.mm(a, b, out=out)
     elif fresh:

@@ -1,7 +1,7 @@
-"""Gram matrices of task gradients: fp32 products, fp64 sums, nothing the user set can spoil them.
+"""Gram matrices of task gradients: fp32 products, fp64 sums, independent of user settings.
 
-A plain fp32 product over 10^7 elements was measured to be wrong by 2e-3, worse than the cosines
-it is to resolve. Products of 4096 elements added in fp64 are right to 2e-8 and as fast.
+A plain fp32 product over 10^7 elements had a measured error of 2e-3, larger than the cosines to
+resolve. Products of 4096 elements added in fp64 have an error of 2e-8 and are as fast.
 """
 
 import warnings
@@ -15,15 +15,15 @@ from torch import Tensor
 from gradvac.engine.gradients.on_demand import TaskGradients, blocks
 
 _CHUNK = 4096  # elements added in fp32; the error grows with it (1024: 4e-9, 65536: 1e-6)
-_BLOCK = 64 * _CHUNK  # elements a CPU handles at once, so that they stay in its cache
+_BLOCK = 64 * _CHUNK  # elements a CPU processes at once, so that they stay in its cache
 _PRODUCTS = 2**26  # bytes of products that an accelerator makes at once, chosen here
 
-# Two gradients this parallel (1 - cos^2) leave a difference of which fp32 products know too little.
+# Below this value of 1 - cos^2 two gradients are too parallel for fp32 products.
 _NEARLY_PARALLEL = 1e-4
 # Squared norm per element below which fp32 products may have underflowed (its smallest normal
 # number is 1.2e-38; chosen here with a wide margin).
 _TINY = 1e-30
-# A squared norm below it is made of products near the smallest number of float64, 2e-308.
+# A squared norm below it has products near the smallest normal float64, 2e-308.
 _SHORT = 1e-290
 
 
@@ -32,14 +32,14 @@ def gram(
 ) -> Tensor:
     """Return the Gram matrix of each group's task gradients, ``[groups, K, K]``, float64, CPU.
 
-    Products are fp32 (fp64 for float64 gradients) and sums fp64. Groups in which that does not
-    suffice are computed again in fp64 throughout: two gradients nearly parallel, or squares that
-    leave the range of fp32. Autocast, TF32 and reduced matmul precision do not apply inside.
+    Products are fp32 (fp64 for float64 gradients) and sums fp64. Groups where this is not accurate
+    enough are recomputed fully in fp64: two gradients nearly parallel, or squares outside the range
+    of fp32. Autocast, TF32 and reduced matmul precision do not apply inside.
 
     Args:
         groups: for each group its gradients, one tensor ``[K, *shape]`` per parameter, of any
-            floating dtype, or what makes them on demand.
-        fetch: brings the matrices to the CPU, the only wait for the device if nothing is in doubt.
+            floating dtype, or an object that computes them on demand.
+        fetch: copies the matrices to the CPU, the only wait for the device if no group is doubtful.
     """
     with full_precision(groups[0][0].device.type):
         result = fetch(torch.stack([_gram(each, torch.float32) for each in groups]))
@@ -52,7 +52,7 @@ def gram(
 
 
 def _warn_of_short(gradients: Sequence[TaskGradients], square: Tensor) -> None:
-    """Say so where float64 gradients, not all zeros, have squares that float64 cannot hold."""
+    """Warn if nonzero float64 gradients have squares that underflow in float64."""
     short = (square < _SHORT).nonzero().flatten()
     double = any(getattr(r, "dtype", None) == torch.float64 for r in gradients)
     if len(short) and double and _nonzero(gradients, short):
@@ -67,8 +67,8 @@ def _warn_of_short(gradients: Sequence[TaskGradients], square: Tensor) -> None:
 def cross_cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     """Return the cosines between two sets of gradients, ``[K, M]``, float64, CPU.
 
-    One tensor ``[K, *shape]`` and one ``[M, *shape]`` per parameter. Products and sums are float64:
-    measured now and then, not at every step, that costs nothing. A zero gradient has cosine 0.
+    One tensor ``[K, *shape]`` and one ``[M, *shape]`` per parameter. Products and sums are float64;
+    the cost does not matter, as it is not measured at every step. A zero gradient has cosine 0.
     """
     inner = torch.zeros(len(left[0]), len(right[0]), dtype=torch.float64, device=left[0].device)
     squares = [inner.new_zeros(len(left[0]), 1), inner.new_zeros(1, len(right[0]))]
@@ -113,12 +113,12 @@ def _total(matrices: list[Tensor]) -> Tensor:
 
 
 def doubtful(gram: Tensor, numel: int, nonzero: Callable[[Tensor], bool]) -> bool:
-    """Return whether a group's fp32 products, ``[K, K]``, may not be good enough.
+    """Return whether a group's fp32 products, ``[K, K]``, may be too inaccurate.
 
     Args:
         gram: the products.
-        numel: numbers of a gradient.
-        nonzero: whether any of the gradients at these positions holds anything but zeros.
+        numel: number of elements of a gradient.
+        nonzero: whether any of the gradients at these positions has a nonzero element.
     """
     square = gram.diagonal()
     sine2 = 1 - gram.square() / (square[:, None] * square)
@@ -139,7 +139,7 @@ def _nonzero(gradients: Sequence[TaskGradients], suspects: Tensor) -> bool:
 
 @contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
-    """Switch off autocast and every reduced matmul precision, and put all back after.
+    """Switch off autocast and every reduced matmul precision inside, and restore them after.
 
     ``torch.set_float32_matmul_precision("high")`` allows TF32 on the GPU, "medium" bfloat16 on
     some CPUs too.
@@ -158,7 +158,7 @@ def _swap_matmul_precision(setting: list[str] | None) -> list[str]:
         before = [torch.get_float32_matmul_precision()]
         torch.set_float32_matmul_precision((setting or ["highest"])[0])
         return before
-    # Newer torch raises if its old and new switches are mixed; these two get on with both.
+    # Newer torch raises if its old and new switches are mixed; these two work with both.
     backends = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul")]  # noqa: B009
     before = [backend.fp32_precision for backend in backends]
     for backend, value in zip(backends, setting or ["ieee", "ieee"], strict=True):

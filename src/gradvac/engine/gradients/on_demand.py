@@ -1,9 +1,9 @@
-"""Task gradients that are too large to hold: formed in chunks of rows, as often as asked for.
+"""Task gradients that are too large to hold: computed in chunks of rows, whenever needed.
 
-K gradients of a softmax over 64,000 tokens are 13 GB at K = 50. What they are made of, the inputs
-and output gradients of the uses of the parameter, is smaller. It is kept instead, the Gram matrix
-is added up over chunks of the parameter's rows, and once the weights are known the chunks are
-formed again to be combined: one product more, and the memory of one chunk.
+K gradients of a softmax over 64,000 tokens are 13 GB at K = 50. Their factors, the inputs and
+output gradients of the uses of the parameter, are smaller. These are kept instead. The Gram matrix
+is summed over chunks of the parameter's rows, and once the weights are known the chunks are
+computed again and combined: one more product, and the memory of one chunk.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Lookup(NamedTuple):
 
     Attributes:
         ids: which rows, ``[N]``.
-        dy: the gradients of what was looked up, ``[N, d]``.
+        dy: the gradients of the rows looked up, ``[N, d]``.
         owners: the task of each.
     """
 
@@ -56,7 +56,7 @@ class Lookup(NamedTuple):
     def add_to(self, chunk: Tensor, start: int) -> None:
         """Add rows ``start, start + 1, ...`` of the gradients to ``chunk`` ``[K, rows, d]``."""
         ids, dy, device = self.ids - start, self.dy.to(chunk.dtype), chunk.device
-        if device.type != "cpu":  # without asking which are in the chunk
+        if device.type != "cpu":  # without asking the device which are in the chunk
             here = (ids >= 0) & (ids < chunk.shape[1])
             ids, dy = ids.clamp(0, chunk.shape[1] - 1), dy.where(here[:, None], 0.0)
             chunk.index_put_((self.owners.on(device), ids), dy, accumulate=True)
@@ -90,11 +90,11 @@ class OnDemand:
 
     @property
     def device(self) -> torch.device:
-        """Where they are made."""
+        """The device they are computed on."""
         return self.uses[0][0].device
 
     def chunks(self) -> Iterator[Tensor]:
-        """Yield ``[K, rows * d]`` for one chunk of rows after the other, in memory used again."""
+        """Yield ``[K, rows * d]`` for each chunk of rows in turn, in reused memory."""
         height = min(self.at_once, self.shape[0])
         memory = torch.empty(
             self.n_tasks, height, self.shape[1], dtype=self.dtype, device=self.device
@@ -119,11 +119,11 @@ class OnDemand:
 
 
 TaskGradients = Tensor | OnDemand
-"""Task gradients of some parameters, a row for each task: ``[K, P]``, there or made on demand."""
+"""Task gradients of some parameters, ``[K, P]``, stored or computed on demand."""
 
 
 def blocks(gradients: TaskGradients) -> Iterator[Tensor]:
-    """Yield task gradients ``[K, P]`` in one piece, or in as many as they are made in."""
+    """Yield task gradients ``[K, P]`` in one piece, or in the chunks they are computed in."""
     if isinstance(gradients, Tensor):
         yield gradients
     else:

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 class ParameterSlot(Slot):
     """Gradients of a parameter, a part of the matrix of its group.
 
-    A table in which rows were looked up and nothing else was done has gradients that are zero but
-    for those rows. Only these rows are kept, outside the matrix. Gradients above the budget are
-    kept as the factors of a product, see :mod:`gradvac.engine.gradients.on_demand`.
+    A table used only for lookups has zero gradients except in the rows looked up. Only these rows
+    are kept, outside the matrix. Gradients above the budget are kept as the factors of a product,
+    see :mod:`gradvac.engine.gradients.on_demand`.
 
     Attributes:
         over_budget: whether the gradients are above the budget.
-        leaf: what a forward pass uses: the parameter, or the whole one of a sharded parameter.
-        zero_when_checked: whether its gradients were all zero in the check, which shows nothing.
-        nonzero_since: whether they have been found not to be zero since then.
+        leaf: the tensor a forward pass uses: the parameter, or the gathered one if it is sharded.
+        zero_when_checked: whether its gradients were all zero in the check, which verifies nothing.
+        nonzero_since: whether they were nonzero at some time since then.
     """
 
     def __init__(self, store: GroupStore, parameter: nn.Parameter) -> None:
@@ -53,17 +53,17 @@ class ParameterSlot(Slot):
         return self.over_budget and not self.sparse
 
     def probe(self) -> Tensor:
-        """Return a tensor without data laid out as each of the K."""
+        """Return a tensor without data with the layout of each of the K gradients."""
         return torch.empty(self.parameter.shape, device="meta")
 
     @property
     def sparse(self) -> bool:
-        """Whether only rows looked up are kept; not while micro-batches are added up."""
+        """Whether only looked-up rows are kept; not while micro-batches are accumulated."""
         return self.store.streams and self.uses == self.lookups > 0 and not self.hooked
 
     @property
     def hooked(self) -> bool:
-        """Whether somebody registered a hook that may change the gradient."""
+        """Whether a hook is registered that may change the gradient."""
         return bool(getattr(self.leaf, "_backward_hooks", None))
 
     def run_hooks(self, n_tasks: int) -> None:
@@ -85,7 +85,7 @@ class ParameterSlot(Slot):
         return self.over_budget and not len(self.buffer)
 
     def note_nonzero(self) -> None:
-        """Note if gradients that were zero in the check no longer are."""
+        """Record if gradients that were zero in the check are now nonzero."""
         if self.zero_when_checked and not self.fresh:
             parts = [use.dy for use in self._factors] or [self.buffer]
             self.nonzero_since = self.nonzero_since or any(bool(part.any()) for part in parts)
@@ -102,7 +102,7 @@ class ParameterSlot(Slot):
             self.store.ready.append(self.store)
 
     def collected(self, n_tasks: int) -> tuple[Tensor, bool]:
-        """Return the K gradients, ``[K, *shape]``, and whether they hold nothing yet."""
+        """Return the K gradients, ``[K, *shape]``, and whether they are still unfilled."""
         self.store.open(n_tasks)
         if self.over_budget and len(self.buffer) < n_tasks:
             self._form(n_tasks)
@@ -122,7 +122,7 @@ class ParameterSlot(Slot):
         return OnDemand(self._factors, shape, n_tasks, self.store.dtype, self.store.budget)
 
     def _form(self, n_tasks: int) -> None:
-        """Give up the budget: this use of the parameter needs its gradients all there."""
+        """Give up the budget: this use of the parameter needs its full gradients."""
         table, before = self.parameter, self.buffer
         shape = (n_tasks, *table.shape)
         self.buffer = torch.zeros(shape, dtype=self.store.dtype, device=table.device)
@@ -147,7 +147,7 @@ class ParameterSlot(Slot):
         return result.flatten(1)
 
     def as_sparse(self, gradient: Tensor) -> Tensor:
-        """Return a gradient as ``nn.Embedding(sparse=True)`` has it: the rows looked up alone."""
+        """Return a gradient as ``nn.Embedding(sparse=True)`` does: only the rows looked up."""
         rows = self._touched if self.sparse else gradient.any(1).nonzero().flatten()
         return torch.sparse_coo_tensor(
             rows[None],
@@ -164,9 +164,9 @@ class ParameterSlot(Slot):
 
 
 def _distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Do what ``ids.unique(return_inverse=True)`` does, without asking the device how many.
+    """Like ``ids.unique(return_inverse=True)``, without a wait for the device.
 
-    As many as there are ids are returned; zeros follow the distinct ones.
+    The result has as many entries as ``ids``; zeros follow the distinct ones.
     """
     ordered, order = ids.sort()
     new = torch.ones_like(ordered)

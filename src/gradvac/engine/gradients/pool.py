@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class Pool:
-    """Memory for matrices, kept from step to step: fresh pages cost as much as filling them."""
+    """Memory for matrices, kept between steps, as new pages cost as much as filling them."""
 
     def __init__(self) -> None:
         self._free: list[Tensor] = []
 
     def numel(self) -> int:
-        """Numbers that the memory not in use would hold."""
+        """How many numbers the free memory can hold."""
         return sum(memory.numel() for memory in self._free)
 
     def take(self, rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -21,7 +21,7 @@ class Pool:
         n = rows * columns
         fits = [m for m in self._free if len(m) >= n and m.dtype == dtype and m.device == device]
         if not fits:
-            # A matrix grows here; without this the pool would keep what is too small for ever.
+            # A matrix grows here; without this the pool would keep too small blocks for ever.
             same = [m for m in self._free if m.dtype == dtype and m.device == device]
             self._drop(same[-1] if same else None)
             return torch.empty(n, dtype=dtype, device=device).view(rows, columns)

@@ -1,4 +1,4 @@
-"""The precision in which task gradients are kept, compared and added up."""
+"""The precision in which task gradients are kept, compared and summed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 
 
 def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:
-    """Return float32, or float64 where one of the dtypes is that.
+    """Return float32, or float64 if one of the dtypes is float64.
 
-    Micro-batches of bfloat16 gradients add up without a loss in it.
+    Sums of bfloat16 gradients over micro-batches lose no precision in it.
 
     Example:
         >>> at_least_float32(torch.bfloat16), at_least_float32(torch.float16, torch.float64)

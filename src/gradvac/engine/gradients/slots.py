@@ -1,4 +1,4 @@
-"""Where the K gradients of a tensor are collected; of parameters, see `stores`."""
+"""Where the K gradients of a tensor are collected; for parameters see `stores`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gradvac.engine.gradients.precision import at_least_float32
 
 
 class Slot:
-    """Collects the K gradients of one tensor, a parameter or what was made of parameters alone."""
+    """Collects the K gradients of one tensor, a parameter or computed only from parameters."""
 
     fresh: bool
 
     def probe(self) -> Tensor | None:
-        """Return a tensor without data laid out as each of the K; None if it would be a copy."""
+        """Return a tensor without data with the layout of each of the K; None for a copy."""
         raise NotImplementedError
 
     def expect(self) -> None:
@@ -28,9 +28,9 @@ class Slot:
         raise NotImplementedError
 
     def collected(self, n_tasks: int) -> tuple[Tensor, bool]:
-        """Return the K gradients, ``[K, *shape]``, to add to, and whether they hold nothing yet.
+        """Return the K gradients, ``[K, *shape]``, to add to, and whether they are unfilled.
 
-        Who asks must then fill all of them.
+        If unfilled, the caller must fill all of them.
         """
         raise NotImplementedError
 
@@ -43,7 +43,7 @@ class Slot:
             collected.add_(gradients)
 
     def zero(self, n_tasks: int) -> Tensor:
-        """Return the K gradients, ``[K, *shape]``, zero if they held nothing yet."""
+        """Return the K gradients, ``[K, *shape]``, zeros if they were unfilled."""
         collected, fresh = self.collected(n_tasks)
         return collected.zero_() if fresh else collected
 
@@ -56,16 +56,16 @@ class ViewSlot(Slot):
         self._probe: Tensor | None = None
 
     def probe(self) -> Tensor | None:
-        """Return a tensor without data laid out as each of the K; None if it would be a copy.
+        """Return a tensor without data with the layout of each of the K; None for a copy.
 
-        Indexing with tensors copies, and so does ``reshape`` where the K gradients lie otherwise
-        than the parameter. What holds other numbers, such as the real parts of complex ones,
-        counts as a copy.
+        Indexing with tensors copies, and so does ``reshape`` if the K gradients have another memory
+        layout than the parameter. A view with other numbers, such as the real parts of complex
+        ones, counts as a copy.
         """
         if self._probe is None and (of := self.base.probe()) is not None:
             try:
                 seen = self.view(of)
-            except Exception:  # an index that is not on its device: a copy
+            except Exception:  # an index on another device: a copy
                 return None
             root = of if of._base is None else of._base
             if seen._is_view() and seen._base is root and seen.dtype == of.dtype:
@@ -81,7 +81,7 @@ class ViewSlot(Slot):
         self.base.arrived()
 
     def collected(self, n_tasks: int) -> tuple[Tensor, bool]:
-        """Return the K gradients, ``[K, *shape]``, and whether they hold nothing yet."""
+        """Return the K gradients, ``[K, *shape]``, and whether they are still unfilled."""
         whole, of, seen = self.base.zero(n_tasks), self.base.probe(), self.probe()
         assert of is not None and seen is not None
         start = whole.storage_offset() + seen.storage_offset() - of.storage_offset()
@@ -90,11 +90,11 @@ class ViewSlot(Slot):
 
 
 class DerivedSlot(Slot):
-    """Gradients of a tensor made of parameters alone, to be carried on to these at the end.
+    """Gradients of a tensor computed only from parameters, passed on to these at the end.
 
     Attributes:
         tensor: the tensor, with its graph.
-        sources: slots of the parameters it was made of.
+        sources: slots of the parameters it was computed from.
         buffer: the gradients, ``[K, *shape]``.
     """
 
@@ -113,10 +113,10 @@ class DerivedSlot(Slot):
 
     def arrived(self) -> None:
         """Count a use whose gradients have all been added."""
-        pass  # the parameters wait until the gradients have been carried on
+        pass  # the parameters wait until the gradients have been passed on
 
     def collected(self, n_tasks: int) -> tuple[Tensor, bool]:
-        """Return the K gradients, ``[K, *shape]``, and whether they hold nothing yet."""
+        """Return the K gradients, ``[K, *shape]``, and whether they are still unfilled."""
         if self.buffer is not None:
             return self.buffer, False
         shape, dtype = (n_tasks, *self.tensor.shape), at_least_float32(self.tensor.dtype)

@@ -16,15 +16,15 @@ from gradvac.errors import GradientError
 
 
 class GroupStore:
-    """Task gradients of one parameter group, a matrix ``[K, P]`` that exists while it is needed.
+    """Task gradients of one parameter group, a matrix ``[K, P]`` that exists only while needed.
 
     Attributes:
         group: the parameters.
         matrix: the gradients, None before the first of them arrives.
-        expected: uses in the forward pass whose gradients are still to come.
+        expected: uses in the forward pass whose gradients have not arrived yet.
         streams: whether this backward pass is the only one of the step.
-        ready: where a store puts itself when the last of its gradients has arrived.
-        budget: bytes; of a parameter whose K gradients are larger, factors are kept instead.
+        ready: the list a store appends itself to when its last gradient has arrived.
+        budget: bytes; if the K gradients of a parameter are larger, factors are kept instead.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class GroupStore:
 
     @property
     def size(self) -> int:
-        """Numbers to hold for each task, rows looked up left out."""
+        """How many numbers to hold for each task, without looked-up rows."""
         return sum(slot.parameter.numel() for slot in self._dense)
 
     @property
@@ -61,7 +61,7 @@ class GroupStore:
         return [slot for slot in self.slots if not (slot.sparse or slot.keeps_factors)]
 
     def set_aside(self) -> dict[str, Any]:
-        """Return what was collected so far and go on with nothing; the uses to come are kept."""
+        """Return what was collected so far and start empty; expected uses are kept."""
         state = {"matrix": self.matrix, "expected": self.expected, "streams": self.streams}
         state["slots"] = [vars(slot).copy() for slot in self.slots]
         self.matrix = None
@@ -70,7 +70,7 @@ class GroupStore:
         return state
 
     def put_back(self, state: dict[str, Any]) -> None:
-        """Go on with what :meth:`set_aside` returned."""
+        """Restore what :meth:`set_aside` returned."""
         self.close()
         self.matrix, self.expected = state["matrix"], state["expected"]
         self.streams = state["streams"]
@@ -78,7 +78,7 @@ class GroupStore:
             vars(slot).update(values)
 
     def open(self, n_tasks: int) -> None:
-        """Make room for the gradients of K tasks; what was collected for fewer is kept."""
+        """Allocate the gradients of K tasks; those collected for fewer tasks are kept."""
         if self.matrix is not None and len(self.matrix) >= n_tasks:
             return
         if self.matrix is None:
@@ -120,7 +120,7 @@ class GroupStore:
     def columns(self, n_tasks: int) -> list[tuple[int, TaskGradients | None]]:
         """Return the gradients in the order of the parameters, with the number of their columns.
 
-        None where no task used a parameter. Nothing may be kept as rows looked up.
+        None if no task used a parameter. Not allowed while looked-up rows are kept separately.
         """
         if not self.used:
             return [(sum(slot.parameter.numel() for slot in self.slots), None)]
@@ -171,7 +171,7 @@ class GroupStore:
         ]
 
     def close(self) -> None:
-        """Give the memory back and forget the step."""
+        """Return the memory and forget the step."""
         if self.matrix is not None:
             self.pool.give(self.matrix)
         self.matrix, self.expected = None, 0

@@ -1,4 +1,4 @@
-"""What ranks have to agree on before they exchange gradients, and what each of them brings."""
+"""What ranks must agree on before they exchange gradients, and what each contributes."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from gradvac.engine.ranks.shards import is_sharded
 from gradvac.errors import GradientError, RankError
 from gradvac.methods import Method
 
-_PIECE = 2**22  # numbers looked at together when parameters are compared
+_PIECE = 2**22  # numbers processed together when parameters are compared
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """The tasks of a step, whichever rank they are on.
+    """The tasks of a step on all ranks.
 
     Attributes:
-        tasks: K names, in the order of the ranks and of what each brings.
-        losses: by task, added up over the ranks, ``[K]``, float64, with the loss scale.
-        shares: by task, added up over the ranks; None if they were not given.
-        tasks_of_ranks: for each rank, the positions among ``tasks`` of the tasks it brings.
+        tasks: K names, in the order of the ranks and of each rank's tasks.
+        losses: by task, summed over the ranks, ``[K]``, float64, with the loss scale.
+        shares: by task, summed over the ranks; None if they were not given.
+        tasks_of_ranks: for each rank, the positions among ``tasks`` of its tasks.
         bad: for each task whose loss is not finite on some rank, the first such rank.
         present: positions of the tasks that have a loss on some rank.
     """
@@ -52,15 +52,15 @@ def agree(
     sameness: Mapping[str, str] | None,
     present: Sequence[str],
 ) -> Agreement:
-    """Tell the other ranks what this one brings to a step, and hear what they do.
+    """Exchange with the other ranks what each contributes to a step.
 
     Args:
         ranks: all of them call this.
         step: number of the step.
-        loss_scale: what losses were multiplied by.
+        loss_scale: the factor of the losses.
         losses: sum of this rank's losses of each task; empty if it has none.
         shares: this rank's part in the shares of its tasks.
-        sameness: what has to be the same on all ranks, as hashes by kind; None once it has been.
+        sameness: what must be equal on all ranks, as hashes by kind; None once it was checked.
         present: the tasks that have a loss on this rank that is not 0 or masked out.
 
     Raises:
@@ -92,7 +92,7 @@ def agree(
 
 
 def _added_up(step: int, said: Sequence[Mapping[str, Any]]) -> Agreement:
-    """Add up what the ranks bring to a step."""
+    """Sum the contributions of the ranks to a step."""
     tasks = tuple(dict.fromkeys(task for message in said for task in message["losses"]))
     if not tasks:
         raise GradientError(f"no rank has a loss at step {step}; there is nothing to combine")
@@ -120,7 +120,7 @@ def _added_up(step: int, said: Sequence[Mapping[str, Any]]) -> Agreement:
 
 
 def tell_failure(ranks: Ranks, step: int, error: Exception) -> None:
-    """Tell the others, who wait in :func:`agree`, that there is no step for them to make."""
+    """Tell the other ranks, which wait in :func:`agree`, that this step failed."""
     if not ranks.broken:
         ranks.messages({"step": step, "error": f"{type(error).__name__}: {error}"})
 
@@ -133,11 +133,11 @@ def _raise_failures(ranks: Ranks, step: int, said: Sequence[Mapping[str, Any]]) 
 
 
 def _different(values: Sequence[object]) -> int:
-    """The first rank whose value is not that of rank 0; 0 if there is none."""
+    """The first rank whose value differs from that of rank 0; 0 if there is none."""
     return next((r for r, value in enumerate(values) if value != values[0]), 0)
 
 
-# -- what has to be the same ---------------------------------------------------------------------
+# -- what must be the same -----------------------------------------------------------------------
 
 _MENDS = {
     "code": "install the same version of gradvac on all of them",
@@ -151,7 +151,7 @@ _MENDS = {
 def sameness(
     groups: Sequence[ParameterGroup], heads: Sequence[ParameterGroup], method: Method, policy: str
 ) -> dict[str, str]:
-    """Return hashes, by kind, of what must not differ between ranks.
+    """Return hashes, by kind, of what must be equal on all ranks.
 
     Parameters are hashed by their names, and by all bits of their values.
     """
@@ -161,9 +161,9 @@ def sameness(
     ]
     dtypes = [str(p.dtype) for g in (*groups, *heads) for p in g.parameters]
     chosen = {name: value for name, value in vars(method).items() if name[0] != "_"}
-    chosen["seed"] = method.seed  # of the class until it is set
+    chosen["seed"] = method.seed  # the class attribute until it is set
     found = [p for g in (*groups, *heads) for p in g.parameters]
-    values = [_bits(p) for p in found if not is_sharded(p)]  # shards differ by what they are
+    values = [_bits(p) for p in found if not is_sharded(p)]  # shards differ between ranks
     return {
         "code": _code(),
         "torch": f"torch {torch.__version__}, Python {platform.python_version()}",
@@ -188,7 +188,7 @@ def _hash(text: str) -> str:
 
 
 def _plain(value: Any) -> str:
-    """What a method is made of, written out; objects by their type alone."""
+    """The attributes of a method as text; objects only by their type."""
     if isinstance(value, Mapping):
         return str({str(k): _plain(value[k]) for k in sorted(value, key=str)})
     if isinstance(value, (set, frozenset)):
@@ -214,7 +214,7 @@ def _code() -> str:
 
 @torch.no_grad()
 def _bits(values: Tensor) -> int:
-    """A number that changes with any bit of a tensor, the same on every device."""
+    """A hash of all bits of a tensor, the same on every device."""
     flat = values.detach().reshape(-1)
     if flat.element_size() not in (1, 2, 4, 8):
         flat = torch.view_as_real(flat).reshape(-1)

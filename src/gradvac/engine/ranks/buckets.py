@@ -1,4 +1,4 @@
-"""Which gradients travel between ranks together, in an order that is the same on all of them."""
+"""Which gradients are sent between ranks together, in the same order on all ranks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from gradvac.engine.ranks.shards import is_sharded
 
 @dataclass(frozen=True)
 class GradientColumns:
-    """Task gradients of this rank in some neighbouring columns, in the order of the parameters.
+    """Task gradients of this rank in some adjacent columns, in the order of the parameters.
 
     Attributes:
         size: number of columns.
-        gradients: the gradients, ``[own tasks, size]``, or what makes them; None if all are zero.
+        gradients: the gradients, ``[own tasks, size]``, or an object that computes them; None if
+            all are zero.
     """
 
     size: int
@@ -38,7 +39,7 @@ class Segment:
 
 @dataclass
 class Bucket:
-    """Neighbouring pieces of the model whose gradients travel together."""
+    """Adjacent pieces of the model whose gradients are sent together."""
 
     pieces: list[ParameterGroup]
     segments: list[Segment]
@@ -56,19 +57,19 @@ class Bucket:
 
     @property
     def sharded(self) -> bool:
-        """Whether each rank keeps its own rows of the parameters."""
+        """Whether each rank keeps only its rows of the parameters."""
         return is_sharded(self.pieces[0].parameters[0])
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self.pieces[0].parameters[0].device
 
 
 def _pieces(groups: Sequence[ParameterGroup], size: int) -> list[ParameterGroup]:
-    """Divide groups into pieces of at least ``size`` numbers, each of one group, the last first.
+    """Divide groups into pieces of at least ``size`` numbers, each of one group, last first.
 
-    The backward pass comes to the end of a model first.
+    The backward pass reaches the end of a model first.
     """
     place = {id(p): n for n, p in enumerate(p for g in groups for p in g.parameters)}
     pieces: list[ParameterGroup] = []
@@ -90,8 +91,8 @@ def _pieces(groups: Sequence[ParameterGroup], size: int) -> list[ParameterGroup]
 def buckets_of(groups: Sequence[ParameterGroup], size: int | Callable[[int], int]) -> list[Bucket]:
     """Put groups, or pieces of them, into buckets of at least ``size`` numbers.
 
-    A bucket is of one dtype and device, and its parameters are all sharded or none. ``size`` may be
-    a function of the number of parameters.
+    A bucket has one dtype and device, and its parameters are all sharded or all not. ``size`` may
+    be a function of the number of parameters.
     """
     if not isinstance(size, int):
         size = size(sum(p.numel() for group in groups for p in group.parameters))

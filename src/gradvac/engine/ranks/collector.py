@@ -1,28 +1,28 @@
-"""Training on several ranks: exact gradients of every task, whatever rank its samples are on.
+"""Training on several ranks: exact gradients of every task, on whichever ranks its samples are.
 
 Usage: initialise ``torch.distributed``, build the same model on every rank, and train as on one::
 
     torch.distributed.init_process_group()
     engine = Engine(model, GradVac(beta=1e-2))
-    tokens = ...                                   # of the step, on all ranks together
+    tokens = ...                                   # of the step, over all ranks
     optimizer.zero_grad()
     with engine.tasks(task_of_each_sample):        # of this rank's part of the batch
         losses = loss_of_each_token(model(part))
         engine.backward(losses / tokens, rows)     # p.grad is bitwise the same on all ranks
     optimizer.step()
 
-The gradients of a task are added up over the ranks, before anything is measured. So losses have to
-be divided by what the joint loss of the *global* batch would be divided by, not by what is on the
-rank: a token then counts the same wherever it is. Shares given to ``backward`` are added up too. A
-task may be on one rank, on several or on all. Every rank makes every step: one without samples
-calls ``engine.combine()`` instead of ``engine.backward``.
+The gradients of a task are summed over the ranks before anything is measured. So divide losses by
+the divisor of the joint loss of the *global* batch, not of the rank's part: a token then has the
+same weight on every rank. Shares given to ``backward`` are summed too. A task may be on one rank,
+on several or on all. Every rank takes part in every step: one without samples calls
+``engine.combine()`` instead of ``engine.backward``.
 
-How the gradients travel is told in :mod:`gradvac.engine.ranks.exchange`. A wrapper for data
+:mod:`gradvac.engine.ranks.exchange` describes how gradients are exchanged. A wrapper for data
 parallelism is neither needed nor allowed. A model sharded by ``fully_shard`` is trained in the same
-way, but for what follows from gathering parameters together: :mod:`gradvac.engine.ranks.shards` and
-:mod:`gradvac.engine.ranks.passes`. What is not finite on one rank makes all ranks skip the step or
-raise, alike. At the first step ranks check that they run the same code on the same parameters; a
-rank that fails tells the others why, and one that is gone is named.
+way; for the gathering of parameters see :mod:`gradvac.engine.ranks.shards` and
+:mod:`gradvac.engine.ranks.passes`. If a value is not finite on one rank, all ranks skip the step or
+raise. At the first step ranks check that they run the same code on the same parameters. A rank that
+fails tells the others why, and errors name a rank that has died.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ from gradvac.errors import GradientError
 
 
 class RankCollector(Collector):
-    """Sends task gradients on as soon as the backward pass has left a bucket.
+    """Sends task gradients as soon as the backward pass has finished a bucket.
 
-    Groups of any size are held in shards: this rank keeps one part in R of the gradients of all
-    tasks until their group can be decided.
+    Groups are held in shards: this rank keeps 1/R of the gradients of all tasks until the weights
+    of their group are known.
 
     Args:
-        setup: the parameters, and the method that decides.
-        ranks: who trains.
+        setup: the parameters, and the method that gives the weights.
+        ranks: the ranks that train.
 
     Raises:
         GradientError: if there are two passes.
@@ -69,11 +69,11 @@ class RankCollector(Collector):
         self._exchange: Exchange | None = None
 
     def stream(self, streams: bool) -> None:
-        """Keep no rows looked up apart: other ranks look up other rows."""
+        """Do not store looked-up rows separately: other ranks look up other rows."""
         super().stream(False)
 
     def may_stream(self) -> bool:
-        """Whether gradients can travel before the backward pass has ended: always."""
+        """Whether gradients can be sent before the backward pass has ended: always."""
         return True
 
     def begin(self, step: Step) -> None:
@@ -100,7 +100,7 @@ class RankCollector(Collector):
             store.close()
 
     def finish(self, step: Step) -> None:
-        """Send what is left, and wait for the combined gradients."""
+        """Send the rest, and wait for the combined gradients."""
         exchange = self._exchange
         assert exchange is not None
         while exchange.launched < len(self.buckets):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from gradvac.engine.ranks.group import bucket_of
 
 PLAIN_BUCKET = 25 * 2**20 // 4
-"""Numbers that PyTorch's data parallel training sends at once by default."""
+"""Numbers per bucket in PyTorch's data parallel training by default."""
 
 
 @dataclass(frozen=True)
@@ -16,17 +16,16 @@ class Cost:
     """What one rank sends and holds in a step, in bytes.
 
     Attributes:
-        exchanged: slices of its tasks' gradients, to the ranks that add them up.
+        exchanged: slices of its tasks' gradients, to the ranks that sum them.
         gathered: its slice of the combined gradient, to all the others; of a sharded model, its
             rows of the parameters, before the forward and the backward pass.
-        small: Gram matrices and what the ranks tell each other before a step, about.
+        small: Gram matrices and the messages between ranks before a step, approximately.
         plain: what plain data parallel training sends, for comparison.
-        held: the slices of the gradients of all tasks that it keeps until they can be combined,
-            and the gradients of its own tasks that are under way.
-        messages: how many it sends, one after the other, a collective being a round of R - 1, and
-            of 2 (R - 1) where numbers are summed.
+        held: the slices of the gradients of all tasks that it keeps until they are combined, and
+            the gradients of its own tasks in transit.
+        messages: how many it sends, one after the other; R - 1 per collective, 2 (R - 1) for a sum.
         plain_messages: how many plain data parallel training sends.
-        waits: how often the host waits for the device, to decide groups; at most.
+        waits: how often at most the host waits for the device to get the weights of groups.
     """
 
     exchanged: float
@@ -40,7 +39,7 @@ class Cost:
 
     @property
     def sent(self) -> float:
-        """All of what is sent."""
+        """Total bytes sent."""
         return self.exchanged + self.gathered + self.small
 
 
@@ -57,22 +56,23 @@ def cost(
 ) -> Cost:
     """Return what one rank sends in a step and holds for it.
 
-    A rank with k of the K tasks sends (k + 1) P (R - 1) / R numbers, P being the parameters and R
-    the ranks: the gradients of its tasks, and its slice of the combined one to everybody. Where
-    each rank has one task that is 2 P, as in plain training; where all have all, (K + 1) P. Of a
-    sharded model the combined gradient stays where it is, and parameters travel twice: (k + 2) P,
-    3 P in plain training.
+    A rank with k of the K tasks sends (k + 1) P (R - 1) / R numbers for P parameters and R ranks:
+    the gradients of its tasks, and its slice of the combined gradient to all others. If each rank
+    has one task this is about 2 P, as in plain training; if each has all tasks, (K + 1) P. In a
+    sharded model the combined gradient is not sent, and parameters are sent twice: (k + 2) P, 3 P
+    in plain training.
 
     Args:
         parameters: P.
         ranks: R.
-        tasks: K, on all ranks together.
+        tasks: K, over all ranks.
         tasks_per_rank: k, a mean.
         groups: parameter groups.
-        largest_group: parameters of the largest; that of one of equal size by default.
+        largest_group: parameters of the largest group; by default all groups have equal size.
         itemsize: bytes of a number; gradients of tasks are float32 at least.
-        sharded: whether parameters are, by ``fully_shard``; they are taken to travel as wide.
-        bucket: numbers of a bucket; by default those the engine chooses.
+        sharded: whether parameters are sharded by ``fully_shard``; they are sent with the same item
+            size.
+        bucket: numbers per bucket; by default the engine's choice.
     """
     slice_ = parameters * (ranks - 1) / ranks * itemsize
     largest = largest_group or parameters / groups

@@ -1,20 +1,19 @@
-"""Gradients of tasks over ranks: summed in shards, measured and combined there, and gathered.
+"""Gradients of tasks on several ranks: summed, measured and combined in shards, then gathered.
 
 The columns of a bucket of parameters are cut into R slices, one for each rank. Every rank sends
-every other its slice of the gradients of the tasks that it has. The receiver adds up what belongs
-to the same task in the order of the ranks, so that it holds the gradients of all tasks of the
-step in its slice, and measures their inner products there. Summed over the ranks these are the
-exact Gram matrix, from which all ranks decide alike. Each combines its slice, and the slices are
-gathered. Parameters sharded by ``fully_shard`` are cut by the rows that each rank keeps, and the
-combined slices stay there.
+each other rank that rank's slice of the gradients of its tasks. The receiver sums the gradients of
+each task in the order of the ranks, so that it holds its slice of the gradients of all tasks of the
+step, and computes their inner products. Their sum over the ranks is the exact Gram matrix, from
+which all ranks get the same weights. Each combines its slice, and the slices are gathered.
+Parameters sharded by ``fully_shard`` are cut by the rows that each rank keeps, and the combined
+slices stay there.
 
-A rank with k of the tasks sends k + 1 slices' worth of gradients: as a reduce-scatter of stacked
-gradients does where every rank has all tasks, and what plain data parallel training sends where
-every rank has one.
+A rank with k of the tasks sends as much as k + 1 gradients: as much as a reduce-scatter of stacked
+gradients if every rank has all tasks, and as plain data parallel training if every rank has one.
 
-A bucket goes through these stages while the backward pass computes the next ones. The stages of
-all buckets are entered in the same order on all ranks, whenever the gradients come. The host waits
-for the device where groups are decided, once for all buckets that end there, and nowhere else.
+A bucket goes through these stages while the backward pass computes the next ones. All ranks enter
+the stages of all buckets in the same order, whenever the gradients arrive. The host waits for the
+device only to get the weights of groups, once for all buckets that end there.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ class _Round:
     start: int
     stop: int
     width: int
-    gradients: Tensor  # what is received, then the gradients of all tasks [K, width], then combined
+    gradients: Tensor  # received, then gradients of all tasks [K, width], then combined
     wait: Wait
-    largest: Tensor | None = None  # magnitude by segment and sender's task, known once added up
+    largest: Tensor | None = None  # magnitude by segment and sender's task, known after the sum
 
 
 @dataclass
@@ -56,22 +55,22 @@ class _UnderWay:
     bucket: Bucket
     slicing: Slicing
     rounds: list[_Round]
-    used: Tensor  # by parameter: how many ranks used it, once decided
-    numbers: Tensor | None = None  # what is summed over the ranks
+    used: Tensor  # by parameter: how many ranks used it, known with the weights
+    numbers: Tensor | None = None  # the numbers to sum over the ranks
     wait: Wait | None = None
     decided: bool = False
 
     def summed(self) -> tuple[Wait, Tensor]:
-        """Return what is summed over the ranks, and the wait for it."""
+        """Return the numbers to sum over the ranks, and the wait for the sum."""
         assert self.wait is not None and self.numbers is not None
         return self.wait, self.numbers
 
 
 class Exchange:
-    """The gradients of one step on their way; every rank makes one for the same step.
+    """The exchange of the gradients of one step; every rank creates one for the same step.
 
     Args:
-        ranks: who takes part.
+        ranks: the ranks that take part.
         groups: parameters that get the same weights.
         buckets: all parameters of the groups.
         method: turns the geometry of the step into weights.
@@ -100,7 +99,7 @@ class Exchange:
         n_tasks, n_groups = len(agreed.tasks), len(groups)
         self._gram = torch.zeros(n_groups, n_tasks, n_tasks, dtype=torch.float64)
         self._weights: dict[int, Tensor] = {}
-        self._unread: list[_UnderWay] = []  # settled, but for what the host has not read
+        self._unread: list[_UnderWay] = []  # settled, but not yet read by the host
         # Each rank sends a row for each of its tasks: the task and the sender of all rows.
         self._counts = [len(tasks) for tasks in agreed.tasks_of_ranks]
         self._task = torch.tensor([*chain(*agreed.tasks_of_ranks)], dtype=torch.int64)
@@ -112,7 +111,7 @@ class Exchange:
         self._largest = torch.zeros(n_groups, len(self._task), dtype=torch.float64)
 
     def launch(self, sources: Sequence[GradientColumns], used: Sequence[bool]) -> None:
-        """Send the gradients of the next bucket, and bring the ones before it one stage on.
+        """Send the gradients of the next bucket, and advance the ones before it by one stage.
 
         Args:
             sources: this rank's gradients of the bucket.
@@ -125,7 +124,7 @@ class Exchange:
         slicing = slicing_of(bucket, self.ranks.rank, self.ranks.size)
         rounds = []
         for start, stop in slicing.rounds(at_once):
-            if rounds:  # what is over the budget together is not held together
+            if rounds:  # rounds above the budget are not held at the same time
                 self._reduce(rounds[-1], bucket, slicing)
             rounds.append(self._send(slicing, sources, start, stop))
         here = self.ranks.on_device(torch.tensor(used, dtype=torch.float64), bucket.device)
@@ -136,7 +135,7 @@ class Exchange:
             self._settle()
 
     def finish(self) -> dict[int, Tensor | None]:
-        """Return the combined gradients, by the id of the parameter, None where none was used."""
+        """Return the combined gradients, by the id of the parameter, None if unused."""
         while self._measured < len(self._under_way):
             self._measure()
         while self._settled < len(self._under_way):
@@ -154,7 +153,7 @@ class Exchange:
         return gradients
 
     def drain(self) -> None:
-        """Wait for whatever is under way, after a failure that all ranks had alike."""
+        """Wait for all pending collectives, after a failure on all ranks."""
         for way in self._under_way:
             for part in way.rounds:
                 part.wait()
@@ -166,16 +165,16 @@ class Exchange:
     def _send(
         self, slicing: Slicing, sources: Sequence[GradientColumns], start: int, stop: int
     ) -> _Round:
-        """Send this rank's gradients of some places, and begin to receive a slice of them."""
+        """Send this rank's gradients of some places, and start receiving a slice of them."""
         slices = slicing.slices(sources, self._counts[self.ranks.rank], start, stop)
         width = slices.shape[2]
         return _Round(start, stop, width, *self.ranks.exchange(slices, self._counts, width))
 
     def _reduce(self, part: _Round, bucket: Bucket, slicing: Slicing) -> Tensor:
-        """Add up what the ranks sent for the same task, in their order.
+        """Sum the gradients that ranks sent for the same task, in the order of the ranks.
 
-        Returns the largest magnitude that each sent: zero of what is all zeros, and not finite of
-        what is not.
+        Returns the largest magnitude that each sent: zero if all are zeros, not finite if any is
+        not.
         """
         part.wait()
         columns = [slicing.columns(segment, part.start, part.stop) for segment in bucket.segments]
@@ -191,7 +190,7 @@ class Exchange:
         return part.largest
 
     def _measure(self) -> None:
-        """Begin to add up over the ranks the inner products of the next bucket."""
+        """Start the sum over the ranks of the inner products of the next bucket."""
         way = self._under_way[self._measured]
         self._measured += 1
         found = [
@@ -205,7 +204,7 @@ class Exchange:
         way.wait = self.ranks.sum(way.numbers)
 
     def _settle(self) -> None:
-        """Decide the groups that end with the next bucket, combine and begin to gather them."""
+        """Get the weights of groups that end with the next bucket, combine, and start to gather."""
         way, ends = self._under_way[self._settled], self._ends[self._settled]
         self._settled += 1
         self._unread.append(way)
@@ -219,7 +218,7 @@ class Exchange:
                 self._combine(other)
 
     def _read(self, ways: Sequence[_UnderWay]) -> None:
-        """Take over what was added up of some buckets."""
+        """Read the sums of some buckets."""
         k, sent = len(self.agreed.tasks), len(self._task)
         for way, numbers in zip(ways, on_host([way.summed() for way in ways]), strict=True):
             n = len(way.bucket.segments)
@@ -263,7 +262,7 @@ class Exchange:
         self._weights |= dict(zip(ends, weights, strict=True))
 
     def _precise_gram(self, group: int) -> Tensor:
-        """Inner products of a group with float64 products throughout."""
+        """Inner products of a group, fully in float64."""
         k = len(self.agreed.tasks)
         total = torch.zeros(k, k, dtype=torch.float64, device=self.buckets[0].device)
         for way in self._under_way[: self._settled]:
@@ -273,7 +272,7 @@ class Exchange:
         return on_host([(self.ranks.sum(total), total)])[0]
 
     def _culprits(self, task: str) -> str:
-        """Say on which ranks something was not finite."""
+        """Name the ranks on which something was not finite."""
         ranks = [self.agreed.bad[task]] if task in self.agreed.bad else []
         ranks = ranks or self._sender[~self._largest.sum(0).isfinite()].unique().tolist()
         if not ranks and task in self.agreed.tasks:
@@ -304,7 +303,7 @@ class Exchange:
 
 
 def _largest(gradients: Tensor) -> Tensor:
-    """Return the largest magnitude in each row of ``[n, columns]``; NaN of what holds one."""
+    """Return the largest magnitude in each row of ``[n, columns]``; NaN if the row holds one."""
     if not gradients.numel():
         return gradients.new_zeros(len(gradients))
     return torch.maximum(gradients.amax(1), -gradients.amin(1))

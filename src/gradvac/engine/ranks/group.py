@@ -1,4 +1,4 @@
-"""The other ranks of a run: what is sent to them, counted, and what is said when one is gone."""
+"""The other ranks of a run: collectives, counts of bytes sent, and errors when a rank dies."""
 
 from __future__ import annotations
 
@@ -21,39 +21,39 @@ from gradvac.errors import RankError
 Found = TypeVar("Found")
 
 LATENCY = 2**16
-"""Numbers that a rank sends to one other in the time until the first of them arrives.
+"""Numbers that a rank sends to another one during one latency.
 
 Chosen here: 256 KiB, as 10 microseconds at 25 GB/s.
 """
 
 MODERATE = 2**21
-"""Numbers of a bucket that are no matter of memory: 8 MiB for each task, chosen here.
+"""Numbers of a bucket whose memory does not matter: 8 MiB for each task, chosen here.
 
-PyTorch's data parallel training sends 25 MiB at once.
+PyTorch's data parallel training uses 25 MiB.
 """
 
-_ROOM = 1024  # bytes of a message at first; a longer one takes two turns, and makes room for others
+_ROOM = 1024  # initial bytes of a message; a longer one takes two rounds, and raises the size
 
 
 class Ranks:
-    """A process group, by its collectives; all of them are to be called by all ranks alike.
+    """The collectives of a process group; all ranks must call all of them in the same order.
 
     Args:
         group: the process group.
-        bucket: numbers of a gradient that travel together, at least; by default chosen from the
-            size of the model and the number of ranks, see :func:`bucket_of`.
-        budget: bytes of the gradients of all tasks that travel in one turn, at most.
+        bucket: least numbers of a gradient that are sent together; by default chosen from the size
+            of the model and the number of ranks, see :func:`bucket_of`.
+        budget: most bytes of the gradients of all tasks that are sent in one round.
 
     Attributes:
         rank: number of this rank in the group, from 0.
         size: number of ranks R.
-        sent: bytes sent by this rank, by kind, under the algorithms that move the least: R - 1
-            slices of R of what is exchanged or gathered, twice that of what is summed.
-        attachment: what to send along with the next message.
-        attachments: what ranks sent along with each such message, in their order.
-        broken: why nothing more can be exchanged; empty while all is well.
-        same: whether all ranks have been found to run the same.
-        known: the last failure of this rank that the others know of.
+        sent: bytes sent by this rank, by kind, for the algorithms that send the least: (R - 1) / R
+            of an exchange or a gather, twice that for a sum.
+        attachment: data to send with the next message.
+        attachments: the data that ranks sent with each such message, in the order of the ranks.
+        broken: why nothing more can be exchanged; empty without a failure.
+        same: whether all ranks were checked to run the same.
+        known: the last failure of this rank that the others know.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Ranks:
     def of(cls, group: dist.ProcessGroup | Ranks | None, alone: bool = False) -> Ranks | None:
         """Return the ranks of a group, of the default group for None.
 
-        None if there is but one rank, unless that is to be dealt with ``alone`` too.
+        None if there is only one rank, unless ``alone``.
         """
         if isinstance(group, Ranks):
             return group
@@ -93,10 +93,10 @@ class Ranks:
     # -- collectives ----------------------------------------------------------------------------
 
     def exchange(self, slices: Tensor, counts: Sequence[int], columns: int) -> tuple[Tensor, Wait]:
-        """Send ``slices[r]`` to rank r; begin to receive ``[sum(counts), columns]``.
+        """Send ``slices[r]`` to rank r; start receiving ``[sum(counts), columns]``.
 
         Args:
-            slices: ``[R, own tasks, columns]``, to be left alone until the wait is over.
+            slices: ``[R, own tasks, columns]``, not to be changed until the wait is over.
             counts: how many tasks each rank sends.
             columns: how many numbers it sends for each.
         """
@@ -111,7 +111,7 @@ class Ranks:
         return received, Wait(self, work, slices)
 
     def gather(self, piece: Tensor) -> tuple[Tensor, Wait]:
-        """Begin to receive the pieces ``[c]`` of all ranks, ``[R * c]``."""
+        """Start receiving the pieces ``[c]`` of all ranks, ``[R * c]``."""
         whole = piece.new_empty(self.size * len(piece))
         self._count("gather", piece, self.size - 1)
         with self.watched():
@@ -119,16 +119,16 @@ class Ranks:
         return whole, Wait(self, work, piece)
 
     def sum(self, values: Tensor) -> Wait:
-        """Begin to add up ``values`` over the ranks, in place; bitwise the same on all of them."""
+        """Start the sum of ``values`` over the ranks, in place; bitwise the same on all ranks."""
         self._count("sum", values, 2 * (self.size - 1) / self.size)
         with self.watched():
             work = dist.all_reduce(values, group=self.group, async_op=True)
         return Wait(self, work, values)
 
     def messages(self, message: dict[str, Any]) -> list[dict[str, Any]]:
-        """Exchange what JSON can hold; returns the messages of all ranks, in their order.
+        """Exchange JSON messages; returns those of all ranks, in the order of the ranks.
 
-        They go from host to host, whatever device the gradients are on.
+        They are sent between hosts, on whatever device the gradients are.
         """
         attachment, self.attachment = self.attachment, None
         data = json.dumps([message, attachment]).encode()
@@ -153,11 +153,11 @@ class Ranks:
         return [found[r * self._room : (r + 1) * self._room] for r in range(self.size)]
 
     def bucket_of(self, parameters: int) -> int:
-        """Return the numbers of a bucket for a model of so many parameters."""
+        """Return how many numbers a bucket has for a model of that many parameters."""
         return bucket_of(parameters, self.size)
 
     def on_device(self, values: Tensor, device: torch.device) -> Tensor:
-        """Bring values from the host to a device; the host does not wait for it."""
+        """Copy values from the host to a device, without a wait of the host."""
         if device.type == "cuda":
             return values.pin_memory().to(device, non_blocking=True)
         return values.to(device, non_blocking=True)
@@ -177,7 +177,7 @@ class Ranks:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Turn the failure of a collective into an error that names the ranks that are gone."""
+        """Turn the failure of a collective into an error that names the ranks that have died."""
         self.check()
         try:
             yield
@@ -185,9 +185,9 @@ class Ranks:
             raise self.lost(e) from e
 
     def lost(self, error: BaseException) -> RankError:
-        """Return the error that names who is to blame for the failure of a collective.
+        """Return an error that names the rank that caused the failure of a collective.
 
-        What the back end says of it goes to the log of ``gradvac``.
+        The message of the back end goes to the log of ``gradvac``.
         """
         logging.getLogger("gradvac").info("rank %d: a collective failed: %s", self.rank, error)
         self.broken = self.signs.missing() or (
@@ -200,15 +200,15 @@ class Ranks:
         )
 
     def leave(self, reason: str) -> None:
-        """Say in the store why this rank gives up, where the others look once it is gone."""
+        """Write to the store why this rank gives up; the others read it once it has died."""
         self.broken = reason
         self.signs.leave(reason)
 
     def first(self, act: Callable[[], Found]) -> Found | None:
-        """Let rank 0 act while the others wait, however long it takes; None on the others.
+        """Run ``act`` on rank 0 while the others wait, without a time limit; None on the others.
 
         Raises:
-            RankError: on the others, if rank 0 fails or is gone.
+            RankError: on the others, if rank 0 fails or has died.
         """
         self.check()
         found = None
@@ -222,10 +222,10 @@ class Ranks:
         return found
 
     def meet(self) -> None:
-        """Wait for all ranks, however long they take.
+        """Wait for all ranks, without a time limit.
 
         Raises:
-            RankError: if one of them fails or is gone.
+            RankError: if one of them fails or has died.
         """
         self.check()
         self._met(self.signs.meet())
@@ -237,16 +237,16 @@ class Ranks:
 
 
 class Wait:
-    """A collective under way; called, it waits until the collective is over."""
+    """A running collective; a call waits until it is over."""
 
     def __init__(self, ranks: Ranks, work: Any, alive: Tensor) -> None:
         self._ranks, self._work, self._alive = ranks, work, alive
 
     def __call__(self) -> None:
-        """Wait, and let go of what was sent.
+        """Wait, and release what was sent.
 
         Raises:
-            RankError: if the collective failed; it names the ranks that are gone.
+            RankError: if the collective failed; it names the ranks that have died.
         """
         if self._work is None:
             return
@@ -257,9 +257,9 @@ class Wait:
 
 
 def on_host(found: Sequence[tuple[Wait, Tensor]]) -> list[Tensor]:
-    """Wait for collectives, once for all of them; return what they left in tensors on the host.
+    """Wait once for several collectives; return their results on the host.
 
-    A GPU may have been given more to do since: that is not waited for.
+    Later work on the GPU is not waited for.
     """
     device = found[0][1].device
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -274,11 +274,11 @@ def on_host(found: Sequence[tuple[Wait, Tensor]]) -> list[Tensor]:
 
 
 def bucket_of(parameters: int, ranks: int) -> int:
-    """Return the numbers of a bucket for P parameters on R ranks.
+    """Return how many numbers a bucket has for P parameters on R ranks.
 
-    Buckets of B numbers cost P / B latencies, each of R messages, and what the last one sends is
-    hidden behind nothing: the sum is least at the root of P times what travels in R latencies. For
-    the sake of memory no more than a sixteenth of a large model.
+    Buckets of B numbers cost P / B latencies of R messages each, and the last bucket overlaps with
+    nothing: the sum is least at B = sqrt(P times the numbers sent in R latencies). To save memory,
+    at most a sixteenth of a large model.
     """
     return min(round(math.sqrt(parameters * ranks * LATENCY)), max(MODERATE, parameters // 16))
 
@@ -291,10 +291,10 @@ _CONTROL: WeakKeyDictionary[dist.ProcessGroup, dist.ProcessGroup] = WeakKeyDicti
 
 
 def _control(group: dist.ProcessGroup) -> dist.ProcessGroup:
-    """Return the group for what hosts tell each other: itself, or one of the same ranks by gloo.
+    """Return the group for messages between hosts: itself, or a gloo group of the same ranks.
 
-    Collectives of NCCL neither take tensors of the host nor raise when a rank is gone; its watchdog
-    ends the process some time later, without saying who it was.
+    Collectives of NCCL neither take host tensors nor raise when a rank dies; its watchdog ends the
+    process some time later, without naming that rank.
     """
     if "cpu:" in dist.get_backend_config(group):
         return group

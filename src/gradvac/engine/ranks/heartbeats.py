@@ -1,7 +1,7 @@
-"""Signs of life: what ranks leave for each other in the store that all of them reach.
+"""Signs of life of ranks, in the store that all of them reach.
 
-A collective that fails says that somebody is gone, not who. The store outlives the connections
-between ranks, so each rank leaves there why it gave up, or that it is still there.
+A failed collective does not name the rank that died. The store outlives the connections between
+ranks, so each rank writes there why it gave up, or that it is alive.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 import torch.distributed as dist
 
 ROLL_CALL = 20.0
-"""Seconds to wait for a sign of life once a rank seems gone: the others may be computing still."""
+"""Seconds to wait for a sign of life once a rank seems dead: it may still be computing."""
 
 _MEETINGS = Counter[str]()
-"""How many there were, by group: no key of a store is used twice."""
+"""Number of meetings so far, by group: no key of a store is used twice."""
 
 _LOST = "a rank is gone, and with it the store of the ranks, which rank 0 may have kept"
 
@@ -29,8 +29,8 @@ class Signs:
     """The signs of the ranks of a group.
 
     Args:
-        members: their numbers in the default group, in the order of the group.
-        rank: the place of this one among them.
+        members: ranks in the default group, in the order of the group.
+        rank: position of this rank among them.
     """
 
     def __init__(self, members: Sequence[int], rank: int) -> None:
@@ -44,39 +44,39 @@ class Signs:
         return dist.distributed_c10d._get_default_store()
 
     def leave(self, reason: str) -> None:
-        """Say why this rank gives up."""
+        """Write why this rank gives up."""
         self.accuse(f"rank {self.members[self.rank]} failed: {reason}")
 
     def accuse(self, what: str) -> None:
-        """Say which rank is to blame, unless somebody has said so before."""
+        """Write which rank caused the failure, unless a rank already did."""
         with suppress(RuntimeError):
             if not self.store.check([f"{self._prefix}/failed"]):
                 self.store.set(f"{self._prefix}/failed", what)
 
     def failed(self) -> str:
-        """Say which rank gave up and why, or is gone; empty if nobody said so."""
+        """Return which rank gave up and why, or has died; empty if nothing was written."""
         key = f"{self._prefix}/failed"
         return self.store.get(key).decode() if self.store.check([key]) else ""
 
     def pulse(self) -> None:
-        """Show once more that this rank is there."""
+        """Increase the counter that shows that this rank is alive."""
         self.store.add(f"{self._prefix}/pulse/{self.members[self.rank]}", 1)
 
     def pulse_of(self, other: int) -> int:
-        """Return how often a rank has shown that it is there."""
+        """Return the counter of signs of life of a rank."""
         return self.store.add(f"{self._prefix}/pulse/{other}", 0)
 
     def end(self) -> None:
-        """Say that this rank has done its work, and will show itself no more."""
+        """Write that this rank has finished and gives no more signs of life."""
         with suppress(RuntimeError):
             self.store.set(f"{self._prefix}/ended/{self.members[self.rank]}", "1")
 
     def ended(self, other: int) -> bool:
-        """Return whether a rank has done its work."""
+        """Return whether a rank has finished."""
         return self.store.check([f"{self._prefix}/ended/{other}"])
 
     def missing(self) -> str:
-        """Say which ranks failed or are gone; empty if all answer the roll call."""
+        """Return which ranks failed or have died; empty if all give a sign of life."""
         missing, left = [], ROLL_CALL
         try:
             if reason := self.failed():
@@ -87,20 +87,20 @@ class Signs:
                     self.store.wait([f"{self._prefix}/alive/{other}"], timedelta(seconds=left))
                 except RuntimeError:
                     missing.append(other)
-                    left = 1.0  # the rest have had their time
+                    left = 1.0  # the others have had enough time
             if self.rank == 0:
-                time.sleep(1.0)  # this process may keep the store, and the others read it still
+                time.sleep(1.0)  # this process may host the store, and the others still read it
         except RuntimeError:
             return _LOST
         return gone(missing)
 
     def meet(self, only_first: bool = False) -> str:
-        """Say that this rank has come here, and wait until all ranks have, or the first alone.
+        """Write that this rank is here, and wait until all ranks are, or only the first.
 
-        Returns why that will never be, or nothing. The store is asked, not waited for: that would
-        have a limit, and what takes long has none.
+        Returns why that will never happen, or nothing. Polls the store, because its own wait has a
+        time limit.
         """
-        _MEETINGS[self._prefix] += 1  # on all ranks, which come to them alike
+        _MEETINGS[self._prefix] += 1  # the same on all ranks
         key, pause = f"{self._prefix}/meeting/{_MEETINGS[self._prefix]}", 0.01
         if not (only_first and self.rank):
             self.store.add(key, 1)
@@ -117,6 +117,6 @@ class Signs:
 
 
 def gone(ranks: Sequence[int]) -> str:
-    """Say which ranks are gone; nothing if none is."""
+    """Return which ranks have died; empty if none."""
     names = ", ".join(map(str, ranks))
     return names and (f"rank {names} is gone" if len(ranks) == 1 else f"ranks {names} are gone")

@@ -1,9 +1,9 @@
-"""How ranks that gather sharded parameters together make the same backward passes.
+"""Gives ranks that gather sharded parameters the same number of backward passes.
 
-Every pass gathers, so a rank that needs fewer passes than another makes idle ones, in which the
-gradient is zero. And a rank that waits for task gradients in the middle of a pass must not wait for
-one that is to gather first: only where the same gradients come in the same order on all ranks do
-they travel during the pass.
+Every pass gathers, so a rank that needs fewer passes than another runs idle ones with a zero
+gradient. And a rank that waits for task gradients during a pass must not wait for a rank that has
+to gather first: gradients are sent during the pass only if they arrive in the same order on all
+ranks.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ class Passes(NamedTuple):
     """The backward passes of a batch, on all ranks.
 
     Attributes:
-        number: how many every rank makes.
-        streams: whether gradients may travel during the pass.
-        units: modules to gather at the end, for what was made of their parameters alone.
-        checks: passes before these, after which the ranks are to agree once more.
+        number: how many every rank runs.
+        streams: whether gradients may be sent during the pass.
+        units: modules to gather at the end, for tensors computed only from their parameters.
+        checks: passes before these, after which the ranks agree again.
     """
 
     number: int
@@ -37,15 +37,14 @@ def agree_on_passes(
     units: frozenset[int] = frozenset(),
     checks: int = 0,
 ) -> Passes:
-    """Tell the other ranks what this one's batch asks for, and hear what theirs do.
+    """Exchange with the other ranks what each batch needs.
 
     Args:
         ranks: all of them call this.
         count: passes that this rank needs.
-        uses: of each store of gradients, how many are to come in the pass; empty if they are not
-            split.
-        units: modules whose parameters something was made of that met samples.
-        checks: passes that this rank makes before, to check its batch.
+        uses: how many gradients each store expects in the pass; empty if they are not split.
+        units: modules with parameters from which tensors used with samples were computed.
+        checks: passes that this rank runs before, to check its batch.
     """
     own = {"passes": count, "uses": list(uses), "units": sorted(units), "checks": checks}
     said = ranks.messages(own)

@@ -1,4 +1,4 @@
-"""Plain training on several ranks: ``p.grad`` is added up over them."""
+"""Plain training on several ranks: ``p.grad`` is summed over them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from gradvac.engine.ranks.group import Ranks, Wait, on_host
 
 
 class Reduction:
-    """Adds ``p.grad`` up over the ranks: plain training, without a method or a wrapper.
+    """Sums ``p.grad`` over the ranks: plain training, without a method or a wrapper.
 
-    Begins while the backward pass goes on, with the parameters that it comes to first, which are
-    taken to be the last ones. A rank without samples has nothing to wait for. A parameter that no
-    rank used keeps ``p.grad = None``. Bitwise the same on all ranks.
+    Begins during the backward pass with the last parameters, which it is assumed to reach first. A
+    rank without samples has nothing to wait for. A parameter that no rank used keeps
+    ``p.grad = None``. Bitwise the same on all ranks.
 
     Args:
-        ranks: all of them make the same steps.
+        ranks: all of them run the same steps.
         parameters: those of the model, in the same order on all ranks.
     """
 
@@ -40,7 +40,7 @@ class Reduction:
 
     @contextmanager
     def during(self) -> Iterator[None]:
-        """Send what is complete while the last backward pass of the step, inside, goes on."""
+        """Send complete gradients during the last backward pass of the step, run inside."""
         self._missing = [{id(p) for p in bucket} for bucket in self.buckets]
         hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in self.parameters]
         try:

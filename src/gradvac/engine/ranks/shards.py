@@ -1,12 +1,12 @@
-"""Models sharded by ``fully_shard``: which parameters a forward pass uses in place of the shards.
+"""Models sharded by ``fully_shard``: which parameters a forward pass uses instead of the shards.
 
 Between passes a module holds this rank's rows of each parameter, as a DTensor. Around its forward
-and backward pass ``fully_shard`` gathers them and puts a whole parameter in their place, the same
-object every time. The gradients of tasks are those of the whole one. Nothing of it is left in
-``p.grad``, so that ``fully_shard`` finds nothing to reduce; the engine adds the gradients up over
-the ranks, combines this rank's rows and leaves them in ``p.grad`` of the shard.
+and backward pass ``fully_shard`` gathers them into a whole parameter, the same object every time.
+Task gradients are those of the whole parameter. Its ``p.grad`` stays empty, so that ``fully_shard``
+has nothing to reduce; the engine sums the gradients over the ranks, combines this rank's rows and
+puts them into ``p.grad`` of the shard.
 
-Gathering is a collective: all ranks have to make the same forward and backward passes.
+Gathering is a collective: all ranks must run the same forward and backward passes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Shards:
         self._units = _units(model)
         self._whole: dict[int, nn.Parameter] = {}
         self._unit_of: dict[int, int] = {}
-        self._places: dict[int, tuple[nn.Module, str]] = {}  # of a parameter of each unit
+        self._places: dict[int, tuple[nn.Module, str]] = {}  # where one parameter of each unit is
         self._kept_whole: set[int] = set()
         modules = {id(module): module for module in model.modules()}
         for unit in self._units:
@@ -65,11 +65,11 @@ class Shards:
         refuse_cut((name, p) for name, p in model.named_parameters() if id(p) not in self._whole)
 
     def whole(self, parameter: nn.Parameter) -> nn.Parameter:
-        """Return what a forward pass uses in place of a parameter; itself if it is not sharded."""
+        """Return the whole parameter that a forward pass uses; itself if not sharded."""
         return self._whole.get(id(parameter), parameter)
 
     def check_ranks(self, ranks: Sequence[int]) -> None:
-        """Check that parameters are cut over the ranks that add gradients up, in their order.
+        """Check that parameters are sharded over the ranks that sum gradients, in their order.
 
         Raises:
             GradientError: if they are not.
@@ -89,7 +89,7 @@ class Shards:
 
     @contextmanager
     def gathered(self, units: Iterable[int]) -> Iterator[None]:
-        """Hold some modules whole inside; all ranks alike."""
+        """Keep some modules gathered inside; all ranks must call it."""
         chosen = [self._units[n] for n in sorted(units)]
         for unit in chosen:
             unit.unshard()
@@ -100,10 +100,10 @@ class Shards:
                 unit.reshard()
 
     def gather_kept_whole(self) -> None:
-        """Hold whole, before a backward pass, what forward passes leave whole; all ranks alike.
+        """Gather, before a backward pass, what forward passes leave whole; all ranks must call it.
 
-        That is the model as a whole, whose parameters may be used outside its forward, as a softmax
-        in the loss. Gathered by the first pass through a graph, they are gone in the second.
+        That is the root module, whose parameters may be used outside its forward, such as a softmax
+        in the loss. They are gathered in the first pass through a graph but gone in the second.
         """
         for n, (module, name) in self._places.items():
             if not is_sharded(module._parameters[name]):  # type: ignore[arg-type]
@@ -112,14 +112,14 @@ class Shards:
             self._units[n].unshard()
 
     def reset(self) -> None:
-        """Bring the shards back after a forward or backward pass that failed on all ranks alike.
+        """Restore the shards after a forward or backward pass that failed on all ranks.
 
         Raises:
-            GradientError: if this torch cannot, which it can since 2.13.
+            GradientError: if torch is older than 2.13.
         """
         for unit in self._units:
             reset = getattr(unit, "reset_iter_state", unit.reshard)
-            with suppress(RuntimeError):  # of the root alone, which is the first one as a rule
+            with suppress(RuntimeError):  # only of the root, which is usually the first one
                 reset()
         states = {unit._get_fsdp_state()._training_state.name for unit in self._units}
         if states != {"IDLE"}:
@@ -131,9 +131,9 @@ class Shards:
 
     @contextmanager
     def passing_info_on(self, places: TensorPlaces) -> Iterator[None]:
-        """Hand on, inside, what is known of the inputs of sharded modules.
+        """Inside, pass on the information about inputs of sharded modules.
 
-        ``fully_shard`` puts a function of its own before each module, whose outputs nobody knows.
+        ``fully_shard`` runs its own function before each module, whose outputs are not traced.
         """
         given: list[list[Tensor]] = []
 
@@ -143,7 +143,7 @@ class Shards:
         def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             with torch._C.DisableTorchFunction():
                 for old, new in zip(given.pop(), tensors_within((args, kwargs)), strict=False):
-                    if new is not old:  # what is known of the new one is that it came out of sight
+                    if new is not old:  # the new one is only known to be untraced
                         _hand_on(places, old, new)
 
         hooks = []
@@ -170,7 +170,7 @@ def shards_of(model: nn.Module | Iterable[tuple[str, nn.Parameter]]) -> Shards |
 
 
 def refuse_cut(named: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse parameters that something else than ``fully_shard`` cut, as tensor parallelism does.
+    """Refuse parameters sharded by anything but ``fully_shard``, such as tensor parallelism.
 
     Their gradients are parts or sums of parts over ranks that work on the same samples.
 
@@ -218,12 +218,12 @@ def shard_of(whole: Tensor, parameter: Tensor, rank: int) -> Tensor:
 
 
 def rows_of_a_rank(rows: int, ranks: int) -> int:
-    """Return how many rows a rank keeps, the last ones perhaps fewer: as ``torch.chunk`` cuts."""
+    """Return how many rows a rank keeps, as in ``torch.chunk``; the last ranks may keep fewer."""
     return -(-rows // ranks)
 
 
 def _units(model: nn.Module) -> list[Any]:
-    """Return what was given to fully_shard, FSDPModules."""
+    """Return the modules given to fully_shard, FSDPModules."""
     named = lambda module: any(kind.__name__ == "FSDPModule" for kind in type(module).__mro__)
     return [module for module in model.modules() if named(module)]
 
@@ -238,7 +238,7 @@ def _parameters(model: nn.Module) -> dict[tuple[int, str], nn.Parameter]:
 
 
 def _check(name: str, parameter: Tensor) -> None:
-    """Refuse what is not cut by rows over one dimension of ranks."""
+    """Refuse a parameter that is not sharded by rows over one dimension of ranks."""
     from torch.distributed.tensor import Shard
 
     shard: DTensor = parameter  # type: ignore[assignment]

@@ -1,7 +1,7 @@
-"""How the columns of a bucket of parameters are divided into slices, one for each rank.
+"""Divides the columns of a bucket of parameters into slices, one for each rank.
 
-Evenly, where the combined gradient is gathered afterwards; by rows, as ``fully_shard`` cuts the
-parameters, where it stays on the rank that keeps them.
+Evenly if the combined gradient is gathered afterwards; by rows, as in ``fully_shard``, if it stays
+on the rank that keeps them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from gradvac.engine.ranks.shards import as_shard, local_rows, rows_of_a_rank
 
 
 class Slicing(Protocol):
-    """The slices of a bucket; what goes round at once is a range of places.
+    """The slices of a bucket; each round sends a range of places.
 
     Attributes:
-        gathers: whether the slices of all ranks are to be brought together in the end.
+        gathers: whether the slices of all ranks are gathered at the end.
     """
 
     gathers: bool
@@ -35,7 +35,7 @@ class Slicing(Protocol):
     def slices(self, sources: Sequence[GradientColumns], own: int, start: int, stop: int) -> Tensor:
         """Return ``own`` gradients in a range of places, a slice for each rank, ``[R, own, w]``.
 
-        Always in memory of their own: that of the sources is used again while these are sent.
+        Always a copy: the memory of the sources is reused while these are sent.
         """
         ...
 
@@ -44,15 +44,15 @@ class Slicing(Protocol):
         ...
 
     def gradients(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Return a gradient for each parameter, from what all rounds brought."""
+        """Return a gradient for each parameter, from the results of all rounds."""
         ...
 
 
 class EvenSlicing:
-    """Slices of equal width, whatever parameters they belong to; places are columns.
+    """Slices of equal width, regardless of parameters; places are columns.
 
     Args:
-        bucket: what is divided.
+        bucket: the bucket to divide.
         rank: which slice is this rank's.
         size: number of ranks R.
     """
@@ -68,7 +68,7 @@ class EvenSlicing:
         return [(start, min(start + at_once, end)) for start in range(0, end, at_once)]
 
     def slices(self, sources: Sequence[GradientColumns], own: int, start: int, stop: int) -> Tensor:
-        """Return the gradients of a range of columns, filled up with zeros."""
+        """Return the gradients of a range of columns, padded with zeros."""
         parts = _columns(sources, own, start, stop, self.bucket)
         width = -(-(stop - start) // self.size)
         if self.size * width > stop - start:
@@ -85,7 +85,7 @@ class EvenSlicing:
         return slice(a - begin, b - begin) if a < b else slice(0, 0)
 
     def gradients(self, parts: Sequence[Tensor]) -> list[Tensor]:
-        """Return whole gradients from what was gathered."""
+        """Return whole gradients from the gathered slices."""
         whole = parts[0] if len(parts) == 1 else torch.cat(list(parts))
         parameters = self.bucket.parameters
         pieces = whole[: self.bucket.size].split([p.numel() for p in parameters])
@@ -95,11 +95,11 @@ class EvenSlicing:
 class RowSlicing:
     """The rows of every parameter that a rank keeps, one parameter after the other.
 
-    A rank that keeps fewer rows of a parameter than the first one has zeros in their place: places
-    are those of the first rank's slice.
+    A rank that keeps fewer rows of a parameter than the first one has zeros instead: places are
+    those of the first rank's slice.
 
     Args:
-        bucket: what is divided: sharded parameters alone.
+        bucket: the bucket to divide; all its parameters are sharded.
         size: number of ranks R.
     """
 
@@ -184,7 +184,7 @@ def _starts(parameters: Sequence[nn.Parameter]) -> list[int]:
 
 
 def _copied(gradients: Tensor) -> Tensor:
-    """Copy, in any case: where a rank has one task, or is alone, a transpose is contiguous."""
+    """Copy always: with one task or one rank, a transpose is already contiguous."""
     return gradients.clone(memory_format=torch.contiguous_format)
 
 
@@ -195,7 +195,7 @@ def _zeros(own: int, columns: int, bucket: Bucket) -> Tensor:
 def _columns(
     sources: Sequence[GradientColumns], own: int, start: int, stop: int, bucket: Bucket
 ) -> list[Tensor]:
-    """Return the gradients of a range of columns, in neighbouring pieces ``[own, n]``."""
+    """Return the gradients of a range of columns, in adjacent pieces ``[own, n]``."""
     parts, first = [], 0
     for source in sources:
         a, b = max(start, first) - first, min(stop, first + source.size) - first

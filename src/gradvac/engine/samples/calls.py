@@ -1,4 +1,4 @@
-"""Small questions about a function call that was intercepted, and about autograd's graph."""
+"""Helpers for intercepted function calls, and for autograd's graph."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tensors_in(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor]:
 def template(
     args: Sequence[Any], kwargs: dict[str, Any], tensors: list[Tensor]
 ) -> Callable[[Sequence[Tensor]], tuple[list[Any], dict[str, Any]]]:
-    """Take the tensors out of arguments; return how to put others in their place."""
+    """Take the tensors out of arguments; return a function that puts others in their place."""
 
     def take(x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -55,14 +55,14 @@ _NAMES: dict[Any, str] = {}
 
 
 def name_of(func: Any) -> str:
-    """Return the name of a function without underscores; of an attribute, that of the attribute."""
+    """Return the name of a function, or of an attribute, without underscores."""
     if (known := _NAMES.get(func)) is not None:
         return known
     name = getattr(func, "__name__", "")
     if name == "__get__":
         name = getattr(func.__self__, "__name__", "")
         if name not in ("T", "mT", "H", "mH", "data", "real", "imag"):
-            name = "size"  # others tell, not compute
+            name = "size"  # others give information and compute nothing
     elif name in ("__set__", "__delete__"):
         name = "set " + getattr(func.__self__, "__name__", "")
         name = "size" if name in ("set grad", "set requires_grad") else name
@@ -72,7 +72,7 @@ def name_of(func: Any) -> str:
 
 
 def is_torch(func: Any) -> bool:
-    """Whether a function is one of torch's own or of ours, so that its name can be relied on."""
+    """Whether a function belongs to torch or to this package, so that its name is reliable."""
     module = getattr(func, "__module__", None)
     if module is None:  # a method of torch.Tensor
         return True
@@ -95,7 +95,7 @@ def writes(func: Any) -> bool:
 
 
 def inner(func: Any) -> Any:
-    """Return a function of torch written in Python that does not dispatch as a whole again."""
+    """Return a copy of a torch function written in Python that skips its own dispatch."""
     if func not in _INNER:
         names = {**func.__globals__, "has_torch_function": lambda tensors: False}
         copy = FunctionType(func.__code__, names, func.__name__, func.__defaults__)
@@ -114,7 +114,7 @@ def leaves(x: Tensor) -> list[Tensor]:
 
 
 def nodes(x: Tensor, end: Callable[[Any], bool] = lambda node: False) -> Iterator[Any]:
-    """Yield the nodes of the graph that made a tensor, none that lies behind an ``end``."""
+    """Yield the nodes of the graph of a tensor, none behind a node that is an ``end``."""
     seen: set[Any] = set()
     waiting = [x.grad_fn]
     while waiting:
@@ -140,7 +140,7 @@ def tensors_within(values: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def as_written(model: nn.Module) -> Iterator[None]:
-    """Run what ``torch.compile`` made of modules and functions as it was written.
+    """Run modules and functions compiled by ``torch.compile`` in eager mode.
 
     Compiled code cannot be followed, and cannot be run backward twice.
     """
@@ -167,7 +167,7 @@ def _tell_compiled(what: str) -> None:
 
 @contextmanager
 def explained(loss: Tensor, model: nn.Module) -> Iterator[None]:
-    """Say which module stands in the way of a backward pass that leaves ``p.grad`` alone."""
+    """Turn errors of backward passes into GradientErrors that explain the cause."""
     try:
         yield
     except CheckpointError as error:
@@ -193,7 +193,7 @@ def explained(loss: Tensor, model: nn.Module) -> Iterator[None]:
 
 
 def reentrant(loss: Tensor, model: nn.Module) -> str:
-    """Name a module under reentrant activation checkpointing, by the graph."""
+    """Name a module under reentrant activation checkpointing, found in the graph."""
     names = {id(module): name for name, module in model.named_modules()}
     for node in nodes(loss):
         function = getattr(node, "run_function", None)

@@ -1,4 +1,4 @@
-"""Functions of users, declared to keep samples apart; the first step checks that they do."""
+"""User functions declared to keep samples separate; the first step checks it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ _DECLARED: dict[Any, Entry] = {}
 
 
 def keeps_samples_apart(dim: int = 0) -> Callable[[F], F]:
-    """Declare that a function keeps samples apart along a dimension, and uses no parameters.
+    """Declare that a function keeps samples separate along a dimension and uses no parameters.
 
-    For functions that the engine cannot look into, such as those that call a custom
-    ``torch.autograd.Function``. Samples are then followed through them: slice ``i`` of every tensor
-    that it returns has to depend on slice ``i`` of its tensors alone, along ``dim``. Whether it
-    does is checked like everything else that a forward pass does for the first time; where it does
-    not, the engine goes on with one backward pass per task.
+    For functions that the engine cannot trace, such as those that call a custom
+    ``torch.autograd.Function``. Samples are then followed through them: along ``dim``, slice ``i``
+    of every returned tensor must depend only on slice ``i`` of the input tensors. This is checked
+    like everything that a forward pass does for the first time; if it fails, the engine changes to
+    one backward pass per task.
 
     Args:
-        dim: the dimension of the samples, in the tensors that it takes and in those it returns.
+        dim: the dimension of the samples, in input and returned tensors.
 
     Returns:
         A decorator.
@@ -70,6 +70,6 @@ def keeps_samples_apart(dim: int = 0) -> Callable[[F], F]:
 
 
 def entry_of(func: Any, name: str) -> Entry | None:
-    """Return what is known of a function, None if nothing."""
+    """Return the entry of a function, None if there is none."""
     declared = _DECLARED.get(func)
     return declared or (OPERATIONS.get(name) if is_torch(func) else None)

@@ -1,4 +1,4 @@
-"""How samples travel through indexing and selecting."""
+"""Where samples lie after indexing and selection."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from gradvac.engine.samples.places import Call, Lost, Mixed, Place, agreed, sole
 
 
 def selection(call: Call) -> Place | list[Place]:
-    """Views of a part: a probe in the place of the tensor shows where the samples go.
+    """Views of a part: a probe instead of the tensor shows where the samples go.
 
-    The probe moves in memory along the dimension of the samples alone, so the one dimension of
-    the result that moves is theirs, and its offset and stride tell which samples are left.
+    The probe has a nonzero stride only along the dimension of the samples, so the one dimension of
+    the result with a nonzero stride is theirs, and its offset and stride give the selected samples.
     """
     x, (owners, dim) = call.inputs[0]
     if call.func is torch.nn.functional.unfold:  # images [B, C, H, W] to columns [B, n, L]
@@ -32,7 +32,7 @@ def selection(call: Call) -> Place | list[Place]:
 
 
 def _probe(shape: torch.Size, dim: int) -> Tensor:
-    """A tensor of a shape that moves in memory along one dimension alone."""
+    """A tensor of a shape with a nonzero stride only along one dimension."""
     strides = [0] * len(shape)
     strides[dim] = 1
     return torch.empty(shape[dim], dtype=torch.int8).as_strided(shape, strides)
@@ -47,7 +47,7 @@ def _selected_place(probe: Tensor, owners: Owners) -> Place:
         return Place(owners.taken(start, length, stride if length > 1 else 1), e)
     if not probe.ndim:
         raise Mixed("it takes out a single number")
-    return Place(owners.taken(start, 1, 1).spread(probe.shape[0], 1), 0)  # one sample owns it all
+    return Place(owners.taken(start, 1, 1).spread(probe.shape[0], 1), 0)  # one sample owns it
 
 
 def getitem(call: Call) -> Place | list[Place]:
@@ -63,7 +63,7 @@ def getitem(call: Call) -> Place | list[Place]:
     used = sum(_dims_used(i) for i in index)
     if any(i is Ellipsis for i in index):
         used = x.ndim
-    # Dimensions behind the indexed ones come out as they went in.
+    # Dimensions behind the indexed ones are unchanged.
     behind = x.ndim - used
     if dim >= used:
         return Place(owners, dim - used + call.out.ndim - behind)
@@ -85,7 +85,7 @@ def getitem(call: Call) -> Place | list[Place]:
 
 
 def _chosen(call: Call) -> Place:
-    """Rows of what holds no samples, chosen by indices that do."""
+    """Rows of a tensor without samples, chosen by indices with samples."""
     x, index = call.args[0], call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     at = [n for n, i in enumerate(index) if isinstance(i, Tensor | int)]
     tensors = [i for i in index if isinstance(i, Tensor)]
@@ -116,7 +116,7 @@ def _dims_used(index: Any) -> int:
 
 
 def masked_select(call: Call) -> Place:
-    """Choose elements by a mask: the owners of the elements are chosen likewise."""
+    """Choose elements by a mask: the owners of the elements are chosen in the same way."""
     x, mask = call.argument(0, "input"), call.argument(1, "mask")
     place = call.place(x)
     if place is None:
@@ -151,7 +151,7 @@ def lookup(call: Call) -> Place:
 def gather(call: Call) -> Place:
     """Gather and scatter along a dimension that is not that of the samples.
 
-    What holds no samples may be gathered from along any.
+    A tensor without samples may be gathered from along any dimension.
     """
     along = call.argument(1 if call.name != "take_along_dim" else 2, "dim")
     owners, dim = agreed(call.inputs)
@@ -171,7 +171,7 @@ def gather(call: Call) -> Place:
 
 
 def _same_owners(x: Tensor, own: Place, index: Sequence[Any], dim: int, owners: Owners) -> bool:
-    """Whether what lies at an index with tensors has its samples along ``dim``, of these owners."""
+    """Whether the elements at an index with tensors have samples of ``owners`` along ``dim``."""
     used = sum(_dims_used(i) for i in index)
     if own.dim >= used or any(i is Ellipsis or i is None for i in index):
         return False
@@ -216,21 +216,21 @@ def assign(call: Call) -> Place | None:
 
 
 def _moves(x: Tensor, index: Any, d: int) -> tuple[int, int] | None:
-    """Which dimension of a region is the whole of dimension ``d`` of a tensor, and its size."""
+    """The dimension of a region that is all of dimension ``d`` of a tensor, and its size."""
     probe = _probe(x.shape, d)[index]
     moving = [e for e, s in enumerate(probe.stride()) if s == 1 and probe.shape[e] == x.shape[d]]
     return (moving[0], probe.shape[moving[0]]) if len(moving) == 1 else None
 
 
 def index_add(call: Call) -> Place:
-    """``index_add`` and ``index_copy``: slices go to where their own samples lie."""
+    """``index_add`` and ``index_copy``: slices go to the places of their own samples."""
     x, dim = call.argument(0, "input"), call.argument(1, "dim")
     index, source = call.argument(2, "index"), call.argument(3, "source")
     own, given = call.place(x), call.place(source)
     if own is None and given is not None and not x.requires_grad and dim % x.ndim == given.dim:
         line = torch.zeros(
             x.shape[given.dim], dtype=torch.int64
-        )  # what nobody writes to is constant
+        )  # the elements not written to are constant
         line[index.cpu()] = given.owners.index
         own = Place(Owners(line, given.owners.n_tasks), given.dim)
     if own is None or given is None or own.dim != given.dim:

@@ -19,12 +19,12 @@ class SplitBy(Enum):
 
     NONE = auto()  # not possible here
     POINTWISE = auto()  # one derivative for all tasks, then sums over the rows of each
-    SLICES = auto()  # the operation once more for each task, on its rows alone
+    SLICES = auto()  # the operation recomputed for each task, only on its rows
     MASKED = auto()  # the derivative for each task in full, other tasks' rows set to zero
 
 
 class Entry(NamedTuple):
-    """What is known of an operation."""
+    """The entry of a known operation."""
 
     rule: Rule
     split_by: SplitBy
@@ -68,7 +68,7 @@ def _add(names: str, rule: Rule, split_by: SplitBy = SplitBy.MASKED) -> None:
         OPERATIONS[name] = Entry(rule, split_by)
 
 
-# What draws random numbers cannot be computed again.
+# Operations that draw random numbers cannot be recomputed.
 _add("dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout"
      " bernoulli rand_like randn_like", shape_rules.broadcast, SplitBy.NONE)  # fmt: skip
 _add("softmax log_softmax cumsum cumprod logcumsumexp glu normalize flip sort argsort",
@@ -155,8 +155,7 @@ _add("pack_padded_sequence", recurrent.pack)
 _add("pad_packed_sequence", recurrent.unpack)
 _add("masked_select", indexing_rules.masked_select)
 
-# Attributes and methods that tell about a tensor and compute nothing from its values that could
-# carry a gradient.
+# Attributes and methods that describe a tensor and return nothing with a gradient.
 IGNORED = frozenset(
     """
     size dim ndimension numel nelement stride storage_offset is_contiguous item tolist data_ptr

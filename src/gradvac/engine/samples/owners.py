@@ -14,11 +14,11 @@ _CACHED = 2**22  # bytes that fit a shared cache, chosen here
 class Owners:
     """The owners of the slices of a tensor along one dimension.
 
-    Derived maps are cached, so that everything costly happens once per batch and shape.
+    Derived maps are cached, so costly work happens once per batch and shape.
 
     Attributes:
         index: position of the owning task of each slice, ``[n]``, int64, on the CPU.
-        n_tasks: number of tasks K of the step; not all of them need own a slice.
+        n_tasks: number of tasks K of the step; some may own no slice.
     """
 
     def __init__(self, index: Tensor, n_tasks: int) -> None:
@@ -30,11 +30,11 @@ class Owners:
         return len(self.index)
 
     def same(self, other: Owners) -> bool:
-        """Whether both maps say the same."""
+        """Whether both maps are equal."""
         if self is other:
             return True
         key = ("same", id(other))
-        if key not in self._derived:  # ids are safe: what is cached below keeps `other` alive
+        if key not in self._derived:  # ids are safe: the cache entry below keeps `other` alive
             equal = len(self) == len(other) and torch.equal(self.index, other.index)
             self._derived[key] = other if equal else None
             self._derived["alive", id(other)] = other
@@ -75,7 +75,7 @@ class Owners:
         return found
 
     def all_of(self, task: int, n_tasks: int) -> Owners:
-        """As many slices, all of one among ``n_tasks`` tasks."""
+        """The same number of slices, all owned by one of ``n_tasks`` tasks."""
         key = ("all_of", task, n_tasks)
         found = self._derived.get(key)
         if found is None:
@@ -105,10 +105,10 @@ class Owners:
 
     @cached_property
     def padded(self) -> list[Padding]:
-        """How to lay the rows of each task side by side, tasks of about one height together.
+        """How to put the rows of each task side by side, tasks of similar height together.
 
-        One class of all tasks if less than half of it is filling; else classes whose heights differ
-        by less than a factor of two. Tasks without rows are in none.
+        One class of all tasks if less than half of it is padding; else classes whose heights differ
+        by less than a factor of two. Tasks without rows are in no class.
         """
         heights = {k: end - start for k, (start, end) in enumerate(self.bounds) if end > start}
         if not heights:
@@ -141,8 +141,8 @@ class Owners:
     def blocks(self, values: Tensor) -> Iterator[Tensor]:
         """Yield the rows of each task among ``[n, ...]``.
 
-        On a CPU what is large is not sorted at once but copied one task at a time, so that the copy
-        is still in the cache when it is used.
+        On a CPU large tensors are not sorted at once but copied one task at a time, so that the
+        copy is still in the cache when it is used.
         """
         order = self.order(values.device)
         at_once = values.device.type != "cpu" or values.numel() * values.element_size() <= _CACHED
@@ -157,15 +157,15 @@ class Owners:
 
 
 class Padding:
-    """The rows of some tasks side by side, filled up to the height of the longest.
+    """The rows of some tasks side by side, padded to the height of the longest.
 
     Attributes:
         tasks: positions of the tasks.
         height: rows of the longest.
         all_tasks: whether these are all tasks of the step, in their order.
-        index: positions of the rows, ``[tasks * height]``; None if they lie like that.
-        gaps: where rows are filling, ``[tasks, height]``; None if nowhere.
-        positions: of the tasks, ``[tasks]``.
+        index: positions of the rows, ``[tasks * height]``; None if they already have this layout.
+        gaps: which rows are padding, ``[tasks, height]``; None if none.
+        positions: positions of the tasks, ``[tasks]``.
     """
 
     def __init__(self, owners: Owners, tasks: list[int]) -> None:
@@ -175,7 +175,7 @@ class Padding:
         self.all_tasks = len(tasks) == owners.n_tasks
         starts, ends = torch.tensor(bounds).T.unsqueeze(2)
         places = starts + torch.arange(self.height)
-        gaps = places >= ends  # filled with a row of the task's own: its NaN is its own anyway
+        gaps = places >= ends  # padded with a row of the same task, so NaN stays within it
         order = owners.order(torch.device("cpu"))
         index = torch.where(gaps, starts, places).flatten()
         index = index if order is None else order[index]
@@ -186,7 +186,7 @@ class Padding:
 
 
 class Positions:
-    """Positions known on the host, sent to a device once; None where there is nothing to do."""
+    """Positions known on the host, copied to a device once; None if nothing is to be done."""
 
     def __init__(self, values: Tensor | None) -> None:
         self._values = values

@@ -1,9 +1,9 @@
-"""How the samples of a batch travel through an operation: one small rule per kind of operation.
+"""How an operation moves the samples of a batch: one small rule per kind of operation.
 
 A tensor has a *place*, a dimension and an :class:`Owners`, when each of its slices along that
-dimension depends on samples of one task only. A rule says where the samples of an operation's
-inputs lie in its output. Rules look at shapes and arguments, never at what a size happens to
-equal, and raise :class:`Mixed` when slices of different tasks meet.
+dimension depends only on samples of one task. A rule says where the samples of an operation's
+inputs lie in its output. Rules use shapes and arguments, never a coincidence of sizes, and raise
+:class:`Mixed` when slices of different tasks are combined.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from gradvac.engine.samples.owners import Owners
 
 
 class Mixed(Exception):
-    """An operation lets samples of different tasks meet, or nobody has said that it does not."""
+    """An operation combines samples of different tasks, or is unknown and might."""
 
 
 class Lost(Mixed):
-    """An operation after which slices belong to no sample, or to others than before."""
+    """After an operation, slices belong to no sample, or to other samples than before."""
 
 
 class Place(NamedTuple):
@@ -34,7 +34,7 @@ class Place(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """A call of a function, whose output is to get a place.
+    """A call of a function whose output needs a place.
 
     Attributes:
         func: the function.
@@ -42,7 +42,7 @@ class Call:
         args: positional arguments.
         kwargs: keyword arguments.
         inputs: the tensors with samples among them, those with a gradient first.
-        out: what the function returned, once it has.
+        out: the result of the function, once it has returned.
     """
 
     func: Callable[..., Any]
@@ -59,7 +59,7 @@ class Call:
         return self.kwargs.get(name, default)
 
     def place(self, argument: Any) -> Place | None:
-        """Return where the samples lie in an argument, None if that is not known."""
+        """Return where the samples lie in an argument, None if unknown."""
         return next((place for x, place in self.inputs if x is argument), None)
 
 
@@ -67,7 +67,7 @@ Rule = Callable[[Call], Place | Sequence[Place | None] | None]
 
 
 def sole_owner(owners: Owners) -> int | None:
-    """The task that all slices belong to, along whichever dimension; None if there are several."""
+    """The task that owns all slices, along any dimension; None if there are several."""
     present = [task for task, (start, end) in enumerate(owners.bounds) if end > start]
     return present[0] if len(present) == 1 else None
 
@@ -80,7 +80,7 @@ def same_place(one: Place, other: Place) -> bool:
 def agreed(places: Sequence[tuple[Tensor, Place]]) -> Place:
     """Return the place all inputs agree on, in dimensions of the output.
 
-    A tensor without gradient only hints at its samples: it gives way to one that has one.
+    The place of a tensor without gradient is only a hint; one with a gradient has priority.
     """
     (first, found), *others = places
     for x, place in others:

@@ -1,4 +1,4 @@
-"""How samples travel through products, norms and losses."""
+"""Where samples lie after products, norms and losses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradvac.engine.samples.shape_rules import broadcast
 
 
 def last_dims(count: Callable[[Call], int], what: str) -> Rule:
-    """Operations that mix the last dimensions, as many as ``count`` says, and no other."""
+    """Operations that mix only the last ``count`` dimensions."""
 
     def rule(call: Call) -> Place:
         x, (owners, dim) = call.inputs[0]
@@ -54,7 +54,7 @@ def matmul(call: Call) -> Place:
 
 
 def grouped(call: Call) -> Place:
-    """Rows in groups, each times a matrix of its own: ``grouped_mm`` of ``[N, k]``."""
+    """Rows in groups, each times its own matrix: ``grouped_mm`` of ``[N, k]``."""
     x = call.argument(0, "mat_a")
     place = call.place(x)
     if place is None or x.ndim != 2 or place.dim or call.argument(1, "mat_b").ndim != 3:
@@ -99,7 +99,7 @@ def tensordot(call: Call) -> Place:
 def _contraction(
     call: Call, a: Tensor, b: Tensor, of_a: Sequence[int], of_b: Sequence[int]
 ) -> Place:
-    """Where samples lie after a sum over some dimensions of two factors; the others follow."""
+    """Where samples lie after a sum over some dimensions of two factors."""
     x, (owners, dim) = call.inputs[0]
     if len(call.inputs) > 1 or a is b:
         raise Mixed("it multiplies samples of one factor with samples of the other")
@@ -136,7 +136,7 @@ def similarity(call: Call) -> Place:
 
 
 def matrices(call: Call) -> Place:
-    """Linear algebra on the last two dimensions, any number in front of them."""
+    """Linear algebra on the last two dimensions, with any number of dimensions before them."""
     places = []
     wide = max(x.ndim for x, _ in call.inputs)
     for x, (owners, dim) in call.inputs:
@@ -177,7 +177,7 @@ def addmm(call: Call) -> Place:
 
 
 def attention(call: Call) -> Place:
-    """Scaled dot-product attention: any number of batch dimensions in front of two."""
+    """Scaled dot-product attention: any number of batch dimensions before the last two."""
     place = broadcast(call)
     if place.dim >= call.out.ndim - 2:
         raise Mixed("it attends across samples")
@@ -203,7 +203,7 @@ def einsum(call: Call) -> Place:
 
 
 def _terms(equation: str, ndims: Sequence[int]) -> tuple[list[str], str]:
-    """Write out ``...`` and an output that is not given; digits stand for what ``...`` covers."""
+    """Expand ``...`` and a missing output; digits stand for the dimensions of ``...``."""
     left, arrow, right = equation.partition("->")
     terms = left.split(",")
     covered = [n - len(term.replace("...", "")) for term, n in zip(terms, ndims, strict=True)]

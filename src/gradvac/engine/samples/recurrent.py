@@ -1,7 +1,7 @@
-"""LSTM, GRU and RNN taken apart into layers, each one operation whose samples lie in known places.
+"""LSTM, GRU and RNN split into layers; the places of samples in each are known.
 
-A layer returns one tensor, its outputs and behind them its last states, so that one derivative
-serves all. Between layers there is dropout, which draws random numbers and is left to itself.
+A layer returns one tensor, its outputs followed by its last states, so that one derivative is
+enough. Dropout between layers draws random numbers and is not part of them.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from gradvac.engine.samples.places import Call, Mixed, Place
 
 
 class SamplePlaces(Protocol):
-    """What is asked of the forward pass that is followed."""
+    """The interface needed of the traced forward pass."""
 
     def set_place(self, tensor: Tensor, place: Place) -> None:
         """Declare where the samples lie in a tensor."""
         ...
 
     def place(self, tensor: Tensor) -> Place | None:
-        """Return where the samples lie in a tensor, None if that is not known."""
+        """Return where the samples lie in a tensor, None if unknown."""
         ...
 
 
 def layers(places: SamplePlaces, func: Callable[..., Any]) -> Callable[..., tuple[Tensor, ...]]:
-    """Return what does the work of ``torch.lstm`` or its like layer by layer."""
+    """Return a function that computes ``torch.lstm`` or a similar one layer by layer."""
 
     def run(data: Tensor, *args: Any) -> tuple[Tensor, ...]:
         packed = isinstance(args[2], list | tuple)  # batch sizes, states, weights
@@ -63,7 +63,7 @@ def layers(places: SamplePlaces, func: Callable[..., Any]) -> Callable[..., tupl
 def cell(
     places: SamplePlaces, func: Callable[..., Any]
 ) -> Callable[..., Tensor | Sequence[Tensor]]:
-    """Return what does the work of ``torch.lstm_cell`` or its like."""
+    """Return a function that computes ``torch.lstm_cell`` or a similar one."""
 
     def run(x: Tensor, state: Any, *weights: Any) -> Tensor | Sequence[Tensor]:
         states = list(state) if isinstance(state, list | tuple) else [state]
@@ -81,7 +81,7 @@ def cell(
 def _set_places(
     places: SamplePlaces, x: Tensor, states: Sequence[Tensor], times: Tensor | None, batch: int
 ) -> None:
-    """Note the places of what comes without a gradient and holds a sample in each slice."""
+    """Record the places of tensors without a gradient that hold a sample in each slice."""
     place = places.place(x)
     if place is None and times is None and not x.requires_grad:
         found = [p for s in states if (p := places.place(s)) is not None and p.dim == 1]
@@ -98,7 +98,7 @@ def _set_places(
 
 
 def _overridable(run: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
-    """Make a function of tensors and lists of them one that function modes see."""
+    """Make a function of tensors and lists of tensors visible to function modes."""
 
     def call(*args: Any) -> Tensor:
         tensors = [x for a in args for x in (a if isinstance(a, list | tuple) else [a])]
@@ -180,7 +180,7 @@ def cell_place(call: Call) -> Place:
 
 
 def _owners_of_packed(owners: Owners, sizes: Tensor) -> Tensor:
-    """Owners of the samples whose rows are packed one time after the other, ``[B]``."""
+    """Owners of the samples whose rows are packed time step by time step, ``[B]``."""
     table, _ = pad_packed_sequence(PackedSequence(owners.index[:, None], sizes), True, -1)
     first = table[:, 0, 0]
     if bool((table[:, :, 0] != first[:, None])[table[:, :, 0] >= 0].any()):

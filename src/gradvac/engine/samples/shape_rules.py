@@ -1,4 +1,4 @@
-"""How samples travel through elementwise operations, reductions and changes of shape."""
+"""Where samples lie after elementwise operations, reductions and changes of shape."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def broadcast(call: Call) -> Place:
 
 
 def _dims(call: Call, position: int, default: Any = None) -> set[int] | None:
-    """Return the dimensions an argument names, None if it names none."""
+    """Return the dimensions given by an argument, None if none are given."""
     value = call.argument(position, "dim", call.kwargs.get("dims", default))
     ndim = call.inputs[0][0].ndim
     if isinstance(value, int) and not isinstance(value, bool):
@@ -94,8 +94,8 @@ def reshape(call: Call) -> Place:
     fits: list[tuple[int, Place]] = []
     for e, size in enumerate(call.out.shape):
         ahead, behind = call.out.shape[:e].numel(), call.out.shape[e + 1 :].numel()
-        # Cut off what of the samples' dimension goes to dimensions ahead and behind, then add
-        # what comes from the input's; the first needs slices of one owner to lie together.
+        # Remove the part of the samples' dimension that goes to dimensions around it, then add
+        # the part from the input's; removal needs slices of one owner to be adjacent.
         a, c = ahead // gcd(ahead, before), behind // gcd(behind, after)
         u, t = before * a // ahead, after * c // behind
         if n % (a * c) or u * (n // (a * c)) * t != size:
@@ -107,7 +107,7 @@ def reshape(call: Call) -> Place:
                 break
     if not fits:
         raise Mixed("it splits the dimension of the samples")
-    # Samples of one task fit in many ways; they had better stay where others look for them.
+    # Samples of one task fit several dimensions; keep the one that other rules expect.
     return min(fits, key=lambda fit: fit[0])[1]
 
 
@@ -141,7 +141,7 @@ def stack(call: Call) -> Place:
 
 
 def concatenate(call: Call) -> Place:
-    """Put tensors one behind the other."""
+    """Join tensors along an existing dimension."""
     owners, dim = call.inputs[0][1]
     if call.argument(1, "dim", 0) % call.out.ndim != dim:
         return agreed(call.inputs)
@@ -158,7 +158,7 @@ def repeat(call: Call) -> Place:
     named = call.kwargs.get("repeats", call.kwargs.get("dims", ()))
     times = call.args[1:] or (named,)
     times = times[0] if isinstance(times[0], list | tuple) else times
-    times = [1] * (x.ndim - len(times)) + list(times)  # tile may name the last dimensions alone
+    times = [1] * (x.ndim - len(times)) + list(times)  # tile may give only the last dimensions
     dim += len(times) - x.ndim
     return Place(owners.spread(times[dim], 1), dim)
 
@@ -204,11 +204,11 @@ def _window_dim(
     stride: tuple[int, ...],
     start: int,
 ) -> int | None:
-    """Return the dimension of windows that is that of the samples; None if they are not apart."""
+    """Return the samples' dimension of windows; None if samples are not separate."""
     last = lambda sizes, steps: sum((n - 1) * s for n, s in zip(sizes, steps, strict=True))
     sample = torch.full(
         (last(shape, strides) + 1,), -1, dtype=torch.int32
-    )  # of each place in memory
+    )  # owner of each place in memory
     line = lambda ndim, d: torch.arange(shape[dim], dtype=torch.int32).view(
         [-1 if e == d else 1 for e in range(ndim)]
     )

@@ -1,4 +1,4 @@
-"""The backward of any operation on samples and parameters, by computing the operation again."""
+"""The backward of any operation on samples and parameters, by recomputing the operation."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from gradvac.engine.tracing.parameter_use import ParameterUse, PassKind
 
 
 class Recomputation:
-    """An operation to be computed again in the backward, on other tensors.
+    """An operation to recompute in the backward, on other tensors.
 
     Attributes:
         func: the operation; takes the tensors in the order of the attributes below.
-        places: where the samples lie in each tensor, None for what holds none.
-        slots: where the gradients of each tensor go that are split by tasks, None for the others.
-        device: type of the device, whose autocast applies again.
+        places: where the samples lie in each tensor, None for a tensor without samples.
+        slots: slots of the tensors whose gradients are split by tasks, None for the others.
+        device: type of the device; its autocast is applied again.
     """
 
     def __init__(
@@ -43,24 +43,24 @@ class Recomputation:
         """Gradients of the wanted tensors, None for the others."""
         if not any(wanted):
             return [None] * len(tensors)
-        twice = torch.is_grad_enabled()  # they are to be differentiated themselves
+        twice = torch.is_grad_enabled()  # the gradients must be differentiable themselves
         enabled, dtype = self.autocast
         with torch.enable_grad(), torch.autocast(self.device, dtype, enabled):
-            if twice:  # views: a gradient of one does not go on to what another was made of
+            if twice:  # views, so a gradient of one does not reach sources of another
                 leaves = [t.view_as(t) for t in tensors]
             else:
                 leaves = [
                     t.detach().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)
                 ]
             y = self.func(*leaves)
-        if not y.requires_grad:  # of what is asked for, nothing but the shape was used
+        if not y.requires_grad:  # only the shape of the wanted tensors was used
             return [None] * len(tensors)
         asked = [t for t, w in zip(leaves, wanted, strict=True) if w]
         found = iter(torch.autograd.grad(y, asked, dy, create_graph=twice, allow_unused=True))
         return [next(found) if w else None for w in wanted]
 
     def apply(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Do the operation; what it returns is its own to write to."""
+        """Run the operation; its result may be written to."""
         y = self.func(*tensors)
         return y.clone() if y._is_view() or any(y is t for t in tensors) else y
 
@@ -119,7 +119,7 @@ def _reduce(g: Tensor, shape: torch.Size, place: Place) -> Tensor:
         g = g.sum(others, keepdim=True)
     if own[dim] == 1:
         return sums(g.movedim(dim, 0), owners).reshape(owners.n_tasks, *shape)
-    # The tensor has values of its own for each sample: theirs for the owner, 0 for others.
+    # The tensor has separate values for each sample: they go to the owner, 0 to others.
     whole = g.new_zeros(owners.n_tasks, *g.shape)
     samples = torch.arange(len(owners), device=g.device)
     whole.movedim(dim + 1, 1).index_put_((owners.on(g.device), samples), g.movedim(dim, 0))
@@ -127,7 +127,7 @@ def _reduce(g: Tensor, shape: torch.Size, place: Place) -> Tensor:
 
 
 class _Slices(Function):
-    """Any operation, again for each task: on its rows alone, or in full with others' masked."""
+    """Any operation, recomputed per task: on its rows only, or in full with other rows masked."""
 
     @staticmethod
     def forward(
@@ -155,7 +155,7 @@ class _Slices(Function):
             masked = ctx.masked or use.backward_state.kind is PassKind.JOINT
             if masked or not collects:
                 found = operation.gradients(tensors, needs, dy)
-            else:  # put together from those of the rows of each task
+            else:  # joined from those of the rows of each task
                 found = [
                     torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)
                 ]
@@ -173,9 +173,9 @@ def _split(
     found: list[Tensor | None],
     dy: Tensor,
 ) -> None:
-    """Hand over the gradients of each task; put those of the samples in ``found``.
+    """Add the gradients of each task to the slots; put those of the samples in ``found``.
 
-    The samples of the output lie at ``out``, with rows of its own: an operation may have more.
+    The samples of the output lie at ``out``, which may have other rows than the inputs.
     """
     has_slot = [slot is not None for slot in operation.slots]
     wanted = (
@@ -215,5 +215,5 @@ pointwise = _Pointwise.apply
 slices = _Slices.apply
 """Takes anchor, operation, masked, use and the tensors; does any operation.
 
-``masked`` if its samples cannot be taken one task at a time.
+``masked`` if its samples cannot be processed one task at a time.
 """

@@ -1,4 +1,4 @@
-"""The batch whose forward pass is traced, and whose losses are whose."""
+"""The batch whose forward pass is traced, and the owners of its losses."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class TracedBatch:
     """A batch whose forward pass is traced.
 
     Attributes:
-        trace: what follows it.
+        trace: the trace of the forward pass.
         owners: the tasks of its samples.
-        only: position of its task if all samples belong to one; then nothing is followed.
+        only: position of its task if all samples belong to one task; then nothing is followed.
         declared: whether a tensor that holds the samples has been seen.
         followed: whether the samples were followed to the losses without a gap.
         seen: shapes of the tensors given to the model, for errors.
@@ -34,7 +34,7 @@ class TracedBatch:
         self.seen: list[list[int]] = []
 
     def declare(self, x: Tensor) -> None:
-        """Note where an input holds the samples, unless that is known already."""
+        """Record where an input holds the samples, unless it is already known."""
         if x.shape[self.batch_dim] != len(self.owners):
             raise GradientError(
                 f"an input is {list(x.shape)}; its dimension {self.batch_dim} should hold "
@@ -47,7 +47,7 @@ class TracedBatch:
     def declare_inputs(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Declare what is given to the model and has as many samples; a forward pre-hook."""
+        """Declare the model inputs that have as many samples; a forward pre-hook."""
         for x in tensors_within((args, kwargs)):
             if x.ndim > self.batch_dim and x.shape[self.batch_dim] == len(self.owners):
                 self.declare(x)
@@ -104,12 +104,12 @@ class TracedBatch:
         return loss.reshape(-1), owners.spread(1, after)
 
     def _ambiguous(self, loss: Tensor) -> bool:
-        """Whether another dimension of losses that nobody followed may be that of the samples."""
+        """Whether another dimension of untraced losses may be that of the samples."""
         dim = self.batch_dim
         return 0 < dim < loss.ndim and loss.shape[dim] == len(self.owners)
 
     def pass_on(self, n_tasks: int) -> None:
-        """Pass gradients of what was made of parameters alone on to these parameters."""
+        """Pass gradients of tensors computed only from parameters on to these parameters."""
         derived = [d for d in self.trace.derived if d.buffer is not None]
         sources = {id(slot): slot for d in derived for slot in d.sources}
         slots: list[Any] = list(sources.values())

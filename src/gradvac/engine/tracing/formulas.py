@@ -1,4 +1,4 @@
-"""How calls in which parameters are used with samples are done by formulas of their own."""
+"""Special formulas for calls that use parameters with samples."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gradvac.engine.tracing.parameter_trace import ParameterTrace
 
 Formula = Callable[["ParameterTrace", Call, list[Tensor]], tuple[Tensor, ParameterUse] | None]
-"""Does a call on samples and on tensors made of parameters; None if it does not apply."""
+"""Runs a call on samples and on tensors made of parameters; None if it does not apply."""
 
 
 def _linear(
@@ -93,7 +93,7 @@ def _layer_norm(
     slot_of = lambda p: trace.slot(p) if any(p is f for f in parameters) else None
     use = trace.new_use([slot_of(w), slot_of(b)], call.name)
     if x.is_cuda and torch.is_autocast_enabled("cuda"):
-        x = x.float()  # as autocast does there; on a CPU it leaves the dtype alone
+        x = x.float()  # as autocast does there; on a CPU it keeps the dtype
     eps = call.argument(4, "eps", 1e-5)
     out = layer_norm(trace.anchor, x, shape, w, b, eps, use)
     return out, use
@@ -119,8 +119,8 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Scaled dot-product attention step by step, for a mask or queries made of parameters."""
-    if query.dtype in (torch.bfloat16, torch.float16):  # inside, the fused one is more precise
+    """Scaled dot-product attention in steps, for a mask or queries made of parameters."""
+    if query.dtype in (torch.bfloat16, torch.float16):  # the fused one is more precise inside
         with torch.autocast(query.device.type, enabled=False):
             mask = attn_mask
             if mask is not None and mask.dtype != torch.bool:
@@ -142,8 +142,8 @@ def _attention(
     return torch.dropout(scores.softmax(-1), dropout_p, True) @ value
 
 
-# Operations taken apart when they use parameters with samples: they draw random numbers, so they
-# cannot be computed again in the backward, or have several outputs.
+# Operations split into parts when they use parameters with samples: they draw random numbers and
+# cannot be recomputed in the backward, or have several outputs.
 COMPOSED: dict[str, Callable[[ParameterTrace, Callable[..., Any]], Callable[..., Any]]] = {
     "multi_head_attention_forward": lambda trace, func: inner(func),
     "scaled_dot_product_attention": lambda trace, func: _attention,

@@ -1,9 +1,9 @@
 """The backward of projections, embeddings and layer normalisation on samples of several tasks.
 
 For y = x W^T the gradient of W splits by rows, dL_k/dW = dy[rows of k]^T x[rows of k], and the K
-products cost together what the one of plain training costs. Each function here computes what the
-plain operation does, passes the gradient of its input on, and hands the K gradients of the
-parameters to their slots.
+products together cost as much as the one of plain training. Each function here computes the same as
+the plain operation, returns the gradient of its input, and adds the K gradients of the parameters
+to their slots.
 
 Every function takes ``anchor`` first, a number that requires a gradient, so that it has a backward
 even if nothing before it has one.
@@ -42,9 +42,9 @@ def _linear_gradients(
     slots: Sequence[Slot | None],
     owners: Owners,
 ) -> None:
-    """Hand over ``dy_k^T x_k`` (or its transpose) and the sums of dy_k of the rows of each task k.
+    """Add ``dy_k^T x_k`` (or its transpose) and the sums of dy_k for each task k to the slots.
 
-    Sums are not a product with zeros and ones, in which one task's NaN would reach all.
+    Sums are not computed as a product with zeros and ones, which would spread NaN to all tasks.
     """
     on_w, on_b = slots
     if isinstance(on_w, ParameterSlot) and on_w.takes_factors(owners.n_tasks):
@@ -79,8 +79,8 @@ def _linear_gradients(
 def _columns_at_once(dy: Tensor, n_tasks: int) -> int:
     """Return how many columns of a task's rows to copy at once; all on accelerators.
 
-    On a CPU the rows of a wide softmax are taken in pieces of about 2 MiB, which stay in the cache
-    and in memory that is there already (chosen here; pages anew cost as much as filling them).
+    On a CPU the rows of a wide softmax are processed in pieces of about 2 MiB, which stay in the
+    cache and reuse memory (chosen here; new pages cost as much as filling them).
     """
     if dy.device.type != "cpu":
         return max(1, dy.shape[1])
@@ -104,7 +104,7 @@ class _Linear(Function):
         ctx.use, ctx.transposed = use, transposed
         x2, w = x.reshape(-1, x.shape[-1]), w if transposed else w.T
         y = torch.mm(x2, w) if b is None else torch.addmm(b, x2, w)
-        # A view made here could not be written to by an activation that works in place.
+        # An in-place activation could not write to a view made here.
         return torch.ops.aten._unsafe_view(y, (*x.shape[:-1], y.shape[1]))
 
     @staticmethod
@@ -113,7 +113,7 @@ class _Linear(Function):
         x, w = ctx.saved_tensors
         use: ParameterUse = ctx.use
         with torch._C.DisableTorchFunction():
-            dy2 = dy.reshape(-1, dy.shape[-1])  # a copy after attention: made once
+            dy2 = dy.reshape(-1, dy.shape[-1])  # a copy after attention, made once
             if use.collects(dy):
                 owners = _flat_rows(use.place, dy.shape, 1)
                 x2 = x.reshape(-1, x.shape[-1])
@@ -175,7 +175,7 @@ def _norm_gradients(
     slots: Sequence[Slot | None],
     owners: Owners,
 ) -> None:
-    """Hand over gradients of scale and shift from dy, x ``[N, d]``, mean and 1/std ``[N, 1]``."""
+    """Add gradients of scale and shift, from dy, x ``[N, d]``, mean and 1/std ``[N, 1]``."""
     dy, x, mean, rstd = tensors
     of_scale = dy * ((x - mean) * rstd)  # in the precision of the statistics
     for slot, values in zip(slots, (of_scale, dy), strict=True):
@@ -227,7 +227,7 @@ linear = _Linear.apply
 """Takes anchor, x, w, b, transposed and use; ``x @ w^T + b``, or ``x @ w + b`` if transposed."""
 
 embedding = _Embedding.apply
-"""Takes anchor, ids, table, padding and use; row ``padding`` gets no gradient, -1 for none such."""
+"""Takes anchor, ids, table, padding and use; row ``padding`` gets no gradient; -1: none."""
 
 layer_norm = _LayerNorm.apply
 """Takes anchor, x, shape, w, b, eps and use; normalised over the last dimensions, of ``shape``."""

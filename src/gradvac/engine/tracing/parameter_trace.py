@@ -1,4 +1,4 @@
-"""What a trace does with operations on parameters, alone or together with samples."""
+"""How a trace handles operations on parameters, alone or together with samples."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class ParameterTrace(TensorPlaces):
         model: the model, to name modules in errors.
         slots: where the gradients of each parameter go, by its id.
         device: where the model is.
-        remember: whether to note the module of every use of parameters, which takes time.
-        backward_state: what the uses of parameters report to.
+        remember: whether to record the module of every use of parameters, which takes time.
+        backward_state: the state that uses of parameters report to.
 
     Attributes:
         anchor: a number that requires a gradient, so that each use has a backward.
-        derived: slots of what was made of parameters alone and used with samples.
+        derived: slots of tensors computed only from parameters and used with samples.
         repeating: whether activation checkpointing repeats a part of the forward pass.
     """
 
@@ -66,7 +66,7 @@ class ParameterTrace(TensorPlaces):
         self.repeating = False
 
     def slot(self, x: Tensor) -> Slot:
-        """Return where the gradients of a tensor made of parameters alone go."""
+        """Return the slot of a tensor computed only from parameters."""
         if x.grad_fn is None:
             return self.slots[id(x)]
         info = self.info(x)
@@ -87,7 +87,7 @@ class ParameterTrace(TensorPlaces):
         return ParameterUse(slots, where, self.backward_state)
 
     def do_on_parameters(self, call: Call, parameters: Sequence[Tensor]) -> Any:
-        """Do an operation on tensors made of parameters alone."""
+        """Run an operation on tensors computed only from parameters."""
         func, name, args, kwargs = call.func, call.name, call.args, call.kwargs
         for x in parameters:
             self._check_leaf(x, name)
@@ -113,12 +113,12 @@ class ParameterTrace(TensorPlaces):
             )
 
     def use_parameters(self, call: Call, entry: Entry | None, parameters: list[Tensor]) -> Any:
-        """Do an operation on samples and on tensors made of parameters."""
+        """Run an operation on samples and on tensors made of parameters."""
         for x in parameters:
             self._check_leaf(x, call.name)
         given, written = call, call.args[0] if writes(call.func) else None
         if any(x is written for x in parameters):
-            before = call.args[0].clone()  # what it was made of is lost when it is written to
+            before = call.args[0].clone()  # its sources are lost when it is written to
             TensorInfo(self, before)
             parameters = [before if x is written else x for x in parameters]
             given = replace(call, args=[before, *call.args[1:]])
@@ -133,7 +133,7 @@ class ParameterTrace(TensorPlaces):
                 raise Mixed("its output is not a single tensor of as many samples")
         except (Refusal, _StopRecomputationError):
             raise
-        except Exception as error:  # of a rule that was not made for such arguments, too
+        except Exception as error:  # also errors of rules not made for such arguments
             if any(x.requires_grad for x, _ in call.inputs):
                 raise self.error(call.name, because(error)) from error
             logging.getLogger("gradvac").debug("%r is not split: %r", call.name, error)
@@ -183,7 +183,7 @@ class ParameterTrace(TensorPlaces):
 
 
 def _may_hold_samples(x: Tensor, sample: tuple[Tensor, Place]) -> bool:
-    """Whether a tensor made of parameters may have values of its own for each sample."""
+    """Whether a tensor made of parameters may have separate values for each sample."""
     other, (owners, dim) = sample
     d = dim - other.ndim + x.ndim
     return 0 <= d < x.ndim - 2 and x.shape[d] == len(owners) and len(owners) > 1

@@ -1,7 +1,7 @@
 """Uses of parameters together with samples in a forward pass, and the backward passes through them.
 
-In a pass that splits, autograd gets no gradient of a parameter from here: the K gradients go to the
-slots of the parameters. In a plain pass it gets the one of plain training.
+In a pass that splits, uses return no parameter gradient to autograd: the K gradients go to the
+slots of the parameters. In a plain pass they return the gradient of plain training.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from gradvac.errors import GradientError
 class PassKind(Enum):
     """What a backward pass computes at the uses of parameters."""
 
-    FOREIGN = auto()  # a backward pass that is not the engine's: nobody may run one
-    PLAIN = auto()  # what plain training computes, on to the parameters
+    FOREIGN = auto()  # a backward pass not run by the engine: an error
+    PLAIN = auto()  # the gradients of plain training, passed to the parameters
     SPLIT = auto()  # gradients of parameters are split by tasks and go to their slots
-    JOINT = auto()  # they go to their slots as one
-    IDLE = auto()  # nothing: the pass is made because other ranks make one
+    JOINT = auto()  # they go to their slots as one sum
+    IDLE = auto()  # nothing: the pass is run because other ranks run one
 
 
 class BackwardState:
-    """The backward pass under way, as all uses of parameters in a batch see it.
+    """The current backward pass, shared by all uses of parameters in a batch.
 
     Attributes:
-        kind: what it computes there.
-        use_done: called whenever a use has handed its gradients over.
+        kind: what it computes at the uses.
+        use_done: called whenever a use has added its gradients.
         coarsest: the largest relative rounding error of the gradients seen so far.
     """
 
@@ -45,7 +45,7 @@ class BackwardState:
 
     @contextmanager
     def running(self, kind: PassKind) -> Iterator[None]:
-        """Say what the backward pass inside computes."""
+        """Set what the backward pass inside computes."""
         before, self.kind = self.kind, kind
         try:
             yield
@@ -70,7 +70,7 @@ class ParameterUse:
 
     @property
     def place(self) -> Place:
-        """Where the samples lie in the output; known once the output is."""
+        """Where the samples lie in the output; known once the output exists."""
         if self.backward_state.kind is PassKind.JOINT:
             owners, dim = self._place
             return Place(owners.all_of(0, 1), dim)
@@ -81,7 +81,7 @@ class ParameterUse:
         self._place = place
 
     def collects(self, dy: Tensor) -> bool:
-        """Whether gradients are to be collected.
+        """Whether to collect gradients.
 
         Raises:
             GradientError: if the engine does not run this backward pass.
@@ -97,7 +97,7 @@ class ParameterUse:
         return kind is PassKind.SPLIT or kind is PassKind.JOINT
 
     def plain(self, wanted: bool) -> bool:
-        """Whether a parameter's own gradient is to be returned, if it is ``wanted``."""
+        """Whether to return a parameter's own gradient, if it is ``wanted``."""
         return wanted and self.backward_state.kind is PassKind.PLAIN
 
     def finish(self) -> None:
@@ -111,6 +111,6 @@ class ParameterUse:
 
 
 def use_of(node: Any) -> ParameterUse | None:
-    """Return the use that a node of autograd's graph computes, None if it is something else."""
+    """Return the use that a node of autograd's graph computes, None if it is no use."""
     use = getattr(node, "use", None)
     return use if isinstance(use, ParameterUse) else None

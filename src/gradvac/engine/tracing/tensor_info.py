@@ -1,4 +1,4 @@
-"""What is known of the tensors of a forward pass, and how operations pass it on."""
+"""Information about the tensors of a forward pass, and how operations pass it on."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Refusal(GradientError):
 
 
 class TensorInfo:
-    """What is known of a tensor, valid while it is not written to.
+    """Information about a tensor, valid while it is not written to.
 
     Attributes:
-        place: where its samples lie; if ``why`` is given too, only whose losses these would be.
+        place: where its samples lie; if ``why`` is set too, only valid as owners of losses.
         why: why it may mix samples of several tasks; None if it does not.
-        lost: whether its slices belong to no sample, whatever its size.
-        slot: where the gradients of a tensor made of parameters alone go.
+        lost: whether its slices belong to no sample, regardless of its size.
+        slot: the slot of a tensor computed only from parameters.
         base: the tensor that it is a view of, and how.
         left_to_autograd: whether its gradient is left to autograd.
     """
@@ -67,7 +67,7 @@ class TensorInfo:
 
 
 class TensorPlaces(TorchFunctionMode):
-    """Where the samples lie in each tensor of a forward pass, or why nobody knows.
+    """Where the samples lie in each tensor of a forward pass, or why this is unknown.
 
     Args:
         model: the model, to name modules in errors.
@@ -82,12 +82,12 @@ class TensorPlaces(TorchFunctionMode):
         TensorInfo(self, tensor, place)
 
     def place(self, tensor: Tensor) -> Place | None:
-        """Return where the samples lie in a tensor, None if that is not known for certain."""
+        """Return where the samples lie in a tensor, None if not certain."""
         info = self.info(tensor)
         return info.place if info is not None and info.why is None else None
 
     def info(self, tensor: Tensor) -> TensorInfo | None:
-        """Return what is known of a tensor, None if nothing or if it was written to since."""
+        """Return the information about a tensor, None if none or if it was written to since."""
         info: TensorInfo | None = getattr(tensor, _MARK, None)
         if info is None or info.trace is not self or info.version != tensor._version:
             return None
@@ -97,20 +97,20 @@ class TensorPlaces(TorchFunctionMode):
         return info
 
     def follow(self, call: Call, entry: Entry | None) -> None:
-        """Note where the samples lie in the output of an operation without parameters."""
+        """Record where the samples lie in the output of an operation without parameters."""
         written = call.args[0] if call.name == "setitem" else call.out
         try:
             if entry is None:
                 raise Mixed("gradvac does not know whether it keeps samples apart")
             refuse(call)
             self.set_places(written, entry.rule(call))
-        except Exception as error:  # of a rule that was not made for such arguments, too
+        except Exception as error:  # also errors of rules not made for such arguments
             self.mark_unknown(call, entry, f"made by {call.name!r}: {because(error)}")
 
     def mark_unknown(self, call: Call, entry: Entry | None, why: str, lost: bool = False) -> None:
-        """Mark what an operation returned as unknown, and whose losses it would hold.
+        """Mark the results of an operation as unknown, and record their owners as losses.
 
-        Tensors without gradient stay as they are: whatever they hold, they are constants.
+        Tensors without gradient stay unmarked: they are constants.
         """
         written = call.args[0] if call.name == "setitem" else call.out
         outs = [x for x in tensors_in((written,), {}) if x.requires_grad]
@@ -122,7 +122,7 @@ class TensorPlaces(TorchFunctionMode):
             TensorInfo(self, x, place, why=why, lost=lost and place is None)
 
     def _whose(self, call: Call, entry: Entry | None, lost: bool) -> tuple[Any, bool]:
-        """Say which sample each slice of an output belongs to, were it a loss, if that is clear."""
+        """Return the sample of each slice of an output as a loss, if that is clear."""
         if not call.inputs:
             return None, lost
         place = call.inputs[0][1]
@@ -132,11 +132,11 @@ class TensorPlaces(TorchFunctionMode):
         except Lost:
             return None, True
         except Exception:
-            pass  # only a help: the user may say whose losses they are
+            pass  # optional: the user can give the owners of losses
         return (place if fits(call.out, place) else None), lost
 
     def set_places(self, out: Any, places: Any) -> None:
-        """Note the places of what an operation returned: one for each tensor, or for all."""
+        """Record the places of the results of an operation: one for each tensor, or one for all."""
         if isinstance(out, Tensor):
             if places is not None:
                 if not fits(out, places):
@@ -148,14 +148,14 @@ class TensorPlaces(TorchFunctionMode):
                 self.set_places(piece, place)
 
     def origin(self, x: Tensor) -> str:
-        """Say where a tensor comes from whose samples nobody knows."""
+        """Describe the origin of a tensor whose samples are unknown."""
         info = self.info(x)
         if info is not None and info.why is not None:
             return info.why
         return _out_of_sight(x)
 
     def module(self) -> str:
-        """Name the module that is being run."""
+        """Return the name of the running module."""
         names = {id(module): name for name, module in self.model.named_modules()}
         frame = sys._getframe(1)
         while frame is not None:
@@ -179,19 +179,19 @@ def _out_of_sight(x: Tensor) -> str:
 
 
 def fits(x: Any, place: Place) -> bool:
-    """Whether a tensor has as many slices as there are in a place."""
+    """Whether a tensor has as many slices as a place."""
     return isinstance(x, Tensor) and place.dim < x.ndim and x.shape[place.dim] == len(place.owners)
 
 
 def because(error: Exception) -> str:
-    """Say why an operation could not be followed."""
+    """Return why an operation could not be followed."""
     if isinstance(error, Mixed):
         return str(error)
     return f"gradvac does not know how it keeps samples apart ({type(error).__name__}: {error})"
 
 
 def refuse(call: Call) -> None:
-    """Refuse operations that mix samples whatever their shapes."""
+    """Refuse operations that mix samples for all shapes."""
     if call.name == "batch_norm" and call.argument(5, "training", False):
         raise Mixed(
             "batch normalisation in training mode mixes samples; put it in eval mode or use "

@@ -1,17 +1,16 @@
 """Traces a forward pass: follows the samples, and splits gradients where parameters are used.
 
 Three kinds of tensors carry a gradient. Those *with samples*: each slice along one dimension
-belongs to one task. Those *made of parameters* alone, the parameters themselves among them. And
-*unknown* ones, about which nothing may be assumed. Where a tensor with samples and one made of
+belongs to one task. Those *made of parameters* only, including the parameters themselves. And
+*unknown* ones, about which nothing may be assumed. If a tensor with samples and one made of
 parameters are used together, the gradient of the latter is split by tasks. An unknown one may be
-used with neither. A tensor without gradient counts as no sample's if its place is not known, which
-is never wrong, only slower. Parameters of a task's own head, leaves that are no parameters and what
-is computed from these alone are left to autograd.
+used with neither. A tensor without gradient and with unknown place counts as owned by no sample,
+which is never wrong, only slower. Parameters of a task's own head, leaves that are not parameters
+and tensors computed only from these are left to autograd.
 
-Once an unknown tensor is used with parameters there is nothing left to split. The forward pass then
-goes on as it is written, and places only tell which sample each loss belongs to. What is done with
-an operation depends on its arguments alone, so that activation checkpointing repeats it in the same
-way whatever happened in between.
+Once an unknown tensor is used with parameters, splitting stops. The forward pass then continues
+unchanged, and places only give the sample of each loss. The handling of an operation depends only
+on its arguments, so that activation checkpointing always repeats it in the same way.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ class Trace(ParameterTrace):
         model, slots, device, remember, backward_state: see :class:`ParameterTrace`.
         heads: ids of the parameters that belong to one task's head each.
         splits: whether to split gradients at all.
-        give_up: what to tell when the forward pass cannot be split; None to raise.
-        proved: what forward passes did that was checked already; None if nothing is to be.
+        give_up: called when the forward pass cannot be split; None to raise.
+        proved: operations of forward passes that were checked; None if nothing is checked.
 
     Attributes:
         splits: whether gradients are still being split.
-        new: what this forward pass does that is not among ``proved``.
+        new: operations of this forward pass that are not in ``proved``.
     """
 
     def __init__(
@@ -74,8 +73,8 @@ class Trace(ParameterTrace):
         self._last = ""
 
     def stop(self, refusal: Refusal) -> None:
-        """Go on with the forward pass as it is written, or raise."""
-        if self.repeating:  # it was said when the forward pass was done
+        """Continue the forward pass unchanged, or raise."""
+        if self.repeating:  # already reported in the forward pass
             return
         if self.give_up is None:
             raise refusal
@@ -87,7 +86,7 @@ class Trace(ParameterTrace):
     def repeats(self) -> Iterator[None]:
         """Trace the parts of the forward pass that activation checkpointing repeats inside.
 
-        A backward pass runs with the function modes of whoever started it.
+        A backward pass runs with the function modes of its caller.
         """
         if not self._began:
             yield
@@ -107,7 +106,7 @@ class Trace(ParameterTrace):
         args: Sequence[Any] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Do what was called, and follow samples and parameters through it."""
+        """Run a call, and follow samples and parameters through it."""
         kwargs = kwargs or {}
         name = name_of(func)
         if name in _BACKWARD:
@@ -125,7 +124,7 @@ class Trace(ParameterTrace):
             return out
 
     def _split(self, call: Call) -> Any:
-        """Do what was called so that gradients are split; a refusal leaves everything undone."""
+        """Run a call so that gradients are split; a refusal has no effect on the state."""
         with_samples, of_parameters, unknown, left_to_autograd = self._arguments(call)
         if not with_samples and not of_parameters and unknown is None:
             out = call.func(*call.args, **call.kwargs)
@@ -163,11 +162,11 @@ class Trace(ParameterTrace):
     def _arguments(
         self, call: Call
     ) -> tuple[list[tuple[Tensor, Place]], list[Tensor], Tensor | None, bool]:
-        """Return the tensors among the arguments that matter for gradients.
+        """Return the arguments that are tensors and matter for gradients.
 
         Returns:
-            Those with samples and where these lie, those with a gradient first; those made of
-            parameters alone; one that is unknown; and whether there are leaves whose gradient is
+            Those with samples and their places, those with a gradient first; those made of
+            parameters only; one that is unknown; and whether there are leaves whose gradient is
             left to autograd.
         """
         grad = torch.is_grad_enabled()
@@ -192,7 +191,7 @@ class Trace(ParameterTrace):
         return with_samples, of_parameters, unknown, left_to_autograd
 
     def _is_left_to_autograd(self, x: Tensor) -> bool:
-        """Whether a tensor is a leaf whose gradient, if anybody wants it, is left to autograd."""
+        """Whether a tensor is a leaf whose gradient, if any, is left to autograd."""
         return id(x) in self.heads or (x.grad_fn is None and not isinstance(x, nn.Parameter))
 
     def _note(
@@ -203,7 +202,7 @@ class Trace(ParameterTrace):
         unknown: Tensor | None,
         left_to_autograd: bool,
     ) -> None:
-        """Note what the forward pass does next, unless it has been checked already."""
+        """Record the next operation of the forward pass, unless it was checked already."""
         if self.repeating or self._proved is None:
             return
         places = tuple(place.dim for _, place in with_samples)
@@ -214,7 +213,7 @@ class Trace(ParameterTrace):
             self.new.add(done)
 
     def _assign(self, call: Call, entry: Entry | None) -> None:
-        """Do ``x[index] = value``, of which the rule is to see what was there before."""
+        """Run ``x[index] = value``; its rule needs the previous state of ``x``."""
         places, why = None, ""
         try:
             assert entry is not None
@@ -228,7 +227,7 @@ class Trace(ParameterTrace):
             self.set_places(call.args[0], places)
 
     def _copy_into_view(self, call: Call, entry: Entry | None) -> Any:
-        """Copy samples into a part of a buffer, which then holds them where the part does."""
+        """Copy samples into a part of a buffer, which then has them at the same place."""
         view, base = call.args[0], call.args[0]._base
         before = self.place(base)
         empty = self.info(base) is None and not base.requires_grad
@@ -245,14 +244,14 @@ class Trace(ParameterTrace):
         return out
 
     def _do_unknown(self, call: Call, why: str) -> Any:
-        """Do an operation that cannot be followed."""
+        """Run an operation that cannot be followed."""
         call.inputs, lost = self._whose_inputs(call)
-        call.out = call.func(*call.args, **call.kwargs)  # raises errors of the user
+        call.out = call.func(*call.args, **call.kwargs)  # raises the user's errors
         self.mark_unknown(call, entry_of(call.func, call.name), why, lost)
         return call.out
 
     def _do_as_written(self, call: Call) -> Any:
-        """Do what was called as it is, and follow the samples where that is easy."""
+        """Run a call unchanged, and follow the samples if that is easy."""
         if call.name == "multi_head_attention_forward":
             with self:
                 return inner(call.func)(*call.args, **call.kwargs)
@@ -272,13 +271,13 @@ class Trace(ParameterTrace):
         elif isinstance(written, Tensor) and written.requires_grad:
             self.mark_unknown(call, entry, "", lost)
         elif inputs and entry is not None:
-            with suppress(Exception):  # only a help: the user may say whose losses they are
+            with suppress(Exception):  # optional: the user can give the owners of losses
                 self.set_places(written, entry.rule(call))
         return out
 
     def _whose_inputs(self, call: Call) -> tuple[list[tuple[Tensor, Place]], bool]:
-        """Return the arguments whose samples are known, for certain or not, those with a gradient
-        first; and whether any argument has lost them.
+        """Return the arguments with known or likely samples, those with a gradient first; and
+        whether any argument has lost its samples.
         """
         found = [(x, i) for x in tensors_in(call.args, call.kwargs) if (i := self.info(x))]
         inputs = [(x, info.place) for x, info in found if info.place is not None]
@@ -290,13 +289,13 @@ class Trace(ParameterTrace):
         return info and info.place
 
     def _backward(self, call: Call) -> Any:
-        """Run a backward pass of the user's inside the forward pass, as it is written.
+        """Run a user's backward pass inside the forward pass, unchanged.
 
         Raises:
             GradientError: for ``loss.backward()`` that reaches the parameters of the engine.
         """
         func, name, args, kwargs = call.func, call.name, call.args, call.kwargs
-        if self.backward_state.kind is not PassKind.FOREIGN:  # in that of a custom function
+        if self.backward_state.kind is not PassKind.FOREIGN:  # in the backward of a custom function
             return inner(func)(*args, **kwargs)
         if name == "backward":
             reached = {id(leaf) for x in tensors_in(args, {}) for leaf in leaves(x)}

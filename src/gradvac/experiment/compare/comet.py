@@ -1,8 +1,8 @@
-"""COMET by an exchange of files: its pins cannot live in our environment.
+"""COMET scores through files, because COMET's pinned dependencies conflict with ours.
 
 `gradvac comet` writes into a folder, for every direction, the sources and references, the
 translations of every run, ``manifest.json`` and ``score.sh``, whose commands run where COMET is
-installed. They leave COMET's own JSON (``comet-score --to_json``) in the folder: for each file of
+installed. They write COMET's own JSON (``comet-score --to_json``) in the folder: for each file of
 translations a list of {"mt": ..., "COMET": score}. `gradvac compare --comet FOLDER` reads those.
 """
 
@@ -28,7 +28,7 @@ def export_comet(
 ) -> None:
     """Write what COMET needs to score runs, or the runs of sweeps.
 
-    RunError if none is scored, or runs were scored on different sentences of a direction.
+    RunError if no run is scored, or runs were scored on different sentences of a direction.
     """
     runs = [r for seeds in collect(folders).results.values() for r in seeds.values()]
     texts: dict[str, tuple[list[str], list[str]]] = {}
@@ -63,7 +63,7 @@ def export_comet(
 def read_comet(folder: Path) -> tuple[str, dict[Path, dict[str, float]]]:
     """The model's name, and mean scores by run and direction.
 
-    RunError if a file is missing or broken, or its translations are not those of the run any more.
+    RunError if a file is missing or broken, or its translations differ from those of the run.
     """
     tree = read_json(folder / MANIFEST, Manifest)
     scores: dict[Path, dict[str, float]] = {}
@@ -94,6 +94,6 @@ def _translations(run: Path) -> dict[str, tuple[list[str], list[str], list[str]]
 
 
 def _write(file: Path, texts: Sequence[str]) -> None:
-    """One text a line: COMET ends a line at carriage returns too, and strips it."""
+    """Write one text per line; COMET also splits at carriage returns, and strips lines."""
     lines = [" ".join(text.split()) + "\n" for text in texts]
     write_text(file, "".join(lines))

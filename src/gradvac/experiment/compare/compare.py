@@ -24,7 +24,7 @@ from gradvac.translation.significance import (
     paired_test,
 )
 
-LEVEL = 0.05  # of significance
+LEVEL = 0.05  # significance level
 Clock = Literal["cpu_seconds", "seconds"]
 
 
@@ -56,11 +56,10 @@ class Mean:
 
 @dataclass
 class Row:
-    """A method: its cells by metric and column, and what it cost (means over seeds).
+    """A method: its cells by metric and column, and its cost (means over seeds).
 
-    ``first`` is what its first seed found; ``few`` has the directions that were tested on fewer
-    than `FEW` outputs that differ from the baseline's, and how many those were on the seed with
-    the fewest.
+    ``first`` is the result of its first seed. ``few`` maps each direction with fewer than `FEW`
+    outputs that differ from the baseline's to their number, on the seed with the fewest.
     """
 
     name: str
@@ -78,11 +77,11 @@ class Row:
 
 @dataclass
 class Comparison:
-    """The table: rows, columns (average -> its directions), and what it rests on.
+    """The table: rows, columns (average -> its directions), and how it was computed.
 
-    ``directions`` are trained ones; ``zero_shot`` were never trained and have an average of their
-    own. ``cost_of`` is CPU time where every row has it: wall time is what a machine with other work
-    to do makes of it. ``front`` names the rows that a sweep's recipe calls its front.
+    ``directions`` are trained ones; ``zero_shot`` were never trained and have a separate average.
+    ``cost_of`` is CPU time if every row has it, because wall time depends on the other load of the
+    machine. ``front`` names the rows that a sweep's recipe declares as its front.
     """
 
     rows: list[Row]
@@ -99,7 +98,7 @@ class Comparison:
     missing: list[Path]
 
     def best(self, metric: Metric, column: str, *, several_models: bool) -> float:
-        """The best mean of a column, with or without rows that are several models."""
+        """The best mean of a column, with or without rows made of several models."""
         means = [
             row.cells[metric][column].mean
             for row in self.rows
@@ -108,9 +107,10 @@ class Comparison:
         return (min if metric in LOWER_IS_BETTER else max)(means, default=math.nan)
 
     def difference(self, row: Row, metric: Metric, column: str) -> Mean | None:
-        """Row minus baseline on the seeds both have; their runs share parameters and batches.
+        """Row minus baseline, on the seeds that both have.
 
-        So its interval is far narrower than those of the two means. None without a shared seed.
+        Their runs share initial parameters and batches, so the interval is far narrower than those
+        of the two means. None without a shared seed.
         """
         base = next(r for r in self.rows if r.name == self.baseline)
         own, other = (r.cells[metric].get(column) for r in (row, base))
@@ -137,11 +137,11 @@ def compare(
     """Compare runs, or the runs of sweep folders, with a baseline.
 
     Per direction and seed the outputs are tested against the baseline's of that seed by a
-    :func:`paired_test`; a seed on which the difference has the other sign than the mean counts as
-    p = 1; seeds are combined by :func:`majority`, and :func:`holm` corrects for the directions of a
-    row, trained and zero-shot ones apart. ``comet`` has COMET scores by run folder and direction.
-    Raises RunError if there is nothing to compare, no such baseline, or runs were scored on
-    different sentences or with BLEU of different tokenizers.
+    :func:`paired_test`; a seed whose difference has the opposite sign of the mean counts as p = 1;
+    seeds are combined by :func:`majority`, and :func:`holm` corrects for the directions of a row,
+    separately for trained and zero-shot ones. ``comet`` has COMET scores by run folder and
+    direction. Raises RunError if there is nothing to compare, the baseline does not exist, or runs
+    were scored on different sentences or with BLEU of different tokenizers.
     """
     found = collect(folders, comet)
     results = found.results
@@ -203,7 +203,7 @@ def _row(name: str, runs: Mapping[int, Result], several: bool) -> Row:
 
 
 def _fill_in_costs(rows: Sequence[Row], baseline: str) -> Clock:
-    """Fill in the cost of each row, relative to the baseline's; which clock it is by."""
+    """Fill in the cost of each row relative to the baseline's; return the clock used."""
     own = next(row for row in rows if row.name == baseline)
     clock: Clock = "cpu_seconds" if all(row.cpu_seconds > 0 for row in rows) else "seconds"
     for row in rows:
@@ -214,7 +214,7 @@ def _fill_in_costs(rows: Sequence[Row], baseline: str) -> Clock:
 
 
 def _same_bleu(results: Mapping[str, Mapping[int, Result]]) -> None:
-    """Refuse BLEU scores of different tokenizers: they cannot stand in one column."""
+    """Refuse BLEU scores of different tokenizers: they are not comparable."""
     seen: dict[str, tuple[str, Path]] = {}
     for runs in results.values():
         for result in runs.values():
@@ -229,7 +229,7 @@ def _same_bleu(results: Mapping[str, Mapping[int, Result]]) -> None:
 
 
 def _same_sentences(results: Mapping[str, Mapping[int, Result]]) -> None:
-    """Refuse scores of different test sentences, before minutes of tests."""
+    """Refuse scores of different test sentences, before the slow tests run."""
     seen: dict[str, tuple[Sequence[object], Path]] = {}
     for result in (r for runs in results.values() for r in runs.values()):
         expected: dict[str, Sequence[object]] = {d: o[1] for d, o in result.outputs.items()}

@@ -31,11 +31,11 @@ CLOCKS: dict[Clock, str] = {
     "seconds": "wall-clock seconds, which say little where a machine had other work,",
 }
 COSTS = ["parameters", "tokens", "time", "cost"]
-MOST_DIRECTIONS = 8  # more than that, and a table shows averages alone; CSV and JSON show all
+MOST_DIRECTIONS = 8  # with more, a table shows only averages; CSV and JSON show all
 
 
 def columns(found: Comparison, metric: Metric, every_direction: bool) -> list[str]:
-    """The columns of a table to read: those in which any row has a number."""
+    """The columns of a table in which any row has a number."""
     few = lambda names: names if every_direction or len(names) <= MOST_DIRECTIONS else []
     names = [*few(found.directions), *found.averages, *few(found.zero_shot)]
     return [n for n in names if any(n in row.cells[metric] for row in found.rows)]
@@ -47,7 +47,7 @@ def heading(found: Comparison, column: str) -> str:
 
 
 def fitting(found: Comparison, metric: Metric, every_direction: bool, width: int) -> list[str]:
-    """The columns that fit a terminal: families are the first to go, then levels."""
+    """The columns that fit a terminal; families are dropped first, then levels."""
     names = columns(found, metric, every_direction)
     families = [n for n, members in found.averages.items() if n.endswith(family_of(members[0]))]
     levels = [n for n in found.averages if n not in ("avg", "zero-shot", *families)]
@@ -68,7 +68,7 @@ def fitting(found: Comparison, metric: Metric, every_direction: bool, width: int
 
 
 def test_in_words(found: Comparison) -> str | None:
-    """The test of single directions, or languages of tagging, for which there is but one."""
+    """The name of the significance test, per direction or per language of tagging."""
     if found.test is None:
         return None
     tagging = "f1" in found.metrics
@@ -80,7 +80,7 @@ def test_in_words(found: Comparison) -> str | None:
 
 
 def notes(found: Comparison) -> list[str]:
-    """What a reader of the table has to know."""
+    """Notes that explain the table."""
     seeds = sorted({len(row.seeds) for row in found.rows})
     lines = []
     if seeds != [1]:
@@ -119,7 +119,7 @@ def notes(found: Comparison) -> list[str]:
 
 
 def _few(found: Comparison) -> list[str]:
-    """Where so few sentences differ that a test says little."""
+    """Directions where so few sentences differ that a test says little."""
     few = [f"{row.name} {d} ({n})" for row in found.rows for d, n in row.few.items()]
     if not few:
         return []
@@ -140,13 +140,13 @@ def shown(found: Comparison, metric: Metric, names: list[str], *, cost: bool) ->
 
 
 def costs(found: Comparison) -> Table:
-    """What each row is and cost."""
+    """What each row is, and its cost."""
     rows = [[row.name, ", ".join(map(str, row.seeds)), *_costs(row)] for row in found.rows]
     return Table(["", "seeds", *COSTS], rows, "size and cost")
 
 
 def differences(found: Comparison) -> Table:
-    """Each row minus the baseline, seed by seed; "!" where the interval leaves out zero."""
+    """Each row minus the baseline, seed by seed; "!" where the interval excludes zero."""
     columns = [c for c in ("avg", "high", "medium", "low") if c in found.averages]
     kinds: list[tuple[Metric, str]] = [(m, c) for m in found.metrics for c in columns]
     cells = {
@@ -227,7 +227,7 @@ def _cells(found: Comparison, row: Row, metric: Metric, names: list[str]) -> lis
 
 
 def plus_minus(value: float, half: float, digits: int, sign: str = "") -> str:
-    """A number and half the width of its interval, if that is known."""
+    """A number and half the width of its interval, if known."""
     spread = "" if math.isnan(half) else f" ±{half:.{digits}f}"
     return f"{value:{sign}.{digits}f}{spread}"
 

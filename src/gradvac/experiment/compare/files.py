@@ -40,7 +40,7 @@ def records(found: Comparison) -> list[dict[str, Any]]:
 
 
 def as_csv(found: Comparison) -> str:
-    """The records, and a row per method with what it cost."""
+    """The records, and one row per method with its cost."""
     heads = ["row", "metric", "column", "kind", "mean", "half_width", "seeds", "p", "better"]
     heads += ["values", "differing"]
     lines = [{**r, "values": " ".join(map(repr, r["values"]))} for r in records(found)]

@@ -1,10 +1,10 @@
-"""Whether a method leaves the front that swept temperatures or weights trace (Xin et al. 2022).
+"""Whether a method is outside the front of swept temperatures or weights (Xin et al. 2022).
 
 Every row is a point: its score on high- and on low-resource directions. The region that the sweep
 reaches lies below the polyline through its non-dominated means, left of the last of them and below
 the first; the signed distance of a method is Euclidean, to the border of that region, positive
-outside. A staircase instead of the polyline would call outside whatever falls between two
-temperatures. Everything here takes larger scores as better.
+outside. With a staircase instead of the polyline, every point between two temperatures would be
+outside. Larger scores are better everywhere here.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands.
+    """The position of a row relative to the front.
 
-    ``distance`` is to the front of the swept rows, for a swept row to that of the *other* swept
-    rows: how far a front this coarse is left by one more temperature. ``gain`` is the hypervolume
+    ``distance`` is to the front of the swept rows; for a swept row, to that of the *other* swept
+    rows: how far one more temperature lies outside a front this coarse. ``gain`` is the hypervolume
     the row adds to them. ``dominated_by`` names swept rows that are at least as good in both scores
     and better in one.
     """
@@ -60,7 +60,7 @@ class Place:
 
     @property
     def verdict(self) -> str:
-        """What the interval allows to say."""
+        """The conclusion that the interval supports."""
         if math.isnan(self.distance.half):
             return "one seed"
         if self.distance.low > 0:
@@ -73,7 +73,7 @@ def places(
 ) -> tuple[list[Place], list[Point], Estimate]:
     """Place every row; returns the rows, the front of the swept means, and its hypervolume.
 
-    A row is compared on the seeds that it and all swept rows have; rows without any such seed are
+    A row is compared on the seeds that it shares with all swept rows; rows without such a seed are
     left out. ``points`` has all of ``swept``, and the swept rows share a seed.
     """
     found = []
@@ -116,7 +116,7 @@ def dominates(a: Point, b: Point) -> bool:
 
 
 def non_dominated(points: Sequence[Point]) -> list[Point]:
-    """The points that no other dominates, by the first score ascending, each once."""
+    """The distinct points that no other point dominates, in ascending order of the first score."""
     kept: list[Point] = []
     for point in sorted(set(points), reverse=True):
         if not kept or point[1] > kept[-1][1]:
@@ -125,7 +125,7 @@ def non_dominated(points: Sequence[Point]) -> list[Point]:
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """Area of what is dominated by ``points`` and dominates ``reference``.
+    """Area of the region that is dominated by ``points`` and dominates ``reference``.
 
     Zitzler and Thiele 1998, in two dimensions: rectangles between the steps of the staircase.
     """
@@ -138,7 +138,7 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 
 
 def signed_distance(point: Point, front: Sequence[Point]) -> float:
-    """Euclidean distance of a point to the border of what a front reaches, positive outside.
+    """Euclidean distance of a point to the border of the region under a front, positive outside.
 
     ``front`` is what :func:`non_dominated` returned; the border is the polyline through it, a ray
     to the left of its first point and one down from its last.
@@ -161,8 +161,8 @@ def jackknife(statistic: Callable[[Sequence[int]], float], seeds: Sequence[int])
     """A statistic of seeds with its 95% interval by the delete-one jackknife (Tukey 1958).
 
     The variance is (n - 1) / n times the squared deviations of the n values that leave one seed out
-    each; Student's t with n - 1 degrees of freedom. Of a mean it is the interval of a mean. Rows
-    share their seeds, hence initial parameters and batches, and are left out together.
+    each; Student's t with n - 1 degrees of freedom. For a mean this gives the usual interval. Rows
+    share seeds, so initial parameters and batches; a seed is left out of all rows at once.
     """
     value, n = statistic(seeds), len(seeds)
     if n < 2:

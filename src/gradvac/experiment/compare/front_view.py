@@ -40,7 +40,7 @@ def table(front: Front) -> Table:
 
 
 def notes(fronts: Sequence[Front]) -> list[str]:
-    """What a reader of the tables has to know."""
+    """Notes that explain the tables."""
     one = fronts[0]
     return [
         f"Front of {', '.join(one.swept)}: the line through those of their means over seeds "
@@ -90,7 +90,7 @@ def write_pictures(fronts: Sequence[Front], out: Path, say: Callable[[str], None
 
 
 def picture(front: Front) -> Picture:
-    """High- against low-resource scores, a point a row and a faint one a seed."""
+    """High- against low-resource scores, one point per row and a faint one per seed."""
     columns = ("row", "swept", "seed", *front.axes)
     rows = [
         (p.name, p.swept, seed, *front.shown(point))
@@ -128,7 +128,7 @@ def _draw(front: Front) -> Figure:
         worse = " (axes reversed)" if front.sign < 0 else ""
         ax.set_xlabel(f"{NAMES[front.metric]}, {front.axes[0]}{worse}")
         ax.set_ylabel(f"{NAMES[front.metric]}, {front.axes[1]}{worse}")
-        if front.sign < 0:  # so that up and to the right is better here too
+        if front.sign < 0:  # so that up and right is better here too
             ax.invert_xaxis()
             ax.invert_yaxis()
         ax.grid(color=RULE, linewidth=0.6)
@@ -139,7 +139,7 @@ def _draw(front: Front) -> Figure:
 
 
 def add_to(file: Path, fronts: Sequence[Front]) -> None:
-    """Add the fronts to a comparison that was written; to CSV, as ``NAME-front.csv`` beside it."""
+    """Add the fronts to a written comparison; for CSV, write ``NAME-front.csv`` beside it."""
     if file.suffix == ".csv":
         _write_csv(fronts, file.with_name(f"{file.stem}-front.csv"))
         return

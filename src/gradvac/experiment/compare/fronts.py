@@ -1,4 +1,4 @@
-"""`gradvac compare --front`: the front of a comparison, metric by metric, and who leaves it."""
+"""`gradvac compare --front`: the front of a comparison per metric, and the rows outside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Front:
     """A front of two columns of a metric.
 
     Scores in it are larger-is-better: NLL is negated, ``sign`` -1. ``vertices`` are the
-    non-dominated means of the swept rows, ``seeds`` those that all swept rows have.
+    non-dominated means of the swept rows, ``seeds`` are those that all swept rows have.
     """
 
     metric: Metric
@@ -36,7 +36,7 @@ class Front:
     places: list[Place]
 
     def shown(self, point: Point) -> Point:
-        """A point as the metric counts."""
+        """A point in the metric's own sign."""
         return self.sign * point[0], self.sign * point[1]
 
 
@@ -46,13 +46,13 @@ def fronts(
     axes: str | None = None,
     reference: Point | None = None,
 ) -> list[Front]:
-    """The fronts of a comparison: of every metric, and of every side that has both levels.
+    """The fronts of a comparison: one per metric and side that has both levels.
 
-    ``sweep`` names the rows that make the front; by default those the recipe names, or all that are
-    trained jointly or with static weights, with the model of the baseline. ``axes`` is two columns,
-    "high,low" where nothing is said; ``reference`` is the worst point of the hypervolume in the
-    metric's own numbers, by default what a model that knows nothing scores: 0, or NLL ln V.
-    Raises RecipeError for names that do not exist, RunError where nothing can be drawn.
+    ``sweep`` names the rows that make the front; by default those the recipe names, or all rows
+    trained jointly or with static weights with the baseline's model. ``axes`` is two columns, by
+    default "high,low". ``reference`` is the reference point of the hypervolume in the metric's own
+    units, by default the scores of an untrained model: 0, or NLL ln V. Raises RecipeError for names
+    that do not exist, RunError if nothing can be drawn.
     """
     swept = _swept(found, sweep)
     made = []
@@ -61,7 +61,7 @@ def fronts(
         for pair in _axes(found, axes):
             points = {row.name: _points(row, metric, pair, sign) for row in found.rows}
             if not (seeds := set.intersection(*(set(points[name]) for name in swept))):
-                continue  # of COMET, where it was not computed for all of them
+                continue  # COMET that was not computed for all of them
             worst = _worst(found, metric) if reference is None else reference
             zero = (sign * worst[0], sign * worst[1])
             rows, vertices, volume = places(points, swept, zero)
@@ -127,7 +127,7 @@ def _points(row: Row, metric: Metric, axes: tuple[str, str], sign: int) -> dict[
 
 
 def _worst(found: Comparison, metric: Metric) -> Point:
-    """Scores of a model that knows nothing: 0, and the NLL of a uniform guess."""
+    """Scores of an untrained model: 0, and the NLL of a uniform guess."""
     if metric != "nll":
         return 0.0, 0.0
     folder = next(r for r in found.rows if r.name == found.baseline).first.folders[0]

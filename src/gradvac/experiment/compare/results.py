@@ -37,14 +37,14 @@ LOWER_IS_BETTER: tuple[Metric, ...] = ("nll", "off_target")
 
 @dataclass
 class Result:
-    """What one seed of a row found: a run, or several that make up a row together.
+    """The results of one seed of a row: of one run, or of several that form a row together.
 
     ``scores[metric][direction]``; ``outputs[direction]`` is (hypotheses, references); ``tokenize``
-    is how BLEU cut them into words, ``tokenizers`` the same as signatures have it. ``folders`` are
-    its runs, ``recipe`` is that of the first; ``identifier_errors`` the off-target rates of
-    references. ``cpu_seconds`` is NaN where training did not run on the CPU, in one process, or did
-    not write it down. Of sequence labelling ``tags[language]`` is (gold, predicted) instead, with
-    ``labels`` all that the run knows.
+    is BLEU's tokenizer, ``tokenizers`` the same as written in signatures. ``folders`` are its runs,
+    ``recipe`` is that of the first; ``identifier_errors`` the off-target rates of references.
+    ``cpu_seconds`` is NaN if training did not run on the CPU in one process, or did not log it. For
+    sequence labelling ``tags[language]`` is (gold, predicted) instead, and ``labels`` are all
+    labels of the run.
     """
 
     folders: list[Path]
@@ -65,7 +65,7 @@ class Result:
     labels: list[str] = field(default_factory=list)
 
     def add(self, other: Result) -> None:
-        """Take in another part of the same row."""
+        """Add another part of the same row."""
         for metric in METRICS:
             self.scores[metric] |= other.scores[metric]
         self.folders += other.folders
@@ -84,10 +84,10 @@ class Result:
 
 @dataclass
 class Collected:
-    """Results by row and seed, and what the folders say of them.
+    """Results by row and seed, with information from the folders.
 
-    ``several`` are rows of several models, ``baseline`` and ``front`` those the first sweep names,
-    ``missing`` runs without scores.
+    ``several`` are rows made of several models, ``baseline`` and ``front`` the rows that the first
+    sweep names, ``missing`` the runs without scores.
     """
 
     results: dict[str, dict[int, Result]]
@@ -102,7 +102,7 @@ def collect(
 ) -> Collected:
     """Read runs, or the runs of sweep folders; ``comet`` has COMET scores by run and direction.
 
-    Raises RunError for a broken run, and for two of one row, seed and direction.
+    Raises RunError for a broken run, and for two runs of the same row, seed and direction.
     """
     runs: list[tuple[str, Path]] = []
     several: set[str] = set()
@@ -139,7 +139,7 @@ def collect(
 
 
 def runs_of(sweep: Path) -> Iterator[tuple[str, Path]]:
-    """Variant and folder of every run of a sweep that has begun, in the order of the recipe."""
+    """Variant and folder of every started run of a sweep, in the order of the recipe."""
     tree = read_json(sweep / DESCRIPTION, Sweep)
     for variant in tree["variants"]:
         for run in sorted((sweep / variant).glob("seed-*"), key=_seed):
@@ -249,8 +249,8 @@ def count_parameters(file: Path) -> int:
 def times(file: Path) -> tuple[float, float]:
     """Seconds of training, and CPU seconds or NaN.
 
-    The clocks of ``speed.jsonl`` begin anew when a run is resumed, which its lines tell by another
-    step at which they ``began``, and those of older runs by a smaller number.
+    The clocks of ``speed.jsonl`` restart when a run is resumed. A resume shows as a new value of
+    ``began`` or, in older runs, as a clock that decreases.
     """
     lines = list(read_lines(file, Speed, growing=True)) if file.exists() else []
     last = [

@@ -18,7 +18,7 @@ from gradvac.experiment.compare.fronts import fronts
 
 @dataclass(frozen=True)
 class FrontAsked:
-    """What a front is to be made of, as `fronts` takes it, and the folder for its pictures."""
+    """The arguments of `fronts`, and the folder for its pictures."""
 
     sweep: Sequence[str]
     axes: str | None
@@ -40,8 +40,8 @@ def show_comparison(
 ) -> None:
     """Compare runs, print the tables, and write them to the files of ``out``.
 
-    ``test`` is the name of a test or "none", ``comet`` a folder that COMET has scored. Raises
-    RecipeError and RunError as `compare`, `fronts` and `write` do.
+    ``test`` is the name of a test or "none", ``comet`` a folder scored by COMET. Raises RecipeError
+    and RunError as `compare`, `fronts` and `write` do.
     """
     say = lambda line: console.print(line, soft_wrap=True)
     model, scores = read_comet(comet) if comet else ("", {})

@@ -19,8 +19,8 @@ class Picture:
     """One figure.
 
     Attributes:
-        name: of its files.
-        caption: what is shown, and on what.
+        name: name of its files.
+        caption: what is shown, and on which data.
         figure: the picture.
         header: names of the columns of its numbers.
         rows: its numbers.
@@ -38,10 +38,10 @@ Drawer = Callable[[Sequence[Subject]], list[Picture]]
 
 
 def each(draw: Callable[[Subject], list[Picture]], *, once: bool = False) -> Drawer:
-    """Draw a figure of every subject that can give it; Missing if none can.
+    """Draw a figure of every subject that has the data; Missing if none has.
 
-    Beside runs of three or more languages, those of one or two are only there to be compared with.
-    ``once``: not again where another subject gave the same numbers.
+    If there are runs of three or more languages, runs of one or two are only for comparison and are
+    not drawn. ``once``: skip a subject whose numbers equal those of an earlier one.
     """
 
     def drawer(subjects: Sequence[Subject]) -> list[Picture]:
@@ -71,7 +71,7 @@ def each(draw: Callable[[Subject], list[Picture]], *, once: bool = False) -> Dra
 def pair_rows(
     values: np.ndarray, tasks: Sequence[TaskView], *more: object
 ) -> list[tuple[object, ...]]:
-    """Rows of numbers of a heat map: what precedes them, two tasks and their families, value."""
+    """Rows of numbers of a heat map: leading columns, two tasks and their families, value."""
     return [
         (*more, a.name, b.name, a.family, b.family, float(values[i, j]))
         for i, a in enumerate(tasks)

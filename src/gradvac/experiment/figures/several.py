@@ -1,4 +1,4 @@
-"""Figures that compare runs: with bilingual ones, of other sizes, of other batches."""
+"""Figures that compare runs: multilingual with bilingual, model sizes, batch sizes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gradvac.geometry.statistics import correlation
 
 
 def quality_and_similarity(subjects: Sequence[Subject]) -> list[Picture]:
-    """GradVac figure 2b: BLEU of one direction in models that differ in their other one."""
+    """GradVac figure 2b: BLEU of one direction in models that differ in their other direction."""
     pairs = [s for s in subjects if len(s.tasks) == 2]
     shared: dict[str, list[Subject]] = {}
     for subject in pairs:
@@ -58,7 +58,7 @@ def quality_and_similarity(subjects: Sequence[Subject]) -> list[Picture]:
 
 
 def over_bilingual(subjects: Sequence[Subject]) -> list[Picture]:
-    """GradVac figure 6: multilingual less bilingual, direction by direction, by data size."""
+    """GradVac figure 6: multilingual minus bilingual score per direction, by data size."""
     alone: dict[str, Subject] = {}
     several: list[Subject] = []
     for subject in subjects:
@@ -106,7 +106,7 @@ def over_bilingual(subjects: Sequence[Subject]) -> list[Picture]:
 
 
 def _with_bilingual(subject: Subject, alone: Mapping[str, Subject]) -> list[TaskView]:
-    """The directions of a run that a bilingual one of the same model and start was scored on."""
+    """The directions of a run that a bilingual run of the same model and start has scores for."""
     same = lambda a, b: (a.training.start_from, a.model) == (b.training.start_from, b.model)
     return [
         t
@@ -118,7 +118,7 @@ def _with_bilingual(subject: Subject, alone: Mapping[str, Subject]) -> list[Task
 
 
 def _gain(seed: Subject, alone: Subject, task: str) -> float | None:
-    """BLEU of one seed of a multilingual model less that of the same seed of the bilingual one."""
+    """BLEU of one seed of a multilingual model minus that of the same seed of the bilingual one."""
     beside = of_seed(alone, seed.run.recipe.seed)
     own, other = (_bleu(s.run, task) if s else None for s in (seed, beside))
     return None if own is None or other is None else own - other
@@ -129,20 +129,20 @@ def _bleu(run: RunView, task: str) -> float | None:
 
 
 def smaller_model(subjects: Sequence[Subject]) -> list[Picture]:
-    """GradVac figure 9: figure 8 of the smaller of models that differ in size."""
+    """GradVac figure 9: figure 8 for the smaller of two model sizes."""
     name = "gradvac-fig-09-smaller-model-any-en"
     return _smaller(subjects, PARAMETERS, name, ("whole_model", "whole_model"), TO_ENGLISH)
 
 
 def smaller_batches(subjects: Sequence[Subject]) -> list[Picture]:
-    """GradVac figure 11: figure 10 of the run with smaller batches."""
+    """GradVac figure 11: figure 10 for the run with smaller batches."""
     name = "gradvac-fig-11-smaller-batches-en-any"
     return _smaller(subjects, BATCH, name, ("enc_dec", "decoder"), FROM_ENGLISH)
 
 
 @dataclass(frozen=True)
 class _Size:
-    """A size runs may differ in: of a subject, its unit, and what else must then be equal."""
+    """A size in which runs may differ: its value, its unit, and what else must be equal."""
 
     of: Callable[[Subject], int]
     unit: str
@@ -158,7 +158,7 @@ def _smaller(
 ) -> list[Picture]:
     """The heat map of the smallest beside that of the largest, on one scale.
 
-    Both as measured, or both as recorded: the two differ in more than size.
+    Both measured or both recorded, because measured and recorded values are not comparable.
     """
     runs = sorted(_sizes(subjects, size)[0], key=lambda item: item[1])
     ends = [_alike(s, [s for s, _ in runs]) for s, _ in (runs[0], runs[-1])]
@@ -191,10 +191,10 @@ def _alike(subject: Subject, others: Sequence[Subject]) -> Subject:
 
 
 def _sizes(subjects: Sequence[Subject], size: _Size) -> list[list[tuple[Subject, int]]]:
-    """Groups of multilingual subjects that differ in a size and in nothing else of weight.
+    """Groups of multilingual subjects that differ only in a size.
 
-    Of one group are those of the same directions, method, temperature and start and the same other
-    size. Missing if no group has two sizes.
+    Subjects of a group share directions, method, temperature, start and the other size. Missing if
+    no group has two sizes.
     """
     found: dict[object, list[tuple[Subject, int]]] = {}
     for subject in subjects:

@@ -1,4 +1,4 @@
-"""Figures of cosines: heat maps, through the layers, by kind of parameter, pairs over steps."""
+"""Figures of cosines: heat maps, by layer, by kind of parameter, pairs over steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def as_matrix(values: np.ndarray, tasks: Sequence[TaskView], title: str = "") ->
 
 
 def clustered(name: str, group: str, side: str) -> Callable[[Subject], list[Picture]]:
-    """A heat map of one part of the model between directions of one side, and its tree."""
+    """A heat map of one part of the model for the directions of one side, and its tree."""
 
     def draw(subject: Subject) -> list[Picture]:
         tasks = subject.of_side(side)
@@ -46,7 +46,7 @@ def clustered(name: str, group: str, side: str) -> Callable[[Subject], list[Pict
 
 
 def whole_model(subject: Subject) -> list[Picture]:
-    """GradVac figure 8: the whole model, each side by itself."""
+    """GradVac figure 8: the whole model, each side separately."""
     pictures, reasons = [], []
     for side, short in SIDES.items():
         try:
@@ -131,7 +131,7 @@ def through_layers(subject: Subject) -> list[Picture]:
 
 
 def layer_name(group: str) -> str:
-    """``encoder.layers.0`` as a reader counts: ``enc 1``."""
+    """``encoder.layers.0``, counted from 1: ``enc 1``."""
     parts = group.split(".")
     side = next((p[:3] for p in parts if p in ("encoder", "decoder")), None)
     if parts[-1].isdigit():
@@ -204,7 +204,7 @@ def _settings(subject: Subject) -> dict[str, list[TaskView]]:
 def by_kind(
     subjects: Sequence[Subject], measures: Sequence[Callable[[np.ndarray], np.ndarray]]
 ) -> tuple[list[str], list[str], list[np.ndarray], str]:
-    """Rows (settings), columns (kinds of parameters), mean over pairs of each measure, words."""
+    """Rows (settings), columns (kinds of parameters), means over pairs of each measure, words."""
     rows, columns, values, words = [], [], [], []
     reasons: list[str] = []
     found: list[tuple[Subject, Geometry]] = []
@@ -268,7 +268,7 @@ def alignment_by_setting(subjects: Sequence[Subject]) -> list[Picture]:
 
 
 def kind_name(kind: str) -> str:
-    """``decoder.cross_attention.q`` in the width of a column: ``dec cross q``."""
+    """``decoder.cross_attention.q`` shortened for a column: ``dec cross q``."""
     short = {"encoder": "enc", "decoder": "dec", "self_attention": "self", "norm": "norms"}
     short |= {"cross_attention": "cross", "feed_forward": "ffn", "embedding": "embeddings"}
     return " ".join(short.get(part, part) for part in kind.split("."))
@@ -279,5 +279,5 @@ def _block(kind: str) -> str:
 
 
 def _mean(values: np.ndarray) -> float:
-    """Over the pairs."""
+    """Mean over the pairs."""
     return float(np.nanmean(values[~np.eye(len(values), dtype=bool)]))

@@ -1,4 +1,4 @@
-"""Figures of what happens while training: losses by resource level, edits, curvature, data."""
+"""Figures of training: losses by resource level, edits, curvature, data."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _band(subject: Subject, steps: Sequence[int], level: str) -> tuple[list[floa
 def _nll(
     lines: Sequence[Mapping[str, Any]], kind: str, level: str, own: Sequence[str]
 ) -> list[tuple[int, float]]:
-    """(step, mean NLL over the directions of a level), where the log has it."""
+    """(step, mean NLL over the directions of a level) for each logged step."""
     points = []
     for line in lines:
         if kind == "valid":
@@ -131,7 +131,7 @@ def _tokens_seen(subject: Subject) -> dict[int, int]:
 
 
 def seeds_in_words(subjects: Sequence[Subject]) -> str:
-    """What bands and bars are, if any subject is the mean of several seeds."""
+    """What bands and bars mean, if any subject is the mean of several seeds."""
     counts = sorted({len(s.seeds) for s in subjects if s.seeds})
     if not counts:
         return ""
@@ -154,9 +154,9 @@ def train_and_validation(subjects: Sequence[Subject]) -> list[Picture]:
 
 
 def _alike(subjects: Sequence[Subject]) -> Sequence[Subject]:
-    """Those that can be compared by their losses: the most with the same directions and sizes.
+    """The largest set of subjects with the same directions and sizes, so comparable losses.
 
-    Without the bilingual models, which have one level each, unless there are no others.
+    Excludes bilingual models, which have one level each, unless there are no others.
     """
     groups: dict[object, list[Subject]] = {}
     for subject in [s for s in subjects if len({t.partner for t in s.tasks}) > 1] or subjects:
@@ -167,7 +167,7 @@ def _alike(subjects: Sequence[Subject]) -> Sequence[Subject]:
 
 
 def _coincident(panels: Sequence[Panel]) -> str:
-    """What is hidden: pairs of curves nowhere further apart than the width of a line."""
+    """Pairs of curves that overlap: nowhere further apart than the width of a line."""
     reach = np.ptp([y for panel in panels for line in panel.lines for y in line.y])
     found = []
     for panel in panels:
@@ -237,7 +237,7 @@ def curvature_and_similarity(subject: Subject) -> list[Picture]:
 
 
 def _over_steps(name: str, number: int, values: Mapping[int, Sequence[float]]) -> Line:
-    """Means by step, with the band of the seeds where there are several values of a step."""
+    """Means by step, with the band of the seeds if a step has several values."""
     steps = sorted(values)
     mean = [sum(values[s]) / len(values[s]) for s in steps]
     several = any(len(values[s]) > 1 for s in steps)

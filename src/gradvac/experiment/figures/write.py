@@ -1,4 +1,4 @@
-"""Every figure that runs can give, to files, and what the others lack."""
+"""Writes every figure that runs have data for, and says what the others lack."""
 
 from __future__ import annotations
 
@@ -42,8 +42,9 @@ CATALOGUE: dict[str, Drawer] = {
     "CATS Figure 8": several.batch_sizes,
     "CATS Figure 9": several.model_sizes,
 }
-"""Figure of a paper -> what draws its counterpart. GradVac is Wang et al. 2021, CATS the poster of
-Li and Gong 2021; figures that show no measurement (GradVac 5 and 12, CATS 4) have none."""
+"""Figure of a paper -> the function that draws its counterpart. GradVac is Wang et al. 2021, CATS
+the poster of Li and Gong 2021; figures without measurements (GradVac 5 and 12, CATS 4) have no
+counterpart."""
 
 FORMATS = ("svg", "pdf", "png")
 
@@ -51,7 +52,7 @@ FORMATS = ("svg", "pdf", "png")
 def draw_all(subjects: Sequence[Subject]) -> tuple[dict[str, list[Picture]], dict[str, str]]:
     """Pictures by figure of a paper, and for the other figures what is missing.
 
-    Those joined by `over_seeds` have each seed's numbers beside their mean.
+    Subjects joined by `over_seeds` have each seed's numbers beside the mean.
     """
     drawn: dict[str, list[Picture]] = {}
     missing: dict[str, str] = {}
@@ -72,9 +73,9 @@ def draw_all(subjects: Sequence[Subject]) -> tuple[dict[str, list[Picture]], dic
 
 
 def with_seed(picture: Picture, own: Picture | None, seed: int) -> Picture:
-    """The picture with the numbers of one seed as columns beside its own, where it has them.
+    """The picture with the numbers of one seed added as columns, if the seed has them.
 
-    Rows are matched by all that is no measured number.
+    Rows are matched by all columns that are not measured numbers.
     """
     columns = [n for n, v in enumerate(picture.rows[0]) if isinstance(v, float)]
     columns = [n for n in columns if "_seed_" not in picture.header[n]]
@@ -118,7 +119,7 @@ def write_figures(
 
 
 def _write_numbers(subjects: Sequence[Subject], out: Path) -> None:
-    """``numbers.csv``: what the similarity of gradients is about, in every run of enough tasks."""
+    """``numbers.csv``: the tests of gradient similarity, for every run with enough tasks."""
     asked = [(s, f) for s in subjects if s.geometry is not None for f in findings(s)[0]]
     if asked:
         lines = [("run", *HEADER), *((s.run.name, *row(f)) for s, f in asked)]

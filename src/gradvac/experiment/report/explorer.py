@@ -1,8 +1,8 @@
-"""The heat map a reader explores: source, granularity, parameter group, stretch of training.
+"""The interactive heat map: source, granularity, parameter group, window of training.
 
-The picture itself is complete without a script: the mean over training, of the whole model. The
-other matrices lie beside it as bytes, one per pair of tasks: cosines in hundredths, -128 unknown.
-The script of the page recolours the same cells.
+Without a script it shows the mean over training of the whole model. The page also holds the other
+matrices as bytes, one per pair of tasks: cosines in hundredths, -128 for unknown. The script of the
+page recolours the cells.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from gradvac.experiment.view.run_view import TaskView
 from gradvac.geometry.heatmaps import NEGATIVE, Scale, heatmap
 from gradvac.geometry.similarity import Similarity
 
-GROUPS = 40  # a granularity with more parameter groups is no choice for a reader
+GROUPS = 40  # a granularity with more parameter groups is not offered
 WINDOWS = 24
 NUMBERS = 400_000
-"""Cosines in the page for each run at most: half a megabyte."""
+"""Most cosines in the page per run: half a megabyte."""
 WORDS = {
     "whole_model": "whole model",
     "enc_dec": "encoder, decoder",
@@ -38,7 +38,7 @@ WORDS = {
 def explorer(
     sources: Mapping[str, Geometry], tasks: Sequence[TaskView], number: int, pictures: Pictures
 ) -> str:
-    """The heat map of a run and what to choose; ``sources`` by name, the first is shown."""
+    """The heat map of a run and its controls; ``sources`` by name, the first is shown."""
     packed, shown, scale = [], None, Scale(0.0, 1.0)
     names = [t.name for t in tasks]
     for name, geometry in sources.items():
@@ -103,7 +103,7 @@ def _packed(granularity: str, parts: Sequence[Similarity], names: Sequence[str])
 
 
 def _spread(part: Similarity, names: Sequence[str]) -> np.ndarray:
-    """Cosines [groups, K, K] of all ``names``, NaN for those that do not occur."""
+    """Cosines [groups, K, K] of all ``names``, NaN for names that do not occur."""
     out = np.full((len(part.groups), len(names), len(names)), np.nan)
     rows = [list(names).index(t) for t in part.tasks]
     out[np.ix_(range(len(part.groups)), rows, rows)] = part.cosine
@@ -128,7 +128,7 @@ def _caption(geometry: Geometry, scale: Scale) -> str:
 
 
 def _controls(number: int) -> str:
-    """What to choose; the script shows and fills it."""
+    """The controls; the script shows and fills them."""
 
     def choice(name: str, label: str) -> str:
         key = f"{name}-{number}"

@@ -1,4 +1,4 @@
-"""Sections of a report on loss geometry: similarity of gradients, conflicts, edits made to them."""
+"""Sections of a report on loss geometry: similarity of gradients, conflicts, edits by methods."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ def similarity_section(
 ) -> str:
     """Heat map, tree and tests of each run, and the profile over groups.
 
-    ``tests`` False leaves the tests out: they take seconds, and the numbers of a run in progress
-    change.
+    ``tests=False`` omits the tests: they take seconds, and the numbers of a run in progress change.
     """
     markup, unsaid, profiles = "", "", {}
     groups: tuple[str, ...] = ()
@@ -69,7 +68,7 @@ def similarity_section(
 
 
 def _sources(view: RunView) -> dict[str, Geometry]:
-    """What there is of a run's geometry, by name, the best first."""
+    """The available geometries of a run, by name, the best first."""
     measured = Geometry.of(view.folder, view.recipe)
     recorded = Geometry.recorded_of(view.folder, view.recipe)
     found = {}
@@ -102,7 +101,7 @@ def _one_run(
 
 
 def _families_in_words(mean: np.ndarray, tasks: Sequence[TaskView]) -> str:
-    """How close tasks are within a family and across, side by side of English, and the sides."""
+    """Mean cosine within and across families, for each side of English, and between the sides."""
     parts = []
     for side in dict.fromkeys(t.side for t in tasks):
         rows = [n for n, t in enumerate(tasks) if t.side == side]
@@ -122,9 +121,9 @@ def _signed(value: float) -> str:
 
 
 def _numbers(view: RunView, subjects: Sequence[Subject]) -> str:
-    """What the similarity is about: tests with their null results, and why others are missing.
+    """Tests of what explains the similarity, null results included, and why others are missing.
 
-    Of several seeds it is asked once, of their mean, after the last of them.
+    For several seeds it is given once, for their mean, after the last seed.
     """
     folders = lambda s: [own.run.folder for own in s.seeds or (s,) if own.geometry is not None]
     subject = next((s for s in subjects if view.folder in folders(s)), None)
@@ -160,7 +159,7 @@ def _numbers(view: RunView, subjects: Sequence[Subject]) -> str:
 
 
 def conflicts_section(views: Sequence[RunView], pictures: Pictures) -> str:
-    """How many pairs of tasks had gradients that point apart, over training and by group."""
+    """How many pairs of tasks had a negative cosine, over training and by group."""
     markup, lines, shares = "", [], {}
     groups: tuple[str, ...] = ()
     for n, view in enumerate(views):
@@ -194,7 +193,7 @@ def conflicts_section(views: Sequence[RunView], pictures: Pictures) -> str:
 
 
 def edits_section(views: Sequence[RunView], pictures: Pictures) -> str:
-    """How many pairs the method edited beside PCGrad's count, in words and over training."""
+    """How many pairs the method edited, with PCGrad's count, in words and over training."""
     markup, lines = "", []
     for n, view in enumerate(views):
         counts = view.edits
@@ -214,7 +213,7 @@ def edits_section(views: Sequence[RunView], pictures: Pictures) -> str:
 
 
 def edits_in_words(view: RunView) -> str:
-    """What a run's method edited and what PCGrad would have, as a sentence or two."""
+    """What a run's method edited and what PCGrad would have edited, in one or two sentences."""
     counts = view.edits
     assert counts is not None
     compared, made = (int(np.nansum(a)) for a in (counts.comparisons, counts.edits))

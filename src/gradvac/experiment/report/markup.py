@@ -1,4 +1,4 @@
-"""Pieces of HTML. Every function escapes what it is given, unless its name says markup."""
+"""Pieces of HTML. Every function escapes its arguments, except those named ``markup``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"} | {
 
 
 def element(tag: str, markup: str, **attributes: object) -> str:
-    """``<tag attributes>markup</tag>``; ``class_`` is class, None leaves an attribute out."""
+    """``<tag attributes>markup</tag>``; ``class_`` is class, None omits an attribute."""
     pairs = {k.rstrip("_").replace("_", "-"): v for k, v in attributes.items() if v is not None}
     text = "".join(
         f" {k}" if v is True else f' {k}="{escape(str(v))}"'
@@ -34,7 +34,7 @@ def paragraph(text: str, **attributes: object) -> str:
 
 
 def missing(text: str) -> str:
-    """A line that says what is not there."""
+    """A line that says what is missing."""
     return paragraph(text, class_="missing")
 
 
@@ -50,7 +50,7 @@ def swatch_of(number: int | None) -> str:
 
 
 def table(head: Sequence[str], body: Sequence[str], caption: str) -> str:
-    """A table from rows of markup; it scrolls inside its own box, under a caption that does not."""
+    """A table from rows of markup; it scrolls inside its own box, the caption does not."""
     markup = element("thead", "".join(element("tr", row) for row in head))
     markup += element("tbody", "\n".join(element("tr", row) for row in body))
     label = caption.partition(".")[0]
@@ -65,7 +65,7 @@ def number(value: float | None, digits: int = 1) -> str:
 
 
 class Pictures:
-    """Turns figures into inline SVG whose ids are unique in one page."""
+    """Turns figures into inline SVG with ids unique in the page."""
 
     def __init__(self) -> None:
         self._numbers = count(1)

@@ -1,8 +1,8 @@
 """One self-contained HTML page about one or more runs.
 
-It needs no network and no script: opened from a file it shows everything, the script only recolours
-heat maps as the reader chooses and opens the samples for printing. What a run does not have yet
-is said in one line. The same folders give the same bytes.
+It shows everything without network or script; the script only recolours heat maps and opens the
+samples for printing. One line names each part that a run does not have yet. The same folders give
+the same bytes.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def write_report(
     notes: Sequence[str] = (),
     refresh: int | None = None,
 ) -> Path:
-    """Write the report of ``runs`` to the file ``out``, all at once, and return it.
+    """Write the report of ``runs`` to the file ``out``, atomically, and return ``out``.
 
-    ``start``: scores of the model the runs began with, as in ``scores.json``: the first row of
-    the tables. ``notes``: what a reader must know before believing a number. ``refresh``: the page
-    loads itself again after so many seconds, and leaves out the tests of the similarity. Raises
-    RunError for a folder that is no run and for damaged files.
+    ``start``: scores of the model the runs began with, as in ``scores.json``: the first row of the
+    tables. ``notes``: warnings for the reader. ``refresh``: the page reloads after so many seconds,
+    and omits the tests of the similarity. Raises RunError for a folder that is not a run and for
+    damaged files.
     """
     views = load_runs(runs)
     rows: list[Row] = [(START, None, start)] if start else []
@@ -74,7 +74,7 @@ def write_report(
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir():
         raise RunError(f"--out {out}: is a folder; name a file for the page, such as report.html")
-    write_text(out, page)  # whole: a browser may be reading the old one
+    write_text(out, page)  # atomically: a browser may be reading the old one
     return out
 
 
@@ -115,7 +115,7 @@ def _tasks(views: Sequence[RunView], rows: Sequence[Row]) -> list[TaskView]:
 
 
 def _header(title: str, views: Sequence[RunView], notes: Sequence[str]) -> str:
-    """What was compared: what the runs share as a list, what differs as a table."""
+    """The runs: shared properties as a list, different ones as a table."""
     facts = [view.facts() for view in views]
     keys = list(dict.fromkeys(key for one in facts for key in one))
     differ = [k for k in keys if len({one.get(k) for one in facts}) > 1]
@@ -171,7 +171,7 @@ def _training(views: Sequence[RunView], pictures: Pictures) -> str:
 
 
 def _again(views: Sequence[RunView], out: Path, rows: Sequence[Row]) -> str:
-    """The commands that repeat the runs, and what the scores were computed with."""
+    """The commands that repeat the runs, and the signatures of the scores."""
     commands, folders = [], []
     for view in views:
         folder = os.path.relpath(view.folder, out.resolve().parent)

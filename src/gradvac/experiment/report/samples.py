@@ -1,4 +1,4 @@
-"""Sample translations of a report: the same few sentences from every run."""
+"""Sample translations: the same few sentences from every run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from html import escape
 from gradvac.experiment.report.markup import element, missing, paragraph, series
 from gradvac.experiment.view.run_view import RunView, TaskView
 
-SAMPLES = 5  # a direction: a screenful, chosen here
-# Written from right to left; a sentence may begin with a Latin name, so dir="auto" would err.
+SAMPLES = 5  # per direction: one screen, chosen here
+# Written from right to left; a sentence may begin with a Latin name, so dir="auto" would be wrong.
 _RIGHT_TO_LEFT = {"ar", "ckb", "dv", "fa", "he", "ks", "ku", "ps", "sd", "ug", "ur", "yi"}
 
 
 def samples_section(views: Sequence[RunView], tasks: Sequence[TaskView]) -> str:
-    """Source, reference and every run's translation, direction by direction."""
+    """Source, reference and every run's translation, for each direction."""
     blocks = []
     for task in tasks:
         pairs = list(

@@ -1,4 +1,4 @@
-"""Sections of a report on scores: averages, and direction by direction."""
+"""Sections of a report on scores: averages, and every direction."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def averages_section(
 
 
 def is_zero_shot(scored: _Scored, name: str) -> bool:
-    """Whether a direction was scored without having been trained."""
+    """Whether a direction was scored but not trained."""
     return any(each.get(name, {}).get("zero_shot") for *_, each in scored)
 
 
@@ -117,7 +117,7 @@ def _average_table(scored: _Scored, columns: Mapping[str, Sequence[str]], captio
 def _average(
     each: Mapping[str, Mapping[str, Any]], names: Sequence[str], metric: str
 ) -> float | None:
-    """Unweighted mean over the directions that have the metric; None without any."""
+    """Unweighted mean over the directions that have the metric; None if none has it."""
     found = [each.get(name, {}).get(metric) for name in names]
     known = [value for value in found if value is not None]
     return statistics.fmean(known) if known else None
@@ -145,7 +145,7 @@ def directions_section(rows: Sequence[Row], tasks: Sequence[TaskView], pictures:
 
 
 def metrics_of(scored: _Scored) -> tuple[tuple[str, str, int], ...]:
-    """What directions are scored by: key, name and digits, the main one first."""
+    """The metrics of the directions: key, name and digits, the main one first."""
     tagged = any("f1" in own for *_, each in scored for own in each.values())
     return TAGGING if tagged else TRANSLATION
 

@@ -1,4 +1,4 @@
-"""A report of runs in progress: written again every so often, until all have ended."""
+"""A report of runs in progress, rewritten at intervals until all have ended."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def watch_report(
     say: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Write the report of ``runs`` every ``seconds``; the page loads itself again as often.
+    """Write the report of ``runs`` every ``seconds``; the page reloads as often.
 
-    Returns after the last page, which does not, once every run has its ``done.json``.
+    Returns once every run has its ``done.json``, after writing a last page that does not reload.
     """
     said = False
     while not all((run / "done.json").exists() for run in runs):

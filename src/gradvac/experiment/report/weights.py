@@ -1,4 +1,4 @@
-"""Section of a report on the weights that methods gave to tasks, step by step."""
+"""Section of a report on the weights of tasks at each step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from gradvac.experiment.report.markup import Pictures, element, missing, series
 from gradvac.experiment.view.run_view import RunView, TaskView
 from gradvac.geometry.plots import PALETTE, Line, curves
 
-MOST_LINES = 2 * len(PALETTE)  # solid, then dashed: more cannot be told apart
+MOST_LINES = 2 * len(PALETTE)  # solid, then dashed: more look alike
 CONSTANT = 1e-9
 
 
 def weights_section(views: Sequence[RunView], tasks: Sequence[TaskView], pictures: Pictures) -> str:
-    """A curve for every task of each run whose method changes weights; levels where many."""
+    """A curve for every task of each run whose method changes weights; per level if many."""
     drawn, unsaid = "", ""
     for n, view in enumerate(views):
         logged = {p["step"]: p["task_weights"] for p in view.train if p.get("task_weights")}
@@ -42,7 +42,7 @@ def weights_section(views: Sequence[RunView], tasks: Sequence[TaskView], picture
 def _lines(
     logged: Mapping[int, Mapping[str, float]], groups: Mapping[str, Sequence[str]]
 ) -> list[Line]:
-    """One line for each group of tasks, over the steps that have any of them."""
+    """One line for each group of tasks, over the steps that have any of its tasks."""
     lines = []
     for n, (label, names) in enumerate(groups.items()):
         points = {

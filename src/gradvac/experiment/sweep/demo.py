@@ -1,4 +1,4 @@
-"""`gradvac demo`: the shipped model goes on learning, jointly and with GradVac, and is compared."""
+"""`gradvac demo`: continues training the shipped model, jointly and with GradVac, and compares."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NOTES = (
 def run_demo(out: Path, *, steps: int, sentences: int, console: Console) -> Path:
     """Train both runs (or resume them), score them beside the starting model, write the report.
 
-    Returns the report's path. Everything is below ``out``: ``joint/``, ``gradvac/``,
+    Returns the report's path. Everything is in ``out``: ``joint/``, ``gradvac/``,
     ``starting-model/`` and ``report.html``.
     """
     changes = [f"training.steps={steps}", f"training.validate_every={max(1, steps // 4)}"]
@@ -79,7 +79,7 @@ def run_demo(out: Path, *, steps: int, sentences: int, console: Console) -> Path
 
 
 def comparison(scores: dict[str, DirectionScores]) -> Table:
-    """chrF++ and BLEU of several models side by side; the first is what the others started from."""
+    """chrF++ and BLEU of several models side by side; the others started from the first."""
     rows = [
         [
             f"{of_all[0]['name']} {of_all[0]['level']}".strip(),
@@ -93,7 +93,7 @@ def comparison(scores: dict[str, DirectionScores]) -> Table:
 def _prepared(
     recipe: Recipe, folder: Path, first: Path | None, console: Console
 ) -> Prepared[Any, Any]:
-    """Prepare a run; the second one takes the encoded text of the first."""
+    """Prepare a run; the second one reuses the encoded text of the first."""
     if first and build_once(folder, lambda: share_text(first, folder, recipe)):
         return open_prepared(folder)
     prepared = prepare(recipe, folder, lambda text: None)

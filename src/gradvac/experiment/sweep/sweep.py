@@ -1,8 +1,8 @@
-"""`gradvac sweep`: every variant of a recipe under every seed, each in a process of its own.
+"""`gradvac sweep`: every variant of a recipe with every seed, each in its own process.
 
-All runs of a seed start from the same parameters and see the same batches, because both are
-functions of the seed and of sections that a method does not change; the text is encoded once. A run
-that fails, or is killed, stops no other. The same command goes on with what is not finished.
+All runs of a seed start from the same parameters and see the same batches, because both depend only
+on the seed and on sections that a method does not change. The text is encoded once. A run that
+fails or is killed does not stop the others. The same command resumes unfinished runs.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the run is trained, and scored if there is anything to score it on.
+        """Whether the run is trained, and scored if it has test text.
 
-        A file that is not whole, such as earlier versions left on a full disk, counts as none.
+        A truncated file, which earlier versions left on a full disk, counts as missing.
         """
         needed = [DONE, *[SCORES] * self.recipe.has_test]
         return all(is_json(self.folder / name) for name in needed)
@@ -68,7 +68,7 @@ class Job:
                 return f"{done['metric']} {value:.3f}" if value < float("inf") else "done"
             last = metrics_of(self.folder)[-1]
             return f"step {last['step']}/{self.recipe.training.steps}"
-        except (RunError, LookupError):  # not begun, or damaged: who reads it says so
+        except (RunError, LookupError):  # not begun, or damaged: the reader of the file reports it
             return "waiting"
 
 
@@ -83,12 +83,12 @@ def run_sweep(
     gpus: Sequence[str],
     console: Console,
 ) -> int:
-    """Run what a recipe file describes, as many runs at a time as there are ``gpus``.
+    """Run what a recipe file describes, as many runs in parallel as there are ``gpus``.
 
-    ``gpus`` are values of CUDA_VISIBLE_DEVICES; "" leaves a run what there is. ``only`` names
-    variants or rows, none for all; ``seeds`` none for those of the file. All recipes
-    are validated and all text is prepared before anything trains. Returns the exit code: 0, 1 if a
-    run failed, 128 + signal if stopped.
+    ``gpus`` are values of CUDA_VISIBLE_DEVICES; "" does not set it. ``only`` names variants or
+    rows, empty for all; ``seeds`` is empty for those of the file. All recipes are validated and all
+    text is prepared before anything trains. Returns the exit code: 0, 1 if a run failed, 128 +
+    signal if stopped.
     """
     file = read_recipe_file(recipe)
     jobs = plan(file, out, size=size, only=only, seeds=seeds, changes=changes)
@@ -97,7 +97,7 @@ def run_sweep(
     describe(file, root, size)
     say = lambda line: console.print(line, markup=False, soft_wrap=True)
     for job in jobs:
-        if job.done:  # with what the recipe says now: of another one, it is no result of this sweep
+        if job.done:  # checked with the present recipe: results of another one do not count
             resume_run(job.recipe, job.folder, say)
         if not job.done:
             prepare(job.recipe, job.folder, say, root)
@@ -125,7 +125,7 @@ def plan(
     seeds: Sequence[int] = (),
     changes: list[str] | None = None,
 ) -> list[Job]:
-    """The runs of a sweep, all variants of the first seed first. Raises RecipeError."""
+    """The runs of a sweep, ordered by seed, then variant. Raises RecipeError."""
     names: list[str | None] = [
         name for name in file.variants if not only or name in only or row_of(name) in only
     ]
@@ -142,14 +142,14 @@ def plan(
 
 
 def describe(file: RecipeFile, root: Path, size: str | None) -> None:
-    """Write what ``gradvac compare`` needs to know of a sweep's folder."""
+    """Write what ``gradvac compare`` needs to know about a sweep's folder."""
     variants = list(file.variants)
     tree = {"size": size, "variants": variants, "baseline": file.baseline, "front": file.front}
     write_json(root / DESCRIPTION, tree)
 
 
 def progress(jobs: Sequence[Job]) -> RichTable:
-    """Variants down, seeds across."""
+    """A table with variants as rows and seeds as columns."""
     seeds = list(dict.fromkeys(job.recipe.seed for job in jobs))
     heads = ["variant", *(f"seed {seed}" for seed in seeds)]
     states: dict[str, dict[int, str]] = {}
@@ -162,7 +162,7 @@ def progress(jobs: Sequence[Job]) -> RichTable:
 def _run_all(
     jobs: list[Job], left: list[Job], gpus: Sequence[str], console: Console, stop: StopSignal
 ) -> int:
-    """Keep every slot busy until nothing is left or a signal comes."""
+    """Keep every slot busy until no run is left or a signal arrives."""
     waiting, running = deque(left), dict[int, tuple[subprocess.Popen[bytes], Job]]()
     shown = Live(console=console, refresh_per_second=2) if console.is_terminal else nullcontext()
     with shown as live:
@@ -172,9 +172,9 @@ def _run_all(
                     job = waiting.popleft()
                     running[slot] = (start(job.folder, gpu), job)
             time.sleep(0.1)
-            if stop.number:  # all at once, then each may take its time to save a checkpoint
+            if stop.number:  # signal all first, then wait while each saves a checkpoint
                 for process, _ in running.values():
-                    process.send_signal(stop.number)  # does nothing to one that has ended
+                    process.send_signal(stop.number)  # has no effect on an ended process
             for slot, (process, job) in list(running.items()):
                 if stop.number:
                     process.wait()
@@ -194,9 +194,9 @@ def _run_all(
 
 
 def start(folder: Path, gpu: str = "", *, score: bool = True) -> subprocess.Popen[bytes]:
-    """Train and score a prepared run in a process that hears no signal of the terminal but ours.
+    """Train and score a prepared run in a process that gets signals only from this one.
 
-    What it says goes to ``sweep.log`` in its folder.
+    Its output goes to ``sweep.log`` in its folder.
     """
     flags = [] if score else ["unscored"]
     with (folder / LOG).open("ab") as log:
@@ -210,7 +210,7 @@ def start(folder: Path, gpu: str = "", *, score: bool = True) -> subprocess.Pope
 
 
 def last_line(log: Path, code: int) -> str:
-    """What a run that failed said last."""
+    """The last output line of a failed run."""
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     said = [line.removeprefix("error: ") for line in lines if line.strip()]
     return said[-1] if said and code > 0 else f"killed by signal {-code}"

@@ -1,12 +1,11 @@
-"""`gradvac tune`: search hyper-parameters on validation text, every variant alike.
+"""`gradvac tune`: search hyper-parameters on validation text, with the same budget per variant.
 
-Wang et al. 2021 choose by validation perplexity (appendix F), of sequence labelling by validation
-error (appendix G): `BaseRecipe.searched`. The search is Optuna's (Akiba et al.
-2019), by its tree-structured Parzen estimator; trial 0 is the recipe as it stands, if that is in
-the space. A trial is a run folder like any other, not scored on the test set. The journal of a
-search lies beside its trials: the same command resumes, a trial that was stopped goes on from its
-checkpoint, and each trial is drawn with a seed of its own number, so that a stop changes nothing. A
-trial that fails counts as one.
+Wang et al. 2021 choose by validation perplexity (appendix F), for sequence labelling by validation
+error (appendix G): `BaseRecipe.searched`. The search uses the tree-structured Parzen estimator of
+Optuna (Akiba et al. 2019); trial 0 is the unchanged recipe, if it is in the space. A trial is an
+ordinary run folder, not scored on the test set. The journal of a search is stored beside its
+trials: the same command resumes, and a stopped trial continues from its checkpoint. Each trial is
+drawn with a seed made of its number, so a stop changes nothing. Failed trials count.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ DESCRIPTION, JOURNAL, BEST, TRIALS = "tune.json", "study.journal", "best.yaml", 
 class Search:
     """The search of one variant.
 
-    ``base`` is its recipe as it stands, ``own`` the values of that if all are in the space;
+    ``base`` is its unchanged recipe, ``own`` the values of that recipe if all are in the space;
     ``root`` has the text that trials share.
     """
 
@@ -81,11 +80,11 @@ class Search:
 
     @property
     def measure(self) -> str:
-        """What is minimised."""
+        """The validation number that is minimised."""
         return self.base.searched
 
     def finished(self) -> list[FrozenTrial]:
-        """Trials that are complete or failed."""
+        """Complete and failed trials."""
         return [t for t in self.study.trials if t.state.is_finished()]
 
 
@@ -103,7 +102,7 @@ def run_tune(
     """Search for every variant of a recipe file; returns 0, or 128 + signal if stopped.
 
     ``only`` names variants; ``trials`` and ``seed`` replace the file's. All values of the space are
-    checked before anything trains. Raises RecipeError; RunError where the extra is missing or the
+    checked before anything trains. Raises RecipeError; RunError if the extra is missing or the
     folder holds another search.
     """
     file = read_recipe_file(recipe)
@@ -178,7 +177,7 @@ def summary(searches: Sequence[Search]) -> Table:
 
 
 def lowest(run: Path, measure: str) -> float:
-    """The lowest value of a validation number that a run reached; RunError without any."""
+    """The lowest value of a validation number in a run; RunError if there is none."""
     found = [line.get(measure) for line in metrics_of(run)]
     known = [value for value in found if value is not None and math.isfinite(value)]
     if not known:
@@ -193,7 +192,7 @@ def _check(
     changes: list[str],
     variant: str | None,
 ) -> None:
-    """Refuse what is no key or no value of the recipe, and a recipe that is not validated."""
+    """Refuse unknown keys, invalid values, and a recipe without validation."""
     if not base.has_validation:
         raise RecipeError(
             f"{file.path}: {base.valid_at}: valid: empty; the search minimises its {base.searched}"
@@ -205,7 +204,7 @@ def _check(
 
 
 def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> Study:
-    """Begin or reopen a study; RunError if the folder holds another one."""
+    """Create or reopen a study; RunError if the folder holds another one."""
     try:
         import optuna
         from optuna.storages.journal import JournalFileBackend
@@ -221,7 +220,7 @@ def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> St
         old = read_json(said, Searched)
         if isinstance(method := old["recipe"].get("method"), dict):
             old["recipe"]["method"] = with_old_keys(of_a_run(method))
-        for one in (old, tree):  # a search from before a key goes on without it
+        for one in (old, tree):  # a search begun before a key existed continues without it
             one["recipe"] = base.comparable(one["recipe"])
         if old != tree:
             raise RunError(f"{folder}: holds a search of another space or recipe; choose --out")
@@ -232,7 +231,7 @@ def _open(folder: Path, parameters: Sequence[Parameter], base: BaseRecipe) -> St
 
 
 def _search(search: Search, trials: int, console: Console, stop: StopSignal) -> None:
-    """Finish what was begun, then try more, until there are so many trials."""
+    """Finish the trials that were begun, then run more until there are ``trials``."""
     from optuna.samplers import TPESampler
     from optuna.trial import TrialState
 
@@ -260,7 +259,7 @@ def _search(search: Search, trials: int, console: Console, stop: StopSignal) -> 
 
 
 def _train(search: Search, trial: FrozenTrial, console: Console, stop: StopSignal) -> float | None:
-    """What a trial reached, None if it was stopped; RunError if it failed."""
+    """The result of a trial, None if it was stopped; RunError if it failed."""
     folder = search.run_folder(trial)
     prepare(search.recipe(trial), folder, console.print, search.root)
     process = start(folder, score=False)

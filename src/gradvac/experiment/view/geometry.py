@@ -1,4 +1,4 @@
-"""The geometry of a run as reports and figures read it: measured, or recorded while training."""
+"""The geometry of a run for reports and figures: measured, or recorded during training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SIDES = {TO_ENGLISH: "any-en", FROM_ENGLISH: "en-any", LANGUAGES: "languages"}
 
 
 class Missing(Exception):
-    """Says what a run, or a set of runs, lacks for a figure."""
+    """Raised with what a run, or a set of runs, lacks for a figure."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class Geometry:
     """Gram matrices over the training of a run, at every granularity they can be summed to.
 
     Attributes:
-        record: where they are.
-        measured: what was measured; None for what the run recorded of its own batches.
+        record: the file that holds them.
+        measured: the measurement; None if the run recorded its own batches.
         granularities: granularity -> {recorded group: group}, finest first.
-        steps: of the frames, ascending.
-        seeds: what this is the mean of, see `gradvac.experiment.view.seeds`; empty for one run.
+        steps: steps of the frames, ascending.
+        seeds: the seeds this is the mean of, see `gradvac.experiment.view.seeds`; empty for one
+            run.
     """
 
     record: GramRecord
@@ -57,7 +58,7 @@ class Geometry:
 
     @classmethod
     def measured_of(cls, folder: Path) -> Geometry | None:
-        """What `gradvac geometry` left in a folder, if anything."""
+        """The measurement of `gradvac geometry` in a folder, if there is one."""
         said = Measurement.read(folder)
         record = GramRecord(folder)
         first = next(iter(record), None)
@@ -72,7 +73,7 @@ class Geometry:
 
     @classmethod
     def recorded_of(cls, run: Path, recipe: BaseRecipe) -> Geometry | None:
-        """What a run recorded while training, if anything of two or more tasks."""
+        """What a run recorded during training, if it has two or more tasks."""
         record = GramRecord(run / "geometry")
         first = next((f for f in record if len(f.tasks) > 1), None)
         if first is None:
@@ -82,7 +83,7 @@ class Geometry:
 
     @classmethod
     def of(cls, run: Path, recipe: BaseRecipe, measured: Path | None = None) -> Geometry | None:
-        """The best there is: measured on the same sentences, else recorded."""
+        """The best geometry available: measured on the same sentences, else recorded."""
         return cls.measured_of(measured or measured_folder(run)) or cls.recorded_of(run, recipe)
 
     @property
@@ -97,9 +98,9 @@ class Geometry:
         return f"on {same} {self.measured.strings:,} sentences at {span}, dropout off"
 
     def frames(self, granularity: str) -> Iterator[Frame]:
-        """The frames by step, summed to a granularity.
+        """The frames in order of step, summed to a granularity.
 
-        A group of a later frame that the first did not have is left as it is.
+        A group of a later frame that is not in the first frame is kept unchanged.
         """
         mapping = self.granularities[granularity]
         runs = [g.record.in_order() for g in self.seeds or (self,)]
@@ -112,14 +113,14 @@ class Geometry:
         key = (granularity, of)
         if key not in self._means:
             found = mean_similarity(self.frames(granularity), of)
-            assert found is not None  # there is a frame, or there were no Geometry
+            assert found is not None  # a Geometry has at least one frame
             self._means[key] = found
         return self._means[key]
 
     def over_time(
         self, granularity: str, count: int = 60, of: Measure = cosine
     ) -> list[Similarity]:
-        """Means over at most ``count`` consecutive stretches of training."""
+        """Means over at most ``count`` consecutive windows of training."""
         return windows(self.frames(granularity), self.steps, count, of)
 
     @cached_property
@@ -136,7 +137,7 @@ class Subject:
     seeds: tuple[Subject, ...] = ()
 
     def spread(self, number: Callable[[Subject], float | None]) -> tuple[float, float] | None:
-        """The lowest and the highest ``number`` of the seeds; None for one run or without any."""
+        """The lowest and the highest ``number`` of the seeds; None for one run or no value."""
         values = []
         for seed in self.seeds:
             with suppress(Missing):
@@ -177,7 +178,7 @@ class Subject:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the model."""
+        """Number of values in the model."""
         files = list(saved_models(self.run.folder).values())
         best = self.run.folder / "best" / "model.safetensors"
         file = best if best.exists() else files[-1] if files else None
@@ -187,12 +188,12 @@ class Subject:
 
     @property
     def batch(self) -> int:
-        """Target tokens of an update; sentences of a run of tagging."""
+        """Target tokens per update; sentences per update for a tagging run."""
         return self.run.recipe.batch_size
 
 
 def among(similarity: Similarity, tasks: Sequence[TaskView]) -> Similarity:
-    """Only these tasks, in this order; Missing when one was never seen."""
+    """Only these tasks, in this order; Missing if one never occurred."""
     found = similarity.ordered([t.name for t in tasks])
     if len(found.tasks) < len(tasks):
         absent = [t.short for t in tasks if t.name not in found.tasks]
@@ -201,7 +202,7 @@ def among(similarity: Similarity, tasks: Sequence[TaskView]) -> Similarity:
 
 
 def subjects_of(views: Sequence[RunView], measured: Path | None = None) -> list[Subject]:
-    """Runs with the best geometry they have; ``measured`` is that of the only run."""
+    """Runs with their best geometry; ``measured`` is the measurement if there is only one run."""
     if measured is not None and len(views) != 1:
         raise RunError(f"{measured} belongs to one run; {len(views)} are given")
     return [Subject(view, Geometry.of(view.folder, view.recipe, measured)) for view in views]

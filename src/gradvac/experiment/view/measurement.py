@@ -1,4 +1,4 @@
-"""`gradvac geometry`: measure a run, or a Hugging Face model, and print what the numbers say."""
+"""`gradvac geometry`: measure a run, or a Hugging Face model, and print the findings."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def measure_and_print(
     """Measure and print; ``options`` are those that `measure_huggingface` and runs share.
 
     Under torchrun each rank measures a part of a run, and rank 0 prints. Raises RunError for a
-    Hugging Face model under torchrun, and as the measurement does.
+    Hugging Face model under torchrun, and the errors of the measurement.
     """
     options |= {"device": device, "console": console}
     if is_huggingface(run):

@@ -1,7 +1,7 @@
-"""Does the similarity of gradients reflect the languages, or the quality? Tests, nulls included.
+"""Tests whether gradient similarity reflects languages or quality, null results included.
 
 One table per run: for each side of English and part of the model, the Mantel test of the mean
-cosines against what is known of the languages, how tree-like they are, and whether directions
+cosines against distances between languages, how tree-like the cosines are, and whether directions
 more similar to the others score better.
 """
 
@@ -23,7 +23,7 @@ from gradvac.tables import Table
 from gradvac.writing import write_csv
 
 LEVEL = 0.05
-"""p-values up to this are called evidence; the usual convention."""
+"""p-values up to this are called evidence, by the usual convention."""
 FAMILY, SCRIPT, SIZE = "same family", "same script", "similar data size"
 QUALITY = {"bleu": "BLEU", "chrf": "chrF++", "f1": "F1", "accuracy": "accuracy"}
 PARTS = (("whole_model", "whole_model"), ("enc_dec", "encoder"), ("enc_dec", "decoder"))
@@ -34,8 +34,8 @@ class Finding:
     """One question asked of one part of the model on one side of English.
 
     ``r`` is a correlation, ``low`` and ``high`` its 95 % interval (NaN where there is none), ``p``
-    the chance of as much where nothing is there, ``n`` the pairs or directions it rests on.
-    ``seeds`` are the correlations in each of several seeds, of whose mean this is.
+    the p-value, ``n`` the number of pairs or directions. ``seeds`` are the correlations of each
+    seed if this is the mean of several.
     """
 
     side: str
@@ -66,9 +66,9 @@ def row(f: Finding) -> tuple[object, ...]:
 
 
 def findings(subject: Subject) -> tuple[list[Finding], list[str]]:
-    """Everything that can be asked of a run's geometry, and why the rest cannot.
+    """All findings for a run's geometry, and why others are missing.
 
-    Of several seeds the mean is asked, with each seed's correlation beside it.
+    For several seeds the mean is tested, with each seed's correlation beside it.
     """
     found: list[Finding] = []
     notes: list[str] = []
@@ -106,7 +106,7 @@ def _beside_seeds(found: list[Finding], subject: Subject) -> list[Finding]:
 def _proximities(
     subject: Subject, tasks: Sequence[TaskView]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """What could explain similarity, by name: closeness ``[K, K]``, larger is closer."""
+    """Possible explanations of similarity, by name: closeness ``[K, K]``, larger is closer."""
     codes = [t.partner for t in tasks]
     known = {FAMILY: same(families(codes))}
     scripts = _scripts(subject, codes)
@@ -176,7 +176,7 @@ def words(found: Sequence[Finding]) -> str:
 
 
 def numbers_table(title: str, found: Sequence[Finding]) -> Table:
-    """The findings, one a row."""
+    """The findings, one per row."""
     heads = ("where", "is it about ...", "r", "p", "n", "result")
     rows = [
         [
@@ -197,7 +197,7 @@ def in_words(f: Finding) -> str:
 
 
 def chance(f: Finding) -> str:
-    """The p-value, not more precise than it is."""
+    """The p-value, rounded to its precision."""
     return "<.001" if f.p < 0.001 else _number(f.p, 3)
 
 
@@ -208,7 +208,7 @@ def _number(value: float, digits: int = 2) -> str:
 
 
 def print_numbers(run: Path, measured: Path, console: Console) -> None:
-    """Print what a measurement says of the languages, and keep it as ``numbers.csv`` there."""
+    """Print the findings of a measurement, and write them to ``numbers.csv`` in its folder."""
     (subject,) = subjects_of(load_runs([run]), measured)
     found, notes = findings(subject)
     if found:

@@ -1,6 +1,6 @@
-"""How close languages are: by family, by script, and by what typologists know of them.
+"""How close languages are: by family, by script, and by typology.
 
-Family and script need nothing. Typology comes from URIEL+ (Khan et al. 2025), a maintained
+Family and script need no package. Typology comes from URIEL+ (Khan et al. 2025), a maintained
 successor of URIEL and lang2vec whose data is inside its package: the extra ``typology``.
 """
 
@@ -17,12 +17,12 @@ from gradvac.text.languages import family, language
 
 DISTANCES = ("genetic", "geographic", "syntactic", "phonological")
 SHARED = 20
-"""Features that must be known of both languages for a distance: chosen here, because Kazakh and
-Hindi share the dozen syntactic ones known of Kazakh, which would make them the same language."""
+"""Fewest features known of both languages for a distance. Chosen here: only a dozen syntactic ones
+are known of Kazakh, and Hindi shares them all, so their distance would be zero."""
 
 
 def families(languages: Sequence[str]) -> list[str]:
-    """The family of each language; a language of no known family is a family of its own."""
+    """The family of each language; a language of unknown family forms its own family."""
     named = [family(code) for code in languages]
     return [code if name == "other" else name for code, name in zip(languages, named, strict=True)]
 
@@ -40,12 +40,12 @@ def typological_distances(languages: tuple[str, ...]) -> dict[str, np.ndarray] |
             return {kind: _distances(uriel, kind, codes) for kind in DISTANCES}
     except ImportError:
         return "typological distances need the extra: pip install 'gradvac[typology]'"
-    except OSError as e:  # it unpacks its data beside itself on first use
+    except OSError as e:  # it unpacks its data into its own folder on first use
         return f"URIEL+ cannot read its data: {e}"
 
 
 def _iso(base: str) -> str:
-    """The ISO 639-3 code of a language, as URIEL+ has them."""
+    """The ISO 639-3 code of a language, as in URIEL+."""
     from langcodes import Language
 
     try:
@@ -79,8 +79,8 @@ def _distances(uriel: object, kind: str, codes: list[str]) -> np.ndarray:
 def angular_distances(x: np.ndarray) -> np.ndarray:
     """2 / pi times the angle between rows of ``x`` [K, features], over features known of both.
 
-    The distance of URIEL+, which takes seconds for what this does at once. A negative feature is
-    unknown; so is, NaN, a distance on fewer than `SHARED` features.
+    The same distance as URIEL+, which takes seconds. A negative feature is unknown; a distance on
+    fewer than `SHARED` features is NaN.
     """
     known = (x >= 0).astype(float)
     x = np.where(x >= 0, x, 0.0)
@@ -92,7 +92,7 @@ def angular_distances(x: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Undo what the package does to logging, and keep it from talking meanwhile."""
+    """Silence the package inside, and undo its changes to logging."""
     root = logging.getLogger()
     handlers, level, disabled = root.handlers[:], root.level, logging.root.manager.disable
     logging.disable(logging.WARNING)

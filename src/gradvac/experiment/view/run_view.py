@@ -1,4 +1,4 @@
-"""What reports and figures know of a run: all that is in its folder, each part if it is there."""
+"""A run for reports and figures: everything in its folder, each part if present."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gradvac.translation.shapes import TransformerConfig
 TO_ENGLISH, FROM_ENGLISH = "Any\N{RIGHTWARDS ARROW}En", "En\N{RIGHTWARDS ARROW}Any"
 _SIDES = {"any-en": TO_ENGLISH, "en-any": FROM_ENGLISH}
 LANGUAGES = "languages"
-"""The side of tasks that are no directions, such as the languages of tagging."""
+"""The side of tasks that are not directions, such as the languages of tagging."""
 METHODS = {
     "joint": "joint training",
     "static": "static weights",
@@ -43,7 +43,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class TaskView:
-    """A task in the words of a report; ``side`` is empty for directions without English."""
+    """A task as a report shows it; ``side`` is empty for directions without English."""
 
     name: str
     label: str
@@ -60,7 +60,7 @@ class TaskView:
         """The view of a task; without ``info`` only its name is known."""
         try:
             d = Direction.parse(name)
-        except RecipeError:  # a task of another kind than a direction is its own label
+        except RecipeError:  # a task that is not a direction is its own label
             kin = info.family if info else "other"
             view = cls(name, name, name, "", "", LANGUAGES, kin)
         else:
@@ -81,7 +81,7 @@ class TaskView:
 
 
 def by_family(tasks: Iterable[TaskView]) -> list[TaskView]:
-    """Into English first, then from English; within a side family by family as in the paper."""
+    """Into English first, then from English; within a side by family, as in the paper."""
     views = list(tasks)
     rank = {code: n for n, code in enumerate(family_order({v.partner for v in views}))}
     sides = [TO_ENGLISH, FROM_ENGLISH, LANGUAGES, ""]
@@ -90,7 +90,7 @@ def by_family(tasks: Iterable[TaskView]) -> list[TaskView]:
 
 @dataclass(frozen=True)
 class RunView:
-    """A run folder, read; what is not there yet is None or empty."""
+    """The contents of a run folder; a missing part is None or empty."""
 
     folder: Path
     name: str
@@ -104,12 +104,12 @@ class RunView:
 
     @property
     def kind(self) -> Kind[Any, Any]:
-        """The kind of job it is a run of."""
+        """The kind of job of the run."""
         return kind_of(self.recipe)
 
     @property
     def scorable(self) -> bool:
-        """Whether `gradvac evaluate` is for runs of its kind; one without test text it tells so."""
+        """Whether to offer `gradvac evaluate`; it may report that test text is missing."""
         return self.kind.samples or self.recipe.has_test
 
     @property
@@ -118,7 +118,7 @@ class RunView:
         return METHODS.get(self.recipe.method.name, self.recipe.method.name)
 
     def facts(self) -> dict[str, str]:
-        """What distinguishes a run from another one, in words."""
+        """The properties in which runs may differ, in words."""
         if not (self.folder / "recipe.yaml").exists():
             return {"Model": "of Hugging Face", "Directions": str(len(self.tasks))}
         r = self.recipe
@@ -167,18 +167,18 @@ class RunView:
 
 
 def load_runs(folders: Iterable[Path]) -> list[RunView]:
-    """Read run folders; each is named after its folder, or by what of the paths differs.
+    """Read run folders; each is named after its folder, or by the part of the path that differs.
 
     ``sweep/joint/seed-1`` and ``sweep/gradvac/seed-1`` are ``joint`` and ``gradvac``.
 
-    Raises RunError for a folder that is no run, and for damaged files, with file and line.
+    Raises RunError for a folder that is not a run, and for damaged files, with file and line.
     """
     paths = list(dict.fromkeys(Path(f).resolve() for f in folders))
     return [_load(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of different paths where they differ; else what is between common ends."""
+    """The last parts of paths if they differ; else the part between their common ends."""
     if len({p.name for p in paths}) == len(paths):
         return [p.name for p in paths]
     parts = [p.parts for p in paths]
@@ -212,7 +212,7 @@ def _load(folder: Path, name: str) -> RunView:
 
 
 def _described(folder: Path) -> tuple[BaseRecipe, dict[str, TaskInfo]]:
-    """The recipe and the tasks of a run, or of a foreign model by what was measured of it."""
+    """The recipe and the tasks of a run, or of a foreign model from its measurement."""
     measured = (
         None if (folder / "recipe.yaml").exists() else Measurement.read(measured_folder(folder))
     )
@@ -220,7 +220,7 @@ def _described(folder: Path) -> tuple[BaseRecipe, dict[str, TaskInfo]]:
         return any_recipe(folder), task_infos(folder)
     try:
         parsed = [Direction.parse(task) for task in measured.tasks]
-    except RecipeError as e:  # of a run of another kind that has lost its recipe
+    except RecipeError as e:  # a run of another kind whose recipe is missing
         raise RunError(f"{folder}: not a run folder: no readable recipe.yaml") from e
     infos = [TaskInfo(0, "", family_of(d.name)) for d in parsed]
     recipe = parse_recipe({"data": {"train": [{"path": measured.origin}]}}, str(folder))

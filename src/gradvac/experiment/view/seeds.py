@@ -1,4 +1,4 @@
-"""Runs that differ in their seed alone, as one run: the mean of what they measured and scored."""
+"""Joins runs that differ only in their seed: the means of their measurements and scores."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gradvac.geometry.similarity import EditCounts
 
 
 def over_seeds(subjects: Sequence[Subject]) -> list[Subject]:
-    """Join the runs whose recipes differ in the seed alone; each other one stays as it is.
+    """Join the runs whose recipes differ only in the seed; others stay unchanged.
 
     A joined subject has the mean over seeds of losses at the steps that all have, of scores, and of
-    everything read off Gram matrices; edits are added up. Its ``seeds`` are those joined.
+    everything computed from Gram matrices; edits are summed. Its ``seeds`` are the runs joined.
     """
     alike: dict[str, list[Subject]] = {}
     for subject in subjects:
@@ -34,7 +34,7 @@ def over_seeds(subjects: Sequence[Subject]) -> list[Subject]:
 
 
 def of_seed(subject: Subject, seed: int) -> Subject | None:
-    """What of a joined subject is of one seed, under the name of all; others are of every seed."""
+    """One seed of a joined subject, under the joint name; a single run counts for every seed."""
     if not subject.seeds:
         return subject
     found = next((s for s in subject.seeds if s.run.recipe.seed == seed), None)
@@ -42,7 +42,7 @@ def of_seed(subject: Subject, seed: int) -> Subject | None:
 
 
 def recorded(subject: Subject) -> Subject:
-    """The subject with what it recorded while training instead of what was measured, if it did."""
+    """The subject with its recorded geometry instead of the measured one, if it has both."""
     if subject.seeds:
         return _joined([recorded(s) for s in subject.seeds])
     found = Geometry.recorded_of(subject.run.folder, subject.run.recipe)
@@ -65,7 +65,7 @@ def _joined(group: Sequence[Subject]) -> Subject:
 
 
 def _name(views: Sequence[RunView]) -> str:
-    """The parts that their names begin with; without any, the folder that holds the first."""
+    """The leading parts that their names share; if none, the parent folder of the first."""
     parts = [view.name.split("/") for view in views]
     n = 0
     while all(len(p) > n and p[n] == parts[0][n] for p in parts):
@@ -74,9 +74,9 @@ def _name(views: Sequence[RunView]) -> str:
 
 
 def _one_kind(group: Sequence[Subject]) -> tuple[list[Subject], Geometry | None]:
-    """The group with geometry of one kind, and the mean of it.
+    """The group with geometry of one kind, and the mean of that geometry.
 
-    Measured if all were, else recorded if all were, else that of the seeds which were measured.
+    Measured if all seeds have that, else recorded if all have that, else of the measured seeds.
     """
     kinds = [list(group), [recorded(s) for s in group]]
     all_measured, all_recorded = (
@@ -90,20 +90,20 @@ def _one_kind(group: Sequence[Subject]) -> tuple[list[Subject], Geometry | None]
     there = tuple(s.geometry for s in members if s.geometry is not None)
     if len(there) < 2:
         return members, there[0] if there else None
-    first = min(there, key=lambda g: len(g.granularities))  # another may be measured more finely
+    first = min(there, key=lambda g: len(g.granularities))  # others may have finer granularities
     steps = sorted({step for g in there for step in g.steps})
     return members, replace(first, steps=tuple(steps), seeds=there)
 
 
 def _mean_lines(logs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
-    """The lines of the steps that all logs have, numbers and mappings of numbers averaged."""
+    """The log lines of steps that all logs have; numbers and mappings of numbers are averaged."""
     by_step = [{line["step"]: line for line in log} for log in logs]
     steps = [s for s in by_step[0] if all(s in lines for lines in by_step)]
     return [_mean_of([lines[s] for lines in by_step]) for s in steps]
 
 
 def _mean_of(trees: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What all trees have, numbers averaged; counts stay whole."""
+    """The keys that all trees have, with numbers averaged; counts stay integers."""
     out: dict[str, Any] = {}
     for key, first in trees[0].items():
         values = [tree.get(key) for tree in trees]
@@ -124,7 +124,7 @@ def _mean_scores(scores: Sequence[dict[str, Any] | None]) -> dict[str, Any] | No
 
 
 def _sum_of_edits(counts: Sequence[EditCounts | None]) -> EditCounts | None:
-    """Added up at the steps that all have, if all have the same groups."""
+    """Sums at the steps that all have, if all have the same groups."""
     found = [c for c in counts if c is not None]
     if len(found) < len(counts) or len({c.groups for c in found}) > 1:
         return None
