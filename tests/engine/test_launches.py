@@ -1,31 +1,13 @@
 """Host cost of a step where launches and waits cost: counted on a make-believe device."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
-import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.engine.counted import counted
 
 
 @pytest.fixture(scope="module")
 def steps():
-    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
-        pytest.skip("this torch makes no device of Python")
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    found = subprocess.run(
-        [sys.executable, "-m", "tests.engine.launches"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
-    return json.loads(found.stdout)
+    return counted("tests.engine.launches")
 
 
 def test_launches_do_not_grow_with_the_number_of_tasks(steps):

@@ -1,6 +1,5 @@
 """Two, three and four processes train as one does, and go wrong together."""
 
-import json
 import os
 import re
 import subprocess
@@ -12,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.utils.backend_registration
 
+from tests.engine.counted import counted
 from tests.engine.ranks.cases import STEPS, Translator, cases_of, train
 from tests.engine.ranks.failures import X, build
 
@@ -81,18 +80,7 @@ def test_ranks_train_as_one_process_does_and_agree_bitwise(trained):
 
 def test_the_host_waits_for_a_device_once_for_the_groups_that_are_decided_together():
     """And sends one message a step, and gives the collectives of the device its tensors alone."""
-    if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
-        pytest.skip("this torch makes no device of Python")
-    path = os.pathsep.join([str(ROOT / "src"), str(ROOT)])
-    found = subprocess.run(
-        [sys.executable, "-m", "tests.engine.ranks.device"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
-    by_layer, whole = json.loads(found.stdout)
+    by_layer, whole = counted("tests.engine.ranks.device")
     for each in (by_layer, whole):
         assert each["buckets"] == 3
         assert each["made"] == {"message": 1, "exchange": 3, "sum": 3, "gather": 3}
