@@ -55,16 +55,26 @@ class Lookup(NamedTuple):
 
     def add_to(self, chunk: Tensor, start: int) -> None:
         """Add rows ``start, start + 1, ...`` of the gradients to ``chunk`` ``[K, rows, d]``."""
-        ids, dy, device = self.ids - start, self.dy.to(chunk.dtype), chunk.device
-        if device.type != "cpu":  # without asking the device which are in the chunk
-            here = (ids >= 0) & (ids < chunk.shape[1])
-            ids, dy = ids.clamp(0, chunk.shape[1] - 1), dy.where(here[:, None], 0.0)
-            chunk.index_put_((self.owners.on(device), ids), dy, accumulate=True)
+        ids, height = self.ids - start, chunk.shape[1]
+        here = (ids >= 0) & (ids < height)
+        if chunk.device.type == "cpu":
+            kept = here.nonzero().flatten()
+            part = Lookup(ids[kept], self.dy[kept], self.owners.selected(kept))
+        else:  # without asking the device how many are in the chunk
+            dy = self.dy.where(here[:, None], 0.0)
+            part = Lookup(ids.clamp(0, height - 1), dy, self.owners)
+        part.add_all(chunk)
+
+    def add_all(self, table: Tensor) -> None:
+        """Add to the gradients of the whole table, ``[K, rows, d]``."""
+        dy = self.dy.to(table.dtype)
+        if table.device.type != "cpu":
+            table.index_put_((self.owners.on(table.device), self.ids), dy, accumulate=True)
             return
-        both = zip(self.owners.blocks(ids), self.owners.blocks(dy), strict=True)
-        for part, (own, found) in zip(chunk, both, strict=True):
-            here = (own >= 0) & (own < chunk.shape[1])
-            part.index_add_(0, own[here], found[here])
+        for of_task, ids, own in zip(
+            table, self.owners.blocks(self.ids), self.owners.blocks(dy), strict=True
+        ):
+            of_task.index_add_(0, ids, own)
 
 
 class OnDemand:

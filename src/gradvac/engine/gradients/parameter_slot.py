@@ -143,7 +143,7 @@ class ParameterSlot(Slot):
         result = torch.zeros(shape, dtype=dtype, device=table.device)
         places = where.split([len(use.ids) for use in found])
         for use, place in zip(found, places, strict=True):
-            use._replace(ids=place).add_to(result, 0)
+            use._replace(ids=place).add_all(result)
         return result.flatten(1)
 
     def as_sparse(self, gradient: Tensor) -> Tensor:

@@ -163,26 +163,39 @@ class Padding:
         tasks: positions of the tasks.
         height: rows of the longest.
         all_tasks: whether these are all tasks of the step, in their order.
-        index: positions of the rows, ``[tasks * height]``; None if they already have this layout.
-        gaps: which rows are padding, ``[tasks, height]``; None if none.
-        positions: positions of the tasks, ``[tasks]``.
     """
 
     def __init__(self, owners: Owners, tasks: list[int]) -> None:
         self.tasks = tasks
-        bounds = [owners.bounds[k] for k in tasks]
-        self.height = max(end - start for start, end in bounds)
+        self._owners, self._bounds = owners, [owners.bounds[k] for k in tasks]
+        self.height = max(end - start for start, end in self._bounds)
         self.all_tasks = len(tasks) == owners.n_tasks
-        starts, ends = torch.tensor(bounds).T.unsqueeze(2)
+
+    @cached_property
+    def _layout(self) -> tuple[Positions, Positions]:
+        starts, ends = torch.tensor(self._bounds).T.unsqueeze(2)
         places = starts + torch.arange(self.height)
         gaps = places >= ends  # padded with a row of the same task, so NaN stays within it
-        order = owners.order(torch.device("cpu"))
+        order = self._owners.order(torch.device("cpu"))
         index = torch.where(gaps, starts, places).flatten()
         index = index if order is None else order[index]
-        as_is = len(index) == len(owners) and bool((index == torch.arange(len(index))).all())
-        self.index = Positions(None if as_is else index)
-        self.gaps = Positions(gaps if bool(gaps.any()) else None)
-        self.positions = Positions(torch.tensor(tasks))
+        as_is = len(index) == len(self._owners) and torch.equal(index, torch.arange(len(index)))
+        return Positions(None if as_is else index), Positions(gaps if bool(gaps.any()) else None)
+
+    @property
+    def index(self) -> Positions:
+        """Positions of the rows, ``[tasks * height]``; None if they already have this layout."""
+        return self._layout[0]
+
+    @property
+    def gaps(self) -> Positions:
+        """Which rows are padding, ``[tasks, height]``; None if none."""
+        return self._layout[1]
+
+    @cached_property
+    def positions(self) -> Positions:
+        """Positions of the tasks, ``[tasks]``."""
+        return Positions(torch.tensor(self.tasks))
 
 
 class Positions:

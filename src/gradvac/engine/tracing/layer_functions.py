@@ -164,7 +164,7 @@ class _Embedding(Function):
                 if isinstance(slot, ParameterSlot) and slot.takes_factors(owners.n_tasks):
                     slot.add_factors(lookup)
                 else:
-                    lookup.add_to(slot.zero(owners.n_tasks), 0)
+                    lookup.add_all(slot.zero(owners.n_tasks))
                 use.finish()
         return None, None, dw, None, None
 
