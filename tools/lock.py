@@ -62,7 +62,8 @@ def main() -> None:
     write(LOCK, "all but PyTorch.", [pin for pin in pins if not OF_TORCH.match(pin)])
     write(CPU, "PyTorch for CPUs.", [f"torch=={version}+cpu \\\n    --hash=sha256:{digest}"])
     write(CUDA, "PyTorch as most indexes have it.", [pin for pin in pins if OF_TORCH.match(pin)])
-    versions = [pin.split()[0] for pin in pins if not re.match(r"cuda-|nvidia-|triton==", pin)]
+    firsts = [pin.split(" \\\n")[0] for pin in pins]  # a version, and where it is the one to take
+    versions = [pin for pin in firsts if not re.match(r"cuda-|nvidia-|triton==", pin)]
     write(VERSIONS, "the versions alone, for pip's --constraint.", versions)
 
 
