@@ -10,16 +10,21 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)")
 
 
 def pins(name: str) -> dict[str, tuple[str, int]]:
-    """Name -> version, and how many hashes it has."""
+    """Name -> version, of several that for the Python here, and how many hashes it has."""
     text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
-    found = [(PIN.match(line), line) for line in text.splitlines() if not line.startswith("#")]
-    assert all(match for match, line in found if line), name
-    hashes = re.compile(r"--hash=sha256:[0-9a-f]{64}\b")
-    return {canonicalize_name(m[1]): (m[2], len(hashes.findall(line))) for m, line in found if m}
+    found: dict[str, tuple[str, int]] = {}
+    for line in text.splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pin = Requirement(line.split(" --hash")[0])
+        key, (version,) = canonicalize_name(pin.name), pin.specifier
+        if key not in found or pin.marker is None or pin.marker.evaluate():
+            hashes = re.findall(r"--hash=sha256:[0-9a-f]{64}\b", line)
+            found[key] = version.version, len(hashes)
+    return found
 
 
 @pytest.mark.parametrize("torch", ["requirements-cpu.txt", "requirements-cuda.txt"])
