@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from gradvac.engine.comparison import CHECKS
 from gradvac.engine.gradients.parameter_slot import ParameterSlot
 from gradvac.engine.hidden import refuse_hidden
 from gradvac.engine.local_collector import LocalCollector
+from gradvac.engine.planning.planner import Planner
 from gradvac.engine.ranks.collector import RankCollector
 from gradvac.engine.ranks.passes import Passes, agree_on_passes
 from gradvac.engine.ranks.shards import Shards
@@ -63,6 +64,7 @@ class SinglePass(Strategy):
         self._splits = options.engine != "per_task"  # until an operation mixes samples
         strict = options.engine == "single_pass"
         self._give_up: Callable[[Refusal], None] | None = None if strict else self._split_no_more
+        self.planner = Planner(setup)
         self._batch: TracedBatch | None = None
 
     @property
@@ -92,6 +94,7 @@ class SinglePass(Strategy):
             )
         names, index = names_and_index(tasks)
         self._check_before_forward(names)
+        self._let_go()  # a forward pass without a backward pass
         batch = self._batch = self._new_batch(names, index, batch_dim)
         # Ranks that gather parameters together also trace a single task, to act like the others.
         follows = batch.only is None or self.setup.shards is not None
@@ -105,7 +108,7 @@ class SinglePass(Strategy):
         _UNDER_WAY.append(self)
         self.setup.guard.begin()
         try:
-            with self._following(batch) if follows else nullcontext():
+            with self._following(batch) if follows else nullcontext(), self._planning(batch):
                 yield
         except BaseException as e:
             try:
@@ -144,7 +147,7 @@ class SinglePass(Strategy):
             proved=self.checks.proved,
         )
         only = self.step.position(names[0]) if len(names) == 1 else None
-        owners = Owners(positions[index], len(self.step.names))
+        owners = Owners.of_samples(positions[index], len(self.step.names))
         return TracedBatch(trace, owners, only, batch_dim)
 
     @contextmanager
@@ -153,6 +156,12 @@ class SinglePass(Strategy):
         passing_info_on = shards.passing_info_on(batch.trace) if shards else nullcontext()
         with batch.trace, as_written(self.setup.module), passing_info_on:
             yield
+
+    def _planning(self, batch: TracedBatch) -> AbstractContextManager[None]:
+        """Plan the forward pass, once a step has been traced and checked."""
+        if self.first_step or self.checks.left > 0 or batch.only is not None:
+            return nullcontext()
+        return self.planner.around(batch)
 
     # -- the step -------------------------------------------------------------------------------
 
@@ -234,6 +243,12 @@ class SinglePass(Strategy):
         super().clear()
         self.collector.clear()
         self.setup.guard.pending = False
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Forget the batch."""
+        if self._batch is not None and self._batch.planned is not None:
+            self._batch.planned.release()
         self._batch = None
 
     # -- the backward pass ----------------------------------------------------------------------
@@ -261,6 +276,8 @@ class SinglePass(Strategy):
             self._backward_sharded(setup.shards, passes, ends)
         else:
             self._backward_alone(passes, ends)
+        if batch.trace.repeated and not self.planner.off:
+            self.planner.stop("activation checkpointing repeats parts of it")
         self._batch = None
         return passes
 

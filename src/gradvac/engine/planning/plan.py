@@ -1,0 +1,197 @@
+"""What a forward pass is known to do, and its use in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from gradvac.engine.gradients.parameter_slot import ParameterSlot
+from gradvac.engine.gradients.slots import Slot, ViewSlot
+from gradvac.engine.planning.graph import Signature, ends, following
+from gradvac.engine.planning.recording import Recording, Unplanned
+from gradvac.engine.planning.uses import Rule, lookup
+from gradvac.engine.samples.owners import Owners
+from gradvac.engine.samples.places import Place
+from gradvac.engine.tracing.parameter_use import ParameterUse
+from gradvac.engine.tracing.tensor_info import TensorInfo
+from gradvac.engine.tracing.trace import Trace
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedUse:
+    """A use of parameters, by its position in the graph.
+
+    Attributes:
+        node: position of the node, see :func:`gradvac.engine.planning.graph.walk`.
+        rule: adds the gradients of the parameters.
+        slots: where they go.
+        what: the operation, for errors.
+        repeats: how the owners of its rows come from those of the samples, see `Owners.spread`.
+        ends: whether no other use lies below it, so that a backward pass must be asked for it.
+    """
+
+    node: int
+    rule: Rule
+    slots: tuple[Slot | None, ...]
+    what: str
+    repeats: tuple[int, int]
+    ends: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedOutput:
+    """What is known about an output of the model; see :class:`TensorInfo`."""
+
+    dim: int | None
+    repeats: tuple[int, int]
+    why: str | None
+    lost: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a forward pass does for inputs of given sizes.
+
+    Attributes:
+        signature: hash of what its graph computes.
+        uses: where it uses parameters with samples.
+        outputs: what is known about its outputs.
+        last: the last operation, as the trace names it.
+    """
+
+    signature: int
+    uses: tuple[PlannedUse, ...]
+    outputs: tuple[PlannedOutput, ...]
+    last: str
+
+    @classmethod
+    def of(
+        cls,
+        recording: Recording,
+        trace: Trace,
+        outputs: Sequence[Tensor],
+        graph: Sequence[Any],
+        signature: Signature,
+    ) -> Plan:
+        """Make a plan of what was recorded.
+
+        Raises:
+            Unplanned: if a parameter is used otherwise than was recorded.
+        """
+        through = {use.node: use.samples for use in recording.uses}
+        if len(through) < len(recording.uses):
+            raise Unplanned("an operation with two uses of parameters")
+        position = {node: n for n, node in enumerate(graph)}
+        roots = [x.grad_fn for x in outputs]
+        seen = set(following(roots, through))
+        for node in seen:
+            leaf = getattr(node, "variable", None)
+            if leaf is not None and id(leaf) not in trace.heads:
+                raise Unplanned("a parameter or leaf used otherwise than was recorded")
+        at_end = ends(through)
+        uses = [
+            PlannedUse(
+                position[use.node],
+                use.rule,
+                tuple(use.slots),
+                use.what,
+                _known(use.owners),
+                use.node in at_end,
+            )
+            for use in recording.uses
+            if use.node in seen
+        ]
+        found = [_output(trace.info(x)) for x in outputs]
+        return cls(hash(signature), tuple(uses), tuple(found), trace.last)
+
+
+def _known(owners: Owners) -> tuple[int, int]:
+    assert owners.repeats is not None  # else the recording has failed
+    return owners.repeats
+
+
+def _output(info: TensorInfo | None) -> PlannedOutput:
+    if info is None:
+        return PlannedOutput(None, (1, 1), "made by the model, out of sight", False)
+    if info.place is None:
+        return PlannedOutput(None, (1, 1), info.why or "", info.lost)
+    return PlannedOutput(info.place.dim, _known(info.place.owners), info.why, info.lost)
+
+
+class PlannedPass:
+    """The backward passes through the uses of a planned forward pass.
+
+    Attributes:
+        covered: ids of the tensors whose gradients come from the uses.
+        edges: where a backward pass must be asked for the gradient; see :meth:`arrived`.
+        uses: by node, for as long as the graph is needed.
+    """
+
+    def __init__(
+        self, plan: Plan, graph: Sequence[Any], samples: Owners, trace: Trace
+    ) -> None:
+        self.covered: set[int] = set()
+        self.edges: list[GradientEdge] = []
+        self.uses: dict[Any, ParameterUse] = {}
+        self._ends: list[Callable[[Sequence[Tensor | None]], None]] = []
+        self._nodes: list[Any] = []
+        for planned in plan.uses:
+            use = ParameterUse(planned.slots, planned.what, trace.backward_state)
+            use.place = Place(samples.spread(*planned.repeats), 0)
+            node = graph[planned.node]
+            self._expect(planned, node)
+            self.uses[node] = use
+            hook = self._hook(node, planned.rule, use)
+            if planned.ends:
+                self.edges.append(GradientEdge(node, 0))
+                self._ends.append(hook)
+            else:
+                node.register_prehook(hook)
+
+    def _expect(self, planned: PlannedUse, node: Any) -> None:
+        for slot in planned.slots:
+            if slot is None:
+                continue
+            slot.expect()
+            base = slot
+            while isinstance(base, ViewSlot):
+                base = base.base
+            assert isinstance(base, ParameterSlot)
+            self.covered.add(id(base.leaf))
+            if planned.rule is lookup:
+                base.lookups += 1
+                base.wants_sparse = base.wants_sparse or node._saved_sparse
+
+    def _hook(
+        self, node: Any, rule: Rule, use: ParameterUse
+    ) -> Callable[[Sequence[Tensor | None]], None]:
+        """A hook of a node; it does not hold the node, which holds it."""
+        n = len(self._nodes)
+        self._nodes.append(node)
+        nodes = self._nodes
+
+        def arrived(gradients: Sequence[Tensor | None]) -> None:
+            dy = gradients[0]
+            if dy is None or not use.collects(dy):
+                return
+            with torch._C.DisableTorchFunction():
+                rule(nodes[n], dy, use.slots, use.place.owners)
+                use.finish()
+
+        return arrived
+
+    def arrived(self, gradients: Sequence[Tensor | None]) -> None:
+        """Take the gradients of :attr:`edges`."""
+        for hook, dy in zip(self._ends, gradients, strict=True):
+            hook([dy])
+
+    def release(self) -> None:
+        """Let go of the graph."""
+        self.edges, self._ends = [], []
+        self.uses.clear()
+        self._nodes.clear()
