@@ -36,8 +36,8 @@ def batched(owners: Owners, *sides: Tensor) -> bool:
         return True
     if sum(side.numel() * side.element_size() for side in sides) > _CACHED:
         return False
-    filling = sum(p.height * len(p.tasks) for p in owners.padded) - len(owners)
-    return filling * math.prod(side.shape[1:].numel() for side in sides) < _LAUNCH * owners.n_tasks
+    width = math.prod(side.shape[1:].numel() for side in sides)
+    return owners.padding * width < _LAUNCH * owners.n_tasks
 
 
 class TaskRows:

@@ -44,11 +44,14 @@ class GroupStore:
         self.dtype = at_least_float32(*(p.dtype for p in group.parameters))
         self.device = device
         self.streams = False
+        self._size: int | None = None
 
     @property
     def size(self) -> int:
-        """How many numbers to hold for each task, without looked-up rows."""
-        return sum(slot.parameter.numel() for slot in self._dense)
+        """How many numbers to hold for each task in this step, without looked-up rows."""
+        if self._size is None:
+            self._size = sum(slot.parameter.numel() for slot in self._dense)
+        return self._size
 
     @property
     def used(self) -> bool:
@@ -79,7 +82,7 @@ class GroupStore:
 
     def open(self, n_tasks: int) -> None:
         """Allocate the gradients of K tasks; those collected for fewer tasks are kept."""
-        if self.matrix is not None and len(self.matrix) >= n_tasks:
+        if self.matrix is not None and self.matrix.shape[0] >= n_tasks:
             return
         if self.matrix is None:
             for slot in self.slots:
@@ -174,6 +177,6 @@ class GroupStore:
         """Return the memory and forget the step."""
         if self.matrix is not None:
             self.pool.give(self.matrix)
-        self.matrix, self.expected = None, 0
+        self.matrix, self.expected, self._size = None, 0, None
         for slot in self.slots:
             slot.forget()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -23,35 +22,44 @@ def walk(outputs: Sequence[Tensor]) -> tuple[list[Any], Signature]:
     """
     nodes: list[Any] = []
     number: dict[Any, int] = {}
-
-    def position(node: Any) -> int:
-        n = number.get(node)
-        if n is None:
-            n = number[node] = len(nodes)
+    found: list[Any] = []
+    facts_of = _FACTS
+    for x in outputs:
+        node = x.grad_fn
+        if node is not None and node not in number:
+            number[node] = len(nodes)
             nodes.append(node)
-        return n
-
-    roots = [(-1 if x.grad_fn is None else position(x.grad_fn), x.output_nr) for x in outputs]
-    signature: list[Any] = [tuple(roots)]
+        found += (-1 if node is None else number[node]), x.output_nr
     for node in nodes:  # grows
         kind = type(node)
-        line: list[Any] = [kind]
+        begin = len(found)
+        found.append(kind)
         for following, output in node.next_functions:
-            line.append(-1 if following is None else position(following) << 16 | output)
-        for name in _facts(kind):
-            line.append(getattr(node, name))
-        if len(line) == 1:
-            line.append(id(node.variable) if hasattr(node, "variable") else node.name())
-        signature.append(tuple(line))
-    return nodes, tuple(signature)
+            if following is None:
+                found.append(-1)
+                continue
+            n = number.get(following)
+            if n is None:
+                n = number[following] = len(nodes)
+                nodes.append(following)
+            found.append(n << 16 | output)
+        names = facts_of.get(kind)
+        for name in _facts(kind) if names is None else names:
+            found.append(getattr(node, name))
+        if len(found) == begin + 1:
+            found.append(id(node.variable) if hasattr(node, "variable") else node.name())
+    return nodes, tuple(found)
 
 
-@cache
+_FACTS: dict[type, tuple[str, ...]] = {}
+
+
 def _facts(kind: type) -> tuple[str, ...]:
     """Names of the attributes of a kind of node that hold its sizes and dimensions."""
     saved = [name for name in dir(kind) if name.startswith("_saved_")]
     facts = [name for name in saved if not hasattr(kind, "_raw" + name)]
-    return tuple(name for name in facts if not any(word in name for word in _AMOUNTS))
+    _FACTS[kind] = tuple(name for name in facts if not any(word in name for word in _AMOUNTS))
+    return _FACTS[kind]
 
 
 def following(nodes: Sequence[Any], through: Mapping[Any, int | None]) -> Iterator[Any]:

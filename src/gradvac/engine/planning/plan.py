@@ -31,6 +31,7 @@ class PlannedUse:
         rule: adds the gradients of the parameters.
         slots: where they go.
         what: the operation, for errors.
+        tables: the slots of parameters among them, or which they are views of.
         repeats: how the owners of its rows come from those of the samples, see `Owners.spread`.
         ends: whether no other use lies below it, so that a backward pass must be asked for it.
     """
@@ -39,6 +40,7 @@ class PlannedUse:
     rule: Rule
     slots: tuple[Slot | None, ...]
     what: str
+    tables: tuple[ParameterSlot, ...]
     repeats: tuple[int, int]
     ends: bool
 
@@ -61,12 +63,14 @@ class Plan:
         signature: hash of what its graph computes.
         uses: where it uses parameters with samples.
         outputs: what is known about its outputs.
+        covered: ids of the tensors whose gradients come from the uses.
         last: the last operation, as the trace names it.
     """
 
     signature: int
     uses: tuple[PlannedUse, ...]
     outputs: tuple[PlannedOutput, ...]
+    covered: frozenset[int]
     last: str
 
     @classmethod
@@ -100,6 +104,7 @@ class Plan:
                 use.rule,
                 tuple(use.slots),
                 use.what,
+                tuple(_table(slot) for slot in use.slots if slot is not None),
                 _known(use.owners),
                 use.node in at_end,
             )
@@ -107,7 +112,15 @@ class Plan:
             if use.node in seen
         ]
         found = [_output(trace.info(x)) for x in outputs]
-        return cls(hash(signature), tuple(uses), tuple(found), trace.last)
+        covered = frozenset(id(table.leaf) for use in uses for table in use.tables)
+        return cls(hash(signature), tuple(uses), tuple(found), covered, trace.last)
+
+
+def _table(slot: Slot) -> ParameterSlot:
+    while isinstance(slot, ViewSlot):
+        slot = slot.base
+    assert isinstance(slot, ParameterSlot)  # else the recording has failed
+    return slot
 
 
 def _known(owners: Owners) -> tuple[int, int]:
@@ -135,37 +148,30 @@ class PlannedPass:
     def __init__(
         self, plan: Plan, graph: Sequence[Any], samples: Owners, trace: Trace
     ) -> None:
-        self.covered: set[int] = set()
+        self.covered = plan.covered
         self.edges: list[GradientEdge] = []
         self.uses: dict[Any, ParameterUse] = {}
         self._ends: list[Callable[[Sequence[Tensor | None]], None]] = []
         self._nodes: list[Any] = []
+        places: dict[tuple[int, int], Place] = {}
         for planned in plan.uses:
-            use = ParameterUse(planned.slots, planned.what, trace.backward_state)
-            use.place = Place(samples.spread(*planned.repeats), 0)
+            place = places.get(planned.repeats)
+            if place is None:
+                place = places[planned.repeats] = Place(samples.spread(*planned.repeats), 0)
             node = graph[planned.node]
-            self._expect(planned, node)
-            self.uses[node] = use
+            use = self.uses[node] = ParameterUse(planned.slots, planned.what, trace.backward_state)
+            use.place = place
+            for table in planned.tables:
+                table.expect()
+                if planned.rule is lookup:
+                    table.lookups += 1
+                    table.wants_sparse = table.wants_sparse or node._saved_sparse
             hook = self._hook(node, planned.rule, use)
             if planned.ends:
                 self.edges.append(GradientEdge(node, 0))
                 self._ends.append(hook)
             else:
                 node.register_prehook(hook)
-
-    def _expect(self, planned: PlannedUse, node: Any) -> None:
-        for slot in planned.slots:
-            if slot is None:
-                continue
-            slot.expect()
-            base = slot
-            while isinstance(base, ViewSlot):
-                base = base.base
-            assert isinstance(base, ParameterSlot)
-            self.covered.add(id(base.leaf))
-            if planned.rule is lookup:
-                base.lookups += 1
-                base.wants_sparse = base.wants_sparse or node._saved_sparse
 
     def _hook(
         self, node: Any, rule: Rule, use: ParameterUse

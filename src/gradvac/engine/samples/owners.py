@@ -44,6 +44,7 @@ class Owners:
         self.index = index
         self.n_tasks = n_tasks
         self.repeats = repeats
+        self._length = index.shape[0]
         self._batch = batch
         self._derived: dict[tuple[object, ...], Owners | None] = {}
 
@@ -63,7 +64,7 @@ class Owners:
         self._batch.any_tasks = tasks
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self._length
 
     def same(self, other: Owners) -> bool:
         """Whether both maps are equal."""
@@ -169,6 +170,11 @@ class Owners:
             for task, height in heights.items():
                 classes.setdefault(height.bit_length(), []).append(task)
         return [Padding(self, tasks) for tasks in classes.values()]
+
+    @cached_property
+    def padding(self) -> int:
+        """How many rows are padding in :attr:`padded`."""
+        return sum(p.height * len(p.tasks) for p in self.padded) - len(self)
 
     @cached_property
     def absent(self) -> Positions:
