@@ -1,7 +1,7 @@
 """Write anew what pip may take for `make`: every file's SHA-256, in four lock files.
 
-requirements-toolkit.txt has what `make demo` installs, requirements.txt what `make test` adds to it. The
-versions alone are in constraints.txt, for those who install without.
+requirements-toolkit.txt has what `make demo` installs, requirements.txt what `make test` adds.
+The versions alone are in constraints.txt, for those who install without.
 
     pip install uv
     python -m tools.lock              # keeps the versions that are locked, as far as they fit
