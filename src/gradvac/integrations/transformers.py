@@ -31,8 +31,9 @@ from gradvac.engine import Engine, StepReport
 from gradvac.engine.groups import Grouping
 from gradvac.errors import GradientError
 from gradvac.integrations.accelerate import backward, without_wrapper
-from gradvac.integrations.transformers_batch import TaskCollator, take_tasks
-from gradvac.integrations.transformers_loss import OVERRIDE, ModelLoss
+from gradvac.integrations.transformers_batch import TaskCollator, flat, take_tasks
+from gradvac.integrations.transformers_loss import ModelLoss
+from gradvac.integrations.transformers_refusals import refuse_other_losses, refuse_settings
 from gradvac.methods import Method
 
 __all__ = ["TaskGradients"]
@@ -87,6 +88,8 @@ class TaskGradients(Trainer):
         (['fr', 'hi'], (3, 2))
     """
 
+    _split_trainers: tuple[type, ...] = ()  # whose loss and step a subclass of this one splits
+
     def __init__(
         self,
         *args: Any,
@@ -97,10 +100,10 @@ class TaskGradients(Trainer):
         task_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self._refuse_unsupported()
         self.task_column = task_column
         self.task_names = task_names
+        super().__init__(*args, **kwargs)
+        self._refuse_unsupported()
         self.report: StepReport | None = None
         self.data_collator = TaskCollator(self.data_collator, task_column)
         self._method, self._fresh = method, method.state_dict()
@@ -182,7 +185,7 @@ class TaskGradients(Trainer):
             with engine.tasks(tasks):
                 with self.compute_loss_context_manager():
                     losses, rows = self.task_losses(model, inputs)
-                losses, rows = _flat(losses, rows, len(tasks))
+                losses, rows = flat(losses, rows, len(tasks))
                 divisor = self._divisor(len(losses))
                 losses = losses / divisor
             self._add_shares(tasks, rows, divisor)
@@ -211,7 +214,8 @@ class TaskGradients(Trainer):
             tasks = take_tasks(own, self.task_column, self.task_names)
         found = super().prediction_step(model, own, *args, **kwargs)
         if tasks is not None and all(own.get(name) is not None for name in self.label_names):
-            self._add_evaluated(model, dict(self._prepare_inputs(own)), tasks)
+            losses, rows = self._evaluated_losses(model, own)
+            self._add_evaluated(*flat(losses, rows, len(tasks)), tasks)
         return found
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -224,20 +228,24 @@ class TaskGradients(Trainer):
         return found
 
     @torch.no_grad()
-    def _add_evaluated(self, model: nn.Module, inputs: dict[str, Any], tasks: list[str]) -> None:
-        """Add up the losses of a batch by task; what training keeps about the loss is unchanged."""
+    def _evaluated_losses(
+        self, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the losses of a batch; what training keeps about the loss is unchanged."""
         kept = self._model_loss, self._n_items
         self._model_loss, self._n_items = self._evaluated_loss, None
         try:
             with self.compute_loss_context_manager():
-                losses, rows = self.task_losses(model, inputs)
+                found = self.task_losses(model, dict(self._prepare_inputs(inputs)))
             self._evaluated_loss = self._model_loss
         finally:
             self._model_loss, self._n_items = kept
-        losses, rows = _flat(losses, rows, len(tasks))
-        sums = losses.new_zeros(len(tasks), dtype=torch.float64).index_add_(
-            0, rows, losses.double()
-        )
+        return found
+
+    def _add_evaluated(self, losses: Tensor, rows: Tensor, tasks: list[str]) -> None:
+        """Add up the losses of a batch by task, over all ranks."""
+        sums = losses.new_zeros(len(tasks), dtype=torch.float64)
+        sums.index_add_(0, rows, losses.detach().double())
         counts = rows.bincount(minlength=len(tasks))
         found = list(zip(tasks, sums.tolist(), counts.tolist(), strict=True))
         if self.accelerator.num_processes > 1:  # without those that fill up the last batch
@@ -270,7 +278,7 @@ class TaskGradients(Trainer):
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the Trainer's, unless it reads on one rank for all: names are not sent."""
         loader: Any = super().get_train_dataloader()
-        if isinstance(loader, DataLoaderDispatcher):
+        if isinstance(loader, DataLoaderDispatcher) and self.accelerator.num_processes > 1:
             raise GradientError(
                 "rank 0 would read the stream for all ranks and send them tensors, but not the "
                 'tasks; set accelerator_config={"dispatch_batches": False} in the arguments'
@@ -324,10 +332,15 @@ class TaskGradients(Trainer):
         n_losses = max(n_losses, 1)
         if self._n_items is None:
             return n_losses * self.current_gradient_accumulation_steps
-        added_up = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         if self._model_loss is not None and self._model_loss.adds_up_means:
-            return n_losses / added_up
-        return self._n_items / added_up
+            return n_losses / self._ranks_added_up
+        return self._n_items / self._ranks_added_up
+
+    @property
+    def _ranks_added_up(self) -> int:
+        """What the Trainer multiplies losses by so that the ranks' mean becomes their sum."""
+        counted = self._n_items is not None and self.args.average_tokens_across_devices
+        return self.accelerator.num_processes if counted else 1
 
     def _add_shares(self, tasks: list[str], rows: Tensor, divisor: Tensor | float) -> None:
         """Note what the mean loss of each task was multiplied by."""
@@ -355,49 +368,7 @@ class TaskGradients(Trainer):
 
     def _refuse_unsupported(self) -> None:
         """Raise GradientError for settings that would be ignored or silently wrong."""
-        args = self.args
-        if args.n_gpu > 1:
-            raise GradientError(
-                f"{args.n_gpu} GPUs are visible and the Trainer would split batches over them by "
-                "DataParallel, which adds up the gradients of all tasks; start the script by "
-                "torchrun, one process for each, or set CUDA_VISIBLE_DEVICES=0"
-            )
-        if args.torch_compile:
-            raise GradientError(
-                "torch_compile hides from the engine where parameters meet samples; switch it off"
-            )
-        optim = str(getattr(args.optim, "value", args.optim))
-        if "lomo" in optim or "layerwise" in optim:
-            raise GradientError(
-                f"optim is {optim!r}, which updates inside the backward pass, before the "
-                "gradients of the tasks are combined; choose one that does not"
-            )
-        if self.compute_loss_func is not None:
-            raise GradientError(f"compute_loss_func returns one loss for all tasks; {OVERRIDE}")
-        kinds = type(self).__mro__
+        refuse_settings(self)
+        behind = type(self).__mro__[type(self).__mro__.index(TaskGradients) + 1 :]
         own_losses = type(self).task_losses is not TaskGradients.task_losses
-        for kind in kinds[: kinds.index(Trainer)]:
-            if "compute_loss" in vars(kind) and not own_losses:
-                raise GradientError(
-                    f"{kind.__name__}.compute_loss returns one loss for all tasks and would not "
-                    f"be called in training; {OVERRIDE}"
-                )
-            behind = kinds.index(kind) > kinds.index(TaskGradients)
-            if "training_step" in vars(kind) and behind:
-                raise GradientError(
-                    f"{kind.__name__}.training_step would not be called; name {kind.__name__} "
-                    "before TaskGradients among the base classes, if it calls super()"
-                )
-
-
-def _flat(losses: Tensor, rows: Tensor | None, n_samples: int) -> tuple[Tensor, Tensor]:
-    """Return losses ``[N]`` and the sample that each belongs to, ``[N]``."""
-    if rows is not None:
-        return losses, rows
-    if not losses.ndim or len(losses) != n_samples:
-        raise GradientError(
-            f"task_losses returned {list(losses.shape)} for {n_samples} samples and no rows; "
-            "losses must be [B, ...], neither averaged nor summed over samples"
-        )
-    rows = torch.arange(n_samples, device=losses.device)
-    return losses.reshape(-1), rows.repeat_interleave(losses[0].numel())
+        refuse_other_losses(type(self), behind, own_losses, self._split_trainers)

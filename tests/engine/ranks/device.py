@@ -15,10 +15,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from benchmarks.believe import Believe, There
 from gradvac.engine import Engine
 from gradvac.engine.ranks import group as ranks
 from gradvac.methods import GradVac
-from tests.engine.believe import Believe, There
 
 ROOM = "engine/ranks/"
 STEPS, LAYERS = 3, 6
