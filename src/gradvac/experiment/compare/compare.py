@@ -25,6 +25,7 @@ from gradvac.translation.significance import (
 )
 
 LEVEL = 0.05  # significance level
+LEAST_SEEDS = 3  # with two, an interval is as wide as 12.7 standard errors: it says nothing
 Clock = Literal["cpu_seconds", "seconds"]
 
 
@@ -47,6 +48,11 @@ class Mean:
     def mean(self) -> float:
         """Mean over seeds."""
         return statistics.fmean(self.values)
+
+    @property
+    def known_half(self) -> float:
+        """The half width; NaN with too few seeds for an interval that says anything."""
+        return self.half if len(self.values) >= LEAST_SEEDS else math.nan
 
     @property
     def star(self) -> bool:
