@@ -134,7 +134,7 @@ class PerTask(Strategy):
         """Combine the gradients and return what to add to ``p.grad`` of every parameter."""
         setup = self.setup
         found = self._finish_alone() if self.agree() is None else self._finish_with_ranks()
-        of_heads = setup.heads.finished(self.step.loss_scale)
+        of_heads = setup.heads.finished(self.step.loss_scale, self.step.heads_state)
         report, combined = found
         return report, [*combined, *zip(setup.heads.parameters, of_heads, strict=True)]
 
@@ -143,6 +143,7 @@ class PerTask(Strategy):
         gradients = [
             buffer.task_gradients(len(step.names), step.loss_scale) for buffer in self._buffers
         ]
+        step.heads_state = setup.heads.state()
         inner = gram([[each] for each in gradients], step.fetch)
         report = decide(
             setup.method,
@@ -160,7 +161,7 @@ class PerTask(Strategy):
         setup, step, ranks = self.setup, self.step, self.setup.ranks
         assert ranks is not None
         buckets = buckets_of(setup.groups, ranks.bucket)
-        exchange = Exchange(ranks, setup.groups, buckets, setup.method, step)
+        exchange = Exchange(ranks, setup, buckets, step)
         buffers = {buffer.group.name: buffer for buffer in self._buffers}
         try:
             for bucket in buckets:
@@ -172,7 +173,6 @@ class PerTask(Strategy):
             if step.failed_everywhere:
                 exchange.drain()
             raise
-        setup.heads.add_ranks(ranks)
         report = step.report(setup.group_names)
         shared = setup.parameters[: setup.n_shared]
         return report, [(p, gradients[id(p)]) for p in shared]

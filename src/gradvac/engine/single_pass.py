@@ -223,12 +223,11 @@ class SinglePass(Strategy):
     def _finish(self) -> tuple[StepReport, Gradients]:
         """Combine the rest and return what to add to ``p.grad`` of every parameter."""
         setup, step = self.setup, self.step
+        step.heads_state = setup.heads.state() if setup.ranks is None else None
         self.collector.finish(step)
-        if setup.ranks is not None:
-            setup.heads.add_ranks(setup.ranks)
         report = step.report(setup.group_names)
         shared = [step.gradients[id(p)] for p in setup.parameters[: setup.n_shared]]
-        gradients = [*shared, *setup.heads.finished(step.loss_scale)]
+        gradients = [*shared, *setup.heads.finished(step.loss_scale, step.heads_state)]
         return report, list(zip(setup.parameters, gradients, strict=True))
 
     def clear(self) -> None:

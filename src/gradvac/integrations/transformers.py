@@ -81,6 +81,8 @@ class TaskGradients(Trainer):
         (['fr', 'hi'], (3, 2))
     """
 
+    _split_trainers: tuple[type, ...] = ()  # whose loss and step a subclass of this one splits
+
     def __init__(
         self,
         *args: Any,
@@ -91,10 +93,10 @@ class TaskGradients(Trainer):
         task_names: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self._refuse_unsupported()
         self.task_column = task_column
         self.task_names = task_names
+        super().__init__(*args, **kwargs)
+        self._refuse_unsupported()
         self.report: StepReport | None = None
         self.data_collator = TaskCollator(self.data_collator, task_column)
         self._method, self._fresh = method, method.state_dict()
@@ -204,7 +206,8 @@ class TaskGradients(Trainer):
             tasks = take_tasks(own, self.task_column, self.task_names)
         found = super().prediction_step(model, own, *args, **kwargs)
         if tasks is not None and all(own.get(name) is not None for name in self.label_names):
-            self._add_evaluated(model, dict(self._prepare_inputs(own)), tasks)
+            losses, rows = self._evaluated_losses(model, own)
+            self._add_evaluated(*_flat(losses, rows, len(tasks)), tasks)
         return found
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -217,17 +220,22 @@ class TaskGradients(Trainer):
         return found
 
     @torch.no_grad()
-    def _add_evaluated(self, model: nn.Module, inputs: dict[str, Any], tasks: list[str]) -> None:
-        """Add up the losses of a batch by task; what training keeps about the loss is unchanged."""
+    def _evaluated_losses(
+        self, model: nn.Module, inputs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the losses of a batch; what training keeps about the loss is unchanged."""
         kept = self._model_loss, self._n_items
         self._model_loss, self._n_items = self._evaluated_loss, None
         try:
             with self.compute_loss_context_manager():
-                losses, rows = self.task_losses(model, inputs)
+                found = self.task_losses(model, dict(self._prepare_inputs(inputs)))
             self._evaluated_loss = self._model_loss
         finally:
             self._model_loss, self._n_items = kept
-        losses, rows = _flat(losses, rows, len(tasks))
+        return found
+
+    def _add_evaluated(self, losses: Tensor, rows: Tensor, tasks: list[str]) -> None:
+        """Add up the losses of a batch by task."""
         for loss, row in zip(losses.double().tolist(), rows.tolist(), strict=True):
             entry = self._evaluated[tasks[row]]
             entry[0] += loss
@@ -341,6 +349,13 @@ class TaskGradients(Trainer):
         kinds = type(self).__mro__
         own_losses = type(self).task_losses is not TaskGradients.task_losses
         for kind in kinds[: kinds.index(Trainer)]:
+            if kind in self._split_trainers:
+                continue
+            if kind.__module__ == "trl.trainer.sft_trainer":
+                raise GradientError(
+                    f"{kind.__name__} computes its loss in a way of its own; use "
+                    "gradvac.integrations.trl.TaskSFTTrainer"
+                )
             if "compute_loss" in vars(kind) and not own_losses:
                 raise GradientError(
                     f"{kind.__name__}.compute_loss returns one loss for all tasks and would not "
