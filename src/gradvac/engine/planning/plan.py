@@ -145,9 +145,7 @@ class PlannedPass:
         uses: by node, for as long as the graph is needed.
     """
 
-    def __init__(
-        self, plan: Plan, graph: Sequence[Any], samples: Owners, trace: Trace
-    ) -> None:
+    def __init__(self, plan: Plan, graph: Sequence[Any], samples: Owners, trace: Trace) -> None:
         self.covered = plan.covered
         self.edges: list[GradientEdge] = []
         self.uses: dict[Any, ParameterUse] = {}

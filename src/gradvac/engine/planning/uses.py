@@ -33,9 +33,7 @@ class Projection:
     transposed: bool
     biased: bool
 
-    def __call__(
-        self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners
-    ) -> None:
+    def __call__(self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners) -> None:
         """Add the gradients."""
         x = node._saved_mat1 if self.biased else node._saved_self
         linear_gradients(x, dy, self.transposed, slots, owners)
@@ -47,9 +45,7 @@ class Sum:
 
     kept: int
 
-    def __call__(
-        self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners
-    ) -> None:
+    def __call__(self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners) -> None:
         """Add the gradients."""
         _add_sums(dy, self.kept, slots, owners)
 
@@ -64,9 +60,7 @@ class Factor:
     kept: int
     first: bool
 
-    def __call__(
-        self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners
-    ) -> None:
+    def __call__(self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners) -> None:
         """Add the gradients."""
         other = node._saved_other if self.first else node._saved_self
         _add_sums(dy * other, self.kept, slots, owners)
@@ -91,9 +85,7 @@ class TermLookedUp:
     kept: int
     operand: int
 
-    def __call__(
-        self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners
-    ) -> None:
+    def __call__(self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners) -> None:
         """Add the gradients."""
         (slot,) = slots
         assert slot is not None

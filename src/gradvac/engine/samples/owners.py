@@ -102,7 +102,9 @@ class Owners:
             blocks = self.index.view(before, -1, after)
             middle = blocks[0, :, 0]
             repeats = None
-            if self.repeats is not None and not (self.repeats[0] % before or self.repeats[1] % after):
+            if self.repeats is not None and not (
+                self.repeats[0] % before or self.repeats[1] % after
+            ):
                 repeats = self.repeats[0] // before, self.repeats[1] // after
             if self.for_any_tasks:
                 uniform = repeats is not None
