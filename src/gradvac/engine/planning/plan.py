@@ -14,7 +14,7 @@ from gradvac.engine.gradients.parameter_slot import ParameterSlot
 from gradvac.engine.gradients.slots import Slot, ViewSlot
 from gradvac.engine.planning.graph import Signature, ends, following
 from gradvac.engine.planning.recording import Recording, Unplanned
-from gradvac.engine.planning.uses import Rule, lookup
+from gradvac.engine.planning.uses import Lookup, Rule
 from gradvac.engine.samples.owners import Owners
 from gradvac.engine.samples.places import Place
 from gradvac.engine.tracing.parameter_use import ParameterUse
@@ -161,9 +161,10 @@ class PlannedPass:
             use.place = place
             for table in planned.tables:
                 table.expect()
-                if planned.rule is lookup:
+                if isinstance(planned.rule, Lookup):
                     table.lookups += 1
-                    table.wants_sparse = table.wants_sparse or node._saved_sparse
+                    if planned.rule.embedding(node)._saved_sparse:
+                        table.wants_sparse = True
             hook = self._hook(node, planned.rule, use)
             if planned.ends:
                 self.edges.append(GradientEdge(node, 0))

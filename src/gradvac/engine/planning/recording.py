@@ -12,11 +12,11 @@ from gradvac.engine.gradients.parameter_slot import ParameterSlot
 from gradvac.engine.gradients.slots import DerivedSlot, Slot, ViewSlot
 from gradvac.engine.planning.uses import (
     Factor,
+    Lookup,
     Projection,
     Rule,
     Sum,
     TermLookedUp,
-    lookup,
     normalisation,
 )
 from gradvac.engine.samples.calls import writes
@@ -38,7 +38,7 @@ class RecordedUse:
         node: the node of autograd's graph.
         rule: adds the gradients of the parameters.
         slots: where they go, None for one that needs none.
-        samples: which of the node's inputs has samples, by its position; None if none has a gradient.
+        samples: position of the node's input that has samples; None if it has no gradient.
         what: the operation, for errors.
         owners: of the rows of the node's output.
     """
@@ -117,8 +117,9 @@ class Recording:
     ) -> Slot | None:
         if x is None or not any(x is p for p in parameters):
             return None
-        if isinstance(rule, TermLookedUp):
-            return trace.slots[id(x.grad_fn.next_functions[0][0].variable)]
+        if isinstance(rule, TermLookedUp) or rule in (Lookup(0), Lookup(1)):
+            lookup_node: Any = x.grad_fn
+            return trace.slots[id(lookup_node.next_functions[0][0].variable)]
         slot = base = trace.slot(x)
         while isinstance(base, ViewSlot):
             base = base.base
@@ -195,7 +196,7 @@ def _embedding(call: Call, parameters: list[Tensor]) -> Iterator[Found]:
     table = call.argument(1, "weight")
     if call.argument(3, "max_norm") is not None or call.argument(5, "scale_grad_by_freq", False):
         raise Unplanned("max_norm and scale_grad_by_freq depend on all samples")
-    yield _nodes(call, table)["EmbeddingBackward0"], lookup, [table], None, 1
+    yield _nodes(call, table)["EmbeddingBackward0"], Lookup(), [table], None, 1
 
 
 def _layer_norm(call: Call, parameters: list[Tensor]) -> Iterator[Found]:
@@ -228,6 +229,8 @@ def _pointwise(call: Call, parameters: list[Tensor], kind: str) -> Iterator[Foun
         yield node, Sum(kept), [parameter], 1 - operand, kept
     elif type(parameter.grad_fn.next_functions[0][0]).__name__ != "AccumulateGrad":
         raise Unplanned("a term looked up in a table computed from parameters")
+    elif parameter.shape == call.out.shape:
+        yield node, Lookup(operand), [parameter], 1 - operand, 1
     else:
         yield node, TermLookedUp(kept, operand), [parameter], 1 - operand, kept
 

@@ -77,33 +77,55 @@ def _add_sums(values: Tensor, kept: int, slots: Sequence[Slot | None], owners: O
 
 @dataclass(frozen=True)
 class TermLookedUp:
-    """A term that is broadcast over rows and was looked up in a table; slot of the table.
+    """A term that was looked up in a table and is broadcast over rows; slot of the table.
 
-    ``ids`` is the operand of the sum that was looked up.
+    Attributes:
+        kept: number of its last dimensions that are not broadcast.
+        operand: which operand of the sum it is.
     """
 
     kept: int
     operand: int
 
-    def __call__(self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners) -> None:
+    def __call__(
+        self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners
+    ) -> None:
         """Add the gradients."""
         (slot,) = slots
         assert slot is not None
-        lookup = node.next_functions[self.operand][0]
-        ids, shape = lookup._saved_indices.flatten(), dy.shape[dy.ndim - self.kept :]
+        embedding = node.next_functions[self.operand][0]
+        ids, shape = embedding._saved_indices.flatten(), dy.shape[dy.ndim - self.kept :]
         rows = sums(dy.reshape(len(owners), *shape), owners).flatten(1, -2)
-        padding = signed(lookup._saved_padding_idx)
+        padding = signed(embedding._saved_padding_idx)
         if padding >= 0:
             rows.masked_fill_((ids == padding)[:, None], 0.0)
         table = slot.zero(owners.n_tasks)
         table.index_add_(1, ids, rows.to(table.dtype))
 
 
-def lookup(node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners) -> None:
-    """Rows of a table; slot of the table."""
-    (slot,) = slots
-    assert slot is not None
-    lookup_gradients(node._saved_indices, dy, signed(node._saved_padding_idx), slot, owners)
+@dataclass(frozen=True)
+class Lookup:
+    """Rows of a table, one for each row of the samples; slot of the table.
+
+    Attributes:
+        operand: which operand of a sum was looked up; None if the node is the lookup.
+    """
+
+    operand: int | None = None
+
+    def embedding(self, node: Any) -> Any:
+        """Return the node of the lookup."""
+        return node if self.operand is None else node.next_functions[self.operand][0]
+
+    def __call__(
+        self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners
+    ) -> None:
+        """Add the gradients."""
+        (slot,) = slots
+        assert slot is not None
+        embedding = self.embedding(node)
+        padding = signed(embedding._saved_padding_idx)
+        lookup_gradients(embedding._saved_indices, dy, padding, slot, owners)
 
 
 def normalisation(node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners) -> None:
