@@ -221,7 +221,19 @@ class TrainingSection(Section):
     average: Annotated[int, Field(ge=0)] = 0
     log_every: Count = 50
     start_from: str | None = None
-    tensorboard: bool = False
+    loggers: list[str] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tensorboard_is_a_logger(cls, found: Any) -> Any:
+        """Read the key ``tensorboard`` of earlier versions."""
+        if not isinstance(found, dict) or "tensorboard" not in found:
+            return found
+        section = cast(dict[str, Any], found).copy()
+        old = section.pop("tensorboard")
+        if not isinstance(old, bool) or (old and "loggers" in section):
+            raise ValueError("training.tensorboard: write it into training.loggers instead")
+        return section | {"loggers": ["tensorboard"]} if old else section
 
 
 class MethodSection(Section):
