@@ -31,6 +31,7 @@ def blocks(kind: str) -> list[tuple[str, str]]:
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of Lightning 2.6, PyTorch 2.13
 @pytest.mark.filterwarnings("ignore:Recommended.*sacremoses:UserWarning")  # of MarianTokenizer
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # of PEFT 0.21
 @pytest.mark.parametrize(("page", "code"), blocks("python"))
 def test_python_blocks_run(page, code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

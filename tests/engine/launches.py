@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.believe import Believe
 from gradvac.engine import Engine
 from gradvac.methods import GradVac
-from tests.engine.believe import Believe
 
 SAMPLES, LENGTH, V, D = 64, 4, 64, 16
 

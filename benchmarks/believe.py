@@ -65,7 +65,8 @@ class Believe(TorchDispatchMode):
 
     Attributes:
         launches: operations on its tensors, views left out.
-        waits: tensors read by the host, by the file and function of gradvac that reads.
+        waits: tensors read by the host, by the file and function of gradvac that reads, or
+            "outside".
     """
 
     current: "Believe"
@@ -117,6 +118,5 @@ class Believe(TorchDispatchMode):
         frames = [f for f in traceback.extract_stack() if "/gradvac/" in f.filename]
         between = "/tracing/trace.py", "/samples/places.py"  # on the way to the device
         places = [f for f in frames if not f.filename.endswith(between)]
-        if places:
-            file = places[-1].filename.partition("/gradvac/")[2]
-            self.waits[f"{file} {places[-1].name}"] += 1
+        file = places[-1].filename.partition("/gradvac/")[2] if places else ""
+        self.waits[f"{file} {places[-1].name}" if places else "outside"] += 1
