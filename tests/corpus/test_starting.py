@@ -116,9 +116,7 @@ def test_without_english_every_pair_is_learned_both_ways(tmp_path):
 
 def test_what_cannot_be_used_leaves_nothing_behind(tmp_path):
     write(tmp_path / "text" / "all.tsv", rows(10), "en", "fr", "tr")
-    with pytest.raises(
-        CorpusError, match=r"text: too few pairs to hold any out for "
-    ):
+    with pytest.raises(CorpusError, match=r"text: too few pairs to hold any out for "):
         new(tmp_path / "text", tmp_path / "project")
     assert not (tmp_path / "project").exists()
 
