@@ -21,7 +21,7 @@ from gradvac.experiment.run.disk import Outbox
 from gradvac.experiment.run.folder import task_infos
 from gradvac.experiment.run.resuming import build_once
 from gradvac.experiment.sweep.first_look import first_look
-from gradvac.experiment.training.build import device_of, uses_bf16
+from gradvac.experiment.training.build import device_of, has_bf16
 from gradvac.experiment.training.display import Display, clock
 from gradvac.experiment.training.prepare import prepare, resume_run, share_text
 from gradvac.experiment.training.train import Trainer
@@ -71,15 +71,22 @@ class Plan:
 
 
 def run_demo(
-    out: Path, *, steps: int | None, minutes: float, sentences: int, console: Console
+    out: Path,
+    *,
+    steps: int | None,
+    minutes: float,
+    sentences: int,
+    console: Console,
+    started: float | None = None,
 ) -> Path:
     """Look at the starting model, train both runs (or resume them), score all, write the report.
 
     ``steps`` of each run; None for as many as fit into ``minutes``, or as in an earlier demo in
-    ``out``. Returns the report's path. Everything is in ``out``: ``demo.json``, ``text/``,
-    ``joint/``, ``gradvac/``, ``starting-model/`` and ``report.html``.
+    ``out``. ``started``: when the time began, by `time.perf_counter`; by default now. Returns the
+    report's path. Everything is in ``out``: ``demo.json``, ``text/``, ``joint/``, ``gradvac/``,
+    ``starting-model/`` and ``report.html``.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     _check(out)
     recipe = _recipe("joint")
     first_look(recipe, console)
@@ -169,7 +176,7 @@ def _plan(out: Path, steps: int | None, seconds: float, console: Console) -> Pla
         steps=steps or min(max(fitting, FEWEST), MOST),
         seconds_per_step=each,
         tokens_per_s=tokens,
-        precision="bf16" if uses_bf16("auto", device_of("auto")) else "fp32",
+        precision="bf16" if has_bf16(device_of("auto")) else "fp32",
         threads=torch.get_num_threads(),
     )
     write_json(file, asdict(plan))
