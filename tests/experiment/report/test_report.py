@@ -256,6 +256,7 @@ def test_what_was_measured_comes_before_what_was_recorded(tmp_path: Path) -> Non
         "whole model",
         "encoder, decoder",
         "layers",
+        "attentions and feed-forwards",
         "matrices",
         "kinds of parameters",
         "parameters",
