@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint format recipes evidence clean
 
-demo: $(VENV)/ready
+demo: $(VENV)/toolkit
 	$(BIN)/gradvac demo --out runs/demo
 
 test: $(VENV)/ready
@@ -20,14 +20,22 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Nothing is installed whose SHA-256 is not in these files; PyTorch for CPUs where pip finds that.
-LOCKED := $(BIN)/python -m pip install --quiet --require-hashes --no-deps --requirement
+# Nothing is installed whose SHA-256 is not in these files; PyTorch for CPUs where that is found. uv
+# installs where there is one, and pip what it does not find. What demo imports is compiled then.
+OPTIONS := --quiet --no-compile --require-hashes --no-deps --requirement
+install = uv pip install $(OPTIONS) $(1) >>$(VENV)/uv.log 2>&1 || $(BIN)/python -m pip install $(OPTIONS) $(1)
+export VIRTUAL_ENV := $(abspath $(VENV))
 
-$(VENV)/ready: pyproject.toml requirements.txt requirements-cpu.txt requirements-cuda.txt
+$(VENV)/toolkit: pyproject.toml requirements-toolkit.txt requirements-cpu.txt requirements-cuda.txt
 	$(PYTHON) -m venv $(VENV)
-	$(LOCKED) requirements.txt
-	$(LOCKED) requirements-cpu.txt 2>$(VENV)/cpu.log || $(LOCKED) requirements-cuda.txt
+	$(call install,requirements-toolkit.txt)
+	$(call install,requirements-cpu.txt) 2>$(VENV)/cpu.log || $(call install,requirements-cuda.txt)
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/ready: $(VENV)/toolkit requirements.txt
+	$(call install,requirements.txt)
+	$(BIN)/python -m compileall -q -q -j 0 $(VENV)/lib || true
 	$(BIN)/python -m pip check
 	touch $@
 

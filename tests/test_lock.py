@@ -17,6 +17,9 @@ def pins(name: str) -> dict[str, tuple[str, int]]:
     text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
     found: dict[str, tuple[str, int]] = {}
     for line in text.splitlines():
+        if line.startswith("-r "):
+            found |= pins(line.removeprefix("-r "))
+            continue
         if not line or line.startswith("#"):
             continue
         pin = Requirement(line.split(" --hash")[0])
@@ -27,14 +30,11 @@ def pins(name: str) -> dict[str, tuple[str, int]]:
     return found
 
 
-@pytest.mark.parametrize("torch", ["requirements-cpu.txt", "requirements-cuda.txt"])
-def test_all_that_is_needed_is_locked(torch: str) -> None:
-    """From pyproject.toml through what the packages installed here say that they need."""
-    locked = pins("requirements.txt") | pins(torch)
-    assert all(count for _, count in locked.values())
+def needed(extra: str, locked: dict[str, tuple[str, int]]) -> set[str]:
+    """Names from pyproject.toml through what the packages installed here need; all are locked."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    left = [Requirement(text) for text in [*project["dependencies"], *extras["dev"]]]
+    left = [Requirement(text) for text in [*project["dependencies"], *extras[extra]]]
     left += [Requirement(text) for text in extras["build"]]
     seen: set[tuple[str, str]] = set()
     while left:
@@ -55,14 +55,36 @@ def test_all_that_is_needed_is_locked(torch: str) -> None:
                     below = []
             told = [Requirement(text) for text in below]
             left += [r for r in told if r.marker is None or r.marker.evaluate({"extra": extra})]
-    assert len(seen) > 100
+    return {name for name, _ in seen} - {"gradvac"}
+
+
+@pytest.mark.parametrize("torch", ["requirements-cpu.txt", "requirements-cuda.txt"])
+@pytest.mark.parametrize(
+    ("extra", "file", "least"),
+    [("toolkit", "requirements-toolkit.txt", 35), ("dev", "requirements.txt", 100)],
+)
+def test_all_that_is_needed_is_locked(extra: str, file: str, least: int, torch: str) -> None:
+    locked = pins(file) | pins(torch)
+    assert all(count for _, count in locked.values())
+    assert len(needed(extra, locked)) > least
+
+
+def test_the_demo_installs_nothing_that_it_does_not_need() -> None:
+    locked = pins("requirements-toolkit.txt") | pins("requirements-cpu.txt")
+    only_elsewhere = {"colorama", "tzdata"}  # on Windows
+    assert set(locked) - needed("toolkit", locked) <= only_elsewhere
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"^demo: \$\(VENV\)/toolkit$", text, re.MULTILINE)
 
 
 def test_the_commands_take_nothing_else() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
-    installs = re.findall(r"pip install.*", text)
-    assert installs and all("--no-deps" in line for line in installs)
-    assert sum("--require-hashes" in line for line in installs) == len(installs) - 1
+    text = text.replace("$(OPTIONS)", re.findall(r"^OPTIONS := (.*)", text, re.MULTILINE)[0])
+    installs = re.findall(r"pip install[^|\n]*", text)
+    assert len(installs) == 3 and all("--no-deps" in one for one in installs)
+    assert sum("--require-hashes" in one for one in installs) == len(installs) - 1
+    files = re.findall(r"\$\(call install,([^)]*)\)", text)
+    assert sorted(files) == sorted(path.name for path in ROOT.glob("requirements*.txt"))
 
 
 def test_the_versions_alone_are_those_that_are_locked() -> None:

@@ -1,6 +1,7 @@
-"""Write anew what pip may take for `make`: every file's SHA-256, in three lock files.
+"""Write anew what pip may take for `make`: every file's SHA-256, in four lock files.
 
-And the versions alone, in constraints.txt, for those who install without.
+requirements-toolkit.txt has what `make demo` installs, requirements.txt what `make test` adds.
+The versions alone are in constraints.txt, for those who install without.
 
     pip install uv
     python -m tools.lock              # keeps the versions that are locked, as far as they fit
@@ -21,7 +22,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LOCK, CPU, CUDA = (ROOT / f"requirements{end}.txt" for end in ("", "-cpu", "-cuda"))
+ALL, TOOLKIT, CPU, CUDA = (
+    ROOT / f"requirements{end}.txt" for end in ("", "-toolkit", "-cpu", "-cuda")
+)
 VERSIONS = ROOT / "constraints.txt"
 # uv does not find the build for CPUs; this is the SHA-256 of its file for Linux on x86-64,
 # torch-2.13.0+cpu-cp311-cp311-manylinux_2_28_x86_64.whl. Another version needs that of its own.
@@ -32,16 +35,15 @@ HEAD = "# Written by tools/lock.py: {}"
 
 def blocks(text: str) -> list[str]:
     """The pins of a lock file, each with its hashes."""
-    return [pin for pin in re.split(r"\n(?=\S)", text.strip()) if not pin.startswith("#")]
+    return [pin for pin in re.split(r"\n(?=\S)", text.strip()) if not pin.startswith(("#", "-r"))]
 
 
-def resolved(options: list[str]) -> list[str]:
-    """What uv finds for pyproject.toml, from the pins there are."""
+def resolved(extra: str, pins: list[str], options: list[str]) -> list[str]:
+    """What uv finds for an extra in pyproject.toml, from the pins there are."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "lock.txt"
-        there = [file.read_text(encoding="utf-8") for file in (LOCK, CUDA) if file.exists()]
-        out.write_text("\n".join(there), encoding="utf-8")
-        command = ["uv", "pip", "compile", "pyproject.toml", "--extra", "dev", "--quiet"]
+        out.write_text("\n".join(pins), encoding="utf-8")
+        command = ["uv", "pip", "compile", "pyproject.toml", "--extra", extra, "--quiet"]
         command += ["--extra", "build", "--universal", "--python-version", "3.11"]
         command += ["--generate-hashes", "--no-header", "--no-annotate", "-o", str(out)]
         subprocess.run([*command, *options], cwd=ROOT, check=True)
@@ -55,11 +57,19 @@ def write(file: Path, words: str, pins: list[str]) -> None:
 
 
 def main() -> None:
-    pins = resolved(sys.argv[1:])
+    files = [file for file in (ALL, TOOLKIT, CUDA) if file.exists()]
+    locked = [pin for file in files for pin in blocks(file.read_text(encoding="utf-8"))]
+    pins = resolved("dev", locked, sys.argv[1:])
+    toolkit = resolved("toolkit", pins, [])
+    if not set(toolkit) <= set(pins):
+        raise SystemExit("the toolkit's versions differ from those of the extra dev")
     version, digest = CPU_BUILD
     if not any(pin.startswith(f"torch=={version} ") for pin in pins):
         raise SystemExit(f"PyTorch is not {version} any more: CPU_BUILD needs the new one's")
-    write(LOCK, "all but PyTorch.", [pin for pin in pins if not OF_TORCH.match(pin)])
+    shared = [pin for pin in toolkit if not OF_TORCH.match(pin)]
+    write(TOOLKIT, "the toolkit, without PyTorch.", shared)
+    rest = [pin for pin in pins if not OF_TORCH.match(pin) and pin not in shared]
+    write(ALL, f"the toolkit and what tests need.\n-r {TOOLKIT.name}", rest)
     write(CPU, "PyTorch for CPUs.", [f"torch=={version}+cpu \\\n    --hash=sha256:{digest}"])
     write(CUDA, "PyTorch as most indexes have it.", [pin for pin in pins if OF_TORCH.match(pin)])
     firsts = [pin.split(" \\\n")[0] for pin in pins]  # a version, and where it is the one to take

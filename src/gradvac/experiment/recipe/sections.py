@@ -340,6 +340,11 @@ class BaseRecipe(Section):
         return False
 
     @property
+    def test_sets(self) -> tuple[str, ...]:
+        """The names of the test sets; the name of a single one is empty."""
+        return ("",) if self.has_test else ()
+
+    @property
     def has_validation(self) -> bool:
         """Whether a run has validation text."""
         return False
