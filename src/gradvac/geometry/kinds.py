@@ -128,7 +128,8 @@ def coarser(
     The result is granularity -> {recorded group: coarser group}. ``shapes`` of the parameters let a
     record made parameter by parameter give ``all_matrix`` and ``all_adapter``; without them these
     are left out, and ``all_adapter`` without adapters too. Matrices, whose vectors need not be of
-    the same module, are not summed to modules. Groups of a user's own function can only be summed to the whole model.
+    the same module, are not summed to modules. Groups of a user's own function can only be summed
+    to the whole model.
 
     Example:
         >>> from gradvac.geometry.kinds import coarser

@@ -256,8 +256,8 @@ def test_what_was_measured_comes_before_what_was_recorded(tmp_path: Path) -> Non
         "whole model",
         "encoder, decoder",
         "layers",
-        "attentions and feed-forwards",
         "matrices",
+        "attentions and feed-forwards",
         "kinds of parameters",
         "parameters",
     ]
