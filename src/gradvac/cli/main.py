@@ -191,7 +191,8 @@ def geometry(
         str,
         typer.Option(
             help="What to keep Gram matrices of: parameter (the finest; all others follow from "
-            "it), parameter_kind, all_matrix, all_layer, enc_dec, whole_model."
+            "it), parameter_kind, all_matrix, all_adapter, all_module, all_layer, enc_dec, "
+            "whole_model."
         ),
     ] = "parameter",
     strings: Annotated[int | None, typer.Option(min=1, help="Only the first N sentences.")] = None,

@@ -37,7 +37,9 @@ SEEDS = 2**64
 _PLAIN = r"[\w.-]*[\w-][\w.-]*"  # also the name of a folder, so not .. nor /
 _LONGEST = 100  # characters in a name used for a folder: file systems allow 255 bytes
 FolderName = Annotated[str, Field(pattern=f"^{_PLAIN}$", max_length=_LONGEST)]
-Granularity = Literal["whole_model", "enc_dec", "all_layer", "all_matrix"]
+Granularity = Literal[
+    "whole_model", "enc_dec", "all_layer", "all_module", "all_adapter", "all_matrix"
+]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
