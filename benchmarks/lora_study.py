@@ -72,8 +72,8 @@ class Size:
 
 
 SIZES = {
-    "smollm2": Size(24, 3, 12, 512, 300, 16, 5e-4, bf16=True),
-    "quick": Size(4, 1, 12, 512, 24, 4, 1e-2, bf16=False),
+    "smollm2": Size(16, 2, 8, 384, 200, 8, 1e-3, bf16=True),
+    "quick": Size(4, 1, 8, 384, 24, 4, 1e-2, bf16=False),
 }
 
 
