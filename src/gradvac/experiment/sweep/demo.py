@@ -91,7 +91,8 @@ def run_demo(
     _check(out)
     recipe = _recipe("joint")
     first_look(recipe, console)
-    console.rule("text, and the starting model's scores")
+    rest = 60 * minutes - (time.perf_counter() - started)
+    console.rule(f"text, and the starting model's scores{_left(rest) if steps is None else ''}")
     _prepare(recipe, out / "text", console)
     before = time.perf_counter()
     scores = {"starting model": _score_start(recipe, out, sentences, console)}
