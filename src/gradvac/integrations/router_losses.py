@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from gradvac.errors import GradientError
 
+__all__ = ["router_losses"]
+
 
 def router_losses(
     model: nn.Module,
