@@ -69,7 +69,7 @@ def split_head() -> Iterator[list[Tensor]]:
         setattr(utils, _NAME, before)
 
 
-@register_operation()
+@register_operation(dim=0)
 def _declared(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> PerToken:
     """Per-token values of hidden states ``[N, d]``, by the function of TRL."""
     from trl.kernels import ChunkedLogProbFunction
