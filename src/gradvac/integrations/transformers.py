@@ -277,8 +277,9 @@ class TaskGradients(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the Trainer's, unless it reads on one rank for all: names are not sent."""
-        loader: Any = super().get_train_dataloader()
-        if isinstance(loader, DataLoaderDispatcher) and self.accelerator.num_processes > 1:
+        loader = super().get_train_dataloader()
+        dispatched = issubclass(type(loader), DataLoaderDispatcher)
+        if dispatched and self.accelerator.num_processes > 1:
             raise GradientError(
                 "rank 0 would read the stream for all ranks and send them tensors, but not the "
                 'tasks; set accelerator_config={"dispatch_batches": False} in the arguments'
@@ -321,8 +322,10 @@ class TaskGradients(Trainer):
         """Whether position t of the logits is about label t + 1, as the Trainer decides it."""
         if getattr(self, "_loss_shifts_labels", False):  # later versions know
             return True
+        model: Any = self.model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
         causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        return any(kind.__name__ in causal for kind in type(self.model).__mro__)
+        return any(kind.__name__ in causal for kind in type(base).__mro__)
 
     def _divisor(self, n_losses: int) -> Tensor | float:
         """Return what the Trainer divides the sum of the losses of a micro-batch by.
