@@ -32,7 +32,7 @@ class PlannedUse:
         slots: where they go.
         what: the operation, for errors.
         tables: the slots of parameters among them, or which they are views of.
-        repeats: how the owners of its rows come from those of the samples, see `Owners.spread`.
+        tiling: how the owners of its rows come from those of the samples, see `Owners.spread`.
         ends: whether no other use lies below it, so that a backward pass must be asked for it.
     """
 
@@ -41,7 +41,7 @@ class PlannedUse:
     slots: tuple[Slot | None, ...]
     what: str
     tables: tuple[ParameterSlot, ...]
-    repeats: tuple[int, int]
+    tiling: tuple[int, int]
     ends: bool
 
 
@@ -50,13 +50,13 @@ class PlannedOutput:
     """What is known about an output of the model; see :class:`TensorInfo`."""
 
     dim: int | None
-    repeats: tuple[int, int]
+    tiling: tuple[int, int]
     why: str | None
     lost: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ForwardPlan:
     """What a forward pass does for inputs of given sizes.
 
     Attributes:
@@ -81,7 +81,7 @@ class Plan:
         outputs: Sequence[Tensor],
         graph: Sequence[Any],
         signature: Signature,
-    ) -> Plan:
+    ) -> ForwardPlan:
         """Make a plan of what was recorded.
 
         Raises:
@@ -124,8 +124,8 @@ def _table(slot: Slot) -> ParameterSlot:
 
 
 def _known(owners: Owners) -> tuple[int, int]:
-    assert owners.repeats is not None  # else the recording has failed
-    return owners.repeats
+    assert owners.tiling is not None  # else the recording has failed
+    return owners.tiling
 
 
 def _output(info: TensorInfo | None) -> PlannedOutput:
@@ -145,7 +145,9 @@ class PlannedPass:
         uses: by node, for as long as the graph is needed.
     """
 
-    def __init__(self, plan: Plan, graph: Sequence[Any], samples: Owners, trace: Trace) -> None:
+    def __init__(
+        self, plan: ForwardPlan, graph: Sequence[Any], samples: Owners, trace: Trace
+    ) -> None:
         self.covered = plan.covered
         self.edges: list[GradientEdge] = []
         self.uses: dict[Any, ParameterUse] = {}
@@ -153,9 +155,9 @@ class PlannedPass:
         self._nodes: list[Any] = []
         places: dict[tuple[int, int], Place] = {}
         for planned in plan.uses:
-            place = places.get(planned.repeats)
+            place = places.get(planned.tiling)
             if place is None:
-                place = places[planned.repeats] = Place(samples.spread(*planned.repeats), 0)
+                place = places[planned.tiling] = Place(samples.spread(*planned.tiling), 0)
             node = graph[planned.node]
             use = self.uses[node] = ParameterUse(planned.slots, planned.what, trace.backward_state)
             use.place = place

@@ -2,10 +2,10 @@
 
 The first steps are traced, see :mod:`gradvac.engine.tracing`, and checked. Then a call of the model
 is *recorded*: its operations run as written, while its samples are followed and its uses of
-parameters are noted. What autograd's graph of its outputs says about it is kept, with the uses: a
-:class:`~gradvac.engine.planning.plan.Plan` for inputs of these sizes. Later calls with inputs of
-these sizes run as written and unseen; then their graph is compared with the plan. If it is another,
-the model is called once more, with the same random numbers, and traced.
+parameters are noted. What autograd's graph of its outputs says about it is kept with the uses, as
+the :class:`~gradvac.engine.planning.plan.ForwardPlan` for inputs of these sizes. Later calls with
+inputs of these sizes run as written and unseen; then their graph is compared with the plan. If it
+is another, the model is called once more, with the same random numbers, and traced.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 
 from gradvac.engine.planning.graph import walk
-from gradvac.engine.planning.plan import Plan, PlannedPass
+from gradvac.engine.planning.plan import ForwardPlan, PlannedPass
 from gradvac.engine.planning.recording import Recording, Unplanned
 from gradvac.engine.samples.calls import tensors_within
 from gradvac.engine.samples.owners import Owners
@@ -46,7 +46,7 @@ class Planner:
         self.off = "a model sharded over ranks" if setup.shards is not None else ""
         self.planned = 0
         self._failed = 0
-        self._plans: dict[Any, Plan] = {}
+        self._plans: dict[Any, ForwardPlan] = {}
         self._modules = list(setup.module.modules())
         self._buffers = list(setup.module.buffers())
 
@@ -81,11 +81,11 @@ class Planner:
         if self._failed > 1 + self.planned // 8:
             self.stop(reason)
 
-    def plan(self, key: Any) -> Plan | None:
+    def plan(self, key: Any) -> ForwardPlan | None:
         """Return the plan for inputs, if there is one."""
         return self._plans.get(key)
 
-    def keep(self, key: Any, plan: Plan) -> None:
+    def keep(self, key: Any, plan: ForwardPlan) -> None:
         """Keep a plan for inputs."""
         if len(self._plans) >= _KEPT:
             self._plans.pop(next(iter(self._plans)))
@@ -118,9 +118,9 @@ def _described(batch: TracedBatch, x: Any) -> Any:
     """Describe an input of the model without its numbers; None if it is not understood."""
     if isinstance(x, Tensor):
         place = batch.trace.place(x)
-        if x.grad_fn is not None or (place is not None and place.owners.repeats is None):
+        if x.grad_fn is not None or (place is not None and place.owners.tiling is None):
             return None
-        where = None if place is None else (place.dim, place.owners.repeats)
+        where = None if place is None else (place.dim, place.owners.tiling)
         return tuple(x.shape), x.dtype, x.device, x.requires_grad, where
     if x is None or isinstance(x, bool | int | float | str):
         return type(x), x
@@ -143,7 +143,7 @@ class ModelCall:
     def __init__(self, planner: Planner, batch: TracedBatch) -> None:
         self.planner, self.batch = planner, batch
         self._begun = self._asleep = False
-        self._plan: Plan | None = None
+        self._plan: ForwardPlan | None = None
         self._recording: Recording | None = None
 
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -193,7 +193,7 @@ class ModelCall:
             return self._make(recording, module, out)
         return None
 
-    def _compare(self, plan: Plan, module: nn.Module, out: Any) -> Any:
+    def _compare(self, plan: ForwardPlan, module: nn.Module, out: Any) -> Any:
         outputs = _outputs(out)
         graph, signature = walk(outputs)
         if hash(signature) != plan.signature or len(outputs) != len(plan.outputs):
@@ -201,7 +201,7 @@ class ModelCall:
             return self._again(module, "the model does not always do the same")
         trace, samples = self.batch.trace, self._samples
         for x, known in zip(outputs, plan.outputs, strict=True):
-            place = None if known.dim is None else Place(samples.spread(*known.repeats), known.dim)
+            place = None if known.dim is None else Place(samples.spread(*known.tiling), known.dim)
             TensorInfo(trace, x, place, why=known.why, lost=known.lost)
         trace.last = plan.last
         self.batch.planned = PlannedPass(plan, graph, samples, trace)
@@ -215,7 +215,7 @@ class ModelCall:
         try:
             if recording.failed:
                 raise Unplanned(recording.failed)
-            plan = Plan.of(recording, trace, outputs, graph, signature)
+            plan = ForwardPlan.of(recording, trace, outputs, graph, signature)
         except Unplanned as error:
             return self._again(module, str(error))
         if self.planner.written() != self._written:

@@ -73,7 +73,7 @@ class Recording:
 
     def saw(self, info: TensorInfo) -> None:
         """Look at the information about a new tensor with a gradient."""
-        if info.place is not None and info.place.owners.repeats is None:
+        if info.place is not None and info.place.owners.tiling is None:
             self.fail("the samples of a tensor depend on the numbers in the batch")
 
     def check_composed(self, name: str) -> None:
@@ -91,7 +91,7 @@ class Recording:
             place = entry.rule(call)
             if not isinstance(place, Place) or not fits(out, place):
                 raise Unplanned(f"the output of {call.name!r}")
-            if place.owners.repeats is None:
+            if place.owners.tiling is None:
                 raise Unplanned(f"the samples of {call.name!r} depend on numbers in the batch")
             finder = FINDERS.get(call.name)
             if finder is None:

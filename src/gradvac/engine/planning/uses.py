@@ -87,9 +87,7 @@ class TermLookedUp:
     kept: int
     operand: int
 
-    def __call__(
-        self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners
-    ) -> None:
+    def __call__(self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners) -> None:
         """Add the gradients."""
         (slot,) = slots
         assert slot is not None
@@ -117,9 +115,7 @@ class Lookup:
         """Return the node of the lookup."""
         return node if self.operand is None else node.next_functions[self.operand][0]
 
-    def __call__(
-        self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners
-    ) -> None:
+    def __call__(self, node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners) -> None:
         """Add the gradients."""
         (slot,) = slots
         assert slot is not None

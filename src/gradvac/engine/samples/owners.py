@@ -11,7 +11,7 @@ from torch import Tensor
 _CACHED = 2**22  # bytes that fit a shared cache, chosen here
 
 
-Repeats = tuple[int, int] | None
+Tiling = tuple[int, int] | None
 
 
 class Batch:
@@ -34,16 +34,16 @@ class Owners:
     Attributes:
         index: position of the owning task of each slice, ``[n]``, int64, on the CPU.
         n_tasks: number of tasks K of the step; some may own no slice.
-        repeats: how it comes from the samples of a batch, as the two numbers of :meth:`spread`;
+        tiling: how it comes from the samples of a batch, as the two numbers of :meth:`spread`;
             None if otherwise, for example by indices.
     """
 
     def __init__(
-        self, index: Tensor, n_tasks: int, batch: Batch | None = None, repeats: Repeats = None
+        self, index: Tensor, n_tasks: int, batch: Batch | None = None, tiling: Tiling = None
     ) -> None:
         self.index = index
         self.n_tasks = n_tasks
-        self.repeats = repeats
+        self.tiling = tiling
         self._length = index.shape[0]
         self._batch = batch
         self._derived: dict[tuple[object, ...], Owners | None] = {}
@@ -71,7 +71,7 @@ class Owners:
         if self is other:
             return True
         if self.for_any_tasks or other.for_any_tasks:
-            return self.repeats is not None and self.repeats == other.repeats
+            return self.tiling is not None and self.tiling == other.tiling
         key = ("same", id(other))
         if key not in self._derived:  # ids are safe: the cache entry below keeps `other` alive
             equal = len(self) == len(other) and torch.equal(self.index, other.index)
@@ -87,10 +87,10 @@ class Owners:
         found = self._derived.get(key)
         if found is None:
             index = self.index.repeat_interleave(after).repeat(before)
-            repeats = None
-            if self.repeats is not None and (self.repeats[0] == 1 or after == 1):
-                repeats = self.repeats[0] * before, self.repeats[1] * after
-            found = self._derived[key] = Owners(index, self.n_tasks, self._batch, repeats)
+            tiling = None
+            if self.tiling is not None and (self.tiling[0] == 1 or after == 1):
+                tiling = self.tiling[0] * before, self.tiling[1] * after
+            found = self._derived[key] = Owners(index, self.n_tasks, self._batch, tiling)
         return found
 
     def folded(self, before: int, after: int) -> Owners | None:
@@ -101,16 +101,14 @@ class Owners:
         if key not in self._derived:
             blocks = self.index.view(before, -1, after)
             middle = blocks[0, :, 0]
-            repeats = None
-            if self.repeats is not None and not (
-                self.repeats[0] % before or self.repeats[1] % after
-            ):
-                repeats = self.repeats[0] // before, self.repeats[1] // after
+            tiling = None
+            if self.tiling is not None and not (self.tiling[0] % before or self.tiling[1] % after):
+                tiling = self.tiling[0] // before, self.tiling[1] // after
             if self.for_any_tasks:
-                uniform = repeats is not None
+                uniform = tiling is not None
             else:
                 uniform = bool((blocks == middle[None, :, None]).all())
-            found = Owners(middle.contiguous(), self.n_tasks, self._batch, repeats)
+            found = Owners(middle.contiguous(), self.n_tasks, self._batch, tiling)
             self._derived[key] = found if uniform else None
         return self._derived[key]
 
