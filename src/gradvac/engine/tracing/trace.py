@@ -96,6 +96,19 @@ class Trace(ParameterTrace):
             yield
 
     @contextmanager
+    def paused(self) -> Iterator[None]:
+        """See nothing of what runs inside."""
+        modes = _get_current_function_mode_stack()
+        if not modes or modes[-1] is not self:
+            yield
+            return
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    @contextmanager
     def repeats(self) -> Iterator[None]:
         """Trace the parts of the forward pass that activation checkpointing repeats inside.
 
