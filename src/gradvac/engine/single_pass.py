@@ -156,7 +156,11 @@ class SinglePass(Strategy):
     def _following(self, batch: TracedBatch) -> Iterator[None]:
         shards = self.setup.shards
         passing_info_on = shards.passing_info_on(batch.trace) if shards else nullcontext()
-        with batch.trace.following(), as_written(self.setup.module), passing_info_on:
+        with (
+            batch.trace.following(),
+            as_written(self.setup.module, self.first_step),
+            passing_info_on,
+        ):
             yield
 
     def _planning(self, batch: TracedBatch) -> AbstractContextManager[None]:

@@ -106,7 +106,9 @@ class ParameterSlot(Slot):
 
     def collected(self, n_tasks: int) -> tuple[Tensor, bool]:
         """Return the K gradients, ``[K, *shape]``, and whether they are still unfilled."""
-        self.store.open(n_tasks)
+        matrix = self.store.matrix
+        if matrix is None or matrix.shape[0] < n_tasks:
+            self.store.open(n_tasks)
         if self.over_budget and self.buffer.shape[0] < n_tasks:
             self._form(n_tasks)
         fresh, self.fresh = self.fresh, False

@@ -45,6 +45,7 @@ class GroupStore:
         self.device = device
         self.streams = False
         self._size: int | None = None
+        self._opened: list[ParameterSlot] | None = None  # those in the matrix that there is
 
     @property
     def size(self) -> int:
@@ -60,14 +61,17 @@ class GroupStore:
 
     @property
     def _dense(self) -> list[ParameterSlot]:
-        """Slots whose gradients are in the matrix."""
+        """Slots whose gradients are in the matrix, or will be."""
+        if self._opened is not None:
+            return self._opened
         return [slot for slot in self.slots if not (slot.sparse or slot.keeps_factors)]
 
     def set_aside(self) -> dict[str, Any]:
         """Return what was collected so far and start empty; expected uses are kept."""
         state = {"matrix": self.matrix, "expected": self.expected, "streams": self.streams}
         state["slots"] = [vars(slot).copy() for slot in self.slots]
-        self.matrix = None
+        state["opened"] = self._opened
+        self.matrix, self._size, self._opened = None, None, None
         for slot in self.slots:
             slot.empty()
         return state
@@ -76,7 +80,7 @@ class GroupStore:
         """Restore what :meth:`set_aside` returned."""
         self.close()
         self.matrix, self.expected = state["matrix"], state["expected"]
-        self.streams = state["streams"]
+        self.streams, self._opened = state["streams"], state["opened"]
         for slot, values in zip(self.slots, state["slots"], strict=True):
             vars(slot).update(values)
 
@@ -89,7 +93,8 @@ class GroupStore:
                 size = n_tasks * slot.parameter.numel() * self.dtype.itemsize
                 fits = size <= self.budget or slot.parameter.ndim != 2
                 slot.over_budget = not (fits or slot.hooked)
-        dense = self._dense
+        self._opened = None
+        dense = self._opened = self._dense
         sizes = [slot.parameter.numel() for slot in dense]
         old, matrix = self.matrix, self.pool.take(n_tasks, sum(sizes), self.dtype, self.device)
         if old is not None:
@@ -177,6 +182,6 @@ class GroupStore:
         """Return the memory and forget the step."""
         if self.matrix is not None:
             self.pool.give(self.matrix)
-        self.matrix, self.expected, self._size = None, 0, None
+        self.matrix, self.expected, self._size, self._opened = None, 0, None, None
         for slot in self.slots:
             slot.forget()

@@ -12,6 +12,8 @@ Signature = tuple[Any, ...]
 
 # Numbers of a node that say how much and not where: they may differ from step to step.
 _AMOUNTS = ("seed", "offset", "philox", "other", "alpha", "beta", "exponent", "value", "scale")
+# What follows from the sizes of a projection's output.
+_IMPLIED = ("strides", "mat1_sym_sizes", "mat2_sym_sizes")
 
 
 def walk(outputs: Sequence[Tensor]) -> tuple[list[Any], Signature]:
@@ -23,7 +25,7 @@ def walk(outputs: Sequence[Tensor]) -> tuple[list[Any], Signature]:
     nodes: list[Any] = []
     number: dict[Any, int] = {}
     found: list[Any] = []
-    facts_of = _FACTS
+    facts_of, append = _FACTS, found.append
     for x in outputs:
         node = x.grad_fn
         if node is not None and node not in number:
@@ -33,21 +35,21 @@ def walk(outputs: Sequence[Tensor]) -> tuple[list[Any], Signature]:
     for node in nodes:  # grows
         kind = type(node)
         begin = len(found)
-        found.append(kind)
+        append(kind)
         for following, output in node.next_functions:
             if following is None:
-                found.append(-1)
+                append(-1)
                 continue
             n = number.get(following)
             if n is None:
                 n = number[following] = len(nodes)
                 nodes.append(following)
-            found.append(n << 16 | output)
+            append(n << 16 | output)
         names = facts_of.get(kind)
         for name in _facts(kind) if names is None else names:
-            found.append(getattr(node, name))
+            append(getattr(node, name))
         if len(found) == begin + 1:
-            found.append(id(node.variable) if hasattr(node, "variable") else node.name())
+            append(id(node.variable) if hasattr(node, "variable") else node.name())
     return nodes, tuple(found)
 
 
@@ -58,7 +60,9 @@ def _facts(kind: type) -> tuple[str, ...]:
     """Names of the attributes of a kind of node that hold its sizes and dimensions."""
     saved = [name for name in dir(kind) if name.startswith("_saved_")]
     facts = [name for name in saved if not hasattr(kind, "_raw" + name)]
-    _FACTS[kind] = tuple(name for name in facts if not any(word in name for word in _AMOUNTS))
+    _FACTS[kind] = tuple(
+        name for name in facts if not any(word in name for word in (*_AMOUNTS, *_IMPLIED))
+    )
     return _FACTS[kind]
 
 

@@ -47,6 +47,7 @@ class Owners:
         self._length = index.shape[0]
         self._batch = batch
         self._derived: dict[tuple[object, ...], Owners | None] = {}
+        self._layouts: dict[torch.device, list[tuple[Padding, Tensor | None, Tensor | None]]] = {}
 
     @classmethod
     def of_samples(cls, index: Tensor, n_tasks: int) -> Owners:
@@ -171,6 +172,14 @@ class Owners:
                 classes.setdefault(height.bit_length(), []).append(task)
         return [Padding(self, tasks) for tasks in classes.values()]
 
+    def layouts(self, device: torch.device) -> list[tuple[Padding, Tensor | None, Tensor | None]]:
+        """Return :attr:`padded` with its :attr:`Padding.index` and ``gaps`` on a device."""
+        found = self._layouts.get(device)
+        if found is None:
+            found = [(p, p.index.on(device), p.gaps.on(device)) for p in self.padded]
+            self._layouts[device] = found
+        return found
+
     @cached_property
     def padding(self) -> int:
         """How many rows are padding in :attr:`padded`."""
@@ -216,12 +225,13 @@ class Padding:
 
     Attributes:
         tasks: positions of the tasks.
+        n_tasks: how many they are.
         height: rows of the longest.
         all_tasks: whether these are all tasks of the step, in their order.
     """
 
     def __init__(self, owners: Owners, tasks: list[int]) -> None:
-        self.tasks = tasks
+        self.tasks, self.n_tasks = tasks, len(tasks)
         self._owners, self._bounds = owners, [owners.bounds[k] for k in tasks]
         self.height = max(end - start for start, end in self._bounds)
         self.all_tasks = len(tasks) == owners.n_tasks

@@ -46,7 +46,7 @@ class BackwardState:
 
     def saw(self, dtype: torch.dtype) -> None:
         """Note the dtype of a gradient."""
-        if dtype not in self._seen:
+        if dtype not in self._seen:  # finfo takes a while
             self._seen.add(dtype)
             self.coarsest = max(self.coarsest, torch.finfo(dtype).eps)
 
