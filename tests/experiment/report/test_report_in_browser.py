@@ -57,11 +57,15 @@ def expected(browser: Browser, source: int, granularity: str, group: str, window
     """What each cell above the diagonal should say, from the bytes in the page."""
     found = data(browser)
     one = next(g for g in found["sources"][source]["granularities"] if g["name"] == granularity)
-    flat = np.frombuffer(base64.b64decode(one["bytes"]), dtype=np.int8)
+    flat = np.frombuffer(base64.b64decode(one["bytes"]), dtype="<i2")
     values = flat.reshape(len(one["groups"]), len(one["windows"]), -1)
     cells = values[one["groups"].index(group), window]
-    text = [f"{abs(v) / 100:.2f}".replace("0.", ".") for v in cells.tolist()]
-    signs = ["\N{MINUS SIGN}" if v < 0 else "" for v in cells.tolist()]
+    digits = found["digits"]
+    text = [f"{abs(v) / 10_000:.{digits}f}".replace("0.", ".") for v in cells.tolist()]
+    signs = [
+        "\N{MINUS SIGN}" if v < 0 and float(x) else ""
+        for v, x in zip(cells.tolist(), text, strict=True)
+    ]
     return [sign + t for sign, t in zip(signs, text, strict=True)]
 
 

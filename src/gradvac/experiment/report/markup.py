@@ -41,7 +41,9 @@ def missing(text: str) -> str:
 
 def series(name: str, number: int | None) -> str:
     """A run's name with its colour beside it; number None is the starting model."""
-    swatch = element("i", "", class_="swatch", style=f"--c: var(--{swatch_of(number)})")
+    again = number is not None and number >= len(PALETTE)  # hollow, as in the pictures
+    kind = "swatch second" if again else "swatch"
+    swatch = element("i", "", class_=kind, style=f"--c: var(--{swatch_of(number)})")
     return swatch + escape(name).replace("/", "/<wbr>")  # a long path may be broken there
 
 

@@ -78,7 +78,7 @@ def averages_section(rows: Sequence[Row], tasks: Sequence[TaskView]) -> str:
     seeds = max(len(row.scores) for row in scored)
     caption = "Averages over directions, by side and by resource level. "
     if any(t.level for t in tasks):
-        caption += "Levels: by pairs of training text, data.levels of the recipe. "
+        caption += "Levels are relative to the largest direction where data.levels sets none. "
     if seeds >= LEAST_VALUES:
         caption += "Mean over seeds, with half the width of its 95 % interval (Student's t). "
     elif seeds == 2:
