@@ -24,6 +24,7 @@ from gradvac.engine.backward_passes import BackwardPasses
 from gradvac.engine.checks import Checks
 from gradvac.engine.comparison import CHECKS
 from gradvac.engine.gradients.parameter_slot import ParameterSlot
+from gradvac.engine.guards import say_if_summed
 from gradvac.engine.hidden import refuse_hidden
 from gradvac.engine.local_collector import LocalCollector
 from gradvac.engine.ranks.collector import RankCollector
@@ -224,6 +225,8 @@ class SinglePass(Strategy):
         step.heads_state = setup.heads.state() if setup.ranks is None else None
         self.collector.finish(step)
         report = step.report(setup.group_names)
+        if self.first_step:
+            say_if_summed(float(report.losses.sum()), step.elements)
         shared = [step.gradients[id(p)] for p in setup.parameters[: setup.n_shared]]
         gradients = [*shared, *setup.heads.finished(step.loss_scale, step.heads_state)]
         return report, list(zip(setup.parameters, gradients, strict=True))
@@ -252,6 +255,7 @@ class SinglePass(Strategy):
         with torch._C.DisableTorchFunction():
             loss, owners = batch.flat_losses(loss, rows, mask)
             self.step.add_losses_of(loss, owners)
+            self.step.elements += loss.numel()
         if self.first_step:
             setup.guard.check_leaves(leaves(loss))
         passes = BackwardPasses(setup, self.collector, self.step, batch, loss, owners)
