@@ -12,6 +12,7 @@ from gradvac.writing import replacing
 VOCABULARY = "vocabulary.model"
 MODEL = "model.json"
 METRICS, SPEED, DONE = "metrics.jsonl", "speed.jsonl", "done.json"
+LOGGED = "loggers.json"  # by logger, the id of this run there
 ENDED = "ended.json"  # the earlier end of a resumed run, until its next checkpoint
 SCORES, TRANSLATIONS, TAGS = "scores.json", "translations.jsonl", "tags.jsonl"
 TESTS = "tests"  # folders of the scores of further test sets

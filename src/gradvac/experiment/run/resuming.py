@@ -29,7 +29,7 @@ FREE = {
     STEPS,
     *(f"training.{key}" for key in ("epochs", "warmup_share")),  # they determine steps and warmup
     *(f"training.{key}" for key in ("keep", "keep_every", "checkpoint_every", "average")),
-    *(f"training.{key}" for key in ("validate_every", "patience", "log_every", "tensorboard")),
+    *(f"training.{key}" for key in ("validate_every", "patience", "log_every", "loggers")),
     "training.nonfinite",
     "method.record_every",
     *(f"search.{key}" for key in ("beam", "length_penalty", "batch_tokens", "sentences")),
