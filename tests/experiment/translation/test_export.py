@@ -53,6 +53,7 @@ def test_export_writes_what_each_program_opens(model, tmp_path):
         assert {f.stat().st_mode & 0o777 for f in out.iterdir()} == {0o666 & ~_umask()}
 
 
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
 @pytest.mark.parametrize("to", ["gradvac", "huggingface", "ctranslate2"])
 def test_an_export_says_how_it_is_loaded(model, tmp_path, to, monkeypatch):
     out = tmp_path / "out"

@@ -15,8 +15,8 @@ _LOADING = {
 $ echo "..." | gradvac translate FOLDER --to {target}
 ```
 """,
-    "huggingface": """The first word of each text names the target language, as `>>{target}<<`; without it
-the model does not know the language to write.
+    "huggingface": """The first word of each text names the target language, as
+`>>{target}<<`; without it the model does not know the language to write.
 
 ```python
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
