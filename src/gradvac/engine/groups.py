@@ -28,6 +28,7 @@ from gradvac.engine.parameter_names import is_embedding, is_norm, layer_of
 from gradvac.errors import GradientError
 
 GRANULARITIES = ("whole_model", "enc_dec", "all_layer", "all_matrix")
+"""How the parameters can be divided into groups, from one group to one for each tensor."""
 
 Grouping = str | Callable[[str], str]
 """One of ``GRANULARITIES``, or a function from a parameter's name to its group's name."""
