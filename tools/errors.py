@@ -127,11 +127,11 @@ def page() -> str:
 
 HEAD = """# Error messages
 
-gradvac raises seven errors on purpose. The command line prints their message and exits with code 2.
+gradvac raises six errors on purpose. The command line prints their message and exits with code 2.
 A message names the file and line, the key of the recipe, or the task; where a name is misspelt it
-has the nearest valid one. Below are all {count} messages, by error and by the [room](architecture.md)
-of the code that raises them. `...` stands for what is inserted. An empty cell means that the paragraph
-above its table says what to do.
+has the nearest valid one. Below are all {count} messages, by error and by the
+[room](architecture.md) of the code that raises them. `...` stands for what is inserted. An empty
+cell means that the paragraph above its table says what to do.
 
 Search this page for a few words of a message, without names and numbers. What is rejected when, and
 how steps that are not finite are treated: [errors and guards](guards.md).

@@ -29,4 +29,4 @@ def test_tasks_of_very_different_sizes_are_taken_in_two_classes(steps):
 def test_the_host_waits_once_for_the_report_and_the_check(steps):
     assert steps.pop("plain")["waits"] == {}
     for name, step in steps.items():
-        assert step["waits"] == {"engine/step.py fetch": 1}, name
+        assert step["waits"] == {"engine/step.py read_together": 1}, name

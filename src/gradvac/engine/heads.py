@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -31,6 +31,7 @@ class HeadGradients:
         self.parameters: list[nn.Parameter] = list(chain(*(head.parameters for head in heads)))
         self.leaves = [shards.whole(p) if shards else p for p in self.parameters]
         self._gradients: dict[int, Tensor] = {}
+        self._used: Tensor | None = None  # by parameter: how many ranks used it
         self._rank = 0
 
     def add(self, gradients: Sequence[Tensor | None]) -> None:
@@ -85,15 +86,21 @@ class HeadGradients:
                         "leave out of `heads` what tasks share"
                     )
 
-    def add_ranks(self, ranks: Ranks) -> None:
-        """Sum the gradients over the ranks; a parameter may be unused on some."""
-        if not self.parameters:
+    def add_ranks(self, ranks: Ranks, tasks: Collection[str]) -> None:
+        """Sum the gradients over the ranks, without a wait of the host.
+
+        Args:
+            ranks: all of them call this.
+            tasks: those of the step; the heads of others have no gradient on any rank.
+        """
+        names = [head.name for head in self.heads for _ in head.names]
+        here = [n for n, name in enumerate(names) if name in tasks]
+        if not here:
             return
-        used = torch.zeros(len(self.parameters), device=self.parameters[0].device)
-        used[list(self._gradients)] = 1.0
-        ranks.sum(used)()
-        waits = []
-        for n in used.nonzero().flatten().tolist():
+        used = torch.tensor([float(n in self._gradients) for n in range(len(names))])
+        self._used = ranks.on_device(used, self.parameters[0].device)
+        waits = [ranks.sum(self._used)]
+        for n in here:
             if n not in self._gradients:
                 p = self.parameters[n]
                 dtype = at_least_float32(p.dtype)
@@ -104,18 +111,36 @@ class HeadGradients:
             wait()
         self._rank = ranks.rank
 
-    def finished(self, loss_scale: float) -> list[Tensor | None]:
+    def state(self) -> Tensor | None:
+        """Return for each gradient, float64: 1 if it is finite, 0 if not, -1 if no rank has it."""
+        if not self._gradients:
+            return None
+        first = next(iter(self._gradients.values())).device
+        found = [gradient.isfinite().all().to(first) for gradient in self._gradients.values()]
+        state = torch.stack(found).double()
+        if self._used is None:
+            return state
+        index = torch.tensor(list(self._gradients)).to(self._used.device)
+        return state.where(self._used[index].to(first) > 0, -1.0)
+
+    def finished(self, loss_scale: float, state: Tensor | None) -> list[Tensor | None]:
         """Return the gradients of the parameters with the loss scale divided out.
+
+        Args:
+            loss_scale: the factor of the losses.
+            state: as :meth:`state` returned it; the host waits for it here unless it was read.
 
         Raises:
             NotFiniteError: if a gradient is not finite.
         """
         result: list[Tensor | None] = []
         names = [(head.name, name) for head in self.heads for name in head.names]
+        numbers = [] if state is None else state.tolist()
+        states = dict(zip(self._gradients, numbers, strict=True))
         for n, (p, (task, name)) in enumerate(zip(self.parameters, names, strict=True)):
-            gradient = self._gradients.get(n)
+            gradient = self._gradients[n] if states.get(n, -1) >= 0 else None
             if gradient is not None:
-                if not bool(gradient.isfinite().all()):
+                if not states[n]:
                     raise NotFiniteError(
                         f"the gradient of parameter {name!r}, in the head of task {task!r}, is "
                         "not finite; nothing was updated",
@@ -128,3 +153,4 @@ class HeadGradients:
     def clear(self) -> None:
         """Forget the step."""
         self._gradients.clear()
+        self._used = None

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gradvac.engine.collector import Collector
-from gradvac.engine.gradients.gram import gram
+from gradvac.engine.gradients.gram import full_precision, gram, gram_of_group
 from gradvac.engine.gradients.on_demand import OnDemand, TaskGradients
+from gradvac.engine.gradients.pool import free_bytes
 from gradvac.engine.gradients.stores import GroupStore
 from gradvac.engine.groups import ParameterGroup, parameter_groups
 from gradvac.engine.options import BUDGET
@@ -72,7 +73,8 @@ class LocalCollector(Collector):
         or more used more memory and saved no time, an eighth cost time with all_matrix).
         """
         if step.at_once is None:
-            held = HELD if self.device.type == "cpu" else _free(self.device) // 4
+            free = free_bytes(self.device) or BUDGET
+            held = HELD if self.device.type == "cpu" else free // 4
             each = len(step.names) * self.stores[0].dtype.itemsize
             step.at_once = max(max(store.size for store in self.stores) // 4, held // each)
         return step.at_once
@@ -81,15 +83,25 @@ class LocalCollector(Collector):
         """Return the weights ``[K]`` from the Gram matrix of the first of two passes."""
         self._measure([store for store in self.stores if store.used], step)
         self.ready.clear()
-        return self._decide(step, step.gram, self.setup.groups)[0]
+        return self._decide(step, step.fetch(step.gram), self.setup.groups)[0]
 
     def _measure(self, stores: Sequence[GroupStore], step: Step) -> None:
         """Add to the Gram matrix of the whole model and free the gradients."""
         gradients = _task_gradients(stores, step, len(step.names))
         if gradients:
-            step.gram = step.gram + gram([list(chain(*gradients))])
+            step.gram = step.gram.to(self.device) + self._gram_of_a_part(list(chain(*gradients)))
         for store in stores:
             store.close()
+
+    def _gram_of_a_part(self, gradients: Sequence[TaskGradients]) -> Tensor:
+        """Gram matrix ``[1, K, K]`` of some parameters.
+
+        On an accelerator fully in float64, so that the host need not ask whether float32 will do.
+        """
+        if self.device.type == "cpu":
+            return gram([gradients])
+        with full_precision(self.device.type):
+            return gram_of_group(gradients, torch.float64)[None]
 
     def take_combined(self, step: Step) -> None:
         """Take over the gradients of the second of two passes."""
@@ -143,14 +155,6 @@ class LocalCollector(Collector):
             for slot, gradient in zip(store.slots, gradients, strict=True):
                 step.gradients[id(slot.parameter)] = gradient
             store.close()
-
-
-def _free(device: torch.device) -> int:
-    """Return the free bytes of an accelerator; the budget if they are unknown."""
-    if device.type != "cuda":
-        return BUDGET
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + held
 
 
 def _task_gradients(

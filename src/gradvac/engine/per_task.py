@@ -37,6 +37,7 @@ from gradvac.engine.ranks.buckets import buckets_of
 from gradvac.engine.ranks.exchange import Exchange
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.ranks.passes import agree_on_passes
+from gradvac.engine.repeats import Repeats
 from gradvac.engine.report import StepReport, combine, decide
 from gradvac.engine.samples.calls import explained, leaves
 from gradvac.engine.setup import Setup
@@ -56,6 +57,7 @@ class PerTask(Strategy):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._buffers = [GroupBuffer(group) for group in setup.groups]
+        self._repeats = Repeats(setup.leaves)
 
     @property
     def accumulated(self) -> bool:
@@ -78,10 +80,13 @@ class PerTask(Strategy):
             setup.shards.gather_kept_whole()
         else:
             refuse_hidden(loss.reshape(()), setup.module, setup.leaves, setup.name)
+        run = lambda keep: torch.autograd.grad(
+            loss.reshape(()), setup.leaves, retain_graph=keep, allow_unused=True
+        )
         with explained(loss, setup.module):
-            gradients = torch.autograd.grad(
-                loss.reshape(()), setup.leaves, retain_graph=retain_graph, allow_unused=True
-            )
+            if retain_graph:
+                self._repeats.check(loss.reshape(()), lambda: run(True))
+            gradients = run(retain_graph)
         if all(gradient is None for gradient in gradients):
             raise GradientError(
                 f"the loss of task {task!r} depends on none of the engine's parameters; was it "
@@ -129,7 +134,7 @@ class PerTask(Strategy):
         """Combine the gradients and return what to add to ``p.grad`` of every parameter."""
         setup = self.setup
         found = self._finish_alone() if self.agree() is None else self._finish_with_ranks()
-        of_heads = setup.heads.finished(self.step.loss_scale)
+        of_heads = setup.heads.finished(self.step.loss_scale, self.step.heads_state)
         report, combined = found
         return report, [*combined, *zip(setup.heads.parameters, of_heads, strict=True)]
 
@@ -138,6 +143,7 @@ class PerTask(Strategy):
         gradients = [
             buffer.task_gradients(len(step.names), step.loss_scale) for buffer in self._buffers
         ]
+        step.heads_state = setup.heads.state()
         inner = gram([[each] for each in gradients], step.fetch)
         report = decide(
             setup.method,
@@ -155,7 +161,7 @@ class PerTask(Strategy):
         setup, step, ranks = self.setup, self.step, self.setup.ranks
         assert ranks is not None
         buckets = buckets_of(setup.groups, ranks.bucket)
-        exchange = Exchange(ranks, setup.groups, buckets, setup.method, step)
+        exchange = Exchange(ranks, setup, buckets, step)
         buffers = {buffer.group.name: buffer for buffer in self._buffers}
         try:
             for bucket in buckets:
@@ -167,7 +173,6 @@ class PerTask(Strategy):
             if step.failed_everywhere:
                 exchange.drain()
             raise
-        setup.heads.add_ranks(ranks)
         report = step.report(setup.group_names)
         shared = setup.parameters[: setup.n_shared]
         return report, [(p, gradients[id(p)]) for p in shared]

@@ -29,6 +29,7 @@ from gradvac.engine.local_collector import LocalCollector
 from gradvac.engine.ranks.collector import RankCollector
 from gradvac.engine.ranks.passes import Passes, agree_on_passes
 from gradvac.engine.ranks.shards import Shards
+from gradvac.engine.repeats import Repeats
 from gradvac.engine.report import StepReport
 from gradvac.engine.samples.calls import as_written, leaves
 from gradvac.engine.samples.owners import Owners
@@ -59,6 +60,7 @@ class SinglePass(Strategy):
         ranks = setup.ranks
         self.collector = RankCollector(setup, ranks) if ranks else LocalCollector(setup)
         self.checks = Checks(options.verify_steps)
+        self._repeats = Repeats(setup.leaves)
         self.refused = ""
         self._splits = options.engine != "per_task"  # until an operation mixes samples
         strict = options.engine == "single_pass"
@@ -151,7 +153,7 @@ class SinglePass(Strategy):
     def _following(self, batch: TracedBatch) -> Iterator[None]:
         shards = self.setup.shards
         passing_info_on = shards.passing_info_on(batch.trace) if shards else nullcontext()
-        with batch.trace, as_written(self.setup.module), passing_info_on:
+        with batch.trace.following(), as_written(self.setup.module), passing_info_on:
             yield
 
     # -- the step -------------------------------------------------------------------------------
@@ -221,12 +223,11 @@ class SinglePass(Strategy):
     def _finish(self) -> tuple[StepReport, Gradients]:
         """Combine the rest and return what to add to ``p.grad`` of every parameter."""
         setup, step = self.setup, self.step
+        step.heads_state = setup.heads.state() if setup.ranks is None else None
         self.collector.finish(step)
-        if setup.ranks is not None:
-            setup.heads.add_ranks(setup.ranks)
         report = step.report(setup.group_names)
         shared = [step.gradients[id(p)] for p in setup.parameters[: setup.n_shared]]
-        gradients = [*shared, *setup.heads.finished(step.loss_scale)]
+        gradients = [*shared, *setup.heads.finished(step.loss_scale, step.heads_state)]
         return report, list(zip(setup.parameters, gradients, strict=True))
 
     def clear(self) -> None:
@@ -282,6 +283,7 @@ class SinglePass(Strategy):
         if batch.only is not None:
             passes.of_one_task(batch.only)
         elif not batch.trace.splits:
+            self._repeats.check(passes.loss, passes.plain)
             passes.one_by_one()
         elif self.setup.options.passes == 2:
             passes.split_in_two(self.checks.may_recheck(passes))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,20 @@ from torch.nn.functional import pad
 from gradvac.engine.ranks.agreement import Agreement
 from gradvac.engine.report import StepReport
 from gradvac.engine.samples.owners import Owners
+
+
+def read_together(found: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Copy float64 tensors to the CPU in one wait, those on another device than the first not."""
+    first = found[0]
+    assert first is not None
+    there = [n for n, x in enumerate(found) if x is not None and x.device == first.device]
+    parts = [x for n, x in enumerate(found) if x is not None and n in there]
+    whole = torch.cat([part.flatten() for part in parts]).cpu()
+    pieces = whole.split([part.numel() for part in parts])
+    read = list(found)
+    for n, part, piece in zip(there, parts, pieces, strict=True):
+        read[n] = piece.view(part.shape)
+    return read
 
 
 class Step:
@@ -34,6 +48,7 @@ class Step:
         self.failed_everywhere = False  # on all ranks, so they need not be told
         self._losses: list[Tensor] = []  # of micro-batches, [2, K]: see `add_losses`
         self._read: Tensor | None = None
+        self.heads_state: Tensor | None = None  # see `HeadGradients.state`
 
     def position(self, name: str) -> int:
         """Return the position of a task; a new task is appended."""
@@ -57,13 +72,13 @@ class Step:
         self.add_losses(total, counted > 0)
 
     def fetch(self, values: Tensor) -> Tensor:
-        """Return float64 values on the CPU; losses not read yet are copied in the same wait."""
-        if self._read is not None or {x.device for x in self._losses} != {values.device}:
-            return values.cpu()
-        own = self._added()
-        both = torch.cat([own.flatten(), values.flatten()]).cpu()
-        self._read = both[: own.numel()].view(own.shape)
-        return both[own.numel() :].view(values.shape)
+        """Return float64 values on the CPU; what is not read yet is copied in the same wait."""
+        losses = self.added() if self._read is None else None
+        found = read_together([values, losses, self.heads_state])
+        self._read = self._read if found[1] is None else found[1]
+        self.heads_state = found[2]
+        assert found[0] is not None
+        return found[0]
 
     def present(self) -> list[int]:
         """Return the positions of the tasks that have a loss in the step, on this rank."""
@@ -77,11 +92,11 @@ class Step:
     def _on_host(self) -> Tensor:
         """Losses of the tasks and how often they had one, ``[2, K]``."""
         if self._read is None:
-            self._read = self._added().cpu()
+            self._read = self.added().cpu()
         return self._read
 
-    def _added(self) -> Tensor:
-        """Sum the micro-batches; some had fewer tasks."""
+    def added(self) -> Tensor:
+        """Return losses of the tasks and how often they had one, ``[2, K]``, where they are."""
         if not self._losses:
             return torch.zeros(2, len(self.names), dtype=torch.float64)
         first = self._losses[0].device

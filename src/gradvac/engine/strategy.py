@@ -8,6 +8,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
+from gradvac.engine.gradients.pool import free_bytes
 from gradvac.engine.nonfinite import LossScale, skip_or_raise
 from gradvac.engine.ranks.agreement import Agreement, agree, sameness, tell_failure
 from gradvac.engine.ranks.passes import NO_SAMPLES
@@ -53,9 +54,9 @@ class Strategy:
         if not ranks.same:
             policy = setup.options.nonfinite
             same = sameness(setup.groups, setup.heads.heads, setup.method, policy)
-        here = [step.names[n] for n in step.present()]
-        losses = dict(zip(step.names, step.losses(len(step.names)).tolist(), strict=True))
-        step.agreed = agree(ranks, step.number, step.loss_scale, losses, step.shares, same, here)
+        free = free_bytes(setup.parameters[0].device)
+        own = step.names, step.shares
+        step.agreed = agree(ranks, step.number, step.loss_scale, *own, same, free)
         ranks.same = True
         return step.agreed
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradvac.errors import GradientError
@@ -66,3 +67,20 @@ def take_tasks(inputs: dict[str, Any], column: str, names: Sequence[str] | None)
     values = values.tolist() if isinstance(values, Tensor) else values
     named = dict(enumerate(names or ()))
     return [str(named.get(value, value)) for value in values]
+
+
+def flat(losses: Tensor, rows: Tensor | None, n_samples: int) -> tuple[Tensor, Tensor]:
+    """Return losses ``[N]`` and the sample that each belongs to, ``[N]``.
+
+    Raises:
+        GradientError: if losses without rows are not one or more for each sample.
+    """
+    if rows is not None:
+        return losses, rows
+    if not losses.ndim or len(losses) != n_samples:
+        raise GradientError(
+            f"task_losses returned {list(losses.shape)} for {n_samples} samples and no rows; "
+            "losses must be [B, ...], neither averaged nor summed over samples"
+        )
+    rows = torch.arange(n_samples, device=losses.device)
+    return losses.reshape(-1), rows.repeat_interleave(losses[0].numel())

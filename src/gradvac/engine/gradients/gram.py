@@ -17,6 +17,7 @@ from gradvac.engine.gradients.on_demand import TaskGradients, blocks
 _CHUNK = 4096  # elements added in fp32; the error grows with it (1024: 4e-9, 65536: 1e-6)
 _BLOCK = 64 * _CHUNK  # elements a CPU processes at once, so that they stay in its cache
 _PRODUCTS = 2**26  # bytes of products that an accelerator makes at once, chosen here
+_COPIED = 2**28  # bytes of gradients that an accelerator converts at once, chosen here
 
 # Below this value of 1 - cos^2 two gradients are too parallel for fp32 products.
 _NEARLY_PARALLEL = 1e-4
@@ -42,11 +43,11 @@ def gram(
         fetch: copies the matrices to the CPU, the only wait for the device if no group is doubtful.
     """
     with full_precision(groups[0][0].device.type):
-        result = fetch(torch.stack([_gram(each, torch.float32) for each in groups]))
+        result = fetch(torch.stack([gram_of_group(each, torch.float32) for each in groups]))
         for k, gradients in enumerate(groups):
             numel = sum(r[0].numel() if isinstance(r, Tensor) else r.numel for r in gradients)
             if doubtful(result[k], numel, partial(_nonzero, gradients)):
-                result[k] = _gram(gradients, torch.float64).cpu()
+                result[k] = gram_of_group(gradients, torch.float64).cpu()
             _warn_of_short(gradients, result[k].diagonal())
     return result
 
@@ -83,7 +84,7 @@ def cross_cosine(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
     return torch.where(lengths == 0, 0, inner / lengths).cpu()  # NaN stays NaN
 
 
-def _gram(gradients: Sequence[TaskGradients], dtype: torch.dtype) -> Tensor:
+def gram_of_group(gradients: Sequence[TaskGradients], dtype: torch.dtype) -> Tensor:
     """Gram matrix of one group, with products in at least ``dtype``."""
     return _total([inner(block, dtype) for each in gradients for block in blocks(each)])
 
@@ -92,11 +93,14 @@ def inner(gradients: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the Gram matrix of the rows of ``[K, ...]``, products in at least ``dtype``."""
     n_tasks, on_cpu = len(gradients), gradients.device.type == "cpu"
     flat = gradients.reshape(n_tasks, -1)
+    dtype = torch.promote_types(dtype, gradients.dtype)
     width = _BLOCK if on_cpu else _CHUNK * max(1, _PRODUCTS // (4 * n_tasks**2))
+    if not on_cpu and dtype != gradients.dtype:  # what is converted is copied
+        width = min(width, _CHUNK * max(1, _COPIED // (_CHUNK * n_tasks * dtype.itemsize)))
     found: list[Tensor] = []
     for start in range(0, flat.shape[1], width):
         block = flat[:, start : start + width]
-        block = block.to(torch.promote_types(dtype, block.dtype))
+        block = block.to(dtype)
         whole = block.shape[1] // _CHUNK * _CHUNK
         if whole:
             chunks = block[:, :whole].unflatten(1, (-1, _CHUNK)).transpose(0, 1)

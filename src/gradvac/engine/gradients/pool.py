@@ -6,6 +6,14 @@ import torch
 from torch import Tensor
 
 
+def free_bytes(device: torch.device) -> int | None:
+    """Return the free bytes of an accelerator; None if they are unknown."""
+    if device.type != "cuda":
+        return None
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
+
+
 class Pool:
     """Memory for matrices, kept between steps, as new pages cost as much as filling them."""
 

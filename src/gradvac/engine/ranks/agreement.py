@@ -22,35 +22,63 @@ from gradvac.methods import Method
 _PIECE = 2**22  # numbers processed together when parameters are compared
 
 
-@dataclass(frozen=True)
+@dataclass
 class Agreement:
-    """The tasks of a step on all ranks.
+    """The tasks of a step on all ranks, and their losses once these were read from the device.
 
     Attributes:
         tasks: K names, in the order of the ranks and of each rank's tasks.
-        losses: by task, summed over the ranks, ``[K]``, float64, with the loss scale.
         shares: by task, summed over the ranks; None if they were not given.
         tasks_of_ranks: for each rank, the positions among ``tasks`` of its tasks.
+        free: least bytes of the device that a rank has free; None if they are not known.
+        losses: by task, summed over the ranks, ``[K]``, float64, with the loss scale; NaN before
+            they were read.
         bad: for each task whose loss is not finite on some rank, the first such rank.
         present: positions of the tasks that have a loss on some rank.
     """
 
     tasks: tuple[str, ...]
-    losses: Tensor
     shares: dict[str, float] | None
     tasks_of_ranks: list[list[int]]
-    bad: dict[str, int]
-    present: list[int]
+    free: int | None
+
+    def __post_init__(self) -> None:
+        self.losses = torch.full((len(self.tasks),), torch.nan, dtype=torch.float64)
+        self.bad: dict[str, int] = {}
+        self.present: list[int] = []
+
+    def table(self, rank: int, own: Tensor) -> Tensor:
+        """Return zeros ``[R, 2, K]`` with what a rank contributes in its place.
+
+        The sum over the ranks holds what each contributes, bit by bit.
+
+        Args:
+            rank: the rank.
+            own: the losses of its tasks and how often they had one, ``[2, own tasks]``.
+        """
+        table = own.new_zeros(len(self.tasks_of_ranks), 2, len(self.tasks))
+        if positions := self.tasks_of_ranks[rank]:
+            table[rank].index_copy_(1, torch.tensor(positions).to(own.device), own)
+        return table
+
+    def read(self, table: Tensor) -> None:
+        """Read the losses from the sum of the tables of all ranks, on the CPU."""
+        self.losses = torch.zeros(len(self.tasks), dtype=torch.float64)
+        for rank, (losses, _) in enumerate(table):
+            self.losses += losses  # in the order of the ranks
+            for n in (~losses.isfinite()).nonzero().flatten().tolist():
+                self.bad.setdefault(self.tasks[n], rank)
+        self.present = table[:, 1].sum(0).nonzero().flatten().tolist()
 
 
 def agree(
     ranks: Ranks,
     step: int,
     loss_scale: float,
-    losses: Mapping[str, float],
+    tasks: Sequence[str],
     shares: Mapping[str, float] | None,
     sameness: Mapping[str, str] | None,
-    present: Sequence[str],
+    free: int | None,
 ) -> Agreement:
     """Exchange with the other ranks what each contributes to a step.
 
@@ -58,10 +86,10 @@ def agree(
         ranks: all of them call this.
         step: number of the step.
         loss_scale: the factor of the losses.
-        losses: sum of this rank's losses of each task; empty if it has none.
+        tasks: the tasks of this rank's losses; none if it has none.
         shares: this rank's part in the shares of its tasks.
         sameness: what must be equal on all ranks, as hashes by kind; None once it was checked.
-        present: the tasks that have a loss on this rank that is not 0 or masked out.
+        free: free bytes of this rank's device, if known.
 
     Raises:
         RankError: if a rank failed, is at another step, or runs something else.
@@ -71,10 +99,10 @@ def agree(
         {
             "step": step,
             "loss_scale": loss_scale,
-            "losses": dict(losses),
-            "shares": None if shares is None else {task: shares[task] for task in losses},
+            "tasks": list(tasks),
+            "shares": None if shares is None else {task: shares[task] for task in tasks},
             "sameness": sameness,
-            "present": list(present),
+            "free": free,
         }
     )
     _raise_failures(ranks, step, said)
@@ -93,29 +121,22 @@ def agree(
 
 def _added_up(step: int, said: Sequence[Mapping[str, Any]]) -> Agreement:
     """Sum the contributions of the ranks to a step."""
-    tasks = tuple(dict.fromkeys(task for message in said for task in message["losses"]))
+    tasks = tuple(dict.fromkeys(task for message in said for task in message["tasks"]))
     if not tasks:
         raise GradientError(f"no rank has a loss at step {step}; there is nothing to combine")
-    total = dict.fromkeys(tasks, 0.0)
     total_shares = dict.fromkeys(tasks, 0.0)
-    bad: dict[str, int] = {}
-    for r, message in enumerate(said):
-        for task, loss in message["losses"].items():
-            total[task] += loss
-            if loss - loss != 0:  # NaN or infinite
-                bad.setdefault(task, r)
+    for message in said:
         for task, share in (message["shares"] or {}).items():
             total_shares[task] += share
-    given = [bool(message["shares"]) for message in said if message["losses"]]
+    free = [message["free"] for message in said]
+    given = [bool(message["shares"]) for message in said if message["tasks"]]
     if any(given) and not all(given):
         raise RankError("some ranks give shares and others do not; all that have losses must")
     return Agreement(
         tasks,
-        torch.tensor(list(total.values()), dtype=torch.float64),
         total_shares if all(given) else None,
-        [[tasks.index(task) for task in message["losses"]] for message in said],
-        bad,
-        [n for n, task in enumerate(tasks) if any(task in message["present"] for message in said)],
+        [[tasks.index(task) for task in message["tasks"]] for message in said],
+        None if None in free else min(free),
     )
 
 

@@ -79,7 +79,7 @@ class RankCollector(Collector):
     def begin(self, step: Step) -> None:
         """Begin to send gradients."""
         setup = self.setup
-        self._exchange = Exchange(self.ranks, setup.groups, self.buckets, setup.method, step)
+        self._exchange = Exchange(self.ranks, setup, self.buckets, step)
 
     def release(self, step: Step) -> None:
         """Send the buckets that are complete, in their order."""

@@ -13,11 +13,14 @@ gradients if every rank has all tasks, and as plain data parallel training if ev
 
 A bucket goes through these stages while the backward pass computes the next ones. All ranks enter
 the stages of all buckets in the same order, whenever the gradients arrive. The host waits for the
-device only to get the weights of groups, once for all buckets that end there.
+device only to get the weights of groups, once for all buckets that end there. On an accelerator it
+waits once, at the end of the backward pass, if the slices of all buckets fit into a quarter of the
+memory that is free on every rank.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -26,14 +29,13 @@ import torch
 from torch import Tensor
 
 from gradvac.engine.gradients.gram import doubtful, full_precision, inner
-from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.ranks.buckets import Bucket, GradientColumns, Segment
 from gradvac.engine.ranks.group import Ranks, Wait, on_host
 from gradvac.engine.ranks.slices import Slicing, slicing_of
 from gradvac.engine.report import combine, decide_present
+from gradvac.engine.setup import Setup
 from gradvac.engine.step import Step
 from gradvac.errors import NotFiniteError
-from gradvac.methods import Method
 
 
 @dataclass
@@ -71,35 +73,26 @@ class Exchange:
 
     Args:
         ranks: the ranks that take part.
-        groups: parameters that get the same weights.
+        setup: the groups, the heads, and the method that gives the weights.
         buckets: all parameters of the groups.
-        method: turns the geometry of the step into weights.
         step: the step, on which the ranks have agreed.
     """
 
-    def __init__(
-        self,
-        ranks: Ranks,
-        groups: Sequence[ParameterGroup],
-        buckets: Sequence[Bucket],
-        method: Method,
-        step: Step,
-    ) -> None:
+    def __init__(self, ranks: Ranks, setup: Setup, buckets: Sequence[Bucket], step: Step) -> None:
         assert step.agreed is not None
-        self.ranks, self.groups, self.buckets, self.method = ranks, groups, buckets, method
+        self.ranks, self.buckets = ranks, buckets
+        self.groups, self.heads, self.method = setup.groups, setup.heads, setup.method
         self.agreed = agreed = step.agreed
         self.step = step
         self.launched = 0
         self._under_way: list[_UnderWay] = []
         self._measured = self._settled = 0  # buckets that have passed a stage
-        ends = {s.group: n for n, bucket in enumerate(buckets) for s in bucket.segments}
-        if method.needs_all_groups:
-            ends = dict.fromkeys(ends, len(buckets) - 1)
-        self._ends = [sorted(g for g in ends if ends[g] == n) for n in range(len(buckets))]
-        n_tasks, n_groups = len(agreed.tasks), len(groups)
+        self._ends = self._decisions()
+        n_tasks, n_groups = len(agreed.tasks), len(self.groups)
         self._gram = torch.zeros(n_groups, n_tasks, n_tasks, dtype=torch.float64)
         self._weights: dict[int, Tensor] = {}
         self._unread: list[_UnderWay] = []  # settled, but not yet read by the host
+        self._losses = self._start_to_sum_losses()
         # Each rank sends a row for each of its tasks: the task and the sender of all rows.
         self._counts = [len(tasks) for tasks in agreed.tasks_of_ranks]
         self._task = torch.tensor([*chain(*agreed.tasks_of_ranks)], dtype=torch.int64)
@@ -109,6 +102,31 @@ class Exchange:
         )  # each task is on one rank
         self._places = ranks.on_device(self._task, buckets[0].device).split(self._counts)
         self._largest = torch.zeros(n_groups, len(self._task), dtype=torch.float64)
+
+    def _decisions(self) -> list[list[int]]:
+        """Return for each bucket the groups whose weights are asked for when it is settled."""
+        last, each = len(self.buckets) - 1, len(self.agreed.tasks) / self.ranks.size
+        limit = 0.0
+        if self.method.needs_all_groups:
+            limit = math.inf
+        elif self.buckets[0].device.type != "cpu":
+            limit = (self.agreed.free or self.ranks.budget) / 4
+        ends = {s.group: n for n, bucket in enumerate(self.buckets) for s in bucket.segments}
+        found: list[list[int]] = [[] for _ in self.buckets]
+        waiting: list[int] = []
+        held = 0.0
+        for n, bucket in enumerate(self.buckets):
+            held += bucket.size * bucket.dtype.itemsize * each
+            waiting += [g for g in ends if ends[g] == n]
+            if held >= limit or n == last:
+                found[n], waiting, held = sorted(waiting), [], 0.0  # in the order of the model
+        return found
+
+    def _start_to_sum_losses(self) -> tuple[Wait, Tensor]:
+        """Start the sum over the ranks of what each contributes to the losses."""
+        own = self.step.added().to(self.buckets[0].device)
+        table = self.agreed.table(self.ranks.rank, own)
+        return self.ranks.sum(table), table
 
     def launch(self, sources: Sequence[GradientColumns], used: Sequence[bool]) -> None:
         """Send the gradients of the next bucket, and advance the ones before it by one stage.
@@ -138,6 +156,8 @@ class Exchange:
         """Return the combined gradients, by the id of the parameter, None if unused."""
         while self._measured < len(self._under_way):
             self._measure()
+        self.heads.add_ranks(self.ranks, self.agreed.tasks)
+        self.step.heads_state = self.heads.state()
         while self._settled < len(self._under_way):
             self._settle()
         gradients: dict[int, Tensor | None] = {}
@@ -159,6 +179,7 @@ class Exchange:
                 part.wait()
             if way.wait is not None:
                 way.wait()
+        self._losses[0]()
 
     # -- the stages of a bucket -----------------------------------------------------------------
 
@@ -220,7 +241,18 @@ class Exchange:
     def _read(self, ways: Sequence[_UnderWay]) -> None:
         """Read the sums of some buckets."""
         k, sent = len(self.agreed.tasks), len(self._task)
-        for way, numbers in zip(ways, on_host([way.summed() for way in ways]), strict=True):
+        others: list[tuple[Wait | None, Tensor]] = []
+        state = self.step.heads_state
+        if not self.agreed.present:
+            others.append(self._losses)
+        if state is not None and state.device == self.buckets[0].device:
+            others.append((None, state))
+        found = on_host([*(way.summed() for way in ways), *others])
+        if others and others[-1][1] is state:
+            self.step.heads_state = found.pop()
+        if len(found) > len(ways):
+            self.agreed.read(found.pop())
+        for way, numbers in zip(ways, found, strict=True):
             n = len(way.bucket.segments)
             way.used, largest, grams = numbers.split([len(way.used), n * sent, n * k * k])
             parts = zip(

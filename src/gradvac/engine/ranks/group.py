@@ -256,7 +256,7 @@ class Wait:
         self._alive = torch.empty(0)
 
 
-def on_host(found: Sequence[tuple[Wait, Tensor]]) -> list[Tensor]:
+def on_host(found: Sequence[tuple[Wait | None, Tensor]]) -> list[Tensor]:
     """Wait once for several collectives; return their results on the host.
 
     Later work on the GPU is not waited for.
@@ -265,7 +265,8 @@ def on_host(found: Sequence[tuple[Wait, Tensor]]) -> list[Tensor]:
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None
     with torch.cuda.stream(stream):  # None: nothing is changed
         for wait, _ in found:
-            wait()
+            if wait is not None:
+                wait()
         if device.type == "cpu":
             return [values for _, values in found]
         whole = torch.cat([values.reshape(-1) for _, values in found]).cpu()
