@@ -277,8 +277,9 @@ class TaskGradients(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the Trainer's, unless it reads on one rank for all: names are not sent."""
-        loader: Any = super().get_train_dataloader()
-        if isinstance(loader, DataLoaderDispatcher) and self.accelerator.num_processes > 1:
+        loader = super().get_train_dataloader()
+        dispatched = issubclass(type(loader), DataLoaderDispatcher)
+        if dispatched and self.accelerator.num_processes > 1:
             raise GradientError(
                 "rank 0 would read the stream for all ranks and send them tensors, but not the "
                 'tasks; set accelerator_config={"dispatch_batches": False} in the arguments'
