@@ -71,7 +71,7 @@ def _parts(message: str) -> tuple[str, str]:
         message,
         maxsplit=1,
     )
-    return cause, "".join(cure)
+    return (cause, "".join(cure)) if re.search(r"\w", cause) else (message, "")
 
 
 def _messages(file: Path) -> Iterator[Message]:

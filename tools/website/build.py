@@ -24,9 +24,14 @@ ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 # Pages at the top of the repository, and what they are called on the site.
 TOP = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
     "README.md": "readme.md",
+    "SECURITY.md": "security.md",
 }
 LINK = re.compile(r"(\]\(|src=\")(?!\w+:|#)([^)#\"\s]+)")
+
+FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 def moved(target: str, page: Path, files: set[Path]) -> str:
@@ -34,7 +39,7 @@ def moved(target: str, page: Path, files: set[Path]) -> str:
     path = (page.parent / target).resolve().relative_to(ROOT)
     if str(path) in TOP:
         return TOP[str(path)]
-    if path.parts[0] == "docs":
+    if path.parts[0] == "docs" and path.suffix != ".ipynb":
         return str(path.relative_to("docs"))
     if (ROOT / path).is_dir():
         path /= "README.md"
@@ -44,8 +49,11 @@ def moved(target: str, page: Path, files: set[Path]) -> str:
 
 def with_links(page: Path, files: set[Path]) -> str:
     """The text of a page, its links as they are on the site."""
-    text = page.read_text(encoding="utf-8")
-    return LINK.sub(lambda found: found[1] + moved(found[2], page, files), text)
+    parts = FENCED.split(page.read_text(encoding="utf-8"))
+    parts[::2] = [  # code is left as it is
+        LINK.sub(lambda found: found[1] + moved(found[2], page, files), text) for text in parts[::2]
+    ]
+    return "".join(parts)
 
 
 def menu(index: str) -> str:
