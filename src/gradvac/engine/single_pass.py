@@ -24,6 +24,7 @@ from gradvac.engine.backward_passes import BackwardPasses
 from gradvac.engine.checks import Checks
 from gradvac.engine.comparison import CHECKS
 from gradvac.engine.gradients.parameter_slot import ParameterSlot
+from gradvac.engine.guards import say_if_summed
 from gradvac.engine.hidden import refuse_hidden
 from gradvac.engine.local_collector import LocalCollector
 from gradvac.engine.ranks.collector import RankCollector
@@ -235,6 +236,8 @@ class SinglePass(Strategy):
         step.heads_state = setup.heads.state() if setup.ranks is None else None
         self.collector.finish(step)
         report = step.report(setup.group_names)
+        if self.first_step:
+            say_if_summed(float(report.losses.sum()), step.elements)
         shared = [step.gradients[id(p)] for p in setup.parameters[: setup.n_shared]]
         gradients = [*shared, *setup.heads.finished(step.loss_scale, step.heads_state)]
         return report, list(zip(setup.parameters, gradients, strict=True))
@@ -263,6 +266,7 @@ class SinglePass(Strategy):
         with torch._C.DisableTorchFunction():
             loss, owners = batch.flat_losses(loss, rows, mask)
             self.step.add_losses_of(loss, owners)
+            self.step.elements += loss.numel()
         trace = batch.trace
         if trace.splits and trace.segments is not None and trace.segments.leaks():
             trace.stop(Refusal(LEAK))
