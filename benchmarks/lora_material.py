@@ -13,6 +13,7 @@ import importlib.util
 import lzma
 import random
 from copy import deepcopy
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -95,11 +96,7 @@ def texts(part: str, n: int, seed: int) -> list[dict[str, str]]:
         n: strings of each language.
         seed: of the choice and of the order.
     """
-    packed = files("gradvac") / "assets" / "corpus" / f"{part}.tsv.xz"
-    text = lzma.decompress(packed.read_bytes()).decode("utf-8")
-    rows = list(csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE))
-    rows = [row for row in rows if len(row["en"]) in LETTERS]
-    chance = random.Random(seed)
+    rows, chance = _rows(part), random.Random(seed)
     chosen = []
     for language in LANGUAGES:
         own = [row for row in rows if row[language]]
@@ -109,3 +106,12 @@ def texts(part: str, n: int, seed: int) -> list[dict[str, str]]:
         ]
     chance.shuffle(chosen)
     return chosen
+
+
+@cache
+def _rows(part: str) -> list[dict[str, str]]:
+    """Rows of the shipped corpus whose English string is neither very short nor very long."""
+    packed = files("gradvac") / "assets" / "corpus" / f"{part}.tsv.xz"
+    text = lzma.decompress(packed.read_bytes()).decode("utf-8")
+    rows = csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    return [row for row in rows if len(row["en"]) in LETTERS]

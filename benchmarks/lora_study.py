@@ -8,7 +8,8 @@ and its picture are written by this command.
 
     python -m benchmarks.lora_study [--quick] [--json FILE] [--page FILE] [--pictures FOLDER]
                                     [--folder runs/lora] [--seeds 3] [--steps N] [--rounds 3]
-                                    [--only cost|losses] [--threads 1] [--written FILE]
+                                    [--only cost|losses] [--workers 1] [--threads 1]
+                                    [--written FILE]
 
 --quick: a random model of two layers, some seconds, without a download. --only: one part; the other
 is kept if FILE has it. --written FILE: run nothing, write page and picture from this file. What it
@@ -20,10 +21,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import multiprocessing
 import shutil
-import statistics
 import time
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -43,7 +46,7 @@ from gradvac.integrations.trl import TaskSFTTrainer
 
 METHODS = {"joint": Joint, "gradvac": GradVac}
 ADAPTER = dict(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-SHOWN = 2  # translations of each language that are kept
+SHOWN = 1  # translations of each language that are kept
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class Size:
 
 
 SIZES = {
-    "smollm2": Size(16, 2, 8, 384, 200, 8, 1e-3, bf16=True),
+    "smollm2": Size(12, 2, 8, 384, 200, 6, 1e-3, bf16=True),
     "quick": Size(4, 1, 8, 384, 24, 4, 1e-2, bf16=False),
 }
 
@@ -83,6 +86,10 @@ class Watch(TrainerCallback):
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.peaks: list[float] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Take the memory in use now for that of the built model."""
         self._memory = Memory("cpu")
         self._start = 0.0
 
@@ -98,7 +105,7 @@ class Watch(TrainerCallback):
 class Geometry(TrainerCallback):
     """The cosines of the task gradients of every step, [groups, K, K], tasks by name."""
 
-    trainer: TaskSFTTrainer
+    trainer: Any
 
     def __init__(self) -> None:
         self.cosines: list[torch.Tensor] = []
@@ -147,40 +154,54 @@ def losses_of(trainer: Any) -> dict[str, float]:
     return {task: found[f"eval_loss_{task}"] for task in material.LANGUAGES}
 
 
-def study(base: Path, size: Size, seeds: int, log: Any) -> dict[str, Any]:
+def study(base: Path, size: Size, seeds: int, workers: int) -> dict[str, Any]:
     """Train both methods with every seed; losses by task, cosines by layer, translations."""
-    runs, geometry, found = [], Geometry(), {}
-    for seed in range(seeds):
-        for name in METHODS:
-            watch = Geometry()
-            trainer = trainer_of(name, base, size, seed, size.steps, watch)
-            watch.trainer = trainer
-            if not found:
-                found = {"before": losses_of(trainer), "said_before": translations(trainer)}
-            trainer.train()
-            runs.append({"method": name, "seed": seed, "losses": losses_of(trainer)})
-            log(f"{name} seed {seed}: {runs[-1]['losses']}")
-            if name == "gradvac" and seed == 0:
-                found["said_after"] = translations(trainer)
-                found["reloaded"] = reloaded(trainer, base)
-            if name == "joint":  # the gradients of joint training, at its own parameters
-                geometry.cosines += watch.cosines
-                geometry.groups = watch.groups
-            del trainer
-            gc.collect()
-    return {**found, "runs": runs, "conflicts": conflicts(geometry)}
+    tasks = [(base, size, seed, torch.get_num_threads()) for seed in range(seeds)]
+    if workers > 1:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            parts = list(pool.map(of_seed, *zip(*tasks, strict=True)))
+    else:
+        parts = [of_seed(*task) for task in tasks]
+    found = parts[0][0]
+    found["runs"] = [run for part, _ in parts for run in part["runs"]]
+    geometries = [geometry for _, geometry in parts]
+    return {**found, "conflicts": conflicts(geometries)}
 
 
-def conflicts(geometry: Geometry) -> dict[str, Any]:
+def of_seed(base: Path, size: Size, seed: int, threads: int) -> tuple[dict[str, Any], Geometry]:
+    """Train both methods with a seed; the first seed also shows what the model says."""
+    torch.set_num_threads(threads)
+    found: dict[str, Any] = {"runs": []}
+    cosines = Geometry()
+    for name in METHODS:
+        geometry = Geometry()
+        trainer = trainer_of(name, base, size, seed, size.steps, geometry)
+        geometry.trainer = trainer
+        if seed == 0 and name == "joint":
+            found |= {"before": losses_of(trainer), "said_before": translations(trainer)}
+        trainer.train()
+        found["runs"].append({"method": name, "seed": seed, "losses": losses_of(trainer)})
+        print(name, "seed", seed, found["runs"][-1]["losses"], flush=True)
+        if seed == 0 and name == "gradvac":
+            found["said_after"] = translations(trainer)
+            found["reloaded"] = reloaded(trainer, base)
+        if name == "joint":  # the gradients of joint training, at its own parameters
+            cosines.cosines, cosines.groups = geometry.cosines, geometry.groups
+        del trainer, geometry
+        gc.collect()
+    return found, cosines
+
+
+def conflicts(geometries: Sequence[Geometry]) -> dict[str, Any]:
     """By layer and pair of tasks: mean cosine over steps, and in how many steps it is negative."""
-    cosine = torch.stack(geometry.cosines)  # [steps, groups, K, K]
+    cosine = torch.stack([each for g in geometries for each in g.cosines])  # [steps, groups, K, K]
     names = list(material.LANGUAGES)
     pairs = [(a, b) for a in range(len(names)) for b in range(a)]
     own = torch.stack([cosine[:, :, a, b] for a, b in pairs], dim=-1)  # [steps, groups, pairs]
     negative = (own < 0).float().where(own.isfinite(), torch.nan)
     rounded = lambda x: [[round(v, 4) for v in row] for row in x.nanmean(0).tolist()]
     return {
-        "groups": geometry.groups,
+        "groups": geometries[0].groups,
         "pairs": [f"{names[b]}-{names[a]}" for a, b in pairs],
         "cosine": rounded(own),
         "negative": rounded(negative),
@@ -198,7 +219,7 @@ def translations(trainer: Any) -> list[dict[str, str]]:
         rows = [r for r in material.texts("test", SHOWN, 1) if r["task"] == language]
         for row in rows:
             given = tokenizer(row["prompt"], return_tensors="pt")
-            out = model.generate(**given, max_new_tokens=40, do_sample=False)
+            out = model.generate(**given, max_new_tokens=24, do_sample=False)
             said = tokenizer.decode(out[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
             english = row["prompt"].split("\n")[0].removeprefix("English: ")
             said = (said.strip().splitlines() or [""])[0]
@@ -217,37 +238,23 @@ def reloaded(trainer: Any, base: Path) -> float:
     return float((again(input_ids=words).logits - model(input_ids=words).logits).abs().max())
 
 
-def cost(base: Path, size: Size, rounds: int, log: Any) -> list[dict[str, Any]]:
-    """Time and memory of a step of each trainer, rounds alternating between them."""
-    seen: dict[str, list[Watch]] = {"plain": [], "joint": [], "gradvac": []}
+def cost(base: Path, size: Size, rounds: int) -> dict[str, Any]:
+    """CPU seconds and peaks (MiB) of the steps of each trainer, [rounds, steps], in turn."""
+    seen: dict[str, Any] = {
+        name: {"seconds": [], "mib": []} for name in ("plain", "joint", "gradvac")
+    }
     for number in range(rounds):
-        for name, watches in seen.items():
+        for name, own in seen.items():
             watch = Watch()
             trainer = trainer_of(name, base, size, 0, 1 + size.timed, watch)
-            watch._memory = Memory("cpu")
+            watch.begin()
             trainer.train()
-            watches.append(watch)
-            log(f"round {number} {name}: {watch.seconds} s, {watch.peaks} MiB")
+            own["seconds"].append(watch.seconds)
+            own["mib"].append(watch.peaks)
+            print("round", number, name, watch.seconds, watch.peaks, flush=True)
             del trainer
             gc.collect()
-    rows = []
-    median = statistics.median
-    later = lambda values: median(values[1:])
-    for name, watches in seen.items():
-        pairs = list(zip(watches, seen["plain"], strict=True))
-        ratio = lambda what, n=pairs: median(later(what(a)) / later(what(b)) for a, b in n)
-        rows.append(
-            {
-                "trainer": name,
-                "seconds": round(median(later(w.seconds) for w in watches), 3),
-                "ratio_time": round(ratio(lambda w: w.seconds), 3),
-                "first_seconds": round(median(w.seconds[0] for w in watches), 3),
-                "mib": round(median(later(w.peaks) for w in watches), 1),
-                "ratio_memory": round(ratio(lambda w: w.peaks), 3),
-                "first_mib": round(median(w.peaks[0] for w in watches), 1),
-            }
-        )
-    return rows
+    return seen
 
 
 def arguments() -> argparse.Namespace:
@@ -258,6 +265,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=Path, help="write the picture into this folder")
     parser.add_argument("--folder", type=Path, default=Path("runs/lora"), help="model and adapter")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1, help="seeds that are trained at once")
     parser.add_argument("--steps", type=int, help="steps of a run")
     parser.add_argument("--rounds", type=int, help="rounds of the measurement of the cost")
     parser.add_argument("--only", choices=["cost", "losses"], help="run one part")
@@ -274,15 +282,15 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         size = Size(**{**vars(size), "steps": args.steps})
     base = args.folder / name
     (material.write_tiny if args.quick else material.write_smollm2)(base)
-    log = lambda text: print(text, flush=True)
     found = json.loads(args.json.read_text()) if args.only and args.json.exists() else {}
     packages = ("torch", "transformers", "trl", "peft")
     found["versions"] = {package: version(package) for package in packages}
     found["model"], found["size"] = name, vars(size)
     if args.only != "losses":
-        found["cost"] = cost(base, size, args.rounds or (1 if args.quick else 3), log)
+        keep_freed_memory()
+        found["cost"] = cost(base, size, args.rounds or (1 if args.quick else 3))
     if args.only != "cost":
-        found["losses"] = study(base, size, args.seeds, log)
+        found["losses"] = study(base, size, args.seeds, args.workers)
     shutil.rmtree(base.parent / "trainer", ignore_errors=True)
     return found
 
@@ -293,7 +301,6 @@ def main() -> None:
         found = json.loads(args.written.read_text(encoding="utf-8"))
     else:
         torch.set_num_threads(args.threads)
-        keep_freed_memory()
         with warnings.catch_warnings():  # PEFT 0.21 asks transformers 5.23 for an old name
             warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
             found = measured(args)

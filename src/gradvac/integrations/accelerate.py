@@ -9,6 +9,7 @@ itself: :func:`without_wrapper` keeps ``accelerator.prepare`` from wrapping the 
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -70,8 +71,11 @@ def backward(
     refuse_other_reduction(accelerator)
     _check_ranks(accelerator, engine)
     scaler, ranks = accelerator.scaler, accelerator.num_processes
-    loss = loss / (accelerator.gradient_accumulation_steps * ranks)
-    loss = loss if scaler is None else scaler.scale(loss)
+    parts = accelerator.gradient_accumulation_steps * ranks
+    if parts > 1 or scaler is not None:  # by the mask: the samples of a new loss are not known
+        mask = torch.ones_like(loss) if mask is None else mask
+        mask = mask / parts
+        mask = mask if scaler is None else scaler.scale(mask)
     if not accelerator.sync_gradients:
         engine.accumulate(loss, rows, mask)
         return None
