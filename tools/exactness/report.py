@@ -98,8 +98,8 @@ def page(rows: Sequence[Row], used: dict[str, str]) -> str:
 INTRODUCTION = """\
 # Exactness: models, adapters and operators tested
 
-Models, adapters and operators that the engine was not written for. Each was compared in float64 with separate
-backward passes of plain PyTorch on a copy of the model. This page was written by
+Models, adapters and operators that the engine was not written for. Each was compared in float64
+with separate backward passes of plain PyTorch on a copy of the model. This page was written by
 
     python -m tools.exactness --json exactness.json --page docs/exactness.md
 
@@ -140,8 +140,9 @@ _ENDINGS = "ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForConditionalGeneratio
 
 ADAPTERS = """\
 Adapters of PEFT on tiny models, each trained in the ways of the [models](#models), and with one
-backward pass per task. OPT, GPT-2 and T5 compute in float64; the other models normalise in float32,
-which limits how small an error can be."""
+backward pass per task. OPT and GPT-2 compute in float64, except that two adapters use a Fourier
+transform of float32; the other models normalise in float32, which limits how small an error can
+be."""
 
 MODELS = """\
 Tiny configurations and random weights of every text, vision and audio model that transformers
