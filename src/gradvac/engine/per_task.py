@@ -40,6 +40,7 @@ from gradvac.engine.ranks.passes import agree_on_passes
 from gradvac.engine.report import StepReport, combine, decide
 from gradvac.engine.samples.calls import explained, leaves
 from gradvac.engine.setup import Setup
+from gradvac.engine.step import Shares
 from gradvac.engine.strategy import Gradients, Strategy
 from gradvac.engine.task_engine import TaskEngine
 from gradvac.engine.task_names import task_name
@@ -119,7 +120,7 @@ class PerTask(Strategy):
         self,
         loss_scale: float | torch.amp.GradScaler = 1.0,
         step: int | None = None,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | None = None,
     ) -> StepReport:
         """Combine the accumulated gradients; see :meth:`PerTaskEngine.combine`."""
         self.check_accumulated(self.accumulated)
@@ -263,7 +264,7 @@ class PerTaskEngine(TaskEngine):
         self,
         loss_scale: float | torch.amp.GradScaler = 1.0,
         step: int | None = None,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | None = None,
     ) -> StepReport:
         """Combine the accumulated gradients, add them to ``p.grad`` and begin the next step.
 
@@ -275,7 +276,8 @@ class PerTaskEngine(TaskEngine):
                 GradScaler that scaled them; ``p.grad`` is then scaled again.
             step: number of this step; by default one more than the last.
             shares: by task, what its mean loss was multiplied by (its share of the step's
-                tokens), for methods that read losses.
+                tokens), for methods that read losses; numbers, or tensors that are read with the
+                Gram matrices.
 
         Raises:
             GradientError: if nothing was accumulated, or a loss or gradient is not finite
@@ -289,7 +291,7 @@ class PerTaskEngine(TaskEngine):
         losses: Mapping[str, Tensor],
         loss_scale: float | torch.amp.GradScaler = 1.0,
         step: int | None = None,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | None = None,
     ) -> StepReport:
         """Accumulate several losses of one forward pass and combine them."""
         self.accumulate_all(losses)

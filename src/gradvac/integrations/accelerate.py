@@ -5,13 +5,13 @@ Accelerate still does accumulation, mixed precision, clipping and skipped steps:
 combined gradient, scaled if there is a scaler.
 """
 
-from collections.abc import Mapping
-
+import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
 from gradvac.engine import Engine, StepReport
+from gradvac.engine.step import Shares
 from gradvac.errors import GradientError
 
 __all__ = ["backward"]
@@ -24,7 +24,7 @@ def backward(
     rows: Tensor | None = None,
     mask: Tensor | None = None,
     step: int | None = None,
-    shares: Mapping[str, float] | None = None,
+    shares: Shares | None = None,
 ) -> StepReport | None:
     """Run the backward pass of a micro-batch; combine the gradients if it is the step's last.
 
@@ -59,9 +59,13 @@ def backward(
         tensor([[2.0000, 1.5000]], dtype=torch.float64)
     """
     refuse_ranks(accelerator)
-    scaler = accelerator.scaler
-    loss = loss / accelerator.gradient_accumulation_steps
-    loss = loss if scaler is None else scaler.scale(loss)
+    scaler, steps = accelerator.scaler, accelerator.gradient_accumulation_steps
+    # Factors go into the mask: a product of the losses made here, perhaps after the block of
+    # `engine.tasks`, would hide from the engine which samples they belong to.
+    if steps > 1 or scaler is not None:
+        factor = torch.ones_like(loss.detach()) if mask is None else mask
+        factor = factor / steps
+        mask = factor if scaler is None else scaler.scale(factor)
     if not accelerator.sync_gradients:
         engine.accumulate(loss, rows, mask)
         return None

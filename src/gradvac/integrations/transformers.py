@@ -29,6 +29,7 @@ from gradvac.engine import Engine, StepReport
 from gradvac.engine.groups import Grouping
 from gradvac.errors import GradientError
 from gradvac.integrations.accelerate import backward, refuse_ranks
+from gradvac.integrations.task_losses import Share, TaskLosses, none_zero
 from gradvac.integrations.transformers_batch import TaskCollator, take_tasks
 from gradvac.integrations.transformers_loss import OVERRIDE, ModelLoss
 from gradvac.methods import Method
@@ -105,7 +106,7 @@ class TaskGradients(Trainer):
         self._engine: Engine | None = None
         self._model_loss: ModelLoss | None = None
         self._n_items: Tensor | int | None = None  # labels of the step, if the Trainer counts them
-        self._shares: dict[str, float] = defaultdict(float)
+        self._shares: dict[str, Share] = {}
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._evaluated: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
         self._evaluated_loss: ModelLoss | None = None
@@ -140,10 +141,23 @@ class TaskGradients(Trainer):
         Raises:
             GradientError: if the model's own loss is different.
         """
+        losses, counted = self._padded_losses(model, inputs)
+        return losses[counted], counted.nonzero()[:, 0]
+
+    def _padded_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the losses of :meth:`task_losses` as ``[B, ...]``, and which of them count."""
         if self._model_loss is None:
             smoothing = self.label_smoother.epsilon if self.label_smoother is not None else 0.0
             self._model_loss = ModelLoss(self._shifts_labels(), smoothing)
         return self._model_loss(model, inputs, self._n_items)
+
+    def _training_losses(
+        self, model: nn.Module, inputs: dict[str, Any], n_samples: int
+    ) -> TaskLosses:
+        """Return the losses of a batch: those of an override, or without a wait for the device."""
+        if type(self).task_losses is TaskGradients.task_losses:
+            return TaskLosses.padded(*self._padded_losses(model, inputs))
+        return TaskLosses.of(*self.task_losses(model, inputs), n_samples)
 
     def training_step(
         self,
@@ -176,14 +190,17 @@ class TaskGradients(Trainer):
         try:
             with engine.tasks(tasks):
                 with self.compute_loss_context_manager():
-                    losses, rows = self.task_losses(model, inputs)
-                losses, rows = _flat(losses, rows, len(tasks))
-                divisor = self._divisor(len(losses))
-                losses = losses / divisor
-            self._add_shares(tasks, rows, divisor)
-            shares = {task: share or 1.0 for task, share in self._shares.items()}  # 1: no loss
+                    found = self._training_losses(model, inputs, len(tasks))
+                divisor = self._divisor(found.divisor())
+                losses = found.values / divisor
+            for task, share in found.shares(tasks, divisor).items():
+                before = self._shares.get(task)
+                self._shares[task] = share if before is None else before + share
+            shares = none_zero(self._shares)
             step = self.state.global_step
-            report = backward(self.accelerator, engine, losses, rows, step=step, shares=shares)
+            report = backward(
+                self.accelerator, engine, losses, found.rows, step=step, shares=shares
+            )
         except BaseException:
             self._shares.clear()
             raise
@@ -207,7 +224,7 @@ class TaskGradients(Trainer):
         found = super().prediction_step(model, own, *args, **kwargs)
         if tasks is not None and all(own.get(name) is not None for name in self.label_names):
             losses, rows = self._evaluated_losses(model, own)
-            self._add_evaluated(*_flat(losses, rows, len(tasks)), tasks)
+            self._add_evaluated(TaskLosses.of(losses, rows, len(tasks)), tasks)
         return found
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -234,9 +251,9 @@ class TaskGradients(Trainer):
             self._model_loss, self._n_items = kept
         return found
 
-    def _add_evaluated(self, losses: Tensor, rows: Tensor, tasks: list[str]) -> None:
+    def _add_evaluated(self, losses: TaskLosses, tasks: list[str]) -> None:
         """Add up the losses of a batch by task."""
-        for loss, row in zip(losses.double().tolist(), rows.tolist(), strict=True):
+        for loss, row in zip(losses.values.double().tolist(), losses.rows.tolist(), strict=True):
             entry = self._evaluated[tasks[row]]
             entry[0] += loss
             entry[1] += 1
@@ -292,22 +309,13 @@ class TaskGradients(Trainer):
         causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         return any(kind.__name__ in causal for kind in type(self.model).__mro__)
 
-    def _divisor(self, n_losses: int) -> Tensor | int:
+    def _divisor(self, n_losses: Tensor | int) -> Tensor | int:
         """Return what the Trainer divides the sum of the losses of a micro-batch by."""
-        n_losses = max(n_losses, 1)
         if self._model_loss is not None and self._model_loss.adds_up_means:
             return n_losses
         if self._n_items is not None:
             return self._n_items
         return n_losses * self.current_gradient_accumulation_steps
-
-    def _add_shares(self, tasks: list[str], rows: Tensor, divisor: Tensor | int) -> None:
-        """Note what the mean loss of each task was multiplied by."""
-        names = sorted(set(tasks))
-        index = torch.tensor([names.index(task) for task in tasks])
-        counts = index[rows.cpu()].bincount(minlength=len(names)).tolist()
-        for name, count in zip(names, counts, strict=True):
-            self._shares[name] += count / float(divisor)
 
     def _note(self, report: StepReport) -> None:
         """Keep of a report what is to be logged."""
@@ -367,16 +375,3 @@ class TaskGradients(Trainer):
                     f"{kind.__name__}.training_step would not be called; name {kind.__name__} "
                     "before TaskGradients among the base classes, if it calls super()"
                 )
-
-
-def _flat(losses: Tensor, rows: Tensor | None, n_samples: int) -> tuple[Tensor, Tensor]:
-    """Return losses ``[N]`` and the sample that each belongs to, ``[N]``."""
-    if rows is not None:
-        return losses, rows
-    if not losses.ndim or len(losses) != n_samples:
-        raise GradientError(
-            f"task_losses returned {list(losses.shape)} for {n_samples} samples and no rows; "
-            "losses must be [B, ...], neither averaged nor summed over samples"
-        )
-    rows = torch.arange(n_samples, device=losses.device)
-    return losses.reshape(-1), rows.repeat_interleave(losses[0].numel())

@@ -21,7 +21,17 @@ _IGNORED = -100  # label of a position without loss, by the convention of transf
 def cross_entropies(
     logits: Tensor, labels: Tensor, shift: bool = False, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy of every label that counts, as transformers defines it.
+    """Return :func:`padded_cross_entropies` of labels that count, and the sample of each: [N]."""
+    losses, counted = padded_cross_entropies(logits, labels, shift, smoothing)
+    return losses[counted], counted.nonzero()[:, 0]
+
+
+def padded_cross_entropies(
+    logits: Tensor, labels: Tensor, shift: bool = False, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy of every label, as transformers defines it: 0 if it does not count.
+
+    On an accelerator the host does not wait to learn how many labels count.
 
     Args:
         logits: ``[B, ..., V]``.
@@ -30,7 +40,7 @@ def cross_entropies(
         smoothing: label smoothing, as ``TrainingArguments.label_smoothing_factor``.
 
     Returns:
-        Losses ``[N]`` and the sample that each belongs to, ``[N]``.
+        Losses ``[B, ...]``, and which of them are of a label that counts, of the same shape.
 
     Raises:
         GradientError: if logits and labels do not fit a classification.
@@ -42,11 +52,11 @@ def cross_entropies(
         )
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    counted = labels != _IGNORED
-    logits = logits[counted]
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    losses = F.cross_entropy(logits, labels[counted], reduction="none", label_smoothing=smoothing)
-    return losses, counted.nonzero()[:, 0]
+    losses = F.cross_entropy(
+        logits.flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=smoothing
+    )
+    return losses.view(labels.shape), labels != _IGNORED
 
 
 class ModelLoss:
@@ -72,7 +82,7 @@ class ModelLoss:
     def __call__(
         self, model: nn.Module, inputs: dict[str, Any], n_items: Tensor | int | None
     ) -> tuple[Tensor, Tensor]:
-        """Return losses ``[N]`` of a batch and the sample that each belongs to, ``[N]``.
+        """Return losses ``[B, ...]`` of a batch, and which of them are of a label that counts.
 
         Args:
             model: returns a mapping with ``logits``, and with ``loss`` if there are labels.
@@ -97,10 +107,10 @@ class ModelLoss:
         logits = fields.get("logits")
         if not isinstance(logits, Tensor):
             raise GradientError(f"{name} returns no logits; {OVERRIDE}")
-        losses, rows = cross_entropies(logits, labels, self.shift, self.smoothing)
-        if not self._known and len(losses):
-            self._compare(name, losses.detach(), fields.get("loss"), n_items)
-        return losses, rows
+        losses, counted = padded_cross_entropies(logits, labels, self.shift, self.smoothing)
+        if not self._known and bool(counted.any()):
+            self._compare(name, losses.detach()[counted], fields.get("loss"), n_items)
+        return losses, counted
 
     def _compare(
         self, name: str, losses: Tensor, own: Tensor | None, n_items: Tensor | int | None
