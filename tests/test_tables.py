@@ -120,4 +120,31 @@ def test_tables_with_notes():
     assert markdown(two, ["read this", "and that"]) == (
         "first\n\n| a |\n|---|\n| 1 |\n\n| b |\n|---|\n\n- read this\n- and that\n"
     )
-    assert latex(two[1:], ["read\nthis"]).endswith("\\end{tabular}\n\n% read this\n")
+    shown = latex(two, ["read\nthis", "BLEU|tok:13a"])
+    assert r"\providecommand{\toprule}{\hline}" in shown.split(r"\begin{tabular}")[0]
+    assert r"\noindent first\par" in shown  # the title is read, not a comment
+    assert r"\par read this" in shown and r"BLEU$|$\allowbreak{}tok:\allowbreak{}13a" in shown
+
+
+def test_a_wide_table_is_split_and_keeps_its_row_names():
+    wide = Table(["", "aa", "bb", "cc"], [["row one", "1", "22222", Cell("3", star=True)]], "t")
+    assert wide.split(100, 3) == [wide]
+    first, second = wide.split(25, 3)  # 7 + 3, then 2 + 3, 5 + 3, 2 + 3
+    assert (first.heads, second.heads) == (["", "aa", "bb"], ["", "cc"])
+    assert second.rows == [["row one", Cell("3", star=True)]]
+    assert (first.title, second.title) == ("t (1 of 2)", "t (2 of 2)")
+    assert [t.heads for t in wide.split(1, 3)] == [["", "aa"], ["", "bb"], ["", "cc"]]
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no LaTeX here")
+@pytest.mark.parametrize("package", ["", r"\usepackage{booktabs}"])
+def test_no_line_of_latex_is_too_wide(tmp_path, package):
+    heads = ["", *(f"Any->En group {n}" for n in range(9))]
+    cells = [Cell(f"{n}8.{n} \N{PLUS-MINUS SIGN}10.{n}", bold=True, star=True) for n in range(9)]
+    notes = ["BLEU: BLEU|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0" * 3]
+    body = latex([Table(heads, [["gradvac-whole-model", *cells]], "BLEU")], notes)
+    text = rf"\documentclass{{article}}{package}\begin{{document}}{body}\end{{document}}"
+    (tmp_path / "t.tex").write_text(text, encoding="utf-8")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "t.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0 and b"Overfull" not in done.stdout

@@ -7,17 +7,12 @@ Public are the names in ``__all__`` here, in ``gradvac.methods``, in ``gradvac.e
 modules of ``gradvac.geometry`` and ``gradvac.integrations``. Everything else may change.
 """
 
-from importlib.metadata import PackageNotFoundError, version
+from __future__ import annotations
 
-from gradvac.engine import (
-    Engine,
-    Grouping,
-    Heads,
-    NonFinite,
-    ParameterGroup,
-    StepReport,
-    parameter_groups,
-)
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
 from gradvac.errors import (
     CorpusError,
     GradientError,
@@ -27,21 +22,32 @@ from gradvac.errors import (
     RecipeError,
     RunError,
 )
-from gradvac.geometry.diagnose import Diagnosis, diagnose
-from gradvac.methods import (
-    CATS,
-    FAMO,
-    MGDA,
-    GradNorm,
-    GradVac,
-    Joint,
-    Method,
-    PCGrad,
-    StaticWeights,
-    StepGeometry,
-    TorchJD,
-    register,
-)
+
+if TYPE_CHECKING:
+    from gradvac.engine import (
+        Engine,
+        Grouping,
+        Heads,
+        NonFinite,
+        ParameterGroup,
+        StepReport,
+        parameter_groups,
+    )
+    from gradvac.geometry.diagnose import Diagnosis, diagnose
+    from gradvac.methods import (
+        CATS,
+        FAMO,
+        MGDA,
+        GradNorm,
+        GradVac,
+        Joint,
+        Method,
+        PCGrad,
+        StaticWeights,
+        StepGeometry,
+        TorchJD,
+        register,
+    )
 
 try:
     __version__ = version("gradvac")
@@ -79,3 +85,21 @@ __all__ = [
     "parameter_groups",
     "register",
 ]
+
+# Imported at their first use: PyTorch takes seconds, which `gradvac --help` does not need.
+_ROOMS = ("engine", "methods", "geometry")
+_HOMES = ("methods", "engine", "geometry.diagnose")
+
+
+def __getattr__(name: str) -> Any:
+    """A public name that needs PyTorch, or the room of that name."""
+    if name in _ROOMS:
+        return import_module(f"{__name__}.{name}")
+    if name in __all__:
+        homes = (import_module(f"{__name__}.{home}") for home in _HOMES)
+        return globals().setdefault(name, next(getattr(h, name) for h in homes if hasattr(h, name)))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gradvac.engine import Engine, PerTaskEngine, keeps_samples_apart, parameter_groups
+from gradvac.engine import Engine, PerTaskEngine, parameter_groups, register_operation
 from gradvac.engine.tracing import any_operation
 from gradvac.errors import GradientError
 from gradvac.methods import Joint, PCGrad, StaticWeights
@@ -188,7 +188,7 @@ def test_a_wrong_split_behind_a_gate_is_found_when_the_gate_opens(monkeypatch, a
 @pytest.mark.parametrize("right", [True, False])
 def test_a_declared_function_is_followed_and_its_word_checked(right):
     function = Double if right else Center
-    declared = keeps_samples_apart()(lambda x: function.apply(x))
+    declared = register_operation()(lambda x: function.apply(x))
     model = net()
     losses = lambda: (model[2](declared(model[0](X))).square().sum(1), None)
     assert largest_error(model, losses, TASKS, Engine, 2, inputs=[X]) < EXACT

@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 import gradvac
-from gradvac.integrations.accelerate import backward
+from gradvac.integrations.accelerate import backward, without_wrapper
 from tests.integrations import tiny
 
 DATA = tiny.samples(24, tiny.CLASSES)
@@ -70,13 +70,25 @@ def test_joint_is_the_ordinary_backward(scaler):
     assert [report is None for report in reports] == [True, False] * 3
 
 
-def test_several_processes_are_refused(monkeypatch):
-    kind = property(lambda self: accelerate.DistributedType.MULTI_GPU)
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"])
+def test_what_would_add_up_gradients_itself_is_refused(monkeypatch, kind):
     accelerator = accelerate.Accelerator(cpu=True)
-    monkeypatch.setattr(accelerate.Accelerator, "distributed_type", kind)
-    model = tiny.built(tiny.tagger)
-    engine = gradvac.Engine(model, gradvac.Joint())
-    with engine.tasks(tiny.TASKS[:2]):
-        losses = model(torch.ones(2, 3, dtype=torch.int64)).logits
-        with pytest.raises(gradvac.GradientError, match="MULTI_GPU on 1 process"):
-            backward(accelerator, engine, losses)
+    distributed = property(lambda self: accelerate.DistributedType[kind])
+    monkeypatch.setattr(accelerate.Accelerator, "distributed_type", distributed)
+    says = rf"{kind} on 1 process.*by torchrun without {kind}: .*fully_shard in a loop of your own"
+    with pytest.raises(gradvac.GradientError, match=says):
+        without_wrapper(accelerator)
+    engine = gradvac.Engine(tiny.built(tiny.tagger), gradvac.Joint())
+    with pytest.raises(gradvac.GradientError, match=says):
+        backward(accelerator, engine, torch.ones(2))
+
+
+def test_an_engine_of_one_rank_is_refused_on_several(monkeypatch):
+    accelerator = accelerate.Accelerator(cpu=True)
+    monkeypatch.setattr(accelerate.Accelerator, "num_processes", property(lambda self: 2))
+    engine = gradvac.Engine(tiny.built(tiny.tagger), gradvac.Joint())
+    with pytest.raises(gradvac.GradientError, match=r"by without_wrapper\(Accelerator"):
+        backward(accelerator, engine, torch.ones(2))
+    without_wrapper(accelerator)
+    with pytest.raises(gradvac.GradientError, match=r"on 1 rank.*after the accelerator"):
+        backward(accelerator, engine, torch.ones(2))

@@ -83,10 +83,10 @@ def test_several_gpus_are_refused(tmp_path):
         TaskGradients(tiny.tagger(), args, train_dataset=DATA, method=gradvac.Joint())
 
 
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    kind = property(lambda self: accelerate.DistributedType.MULTI_CPU)
+def test_other_parallelism_than_ranks_is_refused(tmp_path, monkeypatch):
+    kind = property(lambda self: accelerate.DistributedType.FSDP)
     monkeypatch.setattr(accelerate.Accelerator, "distributed_type", kind)
-    with pytest.raises(gradvac.GradientError, match=r"MULTI_CPU.*ranks drift apart"):
+    with pytest.raises(gradvac.GradientError, match=r"FSDP.*ranks drift apart.*torchrun without"):
         trainer_of(tmp_path)
 
 

@@ -1,8 +1,10 @@
 """Tiny random models of transformers and data with a task for each sample."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import transformers
 from torch import nn
@@ -73,6 +75,20 @@ def built(make: Any, dtype: torch.dtype = torch.float64, **changes: Any) -> nn.M
     for p in model.parameters():  # no tensor is all zeros or all ones
         nn.init.normal_(p, std=0.3)
     return model
+
+
+def adapted(make: Any, config: peft.PeftConfig, **changes: Any) -> peft.PeftModel:
+    """A tiny model with adapters in float64, whose initial values are not zero."""
+    model = built(make, **changes)
+    torch.manual_seed(1)
+    config.task_type = config.task_type or "CAUSAL_LM"
+    with warnings.catch_warnings():  # of PEFT 0.21 with transformers 5.23
+        warnings.simplefilter("ignore", FutureWarning)
+        found = peft.get_peft_model(model, config, autocast_adapter_dtype=False).double()
+    for p in found.parameters():
+        if p.requires_grad:
+            p.data += 0.1 * torch.randn_like(p)
+    return found
 
 
 def train(

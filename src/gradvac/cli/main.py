@@ -12,6 +12,7 @@ import typer
 
 from gradvac.cli import corpus as cli_corpus
 from gradvac.cli import scores as cli_scores
+from gradvac.cli import start as cli_start
 from gradvac.cli import tagging as cli_tagging
 from gradvac.cli.options import (
     Changes,
@@ -19,6 +20,7 @@ from gradvac.cli.options import (
     RecipePath,
     RunFolder,
     Size,
+    Verbs,
     console,
     finite,
     placed,
@@ -28,30 +30,13 @@ from gradvac.errors import GradvacError
 from gradvac.terminal import any_encoding, complain
 
 app = typer.Typer(
+    cls=Verbs,
     help="Train one model on many languages and control how their gradients interact.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder of runs and report.")] = Path("runs/demo"),
-    steps: Annotated[
-        int, typer.Option(min=1, help="Training steps of each of the two runs.")
-    ] = 160,
-    sentences: Annotated[
-        int, typer.Option(min=1, help="Test sentences scored per direction.")
-    ] = 100,
-) -> None:
-    """Train the shipped model further, jointly and with GradVac; score, compare, report.
-
-    Example: gradvac demo --out runs/demo
-    """
-    from gradvac.experiment.sweep.demo import run_demo
-
-    run_demo(out, steps=steps, sentences=sentences, console=console)
+app.add_typer(cli_start.app)  # first in the help
 
 
 @app.command()
@@ -206,7 +191,8 @@ def geometry(
         str,
         typer.Option(
             help="What to keep Gram matrices of: parameter (the finest; all others follow from "
-            "it), parameter_kind, all_matrix, all_layer, enc_dec, whole_model."
+            "it), parameter_kind, all_matrix, all_adapter, all_module, all_layer, enc_dec, "
+            "whole_model."
         ),
     ] = "parameter",
     strings: Annotated[int | None, typer.Option(min=1, help="Only the first N sentences.")] = None,

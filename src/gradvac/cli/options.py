@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from gradvac.terminal import Terminal
 
@@ -16,6 +18,32 @@ console = Terminal()
 def say(text: str) -> None:
     """Print a line unchanged, without wrapping."""
     console.print(text, soft_wrap=True)
+
+
+class Verbs(TyperGroup):
+    """All verbs. Ctrl-C ends one at once, with a line that says how to go on, and exit code 130."""
+
+    resumed = frozenset({"train", "sweep", "tune", "tag", "pretrain-encoder", "geometry", "demo"})
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a verb."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            again = "what is written is kept, and the same command goes on"
+            if ctx.invoked_subcommand not in self.resumed:
+                again = "the same command starts again"
+            typer.echo(f"\nstopped; {again}", err=True)
+            raise typer.Exit(130) from None
+
+
+def asked(option: str, question: str, default: str | None = None) -> str:
+    """The answer to a question on a terminal; elsewhere the default, or an error without one."""
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        return str(typer.prompt(question, default=default))
+    if default is None:
+        raise typer.BadParameter("not given, and there is no terminal to ask", param_hint=option)
+    return default
 
 
 def finite(value: float | None) -> float | None:

@@ -39,15 +39,21 @@ def evaluate_runs(
         list[str] | None,
         typer.Option(help="A direction that was not trained, or all; may be given several times."),
     ] = None,
+    test: Annotated[
+        list[str] | None,
+        typer.Option(help="Only this named test set; may be given several times."),
+    ] = None,
 ) -> None:
-    """Translate, or tag, and score the test set of each run, in every direction or language.
+    """Translate, or tag, and score the test sets of each run, in every direction or language.
+
+    Scores of fewer sentences never replace those of more: they are written beside them.
 
     Under torchrun every rank translates a part; the result is the same as with one process.
 
     Example: gradvac evaluate runs/joint runs/gradvac --zero-shot fr-de --bleu-tokenize flores200
     """
     from gradvac.experiment.run.folder import any_recipe
-    from gradvac.experiment.training.kind import kind_of_run
+    from gradvac.experiment.training.kind import score_run
     from gradvac.experiment.training.together import shared
     from gradvac.experiment.translation.evaluate import tokenizer_option
 
@@ -57,10 +63,11 @@ def evaluate_runs(
         "sentences": sentences,
         "bleu_tokenize": tokenizer_option(bleu_tokenize),
         "zero_shot": zero_shot,
+        "test": test,
     }
     with shared(any_recipe(runs[0]).device, console) as ranks:
         for run in runs:
-            if scored := kind_of_run(run).score(run, options, say, ranks):
+            for scored in score_run(run, options, say, ranks):
                 console.print(scored.table)
                 for line in scored.notes:
                     say(line)
@@ -115,6 +122,12 @@ def compare(
     pictures: Annotated[Path, typer.Option(help="Folder for pictures of the front.")] = Path(
         "figures"
     ),
+    test_set: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Only this named test set; may be given several times. Default: each apart."
+        ),
+    ] = None,
 ) -> None:
     """Compare methods: means over seeds, intervals, significant differences, costs.
 
@@ -132,6 +145,7 @@ def compare(
         out=out or (),
         front=FrontAsked(sweep or (), axes, reference, pictures) if front else None,
         console=console,
+        sets=test_set or (),
     )
 
 

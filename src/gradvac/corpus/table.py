@@ -12,7 +12,7 @@ from typing_extensions import TypedDict
 from gradvac.corpus.folder import read_manifest
 from gradvac.errors import CorpusError
 from gradvac.reading import read_json
-from gradvac.tables import Table, csv_text
+from gradvac.tables import Table, csv_text, latex
 from gradvac.text.languages import family_order, language, resource_levels
 
 FORMATS = ("md", "csv", "tex")
@@ -83,7 +83,7 @@ def size_text(folder: Path, kind: str) -> str:
     if kind not in FORMATS:
         raise CorpusError(f"{kind!r} is no format of tables: allowed are {', '.join(FORMATS)}")
     table = replace(size_table(folder, total=True), title="")
-    return (table.markdown() if kind == "md" else table.latex()) + "\n"
+    return table.markdown() + "\n" if kind == "md" else latex([table], [])
 
 
 def report_table(folder: Path) -> Table:

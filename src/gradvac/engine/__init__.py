@@ -11,7 +11,7 @@ from gradvac.engine.groups import (
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.per_task import PerTaskEngine
 from gradvac.engine.report import StepReport
-from gradvac.engine.samples.declared import keeps_samples_apart
+from gradvac.engine.samples.declared import register_operation
 
 __all__ = [
     "GRANULARITIES",
@@ -23,6 +23,6 @@ __all__ = [
     "PerTaskEngine",
     "SinglePassEngine",
     "StepReport",
-    "keeps_samples_apart",
     "parameter_groups",
+    "register_operation",
 ]

@@ -143,6 +143,10 @@ class BackwardPasses:
         """Run one backward pass for losses that all belong to one task."""
         self._add(self._plain(None, False), task)
 
+    def plain(self) -> Sequence[Tensor | None]:
+        """Return the gradients of plain training; the graph is kept."""
+        return self._plain(None, True)
+
     def _plain(self, factors: Tensor | None, retain_graph: bool) -> Sequence[Tensor | None]:
         return self.run(factors, self.setup.leaves, PassKind.PLAIN, retain_graph)
 

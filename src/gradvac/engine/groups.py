@@ -1,6 +1,7 @@
 """Parameter groups: which parameters share one Gram matrix and one set of weights.
 
-The paper's granularities (Wang et al. 2021, Appendix F, Table 7) on any model whose parameter
+The paper's granularities (Wang et al. 2021, Appendix F, Table 7), and two between its last two (of
+modules and of adapters, chosen here), on any model whose parameter
 names follow the usual pattern ``<stack>.<number>.``, as ``encoder.layers.0.linear1.weight``,
 ``bert.encoder.layer.0...``, ``model.layers.0...``, ``encoder.block.0...``, ``transformer.h.0...``:
 
@@ -8,26 +9,34 @@ names follow the usual pattern ``<stack>.<number>.``, as ``encoder.layers.0.line
 whole_model    everything is one group
 enc_dec        encoder, decoder, and the parameters of neither side
 all_layer      each Transformer layer (not each leaf module)
+all_module     self-attention, cross-attention and feed-forward of each layer
+all_adapter    each adapted module: its adapter's matrices and vectors; the rest as all_matrix
 all_matrix     each matrix, with the vectors that go with it
 =============  =====================================================================
 
 Outside the layers, embeddings and the softmax projection form the group ``embedding`` (for enc_dec,
 those outside both sides; a table shared by both belongs to neither), a final norm joins the last
-layer of its stack, and the rest (poolers, classifiers) forms the group ``head``. In a model without
-any stack every child module counts as a layer.
+layer of its stack (its feed-forward), and the rest (poolers, classifiers) forms the group ``head``.
+In a model without any stack every child module counts as a layer.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from itertools import takewhile
 
 from torch import nn
 
-from gradvac.engine.parameter_names import is_embedding, is_norm, layer_of
+from gradvac.engine.parameter_names import (
+    adapted_module,
+    common_start,
+    is_embedding,
+    is_norm,
+    layer_of,
+    sublayers,
+)
 from gradvac.errors import GradientError
 
-GRANULARITIES = ("whole_model", "enc_dec", "all_layer", "all_matrix")
+GRANULARITIES = ("whole_model", "enc_dec", "all_layer", "all_module", "all_adapter", "all_matrix")
 
 Grouping = str | Callable[[str], str]
 """One of ``GRANULARITIES``, or a function from a parameter's name to its group's name."""
@@ -178,6 +187,11 @@ def _group_names(shapes: list[tuple[str, int]], granularity: Grouping) -> dict[s
             return _sides(names)
         case "all_layer":
             return _layers(names)
+        case "all_module":
+            return _modules(names)
+        case "all_adapter":
+            by_matrix = _matrices(shapes)
+            return {n: adapted_module(n) or adapted_module(g) or g for n, g in by_matrix.items()}
         case "all_matrix":
             return _matrices(shapes)
         case _:
@@ -195,6 +209,21 @@ def _layers(names: list[str]) -> dict[str, str]:
     return {name: layer_of(name) or _leftover(name, layers) for name in names}
 
 
+def _modules(names: list[str]) -> dict[str, str]:
+    """Divide each Transformer layer into its attentions and its feed-forward."""
+    by_layer = _layers(names)
+    members: dict[str, list[str]] = {}
+    for name, layer in by_layer.items():
+        members.setdefault(layer, []).append(name)
+    found: dict[str, str] = {}
+    for layer, own in members.items():
+        if any(layer_of(name) for name in own):
+            found |= {name: f"{layer}.{part}" for name, part in sublayers(own, layer).items()}
+        else:
+            found |= dict.fromkeys(own, layer)
+    return {name: found[name] for name in names}
+
+
 def _leftover(name: str, layers: list[str]) -> str:
     """Group of a parameter outside the layers."""
     if is_embedding(name):
@@ -203,13 +232,8 @@ def _leftover(name: str, layers: list[str]) -> str:
     parent = name.split(".")[:-2]
     stack = [layer for layer in reversed(layers) if layer.split(".")[: len(parent)] == parent]
     if is_norm(name) and stack:
-        return max(stack, key=lambda layer: _common_start(name, layer))
+        return max(stack, key=lambda layer: common_start(name, layer))
     return "head"
-
-
-def _common_start(a: Sequence[str], b: Sequence[str]) -> int:
-    """Number of leading items two sequences have in common."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
 
 
 def _sides(names: list[str]) -> dict[str, str]:
@@ -248,7 +272,7 @@ def _matrices(shapes: list[tuple[str, int]]) -> dict[str, str]:
     groups: dict[str, str] = {}
     for n, (name, ndim) in enumerate(shapes):
         near = [
-            (_common_start(name.split("."), matrix.split(".")), m < n, -abs(m - n), matrix)
+            (common_start(name.split("."), matrix.split(".")), m < n, -abs(m - n), matrix)
             for m, matrix in matrices.get(layer_of[name], [])
         ]
         groups[name] = name if ndim > 1 else max(near)[3] if near else layer_of[name]

@@ -36,11 +36,7 @@ def refuse_hidden(
     Raises:
         GradientError: if the graph does not show a trained parameter.
     """
-    functions = {
-        type(node).__name__.removesuffix("Backward")
-        for node in nodes(loss)
-        if isinstance(node, BackwardCFunction) and use_of(node) is None
-    }
+    functions = {function.__name__ for function in custom_functions(loss)}
     if not functions:
         return
     reached, parameters = leaves(loss), list(parameters)
@@ -67,6 +63,16 @@ def refuse_hidden(
         f"({', '.join(sorted(functions))}), which does not take it as an input: autograd's graph "
         "does not show it, and it would get no gradient; give it to the function's apply()"
     )
+
+
+def custom_functions(loss: Tensor) -> set[type]:
+    """Return the custom autograd functions in a graph, without those of the engine."""
+    found = {
+        type(node)._forward_cls  # type: ignore[attr-defined]
+        for node in nodes(loss)
+        if isinstance(node, BackwardCFunction) and use_of(node) is None
+    }
+    return {function for function in found if not function.__module__.startswith("gradvac.engine")}
 
 
 @contextmanager

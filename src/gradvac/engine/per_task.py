@@ -37,6 +37,7 @@ from gradvac.engine.ranks.buckets import buckets_of
 from gradvac.engine.ranks.exchange import Exchange
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.ranks.passes import agree_on_passes
+from gradvac.engine.repeats import Repeats
 from gradvac.engine.report import StepReport, combine, decide
 from gradvac.engine.samples.calls import explained, leaves
 from gradvac.engine.setup import Setup
@@ -57,6 +58,7 @@ class PerTask(Strategy):
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
         self._buffers = [GroupBuffer(group) for group in setup.groups]
+        self._repeats = Repeats(setup.leaves)
 
     @property
     def accumulated(self) -> bool:
@@ -79,10 +81,13 @@ class PerTask(Strategy):
             setup.shards.gather_kept_whole()
         else:
             refuse_hidden(loss.reshape(()), setup.module, setup.leaves, setup.name)
+        run = lambda keep: torch.autograd.grad(
+            loss.reshape(()), setup.leaves, retain_graph=keep, allow_unused=True
+        )
         with explained(loss, setup.module):
-            gradients = torch.autograd.grad(
-                loss.reshape(()), setup.leaves, retain_graph=retain_graph, allow_unused=True
-            )
+            if retain_graph:
+                self._repeats.check(loss.reshape(()), lambda: run(True))
+            gradients = run(retain_graph)
         if all(gradient is None for gradient in gradients):
             raise GradientError(
                 f"the loss of task {task!r} depends on none of the engine's parameters; was it "

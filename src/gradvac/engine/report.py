@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,17 @@ from gradvac.engine.gradients.gram import full_precision
 from gradvac.engine.gradients.on_demand import TaskGradients
 from gradvac.errors import GradientError
 from gradvac.methods import Method, StepGeometry
+from gradvac.notebook import Agreement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, repr=False)
 class StepReport:
     """What happened in one optimizer step; all tensors on the CPU. Printing it gives one line.
+
+    A notebook shows its cosines and conflicts as tables.
 
     Attributes:
         geometry: step number, names, losses ``[K]`` and Gram matrices ``[groups, K, K]``.
@@ -90,10 +96,28 @@ class StepReport:
             "skipped": self.skipped,
         }
 
+    def plot(self) -> "Figure":
+        """Draw the cosines of the whole model and the conflicts by parameter group.
+
+        Raises:
+            ImportError: without Matplotlib.
+        """
+        return self._agreement().figure()
+
+    def _repr_html_(self) -> str:
+        return self._agreement().html()
+
+    def _agreement(self) -> Agreement:
+        whole = cosines(self.gram.sum(0))
+        return Agreement(self._words(), self.tasks, self.groups, self.cosine, whole)
+
     def __repr__(self) -> str:
+        return f"StepReport({self._words()})"
+
+    def _words(self) -> str:
         what = f"step {self.step}: tasks {', '.join(self.tasks)}; {len(self.groups)} groups"
         if self.skipped:
-            return f"StepReport({what}; skipped: {self.skipped})"
+            return f"{what}; skipped: {self.skipped}"
         k = len(self.tasks)
         found = self.cosine[:, ~torch.eye(k, dtype=torch.bool)]
         pairs = len(self.groups) * k * (k - 1) // 2
@@ -101,7 +125,7 @@ class StepReport:
             conflicts = int((found < 0).sum()) // 2
             what += f"; mean cosine {float(found.nanmean()):.2f}, {conflicts} of {pairs} below 0"
         edits = f", {int(self.edits.sum())} edits" if "edits" in self.diagnostics else ""
-        return f"StepReport({what}{edits})"
+        return f"{what}{edits}"
 
 
 def cosines(gram: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from gradvac.engine.local_collector import LocalCollector
 from gradvac.engine.ranks.collector import RankCollector
 from gradvac.engine.ranks.passes import Passes, agree_on_passes
 from gradvac.engine.ranks.shards import Shards
+from gradvac.engine.repeats import Repeats
 from gradvac.engine.report import StepReport
 from gradvac.engine.samples.calls import as_written, leaves
 from gradvac.engine.samples.owners import Owners
@@ -60,6 +61,7 @@ class SinglePass(Strategy):
         ranks = setup.ranks
         self.collector = RankCollector(setup, ranks) if ranks else LocalCollector(setup)
         self.checks = Checks(options.verify_steps)
+        self._repeats = Repeats(setup.leaves)
         self.refused = ""
         self._splits = options.engine != "per_task"  # until an operation mixes samples
         strict = options.engine == "single_pass"
@@ -152,7 +154,7 @@ class SinglePass(Strategy):
     def _following(self, batch: TracedBatch) -> Iterator[None]:
         shards = self.setup.shards
         passing_info_on = shards.passing_info_on(batch.trace) if shards else nullcontext()
-        with batch.trace, as_written(self.setup.module), passing_info_on:
+        with batch.trace.following(), as_written(self.setup.module), passing_info_on:
             yield
 
     # -- the step -------------------------------------------------------------------------------
@@ -283,6 +285,7 @@ class SinglePass(Strategy):
         if batch.only is not None:
             passes.of_one_task(batch.only)
         elif not batch.trace.splits:
+            self._repeats.check(passes.loss, passes.plain)
             passes.one_by_one()
             self.checks.left -= 1
         elif self.setup.options.passes == 2:

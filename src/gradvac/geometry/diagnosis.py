@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gradvac.engine.report import plain
+from gradvac.notebook import Agreement
 from gradvac.tables import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Diagnosis", "Effect"]
 
@@ -51,7 +55,7 @@ class Effect:
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """Geometry of the task gradients of a model; ``print`` shows it as tables.
+    """Geometry of the task gradients of a model; ``print`` and notebooks show it as tables.
 
     Means are over the steps; a cosine with a zero gradient is NaN and left out of means.
 
@@ -98,6 +102,22 @@ class Diagnosis:
             f"{float(self.conflicts.sum()):.4g} of {pairs} pairs conflict; methods "
             f"{', '.join(self.effects)}; print it for tables)"
         )
+
+    def plot(self) -> Figure:
+        """Draw the cosines of the whole model and the conflicts by parameter group.
+
+        Raises:
+            ImportError: without Matplotlib.
+        """
+        return self._agreement().figure()
+
+    def _repr_html_(self) -> str:
+        return self._agreement().html()
+
+    def _agreement(self) -> Agreement:
+        steps = f"{len(self.gram)} step" + "s" * (len(self.gram) > 1)
+        title = f"{len(self.tasks)} tasks, {len(self.groups)} parameter groups, {steps}"
+        return Agreement(title, self.tasks, self.groups, self.cosine, self.whole_model)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON types; what is not finite is None."""

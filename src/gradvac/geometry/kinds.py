@@ -15,15 +15,13 @@ from torch import nn
 
 from gradvac.engine import GRANULARITIES, parameter_groups
 from gradvac.engine.groups import Grouping
-from gradvac.engine.parameter_names import is_embedding, is_norm
+from gradvac.engine.parameter_names import ATTENTION, CROSS_ATTENTION, is_embedding, is_norm
 
 __all__ = ["MEASURED", "coarser", "group_of", "grouping", "parameter_kind", "summed"]
 
 MEASURED = ("parameter", "parameter_kind", *reversed(GRANULARITIES))
 """Granularities of a measurement; all can be computed from the first."""
 
-_CROSS = re.compile(r"cross|encoder_attn|encdecattention|multihead_attn")
-_ATTENTION = re.compile(r"attn|attention")
 _ROLES = {
     "q": re.compile(r"(?:^|[._])(?:q|query)(?:_proj|_lin)?(?:\.|$)"),
     "k": re.compile(r"(?:^|[._])(?:k|key)(?:_proj|_lin)?(?:\.|$)"),
@@ -65,8 +63,8 @@ def _kind(name: str) -> str:
         return "norm"
     if is_embedding(name):
         return "embedding"
-    if _ATTENTION.search(name):
-        block = "cross_attention" if _CROSS.search(name) else "self_attention"
+    if ATTENTION.search(name):
+        block = "cross_attention" if CROSS_ATTENTION.search(name) else "self_attention"
         return f"{block}.{next(role for role, shown in _ROLES.items() if shown.search(name))}"
     for number in ("1", "2"):
         if _BERT[number].search(name) or _FEED_FORWARD[number].search(name):
@@ -128,8 +126,10 @@ def coarser(
     """Return all granularities that groups of one ``granularity`` can be summed to, itself first.
 
     The result is granularity -> {recorded group: coarser group}. ``shapes`` of the parameters let a
-    record made parameter by parameter give ``all_matrix``; without them it is left out. Groups
-    of a user's own function can only be summed to the whole model.
+    record made parameter by parameter give ``all_matrix`` and ``all_adapter``; without them these
+    are left out, and ``all_adapter`` without adapters too. Matrices, whose vectors need not be of
+    the same module, are not summed to modules. Groups of a user's own function can only be summed
+    to the whole model.
 
     Example:
         >>> from gradvac.geometry.kinds import coarser
@@ -137,12 +137,17 @@ def coarser(
         ['all_layer', 'enc_dec', 'whole_model']
     """
     if granularity == "parameter":
-        wanted = [g for g in MEASURED if g != "all_matrix" or shapes]
+        wanted = [g for g in MEASURED if g not in ("all_matrix", "all_adapter") or shapes]
         sizes = shapes or {name: (1, 1) for name in groups}
-        return {g: group_of({n: sizes[n] for n in groups}, g) for g in wanted}
+        found = {g: group_of({n: sizes[n] for n in groups}, g) for g in wanted}
+        if found.get("all_adapter") == found.get("all_matrix"):  # there are no adapters
+            found.pop("all_adapter", None)
+        return found
     found = {granularity: {g: g for g in groups}}
     known = granularity in GRANULARITIES
     below = GRANULARITIES[: GRANULARITIES.index(granularity)] if known else ("whole_model",)
+    if granularity in ("all_matrix", "all_adapter"):
+        below = GRANULARITIES[: GRANULARITIES.index("all_module")]
     for wanted in reversed(below):
         inside = {f"{g}.weight": (1, 1) for g in groups}  # a layer's name becomes a parameter's
         found[wanted] = {k.removesuffix(".weight"): v for k, v in group_of(inside, wanted).items()}

@@ -13,13 +13,18 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from gradvac.errors import RunError
+from gradvac.notebook import Agreement
 from gradvac.reading import LONGEST_LINE, regular
 from gradvac.writing import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["Frame", "GramRecord", "cosine"]
 
@@ -61,6 +66,17 @@ class Frame:
     def cosine(self) -> np.ndarray:
         """Cosine similarity of task gradients [groups, K, K]; NaN where a gradient is zero."""
         return cosine(self.gram)
+
+    def plot(self) -> Figure:
+        """Draw the cosines and the conflicts by group; ImportError without Matplotlib."""
+        return self._agreement().figure()
+
+    def _repr_html_(self) -> str:
+        return self._agreement().html()
+
+    def _agreement(self) -> Agreement:
+        each, whole = (torch.from_numpy(cosine(g)) for g in (self.gram, self.gram.sum(0)))
+        return Agreement(f"step {self.step}", self.tasks, self.groups, each, whole)
 
 
 _LISTS = ("tasks", "groups", "edits", "pcgrad_edits", "comparisons")

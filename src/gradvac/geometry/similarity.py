@@ -8,13 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from scipy.cluster.hierarchy import average, cophenet, leaves_list
 from scipy.spatial.distance import squareform
 
 from gradvac.geometry.kinds import summed
 from gradvac.geometry.record import Frame, cosine
+from gradvac.notebook import Agreement
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = [
     "Clustering",
@@ -59,6 +65,18 @@ class Similarity:
     cosine: np.ndarray
     whole_model: np.ndarray
     steps: tuple[int, ...]
+
+    def plot(self) -> Figure:
+        """Draw the cosines and the conflicts by group; ImportError without Matplotlib."""
+        return self._agreement().figure()
+
+    def _repr_html_(self) -> str:
+        return self._agreement().html()
+
+    def _agreement(self) -> Agreement:
+        title = f"mean cosines of {len(self.tasks)} tasks in {len(self.steps)} steps"
+        each, whole = torch.from_numpy(self.cosine), torch.from_numpy(self.whole_model)
+        return Agreement(title, self.tasks, self.groups, each, whole)
 
     def mean(self) -> np.ndarray:
         """Mean over the groups, all with equal weight, ``[K, K]``."""

@@ -20,13 +20,13 @@ class TaskLosses(NamedTuple):
     Attributes:
         values: the losses, ``[N]``.
         rows: the sample that each belongs to, ``[N]``, on the CPU.
-        count: how many of them count; the others are zero.
+        number: how many of them count; the others are zero.
         by_sample: how many losses of each sample count, ``[B]``.
     """
 
     values: Tensor
     rows: Tensor
-    count: Tensor | int
+    number: Tensor | int
     by_sample: Tensor
 
     @classmethod
@@ -56,9 +56,9 @@ class TaskLosses(NamedTuple):
 
     def divisor(self) -> Tensor | int:
         """Return how many losses count, at least 1."""
-        return self.count.clamp_min(1) if isinstance(self.count, Tensor) else max(self.count, 1)
+        return self.number.clamp_min(1) if isinstance(self.number, Tensor) else max(self.number, 1)
 
-    def shares(self, tasks: list[str], divisor: Tensor | int) -> dict[str, Share]:
+    def shares(self, tasks: list[str], divisor: Tensor | float) -> dict[str, Share]:
         """Return by task what its mean loss is multiplied by if the losses are so divided."""
         names = sorted(set(tasks))
         index = torch.tensor([names.index(task) for task in tasks]).to(self.by_sample.device)
@@ -70,13 +70,13 @@ class TaskLosses(NamedTuple):
         return dict(zip(names, found.tolist() if found.is_cpu else found.unbind(), strict=True))
 
 
-def none_zero(shares: Mapping[str, Share]) -> dict[str, Share]:
-    """Return shares with 1 in place of 0: of tasks without a loss."""
+def none_zero(shares: Mapping[str, Share], least: float) -> dict[str, Share]:
+    """Return shares with ``least`` in place of 0: of tasks without a loss."""
     there = {task: share for task, share in shares.items() if isinstance(share, Tensor)}
     found: dict[str, Share] = {
-        task: share or 1.0 for task, share in shares.items() if task not in there
+        task: share or least for task, share in shares.items() if task not in there
     }
     if there:
         values = torch.stack(list(there.values()))
-        found |= zip(there, values.where(values != 0, 1.0).unbind(), strict=True)
+        found |= zip(there, values.where(values != 0, least).unbind(), strict=True)
     return found

@@ -21,17 +21,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate.data_loader import DataLoaderDispatcher
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from gradvac.engine import Engine, StepReport
 from gradvac.engine.groups import Grouping
 from gradvac.errors import GradientError
-from gradvac.integrations.accelerate import backward, refuse_ranks
+from gradvac.integrations.accelerate import backward, without_wrapper
 from gradvac.integrations.task_losses import Share, TaskLosses, none_zero
 from gradvac.integrations.transformers_batch import TaskCollator, take_tasks
-from gradvac.integrations.transformers_loss import OVERRIDE, ModelLoss
+from gradvac.integrations.transformers_loss import ModelLoss
+from gradvac.integrations.transformers_refusals import refuse_other_losses, refuse_settings
 from gradvac.methods import Method
 
 __all__ = ["TaskGradients"]
@@ -40,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 STATE_FILE = "task_gradients.pt"
 """Name of the file in a checkpoint with the state of engine and method."""
+
+_NO_LOSS = 1e-30
+"""Share of a task without losses: not 0, which divides; nothing beside what other ranks have."""
 
 
 class TaskGradients(Trainer):
@@ -59,7 +65,8 @@ class TaskGradients(Trainer):
         report: what happened in the last optimizer step; None before the first.
 
     Raises:
-        GradientError: if the Trainer is set up for several devices, for a compiled model, or for a
+        GradientError: if the Trainer is set up for several devices in one process, for other
+            parallelism than whole models on several ranks, for a compiled model, or for a
             loss or an optimizer that does not work with per-task gradients.
 
     Example:
@@ -177,7 +184,8 @@ class TaskGradients(Trainer):
         if model is not self.model:
             raise GradientError(
                 f"the model is wrapped in {type(model).__name__}, which gives the engine other "
-                "gradients than those of the bare model; train on one process and one device"
+                "gradients than those of the bare model; give the Trainer the bare model, one "
+                "process for each device"
             )
         model.train()
         optimizer: Any = self.optimizer
@@ -196,7 +204,7 @@ class TaskGradients(Trainer):
             for task, share in found.shares(tasks, divisor).items():
                 before = self._shares.get(task)
                 self._shares[task] = share if before is None else before + share
-            shares = none_zero(self._shares)
+            shares = none_zero(self._shares, _NO_LOSS)
             step = self.state.global_step
             report = backward(
                 self.accelerator, engine, losses, found.rows, step=step, shares=shares
@@ -252,11 +260,18 @@ class TaskGradients(Trainer):
         return found
 
     def _add_evaluated(self, losses: TaskLosses, tasks: list[str]) -> None:
-        """Add up the losses of a batch by task."""
-        for loss, row in zip(losses.values.double().tolist(), losses.rows.tolist(), strict=True):
-            entry = self._evaluated[tasks[row]]
-            entry[0] += loss
-            entry[1] += 1
+        """Add up the losses of a batch by task, over all ranks."""
+        values = losses.values.detach().double()
+        sums = values.new_zeros(len(tasks)).index_add_(0, losses.rows.to(values.device), values)
+        counts = losses.by_sample.tolist()
+        found = list(zip(tasks, sums.tolist(), counts, strict=True))
+        if self.accelerator.num_processes > 1:  # without those that fill up the last batch
+            found = self.accelerator.gather_for_metrics(found, use_gather_object=True)
+        for task, total, count in found:
+            if count:
+                entry = self._evaluated[task]
+                entry[0] += total
+                entry[1] += count
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does, and with its loss the means since the last log.
@@ -272,6 +287,22 @@ class TaskGradients(Trainer):
 
     # -- the Trainer's hooks --------------------------------------------------------------------
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Create the accelerator, which is not to wrap the model: the engine adds up gradients."""
+        super().create_accelerator_and_postprocess()
+        without_wrapper(self.accelerator)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the Trainer's, unless it reads on one rank for all: names are not sent."""
+        loader = super().get_train_dataloader()
+        dispatched = issubclass(type(loader), DataLoaderDispatcher)
+        if dispatched and self.accelerator.num_processes > 1:
+            raise GradientError(
+                "rank 0 would read the stream for all ranks and send them tensors, but not the "
+                'tasks; set accelerator_config={"dispatch_batches": False} in the arguments'
+            )
+        return loader
+
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         columns: Any = self._signature_columns
@@ -280,6 +311,8 @@ class TaskGradients(Trainer):
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
+        if not self.args.should_save:  # another rank does
+            return
         state = {"method": type(self._method).__name__, "engine": self.task_engine.state_dict()}
         torch.save(state, os.path.join(output_dir, STATE_FILE))
 
@@ -306,16 +339,27 @@ class TaskGradients(Trainer):
         """Whether position t of the logits is about label t + 1, as the Trainer decides it."""
         if getattr(self, "_loss_shifts_labels", False):  # later versions know
             return True
+        model: Any = self.model
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
         causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-        return any(kind.__name__ in causal for kind in type(self.model).__mro__)
+        return any(kind.__name__ in causal for kind in type(base).__mro__)
 
-    def _divisor(self, n_losses: Tensor | int) -> Tensor | int:
-        """Return what the Trainer divides the sum of the losses of a micro-batch by."""
+    def _divisor(self, n_losses: Tensor | int) -> Tensor | float:
+        """Return what the Trainer divides the sum of the losses of a micro-batch by.
+
+        The mean over the ranks is taken later; where the Trainer adds them up, it is undone here.
+        """
+        if self._n_items is None:
+            return n_losses * self.current_gradient_accumulation_steps
         if self._model_loss is not None and self._model_loss.adds_up_means:
-            return n_losses
-        if self._n_items is not None:
-            return self._n_items
-        return n_losses * self.current_gradient_accumulation_steps
+            return n_losses / self._ranks_added_up
+        return self._n_items / self._ranks_added_up
+
+    @property
+    def _ranks_added_up(self) -> int:
+        """What the Trainer multiplies losses by so that the ranks' mean becomes their sum."""
+        counted = self._n_items is not None and self.args.average_tokens_across_devices
+        return self.accelerator.num_processes if counted else 1
 
     def _note(self, report: StepReport) -> None:
         """Keep of a report what is to be logged."""
@@ -335,43 +379,7 @@ class TaskGradients(Trainer):
 
     def _refuse_unsupported(self) -> None:
         """Raise GradientError for settings that would be ignored or silently wrong."""
-        refuse_ranks(self.accelerator)
-        args = self.args
-        if args.n_gpu > 1:
-            raise GradientError(
-                f"{args.n_gpu} GPUs are visible and the Trainer would split batches over them by "
-                "DataParallel, which adds up the gradients of all tasks; set CUDA_VISIBLE_DEVICES=0"
-            )
-        if args.torch_compile:
-            raise GradientError(
-                "torch_compile hides from the engine where parameters meet samples; switch it off"
-            )
-        optim = str(getattr(args.optim, "value", args.optim))
-        if "lomo" in optim or "layerwise" in optim:
-            raise GradientError(
-                f"optim is {optim!r}, which updates inside the backward pass, before the "
-                "gradients of the tasks are combined; choose one that does not"
-            )
-        if self.compute_loss_func is not None:
-            raise GradientError(f"compute_loss_func returns one loss for all tasks; {OVERRIDE}")
-        kinds = type(self).__mro__
+        refuse_settings(self)
+        behind = type(self).__mro__[type(self).__mro__.index(TaskGradients) + 1 :]
         own_losses = type(self).task_losses is not TaskGradients.task_losses
-        for kind in kinds[: kinds.index(Trainer)]:
-            if kind in self._split_trainers:
-                continue
-            if kind.__module__ == "trl.trainer.sft_trainer":
-                raise GradientError(
-                    f"{kind.__name__} computes its loss in a way of its own; use "
-                    "gradvac.integrations.trl.TaskSFTTrainer"
-                )
-            if "compute_loss" in vars(kind) and not own_losses:
-                raise GradientError(
-                    f"{kind.__name__}.compute_loss returns one loss for all tasks and would not "
-                    f"be called in training; {OVERRIDE}"
-                )
-            behind = kinds.index(kind) > kinds.index(TaskGradients)
-            if "training_step" in vars(kind) and behind:
-                raise GradientError(
-                    f"{kind.__name__}.training_step would not be called; name {kind.__name__} "
-                    "before TaskGradients among the base classes, if it calls super()"
-                )
+        refuse_other_losses(type(self), behind, own_losses, self._split_trainers)

@@ -107,6 +107,7 @@ class ModelLoss:
         logits = fields.get("logits")
         if not isinstance(logits, Tensor):
             raise GradientError(f"{name} returns no logits; {OVERRIDE}")
+        labels = _beside_virtual_tokens(model, logits, labels)
         losses, counted = padded_cross_entropies(logits, labels, self.shift, self.smoothing)
         if not self._known and bool(counted.any()):
             self._compare(name, losses.detach()[counted], fields.get("loss"), n_items)
@@ -129,6 +130,14 @@ class ModelLoss:
                 )
             self.adds_up_means = n_items is not None
         self._known = True
+
+
+def _beside_virtual_tokens(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+    """Return labels ``[B, T]`` as PEFT pads them where it puts learned tokens before a text."""
+    config = getattr(model, "active_peft_config", None)
+    if not getattr(config, "is_prompt_learning", False) or logits.ndim != 3:
+        return labels
+    return F.pad(labels, (max(0, logits.shape[1] - labels.shape[1]), 0), value=_IGNORED)
 
 
 def _without_labels(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class TaskSFTTrainer(TaskGradients, SFTTrainer):
         losses, rows = self._losses
         if not self._compared and len(losses):
             n = len(losses) if self._n_items is None else self._n_items
-            own = losses.detach().sum() / n
+            own = losses.detach().sum() / n * self._ranks_added_up
             if not torch.isclose(own, loss.detach().to(own), rtol=1e-4):
                 raise GradientError(
                     f"the loss of {type(self).__name__} is {loss.item():.6g} where the sum over "

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from trl.trainer import utils
 
-from gradvac.engine import keeps_samples_apart
+from gradvac.engine import register_operation
 from gradvac.errors import GradientError
 
 _NAME = "_ChunkedLogProbFunction"
@@ -69,7 +69,7 @@ def split_head() -> Iterator[list[Tensor]]:
         setattr(utils, _NAME, before)
 
 
-@keeps_samples_apart()
+@register_operation(dim=0)
 def _declared(hidden: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> PerToken:
     """Per-token values of hidden states ``[N, d]``, by the function of TRL."""
     from trl.kernels import ChunkedLogProbFunction

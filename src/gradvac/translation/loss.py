@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradvac.engine import keeps_samples_apart
+from gradvac.engine import register_operation
 
 
-@keeps_samples_apart()
+@register_operation()
 def smoothed_cross_entropy(
     logits_NV: Tensor, gold_N: Tensor, label_smoothing: float
 ) -> tuple[Tensor, Tensor]:

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from gradvac.cli.main import app
 from gradvac.errors import RunError
 from gradvac.experiment.compare.compare import _groups, compare, half_width
-from gradvac.experiment.compare.comparison_view import latex, markdown
+from gradvac.experiment.compare.comparison_view import latex, markdown, terminal
 from gradvac.experiment.compare.files import as_csv, as_json
+from gradvac.terminal import Terminal
 from tests.experiment import scored_runs
 from tests.experiment.scored_runs import LEVELS, REFERENCES, outputs, write_run
 
@@ -77,8 +78,56 @@ def test_differences_are_of_the_same_seeds(found):
     # Standard deviation 1 / sqrt(2), two values, t(0.975, 1) = 12.706205
     assert cell.half == pytest.approx(12.706205 / 2, rel=1e-6)
     assert found.difference(row(found, "joint"), "nll", "fr-en") is None
-    assert "| better |" in markdown(found).split("minus joint")[1]
-    assert "+0.500 ±6.353 |" in markdown(found)  # of NLL, and no exclamation mark
+    assert "| better |" in markdown(found).split("validation NLL minus joint")[1]
+    assert "| +0.500 |" in markdown(found)  # of NLL: two seeds are too few for an interval
+
+
+def test_differences_are_in_every_format(found):
+    (one,) = [
+        r
+        for r in json.loads(as_json(found))["records"]
+        if (r["row"], r["metric"], r["column"]) == ("better", "nll", "fr-en")
+    ]
+    assert (one["minus"], one["minus_seeds"]) == (0.5, 2)
+    assert one["minus_half_width"] == pytest.approx(12.706205 / 2, rel=1e-6)
+    (line,) = [
+        r
+        for r in csv.DictReader(io.StringIO(as_csv(found)))
+        if (r["row"], r["metric"], r["column"]) == ("better", "nll", "fr-en")
+    ]
+    assert (line["minus"], line["minus_seeds"]) == ("0.5", "2")
+    assert "validation NLL minus joint, on the same seeds" in latex(found)
+    assert not any(
+        "minus" in r for r in json.loads(as_json(found))["records"] if r["row"] == "joint"
+    )
+
+
+def test_two_seeds_are_said_to_be_too_few(found, tmp_path):
+    assert "±" not in markdown(found).split("- Means over")[0]
+    assert "Two seeds are too few for an interval" in markdown(found)
+    runs = [write_run(tmp_path / f"s{n}", outputs(0.4, n), n, 3.0 + n) for n in (1, 2, 3)]
+    for run in runs:
+        tree = (run / "recipe.yaml").read_text()
+        (run / "recipe.yaml").write_text(f"variant: joint\n{tree}")
+    three = markdown(compare(runs, baseline=None, test=None))
+    # 4, 5, 6: standard deviation 1, t(0.975, 2) = 4.302653, so 2.484
+    assert "| 5.000 ±2.484 |" in three and "too few" not in three
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("every", [False, True])
+def test_row_names_stay_whole_in_a_narrow_terminal(found, width, every):
+    out = io.StringIO()
+    console = Terminal(file=out, width=width)
+    for table in terminal(found, every, width):
+        console.print(table)
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= width and "\N{HORIZONTAL ELLIPSIS}" not in out.getvalue()
+    tables = sum("joint" in line and "minus" not in line for line in lines)
+    assert tables == sum(line.startswith("│ bilingual") for line in lines) - sum(
+        "minus" in line for line in lines
+    )
+    assert any("BLEU minus joint" in line for line in lines)
 
 
 def test_a_family_of_one_direction_each_is_no_average():
@@ -154,10 +203,10 @@ def test_every_format_says_the_same(found):
     ]
     assert float(line["mean"]) == mean and line["p"] == str(one["p"])
     star = row(found, "better").cells["bleu"]["fr-en"].star
-    assert f"**{mean:.1f} ±" in markdown(found) and (r"**\*" in markdown(found)) == star
-    assert rf"\textbf{{{mean:.1f} $\pm$" in latex(found)
+    assert f"**{mean:.1f}**" in markdown(found) and (r"**\*" in markdown(found)) == star
+    assert rf"\textbf{{{mean:.1f}}}" in latex(found)
     top = row(found, "bilingual").cells["bleu"]["avg"].mean
-    assert rf"\underline{{{top:.1f} $\pm$" in latex(found)
+    assert rf"\underline{{{top:.1f}}}" in latex(found)
 
 
 def test_the_command_prints_and_writes(sweep, tmp_path):
@@ -226,8 +275,8 @@ def test_sides_levels_cost_and_bold_by_hand(tmp_path, monkeypatch):
             for cell in next(x for x in markdown(found).splitlines() if name in x).split(" | ")[1:5]
         ]
         for name in ("| joint", "| slow")
-    }  # of fr-en, ne-en, en-fr, en-ne; equal ones are both the best
-    assert bold == {"| joint": [False, True, True, False], "| slow": [True, False, True, True]}
+    }  # of fr-en, ne-en, en-fr, en-ne; where all are equal none is the best
+    assert bold == {"| joint": [False, True, False, False], "| slow": [True, False, False, True]}
 
 
 def test_cost_is_cpu_time_where_every_row_has_it(tmp_path):

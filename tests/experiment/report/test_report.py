@@ -257,6 +257,7 @@ def test_what_was_measured_comes_before_what_was_recorded(tmp_path: Path) -> Non
         "encoder, decoder",
         "layers",
         "matrices",
+        "attentions and feed-forwards",
         "kinds of parameters",
         "parameters",
     ]

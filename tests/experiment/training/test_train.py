@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.run.checkpoint import list_checkpoints, load_tensors, saved_models
 from gradvac.experiment.run.lock import alone
-from gradvac.experiment.training.display import Display
 from gradvac.experiment.translation.model_folder import find_model
 from gradvac.geometry.record import GramRecord
 from tests.build import trainer
@@ -387,13 +386,6 @@ def test_the_time_of_steps_is_kept_by_interval_and_process(toy, tmp_path, monkey
     assert [x["cpu_seconds"] for x in lines] == [(n - began) / 2 for n, began in expected]
     assert [x["seconds"] for x in lines] == [n - began for n, began in expected]
     assert {(x["device"], x["processes"]) for x in lines} == {("cpu", 1)}
-
-
-def test_tensorboard_is_an_extra_and_says_so(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    with pytest.raises(RecipeError, match=r"needs the extra: pip install 'gradvac\[tensorboard\]'"):
-        Display(tensorboard=tmp_path)
 
 
 def test_a_crash_after_averaging_does_not_repeat_its_line(toy, tmp_path):

@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 _BAD_SHARE = 0.1
 _UNEQUAL = "unequal numbers of lines"
 _CHUNK = 10_000
-_TRAINING = "training rows"  # name in the account, besides rows near evaluation text
+TRAINING = "training rows"  # name in the account, besides rows near evaluation text
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ class _KeepOut:
 
     def __call__(self, row: Row) -> Row | None:
         if not self.rows:
-            self.account.keep(_TRAINING)
+            self.account.keep(TRAINING)
             return row
         first = pivot(sorted(row.texts))
         held = self._by_pivot.get(first)
@@ -259,12 +259,12 @@ class _KeepOut:
             leaks = {c: held.translation_reason(c, t) for c, t in row.texts.items() if c != first}
             why = next(filter(None, leaks.values()), None)
             if why is None:
-                self.account.keep(_TRAINING)
+                self.account.keep(TRAINING)
                 return row
             texts = {c: t for c, t in row.texts.items() if not leaks.get(c)}
         else:
             texts = {}
-        self.account.drop(_TRAINING, why, row.where)
+        self.account.drop(TRAINING, why, row.where)
         return Row(texts, row.where) if len(texts) > 1 else None
 
 

@@ -6,9 +6,12 @@ for ``torch.add``, ``Tensor.add``, ``Tensor.add_`` and ``Tensor.__add__``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 from typing import NamedTuple
+
+from torch import Tensor
 
 from gradvac.engine.samples import indexing_rules, product_rules, recurrent, shape_rules
 from gradvac.engine.samples.places import Call, Rule
@@ -21,13 +24,23 @@ class SplitBy(Enum):
     POINTWISE = auto()  # one derivative for all tasks, then sums over the rows of each
     SLICES = auto()  # the operation recomputed for each task, only on its rows
     MASKED = auto()  # the derivative for each task in full, other tasks' rows set to zero
+    REGISTERED = auto()  # by the user's formula, or as SLICES; may return several tensors
 
 
 class Entry(NamedTuple):
-    """The entry of a known operation."""
+    """The entry of a known operation.
+
+    Attributes:
+        rule: where the samples lie in what it returns.
+        split_by: how the gradient of a parameter is split.
+        gradients: the formula of a registered operation for the parameters of one task.
+        once: whether it is a custom function whose backward may run only once.
+    """
 
     rule: Rule
     split_by: SplitBy
+    gradients: Callable[..., Sequence[Tensor | None]] | None = None
+    once: bool = False
 
 
 def _normalized_dims(call: Call) -> int:

@@ -160,12 +160,12 @@ class _Slices(Function):
                     torch.zeros_like(t) if n else None for t, n in zip(tensors, needs, strict=True)
                 ]
             if collects:
-                _split(operation, masked, use.place, tensors, found, dy)
+                split_by_tasks(operation, masked, use.place, tensors, found, dy)
                 use.finish()
         return None, None, None, None, *found
 
 
-def _split(
+def split_by_tasks(
     operation: Recomputation,
     masked: bool,
     out: Place,

@@ -19,6 +19,7 @@ from gradvac.engine.samples.places import Call, Mixed, Place
 from gradvac.engine.tracing.any_operation import Recomputation, pointwise, slices
 from gradvac.engine.tracing.formulas import FORMULAS
 from gradvac.engine.tracing.parameter_use import BackwardState, ParameterUse
+from gradvac.engine.tracing.registered import use_registered
 from gradvac.engine.tracing.tensor_info import (
     Refusal,
     TensorInfo,
@@ -126,11 +127,15 @@ class ParameterTrace(TensorPlaces):
             if entry is None or entry.split_by is SplitBy.NONE:
                 raise Mixed("gradvac does not know how it splits by samples")
             refuse(given)
-            out, use = self._split_by_samples(given, entry, parameters)
-            given.out = out
-            place = entry.rule(given)
-            if not isinstance(place, Place) or not fits(out, place):
-                raise Mixed("its output is not a single tensor of as many samples")
+            if entry.split_by is SplitBy.REGISTERED:
+                out, place, uses = use_registered(self, given, entry, parameters)
+            else:
+                out, use = self._split_by_samples(given, entry, parameters)
+                given.out = out
+                place, uses = entry.rule(given), [use]
+                if not isinstance(place, Place) or not fits(out, place):
+                    raise Mixed("its output is not a single tensor of as many samples")
+                use.place = place
         except (Refusal, _StopRecomputationError):
             raise
         except Exception as error:  # also errors of rules not made for such arguments
@@ -140,14 +145,13 @@ class ParameterTrace(TensorPlaces):
             return self.do_on_parameters(call, parameters)  # the places were hints only
         if written is not None:
             out = written.copy_(out)
-        use.place = place
         if not self.repeating:  # a recomputation by activation checkpointing counts no use
-            for slot in use.slots:
+            for slot in (slot for use in uses for slot in use.slots):
                 if slot is not None:
                     slot.expect()
                 if isinstance(slot, ParameterSlot) and call.name == "embedding":
                     slot.lookups += 1
-        TensorInfo(self, out, place)
+        self.set_places(out, place)
         return out
 
     def _split_by_samples(

@@ -172,9 +172,9 @@ class TensorPlaces(TorchFunctionMode):
 
 def _out_of_sight(x: Tensor) -> str:
     return (
-        f"made by {type(x.grad_fn).__name__}, out of sight (by a custom autograd function, in "
-        "place through a view, or before `with engine.tasks`; of activation checkpointing, "
-        "use_reentrant=False works)"
+        f"made by {type(x.grad_fn).__name__}, out of sight (by a custom autograd function, which "
+        "gradvac.engine.register_operation makes known, in place through a view, or before `with "
+        "engine.tasks`; of activation checkpointing, use_reentrant=False works)"
     )
 
 

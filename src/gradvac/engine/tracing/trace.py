@@ -25,7 +25,8 @@ from torch.overrides import _get_current_function_mode_stack
 
 from gradvac.engine.gradients.parameter_slot import ParameterSlot
 from gradvac.engine.samples.calls import inner, leaves, name_of, tensors_in
-from gradvac.engine.samples.declared import entry_of
+from gradvac.engine.samples.custom_functions import custom_functions_seen
+from gradvac.engine.samples.declared import entry_of, entry_of_function
 from gradvac.engine.samples.operations import IGNORED, OPERATIONS, Entry
 from gradvac.engine.samples.places import Call, Place, same_place
 from gradvac.engine.tracing.formulas import COMPOSED
@@ -35,6 +36,8 @@ from gradvac.engine.tracing.tensor_info import Refusal, TensorInfo, because
 from gradvac.errors import GradientError
 
 _BACKWARD = "backward", "grad"
+_VALUES_OF_FIRST = "to", "type_as"
+"""Operations that take nothing but a dtype and a device from what follows their first argument."""
 
 
 class Trace(ParameterTrace):
@@ -83,6 +86,13 @@ class Trace(ParameterTrace):
             self.give_up(refusal)
 
     @contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow what runs inside, custom autograd functions included."""
+        has_samples = lambda x: self._possible_place(x) is not None
+        with custom_functions_seen(entry_of_function, has_samples), self:
+            yield
+
+    @contextmanager
     def repeats(self) -> Iterator[None]:
         """Trace the parts of the forward pass that activation checkpointing repeats inside.
 
@@ -94,7 +104,7 @@ class Trace(ParameterTrace):
         before, self.repeating = self.repeating, True
         tracing = any(mode is self for mode in _get_current_function_mode_stack())
         try:
-            with nullcontext() if tracing else self:
+            with nullcontext() if tracing else self.following():
                 yield
         finally:
             self.repeating = before
@@ -174,14 +184,15 @@ class Trace(ParameterTrace):
         of_parameters: list[Tensor] = []
         unknown: Tensor | None = None
         left_to_autograd = False
-        for x in tensors_in(call.args, call.kwargs):
+        args = call.args[:1] if call.name in _VALUES_OF_FIRST else call.args
+        for x in tensors_in(args, call.kwargs):
             info = self.info(x)
             if info is not None and info.place is not None and info.why is None:
                 if x.requires_grad:
                     with_samples.insert(0, (x, info.place))
                 else:
                     with_samples.append((x, info.place))
-            elif grad and x.requires_grad:
+            elif grad and x.requires_grad and not self._is_frozen(x):
                 if self._is_left_to_autograd(x) if info is None else info.left_to_autograd:
                     left_to_autograd = True
                 elif x.grad_fn is None or (info is not None and info.why is None):
@@ -189,6 +200,22 @@ class Trace(ParameterTrace):
                 else:
                     unknown = x
         return with_samples, of_parameters, unknown, left_to_autograd
+
+    def _is_frozen(self, x: Tensor) -> bool:
+        """Whether a parameter made in the forward pass is a view of a frozen one of the model.
+
+        PEFT wraps transposed base weights in this way. Nobody reads the gradient of such a view.
+        """
+        if x.grad_fn is not None or not isinstance(x, nn.Parameter):
+            return False
+        if id(x) in self.slots or id(x) in self.heads:
+            return False
+        at = x.untyped_storage().data_ptr()
+        return any(
+            p.untyped_storage().data_ptr() == at
+            for p in self.model.parameters()
+            if not p.requires_grad
+        )
 
     def _is_left_to_autograd(self, x: Tensor) -> bool:
         """Whether a tensor is a leaf whose gradient, if any, is left to autograd."""

@@ -25,6 +25,7 @@ from gradvac.translation.significance import (
 )
 
 LEVEL = 0.05  # significance level
+LEAST_SEEDS = 3  # with two, an interval is as wide as 12.7 standard errors: it says nothing
 Clock = Literal["cpu_seconds", "seconds"]
 
 
@@ -47,6 +48,11 @@ class Mean:
     def mean(self) -> float:
         """Mean over seeds."""
         return statistics.fmean(self.values)
+
+    @property
+    def known_half(self) -> float:
+        """The half width; NaN with too few seeds for an interval that says anything."""
+        return self.half if len(self.values) >= LEAST_SEEDS else math.nan
 
     @property
     def star(self) -> bool:
@@ -81,7 +87,8 @@ class Comparison:
 
     ``directions`` are trained ones; ``zero_shot`` were never trained and have a separate average.
     ``cost_of`` is CPU time if every row has it, because wall time depends on the other load of the
-    machine. ``front`` names the rows that a sweep's recipe declares as its front.
+    machine. ``front`` names the rows that a sweep's recipe declares as its front, ``test_set`` the
+    test set if it has a name.
     """
 
     rows: list[Row]
@@ -96,6 +103,7 @@ class Comparison:
     identifier_errors: dict[str, float]
     front: list[str]
     missing: list[Path]
+    test_set: str = ""
 
     def best(self, metric: Metric, column: str, *, several_models: bool) -> float:
         """The best mean of a column, with or without rows made of several models."""
@@ -133,6 +141,7 @@ def compare(
     test: Test | None,
     samples: int = 0,
     comet: Mapping[Path, Mapping[str, float]] | None = None,
+    test_set: str = "",
 ) -> Comparison:
     """Compare runs, or the runs of sweep folders, with a baseline.
 
@@ -140,10 +149,12 @@ def compare(
     :func:`paired_test`; a seed whose difference has the opposite sign of the mean counts as p = 1;
     seeds are combined by :func:`majority`, and :func:`holm` corrects for the directions of a row,
     separately for trained and zero-shot ones. ``comet`` has COMET scores by run folder and
-    direction. Raises RunError if there is nothing to compare, the baseline does not exist, or runs
+    direction, ``test_set`` is the name of a test set, "" for the first of each run.
+
+    Raises RunError if there is nothing to compare, the baseline does not exist, or runs
     were scored on different sentences or with BLEU of different tokenizers.
     """
-    found = collect(folders, comet)
+    found = collect(folders, comet, test_set)
     results = found.results
     if not results:
         raise RunError(f"no scored run in {', '.join(map(str, folders))}; try gradvac evaluate")
@@ -185,6 +196,7 @@ def compare(
         identifier_errors=first.identifier_errors,
         front=found.front,
         missing=found.missing,
+        test_set=test_set,
     )
 
 

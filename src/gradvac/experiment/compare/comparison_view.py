@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from gradvac import tables
-from gradvac.experiment.compare.compare import LEVEL, Clock, Comparison, Mean, Row
+from gradvac.experiment.compare.compare import (
+    LEAST_SEEDS,
+    LEVEL,
+    Clock,
+    Comparison,
+    Mean,
+    Row,
+)
 from gradvac.experiment.compare.results import Metric
-from gradvac.tables import Cell, Table
+from gradvac.tables import Cell, Table, decimal
 from gradvac.translation.scoring import family_of
 from gradvac.translation.significance import FEW
 
@@ -46,8 +53,14 @@ def heading(found: Comparison, column: str) -> str:
     return f"{column} (zero-shot)" if column in found.zero_shot else column
 
 
-def fitting(found: Comparison, metric: Metric, every_direction: bool, width: int) -> list[str]:
-    """The columns that fit a terminal; families are dropped first, then levels."""
+def fitting(
+    found: Comparison,
+    metric: Metric,
+    every_direction: bool,
+    width: int,
+    make: Callable[[Comparison, Metric, list[str]], Table],
+) -> list[str]:
+    """The columns of a table that fit a terminal; families are dropped first, then levels."""
     names = columns(found, metric, every_direction)
     families = [n for n, members in found.averages.items() if n.endswith(family_of(members[0]))]
     levels = [n for n in found.averages if n not in ("avg", "zero-shot", *families)]
@@ -60,8 +73,7 @@ def fitting(found: Comparison, metric: Metric, every_direction: bool, width: int
         [*families, *each],
     ):
         kept = [n for n in names if n not in dropped]
-        table = shown(found, metric, kept, cost=False)
-        widths = table.widths()
+        widths = make(found, metric, kept).widths()
         if every_direction or sum(widths) + 3 * len(widths) + 1 <= width:
             return kept
     return [n for n in ("avg",) if n in names]
@@ -93,6 +105,11 @@ def notes(found: Comparison) -> list[str]:
             "same batches, so differences vary less than means. !: the 95% interval of that "
             "difference alone leaves out zero."
         )
+    if min(seeds) < LEAST_SEEDS:
+        lines.append(
+            f"{'One seed is' if seeds[0] == 1 else 'Two seeds are'} too few for an interval, so "
+            "such rows have none: which method is better cannot be told from them."
+        )
     if found.test:
         tagging = "f1" in found.metrics
         lines.append(
@@ -102,7 +119,9 @@ def notes(found: Comparison) -> list[str]:
             "tested, nothing else."
         )
         lines += _few(found)
-    lines.append("Bold: the best of one model for all directions.")
+    lines.append(
+        "Bold: the best of one model for all directions, where the rows differ as they are shown."
+    )
     lines.append(
         f"Cost: {CLOCKS[found.cost_of]} of training per token, relative to the baseline's. "
         "Time: wall-clock."
@@ -129,13 +148,10 @@ def _few(found: Comparison) -> list[str]:
     ]
 
 
-def shown(found: Comparison, metric: Metric, names: list[str], *, cost: bool) -> Table:
+def shown(found: Comparison, metric: Metric, names: list[str]) -> Table:
     """One metric of these columns; the overall best is underlined, as in Wang et al. 2021."""
-    heads = ["", *(heading(found, name) for name in names), *(COSTS if cost else [])]
-    rows = [
-        [row.name, *_cells(found, row, metric, names), *(_costs(row) if cost else [])]
-        for row in found.rows
-    ]
+    heads = ["", *(heading(found, name) for name in names)]
+    rows = [[row.name, *_cells(found, row, metric, names)] for row in found.rows]
     return Table(heads, rows, NAMES[metric])
 
 
@@ -145,31 +161,20 @@ def costs(found: Comparison) -> Table:
     return Table(["", "seeds", *COSTS], rows, "size and cost")
 
 
-def differences(found: Comparison) -> Table:
+def differences(found: Comparison, metric: Metric, names: list[str]) -> Table:
     """Each row minus the baseline, seed by seed; "!" where the interval excludes zero."""
-    columns = [c for c in ("avg", "high", "medium", "low") if c in found.averages]
-    kinds: list[tuple[Metric, str]] = [(m, c) for m in found.metrics for c in columns]
-    cells = {
-        row.name: [found.difference(row, metric, column) for metric, column in kinds]
-        for row in found.rows
-    }
-    shown = [n for n in range(len(kinds)) if any(own[n] for own in cells.values())]
 
-    def text(cell: Mean | None, metric: Metric) -> str:
+    def text(cell: Mean | None) -> str:
         if cell is None:
             return ""
-        return plus_minus(cell.mean, cell.half, DIGITS[metric], "+") + (
-            "!" if abs(cell.mean) > cell.half else ""
-        )
+        outside = cell.known_half < abs(cell.mean)  # False without an interval
+        return plus_minus(cell.mean, cell.known_half, DIGITS[metric], "+") + "!" * outside
 
+    rows = {row.name: [found.difference(row, metric, name) for name in names] for row in found.rows}
     return Table(
-        ["", *(f"{NAMES[kinds[n][0]]} {kinds[n][1]}" for n in shown)],
-        [
-            [name, *(text(own[n], kinds[n][0]) for n in shown)]
-            for name, own in cells.items()
-            if any(own)
-        ],
-        f"minus {found.baseline}, on the same seeds",
+        ["", *(heading(found, name) for name in names)],
+        [[name, *map(text, cells)] for name, cells in rows.items() if any(cells)],
+        f"{NAMES[metric]} minus {found.baseline}, on the same seeds",
     )
 
 
@@ -177,33 +182,32 @@ def terminal(
     found: Comparison, every_direction: bool = False, width: int = 120
 ) -> Iterator[RenderableType]:
     """All tables, for a terminal of ``width`` characters."""
-    tables = [
-        shown(found, metric, fitting(found, metric, every_direction, width), cost=False)
-        for metric in found.metrics
-    ]
-    tables += [differences(found)] if len(found.rows) > 1 else []
-    for table in [*tables, costs(found)]:
-        yield table.terminal(whole=table.heads)
+    for make in (shown, differences):
+        for metric in found.metrics:
+            names = fitting(found, metric, every_direction, width, make)
+            for table in make(found, metric, names).split(width - 1, 3):
+                if table.rows:
+                    yield table.terminal()
+    yield costs(found).terminal()
 
 
 def markdown(found: Comparison, every_direction: bool = False) -> str:
-    """Every metric as a Markdown table, then the notes."""
-    minus = differences(found)
-    return tables.markdown(
-        [*_whole(found, every_direction), *[minus] * bool(minus.rows)], notes(found)
-    )
+    """Every metric as a Markdown table, the differences, the costs, then the notes."""
+    return tables.markdown(_whole(found, every_direction), notes(found))
 
 
 def latex(found: Comparison, every_direction: bool = False) -> str:
-    """Every metric as a LaTeX table, then the notes."""
+    """Every metric as a LaTeX table, the differences, the costs, then the notes."""
     return tables.latex(_whole(found, every_direction), notes(found))
 
 
 def _whole(found: Comparison, every_direction: bool) -> list[Table]:
-    return [
-        shown(found, metric, columns(found, metric, every_direction), cost=True)
+    made = [
+        make(found, metric, columns(found, metric, every_direction))
+        for make in (shown, differences)
         for metric in found.metrics
     ]
+    return [*(table for table in made if table.rows), costs(found)]
 
 
 def _cells(found: Comparison, row: Row, metric: Metric, names: list[str]) -> list[str | Cell]:
@@ -214,22 +218,38 @@ def _cells(found: Comparison, row: Row, metric: Metric, names: list[str]) -> lis
         if mean is None:
             made.append("")
             continue
-        of_one, of_all = (found.best(metric, column, several_models=s) for s in (False, True))
         made.append(
             Cell(
-                plus_minus(mean.mean, mean.half, DIGITS[metric]),
-                bold=not row.several_models and mean.mean == of_one,
-                underlined=mean.mean == of_all != of_one,
+                plus_minus(mean.mean, mean.known_half, DIGITS[metric]),
+                bold=not row.several_models and _is_best(found, row, metric, column),
+                underlined=row.several_models and _is_best(found, row, metric, column),
                 star=mean.star,
             )
         )
     return made
 
 
+def _is_best(found: Comparison, row: Row, metric: Metric, column: str) -> bool:
+    """Whether a row is the best of its kind as shown, and not all are the same.
+
+    The kinds are one model for all directions, and any rows.
+    """
+    digits = DIGITS[metric]
+    rows = [r for r in found.rows if column in r.cells[metric]]
+    values = {
+        round(r.cells[metric][column].mean, digits)
+        for r in rows
+        if row.several_models or not r.several_models
+    }
+    best = found.best(metric, column, several_models=row.several_models)
+    own = row.cells[metric][column].mean
+    return len(values) > 1 and round(own, digits) == round(best, digits)
+
+
 def plus_minus(value: float, half: float, digits: int, sign: str = "") -> str:
     """A number and half the width of its interval, if known."""
     spread = "" if math.isnan(half) else f" ±{half:.{digits}f}"
-    return f"{value:{sign}.{digits}f}{spread}"
+    return decimal(value, digits, sign) + spread
 
 
 def _costs(row: Row) -> list[str]:

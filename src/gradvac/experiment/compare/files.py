@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradvac.errors import RecipeError
-from gradvac.experiment.compare.compare import LEVEL, Comparison
+from gradvac.experiment.compare.compare import LEVEL, Comparison, Mean
 from gradvac.experiment.compare.comparison_view import latex, markdown, test_in_words
 from gradvac.tables import csv_text
 from gradvac.writing import write_text
@@ -32,6 +32,7 @@ def records(found: Comparison) -> list[dict[str, Any]]:
             "better": cell.star,
             **({"differing": row.few[column]} if column in row.few else {}),
             "values": list(cell.values),
+            **_difference(found.difference(row, metric, column)),
         }
         for row in found.rows
         for metric in found.metrics
@@ -39,10 +40,18 @@ def records(found: Comparison) -> list[dict[str, Any]]:
     ]
 
 
+def _difference(found: Mean | None) -> dict[str, Any]:
+    """Row minus baseline, on the seeds that both have."""
+    if found is None:
+        return {}
+    half = _known(found.half)
+    return {"minus": found.mean, "minus_half_width": half, "minus_seeds": len(found.values)}
+
+
 def as_csv(found: Comparison) -> str:
     """The records, and one row per method with its cost."""
     heads = ["row", "metric", "column", "kind", "mean", "half_width", "seeds", "p", "better"]
-    heads += ["values", "differing"]
+    heads += ["values", "minus", "minus_half_width", "minus_seeds", "differing"]
     lines = [{**r, "values": " ".join(map(repr, r["values"]))} for r in records(found)]
     for row in found.rows:
         for name in ("parameters", "tokens", "seconds", "cpu_seconds", "cost"):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gradvac.errors import RunError
+from gradvac.experiment.recipe.paths import RECIPE
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import row_of
 from gradvac.experiment.run.contents import (
@@ -21,6 +22,7 @@ from gradvac.experiment.run.contents import (
     metrics_of,
     scores_of,
 )
+from gradvac.experiment.run.files import SCORES, scored_folder
 from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.run.tensor_file import tensor_shapes
 from gradvac.experiment.sweep.sweep import DESCRIPTION
@@ -98,9 +100,13 @@ class Collected:
 
 
 def collect(
-    folders: Sequence[Path], comet: Mapping[Path, Mapping[str, float]] | None = None
+    folders: Sequence[Path],
+    comet: Mapping[Path, Mapping[str, float]] | None = None,
+    test_set: str = "",
 ) -> Collected:
     """Read runs, or the runs of sweep folders; ``comet`` has COMET scores by run and direction.
+
+    ``test_set`` is the name of the test set of the scores, "" for the first of each run.
 
     Raises RunError for a broken run, and for two runs of the same row, seed and direction.
     """
@@ -121,11 +127,13 @@ def collect(
     results: dict[str, dict[int, Result]] = {}
     missing = []
     for name, run in runs:
-        if not (run / "scores.json").exists():
+        recipe = any_recipe(run) if (run / RECIPE).exists() else None
+        scored = scored_folder(run, test_set, recipe.test_sets if recipe else ())
+        if recipe is None or not (scored / SCORES).exists():
             missing.append(run)
             continue
-        seed = any_recipe(run).seed
-        result = read_run(run)
+        seed = recipe.seed
+        result = read_run(run, scored)
         result.scores["comet"] = dict((comet or {}).get(run.resolve(), {}))
         before = results.setdefault(name, {}).setdefault(seed, result)
         if before is not result:
@@ -151,11 +159,28 @@ def _seed(run: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-def read_run(run: Path) -> Result:
-    """Read scores, translations, validation NLL and costs of one run; RunError if one is broken."""
-    tree: Any = scores_of(run)
+def test_sets(folders: Sequence[Path]) -> list[str]:
+    """The names of all test sets of runs, or of the runs of sweep folders."""
+    runs = [run for folder in folders for run in runs_below(folder)]
+    return list(dict.fromkeys(test for run in runs for test in any_recipe(run).test_sets))
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """The started runs of a sweep folder that have a recipe; any other folder itself."""
+    if not (folder / DESCRIPTION).exists():
+        return [folder]
+    return [run for _, run in runs_of(folder) if (run / RECIPE).exists()]
+
+
+def read_run(run: Path, scored: Path | None = None) -> Result:
+    """Read scores, translations, validation NLL and costs of one run; RunError if one is broken.
+
+    ``scored`` is the folder of the scores and translations, by default that of the run.
+    """
+    scored = scored or run
+    tree: Any = scores_of(scored)
     if tree is None:
-        raise RunError(f"{run}: not a finished and scored run: no scores.json")
+        raise RunError(f"{scored}: not a finished and scored run: no scores.json")
     if not (run / "done.json").exists():
         raise RunError(f"{run}: not a finished and scored run: no done.json")
     metrics, each = metrics_of(run), partial(_each, tree)
@@ -170,7 +195,7 @@ def read_run(run: Path) -> Result:
         "nll": _best_nll(run, metrics, validated),
         "off_target": each("off_target"),
     }
-    outputs, tags = _outputs(run, tagging="labels" in tree)
+    outputs, tags = _outputs(scored, tagging="labels" in tree)
     tokenizers = {  # earlier versions knew fewer languages
         k: signature.partition("|tok:")[2].partition("|")[0]
         for k, signature in each("bleu_signature").items()

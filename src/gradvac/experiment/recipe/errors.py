@@ -15,10 +15,15 @@ def _keys(section: type[BaseModel], at: str = "") -> dict[str, list[str]]:
     """The keys of each dotted section; '' is the top level."""
     keys = {at: list(section.model_fields)}
     for name, field in section.model_fields.items():
-        for kind in (field.annotation, *get_args(field.annotation)):
+        for kind in _inner(field.annotation):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 keys |= _keys(kind, f"{at}.{name}".strip("."))
     return keys
+
+
+def _inner(annotation: Any) -> list[Any]:
+    """An annotation and all that are inside it."""
+    return [annotation, *(one for arg in get_args(annotation) for one in _inner(arg))]
 
 
 def _known_keys(recipe: type[BaseModel]) -> dict[str, list[str]]:
@@ -45,7 +50,7 @@ def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) 
     if error["type"] == "missing":
         return f"{'.'.join(parts)}: required, and not there"
     if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{key}: unknown key{_hint(parts, _known_keys(recipe))}"
+        return f"{key}: unknown key{_hint(steps or parts, _known_keys(recipe))}"
     if isinstance(problem := context.get("error"), OptionError):
         old = problem.option in tree["method"]
         return f"method.{'' if old else 'options.'}{problem.option}: {problem}"
@@ -63,7 +68,10 @@ def explain(error: ErrorDetails, tree: dict[str, Any], recipe: type[BaseModel]) 
 
 def _hint(parts: list[str], keys: dict[str, list[str]]) -> str:
     """The most similar known key of an unknown one, or the section that has it."""
-    section, name = ".".join(p for p in parts[:-1] if not p.isdigit()), parts[-1]
+    above, name = [p for p in parts[:-1] if not p.isdigit()], parts[-1]
+    while above and ".".join(above) not in keys:  # a name inside the section, as of a test set
+        above.pop()
+    section = ".".join(above)
     near = difflib.get_close_matches(name, keys.get(section, []), 1)
     if near:
         return f"; did you mean {near[0]!r}?"

@@ -37,7 +37,9 @@ SEEDS = 2**64
 _PLAIN = r"[\w.-]*[\w-][\w.-]*"  # also the name of a folder, so not .. nor /
 _LONGEST = 100  # characters in a name used for a folder: file systems allow 255 bytes
 FolderName = Annotated[str, Field(pattern=f"^{_PLAIN}$", max_length=_LONGEST)]
-Granularity = Literal["whole_model", "enc_dec", "all_layer", "all_matrix"]
+Granularity = Literal[
+    "whole_model", "enc_dec", "all_layer", "all_module", "all_adapter", "all_matrix"
+]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -221,7 +223,19 @@ class TrainingSection(Section):
     average: Annotated[int, Field(ge=0)] = 0
     log_every: Count = 50
     start_from: str | None = None
-    tensorboard: bool = False
+    loggers: list[str] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tensorboard_is_a_logger(cls, found: Any) -> Any:
+        """Read the key ``tensorboard`` of earlier versions."""
+        if not isinstance(found, dict) or "tensorboard" not in found:
+            return found
+        section = cast(dict[str, Any], found).copy()
+        old = section.pop("tensorboard")
+        if not isinstance(old, bool) or (old and "loggers" in section):
+            raise ValueError("training.tensorboard: write it into training.loggers instead")
+        return section | {"loggers": ["tensorboard"]} if old else section
 
 
 class MethodSection(Section):
@@ -336,6 +350,11 @@ class BaseRecipe(Section):
     def has_test(self) -> bool:
         """Whether a run has test data."""
         return False
+
+    @property
+    def test_sets(self) -> tuple[str, ...]:
+        """The names of the test sets; the name of a single one is empty."""
+        return ("",) if self.has_test else ()
 
     @property
     def has_validation(self) -> bool:

@@ -29,6 +29,8 @@ WORDS = {
     "whole_model": "whole model",
     "enc_dec": "encoder, decoder",
     "all_layer": "layers",
+    "all_module": "attentions and feed-forwards",
+    "all_adapter": "adapted modules",
     "parameter_kind": "kinds of parameters",
     "all_matrix": "matrices",
     "parameter": "parameters",

@@ -25,6 +25,7 @@ from gradvac.experiment.view.seeds import over_seeds
 from gradvac.geometry.heatmaps import tree
 from gradvac.geometry.plots import Line, curves, dots
 from gradvac.geometry.similarity import cluster, conflict_counts, contrast
+from gradvac.tables import decimal
 
 RECORDED, MEASURED = "recorded while training", "measured on the same sentences"
 
@@ -117,7 +118,7 @@ def _families_in_words(mean: np.ndarray, tasks: Sequence[TaskView]) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    return decimal(value, 2).replace("-", "\N{MINUS SIGN}")
 
 
 def _numbers(view: RunView, subjects: Sequence[Subject]) -> str:

@@ -10,6 +10,7 @@ from itertools import count
 from matplotlib.figure import Figure
 
 from gradvac.geometry.plots import INK, MUTED, PALETTE, RULE, svg
+from gradvac.tables import decimal
 
 # Colours of pictures that follow the page's light or dark scheme.
 _VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)"} | {
@@ -60,7 +61,7 @@ def table(head: Sequence[str], body: Sequence[str], caption: str) -> str:
 
 def number(value: float | None, digits: int = 1) -> str:
     """A table cell with a number, or a dash."""
-    text = "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
+    text = "\N{EN DASH}" if value is None else decimal(value, digits)
     return element("td", text.replace("-", "\N{MINUS SIGN}"), class_="number")
 
 

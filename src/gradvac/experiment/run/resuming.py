@@ -17,7 +17,7 @@ from gradvac.experiment.recipe.paths import RECIPE, TASKS
 from gradvac.experiment.recipe.schedule import learning_rate
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.run.checkpoint import list_checkpoints
-from gradvac.experiment.run.files import DONE, ENDED, SCORES
+from gradvac.experiment.run.files import DONE, ENDED, SCORES, TESTS
 from gradvac.experiment.run.folder import TaskInfo, any_recipe
 from gradvac.experiment.run.lock import alone
 from gradvac.writing import write_json, write_text
@@ -29,7 +29,7 @@ FREE = {
     STEPS,
     *(f"training.{key}" for key in ("epochs", "warmup_share")),  # they determine steps and warmup
     *(f"training.{key}" for key in ("keep", "keep_every", "checkpoint_every", "average")),
-    *(f"training.{key}" for key in ("validate_every", "patience", "log_every", "tensorboard")),
+    *(f"training.{key}" for key in ("validate_every", "patience", "log_every", "loggers")),
     "training.nonfinite",
     "method.record_every",
     *(f"search.{key}" for key in ("beam", "length_penalty", "batch_tokens", "sentences")),
@@ -93,9 +93,11 @@ def resume(recipe: BaseRecipe, folder: Path, say: Say) -> None:
 
 
 def _remove_scores(folder: Path, say: Say) -> None:
-    if (folder / SCORES).exists():
-        (folder / SCORES).unlink()
-        say(f"{folder / SCORES}: removed: made before that; gradvac evaluate writes it again")
+    made = [folder / SCORES, *folder.glob(f"{TESTS}/*/{SCORES}")]
+    for file in made:
+        if file.exists():
+            file.unlink()
+            say(f"{file}: removed: made before that; gradvac evaluate writes it again")
 
 
 def differing(old: BaseRecipe, new: BaseRecipe) -> list[str]:

@@ -26,8 +26,8 @@ from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import RecipeFile, row_of
 from gradvac.experiment.run.contents import Done, metrics_of
-from gradvac.experiment.run.files import DONE, SCORES
-from gradvac.experiment.training.kind import job_of, kind_of
+from gradvac.experiment.run.files import DONE, SCORES, scored_folder
+from gradvac.experiment.training.kind import job_of, score_run
 from gradvac.experiment.training.prepare import prepare, resume_run
 from gradvac.experiment.training.process import StopSignal
 from gradvac.reading import is_json, read_json
@@ -54,8 +54,9 @@ class Job:
 
         A truncated file, which earlier versions left on a full disk, counts as missing.
         """
-        needed = [DONE, *[SCORES] * self.recipe.has_test]
-        return all(is_json(self.folder / name) for name in needed)
+        sets = self.recipe.test_sets
+        needed = [scored_folder(self.folder, test, sets) / SCORES for test in sets]
+        return all(map(is_json, [self.folder / DONE, *needed]))
 
     def state(self) -> str:
         """One cell of the progress table."""
@@ -227,7 +228,8 @@ def work(folder: Path, *, score: bool = True) -> int:
         import_methods(module)
     code = Trainer(job, Display(Terminal())).train()
     if score and not code and job.recipe.has_test:
-        kind_of(job.recipe).score(folder, {}, print)
+        for _ in score_run(folder, {}, print):
+            pass
     return code
 
 

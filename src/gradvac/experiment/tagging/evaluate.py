@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from rich.table import Table as RichTable
 from gradvac.data.batches import in_order
 from gradvac.errors import RunError
 from gradvac.experiment.run.checkpoint import load_tensors
-from gradvac.experiment.run.files import TAGS, write_scored
+from gradvac.experiment.run.files import TAGS
 from gradvac.experiment.run.folder import fill, parameters_of_run
+from gradvac.experiment.run.keep_scores import keep_scores
 from gradvac.experiment.tagging.prepare import SHAPE, open_tagging, test_sentences
 from gradvac.experiment.training.build import device_of
 from gradvac.tables import Table
@@ -43,7 +44,9 @@ class TaggingScores:
         return statistics.fmean(getattr(s, name) for s in self.languages.values())
 
 
-def evaluate_tagging(folder: Path, checkpoint: str = "best") -> TaggingScores:
+def evaluate_tagging(
+    folder: Path, checkpoint: str = "best", say: Callable[[str], None] = print
+) -> TaggingScores:
     """Score a run on its test set; writes ``scores.json`` and ``tags.jsonl``.
 
     RunError without a test set or checkpoint.
@@ -81,7 +84,7 @@ def evaluate_tagging(folder: Path, checkpoint: str = "best") -> TaggingScores:
         "averages": {"all": {name: scores.average(name) for name in NUMBERS}},
         "signatures": {"F1": "seqeval 1.2.2 micro, default mode; mean over languages"},
     }
-    write_scored(folder, TAGS, lines, tree)
+    keep_scores(folder, TAGS, lines, tree, say)
     return scores
 
 

@@ -69,7 +69,7 @@ class TaggingKind(Kind[TaggingRecipe, Any]):
             raise RunError(f"{folder}: {names}: of translation alone, and this is a run of tagging")
         if ranks is not None and ranks.rank:
             return None
-        scores = evaluate_tagging(folder, options.get("checkpoint", "best"))
+        scores = evaluate_tagging(folder, options.get("checkpoint", "best"), say)
         return Scored(score_table(str(folder), scores))
 
     def measure(

@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from gradvac.experiment.run.disk import is_refusal
 from gradvac.terminal import Terminal
 
 
 class Display:
-    """Progress of one run. ``tensorboard`` is a folder for event files, or None.
+    """Progress of one run. ``after``: seconds of work after it, which the time left includes.
 
     ``seconds`` and ``cpu_seconds`` (all threads of this process) are the time of the steps since
     step ``began``.
     """
 
-    def __init__(self, console: Console | None = None, tensorboard: Path | None = None) -> None:
-        self.console = console or Terminal()
+    def __init__(self, console: Console | None = None, after: float = 0.0) -> None:
+        self.console, self.after = console or Terminal(), after
         self.seconds, self.cpu_seconds, self.began = 0.0, 0.0, 0
         self.tokens_per_s, self._recent = 0.0, (0, 0.0)
         self._bar: Progress | None = None
-        self._writer = tensorboard and _writer(tensorboard)
 
     def start(self, steps: int, done: int) -> None:
         """Begin at step ``done`` of ``steps``."""
@@ -36,10 +34,10 @@ class Display:
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(),
                 TextColumn("{task.description}", markup=False),
-                TimeRemainingColumn(),
+                TextColumn("{task.fields[left]}"),
                 console=self.console,
             )
-            self._task = self._bar.add_task("", total=steps, completed=done)
+            self._task = self._bar.add_task("", total=steps, completed=done, left="")
             self._bar.start()
 
     def advance(self, tokens: int, seconds: float, cpu_seconds: float) -> None:
@@ -49,7 +47,8 @@ class Display:
         self._here += 1
         self._recent = (self._recent[0] + tokens, self._recent[1] + seconds)
         if self._bar:
-            self._bar.advance(self._task)
+            left = self._left(self.began + self._here)
+            self._bar.update(self._task, advance=1, left=f"{left} left")
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Show a line of the training log."""
@@ -62,8 +61,10 @@ class Display:
         if self._bar:
             self._bar.update(self._task, description=text)
         else:
-            left = (self._steps - step) * self.seconds / self._here
-            self.line(f"step {step}/{self._steps}  {text}  {_clock(left)} left")
+            self.line(f"step {step}/{self._steps}  {text}  {self._left(step)} left")
+
+    def _left(self, step: int) -> str:
+        return clock((self._steps - step) * self.seconds / self._here + self.after)
 
     def line(self, text: str) -> None:
         """Print a line above the bar; if the disk is full, retry with the next line."""
@@ -80,26 +81,8 @@ class Display:
             self._bar = None
         self.line(text)
 
-    def scalars(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Write numbers for TensorBoard if the recipe enables it."""
-        if self._writer:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._writer.add_scalar(f"{kind}/{name}", value, step)
 
-
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, as in 0:03:50."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-def _writer(folder: Path) -> Any:
-    from gradvac.errors import RecipeError
-
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e:
-        raise RecipeError(
-            "training.tensorboard: needs the extra: pip install 'gradvac[tensorboard]'"
-        ) from e
-    return SummaryWriter(str(folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple
 
@@ -86,10 +86,11 @@ class Kind(ABC, Generic[R, V]):
     def score(
         self, folder: Path, options: Mapping[str, Any], say: Say, ranks: Ranks | None = None
     ) -> Scored | None:
-        """Score a run on its test set and write ``scores.json``; None on a rank without work.
+        """Score a run on a test set and write ``scores.json``; None on a rank without work.
 
-        ``options`` are those of `gradvac evaluate`, None if not given; RunError for an option of
-        another kind, and for a run without a test set.
+        ``options`` are those of `gradvac evaluate`, None if not given, with ``test`` the name of
+        one set, None for the first; RunError for an option of another kind, and for a run without
+        such a test set.
         """
 
     @abstractmethod
@@ -122,6 +123,17 @@ def kind_of(recipe: BaseRecipe) -> Kind[Any, Any]:
 def kind_of_run(folder: Path) -> Kind[Any, Any]:
     """The kind of a run; RunError if the folder is not a run."""
     return kind_of(any_recipe(folder))
+
+
+def score_run(
+    folder: Path, options: Mapping[str, Any], say: Say, ranks: Ranks | None = None
+) -> Iterator[Scored]:
+    """Score a run on every test set, or on those named by the option ``test``; see `Kind.score`."""
+    recipe = any_recipe(folder)
+    named = options.get("test") or list(filter(None, recipe.test_sets))
+    for test in dict.fromkeys(named or [None]):
+        if scored := kind_of(recipe).score(folder, {**options, "test": test}, say, ranks):
+            yield scored
 
 
 def job_of(folder: Path) -> Job[Any]:

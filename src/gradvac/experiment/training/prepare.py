@@ -18,6 +18,7 @@ from gradvac.experiment.run.folder import task_infos
 from gradvac.experiment.run.resuming import build_once, finish, resume
 from gradvac.experiment.training.job import Prepared
 from gradvac.experiment.training.kind import Say, kind_of
+from gradvac.experiment.training.loggers import check_loggers
 from gradvac.writing import link, share
 
 TEXT_SEED = 1  # samples text for the vocabulary, which is the same for all seeds of a sweep
@@ -31,6 +32,7 @@ def prepare(
     ``say`` prints lines for the user: what was read, what was dropped and why. RunError names the
     keys that differ if the folder was made from a different recipe.
     """
+    check_loggers(recipe.training.loggers)
     if not build_once(folder, lambda: _build(recipe, folder, say, store)):
         resume_run(recipe, folder, say)
     return kind_of(recipe).open(folder)

@@ -7,7 +7,7 @@ import platform
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -17,13 +17,15 @@ from gradvac import __version__
 # Seconds in which a rank treats a repeated signal as the first one. Chosen here: longer than a
 # launcher takes to forward it, shorter than a user waits before sending it again.
 GRACE = 5.0
+ANSWER = b"\nstopping after this step, with a checkpoint; once more: at once, without\n"
 
 
 class StopSignal:
     """The signal that asked the run to end, or None; see `listening`.
 
     The first SIGINT or SIGTERM is noted and ends the run at the next step; a second one, of either
-    kind, ends the process at once.
+    kind, ends the process at once. The first is answered on standard error: a step or a validation
+    may take long.
 
     ``shared``: the process is one of several ranks. The signal it ``heard`` becomes ``number``,
     which ends the run, when all ranks know of it. A repeat of the signal within `GRACE` seconds is
@@ -38,6 +40,9 @@ class StopSignal:
     def _note(self, number: int, frame: object) -> None:
         if self.heard is None:
             self.heard, self._since = number, time.monotonic()
+            if os.environ.get("RANK", "0") == "0":  # of the ranks of torchrun, one
+                with suppress(OSError):  # nobody reads it; not print, which may be in use
+                    os.write(2, ANSWER)
             if not self.shared:
                 self.number = number
                 for each in (signal.SIGINT, signal.SIGTERM):

@@ -50,8 +50,7 @@ def train_on_ranks(
         if ranks.rank:
             scratch = stack.enter_context(tempfile.TemporaryDirectory())
             job.folder = Path(scratch)
-        tensorboard = job.folder / "tensorboard" if recipe.training.tensorboard else None
-        display = Display(quiet if ranks.rank else console, tensorboard)
+        display = Display(quiet if ranks.rank else console)
         with lookout(ranks):
             return folder, RankTrainer(job, display, ranks, folder).train()
 
@@ -105,6 +104,10 @@ class RankTrainer(Trainer):
         stops = [message["stop"] for message in self.updates.hear()]
         self.stop.number = next((stop for stop in stops if stop), None)
         return tokens
+
+    def _open_loggers(self) -> None:
+        if not self.ranks.rank:
+            super()._open_loggers()
 
     def _log(self) -> None:
         self.updates.tell()

@@ -29,5 +29,4 @@ def train_recipe(
             raise RecipeError("job: torchrun trains recipes of translation alone; leave torchrun")
         return train_on_ranks(recipe, made, console)
     job = job_of(made())
-    tensorboard = job.folder / "tensorboard" if recipe.training.tensorboard else None
-    return job.folder, Trainer(job, Display(console, tensorboard)).train()
+    return job.folder, Trainer(job, Display(console)).train()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from gradvac.experiment.run.folder import save_parameters
 from gradvac.experiment.run.lock import alone
 from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.job import Job
+from gradvac.experiment.training.loggers import Loggers
 from gradvac.experiment.training.metrics import Diverged, Window, append, truncate
 from gradvac.experiment.training.process import (
     StopSignal,
@@ -58,7 +59,7 @@ class Trainer:
 
     def __init__(self, job: Job[Any], display: Display) -> None:
         bound_kernel_caches()
-        self.job, self.display = job, display
+        self.job, self.display, self.loggers = job, display, Loggers(display.line)
         self.recipe, self.folder = job.recipe, job.folder
         self.run = job.folder  # checkpoints are read here; not all ranks write here
         self.outbox, self.unsaved = Outbox(), 0
@@ -85,8 +86,11 @@ class Trainer:
             alone(self.folder),
             self.stop.listening(),
             deterministic(training.deterministic),
+            closing(self.loggers),
         ):
             self._resume()
+            if not self.finished:
+                self._open_loggers()
             for line in [] if self.step else self.job.describe():
                 self.display.line(line)
             for line in unreached(self.recipe.training):
@@ -110,6 +114,9 @@ class Trainer:
                     self.display.finish(f"stopped at step {self.step}; the same command resumes")
                     return 128 + stop
             return self._finish()
+
+    def _open_loggers(self) -> None:
+        self.loggers.start(self.folder, self.recipe)
 
     def train_step(self) -> int:
         """One update of the parameters; returns its number of tokens."""
@@ -208,7 +215,8 @@ class Trainer:
             speed |= {name: getattr(self.display, name) for name in shown}
             speed["processes"] = self.processes
             self.outbox.put(lambda: append(self.folder / SPEED, speed))
-        self.display.scalars(kind, self.step, values)
+            values = {**values, "tokens_per_s": self.display.tokens_per_s}
+        self.loggers.log(kind, self.step, values)
 
     def _save(self) -> None:
         """Save a checkpoint; if the disk fails, the last one is kept."""

@@ -19,15 +19,16 @@ from rich.table import Table as RichTable
 from gradvac.engine.ranks.group import Ranks
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.run.contents import Accounts
-from gradvac.experiment.run.files import TRANSLATIONS, write_scored
+from gradvac.experiment.run.files import TRANSLATIONS, scored_folder
 from gradvac.experiment.run.files import VOCABULARY as VOCABULARY_FILE
 from gradvac.experiment.run.folder import run_recipe, task_infos
+from gradvac.experiment.run.keep_scores import keep_scores
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.together import gathered
 from gradvac.experiment.translation.model_folder import FoundModel, find_model
-from gradvac.experiment.translation.prepare import test_rows
+from gradvac.experiment.translation.prepare import part_of, test_rows
 from gradvac.experiment.translation.recipe import Recipe
-from gradvac.experiment.translation.zero_shot import zero_shot_directions
+from gradvac.experiment.translation.zero_shot import has_text, zero_shot_directions
 from gradvac.reading import read_json
 from gradvac.tables import Table
 from gradvac.text.account import EXAMPLES
@@ -50,40 +51,63 @@ def evaluate_run(
     sentences: int | None = None,
     bleu_tokenize: str | None = None,
     zero_shot: Sequence[str] | None = None,
+    test: str | None = None,
     say: Callable[[str], None] = print,
     ranks: Ranks | None = None,
 ) -> DirectionScores:
-    """Score a run on its own test set; writes ``scores.json`` and ``translations.jsonl``.
+    """Score a run on one of its own test sets; writes ``scores.json`` and ``translations.jsonl``.
 
     With ``ranks``, each translates some of the batches, all compute the scores and rank 0 writes.
     ``sentences`` is the maximum number of sentences per direction, from the first on. None means
-    the value of the recipe. Raises RunError if the run has no test set or no checkpoint.
+    the value of the recipe, for ``test`` its first set. Scores of more sentences are kept: those of
+    fewer are written beside them. Raises RunError if the run has no such test set or no checkpoint.
     """
     recipe = run_recipe(folder, Recipe)
     infos = task_infos(folder)
-    rows = test_rows(folder)
+    sets = recipe.test_sets
+    test = check_test_set(folder, sets, test)
+    rows = test_rows(folder, part_of(test, sets))
     if not rows:
         raise RunError(f"{folder}: the recipe names no data.test to score on")
     asked = recipe.search.zero_shot if zero_shot is None else zero_shot
     asked = "all" if asked == ["all"] else asked
+    if zero_shot is None and asked != "all" and len(sets) > 1:  # each set has its own languages
+        asked = [name for name in asked if has_text(rows, Direction.parse(name))]
     zero_shot = zero_shot_directions(asked, infos, rows)
     return evaluate_model(
         find_model(folder, checkpoint),
         *test_bitexts(rows, [*infos, *zero_shot]),
-        unread=unread_rows(folder, recipe),
+        unread=unread_rows(folder, recipe, test),
         levels={name: info.level for name, info in infos.items()},
         beam=beam or recipe.search.beam,
         length_penalty=recipe.search.length_penalty if length_penalty is None else length_penalty,
         batch_tokens=recipe.search.batch_tokens,
         device=device_of(recipe.device),
         sentences=sentences or recipe.search.sentences,
-        out=folder,
+        out=scored_folder(folder, test, sets),
         name=checkpoint,
         say=say,
         zero_shot=zero_shot,
-        bleu_tokenize=bleu_tokenize or recipe.search.bleu_tokenize,
+        bleu_tokenize=_placed(bleu_tokenize or recipe.search.bleu_tokenize, folder),
         ranks=ranks,
+        test=test,
     )
+
+
+def check_test_set(run: Path, sets: Sequence[str], test: str | None) -> str:
+    """The name of a test set, None for the first; RunError if the run has no set of that name."""
+    if test is None or test in sets:
+        return test if test is not None else next(iter(sets), "")
+    there = ", ".join(filter(None, sets))
+    raise RunError(
+        f"{run}: --test {test}: "
+        + (f"its test sets are {there}" if there else "its recipe names none of its test sets")
+    )
+
+
+def _placed(tokenize: str | None, run: Path) -> str | None:
+    """The tokenizer of BLEU; that of the model's own vocabulary is in the folder of the run."""
+    return f"{FILE}{run / VOCABULARY_FILE}" if tokenize == VOCABULARY else tokenize
 
 
 def tokenizer_option(name: str | None) -> str | None:
@@ -145,15 +169,15 @@ def test_bitexts(
     return pairs, {task: without for task, (_, without) in found.items() if without}
 
 
-def unread_rows(folder: Path, recipe: Recipe) -> list[Remark]:
-    """Rows of the test files that could not be read when the run was prepared."""
+def unread_rows(folder: Path, recipe: Recipe, test: str) -> list[Remark]:
+    """Rows of the files of a test set that could not be read when the run was prepared."""
     file = folder / "data" / "account.json"
     if not file.exists():  # runs of the first versions have none
         return []
     corpora = read_json(file, Accounts)["corpora"]
     return [
         Remark(name, reason, found["count"], False, tuple(found["first"]))
-        for name in dict.fromkeys(section.source().name for section in recipe.data.test)
+        for name in dict.fromkeys(s.source().name for s in recipe.data.tests.get(test, []))
         if name in corpora
         for reason, found in corpora[name]["dropped"].items()
     ]
@@ -177,15 +201,14 @@ def evaluate_model(
     bleu_tokenize: str | None = None,
     ranks: Ranks | None = None,
     unread: Sequence[Remark] = (),
+    test: str = "",
 ) -> DirectionScores:
     """Translate and score ``tests``; all directions share batches.
 
     ``without`` and ``unread`` are the rows of `test_bitexts` and `unread_rows` that have no score.
-    ``bleu_tokenize`` None is the default of each target language, "spm:vocabulary" the vocabulary
-    of the model. ``ranks`` as in `evaluate_run`: the batches are the same as in one process.
+    ``bleu_tokenize`` None is the default of each target language. ``ranks`` as in `evaluate_run`:
+    the batches are the same as in one process. ``test`` is the name of the test set.
     """
-    if bleu_tokenize == VOCABULARY:
-        bleu_tokenize = f"{FILE}{out / VOCABULARY_FILE}"
     tests = [Bitext(b.direction, b.sources[:sentences], b.targets[:sentences]) for b in tests]
     translator = Translator(
         found.load(device),
@@ -222,15 +245,17 @@ def evaluate_model(
         for b in tests
         for s, r, h in zip(b.sources, b.targets, translated[b.direction.name], strict=True)
     ]
-    out.mkdir(parents=True, exist_ok=True)
     tree = {
+        **({"test": test} if test else {}),
         "checkpoint": name,
+        "beam": beam,
+        "length_penalty": length_penalty,
         "bleu_tokenize": bleu_tokenize,
         "first_sentences": sentences,
         **scores.to_dict(),
         "averages": _averages(scores),
     }
-    write_scored(out, TRANSLATIONS, lines, tree)
+    keep_scores(out, TRANSLATIONS, lines, tree, say)
     return scores
 
 

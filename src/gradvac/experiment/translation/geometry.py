@@ -94,7 +94,7 @@ def measure_run(
         model,
         text,
         infos,
-        lambda shares: _losses(model, shares, smoothing),
+        lambda shares: mean_losses(model, shares, smoothing),
         "directions",
         granularity=granularity,
         smoothing=smoothing,
@@ -105,7 +105,7 @@ def measure_run(
     )
 
 
-def _losses(model: Transformer, shares: Shares, smoothing: float) -> Losses:
+def mean_losses(model: Transformer, shares: Shares, smoothing: float) -> Losses:
     """The sum of the training loss per target token of each direction, times its share.
 
     Directions share batches, so a dozen small directions are as fast as one.

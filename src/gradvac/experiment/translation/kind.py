@@ -87,7 +87,8 @@ class TranslationKind(Kind[Recipe, Vocabulary]):
         from gradvac.experiment.translation.evaluate import evaluate_run, score_table
 
         scores = evaluate_run(folder, **options, say=say, ranks=ranks)
-        return Scored(score_table(str(folder), scores), list(scores.signatures.values()))
+        title = f"{folder}: {test}" if (test := options.get("test")) else str(folder)
+        return Scored(score_table(title, scores), list(scores.signatures.values()))
 
     def measure(
         self,

@@ -2,6 +2,7 @@
 
 recipe.yaml  vocabulary.model  tasks.json
 data/train/*  data/valid/*  data/valid.jsonl  data/test.jsonl  data/account.json
+data/test-NAME.jsonl, for every named test set but the first
 
 Training text is streamed from the sources to disk, cleaned first, then encoded: memory does not
 grow with its size.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from gradvac.experiment.run.folder import TaskInfo, run_recipe, task_infos
 from gradvac.experiment.run.sums import check_sums, write_sums
 from gradvac.experiment.training.job import Prepared
 from gradvac.experiment.translation.model_folder import find_model
-from gradvac.experiment.translation.recipe import Recipe
+from gradvac.experiment.translation.recipe import Recipe, Sources
 from gradvac.experiment.translation.zero_shot import zero_shot_directions
 from gradvac.reading import read_lines
 from gradvac.text.blocks import Block
@@ -39,7 +40,7 @@ from gradvac.translation.translate import MAX_SOURCE
 from gradvac.translation.vocabulary import TextSample, Vocabulary, train_vocabulary
 from gradvac.writing import replacing, write_bytes, write_json
 
-_SUMMED = ("train/index.json", "valid/index.json", "valid.jsonl", "test.jsonl")
+_SUMMED = ("train/index.json", "valid/index.json", "valid.jsonl")
 _CHUNK = 10_000  # pairs encoded at a time: enough to keep all cores busy
 
 
@@ -58,10 +59,8 @@ def _prepare_text(
 ) -> tuple[Vocabulary, dict[str, int]]:
     """Clean and encode everything into ``folder``; returns the training pairs of each direction."""
     account = Account(recipe.data.on_problem)
-    held = {
-        p: read_corpus([s.source() for s in getattr(recipe.data, p)], account)
-        for p in ("valid", "test")
-    }
+    parts = {"valid": recipe.data.valid, **_tests(recipe)}
+    held = {p: read_corpus([s.source() for s in own], account) for p, own in parts.items()}
     vocabulary, samples = _given_vocabulary(recipe), dict[str, TextSample]()
     if vocabulary and vocabulary.normalization != recipe.vocabulary.normalization:
         say(
@@ -78,7 +77,8 @@ def _prepare_text(
     idle = set(most) - {d.name for d in directions} if isinstance(most, dict) else set[str]()
     if idle:  # not an error: another variant may use them
         say(f"data.max_pairs: {', '.join(sorted(idle))}: not trained here, so it limits nothing")
-    zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], held["test"])
+    tested = [row for part, rows in held.items() if part != "valid" for row in rows]
+    zero_shot_directions(recipe.search.zero_shot, [d.name for d in directions], tested)
     valid = [_valid(held["valid"], d, account).first(recipe.data.max_valid) for d in directions]
     pairs = _pairs(recipe, spool, directions, account)
     say(str(account))
@@ -99,8 +99,19 @@ def _prepare_text(
         with (folder / f"{part}.jsonl").open("w", encoding="utf-8") as lines:
             lines.writelines(json.dumps(row.texts, ensure_ascii=False) + "\n" for row in rows)
     write_json(folder / "account.json", account.to_dict())
-    write_sums(folder, _SUMMED)
+    write_sums(folder, [*_SUMMED, *(f"{part}.jsonl" for part in _tests(recipe))])
     return vocabulary, pairs
+
+
+def _tests(recipe: Recipe) -> dict[str, Sources]:
+    """The sources of each test set, by the part of the data that holds it."""
+    tests = recipe.data.tests
+    return {part_of(name, recipe.test_sets): own for name, own in tests.items()} or {"test": []}
+
+
+def part_of(test: str, sets: Sequence[str]) -> str:
+    """The name of the file, without its ending, that holds a test set of a run."""
+    return "test" if test in ("", *sets[:1]) else f"test-{test}"
 
 
 def _named(recipe: Recipe) -> list[str]:
@@ -128,7 +139,7 @@ def open_prepared(folder: Path) -> Prepared[Recipe, Vocabulary]:
     recipe = run_recipe(folder, Recipe)
     vocabulary = Vocabulary.load(folder / VOCABULARY)
     with suppress(FileNotFoundError):  # runs of earlier versions have no sums
-        check_sums(folder / "data", _SUMMED)
+        check_sums(folder / "data", [*_SUMMED, "test.jsonl"])
     parts = {
         part: open_encoded(folder / "data" / part, vocabulary.fingerprint)
         for part in ("train", "valid")
@@ -137,7 +148,7 @@ def open_prepared(folder: Path) -> Prepared[Recipe, Vocabulary]:
 
 
 def test_rows(folder: Path, part: str = "test") -> list[Row]:
-    """The test rows of a run; ``part`` "valid": the validation rows, empty in old runs."""
+    """The test rows of a run, or another `part_of` it; "valid": empty in old runs."""
     file = folder / "data" / f"{part}.jsonl"
     if part == "valid" and not file.exists():
         return []
@@ -158,7 +169,7 @@ def _read_training(
 ) -> Spool:
     """Clean training text on disk; if ``sampling``, ``samples`` gets text for a vocabulary."""
     data = recipe.data
-    held_out = held_out_keys(held["valid"]) | held_out_keys(held["test"])
+    held_out = frozenset[str]().union(*map(held_out_keys, held.values()))
     rules = data.cleaning.rules()
     spool = Spool(folder, rules, account, data.directions, data.languages, held_out)
     # All languages of the recipe: bilingual variants share the vocabulary.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.paths import resolve
@@ -15,6 +15,7 @@ from gradvac.experiment.recipe.sections import (
     BatchSection,
     CleaningSection,
     Count,
+    FolderName,
     Languages,
     Section,
     Share,
@@ -27,17 +28,25 @@ from gradvac.text.languages import ENGLISH, Direction, same_language
 from gradvac.translation.tokenizers import FILE, VOCABULARY, check_tokenizer
 from gradvac.translation.vocabulary import Normalization
 
+Sources = list[SourceSection]
+TestSets = Annotated[
+    Annotated[Sources, Tag("list")] | Annotated[dict[FolderName, Sources], Tag("named")],
+    Discriminator(lambda found: "named" if isinstance(found, dict) else "list"),
+]
+"""One test set, or several by name."""
+
 
 class DataSection(Section):
     """Corpora and the directions to learn.
 
-    ``corpus`` is a folder made by `gradvac corpus`: the default for train, valid and test.
+    ``corpus`` is a folder made by `gradvac corpus`: the default for train, valid and test. ``test``
+    is one test set, or several by name, which are scored and compared apart.
     """
 
     corpus: str | None = None
     train: list[SourceSection] = Field(default=[])
     valid: list[SourceSection] = Field(default=[])
-    test: list[SourceSection] = Field(default=[])
+    test: TestSets = Field(default=[])
     directions: Literal["to_en", "from_en", "both"] | Languages = "both"
     languages: Languages | None = None
     cleaning: CleaningSection = CleaningSection()
@@ -52,6 +61,25 @@ class DataSection(Section):
         if not self.train and self.corpus is None:
             raise ValueError("give train (sources of text) or corpus (a folder of gradvac corpus)")
         return self
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _one_source_is_a_list(cls, found: Any) -> Any:
+        if not isinstance(found, dict):
+            return found
+        named = cast(dict[str, Any], found)
+        if "path" in named or "paths" in named:
+            raise ValueError("write one test set as a list, [{path: ...}], several as NAME: [...]")
+        if empty := [name for name, sources in named.items() if not sources]:
+            raise ValueError(f"the test set {empty[0]!r} names no source of text")
+        return {k: [v] if isinstance(v, dict) else v for k, v in named.items()}
+
+    @property
+    def tests(self) -> dict[str, Sources]:
+        """The sources of each test set by name; the name of a single one is empty."""
+        if isinstance(self.test, dict):
+            return self.test
+        return {"": self.test} if self.test else {}
 
     @field_validator("languages")
     @classmethod
@@ -156,6 +184,11 @@ class Recipe(BaseRecipe):
         return bool(self.data.test)
 
     @property
+    def test_sets(self) -> tuple[str, ...]:
+        """The names of the test sets; the name of a single one is empty."""
+        return tuple(self.data.tests)
+
+    @property
     def has_validation(self) -> bool:
         """Whether there is validation text."""
         return bool(self.data.valid)
@@ -220,10 +253,13 @@ def _absolute(recipe: Recipe, file: Callable[[str], str]) -> Recipe:
     if tokenize and tokenize.startswith(FILE) and tokenize != VOCABULARY:
         tokenize = f"{FILE}{place(tokenize.removeprefix(FILE))}"
     data = recipe.data
-    texts = {
-        part: [source.placed(file) for source in getattr(data, part)]
-        for part in ("train", "valid", "test")
-    }
+    placed = lambda sources: [source.placed(file) for source in sources]
+    texts: dict[str, Any] = {part: placed(getattr(data, part)) for part in ("train", "valid")}
+    texts["test"] = (
+        {name: placed(own) for name, own in data.test.items()}
+        if isinstance(data.test, dict)
+        else placed(data.test)
+    )
     corpus = place(data.corpus)
     if corpus is not None:
         for part, found in _of_corpus(resolve(corpus), data.languages).items():

@@ -25,8 +25,8 @@ def zero_shot_directions(
     parsed = [Direction.parse(name) for name in known]
     sources = list(dict.fromkeys(d.source for d in parsed))
     targets = list(dict.fromkeys(d.target for d in parsed))
-    texts = [row.texts for row in rows]
-    tested = lambda d: any(t.get(d.source) and t.get(d.target) for t in texts)
+    rows = list(rows)
+    tested = lambda d: has_text(rows, d)
     if asked == "all":
         pairs = [Direction(a, b) for a in sources for b in targets if a != b]
         return [d.name for d in pairs if d.name not in known and tested(d)]
@@ -43,3 +43,8 @@ def zero_shot_directions(
         if reason:
             raise RecipeError(f"search.zero_shot: {d.name}: {reason}")
     return list(dict.fromkeys(asked))
+
+
+def has_text(rows: Iterable[Row], direction: Direction) -> bool:
+    """Whether a row has text in both languages of a direction."""
+    return any(r.texts.get(direction.source) and r.texts.get(direction.target) for r in rows)

@@ -19,7 +19,7 @@ from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_o
 from gradvac.experiment.view.proximity import families, typological_distances
 from gradvac.experiment.view.run_view import LANGUAGES, TaskView, load_runs
 from gradvac.geometry.statistics import cophenetic_test, correlation, mantel, residual, same
-from gradvac.tables import Table
+from gradvac.tables import Table, decimal
 from gradvac.writing import write_csv
 
 LEVEL = 0.05
@@ -204,7 +204,7 @@ def chance(f: Finding) -> str:
 def _number(value: float, digits: int = 2) -> str:
     if math.isnan(value):
         return "\N{EN DASH}"
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return decimal(value, digits).replace("-", "\N{MINUS SIGN}")
 
 
 def print_numbers(run: Path, measured: Path, console: Console) -> None:
