@@ -47,7 +47,7 @@ from gradvac.integrations.trl import TaskSFTTrainer
 
 METHODS = {"joint": Joint, "gradvac": GradVac}
 ADAPTER = dict(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-SHOWN = 2  # translations of each language that are kept
+SHOWN = 1  # translations of each language that are kept
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Size:
 
 
 SIZES = {
-    "smollm2": Size(16, 2, 8, 384, 200, 8, 1e-3, bf16=True),
+    "smollm2": Size(12, 2, 8, 384, 200, 6, 1e-3, bf16=True),
     "quick": Size(4, 1, 8, 384, 24, 4, 1e-2, bf16=False),
 }
 
@@ -216,7 +216,7 @@ def translations(trainer: Any) -> list[dict[str, str]]:
         rows = [r for r in material.texts("test", SHOWN, 1) if r["task"] == language]
         for row in rows:
             given = tokenizer(row["prompt"], return_tensors="pt")
-            out = model.generate(**given, max_new_tokens=40, do_sample=False)
+            out = model.generate(**given, max_new_tokens=24, do_sample=False)
             said = tokenizer.decode(out[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
             english = row["prompt"].split("\n")[0].removeprefix("English: ")
             said = (said.strip().splitlines() or [""])[0]

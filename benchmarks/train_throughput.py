@@ -3,7 +3,8 @@
 Both sides get the same batches, the same label-smoothed loss over non-padding targets, the same
 dropout and the same fused Adam, in a bare loop of the same process. They take turns batch by
 batch, so that a busy machine slows all alike; a batch counts with its median over the rounds, and
-ratios are to Marian in fp32. Once more under bfloat16 autocast, where a CPU knows bfloat16.
+ratios are to Marian in fp32. Once more under bfloat16 autocast, if this CPU computes in it: others
+take minutes for it.
 
     python benchmarks/train_throughput.py [--quick] [--preset tiny] [--json FILE]
 """
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import MarianConfig, MarianMTModel
 
+from gradvac.experiment.training.build import has_bf16
 from gradvac.translation.shapes import PRESETS, TransformerConfig
 from gradvac.translation.transformer import Transformer
 
@@ -171,9 +173,12 @@ def main() -> None:
     sides = [
         Side("marian", *marian_loss(config), bf16=False),
         Side("gradvac", *gradvac_loss(config), bf16=False),
-        Side("marian bf16", *marian_loss(config), bf16=True),
-        Side("gradvac bf16", *gradvac_loss(config), bf16=True),
     ]
+    if has_bf16(torch.device("cpu")):
+        sides += [
+            Side("marian bf16", *marian_loss(config), bf16=True),
+            Side("gradvac bf16", *gradvac_loss(config), bf16=True),
+        ]
     for side in sides:
         side.step(0, batches[0])
         side.seconds.clear()

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gradvac
+from gradvac.engine.checks import Checks
 from gradvac.integrations.transformers import TaskGradients
 from tests.integrations import tiny
 from tests.methods.helpers import random_order
@@ -93,6 +94,32 @@ def test_joint_is_the_ordinary_trainer_on_a_stream_of_single_samples(tmp_path):
     model.classifier, model.num_labels = nn.Linear(8, tiny.V).double(), tiny.V
     error, *_ = joint_error(TaskGradients, model, Stream(), tmp_path, **options)
     assert error < EXACT
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_after_the_first_steps_nothing_is_checked_again(tmp_path, accumulation, monkeypatch):
+    checked, ends = [], []
+    check = Checks.check
+
+    def counted(self, passes, gather=None):
+        checked.append(passes.batch.followed)
+        return check(self, passes, gather)
+
+    class Counting(transformers.TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            ends.append(len(checked))
+
+    data = tiny.samples(16)
+    for sample in data:
+        sample["labels"] = sample["input_ids"]
+    monkeypatch.setattr(Checks, "check", counted)
+    tiny.train(
+        TaskGradients, tiny.built(tiny.llama), data, tmp_path, method=gradvac.GradVac(),
+        callbacks=[Counting()], gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=4 // accumulation,
+    )  # fmt: skip
+    assert all(checked) and ends[0] > 0  # samples are followed to the losses; the first is checked
+    assert ends[1:] == [ends[1]] * 3
 
 
 class Regression(TaskGradients):

@@ -140,6 +140,24 @@ def test_a_loss_that_is_more_than_the_cross_entropy(tmp_path):
         trainer_of(tmp_path, make=penalised).train()
 
 
+def test_a_routers_loss_is_named_with_what_to_do(tmp_path):
+    shape = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 4}
+    config = transformers.MixtralConfig(vocab_size=20, output_router_logits=True, **shape, **heads)
+    data = [
+        {"input_ids": ids, "labels": ids, "task": n % 2} for n, ids in enumerate([[3, 4, 5]] * 8)
+    ]
+
+    def make():
+        model = transformers.MixtralForCausalLM(config)
+        model.set_experts_implementation("eager")  # the other takes no float64
+        return model
+
+    trainer = trainer_of(tmp_path, data=data, make=make)
+    with pytest.raises(gradvac.GradientError, match=r"includes a router's loss.*router_losses"):
+        trainer.train()
+
+
 def test_regression_and_several_labels(tmp_path):
     data = [{**sample, "labels": torch.randn(tiny.CLASSES).double()} for sample in DATA]
     trainer = trainer_of(tmp_path, data=data, make=tiny.classifier)

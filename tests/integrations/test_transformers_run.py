@@ -68,6 +68,30 @@ def test_logged_losses_are_the_means_of_each_task(tmp_path):
     assert {task: entry[f"loss_{task}"] for task in tiny.TASKS} == pytest.approx(expected, 1e-10)
 
 
+class Seen(transformers.TrainerCallback):
+    """What a logger of the Trainer, such as that of wandb, is given."""
+
+    def __init__(self):
+        self.logs = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.logs.append(dict(logs))
+
+
+def test_the_loggers_of_the_trainer_get_our_numbers(tmp_path):
+    seen = Seen()
+    model = tiny.built(tiny.tagger)
+    tiny.train(
+        TaskGradients, model, DATA, tmp_path, method=gradvac.PCGrad(), max_steps=2, callbacks=[seen]
+    )
+    for logs in seen.logs[:2]:
+        assert {"loss", "conflicts", "pairs", "edits"} <= set(logs)
+        assert {name for name in logs if name.startswith("loss_")} <= {
+            f"loss_{task}" for task in tiny.TASKS
+        }
+        assert 0 <= logs["edits"] <= logs["pairs"] and logs["conflicts"] <= logs["pairs"]
+
+
 def test_a_new_model_begins_with_a_method_without_a_past(tmp_path):
     options = dict(method=gradvac.GradVac(beta=0.3), max_steps=3)
     trainer = tiny.train(

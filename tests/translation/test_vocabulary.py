@@ -1,6 +1,9 @@
 """The shared vocabulary: tags nobody can spell, byte fallback, temperature-sampled training."""
 
 import itertools
+import os
+import signal
+import threading
 import unicodedata
 from collections import Counter
 
@@ -178,3 +181,31 @@ def test_a_size_out_of_reach_names_the_key():
     message = r"vocabulary\.size: 60000 cannot be trained on this text: Vocabulary size too high"
     with pytest.raises(RecipeError, match=message):
         train_vocabulary({"en": ["one two"]}, size=60_000)
+
+
+@pytest.mark.parametrize("asked", [1, len(WORDS)])
+def test_ctrl_c_ends_the_wait_for_sentencepiece(monkeypatch, asked):
+    """Which is busy with the text, or with itself, and never looks for a signal."""
+    released, seen = threading.Event(), []
+
+    def train(sentence_iterator, **options):
+        seen.extend(itertools.islice(sentence_iterator, asked))
+        os.kill(os.getpid(), signal.SIGINT)
+        if asked == 1:
+            seen.extend(sentence_iterator)  # ends when the wait has ended
+        else:
+            released.wait()
+
+    def endless():
+        yield from WORDS
+        if asked == 1:
+            yield from itertools.repeat("more")
+
+    monkeypatch.setattr("gradvac.translation.vocabulary.spm.SentencePieceTrainer.train", train)
+    monkeypatch.setattr(
+        "gradvac.translation.vocabulary.temperature_sample", lambda *given: endless()
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train_vocabulary({"en": WORDS}, size=SIZE)
+    assert len(seen) >= asked and not released.is_set()
+    released.set()

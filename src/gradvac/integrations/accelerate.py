@@ -70,19 +70,17 @@ def backward(
     """
     refuse_other_reduction(accelerator)
     _check_ranks(accelerator, engine)
-    scaler = accelerator.scaler
-    divisor = accelerator.gradient_accumulation_steps * accelerator.num_processes
-    # Factors go into the mask: a product of the losses made here, perhaps after the block of
-    # `engine.tasks`, would hide from the engine which samples they belong to.
-    if divisor > 1 or scaler is not None:
-        factor = (torch.ones_like(loss.detach()) if mask is None else mask) / divisor
-        mask = factor if scaler is None else scaler.scale(factor)
+    scaler, ranks = accelerator.scaler, accelerator.num_processes
+    parts = accelerator.gradient_accumulation_steps * ranks
+    if parts > 1 or scaler is not None:  # by the mask: the samples of a new loss are not known
+        mask = torch.ones_like(loss) if mask is None else mask
+        mask = mask / parts
+        mask = mask if scaler is None else scaler.scale(mask)
     if not accelerator.sync_gradients:
         engine.accumulate(loss, rows, mask)
         return None
     scale = 1.0 if scaler is None else scaler
-    if shares is not None and accelerator.num_processes > 1:
-        ranks = accelerator.num_processes
+    if shares is not None and ranks > 1:
         shares = {task: share / ranks for task, share in shares.items()}
     return engine.backward(loss, rows, mask, scale, step, shares)
 

@@ -15,6 +15,10 @@ OVERRIDE = (
     "override task_losses(model, inputs), which returns the unreduced losses [B, ...] and None, or "
     "losses [N] and the sample each belongs to [N]"
 )
+_ROUTER = (
+    " (it includes a router's loss of all samples: leave that out by model.config."
+    "output_router_logits = False, or add gradvac.integrations.router_losses)"
+)
 _IGNORED = -100  # label of a position without loss, by the convention of transformers
 
 
@@ -110,13 +114,14 @@ class ModelLoss:
         labels = _beside_virtual_tokens(model, logits, labels)
         losses, counted = padded_cross_entropies(logits, labels, self.shift, self.smoothing)
         if not self._known and bool(counted.any()):
-            self._compare(name, losses.detach()[counted], fields.get("loss"), n_items)
+            self._compare(name, losses.detach()[counted], fields, n_items)
         return losses, counted
 
     def _compare(
-        self, name: str, losses: Tensor, own: Tensor | None, n_items: Tensor | int | None
+        self, name: str, losses: Tensor, fields: Mapping[str, Any], n_items: Tensor | int | None
     ) -> None:
         """Compare losses ``[N]`` with the model's own loss, and find what that divides by."""
+        own: Tensor | None = fields.get("loss")
         if own is None:
             raise GradientError(f"{name} returns no loss to compare with; {OVERRIDE}")
         tolerance = 1e-4 if own.dtype.itemsize >= 4 else 1e-2  # the latter for 16 bits
@@ -125,8 +130,8 @@ class ModelLoss:
             if not close(len(losses)):
                 raise GradientError(
                     f"the loss of {name} is {own.item():.6g} where the mean cross-entropy of its "
-                    f"logits and labels is {losses.mean().item():.6g}, so it is another loss; "
-                    f"{OVERRIDE}"
+                    f"logits and labels is {losses.mean().item():.6g}, so it is another loss"
+                    f"{_ROUTER if any('aux_loss' in field for field in fields) else ''}; {OVERRIDE}"
                 )
             self.adds_up_means = n_items is not None
         self._known = True

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import Literal, get_args
+from threading import Event, Thread
+from typing import Any, Literal, get_args
 
 import numpy as np
 import sentencepiece as spm
@@ -210,6 +212,37 @@ def temperature_sample(
             yield sentences[int(i)]
 
 
+def _interruptible(train: Callable[..., None], sentences: Iterable[str], **options: Any) -> None:
+    """Call SentencePiece in a thread, so that Ctrl-C ends the wait at once: it never looks for it.
+
+    Python must not end while the thread is in ``sentences``: they end with the wait.
+    """
+    given_up, read, errors = Event(), Event(), list[BaseException]()
+
+    def given() -> Iterator[str]:
+        yield from takewhile(lambda text: not given_up.is_set(), sentences)
+        read.set()
+
+    def work() -> None:
+        try:
+            train(sentence_iterator=given(), **options)
+        except BaseException as e:
+            errors.append(e)
+
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except BaseException:
+        given_up.set()
+        if not read.is_set():
+            thread.join(2)  # it fails for want of text
+        raise
+    if errors:
+        raise errors[0]
+
+
 def train_vocabulary(
     texts: Mapping[str, Sequence[str]],
     *,
@@ -239,8 +272,9 @@ def train_vocabulary(
     total = min(sample, sum(len(t) for t in texts.values()))
     drawn = temperature_sample(texts, temperature, total, seed, sizes)
     try:
-        spm.SentencePieceTrainer.train(
-            sentence_iterator=(_written(text, normalization) for text in drawn),
+        _interruptible(
+            spm.SentencePieceTrainer.train,
+            (_written(text, normalization) for text in drawn),
             normalization_rule_name="identity" if normalization in _EXACT else normalization,
             remove_extra_whitespaces=normalization != "identity",
             model_writer=model,

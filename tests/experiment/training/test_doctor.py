@@ -41,7 +41,7 @@ def test_nothing_tries_bfloat16_where_the_cpu_has_none(monkeypatch):
     tried: list[torch.dtype] = []
     monkeypatch.setattr(doctor, "_seconds", lambda kind, device: tried.append(kind) or 1.0)
     for there in (False, True):
-        monkeypatch.setattr(doctor, "uses_bf16", lambda precision, device, there=there: there)
+        monkeypatch.setattr(doctor, "has_bf16", lambda device, there=there: there)
         (line,) = doctor._precision()
         assert bool(re.search("auto means bf16", line)) == there
         assert (torch.bfloat16 in tried) == there

@@ -5,8 +5,8 @@ import pytest
 from gradvac.errors import RecipeError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.training.build import device_of
+from gradvac.experiment.training.notes import notes, unreached
 from gradvac.experiment.training.prepare import prepare
-from gradvac.experiment.training.train import unreached
 from gradvac.experiment.translation.evaluate import evaluate_run
 from tests.build import trained
 
@@ -47,6 +47,19 @@ def test_what_a_run_never_reaches_is_said(toy, changes, words):
     recipe = load_recipe(toy / "recipe.yaml", [f"training.{change}" for change in changes])
     said = unreached(recipe.training)
     assert any(words in line for line in said) if words else not said
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_precision_that_the_device_is_slow_in_is_said(toy, monkeypatch, there):
+    monkeypatch.setattr("gradvac.experiment.training.notes.has_bf16", lambda device: there)
+    said = {
+        precision: notes(
+            load_recipe(toy / "recipe.yaml", [f"training.precision={precision}"]).training,
+            device_of("cpu"),
+        )
+        for precision in ("auto", "fp32", "bf16")
+    }
+    assert not said["auto"] and not said["fp32"] and bool(said["bf16"]) != there
 
 
 @pytest.mark.parametrize("name", ["meta", "cpu:x", "xla", "hip", "cuda:99", ""])

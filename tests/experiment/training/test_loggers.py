@@ -103,7 +103,7 @@ def test_a_resumed_run_goes_on_in_the_same_place(toy, tmp_path, trackio):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of its own database
-def test_mlflow_keeps_the_numbers_in_a_database(toy, tmp_path, monkeypatch):
+def test_mlflow_keeps_the_numbers_and_the_recipe(toy, tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     run = tmp_path / "run"

@@ -21,7 +21,7 @@ from gradvac.experiment.run.disk import Outbox
 from gradvac.experiment.run.folder import task_infos
 from gradvac.experiment.run.resuming import build_once
 from gradvac.experiment.sweep.first_look import first_look
-from gradvac.experiment.training.build import device_of, uses_bf16
+from gradvac.experiment.training.build import device_of, has_bf16
 from gradvac.experiment.training.display import Display, clock
 from gradvac.experiment.training.prepare import prepare, resume_run, share_text
 from gradvac.experiment.training.train import Trainer
@@ -51,6 +51,7 @@ FEWEST, MOST = 40, 160
 """Steps of each run. Chosen here: with fewer the new languages hardly improve; with more the demo
 shows nothing new."""
 TIMED = 3  # steps whose speed is measured, after one that is not
+JOINT = 0.85  # time of a step of joint training, in steps of GradVac; measured 0.80
 VALIDATIONS = 6  # what the validations of a run cost, in steps; measured on two cores
 REPORT = 8.0  # seconds for the report, on slow cores
 
@@ -71,19 +72,27 @@ class Plan:
 
 
 def run_demo(
-    out: Path, *, steps: int | None, minutes: float, sentences: int, console: Console
+    out: Path,
+    *,
+    steps: int | None,
+    minutes: float,
+    sentences: int,
+    console: Console,
+    started: float | None = None,
 ) -> Path:
     """Look at the starting model, train both runs (or resume them), score all, write the report.
 
     ``steps`` of each run; None for as many as fit into ``minutes``, or as in an earlier demo in
-    ``out``. Returns the report's path. Everything is in ``out``: ``demo.json``, ``text/``,
-    ``joint/``, ``gradvac/``, ``starting-model/`` and ``report.html``.
+    ``out``. ``started``: when the time began, by `time.perf_counter`; by default now. Returns the
+    report's path. Everything is in ``out``: ``demo.json``, ``text/``, ``joint/``, ``gradvac/``,
+    ``starting-model/`` and ``report.html``.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     _check(out)
     recipe = _recipe("joint")
     first_look(recipe, console)
-    console.rule("text, and the starting model's scores")
+    rest = 60 * minutes - (time.perf_counter() - started)
+    console.rule(f"text, and the starting model's scores{_left(rest) if steps is None else ''}")
     _prepare(recipe, out / "text", console)
     before = time.perf_counter()
     scores = {"starting model": _score_start(recipe, out, sentences, console)}
@@ -92,10 +101,10 @@ def run_demo(
     left = 60 * minutes - spent - 2 * scoring - REPORT
     plan = _plan(out, steps, left, console)
     after = 2 * scoring + REPORT
-    for name in METHODS:
-        train = (plan.steps + VALIDATIONS) * plan.seconds_per_step
+    train = (plan.steps + VALIDATIONS) * plan.seconds_per_step
+    for name, own in (("joint", JOINT * train), ("gradvac", train)):
         after_this = after + train * (name == "joint")
-        console.rule(f"{METHODS[name]}: {plan.steps} steps{_left(train + after_this)}")
+        console.rule(f"{METHODS[name]}: {plan.steps} steps{_left(own + after_this)}")
         _train(name, out, plan.steps, Display(console, after=after_this))
     console.rule(f"scores on held-out strings{_left(after)}")
     for name in METHODS:
@@ -163,13 +172,13 @@ def _plan(out: Path, steps: int | None, seconds: float, console: Console) -> Pla
         console.print(f"{plan.steps} steps, as recorded in {file}", soft_wrap=True)
         return plan
     each, tokens = _speed(out / "text")
-    each_run = (seconds - TIMED * each) / 2
-    fitting = int(each_run / each - VALIDATIONS) // 10 * 10
+    in_steps = (seconds - TIMED * each) / each / (1 + JOINT)
+    fitting = int(in_steps - VALIDATIONS) // 10 * 10
     plan = Plan(
         steps=steps or min(max(fitting, FEWEST), MOST),
         seconds_per_step=each,
         tokens_per_s=tokens,
-        precision="bf16" if uses_bf16("auto", device_of("auto")) else "fp32",
+        precision="bf16" if has_bf16(device_of("auto")) else "fp32",
         threads=torch.get_num_threads(),
     )
     write_json(file, asdict(plan))

@@ -94,7 +94,7 @@ def cosine_table(frame: Frame, title: str) -> RichTable:
     table = RichTable("", *frame.tasks, title=title, title_justify="left", padding=(0, 0))
     for task, row in zip(frame.tasks, cosine, strict=True):
         cells = [
-            Text("" if other == task else f"{value:.2f}"[-4:], _shade(value, low, high))
+            Text("" if other == task else f"{value:.2f}", _shade(value, low, high))
             for other, value in zip(frame.tasks, row, strict=True)
         ]
         table.add_row(task, *cells)

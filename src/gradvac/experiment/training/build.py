@@ -31,8 +31,11 @@ def device_of(name: str) -> torch.device:
 
 def uses_bf16(precision: str, device: torch.device) -> bool:
     """Whether to train under bfloat16 autocast; "auto": if the device supports it."""
-    if precision != "auto":
-        return precision == "bf16"
+    return precision == "bf16" if precision != "auto" else has_bf16(device)
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16, not only stores it; others are many times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # not in older PyTorch

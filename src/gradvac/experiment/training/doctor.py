@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from gradvac.experiment.training.build import device_of, uses_bf16
+from gradvac.experiment.training.build import device_of, has_bf16
 
 EXTRAS = {
     "toolkit": "the command line, from raw text to a scored and compared model",
@@ -98,7 +98,7 @@ def _threads() -> Iterator[str]:
 def _precision() -> Iterator[str]:
     """Whether bfloat16 is used; it is timed only where it is, for it is very slow elsewhere."""
     device = device_of("auto")
-    if not uses_bf16("auto", device):
+    if not has_bf16(device):
         yield (
             f"precision: this {'GPU' if device.type == 'cuda' else 'CPU'} does not compute in "
             "bfloat16, so training.precision: auto means fp32; bf16 would work and be much slower."

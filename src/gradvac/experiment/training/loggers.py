@@ -110,19 +110,22 @@ class MlflowLogger:
 
     package: ClassVar[str] = "mlflow"
     extra: ClassVar[str] = "mlflow"
-    most = 1000  # metrics of one request, which MLflow's interface limits
+    most, most_params = 1000, 100  # metrics and parameters that MLflow takes in one request
 
     def __init__(self, folder: Path, recipe: BaseRecipe, kept: str) -> None:
         mlflow = importlib.import_module("mlflow")
-        self._metric: Any = importlib.import_module("mlflow.entities").Metric
+        entities = importlib.import_module("mlflow.entities")
+        self._metric: Any = entities.Metric
         self._client: Any = mlflow.MlflowClient()
         if not kept:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or recipe.name
             found = self._client.get_experiment_by_name(name)
             experiment = found.experiment_id if found else self._client.create_experiment(name)
             kept = self._client.create_run(experiment, run_name=_name(recipe)).info.run_id
-            for key, value in flat(recipe.model_dump(mode="json"), "."):
-                self._client.log_param(kept, key, value)
+            tree = flat(recipe.model_dump(mode="json"), ".")
+            params = [entities.Param(key, str(value)) for key, value in tree]
+            for start in range(0, len(params), self.most_params):
+                self._client.log_batch(kept, params=params[start : start + self.most_params])
         self.id = kept
         self._client.set_terminated(kept, "RUNNING")
 

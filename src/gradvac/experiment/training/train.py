@@ -16,7 +16,6 @@ from typing import Any
 from torch import Tensor
 
 from gradvac.errors import RecipeError, RunError
-from gradvac.experiment.recipe.sections import TrainingSection
 from gradvac.experiment.run.checkpoint import (
     Checkpoint,
     average,
@@ -36,6 +35,7 @@ from gradvac.experiment.training.display import Display
 from gradvac.experiment.training.job import Job
 from gradvac.experiment.training.loggers import Loggers
 from gradvac.experiment.training.metrics import Diverged, Window, append, truncate
+from gradvac.experiment.training.notes import notes
 from gradvac.experiment.training.process import (
     StopSignal,
     bound_kernel_caches,
@@ -93,7 +93,7 @@ class Trainer:
                 self._open_loggers()
             for line in [] if self.step else self.job.describe():
                 self.display.line(line)
-            for line in unreached(self.recipe.training):
+            for line in notes(training, self.job.device):
                 self.display.line(line)
             self.display.start(training.steps, self.step)
             while self.step < training.steps and not self._patience_spent():
@@ -368,25 +368,6 @@ class Trainer:
                     f"{', '.join(sorted(there)) or 'none'}; only in the run: {here or 'none'}"
                 )
             raise RunError(f"{folder}: its {key} is {found}, the run has {value}")
-
-
-def unreached(training: TrainingSection) -> list[str]:
-    """Periodic actions of a recipe whose period is longer than the run, in words."""
-    lines, steps, saved = [], training.steps, training.checkpoint_every
-    first = math.lcm(training.keep_every or 1, saved)
-    if training.keep_every and first > steps:
-        lines.append(
-            f"note: training.keep_every {training.keep_every:,} keeps nothing: with checkpoints at "
-            f"every {saved:,} steps the first to keep is at step {first:,} of {steps:,}"
-        )
-    elif training.keep_every and training.keep_every % saved:
-        lines.append(
-            f"note: training.keep_every {training.keep_every:,}: with checkpoints at every "
-            f"{saved:,} steps one is kept at every {first:,} steps"
-        )
-    if training.log_every > steps:
-        lines.append(f"note: training.log_every {training.log_every:,}: no line in {steps:,} steps")
-    return lines
 
 
 def _to_disk(file: Path) -> int:
