@@ -72,19 +72,18 @@ def _spread(values: list[float], sign: bool = False) -> str:
 
 
 def _cost(found: dict[str, Any]) -> str:
+    """Medians over rounds of the last step of a run, and of the first one."""
     heads = ["", "seconds of a step", "ratio", "MiB", "ratio", "first step: seconds", "MiB"]
-    rows = [
-        [
-            NAMES[row["trainer"]],
-            f"{row['seconds']:.2f}",
-            f"{row['ratio_time']:.2f}",
-            f"{row['mib']:.0f}",
-            f"{row['ratio_memory']:.2f}",
-            f"{row['first_seconds']:.2f}",
-            f"{row['first_mib']:.0f}",
-        ]
-        for row in found["cost"]
-    ]
+    plain = found["cost"]["plain"]
+    rows = []
+    for trainer, own in found["cost"].items():
+        cells = [NAMES[trainer]]
+        for what, digits in (("seconds", 2), ("mib", 0)):
+            last = [steps[-1] for steps in own[what]]
+            ratio = [a / steps[-1] for a, steps in zip(last, plain[what], strict=True)]
+            cells += [f"{statistics.median(last):.{digits}f}", f"{statistics.median(ratio):.2f}"]
+        first = {what: statistics.median(steps[0] for steps in own[what]) for what in own}
+        rows.append([*cells, f"{first['seconds']:.2f}", f"{first['mib']:.0f}"])
     return _table(heads, rows)
 
 

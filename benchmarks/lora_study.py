@@ -23,7 +23,6 @@ import gc
 import json
 import multiprocessing
 import shutil
-import statistics
 import time
 import warnings
 from collections.abc import Sequence
@@ -87,6 +86,10 @@ class Watch(TrainerCallback):
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.peaks: list[float] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """Take the memory in use now for that of the built model."""
         self._memory = Memory("cpu")
         self._start = 0.0
 
@@ -235,37 +238,23 @@ def reloaded(trainer: Any, base: Path) -> float:
     return float((again(input_ids=words).logits - model(input_ids=words).logits).abs().max())
 
 
-def cost(base: Path, size: Size, rounds: int, log: Any) -> list[dict[str, Any]]:
-    """Time and memory of a step of each trainer, rounds alternating between them."""
-    seen: dict[str, list[Watch]] = {"plain": [], "joint": [], "gradvac": []}
+def cost(base: Path, size: Size, rounds: int) -> dict[str, Any]:
+    """CPU seconds and peaks (MiB) of the steps of each trainer, [rounds, steps], in turn."""
+    seen: dict[str, Any] = {
+        name: {"seconds": [], "mib": []} for name in ("plain", "joint", "gradvac")
+    }
     for number in range(rounds):
-        for name, watches in seen.items():
+        for name, own in seen.items():
             watch = Watch()
             trainer = trainer_of(name, base, size, 0, 1 + size.timed, watch)
-            watch._memory = Memory("cpu")
+            watch.begin()
             trainer.train()
-            watches.append(watch)
-            log(f"round {number} {name}: {watch.seconds} s, {watch.peaks} MiB")
+            own["seconds"].append(watch.seconds)
+            own["mib"].append(watch.peaks)
+            print("round", number, name, watch.seconds, watch.peaks, flush=True)
             del trainer
             gc.collect()
-    rows = []
-    median = statistics.median
-    later = lambda values: median(values[1:])
-    for name, watches in seen.items():
-        pairs = list(zip(watches, seen["plain"], strict=True))
-        ratio = lambda what, n=pairs: median(later(what(a)) / later(what(b)) for a, b in n)
-        rows.append(
-            {
-                "trainer": name,
-                "seconds": round(median(later(w.seconds) for w in watches), 3),
-                "ratio_time": round(ratio(lambda w: w.seconds), 3),
-                "first_seconds": round(median(w.seconds[0] for w in watches), 3),
-                "mib": round(median(later(w.peaks) for w in watches), 1),
-                "ratio_memory": round(ratio(lambda w: w.peaks), 3),
-                "first_mib": round(median(w.peaks[0] for w in watches), 1),
-            }
-        )
-    return rows
+    return seen
 
 
 def arguments() -> argparse.Namespace:
@@ -293,14 +282,13 @@ def measured(args: argparse.Namespace) -> dict[str, Any]:
         size = Size(**{**vars(size), "steps": args.steps})
     base = args.folder / name
     (material.write_tiny if args.quick else material.write_smollm2)(base)
-    log = lambda text: print(text, flush=True)
     found = json.loads(args.json.read_text()) if args.only and args.json.exists() else {}
     packages = ("torch", "transformers", "trl", "peft")
     found["versions"] = {package: version(package) for package in packages}
     found["model"], found["size"] = name, vars(size)
     if args.only != "losses":
         keep_freed_memory()
-        found["cost"] = cost(base, size, args.rounds or (1 if args.quick else 3), log)
+        found["cost"] = cost(base, size, args.rounds or (1 if args.quick else 3))
     if args.only != "cost":
         found["losses"] = study(base, size, args.seeds, args.workers)
     shutil.rmtree(base.parent / "trainer", ignore_errors=True)

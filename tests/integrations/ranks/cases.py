@@ -14,11 +14,13 @@ from peft import LoraConfig
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
+from trl import SFTTrainer
 
 import gradvac
 from gradvac.integrations.accelerate import backward, without_wrapper
 from gradvac.integrations.transformers import STATE_FILE, TaskGradients
-from tests.integrations import tiny
+from gradvac.integrations.trl import TaskSFTTrainer
+from tests.integrations import sft, tiny
 
 EXACT = dict(train_sampling_strategy="sequential", optim="sgd", learning_rate=0.1)
 ON_ALL_RANKS = 8  # samples of a batch
@@ -145,6 +147,19 @@ def sharded_adapters(ranks: int, rank: int) -> Tensor:
     return torch.cat([getattr(p, "full_tensor", p.clone)().detach().flatten() for p in trained])
 
 
+def by_trl(kind: Any, folder: Path, ranks: int, **own: Any) -> tuple[Tensor, list[Any]]:
+    """Parameters of adapters after training by a trainer of TRL, and what it logged."""
+    trainer = sft.make(
+        kind, tiny.built(tiny.llama), sft.texts(24), folder, gradient_accumulation_steps=2,
+        per_device_train_batch_size=ON_ALL_RANKS // 2 // ranks, lr_scheduler_type="constant",
+        peft_config=LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False), **own,
+    )  # fmt: skip
+    start = parameters(trainer.model)
+    trainer.train()
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return parameters(trainer.model) - start, trainer.state.log_history[:-1]
+
+
 def losses_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     logits = model(input_ids=batch["input_ids"]).logits
     labels = batch["labels"].clamp(min=0)
@@ -162,6 +177,10 @@ def on_ranks(folder: Path, rank: int, ranks: int) -> dict[str, Any]:
         pair = trained(case, folder / name, ranks, rank), trained(ours, folder / "our", ranks, rank)
         found[name] = pair
     found["accelerate"] = by_accelerate(ranks, ours=False), by_accelerate(ranks, ours=True)
+    found["trl"] = (
+        by_trl(SFTTrainer, folder / "trl", ranks),
+        by_trl(TaskSFTTrainer, folder / "trl", ranks, method=gradvac.Joint()),
+    )
     found["sharded"] = sharded_adapters(ranks, rank)
     found["refused"] = refused(folder)
     return found

@@ -84,6 +84,13 @@ def test_joint_on_two_ranks_is_the_backward_of_accelerate(found):
     assert relative(ours, by_accelerate(1, ours=False), start) < EXACT  # one with the double batch
 
 
+def test_joint_on_two_ranks_is_the_ordinary_trainer_of_trl(found):
+    (plain, expected), (ours, log) = found[0]["trl"]
+    assert float((ours - plain).norm() / plain.norm()) < ROUNDED
+    for one, other in zip(log, expected, strict=True):
+        assert {key: one[key] for key in other} == pytest.approx(other, rel=1e-4)
+
+
 def test_sharded_adapters_on_two_ranks_are_whole_ones_on_one(found):
     alone = sharded_adapters(1, 0)
     model = tiny.adapted(tiny.llama, LoraConfig(r=2, target_modules="all-linear"))
