@@ -32,7 +32,7 @@ from gradvac.engine.groups import Grouping
 from gradvac.errors import GradientError
 from gradvac.integrations.accelerate import backward, without_wrapper
 from gradvac.integrations.task_losses import Share, TaskLosses, none_zero
-from gradvac.integrations.transformers_batch import TaskCollator, take_tasks
+from gradvac.integrations.transformers_batch import TaskCollator, segments_of, take_tasks
 from gradvac.integrations.transformers_loss import ModelLoss
 from gradvac.integrations.transformers_refusals import refuse_other_losses, refuse_settings
 from gradvac.methods import Method
@@ -113,6 +113,7 @@ class TaskGradients(Trainer):
         self._engine: Engine | None = None
         self._model_loss: ModelLoss | None = None
         self._n_items: Tensor | int | None = None  # labels of the step, if the Trainer counts them
+        self._packed = False  # whether samples are the tokens of one row
         self._shares: dict[str, Share] = {}
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._evaluated: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
@@ -149,7 +150,7 @@ class TaskGradients(Trainer):
             GradientError: if the model's own loss is different.
         """
         losses, counted = self._padded_losses(model, inputs)
-        return losses[counted], counted.nonzero()[:, 0]
+        return losses[counted], counted.nonzero()[:, int(self._packed)]
 
     def _padded_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the losses of :meth:`task_losses` as ``[B, ...]``, and which of them count."""
@@ -162,7 +163,7 @@ class TaskGradients(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], n_samples: int
     ) -> TaskLosses:
         """Return the losses of a batch: those of an override, or without a wait for the device."""
-        if type(self).task_losses is TaskGradients.task_losses:
+        if type(self).task_losses is TaskGradients.task_losses and not self._packed:
             return TaskLosses.padded(*self._padded_losses(model, inputs))
         return TaskLosses.of(*self.task_losses(model, inputs), n_samples)
 
@@ -192,16 +193,16 @@ class TaskGradients(Trainer):
         if callable(getattr(optimizer, "train", None)):
             optimizer.train()
         inputs = dict(self._prepare_inputs(inputs))
-        tasks = take_tasks(inputs, self.task_column, self.task_names)
+        tasks, segments, owners = self._take_tasks(inputs)
         engine = self.task_engine
         self._n_items = num_items_in_batch if self.model_accepts_loss_kwargs else None
         try:
-            with engine.tasks(tasks):
+            with engine.tasks(tasks, segments=segments):
                 with self.compute_loss_context_manager():
-                    found = self._training_losses(model, inputs, len(tasks))
+                    found = self._training_losses(model, inputs, len(owners))
                 divisor = self._divisor(found.divisor())
                 losses = found.values / divisor
-            for task, share in found.shares(tasks, divisor).items():
+            for task, share in found.shares(owners, divisor).items():
                 before = self._shares.get(task)
                 self._shares[task] = share if before is None else before + share
             shares = none_zero(self._shares, _NO_LOSS)
@@ -226,13 +227,13 @@ class TaskGradients(Trainer):
         Of samples that have tasks the losses are added up by task, in a forward pass of its own.
         """
         own: dict[str, Any] = dict(inputs)
-        tasks = None
+        owners = None
         if self.task_column in own:
-            tasks = take_tasks(own, self.task_column, self.task_names)
+            *_, owners = self._take_tasks(own)
         found = super().prediction_step(model, own, *args, **kwargs)
-        if tasks is not None and all(own.get(name) is not None for name in self.label_names):
+        if owners is not None and all(own.get(name) is not None for name in self.label_names):
             losses, rows = self._evaluated_losses(model, own)
-            self._add_evaluated(TaskLosses.of(losses, rows, len(tasks)), tasks)
+            self._add_evaluated(TaskLosses.of(losses, rows, len(owners)), owners)
         return found
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -334,6 +335,19 @@ class TaskGradients(Trainer):
         self.task_engine.load_state_dict(state["engine"])
 
     # -- one batch ------------------------------------------------------------------------------
+
+    def _take_tasks(self, inputs: dict[str, Any]) -> tuple[list[str], Tensor | None, list[str]]:
+        """Take the tasks out of a batch.
+
+        Returns:
+            The task of each sequence; the sequence of each token ``[1, T]`` if they share a row,
+            else None; and the task of each sample, which is then a token.
+        """
+        tasks = take_tasks(inputs, self.task_column, self.task_names)
+        segments = segments_of(inputs, tasks)
+        self._packed = segments is not None
+        owners = tasks if segments is None else [tasks[n] for n in segments[0].tolist()]
+        return tasks, segments, owners
 
     def _shifts_labels(self) -> bool:
         """Whether position t of the logits is about label t + 1, as the Trainer decides it."""

@@ -23,11 +23,18 @@ _IGNORED = -100  # label of a position without loss, by the convention of transf
 
 
 def cross_entropies(
-    logits: Tensor, labels: Tensor, shift: bool = False, smoothing: float = 0.0
+    logits: Tensor,
+    labels: Tensor,
+    shift: bool = False,
+    smoothing: float = 0.0,
+    packed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return :func:`padded_cross_entropies` of labels that count, and the sample of each: [N]."""
+    """Return :func:`padded_cross_entropies` of labels that count, and the sample of each: ``[N]``.
+
+    With ``packed`` the tokens of one row are the samples.
+    """
     losses, counted = padded_cross_entropies(logits, labels, shift, smoothing)
-    return losses[counted], counted.nonzero()[:, 0]
+    return losses[counted], counted.nonzero()[:, int(packed)]
 
 
 def padded_cross_entropies(
