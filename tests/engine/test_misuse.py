@@ -244,3 +244,19 @@ def test_a_model_wrapped_for_data_parallelism(kind):
             kind(wrapped, Joint())
     finally:
         distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("divide", "said"), [(False, 1), (True, 0)])
+def test_losses_that_are_added_up_are_said_once(caplog, divide: bool, said: int) -> None:
+    """24 losses of 2 each have a sum of 48, and a mean of 2."""
+    model = nn.Linear(3, 1)
+    nn.init.zeros_(model.weight)
+    nn.init.constant_(model.bias, 2.0)
+    engine = Engine(model, GradVac())
+    for _ in range(2):
+        with engine.tasks(["fr", "hi"] * 12):
+            loss = model(torch.randn(24, 3)).squeeze(1)
+            engine.backward(loss / 24 if divide else loss)
+    lines = [r.getMessage() for r in caplog.records if "add up to" in r.getMessage()]
+    assert len(lines) == said
+    assert all("add up to 48" in x and "of 24 losses" in x and "which is 2;" in x for x in lines)

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from gradvac.experiment.compare.results import runs_of, times
+from gradvac.experiment.compare.results import times
+from gradvac.experiment.run.below import runs_of
 from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.training.measuring import curvature_lines, measured_folder
 from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_of

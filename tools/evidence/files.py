@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from gradvac.experiment.compare.compare import half_width
 from gradvac.experiment.recipe.variants import row_of
-from gradvac.geometry.statistics import correlation
+from gradvac.geometry.statistics import correlation, half_width
 from gradvac.translation.significance import majority
 
 LEVEL = 0.05

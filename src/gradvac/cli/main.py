@@ -39,6 +39,25 @@ app = typer.Typer(
 app.add_typer(cli_start.app)  # first in the help
 
 
+def _version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        from gradvac import __version__
+
+        say(f"gradvac {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Train one model on many languages and control how their gradients interact."""
+
+
 @app.command()
 def train(
     recipe: RecipePath,
@@ -234,7 +253,8 @@ def geometry(
     Existing measurements are kept, so the same command continues after a stop.
     A run of tagging is measured on each language's validation text. Under torchrun every rank
     measures some of the directions.
-    RUN may also be the folder of a Hugging Face seq2seq model, or of a Trainer's checkpoint-N.
+    RUN may also be the folder of a sweep: every run of it is measured, and seeds are averaged. Or
+    that of a Hugging Face seq2seq model, or of a Trainer's checkpoint-N.
 
     Example: gradvac geometry runs/gradvac --every 1000 --curvature 8
     Example: gradvac geometry models/m2m --rows valid.tsv --directions fr-en,hi-en,en-fr,en-hi
@@ -259,13 +279,15 @@ def geometry(
 
 @app.command()
 def figures(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or sweeps.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("figures"),
     measured: Annotated[
         Path | None, typer.Option(help="Measurement of the run, if not in its folder.")
     ] = None,
 ) -> None:
-    """Draw the counterparts of the papers' figures that these runs allow.
+    """Draw the counterparts of the papers' figures that these runs allow; seeds are averaged.
 
     Example: gradvac figures runs/gradvac runs/joint --out figures
     """
@@ -276,14 +298,16 @@ def figures(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or sweeps.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="The HTML file to write.")] = Path("report.html"),
     watch: Annotated[
         int,
         typer.Option(min=0, help="Write it again every N seconds until the runs end. 0: once."),
     ] = 0,
 ) -> None:
-    """Write one self-contained HTML page about the given runs.
+    """Write one self-contained HTML page about the given runs; seeds are averaged.
 
     Example: gradvac report runs/joint runs/gradvac --out report.html
     """

@@ -23,7 +23,9 @@ app = typer.Typer()
 
 @app.command(name="evaluate")
 def evaluate_runs(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of runs or sweeps.", show_default=False)
+    ],
     checkpoint: CheckpointName = "best",
     beam: Beam = None,
     sentences: Annotated[
@@ -52,6 +54,7 @@ def evaluate_runs(
 
     Example: gradvac evaluate runs/joint runs/gradvac --zero-shot fr-de --bleu-tokenize flores200
     """
+    from gradvac.experiment.run.below import all_runs
     from gradvac.experiment.run.folder import any_recipe
     from gradvac.experiment.training.kind import score_run
     from gradvac.experiment.training.together import shared
@@ -65,6 +68,7 @@ def evaluate_runs(
         "zero_shot": zero_shot,
         "test": test,
     }
+    runs = all_runs(folders)
     with shared(any_recipe(runs[0]).device, console) as ranks:
         for run in runs:
             for scored in score_run(run, options, say, ranks):

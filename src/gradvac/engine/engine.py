@@ -136,6 +136,7 @@ class Engine(TaskEngine):
         tasks: TaskOfSample,
         batch_dim: int = 0,
         inputs: Sequence[Tensor] | None = None,
+        segments: Tensor | None = None,
     ) -> Iterator[Self]:
         """Follow the samples of a batch through the forward pass inside.
 
@@ -150,13 +151,18 @@ class Engine(TaskEngine):
             batch_dim: the dimension of the inputs that holds the samples.
             inputs: the tensors the samples come in. By default the tensors given to the model
                 whose size along ``batch_dim`` is B.
+            segments: for a row that holds several sequences, of which attention sees one at a time
+                (padding-free batches, packing): the sequence of each token, ``[1, T]`` or ``[T]``,
+                integers. ``tasks`` then has one name for each sequence, and each token is a
+                sample: ``rows`` of losses are positions of tokens. That attention keeps the tasks
+                apart is checked in every step, see :mod:`gradvac.engine.samples.segments`.
 
         Raises:
             GradientError: if a sample has no task or an unknown one, if this is inside another such
                 block, if the parameters differ from those the engine was made for, or if the
                 samples cannot be followed with ``engine="single_pass"``.
         """
-        with self._single_pass.tasks(tasks, batch_dim, inputs):
+        with self._single_pass.tasks(tasks, batch_dim, inputs, segments):
             yield self
 
     def backward(

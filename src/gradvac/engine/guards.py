@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import weakref
 from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
@@ -35,6 +37,22 @@ def refuse_wrapped(model: nn.Module) -> None:
                     "(model.module): the engine adds gradients up over the ranks itself. To shard "
                     "parameters use fully_shard"
                 )
+
+
+def say_if_summed(total: float, count: int) -> None:
+    """Log that losses are added up, if their sum is far above any mean of ``count`` losses.
+
+    More than 20 is: a guess among ten million classes has a mean loss of 16.
+    """
+    if count > 2 and 20 < total < math.inf:
+        logging.getLogger("gradvac").warning(
+            "the losses of the first step add up to %.3g: the gradient is that of the sum of %d "
+            "losses, not of their mean, which is %.3g; for the mean, as with loss.mean(), divide "
+            "them first: engine.backward(loss / loss.numel())",
+            total,
+            count,
+            total / count,
+        )
 
 
 class Guard:

@@ -24,6 +24,7 @@ from gradvac.engine.backward_passes import BackwardPasses
 from gradvac.engine.checks import Checks
 from gradvac.engine.comparison import CHECKS
 from gradvac.engine.gradients.parameter_slot import ParameterSlot
+from gradvac.engine.guards import say_if_summed
 from gradvac.engine.hidden import refuse_hidden
 from gradvac.engine.local_collector import LocalCollector
 from gradvac.engine.ranks.collector import RankCollector
@@ -33,9 +34,10 @@ from gradvac.engine.repeats import Repeats
 from gradvac.engine.report import StepReport
 from gradvac.engine.samples.calls import as_written, leaves
 from gradvac.engine.samples.owners import Owners
+from gradvac.engine.samples.segments import LEAK, Segments
 from gradvac.engine.setup import Setup
 from gradvac.engine.strategy import Gradients, Strategy
-from gradvac.engine.task_names import TaskOfSample, names_and_index
+from gradvac.engine.task_names import TaskOfSample, names_and_index, tasks_of_tokens
 from gradvac.engine.tracing.batch import TracedBatch
 from gradvac.engine.tracing.parameter_use import BackwardState, PassKind
 from gradvac.engine.tracing.tensor_info import Refusal
@@ -83,7 +85,11 @@ class SinglePass(Strategy):
 
     @contextmanager
     def tasks(
-        self, tasks: TaskOfSample, batch_dim: int, inputs: Sequence[Tensor] | None
+        self,
+        tasks: TaskOfSample,
+        batch_dim: int,
+        inputs: Sequence[Tensor] | None,
+        segments: Tensor | None,
     ) -> Iterator[None]:
         """Follow the samples of a batch through the forward pass inside; see `Engine.tasks`."""
         if _UNDER_WAY:
@@ -93,8 +99,12 @@ class SinglePass(Strategy):
                 + "; a forward pass belongs to one engine, end the outer block first"
             )
         names, index = names_and_index(tasks)
+        if segments is not None:
+            index, batch_dim = tasks_of_tokens(index, segments), max(batch_dim, segments.ndim - 1)
         self._check_before_forward(names)
         batch = self._batch = self._new_batch(names, index, batch_dim)
+        if segments is not None:
+            batch.trace.segments = Segments(lambda: batch.trace.repeating)
         # Ranks that gather parameters together also trace a single task, to act like the others.
         follows = batch.only is None or self.setup.shards is not None
         for x in inputs or ():
@@ -226,6 +236,8 @@ class SinglePass(Strategy):
         step.heads_state = setup.heads.state() if setup.ranks is None else None
         self.collector.finish(step)
         report = step.report(setup.group_names)
+        if self.first_step:
+            say_if_summed(float(report.losses.sum()), step.elements)
         shared = [step.gradients[id(p)] for p in setup.parameters[: setup.n_shared]]
         gradients = [*shared, *setup.heads.finished(step.loss_scale, step.heads_state)]
         return report, list(zip(setup.parameters, gradients, strict=True))
@@ -254,6 +266,10 @@ class SinglePass(Strategy):
         with torch._C.DisableTorchFunction():
             loss, owners = batch.flat_losses(loss, rows, mask)
             self.step.add_losses_of(loss, owners)
+            self.step.elements += loss.numel()
+        trace = batch.trace
+        if trace.splits and trace.segments is not None and trace.segments.leaks():
+            trace.stop(Refusal(LEAK))
         if self.first_step:
             setup.guard.check_leaves(leaves(loss))
         passes = BackwardPasses(setup, self.collector, self.step, batch, loss, owners)

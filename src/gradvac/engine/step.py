@@ -39,6 +39,7 @@ class Step:
         self.shares: Mapping[str, float] | None = None
         self.streams = False
         self.accumulated = False
+        self.elements = 0  # losses of samples or tokens that were given
         self.waiting = 0  # groups that are complete but not yet combined
         self.at_once: int | None = None  # numbers of a task's gradients that are combined together
         self.gram = torch.zeros(1, dtype=torch.float64)  # of the whole model, with two passes

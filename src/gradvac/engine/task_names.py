@@ -46,6 +46,40 @@ def names_and_index(tasks: TaskOfSample) -> tuple[list[str], Tensor]:
     return names, index
 
 
+def tasks_of_tokens(index: Tensor, segments: Tensor) -> Tensor:
+    """Return the position of the task of each token, ``[T]``, on the CPU.
+
+    Args:
+        index: position of the task of each sequence, ``[S]``.
+        segments: position of the sequence of each token, ``[1, T]`` or ``[T]``.
+
+    Raises:
+        GradientError: if ``segments`` has another shape or is no position of a sequence.
+
+    Example:
+        >>> tasks_of_tokens(torch.tensor([1, 0]), torch.tensor([[0, 0, 0, 1, 1]]))
+        tensor([1, 1, 1, 0, 0])
+    """
+    found = segments.detach().cpu()
+    if found.is_floating_point() or found.dtype == torch.bool or found.ndim not in (1, 2):
+        raise GradientError(
+            f"segments is {found.dtype} {list(found.shape)}; it must be integers [1, T] or [T], "
+            "the position of each token's sequence among the task names"
+        )
+    if found.ndim == 2 and len(found) != 1:
+        raise GradientError(
+            f"segments is {list(found.shape)}; several rows of sequences must be laid end to end "
+            "in one row, [1, T], as padding-free collators do"
+        )
+    found = found.reshape(-1).long()
+    if not len(found) or not 0 <= int(found.min()) <= int(found.max()) < len(index):
+        values = f"in [{int(found.min())}, {int(found.max())}]" if len(found) else "missing"
+        raise GradientError(
+            f"segments are {values}; {len(index)} task names allow 0 to {len(index) - 1}"
+        )
+    return index[found]
+
+
 def task_name(name: Any, sample: int | None = None) -> str:
     """Return the name of a task as a string; an integer is converted.
 

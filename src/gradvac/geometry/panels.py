@@ -19,6 +19,7 @@ from gradvac.geometry.plots import (
     PALETTE,
     ROUND,
     RULE,
+    STYLES,
     Line,
     axes,
     colour,
@@ -160,7 +161,7 @@ def bars(
         ax.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         ax.tick_params(axis="x", length=0)
         ax.set_xlim(-0.7, len(names) - 0.3)
-        ax.set_ylabel(ylabel)
+        ax.set_ylabel(f"{ylabel} (logarithmic scale)" if log else ylabel)
         ax.grid(axis="y", color=RULE, linewidth=0.6)
         ax.set_axisbelow(True)
         if log:
@@ -210,7 +211,8 @@ def strips(
                 marker=marker,
                 markersize=4.5,
                 linewidth=1.1,
-                linestyle=("-" if n < len(PALETTE) else (0, (3, 2))) if joined else "none",
+                linestyle=STYLES[n // len(PALETTE) % len(STYLES)] if joined else "none",
+                markerfacecolor="none" if n >= len(PALETTE) else None,
             )
         for (_, number, _), ends in zip(rows, spread, strict=False):
             for n, both in enumerate(ends):

@@ -29,6 +29,8 @@ __all__ = ["Line", "curves", "dots", "save", "svg"]
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 INK, MUTED, RULE = "#1d2126", "#5d6772", "#d3d7db"
 MARKERS = "osD^vP"  # by the number of a colour: for readers who cannot distinguish colours
+STYLES: tuple[Any, ...] = ("-", (0, (3, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)))
+"""Of lines: the next one each time the colours begin again."""
 ROUND = (1, 2, 2.5, 5, 10)  # steps between the numbers on an axis, times a power of ten
 _POINTS = 120  # of a curve: more would be narrower than the line
 
@@ -169,13 +171,14 @@ def draw_lines(ax: Axes, lines: Sequence[Line]) -> list[Line2D]:
     handles: list[Line2D] = []
     for line in lines:
         x, y = _thinned(line.x), _thinned(line.y)
+        again = line.colour // len(PALETTE)  # how often the colours have begun again
         handles += ax.plot(
             x,
             y,
             color=colour(line.colour),
-            linestyle=(0, (3, 2)) if line.dashed else "-",
+            linestyle=STYLES[max(again, int(line.dashed)) % len(STYLES)],
             linewidth=1.5,
-            marker=MARKERS[line.colour % len(MARKERS)] if len(x) <= 12 else None,
+            marker=MARKERS[(line.colour + again) % len(MARKERS)] if len(x) <= 12 else None,
             markersize=3.2,
         )
         if line.low:
@@ -230,6 +233,7 @@ def dots(
                 range(len(rows)),
                 marker,
                 color=MUTED if number < 0 else colour(number),
+                markerfacecolor="none" if number >= len(PALETTE) else None,
                 markersize=5,
                 zorder=2,
             )

@@ -10,13 +10,27 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations as all_permutations
+from statistics import stdev
 
 import numpy as np
 from scipy.cluster.hierarchy import average
+from scipy.stats import t as student_t
 
 from gradvac.geometry.similarity import cluster, cophenetic
 
-__all__ = ["Correlation", "Mantel", "cophenetic_test", "correlation", "mantel", "residual", "same"]
+__all__ = [
+    "Correlation",
+    "Mantel",
+    "cophenetic_test",
+    "correlation",
+    "half_width",
+    "mantel",
+    "residual",
+    "same",
+]
+
+LEAST_VALUES = 3
+"""Fewer have no interval that says anything: with two it is 12.7 standard errors wide."""
 
 _CHUNK = 2_000_000  # numbers of permuted matrices in memory at once
 _EVERY_ORDER = 8  # tasks up to which all orders are tried: 40,320
@@ -184,6 +198,22 @@ def _paired(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     constant = (np.ptp(x, 1) < 1e-12) | (np.ptp(y, 1) < 1e-12)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(constant, np.nan, (x * y).sum(1) / scale)
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return half the width of the 95 % interval of a mean: Student's t, n - 1 degrees of freedom.
+
+    NaN for fewer than two values.
+
+    Example:
+        >>> from gradvac.geometry.statistics import half_width
+        >>> round(half_width([10, 12, 14]), 4)  # 4.302653 * 2 / sqrt(3)
+        4.9683
+    """
+    if len(values) < 2:
+        return math.nan
+    quantile = float(student_t.ppf(0.975, len(values) - 1))
+    return quantile * stdev(values) / math.sqrt(len(values))
 
 
 def residual(values: np.ndarray, controls: Sequence[np.ndarray]) -> np.ndarray:

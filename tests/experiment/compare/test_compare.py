@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from gradvac.cli.main import app
 from gradvac.errors import RunError
-from gradvac.experiment.compare.compare import _groups, compare, half_width
+from gradvac.experiment.compare.compare import _groups, compare
 from gradvac.experiment.compare.comparison_view import latex, markdown, terminal
 from gradvac.experiment.compare.files import as_csv, as_json
+from gradvac.geometry.statistics import half_width
 from gradvac.terminal import Terminal
 from tests.experiment import scored_runs
 from tests.experiment.scored_runs import LEVELS, REFERENCES, outputs, write_run

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradvac.experiment.compare.compare import half_width
 from gradvac.experiment.compare.front import (
     hypervolume,
     jackknife,
@@ -18,6 +17,7 @@ from gradvac.experiment.compare.front import (
     places,
     signed_distance,
 )
+from gradvac.geometry.statistics import half_width
 
 scores = st.tuples(st.integers(0, 20), st.integers(0, 20)).map(lambda p: (float(p[0]), float(p[1])))
 clouds = st.lists(scores, min_size=1, max_size=8)

@@ -57,11 +57,15 @@ def expected(browser: Browser, source: int, granularity: str, group: str, window
     """What each cell above the diagonal should say, from the bytes in the page."""
     found = data(browser)
     one = next(g for g in found["sources"][source]["granularities"] if g["name"] == granularity)
-    flat = np.frombuffer(base64.b64decode(one["bytes"]), dtype=np.int8)
+    flat = np.frombuffer(base64.b64decode(one["bytes"]), dtype="<i2")
     values = flat.reshape(len(one["groups"]), len(one["windows"]), -1)
     cells = values[one["groups"].index(group), window]
-    text = [f"{abs(v) / 100:.2f}".replace("0.", ".") for v in cells.tolist()]
-    signs = ["\N{MINUS SIGN}" if v < 0 else "" for v in cells.tolist()]
+    digits = found["digits"]
+    text = [f"{abs(v) / 10_000:.{digits}f}".replace("0.", ".") for v in cells.tolist()]
+    signs = [
+        "\N{MINUS SIGN}" if v < 0 and float(x) else ""
+        for v, x in zip(cells.tolist(), text, strict=True)
+    ]
     return [sign + t for sign, t in zip(signs, text, strict=True)]
 
 
@@ -153,6 +157,56 @@ def test_details_open_by_click(browser: Browser) -> None:
     assert browser.evaluate(
         "document.querySelector('#similarity ~ details table').getBoundingClientRect().height > 100"
     )
+
+
+@pytest.mark.parametrize("width", [390, 1280, 1920])
+def test_no_table_runs_over_the_page_and_names_of_rows_stay_in_sight(
+    browser: Browser, width: int
+) -> None:
+    browser.size(width, 900, phone=width < 500)
+    browser.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    cut = (
+        "[...document.querySelectorAll('table')].filter((t) => { const box = t.parentElement;"
+        "box.scrollLeft = 9999; const left = box.getBoundingClientRect().left;"
+        "const head = t.rows[t.rows.length - 1].cells[0].getBoundingClientRect();"
+        "box.scrollLeft = 0; return Math.abs(head.left - left) > 1; }).length"
+    )
+    assert browser.evaluate(cut) == 0  # the first cell of a row stays where it is
+    over = (
+        "[...document.querySelectorAll('.scroll')].filter((b) => b.querySelector('table')"
+        " && b.clientWidth && b.scrollWidth > b.clientWidth + 1).length"
+    )
+    if width > 1000:
+        assert browser.evaluate(over) == 0
+    browser.evaluate("document.querySelectorAll('details').forEach((d) => { d.open = false; })")
+    browser.size(1280, 900)
+
+
+def test_the_name_of_a_run_is_not_broken_inside_a_word(browser: Browser) -> None:
+    browser.size(390, 844, phone=True)
+    lines = (
+        "[...document.querySelectorAll('th, dt')].filter((e) => e.querySelector('.swatch'))"
+        ".filter((e) => { const r = document.createRange(); r.selectNodeContents(e.lastChild);"
+        "return r.getClientRects().length > 1; }).map((e) => e.textContent)"
+    )
+    assert browser.evaluate(lines) == []  # joint, gradvac: one word each
+    browser.size(1280, 900)
+
+
+def test_dark_and_print_have_ink_on_paper(browser: Browser) -> None:
+    colours = (
+        "['color', 'backgroundColor'].map((k) => getComputedStyle(document.body)[k]"
+        ".match(/[0-9.]+/g).slice(0, 3).reduce((a, b) => a + Number(b), 0))"
+    )
+    dark = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser("Emulation.setEmulatedMedia", media="screen", features=dark)
+    ink, paper = browser.evaluate(colours)
+    assert ink > 600 and paper < 150
+    browser("Emulation.setEmulatedMedia", media="print", features=dark)
+    ink, paper = browser.evaluate(colours)
+    assert ink == 0 and paper == 765  # black on white, whatever the screen has
+    browser("Emulation.setEmulatedMedia", media="", features=[])
 
 
 def test_a_phone_scrolls_down_only(browser: Browser) -> None:

@@ -176,6 +176,7 @@ def test_export_is_half_precision_and_translates_alike(trained, tmp_path):
         "model.safetensors",
         "vocabulary.model",
         "SHA256SUMS",
+        "README.md",
     }
     half = load_file(out / "model.safetensors")
     whole = load_file(trained / "best" / "model.safetensors")

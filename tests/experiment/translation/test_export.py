@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,23 @@ def test_export_writes_what_each_program_opens(model, tmp_path):
         assert said == f"{size:,} bytes in {out}\n"
         assert opened(str(out))
         assert {f.stat().st_mode & 0o777 for f in out.iterdir()} == {0o666 & ~_umask()}
+
+
+@pytest.mark.filterwarnings("ignore:Recommended. pip install sacremoses")
+@pytest.mark.parametrize("to", ["gradvac", "huggingface", "ctranslate2"])
+def test_an_export_says_how_it_is_loaded(model, tmp_path, to, monkeypatch):
+    out = tmp_path / "out"
+    gradvac("export", str(model), "--to", to, str(out))
+    text = (out / "README.md").read_text(encoding="utf-8")
+    assert "| English | `en` | `>>en<<` | `<2en>` |" in text and "Unicode NFC" not in text
+    (code,) = re.findall(r"```(?:python|console)\n(.*?)```", text, re.DOTALL)
+    if to == "gradvac":
+        assert "gradvac translate FOLDER --to en" in code
+        return
+    printed: list[object] = []
+    code = code.replace("FOLDER", str(out)).replace("...", "Ouvrir le fichier")
+    exec(code, {"print": printed.append})
+    assert "open" in str(printed[0]).lower() and "file" in str(printed[0])
 
 
 def _translator(folder: str) -> ctranslate2.Translator:

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from gradvac.engine.samples.owners import Owners
+
+if TYPE_CHECKING:
+    from gradvac.engine.samples.segments import Segments
 
 
 class Mixed(Exception):
@@ -43,6 +46,8 @@ class Call:
         kwargs: keyword arguments.
         inputs: the tensors with samples among them, those with a gradient first.
         out: the result of the function, once it has returned.
+        segments: if samples are the tokens of sequences in one row, what checks that attention
+            keeps them apart.
     """
 
     func: Callable[..., Any]
@@ -51,6 +56,7 @@ class Call:
     kwargs: dict[str, Any]
     inputs: list[tuple[Tensor, Place]]
     out: Any = None
+    segments: Segments | None = None
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument given by position or by name."""

@@ -38,6 +38,8 @@ def matmul(call: Call) -> Place:
     b = call.argument(1, "other", call.kwargs.get("mat2", call.kwargs.get("vec")))
     if a.ndim < 2 or b.ndim < 2:
         return _with_vector(call, a, b)
+    if call.segments is not None and (found := call.segments.product(call, a, b)) is not None:
+        return found
     n = call.out.ndim
     places: list[tuple[Tensor, Place]] = []
     for x, (owners, dim) in call.inputs:
@@ -178,6 +180,8 @@ def addmm(call: Call) -> Place:
 
 def attention(call: Call) -> Place:
     """Scaled dot-product attention: any number of batch dimensions before the last two."""
+    if call.segments is not None:
+        return call.segments.attention(call)
     place = broadcast(call)
     if place.dim >= call.out.ndim - 2:
         raise Mixed("it attends across samples")

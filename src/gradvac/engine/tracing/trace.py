@@ -29,6 +29,7 @@ from gradvac.engine.samples.custom_functions import custom_functions_seen
 from gradvac.engine.samples.declared import entry_of, entry_of_function
 from gradvac.engine.samples.operations import IGNORED, OPERATIONS, Entry
 from gradvac.engine.samples.places import Call, Place, same_place
+from gradvac.engine.samples.segments import Segments
 from gradvac.engine.tracing.formulas import COMPOSED
 from gradvac.engine.tracing.parameter_trace import ParameterTrace
 from gradvac.engine.tracing.parameter_use import BackwardState, PassKind
@@ -53,7 +54,10 @@ class Trace(ParameterTrace):
     Attributes:
         splits: whether gradients are still being split.
         new: operations of this forward pass that are not in ``proved``.
+        segments: what checks attention if samples are tokens.
     """
+
+    segments: Segments | None = None
 
     def __init__(
         self,
@@ -123,7 +127,7 @@ class Trace(ParameterTrace):
             return self._backward(Call(func, name, args, kwargs, []))
         if name in IGNORED:
             return func(*args, **kwargs)
-        call = Call(func, name, args, kwargs, [])
+        call = Call(func, name, args, kwargs, [], segments=self.segments)
         if not self._began:
             return self._do_as_written(call)
         try:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from scipy.stats import t as student_t
-
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.compare.results import LOWER_IS_BETTER, METRICS, Metric, Result, collect
 from gradvac.experiment.compare.tagging import p_values_of_tags
+from gradvac.geometry.statistics import LEAST_VALUES, half_width
 from gradvac.translation.scoring import SIDES, family_of, side
 from gradvac.translation.significance import (
     FEW,
@@ -25,7 +24,6 @@ from gradvac.translation.significance import (
 )
 
 LEVEL = 0.05  # significance level
-LEAST_SEEDS = 3  # with two, an interval is as wide as 12.7 standard errors: it says nothing
 Clock = Literal["cpu_seconds", "seconds"]
 
 
@@ -52,7 +50,7 @@ class Mean:
     @property
     def known_half(self) -> float:
         """The half width; NaN with too few seeds for an interval that says anything."""
-        return self.half if len(self.values) >= LEAST_SEEDS else math.nan
+        return self.half if len(self.values) >= LEAST_VALUES else math.nan
 
     @property
     def star(self) -> bool:
@@ -303,14 +301,6 @@ def _cells(
             values = tuple(statistics.fmean(s[d] for d in members) for s in complete.values())
             cells[column] = Mean(values, half_width(values), seeds=tuple(complete))
     return cells
-
-
-def half_width(values: Sequence[float]) -> float:
-    """Half the width of the 95% interval of a mean: Student's t with n - 1 degrees of freedom."""
-    if len(values) < 2:
-        return math.nan
-    quantile = float(student_t.ppf(0.975, len(values) - 1))
-    return quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def _test(

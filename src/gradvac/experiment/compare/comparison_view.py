@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from gradvac import tables
 from gradvac.experiment.compare.compare import (
-    LEAST_SEEDS,
     LEVEL,
     Clock,
     Comparison,
@@ -16,6 +15,7 @@ from gradvac.experiment.compare.compare import (
     Row,
 )
 from gradvac.experiment.compare.results import Metric
+from gradvac.geometry.statistics import LEAST_VALUES
 from gradvac.tables import Cell, Table, decimal
 from gradvac.translation.scoring import family_of
 from gradvac.translation.significance import FEW
@@ -105,7 +105,7 @@ def notes(found: Comparison) -> list[str]:
             "same batches, so differences vary less than means. !: the 95% interval of that "
             "difference alone leaves out zero."
         )
-    if min(seeds) < LEAST_SEEDS:
+    if min(seeds) < LEAST_VALUES:
         lines.append(
             f"{'One seed is' if seeds[0] == 1 else 'Two seeds are'} too few for an interval, so "
             "such rows have none: which method is better cannot be told from them."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ from gradvac.errors import RunError
 from gradvac.experiment.recipe.paths import RECIPE
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import row_of
+from gradvac.experiment.run.below import DESCRIPTION, all_runs, runs_of
 from gradvac.experiment.run.contents import (
     Done,
     Speed,
@@ -25,7 +26,6 @@ from gradvac.experiment.run.contents import (
 from gradvac.experiment.run.files import SCORES, scored_folder
 from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.run.tensor_file import tensor_shapes
-from gradvac.experiment.sweep.sweep import DESCRIPTION
 from gradvac.reading import read_json, read_lines
 from gradvac.text.languages import Direction
 from gradvac.translation.tokenizers import tokenizer
@@ -146,30 +146,10 @@ def collect(
     return Collected(results, several, baseline, front, missing)
 
 
-def runs_of(sweep: Path) -> Iterator[tuple[str, Path]]:
-    """Variant and folder of every started run of a sweep, in the order of the recipe."""
-    tree = read_json(sweep / DESCRIPTION, Sweep)
-    for variant in tree["variants"]:
-        for run in sorted((sweep / variant).glob("seed-*"), key=_seed):
-            yield variant, run
-
-
-def _seed(run: Path) -> int:
-    number = run.name.removeprefix("seed-")
-    return int(number) if number.isdecimal() else -1
-
-
 def test_sets(folders: Sequence[Path]) -> list[str]:
     """The names of all test sets of runs, or of the runs of sweep folders."""
-    runs = [run for folder in folders for run in runs_below(folder)]
+    runs = all_runs(folders)
     return list(dict.fromkeys(test for run in runs for test in any_recipe(run).test_sets))
-
-
-def runs_below(folder: Path) -> list[Path]:
-    """The started runs of a sweep folder that have a recipe; any other folder itself."""
-    if not (folder / DESCRIPTION).exists():
-        return [folder]
-    return [run for _, run in runs_of(folder) if (run / RECIPE).exists()]
 
 
 def read_run(run: Path, scored: Path | None = None) -> Result:

@@ -1,8 +1,8 @@
 """The interactive heat map: source, granularity, parameter group, window of training.
 
 Without a script it shows the mean over training of the whole model. The page also holds the other
-matrices as bytes, one per pair of tasks: cosines in hundredths, -128 for unknown. The script of the
-page recolours the cells.
+matrices as two bytes per pair of tasks: cosines in ten thousandths, -32768 for unknown. The script
+of the page recolours the cells.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from gradvac.geometry.similarity import Similarity
 GROUPS = 40  # a granularity with more parameter groups is not offered
 WINDOWS = 24
 NUMBERS = 400_000
-"""Most cosines in the page per run: half a megabyte."""
+"""Most cosines in the page per run: a megabyte."""
+UNKNOWN = -32768
 WORDS = {
     "whole_model": "whole model",
     "enc_dec": "encoder, decoder",
@@ -67,6 +68,7 @@ def explorer(
     data = {
         "scale": [scale.low, scale.high],
         "colours": [to_hex(scale.map(n)) for n in range(scale.map.N)],
+        "digits": scale.digits,
         "negative": NEGATIVE if scale.low >= 0 else None,
         "tasks": [t.short for t in tasks],
         "sources": packed,
@@ -88,14 +90,14 @@ def _packed(granularity: str, parts: Sequence[Similarity], names: Sequence[str])
     """One granularity: its groups, windows and bytes ``[groups, windows, pairs]``."""
     groups = parts[0].groups
     upper = np.triu_indices(len(names), 1)
-    cube = np.full((len(groups), len(parts), len(upper[0])), -128, dtype=np.int8)
+    cube = np.full((len(groups), len(parts), len(upper[0])), UNKNOWN, dtype="<i2")
     for w, part in enumerate(parts):
         values = _spread(part.ordered(names), names)
         for g, group in enumerate(groups):
             if group in part.groups:
-                flat = values[part.groups.index(group)][upper] * 100
+                flat = values[part.groups.index(group)][upper] * 10_000
                 known = ~np.isnan(flat)
-                cube[g, w, known] = np.rint(flat[known]).astype(np.int8)
+                cube[g, w, known] = np.rint(flat[known]).astype(np.int16)
     return {
         "name": WORDS.get(granularity, granularity),
         "groups": list(groups),

@@ -13,35 +13,37 @@ from gradvac.experiment.report.markup import (
     Pictures,
     element,
     missing,
-    number,
     paragraph,
     series,
     table,
 )
-from gradvac.experiment.view.geometry import Geometry, Subject, subjects_of
+from gradvac.experiment.view.geometry import Geometry, Subject
 from gradvac.experiment.view.numbers import chance, findings, in_words, words
 from gradvac.experiment.view.run_view import RunView, TaskView
-from gradvac.experiment.view.seeds import over_seeds
+from gradvac.experiment.view.seeds import recorded
 from gradvac.geometry.heatmaps import tree
 from gradvac.geometry.plots import Line, curves, dots
-from gradvac.geometry.similarity import cluster, conflict_counts, contrast
+from gradvac.geometry.similarity import ConflictCounts, cluster, conflict_counts, contrast
 from gradvac.tables import decimal
 
 RECORDED, MEASURED = "recorded while training", "measured on the same sentences"
 
 
 def similarity_section(
-    views: Sequence[RunView], tasks: Sequence[TaskView], pictures: Pictures, *, tests: bool = True
+    subjects: Sequence[Subject],
+    tasks: Sequence[TaskView],
+    pictures: Pictures,
+    *,
+    tests: bool = True,
 ) -> str:
-    """Heat map, tree and tests of each run, and the profile over groups.
+    """Heat map, tree and tests of each run or mean of seeds, and the profile over groups.
 
     ``tests=False`` omits the tests: they take seconds, and the numbers of a run in progress change.
     """
     markup, unsaid, profiles = "", "", {}
     groups: tuple[str, ...] = ()
-    whole = over_seeds(subjects_of(views))
-    for n, view in enumerate(views):
-        sources = _sources(view)
+    for n, subject in enumerate(subjects):
+        view, sources = subject.run, _sources(subject)
         if not sources:
             text = f"{view.name} has no record of gradients"
             unsaid += missing(
@@ -51,12 +53,12 @@ def similarity_section(
                 else f"{text} of two or more tasks yet."
             )
             continue
-        markup += element("h3", series(view.name, n)) if len(views) > 1 else ""
+        markup += element("h3", series(view.name, n)) if len(subjects) > 1 else ""
         first = next(iter(sources.values()))
         seen = {t for g in sources.values() for t in g.mean("whole_model").tasks}
         shown = [t for t in tasks if t.name in seen]
         markup += _one_run(sources, first, shown, n, pictures)
-        markup += _numbers(view, whole) if tests else ""
+        markup += _numbers(subject) if tests else ""
         layers = first.mean("all_layer" if "all_layer" in first.granularities else _finest(first))
         groups = groups or layers.groups
         if layers.groups == groups:
@@ -68,14 +70,15 @@ def similarity_section(
     return markup + unsaid
 
 
-def _sources(view: RunView) -> dict[str, Geometry]:
-    """The available geometries of a run, by name, the best first."""
-    measured = Geometry.of(view.folder, view.recipe)
-    recorded = Geometry.recorded_of(view.folder, view.recipe)
+def _sources(subject: Subject) -> dict[str, Geometry]:
+    """The available geometries of a run or of its seeds, by name, the best first."""
+    kept = recorded(subject).geometry
     found = {}
-    if measured is not None and measured.measured is not None:
-        found[MEASURED] = measured
-    return found | ({RECORDED: recorded} if recorded is not None else {})
+    if subject.geometry is not None and subject.geometry.measured is not None:
+        found[MEASURED] = subject.geometry
+    if kept is not None and kept.measured is None:
+        found[RECORDED] = kept
+    return found
 
 
 def _finest(geometry: Geometry) -> str:
@@ -121,15 +124,8 @@ def _signed(value: float) -> str:
     return decimal(value, 2).replace("-", "\N{MINUS SIGN}")
 
 
-def _numbers(view: RunView, subjects: Sequence[Subject]) -> str:
-    """Tests of what explains the similarity, null results included, and why others are missing.
-
-    For several seeds it is given once, for their mean, after the last seed.
-    """
-    folders = lambda s: [own.run.folder for own in s.seeds or (s,) if own.geometry is not None]
-    subject = next((s for s in subjects if view.folder in folders(s)), None)
-    if subject is None or folders(subject)[-1] != view.folder:
-        return ""
+def _numbers(subject: Subject) -> str:
+    """Tests of what explains the similarity, null results included, and why others are missing."""
     found, notes = findings(subject)
     unsaid = "".join(missing(note) for note in notes)
     if not found:
@@ -145,7 +141,7 @@ def _numbers(view: RunView, subjects: Sequence[Subject]) -> str:
         + element("td", escape(f.question), class_="words")
         + element("td", escape(in_words(f)), class_="number")
         + element("td", escape(chance(f)), class_="number")
-        + number(f.n, 0)
+        + element("td", f.count, class_="number")
         + element("td", escape(f.verdict))
         for f in found
     ]
@@ -159,24 +155,25 @@ def _numbers(view: RunView, subjects: Sequence[Subject]) -> str:
     return element("details", summary + table([head], body, words(found)) + unsaid)
 
 
-def conflicts_section(views: Sequence[RunView], pictures: Pictures) -> str:
+def conflicts_section(subjects: Sequence[Subject], pictures: Pictures) -> str:
     """How many pairs of tasks had a negative cosine, over training and by group."""
     markup, lines, shares = "", [], {}
     groups: tuple[str, ...] = ()
-    for n, view in enumerate(views):
-        sources = _sources(view)
+    for n, subject in enumerate(subjects):
+        view, sources = subject.run, _sources(subject)
         if not sources:
             continue
         name, geometry = next(iter(sources.items()))
         layer = "all_layer" if "all_layer" in geometry.granularities else _finest(geometry)
-        counts = conflict_counts(geometry.frames(layer))
+        counts = _conflicts(geometry, layer)
         if counts is None or not counts.pairs.sum():
             continue
         total, all_ = int(counts.conflicts.sum()), int(counts.pairs.sum())
         markup += paragraph(
-            f"{view.name}, {name}: in {len(counts.steps):,} steps and {len(counts.groups)} "
-            f"parameter groups, {total:,} of {all_:,} pairs of task gradients were in conflict "
-            f"(a negative cosine): {total / all_:.1%}."
+            f"{view.name}, {name}{_seeds_in_words(len(geometry.seeds))}: in "
+            f"{len(counts.steps):,} steps and {len(counts.groups)} parameter groups, {total:,} of "
+            f"{all_:,} pairs of task gradients were in conflict (a negative cosine): "
+            f"{total / all_:.1%}."
         )
         share = 100 * counts.conflicts.sum(1) / np.maximum(1, counts.pairs.sum(1))
         lines.append(Line(view.name, counts.steps, share.tolist(), n))
@@ -193,14 +190,33 @@ def conflicts_section(views: Sequence[RunView], pictures: Pictures) -> str:
     return markup + element("div", figures, class_="grid")
 
 
-def edits_section(views: Sequence[RunView], pictures: Pictures) -> str:
+def _conflicts(geometry: Geometry, granularity: str) -> ConflictCounts | None:
+    """The counts of a run; of several seeds their sum, at the steps that all have."""
+    each = [conflict_counts(g.frames(granularity)) for g in geometry.seeds or (geometry,)]
+    known = [c for c in each if c is not None]
+    if len(known) < 2 or len({c.groups for c in known}) > 1:
+        return known[0] if known else None
+    steps = [s for s in known[0].steps if all(s in c.steps for c in known)]
+    rows = [[c.steps.index(s) for s in steps] for c in known]
+    both = list(zip(known, rows, strict=True))
+    conflicts = np.sum([c.conflicts[row] for c, row in both], axis=0)
+    pairs = np.sum([c.pairs[row] for c, row in both], axis=0)
+    return ConflictCounts(tuple(steps), known[0].groups, conflicts, pairs)
+
+
+def _seeds_in_words(count: int) -> str:
+    return f", {count} seeds together" if count else ""
+
+
+def edits_section(subjects: Sequence[Subject], pictures: Pictures) -> str:
     """How many pairs the method edited, with PCGrad's count, in words and over training."""
     markup, lines = "", []
-    for n, view in enumerate(views):
+    for n, subject in enumerate(subjects):
+        view = subject.run
         counts = view.edits
         if counts is None or not np.nansum(counts.comparisons):
             continue
-        markup += paragraph(edits_in_words(view))
+        markup += paragraph(edits_in_words(view, len(subject.seeds)))
         lines.append(Line(view.name, counts.steps, counts.edits.sum(1).tolist(), n))
         counted = ~np.isnan(counts.pcgrad.sum(1))
         if view.recipe.method.name != "pcgrad" and counted.any():
@@ -213,15 +229,18 @@ def edits_section(views: Sequence[RunView], pictures: Pictures) -> str:
     return markup + pictures(figure, "Edits in all parameter groups together, step by step.")
 
 
-def edits_in_words(view: RunView) -> str:
-    """What a run's method edited and what PCGrad would have edited, in one or two sentences."""
+def edits_in_words(view: RunView, seeds: int = 0) -> str:
+    """What a run's method edited and what PCGrad would have edited, in one or two sentences.
+
+    ``seeds``: how many runs the counts are the sum of, 0 for one.
+    """
     counts = view.edits
     assert counts is not None
     compared, made = (int(np.nansum(a)) for a in (counts.comparisons, counts.edits))
     words = (
-        f"{view.name}: in {len(counts.steps):,} recorded steps and {len(counts.groups)} parameter "
-        f"groups, {view.method} compared {compared:,} ordered pairs of task gradients and edited "
-        f"{made:,} of them ({made / compared:.1%})."
+        f"{view.name}{_seeds_in_words(seeds)}: in {len(counts.steps):,} recorded steps and "
+        f"{len(counts.groups)} parameter groups, {view.method} compared {compared:,} "
+        f"ordered pairs of task gradients and edited {made:,} of them ({made / compared:.1%})."
     )
     if view.recipe.method.name == "pcgrad":
         return words

@@ -41,8 +41,10 @@ def missing(text: str) -> str:
 
 def series(name: str, number: int | None) -> str:
     """A run's name with its colour beside it; number None is the starting model."""
-    swatch = element("i", "", class_="swatch", style=f"--c: var(--{swatch_of(number)})")
-    return swatch + escape(name)
+    again = number is not None and number >= len(PALETTE)  # hollow, as in the pictures
+    kind = "swatch second" if again else "swatch"
+    swatch = element("i", "", class_=kind, style=f"--c: var(--{swatch_of(number)})")
+    return swatch + escape(name).replace("/", "/<wbr>")  # a long path may be broken there
 
 
 def swatch_of(number: int | None) -> str:
@@ -59,10 +61,13 @@ def table(head: Sequence[str], body: Sequence[str], caption: str) -> str:
     return paragraph(caption, class_="caption") + element("div", element("table", markup), **box)
 
 
-def number(value: float | None, digits: int = 1) -> str:
-    """A table cell with a number, or a dash."""
-    text = "\N{EN DASH}" if value is None else decimal(value, digits)
-    return element("td", text.replace("-", "\N{MINUS SIGN}"), class_="number")
+def number(value: float | None, digits: int = 1, half: float | None = None) -> str:
+    """A table cell with a number and half the width of its interval, or a dash."""
+    text = "\N{EN DASH}" if value is None else decimal(value, digits).replace("-", "\N{MINUS SIGN}")
+    if half is not None:
+        spread = f"\N{NO-BREAK SPACE}\N{PLUS-MINUS SIGN}{half:.{digits}f}"
+        text += element("span", spread, class_="spread")
+    return element("td", text, class_="number")
 
 
 class Pictures:

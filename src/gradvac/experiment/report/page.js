@@ -31,22 +31,24 @@ for (const box of document.querySelectorAll(".explorer")) {
   const [low, high] = data.scale;
   const dark = (c) => 0.299 * parseInt(c.slice(1, 3), 16) + 0.587 * parseInt(c.slice(3, 5), 16)
     + 0.114 * parseInt(c.slice(5, 7), 16) < 127.5;
-  const short = (v) => (v / 100).toFixed(2).replace("0.", ".").replace(/^-\.00$/, ".00")
-    .replace("-", "\u2212");
+  const short = (v) => (v / 10000).toFixed(data.digits).replace("0.", ".")
+    .replace(/^-(\.0+)$/, "$1").replace("-", "\u2212");
 
   const paint = () => {
     const here = data.sources[part("source").selectedIndex]
       .granularities[part("granularity").selectedIndex];
     const windows = here.windows.length, pairs = (count * (count - 1)) / 2;
-    here.raw ??= Int8Array.from(atob(here.bytes), (c) => c.charCodeAt(0));
+    const bytes = here.raw ? "" : atob(here.bytes);
+    here.raw ??= Int16Array.from({ length: bytes.length / 2 }, (_, n) =>
+      bytes.charCodeAt(2 * n) | (bytes.charCodeAt(2 * n + 1) << 8));  // little-endian
     const group = part("group").selectedIndex, window_ = +part("step").value;
     const start = (group * windows + window_) * pairs;
     for (const cell of cells) {
       const value = here.raw[start + cell.pair];
-      const known = value !== -128;
-      const place = (value / 100 - low) / (high - low);
+      const known = value !== -32768;
+      const place = (value / 10000 - low) / (high - low);
       const n = Math.max(0, Math.min(data.colours.length - 1, Math.floor(place * data.colours.length)));
-      const own = value < 0 && data.negative ? data.negative : data.colours[n];
+      const own = value <= -50 && data.negative ? data.negative : data.colours[n];
       const colour = known ? own : "var(--paper)";
       cell.shape.style.fill = colour;
       cell.title.textContent = cell.names + ": " + (known ? short(value) : "never met");

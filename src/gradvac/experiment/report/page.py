@@ -13,6 +13,7 @@ import importlib.resources
 import os
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from string import Template
@@ -26,9 +27,20 @@ from gradvac.experiment.report.geometry import (
 )
 from gradvac.experiment.report.markup import Pictures, element, missing, paragraph, series, table
 from gradvac.experiment.report.samples import samples_section
-from gradvac.experiment.report.scores import LEVELS, Row, averages_section, directions_section
+from gradvac.experiment.report.scores import (
+    LEVELS,
+    Row,
+    averages_section,
+    directions_section,
+    unscored,
+)
+from gradvac.experiment.report.summary import summary
 from gradvac.experiment.report.weights import weights_section
+from gradvac.experiment.run.contents import scores_of
+from gradvac.experiment.run.files import TESTS
+from gradvac.experiment.view.geometry import Subject, subjects_of
 from gradvac.experiment.view.run_view import RunView, TaskView, by_family, load_runs
+from gradvac.experiment.view.seeds import over_seeds
 from gradvac.geometry.plots import Line, curves
 from gradvac.writing import write_text
 
@@ -52,25 +64,28 @@ def write_report(
     damaged files.
     """
     views = load_runs(runs)
-    rows: list[Row] = [(START, None, start)] if start else []
-    rows += [(run.name, n, run.scores) for n, run in enumerate(views)]
+    subjects = over_seeds(subjects_of(views))
+    groups = [s.run for s in subjects]
+    own = [_row(n, s, "") for n, s in enumerate(subjects)]
+    rows = [Row(START, None, {0: start["directions"]}), *own] if start else own
     tasks = _tasks(views, rows)
     pictures = Pictures()
+    header = _header(title, subjects, notes, summary(own, groups))
     sections = {
-        "scores": ("Scores", averages_section(rows, tasks, views)),
+        "scores": ("Scores", _scores(rows, subjects, tasks, views)),
         "directions": ("Direction by direction", directions_section(rows, tasks, pictures)),
-        "training": ("Training", _training(views, pictures)),
-        "weights": ("Task weights", weights_section(views, tasks, pictures)),
+        "training": ("Training", _training(subjects, pictures)),
+        "weights": ("Task weights", weights_section(groups, tasks, pictures)),
         "similarity": (
             "Similarity of gradients",
-            similarity_section(views, tasks, pictures, tests=refresh is None),
+            similarity_section(subjects, tasks, pictures, tests=refresh is None),
         ),
-        "conflicts": ("Conflicts of gradients", conflicts_section(views, pictures)),
-        "edits": ("Edits to gradients", edits_section(views, pictures)),
-        "samples": ("Translations", samples_section(views, tasks)),
-        "again": ("Running it again", _again(views, out, rows)),
+        "conflicts": ("Conflicts of gradients", conflicts_section(subjects, pictures)),
+        "edits": ("Edits to gradients", edits_section(subjects, pictures)),
+        "samples": ("Translations", samples_section(_with_samples(subjects), tasks)),
+        "again": ("Running it again", _again(views, out, [start, *(v.scores for v in views)])),
     }
-    page = _whole_page(title, _header(title, views, notes), sections, refresh)
+    page = _whole_page(title, header, sections, refresh)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir():
         raise RunError(f"--out {out}: is a folder; name a file for the page, such as report.html")
@@ -106,23 +121,77 @@ def _whole_page(
     )
 
 
+def _row(number: int, subject: Subject, test: str) -> Row:
+    """The scores of a subject's seeds on its first test set, or on a further one."""
+    found = {}
+    for view in seeds_of(subject):
+        scores = scores_of(view.folder / TESTS / test) if test else view.scores
+        if scores is not None:
+            found[view.recipe.seed] = scores["directions"]
+    return Row(subject.run.name, number, found)
+
+
+def seeds_of(subject: Subject) -> list[RunView]:
+    """The runs of a subject, one for each seed."""
+    return [s.run for s in subject.seeds] or [subject.run]
+
+
+def _scores(
+    rows: Sequence[Row],
+    subjects: Sequence[Subject],
+    tasks: Sequence[TaskView],
+    views: Sequence[RunView],
+) -> str:
+    """Averages on the first test set, then on each further one."""
+    first = next((v.recipe.test_sets[0] for v in views if v.recipe.test_sets), "")
+    heading = element("h3", escape(f"Test set {first}")) if first else ""
+    markup = heading + averages_section(rows, tasks) + unscored(views)
+    for test in dict.fromkeys(name for v in views for name in v.recipe.test_sets[1:]):
+        found = averages_section([_row(n, s, test) for n, s in enumerate(subjects)], tasks)
+        markup += element("h3", escape(f"Test set {test}"))
+        markup += found or missing("Not scored yet: gradvac evaluate scores every test set.")
+    return markup
+
+
+def _with_samples(subjects: Sequence[Subject]) -> list[RunView]:
+    """The first run with translations of each subject; its name says of which seed."""
+    views = []
+    for subject in subjects:
+        runs = seeds_of(subject)
+        view = next((v for v in runs if v.translations), runs[0])
+        name = f"{subject.run.name}, seed {view.recipe.seed}" if subject.seeds else view.name
+        views.append(replace(view, name=name))
+    return views
+
+
 def _tasks(views: Sequence[RunView], rows: Sequence[Row]) -> list[TaskView]:
     """Every task of any run or score, in the order of the tables and heat maps."""
     infos = {name: info for view in reversed(views) for name, info in view.tasks.items()}
-    scored = (name for _, _, scores in rows if scores for name in scores["directions"])
+    scored = (name for row in rows for each in row.scores.values() for name in each)
     names = dict.fromkeys([*infos, *scored])
     return by_family(TaskView.of(name, infos.get(name)) for name in names)
 
 
-def _header(title: str, views: Sequence[RunView], notes: Sequence[str]) -> str:
-    """The runs: shared properties as a list, different ones as a table."""
-    facts = [view.facts() for view in views]
+def _facts(subject: Subject) -> dict[str, str]:
+    facts = subject.run.facts()
+    if subject.seeds:
+        seeds = ", ".join(str(view.recipe.seed) for view in seeds_of(subject))
+        facts = {("Seeds" if key == "Seed" else key): value for key, value in facts.items()}
+        facts["Seeds"] = seeds
+    return facts
+
+
+def _header(title: str, subjects: Sequence[Subject], notes: Sequence[str], said: str) -> str:
+    """What came out, and the runs: shared properties as a list, different ones as a table."""
+    facts = [_facts(subject) for subject in subjects]
+    views = [subject.run for subject in subjects]
     keys = list(dict.fromkeys(key for one in facts for key in one))
     differ = [k for k in keys if len({one.get(k) for one in facts}) > 1]
     shared = [k for k in keys if k not in differ]
-    markup = element("h1", escape(title))
-    names = ", ".join(f"{view.name} ({view.method})" for view in views)
-    markup += paragraph(f"{'Runs' if len(views) > 1 else 'Run'}: {names}.", class_="lead")
+    markup = element("h1", escape(title)) + paragraph(said, class_="summary")
+    named = lambda s: f"{s.run.name} ({s.run.method}{_of_seeds(s)})"
+    names = ", ".join(map(named, subjects))
+    markup += paragraph(f"{'Runs' if len(subjects) > 1 else 'Run'}: {names}.", class_="lead")
     if notes:
         inner = "".join(paragraph(note) for note in notes)
         markup += element("div", inner, class_="notice", role="note")
@@ -142,17 +211,21 @@ def _header(title: str, views: Sequence[RunView], notes: Sequence[str]) -> str:
     return markup + element("dl", items, class_="facts")
 
 
-def _training(views: Sequence[RunView], pictures: Pictures) -> str:
+def _of_seeds(subject: Subject) -> str:
+    return f", {len(subject.seeds)} seeds" if subject.seeds else ""
+
+
+def _training(subjects: Sequence[Subject], pictures: Pictures) -> str:
     """Curves of the training and validation NLL, the latter also by resource level."""
 
     def lines(kind: str, key: str) -> list[Line]:
         found = []
-        for n, view in enumerate(views):
-            points = [p for p in getattr(view, kind) if key in p]
+        for n, subject in enumerate(subjects):
+            points = {p["step"]: p[key] for p in getattr(subject.run, kind) if key in p}
             if points:
-                found.append(
-                    Line(view.name, [p["step"] for p in points], [p[key] for p in points], n)
-                )
+                band = _band(subject, kind, key, list(points))
+                line = list(points), list(points.values())
+                found.append(Line(subject.run.name, *line, n, False, *band))
         return found
 
     figures = [("train", "nll", "Training: negative log-likelihood per target token.")]
@@ -165,12 +238,27 @@ def _training(views: Sequence[RunView], pictures: Pictures) -> str:
         for kind, key, caption in figures
         if (found := lines(kind, key))
     ]
+    views = [subject.run for subject in subjects]
     silent = [view.name for view in views if not view.train and not view.valid]
     unsaid = "".join(missing(f"{name} has no training log yet.") for name in silent)
-    return element("div", "".join(drawn), class_="grid") + unsaid
+    bands = ""
+    if any(subject.seeds for subject in subjects):
+        bands = paragraph("Means over seeds; bands reach from the lowest seed to the highest.")
+    return bands + element("div", "".join(drawn), class_="grid") + unsaid
 
 
-def _again(views: Sequence[RunView], out: Path, rows: Sequence[Row]) -> str:
+def _band(
+    subject: Subject, kind: str, key: str, steps: Sequence[int]
+) -> tuple[list[float], list[float]]:
+    """Lowest and highest value of the seeds at each step; empty for one run."""
+    logs = [{p["step"]: p[key] for p in getattr(s.run, kind) if key in p} for s in subject.seeds]
+    if not logs:
+        return [], []
+    each = [[log[step] for log in logs if step in log] for step in steps]
+    return [min(values) for values in each], [max(values) for values in each]
+
+
+def _again(views: Sequence[RunView], out: Path, every: Sequence[Mapping[str, Any] | None]) -> str:
     """The commands that repeat the runs, and the signatures of the scores."""
     commands, folders = [], []
     for view in views:
@@ -191,7 +279,7 @@ def _again(views: Sequence[RunView], out: Path, rows: Sequence[Row]) -> str:
     markup += element("pre", escape("\n".join(commands)), tabindex=0)
     signatures = {
         (metric, text)
-        for *_, scores in rows
+        for scores in every
         if scores
         for metric, text in scores.get("signatures", {}).items()
     }

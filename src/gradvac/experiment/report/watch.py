@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gradvac.experiment.report.page import write_report
+from gradvac.experiment.run.below import all_runs
 
 
 def watch_report(
@@ -23,7 +24,7 @@ def watch_report(
     Returns once every run has its ``done.json``, after writing a last page that does not reload.
     """
     said = False
-    while not all((run / "done.json").exists() for run in runs):
+    while not all((run / "done.json").exists() for run in all_runs(runs)):
         write_report(out, runs, title=title, refresh=seconds)
         if not said:
             say(f"report: {out}, written again every {seconds} s; Ctrl-C ends it")

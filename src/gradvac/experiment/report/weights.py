@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from gradvac.experiment.report.markup import Pictures, element, missing, series
 from gradvac.experiment.view.run_view import RunView, TaskView
-from gradvac.geometry.plots import PALETTE, Line, curves
+from gradvac.geometry.plots import PALETTE, Line, curves, dots
 
-MOST_LINES = 2 * len(PALETTE)  # solid, then dashed: more look alike
+MOST_LINES = len(PALETTE)  # with more, colours would begin again
 CONSTANT = 1e-9
 
 
@@ -34,9 +34,17 @@ def weights_section(views: Sequence[RunView], tasks: Sequence[TaskView], picture
         figure = curves(_lines(logged, groups), "weight")
         heading = element("h3", series(view.name, n)) if len(views) > 1 else ""
         drawn += element("div", heading + pictures(figure, f"{caption} {view.method}."))
+        if len(names) > MOST_LINES:
+            means = [_mean(logged, name) for name in names]
+            figure = dots(list(names.values()), {view.name: (n, means)}, "mean weight")
+            drawn += element("div", pictures(figure, f"Mean over training. {view.method}."))
     if not drawn and not unsaid:
         return missing("No run has task weights in its log: joint training gives all the same.")
     return (element("div", drawn, class_="grid") if drawn else "") + unsaid
+
+
+def _mean(logged: Mapping[int, Mapping[str, float]], task: str) -> float:
+    return statistics.fmean(each[task] for each in logged.values() if task in each)
 
 
 def _lines(
@@ -50,6 +58,5 @@ def _lines(
             for step, each in logged.items()
             if any(name in each for name in names)
         }
-        dashed = n >= len(PALETTE)
-        lines.append(Line(label, list(points), list(points.values()), n % len(PALETTE), dashed))
+        lines.append(Line(label, list(points), list(points.values()), n))
     return lines

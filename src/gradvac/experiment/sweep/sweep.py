@@ -25,6 +25,7 @@ from gradvac.errors import RunError
 from gradvac.experiment.recipe.load import load_recipe, read_recipe_file
 from gradvac.experiment.recipe.sections import BaseRecipe
 from gradvac.experiment.recipe.variants import RecipeFile, row_of
+from gradvac.experiment.run.below import DESCRIPTION
 from gradvac.experiment.run.contents import Done, metrics_of
 from gradvac.experiment.run.files import DONE, SCORES, scored_folder
 from gradvac.experiment.training.kind import job_of, score_run
@@ -35,7 +36,6 @@ from gradvac.tables import Table
 from gradvac.terminal import Terminal, complain
 from gradvac.writing import write_json
 
-DESCRIPTION = "sweep.json"
 LOG = "sweep.log"
 
 

@@ -14,14 +14,21 @@ from pathlib import Path
 
 from gradvac.errors import RunError
 from gradvac.experiment.run.sums import check_sums, write_sums
-from gradvac.experiment.translation.model_folder import FoundModel, export_model, find_model
+from gradvac.experiment.translation.export_readme import readme
+from gradvac.experiment.translation.model_folder import (
+    FoundModel,
+    export_model,
+    find_model,
+    trained_directions,
+)
 from gradvac.reading import regular
 from gradvac.translation.to_ctranslate2 import ExportedModel, write_ctranslate2
 from gradvac.translation.to_huggingface import write_huggingface
-from gradvac.writing import replacing
+from gradvac.writing import replacing, write_text
 
 logger = logging.getLogger(__name__)
 FORMATS = ("gradvac", "huggingface", "ctranslate2")
+README = "README.md"
 CACHE = "ctranslate2"  # in a run's folder: the export cached by `gradvac translate`
 
 
@@ -49,6 +56,9 @@ def export_run(
                 write_huggingface(*parts, new)
             else:
                 write_ctranslate2(*parts, new, quantization or "float32")
+        vocabulary, name = find_model(run, checkpoint).vocabulary, run.resolve().name
+        text = readme(name, to, trained_directions(run), vocabulary)
+        write_text(new / README, text)
     return sum(file.stat().st_size for file in out.iterdir())
 
 

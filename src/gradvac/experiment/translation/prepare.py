@@ -11,6 +11,7 @@ grow with its size.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,7 +32,15 @@ from gradvac.experiment.translation.zero_shot import zero_shot_directions
 from gradvac.reading import read_lines
 from gradvac.text.blocks import Block
 from gradvac.text.cleaning import Account, normalise
-from gradvac.text.languages import ENGLISH, Direction, directions, resource_levels, same_language
+from gradvac.text.languages import (
+    ENGLISH,
+    HIGH_SHARE,
+    MEDIUM_SHARE,
+    Direction,
+    directions,
+    resource_levels,
+    same_language,
+)
 from gradvac.text.readers import Row, read_blocks
 from gradvac.text.spellings import Spellings
 from gradvac.translation.bitext import Bitext, as_given, held_out_keys, read_corpus
@@ -51,6 +60,13 @@ def prepare_text(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> di
         vocabulary, pairs = _prepare_text(recipe, new, say)
     write_bytes(folder / VOCABULARY, vocabulary.model)
     levels = resource_levels(pairs, recipe.data.levels)
+    if recipe.data.levels is None and len(set(levels.values())) > 1:
+        high, medium = (max(pairs.values()) * share for share in (HIGH_SHARE, MEDIUM_SHARE))
+        say(
+            f"resource levels are relative: high is {math.ceil(high):,} training pairs and more, "
+            f"low under {math.ceil(medium):,}, half and an eighth of the largest direction; "
+            "data.levels sets other limits"
+        )
     return {t: TaskInfo(n, levels[t], family_of(t)) for t, n in pairs.items()}
 
 

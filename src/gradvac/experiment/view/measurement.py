@@ -9,12 +9,13 @@ from typing import Any
 from rich.console import Console
 
 from gradvac.errors import RunError
+from gradvac.experiment.run.below import runs_below
 from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.training.kind import kind_of_run
 from gradvac.experiment.training.measuring import measured_folder
 from gradvac.experiment.training.together import shared, started_by_torchrun
 from gradvac.experiment.translation.geometry_huggingface import is_huggingface, measure_huggingface
-from gradvac.experiment.view.numbers import print_numbers
+from gradvac.experiment.view.numbers import print_numbers, print_numbers_of
 
 
 def measure_and_print(
@@ -31,10 +32,17 @@ def measure_and_print(
 ) -> None:
     """Measure and print; ``options`` are those that `measure_huggingface` and runs share.
 
+    Every run of a sweep is measured, and the numbers are of the means over seeds.
+
     Under torchrun each rank measures a part of a run, and rank 0 prints. Raises RunError for a
     Hugging Face model under torchrun, and the errors of the measurement.
     """
     options |= {"device": device, "console": console}
+    runs = runs_below(run)
+    if out is not None and runs != [run]:
+        raise RunError(
+            f"--out {out}: runs of a sweep are measured in their own folders; leave it out"
+        )
     if is_huggingface(run):
         if started_by_torchrun():
             raise RunError(
@@ -45,9 +53,12 @@ def measure_and_print(
         )
         print_numbers(folder, measured_folder(folder), console)
         return
-    with shared(device or any_recipe(run).device, console) as ranks:
-        folder = kind_of_run(run).measure(
-            run, out, rows, directions, curvature_strings=curvature, ranks=ranks, **options
-        )
-        if ranks is None or not ranks.rank:
-            print_numbers(run, folder, console)
+    with shared(device or any_recipe(runs[0]).device, console) as ranks:
+        for one in runs:
+            folder = kind_of_run(one).measure(
+                one, out, rows, directions, curvature_strings=curvature, ranks=ranks, **options
+            )
+            if (ranks is None or not ranks.rank) and runs == [run]:
+                print_numbers(run, folder, console)
+        if (ranks is None or not ranks.rank) and runs != [run]:
+            print_numbers_of(runs, console)

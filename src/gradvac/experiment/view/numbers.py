@@ -18,6 +18,7 @@ from rich.console import Console
 from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_of
 from gradvac.experiment.view.proximity import families, typological_distances
 from gradvac.experiment.view.run_view import LANGUAGES, TaskView, load_runs
+from gradvac.experiment.view.seeds import over_seeds
 from gradvac.geometry.statistics import cophenetic_test, correlation, mantel, residual, same
 from gradvac.tables import Table, decimal
 from gradvac.writing import write_csv
@@ -34,8 +35,8 @@ class Finding:
     """One question asked of one part of the model on one side of English.
 
     ``r`` is a correlation, ``low`` and ``high`` its 95 % interval (NaN where there is none), ``p``
-    the p-value, ``n`` the number of pairs or directions. ``seeds`` are the correlations of each
-    seed if this is the mean of several.
+    the p-value, ``n`` the number of points and ``unit`` what they are: pairs of tasks, directions
+    or languages. ``seeds`` are the correlations of each seed if this is the mean of several.
     """
 
     side: str
@@ -47,6 +48,12 @@ class Finding:
     low: float = math.nan
     high: float = math.nan
     seeds: tuple[float, ...] = ()
+    unit: str = "pairs"
+
+    @property
+    def count(self) -> str:
+        """The number of points, and what they are."""
+        return f"{self.n:,} {self.unit}"
 
     @property
     def verdict(self) -> str:
@@ -56,13 +63,13 @@ class Finding:
         return "evidence" if self.p <= LEVEL else "not told from chance"
 
 
-HEADER = ("side", "part", "question", "r", "low", "high", "p", "n", "verdict", "r_of_seeds")
+HEADER = ("side", "part", "question", "r", "low", "high", "p", "n", "verdict", "r_of_seeds", "n_of")
 
 
 def row(f: Finding) -> tuple[object, ...]:
     """A finding as a row under `HEADER`."""
     seeds = " ".join(map(repr, f.seeds))
-    return (f.side, f.part, f.question, f.r, f.low, f.high, f.p, f.n, f.verdict, seeds)
+    return (f.side, f.part, f.question, f.r, f.low, f.high, f.p, f.n, f.verdict, seeds, f.unit)
 
 
 def findings(subject: Subject) -> tuple[list[Finding], list[str]]:
@@ -159,7 +166,8 @@ def _of_quality(
         if all(map(math.isnan, y)):
             continue
         c = correlation(mean, np.array(y, dtype=float))
-        found.append(Finding(side, part, f"{name} of the {what}", c.r, c.p, c.n, c.low, c.high))
+        question, unit = f"{name} of the {what}", f"{what}s"
+        found.append(Finding(side, part, question, c.r, c.p, c.n, c.low, c.high, unit=unit))
     return found
 
 
@@ -181,7 +189,7 @@ def numbers_table(title: str, found: Sequence[Finding]) -> Table:
     rows = [
         [
             f"{f.side} {f.part.replace('_', ' ')}",
-            *(f.question, in_words(f), chance(f), str(f.n), f.verdict),
+            *(f.question, in_words(f), chance(f), f.count, f.verdict),
         ]
         for f in found
     ]
@@ -210,11 +218,24 @@ def _number(value: float, digits: int = 2) -> str:
 def print_numbers(run: Path, measured: Path, console: Console) -> None:
     """Print the findings of a measurement, and write them to ``numbers.csv`` in its folder."""
     (subject,) = subjects_of(load_runs([run]), measured)
-    found, notes = findings(subject)
+    found = _print(subject, run.name, console)
     if found:
         write_csv(measured / "numbers.csv", [HEADER, *map(row, found)])
-        title = f"{run.name}: what the similarity of gradients is about"
+
+
+def print_numbers_of(runs: Sequence[Path], console: Console) -> None:
+    """Print the findings of several measured runs, joined over their seeds."""
+    for subject in over_seeds(subjects_of(load_runs(runs))):
+        seeds = f", mean of {len(subject.seeds)} seeds" if subject.seeds else ""
+        _print(subject, f"{subject.run.name}{seeds}", console)
+
+
+def _print(subject: Subject, name: str, console: Console) -> list[Finding]:
+    found, notes = findings(subject)
+    if found:
+        title = f"{name}: what the similarity of gradients is about"
         console.print(numbers_table(title, found).terminal(whole=()))
         console.print(words(found), markup=False)
     for note in notes:
         console.print(note, markup=False)
+    return found

@@ -11,6 +11,7 @@ from typing import Any
 from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.load import parse_recipe
 from gradvac.experiment.recipe.sections import BaseRecipe
+from gradvac.experiment.run.below import all_runs
 from gradvac.experiment.run.contents import Translation, metrics_of, scores_of
 from gradvac.experiment.run.folder import TaskInfo, any_recipe, task_infos
 from gradvac.experiment.training.balance import sampling_in_words
@@ -167,13 +168,13 @@ class RunView:
 
 
 def load_runs(folders: Iterable[Path]) -> list[RunView]:
-    """Read run folders; each is named after its folder, or by the part of the path that differs.
+    """Read runs and the runs of sweeps; each is named by its folder, or what differs in its path.
 
     ``sweep/joint/seed-1`` and ``sweep/gradvac/seed-1`` are ``joint`` and ``gradvac``.
 
     Raises RunError for a folder that is not a run, and for damaged files, with file and line.
     """
-    paths = list(dict.fromkeys(Path(f).resolve() for f in folders))
+    paths = list(dict.fromkeys(run.resolve() for run in all_runs(map(Path, folders))))
     return [_load(path, name) for path, name in zip(paths, _names(paths), strict=True)]
 
 
