@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         parameter_groups,
     )
     from gradvac.geometry.diagnose import Diagnosis, diagnose
+    from gradvac.geometry.preflight import Preflight, preflight
     from gradvac.methods import (
         CATS,
         FAMO,
@@ -73,6 +74,7 @@ __all__ = [
     "NotFiniteError",
     "PCGrad",
     "ParameterGroup",
+    "Preflight",
     "RankError",
     "RecipeError",
     "RunError",
@@ -83,12 +85,13 @@ __all__ = [
     "__version__",
     "diagnose",
     "parameter_groups",
+    "preflight",
     "register",
 ]
 
 # Imported at their first use: PyTorch takes seconds, which `gradvac --help` does not need.
 _ROOMS = ("engine", "methods", "geometry")
-_HOMES = ("methods", "engine", "geometry.diagnose")
+_HOMES = ("methods", "engine", "geometry.diagnose", "geometry.preflight")
 
 
 def __getattr__(name: str) -> Any:

@@ -37,5 +37,6 @@ def test_the_public_names():
         "Method", "NotFiniteError", "PCGrad", "ParameterGroup", "RecipeError", "RunError",
         "StaticWeights", "StepGeometry", "StepReport", "diagnose", "parameter_groups",
         "Grouping", "Heads", "NonFinite", "RankError", "__version__", "register",
+        "Preflight", "preflight",
     }  # fmt: skip
     assert all(hasattr(gradvac, name) for name in gradvac.__all__)

@@ -123,7 +123,8 @@ def test_a_row_may_not_take_for_ever():
 
 
 def test_every_model_and_operator_has_a_row_of_its_own():
-    for kind, least in (("models", 300), ("operators", 650)):
+    pytest.importorskip("peft")
+    for kind, least in (("models", 300), ("adapters", 30), ("operators", 650)):
         names = [name for name, _ in run.rows_of(kind, quick=True)]
         assert len(names) == len(set(names)) > least
 
@@ -168,6 +169,20 @@ def test_the_page_marks_what_is_wrong():
     assert "| A | decoder | **WRONG** | 5e-01 | gradient of x [default] |" in text
     assert "| `f` | 2 |  |  | **CRASH** [sample 0] ValueError: no |" in text
     assert "| B | too \\| large |" in text and "2 tested: 1 WRONG, 1 not tested." in text
+
+
+def test_well_known_models_stand_first_with_the_worst_way_of_computing_experts():
+    rows = [
+        Row("MixtralForCausalLM, eager", "decoder", "exact", error=1e-15),
+        Row("MixtralForCausalLM, grouped_mm", "decoder", "falls back", "it mixes"),
+        Row("GPT2LMHeadModel", "decoder", "exact", error=2e-16),
+        Row("DoRA, GPT2LMHeadModel", "adapter", "exact", error=3e-16),
+    ]
+    text = page(rows, {"torch": "2"})
+    assert "| GPT2LMHeadModel | decoder | one backward pass |  | 2e-16 |  |" in text
+    experts = "| MixtralForCausalLM | decoder | falls back | eager, grouped_mm | 0e+00 | it mixes |"
+    assert experts in text
+    assert "1 tested: 1 exact." in text and "| DoRA, GPT2LMHeadModel | exact | 3e-16 |  |" in text
 
 
 def test_a_model_that_cannot_be_built_is_listed():

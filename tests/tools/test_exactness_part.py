@@ -1,4 +1,4 @@
-"""A part of the matrix of models and operators: nothing is wrong, nothing crashes.
+"""A part of the matrix of models, adapters and operators: nothing is wrong, nothing crashes.
 
 All of it is `python -m tools.exactness`. Which part is tried follows from a number in the
 environment, GRADVAC_EXACTNESS_TURN, 0 without it: in CI the number of commits, so that every commit
@@ -15,13 +15,15 @@ from tools.exactness.run import Part, run
 
 pytest.importorskip("transformers")
 TURN = int(os.environ.get("GRADVAC_EXACTNESS_TURN", "0"))
-PARTS = {"models": 8, "operators": 12}
+PARTS = {"models": 8, "adapters": 5, "operators": 12}
 
 
 @pytest.mark.parametrize("kind", PARTS)
 def test_this_turns_part_is_exact_or_refused(kind):
+    if kind == "adapters":
+        pytest.importorskip("peft")
     n = PARTS[kind]
     rows = run(kind, Part(TURN % n + 1, n), quick=True)
-    assert len(rows) > 15
+    assert len(rows) > (5 if kind == "adapters" else 15)
     assert not [row.line for row in rows if row.outcome in BAD]
     assert any(row.outcome == "exact" for row in rows)

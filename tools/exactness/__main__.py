@@ -1,11 +1,12 @@
 """Whether gradients are exact, for models and operators nobody wrote the engine for.
 
-    python -m tools.exactness [models|operators] [--quick] [--part 2/12] [--only PATTERN]
+    python -m tools.exactness [models|adapters|operators] [--quick] [--part 2/12] [--only PATTERN]
                               [--json FILE] [--page docs/exactness.md]
     python -m tools.exactness --read FILE FILE --page docs/exactness.md
 
-Run from the root of the repository. Needs transformers for the models; torchvision's are tried if
-it is installed. The exit status is 1 if a row is WRONG or a CRASH.
+Run from the root of the repository. Needs transformers for the models and PEFT for the adapters;
+torchvision's models are tried if it is installed. The exit status is 1 if a row is WRONG or a
+CRASH.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from .report import BAD, Row, page, read_json, versions, write_json
 from .run import Part, run
 
+KINDS = "models", "adapters", "operators"
+
 
 def say(line: str) -> None:
     print(line, flush=True)
@@ -24,7 +27,7 @@ def say(line: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m tools.exactness", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=["models", "operators"], help="default: both")
+    parser.add_argument("what", nargs="?", choices=KINDS, help="default: all")
     parser.add_argument("--quick", action="store_true", help="fewer ways and samples for each")
     parser.add_argument("--part", type=Part.parse, default=Part(1, 1), metavar="I/N")
     parser.add_argument("--only", default="", metavar="PATTERN", help="names to try, a regex")
@@ -34,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--read", type=Path, nargs="+", default=[], metavar="FILE", help="rows of earlier runs"
     )
     options = parser.parse_args(arguments)
-    kinds = [options.what] if options.what else ["models", "operators"]
+    kinds = [options.what] if options.what else list(KINDS)
     rows, used = [], versions()
     for file in options.read:
         used, more = read_json(file)

@@ -48,6 +48,8 @@ WAYS = (
 )
 CHANGED = "exact if told by `rows` whose losses they are: samples change their order"
 QUICK = (WAYS[3], WAYS[4])
+FALLBACK = Way("a pass per task", weighted, "all_matrix", "", {"engine": "per_task"})
+"""Beside the others, for adapters: one backward pass for each task is exact too."""
 
 
 @dataclass

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import models, operators
-from .compare import QUICK, WAYS
+from . import adapters, models, operators
+from .compare import FALLBACK, QUICK, WAYS
 from .report import Row
 
 LIMIT = 180  # seconds a row may take: fifty times the median, so that a hang is seen
@@ -44,12 +44,11 @@ Task = tuple[str, Callable[[], Iterable[Row]]]
 
 def rows_of(kind: str, quick: bool) -> list[Task]:
     """Return the names of all rows and what makes each, in an order that stays."""
-    if kind == "models":
+    if kind in ("models", "adapters"):
         ways = QUICK if quick else WAYS
-        return [
-            (model.name, lambda model=model: models.rows(model, ways))
-            for model in models.architectures()
-        ]
+        found = models.architectures() if kind == "models" else adapters.adapters()
+        ways = ways if kind == "models" else (*ways, FALLBACK)
+        return [(model.name, lambda model=model: models.rows(model, ways)) for model in found]
     return [
         (operators.title(op), lambda op=op: [operators.row(op, quick)])
         for op in operators.operators()

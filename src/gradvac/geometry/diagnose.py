@@ -87,7 +87,7 @@ def diagnose(
         losses = cast(Losses, batch)
     if steps < 1:
         raise GradientError(f"steps is {steps}; it must be at least 1")
-    with _undisturbed(model):
+    with undisturbed(model):
         seen = _measured(PerTaskEngine(model, Joint(), granularity), losses, shares, steps)
     gram = torch.stack([geometry.gram for geometry in seen])
     pairs = torch.triu(torch.ones_like(gram[0, 0]), 1).bool()
@@ -241,7 +241,7 @@ def _effect(gram: Tensor, weights: Tensor, plain: Tensor) -> Effect:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
+def undisturbed(model: nn.Module) -> Iterator[None]:
     """Restore gradients, buffers, modes and random numbers afterwards, also after an error."""
     gradients = [(p, p.grad) for p in model.parameters()]
     for p, _ in gradients:

@@ -77,4 +77,4 @@ _add("unsloth", "LoRA_MLP LoRA_QKV LoRA_W", rows_apart, once=True)
 _add("peft", "BlockCircularConvolution", rows_apart)
 
 _add("transformers", "GeLUFunction PhimoeMultiplier SqrtBoundDerivative XDropout", rows_apart)
-_add("transformers", "YosoCumulation YosoLSHCumulation", _first)
+_add("transformers", "YosoCumulation YosoLSHCumulation XSoftmax", _first)
