@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format recipes evidence clean
+.PHONY: demo test lint format docs recipes evidence clean
 
 demo: $(VENV)/toolkit
 	$(BIN)/gradvac demo --out runs/demo
@@ -38,6 +38,10 @@ $(VENV)/ready: $(VENV)/toolkit requirements.txt
 	$(BIN)/python -m compileall -q -q -j 0 $(VENV)/lib || true
 	$(BIN)/python -m pip check
 	touch $@
+
+# The documentation site, build/site/index.html; every warning is an error.
+docs: $(VENV)/ready
+	$(BIN)/python -m tools.website.build
 
 # Every variant of every recipe of the papers, for seconds each.
 recipes: $(VENV)/ready

@@ -26,6 +26,9 @@ class GradvacError(Exception):
 class CorpusError(GradvacError):
     """Text that cannot be read or aligned. The message starts with ``file:line``.
 
+    To do: look at that line of the file. Rows with problems are left out and counted as long as
+    ``data.on_problem`` is ``drop``; a file that is not what its name says must be mended.
+
     Example:
         >>> import gradvac
         >>> try:
@@ -39,6 +42,9 @@ class CorpusError(GradvacError):
 class RecipeError(GradvacError):
     """A recipe key that is unknown, misplaced or out of range. Names the file and the dotted key.
 
+    To do: change the key that is named. ``recipes/reference.yaml`` has every key with its default
+    and what is allowed; a key given by ``--set`` is checked in the same way.
+
     Example:
         >>> import gradvac
         >>> try:
@@ -51,6 +57,9 @@ class RecipeError(GradvacError):
 
 class RunError(GradvacError):
     """A run folder, checkpoint or vocabulary that does not fit what is asked of it.
+
+    To do: check that the folder is the right one and its run has finished. A damaged file is named;
+    the checkpoint before it is used where there is one. Never mix files of two runs.
 
     Example:
         >>> import gradvac
@@ -69,6 +78,9 @@ class RankError(GradvacError):
 
     All ranks raise it, or the error that is its cause, in the same step.
 
+    To do: look for the first error in the logs of all ranks, mend its cause, and start all ranks
+    again from the last checkpoint.
+
     Example:
         >>> import gradvac
         >>> try:
@@ -81,6 +93,9 @@ class RankError(GradvacError):
 
 class GradientError(GradvacError):
     """Wrong use of the engine, or a gradient that is not finite. Names the task.
+
+    To do: compare your loop with the three lines of the front page. Options that are out of range
+    are named with what is allowed.
 
     Example:
         >>> import torch
@@ -96,6 +111,9 @@ class GradientError(GradvacError):
 
 class NotFiniteError(GradientError):
     """A loss or gradient that is not finite. Nothing has changed: the step may be skipped.
+
+    To do: skip such steps (``nonfinite="skip"``, ``training.nonfinite=skip``). If they recur, lower
+    the learning rate, or train in bfloat16 or float32 instead of float16.
 
     Attributes:
         task: the first task it was found in; empty if the loss is not of one task.

@@ -175,4 +175,5 @@ def _cell(value: float, limit: float, own: bool = False) -> str:
 
 def _table(title: str, head: str, rows: Sequence[str]) -> str:
     body = "".join(rows)
-    return f"<table><caption>{escape(title)}</caption><tr>{head}</tr>{body}</table>"
+    caption = f"<caption style='white-space:nowrap;text-align:left'>{escape(title)}</caption>"
+    return f"<table>{caption}<tr>{head}</tr>{body}</table>"

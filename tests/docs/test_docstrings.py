@@ -3,7 +3,6 @@
 import ast
 import doctest
 import inspect
-import pkgutil
 import re
 from importlib import import_module
 from pathlib import Path
@@ -12,15 +11,9 @@ from typing import Any
 import pytest
 
 import gradvac
-from gradvac import geometry, integrations
+from tools.website.api import public_modules
 
-# What may be relied on: the names in `__all__` of these modules.
-PUBLIC = ["gradvac", "gradvac.methods", "gradvac.engine"] + [
-    f"{package.__name__}.{module.name}"
-    for package in (geometry, integrations)
-    for module in pkgutil.iter_modules(package.__path__)
-    if hasattr(import_module(f"{package.__name__}.{module.name}"), "__all__")
-]
+PUBLIC = public_modules()
 SOURCE = Path(gradvac.__file__).parent
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import gradvac
 from gradvac.engine.checks import Checks
 from gradvac.integrations.transformers import TaskGradients
+from gradvac.integrations.transformers_batch import segments_of
 from tests.integrations import tiny
 from tests.methods.helpers import random_order
 from tests.reference.algorithm1 import Algorithm1
@@ -207,3 +208,41 @@ def test_gradvac_is_a_loop_of_separate_backwards_and_algorithm_1(tmp_path):
     k, groups = len(tiny.TASKS), len(trainer.report.groups)
     assert [entry["pairs"] for entry in logged] == [groups * k * (k - 1)] * len(logged)
     assert sum(edits) > 0 < sum(conflicts)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_joint_is_the_ordinary_trainer_on_rows_of_several_sequences(tmp_path, steps):
+    data = [
+        {"input_ids": row["input_ids"].tolist()[: 2 + n % 5], "task": row["task"]}
+        for n, row in enumerate(tiny.samples(18))
+    ]
+    model = tiny.built(tiny.llama)
+    model.config.use_cache = False  # else transformers lets the sequences see each other
+    options = dict(optim="sgd", learning_rate=0.5, gradient_accumulation_steps=steps)
+    collator = transformers.DataCollatorWithFlattening()
+    error, _, found = joint_error(
+        TaskGradients, model, data, tmp_path, data_collator=collator, **options
+    )
+    assert error < ROUNDED
+    assert not found.task_engine.refused
+    assert set(found.report.tasks) <= set(tiny.TASKS)
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([[0, 1, 2, 3]], "2 tasks and its position ids begin 1 sequences"),
+        ([[0, 1, 0, 1, 0, 1]], "2 tasks and its position ids begin 3"),
+        ([[2, 3, 0, 1, 0]], "begin 2 sequences; each sequence needs .* begin with 0"),
+    ],
+)
+def test_rows_with_another_number_of_tasks(positions, message):
+    with pytest.raises(gradvac.GradientError, match=message):
+        segments_of({"position_ids": torch.tensor(positions)}, ["fr", "hi"])
+
+
+def test_padding_at_the_end_of_a_row_begins_no_sequence():
+    positions = {"position_ids": torch.tensor([[0, 1, 0, 1, 0, 0]])}
+    assert segments_of(positions, ["fr", "hi"]).tolist() == [[0, 0, 1, 1, 1, 1]]
+    assert segments_of(positions, ["fr"]) is None
+    assert segments_of({"position_ids": torch.zeros(2, 3)}, ["fr", "hi"]) is None

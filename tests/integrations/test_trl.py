@@ -114,7 +114,10 @@ def gram_by_hand(trainer, loss, batches, tasks):
         trainer.model.zero_grad()
         for batch, names in zip(batches, tasks, strict=True):
             own = torch.tensor([name == task for name in names])
-            labels = batch["labels"].where(own[:, None], -100)
+            own = (
+                own if len(own) == batch["labels"].shape[1] else own[:, None]
+            )  # of tokens, of rows
+            labels = batch["labels"].where(own, -100)
             of_task = {**batch, "labels": labels}
             loss(trainer, trainer.model, of_task, num_items_in_batch=n).backward()
         rows.append({id(p): p.grad.flatten() for p in trained})
@@ -225,3 +228,108 @@ def test_the_mixin_alone_names_the_way(tmp_path):
 
     with pytest.raises(gradvac.GradientError, match=r"use gradvac.*TaskSFTTrainer"):
         sft.make(Both, tiny.built(tiny.llama), sft.texts(4), tmp_path, method=gradvac.Joint())
+
+
+PACKED = dict(packing=True, max_length=16)
+
+
+@pytest.mark.parametrize(
+    ("adapters", "steps", "attention"),
+    [(False, 1, "eager"), (False, 8, "sdpa"), (True, 1, "sdpa"), (True, 8, "eager")],
+)
+def test_joint_is_the_ordinary_trainer_when_packed(tmp_path, adapters, steps, attention):
+    model = tiny.built(tiny.llama)
+    model.set_attn_implementation(attention)
+    options = {"peft_config": lora()} if adapters else {}
+    batch = 2 if steps == 1 else 1
+    expected, found = both(
+        model, sft.texts(30), tmp_path, gradient_accumulation_steps=steps,
+        per_device_train_batch_size=batch, **PACKED, **options,
+    )  # fmt: skip
+    rows = found.train_dataset
+    for column in ("input_ids", "labels", "seq_lengths"):
+        assert rows[column] == expected.train_dataset[column]
+    assert [len(tasks) for tasks in rows["task"]] == [len(each) for each in rows["seq_lengths"]]
+    assert max(map(len, rows["task"])) > 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"packing_strategy": "bfd_split", "max_length": 5},
+        {"shuffle_dataset": True},
+        {"packing": False, "padding_free": True, "max_length": None},
+        {"pad_to_multiple_of": 8},
+        {"activation_checkpointing": True},
+    ],
+    ids=str,
+)
+def test_ways_to_pack(tmp_path, options):
+    options = PACKED | options
+    _, found = both(tiny.built(tiny.llama), sft.texts(18), tmp_path, peft_config=lora(), **options)
+    assert set(found.report.tasks) <= set(tiny.TASKS)
+
+
+@pytest.mark.parametrize("completions", [False, True])
+def test_a_packed_row_has_the_tasks_of_its_sequences(tmp_path, completions):
+    data = sft.texts(18, completions)
+    plain, packed = (
+        sft.make(
+            TaskSFTTrainer, tiny.built(tiny.llama), data, tmp_path, method=gradvac.Joint(),
+            max_length=16, packing=packing,
+        ).train_dataset
+        for packing in (False, True)
+    )  # fmt: skip
+    expected = sorted(zip(map(str, plain["input_ids"]), plain["task"], strict=True))
+    found = []
+    for row in packed:
+        ends = torch.tensor(row["seq_lengths"]).cumsum(0).tolist()
+        pieces = zip([0, *ends[:-1]], ends, row["task"], strict=True)
+        found += [(str(row["input_ids"][start:end]), task) for start, end, task in pieces]
+    assert sorted(found) == expected
+
+
+def test_task_gradients_of_packed_rows_equal_separate_backward_passes(tmp_path):
+    trainer = sft.make(
+        TaskSFTTrainer, tiny.built(tiny.llama), sft.texts(30), tmp_path, method=gradvac.GradVac(),
+        per_device_train_batch_size=2, gradient_accumulation_steps=2, peft_config=lora(),
+        max_steps=1, learning_rate=0.0, train_sampling_strategy="sequential", **PACKED,
+    )  # fmt: skip
+    trainer.train()
+    batches = [dict(batch) for batch in trainer.get_train_dataloader()][:2]
+    tasks = []
+    for batch in batches:
+        names = [name for row in batch.pop("task") for name in row]
+        starts = (batch["position_ids"][0] == 0).long().cumsum(0) - 1
+        tasks.append([names[n] for n in starts.tolist()])
+    expected = gram_by_hand(trainer, SFTTrainer.compute_loss, batches, tasks)
+    assert (trainer.report.gram - expected).abs().max() < EXACT * expected.abs().max()
+    assert not trainer.task_engine.refused
+
+
+def test_evaluation_of_packed_rows(tmp_path):
+    data = sft.texts(18)
+    found = {}
+    for packing in (False, True):
+        trainer = sft.make(
+            TaskSFTTrainer, tiny.built(tiny.llama), data, tmp_path, method=gradvac.Joint(),
+            eval_dataset={"x": data}, packing=packing, max_length=16,
+        )  # fmt: skip
+        found[packing] = trainer.evaluate()
+    for task in tiny.TASKS:
+        key = f"eval_x_loss_{task}"
+        assert found[True][key] == pytest.approx(found[False][key], rel=1e-5)
+
+
+def test_wrapped_packing_is_refused(tmp_path):
+    options = PACKED | {"packing_strategy": "wrapped"}
+    with pytest.raises(gradvac.GradientError, match=r"'wrapped' lets .*set packing_strategy='bfd'"):
+        sft.make(
+            TaskSFTTrainer, tiny.llama(), sft.texts(4), tmp_path, method=gradvac.Joint(), **options
+        )
+
+
+def test_a_stream_is_packed_too(tmp_path):
+    data = sft.texts(18).to_iterable_dataset()
+    options = dict(PACKED, max_steps=2, peft_config=lora())
+    both(tiny.built(tiny.llama), data, tmp_path, **options)

@@ -39,6 +39,25 @@ app = typer.Typer(
 app.add_typer(cli_start.app)  # first in the help
 
 
+def _version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        from gradvac import __version__
+
+        say(f"gradvac {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Train one model on many languages and control how their gradients interact."""
+
+
 @app.command()
 def train(
     recipe: RecipePath,

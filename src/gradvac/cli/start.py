@@ -57,6 +57,9 @@ def new(
     languages: Annotated[
         str | None, typer.Option(help="Columns of tables without a header, as in 'en fr'.")
     ] = None,
+    check: Annotated[
+        bool, typer.Option(help="Check that columns have their language and that rows match.")
+    ] = True,
 ) -> None:
     """Write a commented recipe for your own text, with what was found in it.
 
@@ -72,7 +75,7 @@ def new(
     folder = out or Path(asked("--out", "Folder to write"))
     ways = directions or asked("--directions", "Directions: both, to_en, from_en", "both")
     named = tuple((languages or "").replace(",", " ").split())
-    say(f"recipe: {new_project(given, folder, ways, Options(languages=named), say)}")
+    say(f"recipe: {new_project(given, folder, ways, Options(languages=named, check=check), say)}")
 
 
 @app.command()

@@ -37,6 +37,7 @@ from gradvac.engine.parameter_names import (
 from gradvac.errors import GradientError
 
 GRANULARITIES = ("whole_model", "enc_dec", "all_layer", "all_module", "all_adapter", "all_matrix")
+"""How the parameters can be divided into groups, from one group to one for each tensor."""
 
 Grouping = str | Callable[[str], str]
 """One of ``GRANULARITIES``, or a function from a parameter's name to its group's name."""

@@ -101,7 +101,7 @@ class Similarity:
 
 
 def norm_similarity(gram: np.ndarray) -> np.ndarray:
-    """2 |g_i| |g_j| / (|g_i|^2 + |g_j|^2), ``[..., K, K]`` in [0, 1]; NaN where both are zero.
+    """``2 |g_i| |g_j| / (|g_i|^2 + |g_j|^2)``, ``[..., K, K]`` in [0, 1]; NaN where both are zero.
 
     Yu et al. 2020 call it gradient magnitude similarity. The CATS poster (Li and Gong 2021,
     figure 2) shows a "norm similarity" without defining it; we assume it is this one.
@@ -118,10 +118,10 @@ def norm_similarity(gram: np.ndarray) -> np.ndarray:
 
 
 def alignment(gram: np.ndarray) -> np.ndarray:
-    """2 g_i . g_j / (|g_i|^2 + |g_j|^2), ``[..., K, K]`` in [-1, 1]: cosine times norm similarity.
+    """``2 g_i . g_j / (|g_i|^2 + |g_j|^2)``, ``[..., K, K]``: cosine times norm similarity.
 
-    1 only for equal gradients. The poster's figure 3 shows an "alignment" that it does not define;
-    this is our interpretation, which combines both panels of its figure 2.
+    In [-1, 1], and 1 only for equal gradients. The poster's figure 3 shows an "alignment" that it
+    does not define; this is our interpretation, which combines both panels of its figure 2.
 
     Example:
         >>> import numpy as np

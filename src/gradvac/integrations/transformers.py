@@ -31,7 +31,7 @@ from gradvac.engine import Engine, StepReport
 from gradvac.engine.groups import Grouping
 from gradvac.errors import GradientError
 from gradvac.integrations.accelerate import backward, without_wrapper
-from gradvac.integrations.transformers_batch import TaskCollator, flat, take_tasks
+from gradvac.integrations.transformers_batch import TaskCollator, flat, segments_of, take_tasks
 from gradvac.integrations.transformers_loss import ModelLoss
 from gradvac.integrations.transformers_refusals import refuse_other_losses, refuse_settings
 from gradvac.methods import Method
@@ -112,6 +112,7 @@ class TaskGradients(Trainer):
         self._engine: Engine | None = None
         self._model_loss: ModelLoss | None = None
         self._n_items: Tensor | int | None = None  # labels of the step, if the Trainer counts them
+        self._packed = False  # whether samples are the tokens of one row
         self._shares: dict[str, float] = defaultdict(float)
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._evaluated: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
@@ -150,7 +151,7 @@ class TaskGradients(Trainer):
         if self._model_loss is None:
             smoothing = self.label_smoother.epsilon if self.label_smoother is not None else 0.0
             self._model_loss = ModelLoss(self._shifts_labels(), smoothing)
-        return self._model_loss(model, inputs, self._n_items)
+        return self._model_loss(model, inputs, self._n_items, self._packed)
 
     def training_step(
         self,
@@ -178,17 +179,17 @@ class TaskGradients(Trainer):
         if callable(getattr(optimizer, "train", None)):
             optimizer.train()
         inputs = dict(self._prepare_inputs(inputs))
-        tasks = take_tasks(inputs, self.task_column, self.task_names)
+        tasks, segments, owners = self._take_tasks(inputs)
         engine = self.task_engine
         self._n_items = num_items_in_batch if self.model_accepts_loss_kwargs else None
         try:
-            with engine.tasks(tasks):
+            with engine.tasks(tasks, segments=segments):
                 with self.compute_loss_context_manager():
                     losses, rows = self.task_losses(model, inputs)
-                losses, rows = flat(losses, rows, len(tasks))
+                losses, rows = flat(losses, rows, len(owners))
                 divisor = self._divisor(len(losses))
                 losses = losses / divisor
-            self._add_shares(tasks, rows, divisor)
+            self._add_shares(owners, rows, divisor)
             shares = {task: share or _NO_LOSS for task, share in self._shares.items()}
             step = self.state.global_step
             report = backward(self.accelerator, engine, losses, rows, step=step, shares=shares)
@@ -209,13 +210,13 @@ class TaskGradients(Trainer):
         Of samples that have tasks the losses are added up by task, in a forward pass of its own.
         """
         own: dict[str, Any] = dict(inputs)
-        tasks = None
+        owners = None
         if self.task_column in own:
-            tasks = take_tasks(own, self.task_column, self.task_names)
+            *_, owners = self._take_tasks(own)
         found = super().prediction_step(model, own, *args, **kwargs)
-        if tasks is not None and all(own.get(name) is not None for name in self.label_names):
+        if owners is not None and all(own.get(name) is not None for name in self.label_names):
             losses, rows = self._evaluated_losses(model, own)
-            self._add_evaluated(*flat(losses, rows, len(tasks)), tasks)
+            self._add_evaluated(*flat(losses, rows, len(owners)), owners)
         return found
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -317,6 +318,19 @@ class TaskGradients(Trainer):
         self.task_engine.load_state_dict(state["engine"])
 
     # -- one batch ------------------------------------------------------------------------------
+
+    def _take_tasks(self, inputs: dict[str, Any]) -> tuple[list[str], Tensor | None, list[str]]:
+        """Take the tasks out of a batch.
+
+        Returns:
+            The task of each sequence; the sequence of each token ``[1, T]`` if they share a row,
+            else None; and the task of each sample, which is then a token.
+        """
+        tasks = take_tasks(inputs, self.task_column, self.task_names)
+        segments = segments_of(inputs, tasks)
+        self._packed = segments is not None
+        owners = tasks if segments is None else [tasks[n] for n in segments[0].tolist()]
+        return tasks, segments, owners
 
     def _shifts_labels(self) -> bool:
         """Whether position t of the logits is about label t + 1, as the Trainer decides it."""

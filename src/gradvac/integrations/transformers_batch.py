@@ -47,6 +47,8 @@ class TaskCollator:
 def take_tasks(inputs: dict[str, Any], column: str, names: Sequence[str] | None) -> list[str]:
     """Take the tasks out of a batch and return their names, ``[B]``.
 
+    A row that holds several sequences has a list of tasks; these are put one after another.
+
     Args:
         inputs: the batch; ``column`` holds names, or positions in ``names``.
         column: key of the tasks.
@@ -65,8 +67,43 @@ def take_tasks(inputs: dict[str, Any], column: str, names: Sequence[str] | None)
             "says which"
         )
     values = values.tolist() if isinstance(values, Tensor) else values
+    each = [v for value in values for v in (value if isinstance(value, list) else [value])]
     named = dict(enumerate(names or ()))
-    return [str(named.get(value, value)) for value in values]
+    return [str(named.get(value, value)) for value in each]
+
+
+def segments_of(inputs: Mapping[str, Any], tasks: Sequence[str]) -> Tensor | None:
+    """Return the sequence of each token, ``[1, T]``, of a batch that is one row of sequences.
+
+    Args:
+        inputs: the batch; a padding-free one has ``position_ids`` ``[1, T]``, 0 where a sequence
+            begins and in padding at the end.
+        tasks: the task of each sequence.
+
+    Returns:
+        The position of each token's sequence; None if each sequence has a row of its own.
+
+    Raises:
+        GradientError: if there are not as many sequences as tasks.
+
+    Example:
+        >>> segments_of({"position_ids": torch.tensor([[0, 1, 2, 0, 1, 0]])}, ["fr", "hi", "fr"])
+        tensor([[0, 0, 0, 1, 1, 2]])
+    """
+    positions = inputs.get("position_ids")
+    if not isinstance(positions, Tensor) or positions.shape[:-1] != (1,) or len(tasks) == 1:
+        return None
+    segments = (positions.cpu() == 0).cumsum(1) - 1
+    behind = segments >= len(tasks)  # padding, which has no losses
+    found = int(segments.max()) + 1
+    if bool(behind.any()) and not bool(positions.cpu()[behind].any()):
+        found = len(tasks)
+    if found != len(tasks) or int(segments.min()) < 0:
+        raise GradientError(
+            f"a packed row has {len(tasks)} tasks and its position ids begin {found} sequences; "
+            "each sequence needs one task and position ids that begin with 0"
+        )
+    return segments.clamp(max=len(tasks) - 1)
 
 
 def flat(losses: Tensor, rows: Tensor | None, n_samples: int) -> tuple[Tensor, Tensor]:

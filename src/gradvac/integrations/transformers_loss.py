@@ -23,7 +23,11 @@ _IGNORED = -100  # label of a position without loss, by the convention of transf
 
 
 def cross_entropies(
-    logits: Tensor, labels: Tensor, shift: bool = False, smoothing: float = 0.0
+    logits: Tensor,
+    labels: Tensor,
+    shift: bool = False,
+    smoothing: float = 0.0,
+    packed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the cross-entropy of every label that counts, as transformers defines it.
 
@@ -32,6 +36,7 @@ def cross_entropies(
         labels: classes ``[B, ...]``, -100 where there is none.
         shift: position t predicts label t + 1, as in causal language models.
         smoothing: label smoothing, as ``TrainingArguments.label_smoothing_factor``.
+        packed: whether the tokens of one row are the samples.
 
     Returns:
         Losses ``[N]`` and the sample that each belongs to, ``[N]``.
@@ -50,7 +55,7 @@ def cross_entropies(
     logits = logits[counted]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     losses = F.cross_entropy(logits, labels[counted], reduction="none", label_smoothing=smoothing)
-    return losses, counted.nonzero()[:, 0]
+    return losses, counted.nonzero()[:, int(packed)]
 
 
 class ModelLoss:
@@ -74,7 +79,11 @@ class ModelLoss:
         self._known = smoothing > 0
 
     def __call__(
-        self, model: nn.Module, inputs: dict[str, Any], n_items: Tensor | int | None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        n_items: Tensor | int | None,
+        packed: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Return losses ``[N]`` of a batch and the sample that each belongs to, ``[N]``.
 
@@ -82,6 +91,7 @@ class ModelLoss:
             model: returns a mapping with ``logits``, and with ``loss`` if there are labels.
             inputs: the batch, with ``labels``.
             n_items: number of labels of the step, if the model's loss may know it.
+            packed: whether the tokens of one row are the samples.
 
         Raises:
             GradientError: if the model's own loss is different.
@@ -102,7 +112,7 @@ class ModelLoss:
         if not isinstance(logits, Tensor):
             raise GradientError(f"{name} returns no logits; {OVERRIDE}")
         labels = _beside_virtual_tokens(model, logits, labels)
-        losses, rows = cross_entropies(logits, labels, self.shift, self.smoothing)
+        losses, rows = cross_entropies(logits, labels, self.shift, self.smoothing, packed)
         if not self._known and len(losses):
             self._compare(name, losses.detach(), fields, n_items)
         return losses, rows

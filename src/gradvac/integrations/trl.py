@@ -10,16 +10,19 @@ A script that trains with ``SFTTrainer`` changes three things: an import, a meth
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from trl.data_utils import get_dataset_column_names
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from gradvac.errors import GradientError
 from gradvac.integrations.transformers import TaskGradients
 from gradvac.integrations.transformers_loss import cross_entropies
+from gradvac.integrations.trl_data import packed_with_tasks
 from gradvac.integrations.trl_loss import refuse_unknown_head, split_head
 
 __all__ = ["TaskSFTTrainer"]
@@ -73,6 +76,34 @@ class TaskSFTTrainer(TaskGradients, SFTTrainer):
         self._losses: tuple[Tensor, Tensor] | None = None
         self._compared = False
         super().__init__(*args, **kwargs)
+
+    def _prepare_dataset(
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: SFTConfig,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
+    ) -> Any:
+        """Prepare a dataset as TRL does; a packed row also has the task of each sequence."""
+        prepare = super()._prepare_dataset
+        given = processing_class, args, packing, formatting_func, dataset_name
+        columns = get_dataset_column_names(dataset)
+        if packing and args.packing_strategy == "wrapped":
+            raise GradientError(
+                "packing_strategy='wrapped' lets sequences of different tasks see each other; set "
+                "packing_strategy='bfd' in SFTConfig"
+            )
+        if not packing or self.task_column not in columns:
+            return prepare(dataset, *given)
+        if "seq_lengths" in columns:  # it is packed
+            return dataset
+        own = copy(args)
+        own.max_length, own.shuffle_dataset = None, False  # both come with packing
+        tokens = prepare(dataset, processing_class, own, False, formatting_func, dataset_name)
+        with args.main_process_first(desc="packing"):
+            return packed_with_tasks(tokens, args, self.task_column)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward pass of a micro-batch, as in ``TaskGradients``."""
@@ -134,9 +165,9 @@ class TaskSFTTrainer(TaskGradients, SFTTrainer):
         loss_type = cast(SFTConfig, self.args).loss_type
         if self.label_smoother is not None and loss_type == "nll":
             smoothing = float(self.label_smoother.epsilon)
-            return cross_entropies(seen[0].logits, inputs["labels"], True, smoothing)
+            return cross_entropies(seen[0].logits, inputs["labels"], True, smoothing, self._packed)
         mask = seen[0].label_mask
-        rows = mask.nonzero()[:, 0]
+        rows = mask.nonzero()[:, int(self._packed)]
         found = log_probs[0]
         if len(found) != len(rows):  # of all positions, not only those with a label
             found = found.view(mask.shape)[mask]
@@ -156,8 +187,4 @@ class TaskSFTTrainer(TaskGradients, SFTTrainer):
             raise GradientError(
                 f"the loss of {type(self.model).__name__} includes a router's loss over all "
                 "samples, which belongs to no task; set router_aux_loss_coef=0.0 in SFTConfig"
-            )
-        if self.padding_free:
-            raise GradientError(
-                "packing and padding_free put several samples into one row; set packing=False"
             )

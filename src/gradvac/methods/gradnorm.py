@@ -44,7 +44,7 @@ class GradNorm(SharedWeights):
             last decoder layer under ``all_layer``, else the last group. Fully shared models
             have no "last shared layer", so the paper does not determine it.
         initial_losses: L_i(0): "first" for the first loss seen of each task, one number for all,
-            such as log |V| for a cross-entropy over |V| classes (the paper's advice where L(0)
+            such as log V for a cross-entropy over V classes (the paper's advice where L(0)
             depends on the initialisation), or a number per task.
         smoothing: decay of a moving average of each task's loss, in [0, 1); 0 as in the paper,
             0.9 or more where batches hold few samples of a task.
