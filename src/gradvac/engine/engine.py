@@ -119,6 +119,7 @@ class Engine(TaskEngine):
         super().__init__(Setup(model, method, options))
         self._single_pass = SinglePass(self._setup)
         self._per_task = PerTask(self._setup)
+        self._setup.guard.watch()
         if verify_steps <= 0 and engine != "per_task":
             logging.getLogger("gradvac").warning(
                 "verify_steps=%d: what a forward pass does for the first time is not checked "
