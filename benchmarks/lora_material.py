@@ -29,7 +29,7 @@ from transformers import (
 )
 
 LANGUAGES = {"fr": "French", "es": "Spanish", "cs": "Czech", "tr": "Turkish"}
-LETTERS = range(20, 161)  # of an English string: neither a menu entry nor a paragraph
+SHORTEST = 20  # letters of an English string that is no menu entry
 
 
 def write_smollm2(folder: Path) -> None:
@@ -88,15 +88,16 @@ def prompt(english: str, language: str) -> str:
     return f"English: {english}\n{LANGUAGES[language]}:"
 
 
-def texts(part: str, n: int, seed: int) -> list[dict[str, str]]:
+def texts(part: str, n: int, seed: int, longest: int = 80) -> list[dict[str, str]]:
     """Return n strings of each language of the shipped corpus, in random order.
 
     Args:
         part: ``train`` or ``test``.
         n: strings of each language.
         seed: of the choice and of the order.
+        longest: letters of the longest English string.
     """
-    rows, chance = _rows(part), random.Random(seed)
+    rows, chance = _rows(part, longest), random.Random(seed)
     chosen = []
     for language in LANGUAGES:
         own = [row for row in rows if row[language]]
@@ -109,9 +110,9 @@ def texts(part: str, n: int, seed: int) -> list[dict[str, str]]:
 
 
 @cache
-def _rows(part: str) -> list[dict[str, str]]:
+def _rows(part: str, longest: int) -> list[dict[str, str]]:
     """Rows of the shipped corpus whose English string is neither very short nor very long."""
     packed = files("gradvac") / "assets" / "corpus" / f"{part}.tsv.xz"
     text = lzma.decompress(packed.read_bytes()).decode("utf-8")
     rows = csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
-    return [row for row in rows if len(row["en"]) in LETTERS]
+    return [row for row in rows if SHORTEST <= len(row["en"]) <= longest]

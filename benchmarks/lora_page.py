@@ -14,6 +14,10 @@ from scipy import stats
 
 from gradvac.geometry.plots import save, styled
 
+PICTURE = (
+    "![Cosines of the task gradients of the adapters by layer and pair of languages, and how often "
+    "they are negative](images/lora-conflicts.png)"
+)
 NAMES = {"plain": "SFTTrainer", "joint": "`Joint()`", "gradvac": "`GradVac()`"}
 
 
@@ -21,7 +25,9 @@ def write_page(text: str, found: dict[str, Any]) -> str:
     """Fill the blocks of a page, ``<!-- NAME -->`` to ``<!-- end -->``, with what was found."""
 
     def fill(match: re.Match[str]) -> str:
-        return f"<!-- {match[1]} -->\n{BLOCKS[match[1]](found)}\n<!-- end -->"
+        part, write = BLOCKS[match[1]]
+        said = write(found) if part in found else "Not measured yet: run the command above."
+        return f"<!-- {match[1]} -->\n{said}\n<!-- end -->"
 
     return re.sub(r"<!-- (\w+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
@@ -99,23 +105,8 @@ def _conflicts(found: dict[str, Any]) -> str:
     return (
         f"Over {part['steps']} steps of joint training, {by_layer.mean():.0%} of the cosines are "
         f"negative, and their mean is {cosine.mean():.3f}. Most often in layers {ends(order[:3])}; "
-        f"least often in {ends(order[-3:])}. By pair: {shown}."
+        f"least often in {ends(order[-3:])}. By pair: {shown}.\n\n{PICTURE}"
     )
-
-
-def _said(found: dict[str, Any]) -> str:
-    part = found["losses"]
-    rows = [
-        [a["task"], _plain(a["english"]), _plain(b["said"]), _plain(a["said"])]
-        for a, b in zip(part["said_after"], part["said_before"], strict=True)
-    ]
-    heads = ["", "English", "before", "after"]
-    return _table(heads, rows).replace("|--:" * 3, "|---" * 3)
-
-
-def _plain(text: str) -> str:
-    """A text in a cell of a table."""
-    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", text) or " "
 
 
 def _reloaded(found: dict[str, Any]) -> str:
@@ -123,14 +114,14 @@ def _reloaded(found: dict[str, Any]) -> str:
     return f"The largest difference of a logit between both models is {difference:.1g}."
 
 
-BLOCKS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "settings": _settings,
-    "losses": _losses,
-    "cost": _cost,
-    "conflicts": _conflicts,
-    "said": _said,
-    "reloaded": _reloaded,
+BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "settings": ("size", _settings),
+    "losses": ("losses", _losses),
+    "cost": ("cost", _cost),
+    "conflicts": ("losses", _conflicts),
+    "reloaded": ("losses", _reloaded),
 }
+"""What writes a block, and the part of what was found that it needs."""
 
 
 def conflicts_picture(part: dict[str, Any], file: Path) -> None:

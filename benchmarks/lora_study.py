@@ -46,7 +46,6 @@ from gradvac.integrations.trl import TaskSFTTrainer
 
 METHODS = {"joint": Joint, "gradvac": GradVac}
 ADAPTER = dict(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-SHOWN = 1  # translations of each language that are kept
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,8 @@ class Size:
         timed: steps of a run that only measures the cost, after a first one.
         samples: strings of a step, padded to the longest; 0 for a packed row.
         length: tokens of a packed row.
+        longest: letters of the longest English string.
+        timed_longest: the same, of a run that only measures the cost.
         train: strings of each language.
         test: the same, of the test set.
         rate: learning rate, constant.
@@ -68,6 +69,8 @@ class Size:
     timed: int
     samples: int
     length: int
+    longest: int
+    timed_longest: int
     train: int
     test: int
     rate: float
@@ -75,8 +78,8 @@ class Size:
 
 
 SIZES = {
-    "smollm2": Size(12, 2, 8, 384, 200, 6, 1e-3, bf16=True),
-    "quick": Size(4, 1, 8, 384, 24, 4, 1e-2, bf16=False),
+    "smollm2": Size(40, 2, 8, 384, 80, 160, 200, 6, 1e-3, bf16=True),
+    "quick": Size(4, 1, 8, 384, 80, 160, 24, 4, 1e-2, bf16=False),
 }
 
 
@@ -122,9 +125,11 @@ class Geometry(TrainerCallback):
 
 
 def trainer_of(
-    method: str, base: Path, size: Size, seed: int, steps: int, callback: TrainerCallback
+    method: str, base: Path, size: Size, seed: int, callback: TrainerCallback, cost: bool = False
 ) -> Any:
     """Return the trainer of a method, or the plain SFTTrainer for ``plain``."""
+    steps = 1 + size.timed if cost else size.steps
+    longest = size.timed_longest if cost else size.longest
     model, tokenizer = material.load(base)
     model.name_or_path = str(base)  # which the adapter names as its base
     args = SFTConfig(
@@ -138,7 +143,7 @@ def trainer_of(
     kind, own = (SFTTrainer, {}) if method == "plain" else (TaskSFTTrainer, {})
     if method != "plain":
         own = {"method": METHODS[method]()}
-    train = Dataset.from_list(material.texts("train", size.train, seed))
+    train = Dataset.from_list(material.texts("train", size.train, seed, longest))
     test = Dataset.from_list(material.texts("test", size.test, 0))
     if method == "plain":
         train, test = train.remove_columns("task"), test.remove_columns("task")
@@ -155,41 +160,40 @@ def losses_of(trainer: Any) -> dict[str, float]:
 
 
 def study(base: Path, size: Size, seeds: int, workers: int) -> dict[str, Any]:
-    """Train both methods with every seed; losses by task, cosines by layer, translations."""
-    tasks = [(base, size, seed, torch.get_num_threads()) for seed in range(seeds)]
+    """Train both methods with every seed; losses by task, cosines by layer."""
+    chosen = [(seed, name) for seed in range(seeds) for name in METHODS]
+    tasks = [(base, size, *each, torch.get_num_threads()) for each in chosen]
     if workers > 1:
         with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            parts = list(pool.map(of_seed, *zip(*tasks, strict=True)))
+            parts = list(pool.map(of_run, *zip(*tasks, strict=True)))
     else:
-        parts = [of_seed(*task) for task in tasks]
-    found = parts[0][0]
-    found["runs"] = [run for part, _ in parts for run in part["runs"]]
-    geometries = [geometry for _, geometry in parts]
-    return {**found, "conflicts": conflicts(geometries)}
+        parts = [of_run(*task) for task in tasks]
+    found: dict[str, Any] = {"runs": [run for run, _, _ in parts]}
+    for _, shown, _ in parts:
+        found |= shown
+    joint = [geometry for run, _, geometry in parts if run["method"] == "joint"]
+    return {**found, "conflicts": conflicts(joint)}  # gradients at the parameters of joint training
 
 
-def of_seed(base: Path, size: Size, seed: int, threads: int) -> tuple[dict[str, Any], Geometry]:
-    """Train both methods with a seed; the first seed also shows what the model says."""
+def of_run(
+    base: Path, size: Size, seed: int, name: str, threads: int
+) -> tuple[dict[str, Any], dict[str, Any], Geometry]:
+    """Train once; its test losses, what the first seed shows besides, and its cosines."""
     torch.set_num_threads(threads)
-    found: dict[str, Any] = {"runs": []}
-    cosines = Geometry()
-    for name in METHODS:
-        geometry = Geometry()
-        trainer = trainer_of(name, base, size, seed, size.steps, geometry)
-        geometry.trainer = trainer
-        if seed == 0 and name == "joint":
-            found |= {"before": losses_of(trainer), "said_before": translations(trainer)}
-        trainer.train()
-        found["runs"].append({"method": name, "seed": seed, "losses": losses_of(trainer)})
-        print(name, "seed", seed, found["runs"][-1]["losses"], flush=True)
-        if seed == 0 and name == "gradvac":
-            found["said_after"] = translations(trainer)
-            found["reloaded"] = reloaded(trainer, base)
-        if name == "joint":  # the gradients of joint training, at its own parameters
-            cosines.cosines, cosines.groups = geometry.cosines, geometry.groups
-        del trainer, geometry
-        gc.collect()
-    return found, cosines
+    geometry, shown = Geometry(), {}
+    trainer = trainer_of(name, base, size, seed, geometry)
+    geometry.trainer = trainer
+    if seed == 0 and name == "joint":
+        shown["before"] = losses_of(trainer)
+    trainer.train()
+    run = {"method": name, "seed": seed, "losses": losses_of(trainer)}
+    print(run, flush=True)
+    if seed == 0 and name == "gradvac":
+        shown["reloaded"] = reloaded(trainer, base)
+    geometry.trainer = None
+    del trainer
+    gc.collect()
+    return run, shown, geometry
 
 
 def conflicts(geometries: Sequence[Geometry]) -> dict[str, Any]:
@@ -207,24 +211,6 @@ def conflicts(geometries: Sequence[Geometry]) -> dict[str, Any]:
         "negative": rounded(negative),
         "steps": len(cosine),
     }
-
-
-@torch.no_grad()
-def translations(trainer: Any) -> list[dict[str, str]]:
-    """Return some test strings and what the model says to them, by greedy search."""
-    model, tokenizer = trainer.model, trainer.processing_class
-    model.eval()
-    found = []
-    for language in material.LANGUAGES:
-        rows = [r for r in material.texts("test", SHOWN, 1) if r["task"] == language]
-        for row in rows:
-            given = tokenizer(row["prompt"], return_tensors="pt")
-            out = model.generate(**given, max_new_tokens=24, do_sample=False)
-            said = tokenizer.decode(out[0, given["input_ids"].shape[1] :], skip_special_tokens=True)
-            english = row["prompt"].split("\n")[0].removeprefix("English: ")
-            said = (said.strip().splitlines() or [""])[0]
-            found.append({"task": language, "english": english, "said": said})
-    return found
 
 
 @torch.no_grad()
@@ -246,7 +232,7 @@ def cost(base: Path, size: Size, rounds: int) -> dict[str, Any]:
     for number in range(rounds):
         for name, own in seen.items():
             watch = Watch()
-            trainer = trainer_of(name, base, size, 0, 1 + size.timed, watch)
+            trainer = trainer_of(name, base, size, 0, watch, cost=True)
             watch.begin()
             trainer.train()
             own["seconds"].append(watch.seconds)
@@ -265,7 +251,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=Path, help="write the picture into this folder")
     parser.add_argument("--folder", type=Path, default=Path("runs/lora"), help="model and adapter")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1, help="seeds that are trained at once")
+    parser.add_argument("--workers", type=int, default=1, help="runs at once, of 2 GB each")
     parser.add_argument("--steps", type=int, help="steps of a run")
     parser.add_argument("--rounds", type=int, help="rounds of the measurement of the cost")
     parser.add_argument("--only", choices=["cost", "losses"], help="run one part")

@@ -260,3 +260,32 @@ def test_losses_that_are_added_up_are_said_once(caplog, divide: bool, said: int)
     lines = [r.getMessage() for r in caplog.records if "add up to" in r.getMessage()]
     assert len(lines) == said
     assert all("add up to 48" in x and "of 24 losses" in x and "which is 2;" in x for x in lines)
+
+
+def test_an_engine_that_is_never_used_is_said_when_the_optimizer_steps(caplog) -> None:
+    model = build()
+    engine = Engine(model, GradVac())
+    optimizer = torch.optim.SGD(model.parameters())
+    optimizer.step()  # without a gradient it changes nothing
+    assert "no effect" not in caplog.text
+    for _ in range(2):
+        model(X.clone()).sum().backward()
+        optimizer.step()
+    assert caplog.text.count("its method has no effect") == 1
+    optimizer.zero_grad()
+    step(engine, loss(model))
+    optimizer.step()
+    assert caplog.text.count("no effect") == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "named"), [("gradvac", "'gradvac'"), (GradVac, "GradVac"), (None, "None")]
+)
+def test_a_method_that_is_none_is_refused(method: object, named: str) -> None:
+    with pytest.raises(GradientError, match=rf"method is {named}; it must be an instance"):
+        Engine(build(), method)  # type: ignore[arg-type]
+
+
+def test_data_parallelism_in_one_process_is_refused_on_a_cpu() -> None:
+    with pytest.raises(GradientError, match="the model is wrapped in DataParallel"):
+        Engine(nn.DataParallel(build()), GradVac())

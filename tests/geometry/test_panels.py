@@ -54,6 +54,7 @@ def test_points_are_named_and_fitted() -> None:
 
 def test_bars_on_a_logarithmic_scale_say_plain_numbers() -> None:
     figure = bars(["fr", "sw"], [40_000, 900], "pairs", ["high", "low"], log=True)
+    assert figure.axes[0].get_ylabel() == "pairs (logarithmic scale)"
     shown = texts(figure)
     assert {"fr", "sw", "high", "low", "10,000"} <= set(shown)
     assert not any("$" in text for text in shown)

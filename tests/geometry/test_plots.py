@@ -154,3 +154,22 @@ def test_a_script_the_font_lacks_is_no_error() -> None:
 def test_pictures_are_saved_by_their_suffix(tmp_path: Path, kind: str, magic: bytes) -> None:
     save(curves([Line("n", [1], [2], 0)], "y"), tmp_path / f"p.{kind}")
     assert (tmp_path / f"p.{kind}").read_bytes().startswith(magic)
+
+
+def test_a_faint_conflict_is_red_on_every_scale() -> None:
+    for scale in (Scale(-0.5, 0.5), Scale(0.0, 0.5), Scale(-0.1, 0.1)):
+        red, _, blue, _ = scale.colour(-0.02)
+        assert red > blue + 0.1 and min(scale.colour(0.0)[:3]) > 0.94
+    assert Scale(-0.5, 0.5).colour(-0.4) == Scale(-0.5, 0.5).map(0.1)
+
+
+def test_lines_and_dots_beyond_the_palette_differ_from_all_others() -> None:
+    lines = [Line(f"l{n}", [0, 1], [n, n], n) for n in range(2 * len(PALETTE))]
+    (ax,) = curves(lines, "loss").axes
+    looks = {(x.get_color(), x.get_linestyle(), x.get_marker()) for x in ax.lines}
+    assert len(looks) == len(lines)
+    series = {f"s{n}": (n, [float(n)]) for n in range(2 * len(PALETTE))}
+    (ax,) = dots(["fr"], series, "BLEU").axes
+    shown = [x for x in ax.lines if x.get_marker() != "None"]
+    looks = {(x.get_color(), x.get_markerfacecolor()) for x in shown}
+    assert len(looks) == len(series)

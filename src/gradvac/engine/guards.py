@@ -78,6 +78,7 @@ class Guard:
         self._trained = [(name, p, p.requires_grad) for name, p in self._named()]
         self._tasks = None if task_names is None else list(task_names)
         self._fresh = True  # until a first step has succeeded
+        self._begun = self._unused_said = False
         self._optimizer_seen = False
         self._hook: Any = None
         self.pending = False
@@ -140,7 +141,11 @@ class Guard:
 
     def begin(self) -> None:
         """At the first forward pass, begin to wait for the optimizer."""
-        self.pending = True
+        self.pending = self._begun = True
+        self.watch()
+
+    def watch(self) -> None:
+        """Look at each step of an optimizer until the first one after a step of the engine."""
         if self._fresh and self._hook is None:
             for other in [other for other in _HOOKS if other() is None]:
                 _HOOKS.pop(other).remove()
@@ -161,6 +166,9 @@ class Guard:
         if not self._optimizer_seen and any(
             id(p) in self._known for p in _parameters_of(optimizer)
         ):
+            if not self._begun:
+                self._say_unused(optimizer)
+                return
             if self.pending:
                 raise GradientError(
                     "the optimizer steps after a forward pass inside `with engine.tasks(...)` "
@@ -169,6 +177,17 @@ class Guard:
                 )
             self._optimizer_seen = True
             self.check_optimizer(optimizer)
+
+    def _say_unused(self, optimizer: Optimizer) -> None:
+        """Log once that an optimizer steps with gradients that the engine did not make."""
+        if self._unused_said or all(p.grad is None for p in _parameters_of(optimizer)):
+            return
+        self._unused_said = True
+        logging.getLogger("gradvac").warning(
+            "the optimizer steps with gradients that the engine did not make, so its method has no "
+            "effect: compute the loss inside `with engine.tasks(...)` and call "
+            "engine.backward(loss) in place of loss.backward()"
+        )
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
         """Check that every parameter of an optimizer has a gradient or gets one from the engine.

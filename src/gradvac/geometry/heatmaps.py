@@ -26,6 +26,8 @@ __all__ = ["Matrix", "Scale", "heatmap", "heatmap_and_tree", "heatmaps", "tables
 
 NEGATIVE = "#f4a582"
 """The colour of conflict on a scale without negative values: a light red of the diverging scale."""
+FAINT = 0.4
+"""Where on a diverging scale the faintest conflict lies: nearer to the middle it would be white."""
 ANNOTATED = 16  # with more tasks the numbers in the cells would be too small to read
 
 
@@ -87,9 +89,12 @@ class Scale:
 
     def colour(self, value: float) -> tuple[float, float, float, float]:
         """Return the colour of a value, as red, green, blue and opacity."""
-        if value <= -0.005 and self.low >= 0:  # what is not written as 0
-            return to_rgba(NEGATIVE)
-        return self.map(Normalize(self.low, self.high)(max(value, self.low)))
+        place = float(Normalize(self.low, self.high)(max(value, self.low)))
+        if value <= -0.005:  # what is not written as 0
+            if self.low >= 0:
+                return to_rgba(NEGATIVE)
+            place = min(place, FAINT)
+        return self.map(place)
 
 
 @dataclass(frozen=True)

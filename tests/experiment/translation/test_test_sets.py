@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from gradvac.errors import RecipeError, RunError
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.sweep.sweep import Job
 from gradvac.experiment.training.kind import score_run
+from gradvac.experiment.training.prepare import prepare
 from tests.build import make_toy, toy_recipe, trained, write_json, write_recipe
 
 runner = CliRunner()
@@ -131,3 +133,18 @@ def test_more_steps_remove_the_scores_of_every_set(run: Path) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads((run / "done.json").read_text())["step"] == 6
     assert not list(run.rglob("scores.json"))
+
+
+def test_relative_levels_are_said_with_their_limits(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path)
+    changes = ["data.levels=null", "training.steps=2"]
+    said: list[str] = []
+    prepare(load_recipe(toy / "recipe.yaml", changes), toy / "run", said.append)
+    pairs = json.loads((toy / "run" / "tasks.json").read_text())
+    largest = max(info["pairs"] for info in pairs.values())
+    (line,) = [text for text in said if "resource levels" in text]
+    assert f"high is {math.ceil(largest / 2)} training pairs and more" in line
+    assert f"low under {math.ceil(largest / 8)}," in line
+    said.clear()
+    prepare(load_recipe(toy / "recipe.yaml"), toy / "set", said.append)
+    assert not any("resource levels" in text for text in said)  # the recipe sets them

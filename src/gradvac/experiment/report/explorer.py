@@ -18,7 +18,7 @@ from matplotlib.colors import to_hex
 from gradvac.experiment.report.markup import Pictures, element
 from gradvac.experiment.view.geometry import Geometry
 from gradvac.experiment.view.run_view import TaskView
-from gradvac.geometry.heatmaps import NEGATIVE, Scale, heatmap
+from gradvac.geometry.heatmaps import FAINT, NEGATIVE, Scale, heatmap
 from gradvac.geometry.similarity import Similarity
 
 GROUPS = 40  # a granularity with more parameter groups is not offered
@@ -69,6 +69,7 @@ def explorer(
         "scale": [scale.low, scale.high],
         "colours": [to_hex(scale.map(n)) for n in range(scale.map.N)],
         "digits": scale.digits,
+        "faint": int(FAINT * scale.map.N) if scale.low < 0 else scale.map.N,
         "negative": NEGATIVE if scale.low >= 0 else None,
         "tasks": [t.short for t in tasks],
         "sources": packed,

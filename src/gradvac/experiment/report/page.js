@@ -47,7 +47,8 @@ for (const box of document.querySelectorAll(".explorer")) {
       const value = here.raw[start + cell.pair];
       const known = value !== -32768;
       const place = (value / 10000 - low) / (high - low);
-      const n = Math.max(0, Math.min(data.colours.length - 1, Math.floor(place * data.colours.length)));
+      const most = value <= -50 ? data.faint : data.colours.length - 1;  // conflict is never white
+      const n = Math.max(0, Math.min(most, Math.floor(place * data.colours.length)));
       const own = value <= -50 && data.negative ? data.negative : data.colours[n];
       const colour = known ? own : "var(--paper)";
       cell.shape.style.fill = colour;
