@@ -4,6 +4,9 @@ python -m tests.engine.launches
 """
 
 import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.believe import Believe
 from gradvac.engine import Engine
-from gradvac.methods import GradVac
+from gradvac.methods import METHODS, GradVac, Method
 
 SAMPLES, LENGTH, V, D = 64, 4, 64, 16
 
@@ -37,12 +40,61 @@ def tasks(n_tasks: int, equal: bool) -> list[str]:
     return [f"task {n}" for n in owners[order].tolist()]
 
 
+class Headed(nn.Module):
+    """Words and positions from tables, a scale made of a parameter, a bias that one task has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.positions = nn.Embedding(V, D), nn.Embedding(LENGTH, D)
+        self.log_scale, self.bias = nn.Parameter(torch.randn(D)), nn.Parameter(torch.randn(D))
+        self.register_buffer("places", torch.arange(LENGTH))
+
+    def forward(self, x: Tensor, has_bias: Tensor) -> Tensor:
+        hidden = self.words(x) + self.positions(self.places)
+        hidden = (hidden * self.log_scale.exp()).tanh() + has_bias[:, None, None] * self.bias
+        return (hidden @ self.words.weight.T).logsumexp(-1)
+
+
+def headed(device: str, method: Method, **options: Any) -> list[Tensor]:
+    """Gradients of three steps of a model with a head."""
+    torch.manual_seed(0)
+    model = Headed().double().to(device)
+    x, names = torch.randint(V, (8, LENGTH)).to(device), list("abcdabcd")
+    has_bias = torch.tensor([float(name == "a") for name in names], dtype=torch.float64).to(device)
+    engine = Engine(model, method, heads={"a": "bias"}, **options)
+    for _ in range(3):
+        if device != "cpu":
+            Believe.current.clear()
+        with engine.tasks(names):
+            engine.backward(model(x, has_bias))
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+VARIANTS: dict[str, tuple[Callable[[], Method], dict[str, Any]]] = {
+    name: (kind, {}) for name, kind in METHODS.items() if name != "torchjd"
+} | {
+    "passes=2": (GradVac, {"granularity": "whole_model", "passes": 2}),
+    "per task": (GradVac, {"engine": "per_task"}),
+}
+
+
+def variant(name: str) -> dict:
+    """Waits of a step, and how far its gradients are from those of a CPU."""
+    method, options = VARIANTS[name]
+    alone = headed("cpu", method(), **options)
+    with Believe() as device:
+        found = [gradient.cpu() for gradient in headed("believe", method(), **options)]
+        waits = device.waits - Counter({"outside": len(found)})
+    error = max(float((a - b).norm() / b.norm()) for a, b in zip(found, alone, strict=True))
+    return {"waits": waits, "error": error}
+
+
 def main() -> None:
     found = {"plain": step(None, []), "per task": step({"engine": "per_task"}, tasks(2, True))}
     for n_tasks, equal in ((2, True), (64, True), (2, False), (8, False), (32, False)):
         name = f"{n_tasks} {'equal' if equal else 'unequal'}"
         found[name] = step({}, tasks(n_tasks, equal))
-    print(json.dumps(found))
+    print(json.dumps(found | {"variants": {name: variant(name) for name in VARIANTS}}))
 
 
 def step(options: dict | None, names: list[str]) -> dict:

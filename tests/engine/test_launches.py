@@ -27,6 +27,18 @@ def test_tasks_of_very_different_sizes_are_taken_in_two_classes(steps):
 
 
 def test_the_host_waits_once_for_the_report_and_the_check(steps):
-    assert steps.pop("plain")["waits"] == {}
+    assert steps["plain"]["waits"] == {}
     for name, step in steps.items():
+        if name not in ("plain", "variants"):
+            assert step["waits"] == {"engine/step.py read_together": 1}, name
+
+
+def test_the_host_waits_once_with_heads_and_every_method(steps):
+    for name, step in steps["variants"].items():
         assert step["waits"] == {"engine/step.py read_together": 1}, name
+
+
+def test_gradients_are_those_of_a_cpu(steps):
+    """Where the batch is processed in another way there."""
+    for name, step in steps["variants"].items():
+        assert step["error"] <= 1e-10, name

@@ -30,7 +30,7 @@ def losses(model, x):
     ],
 )
 def test_it_says_what_the_engine_does(layer, options, passes, reason, caplog):
-    found = gradvac.preflight(net(layer), X, TASKS, losses, **options)
+    found = gradvac.preflight(net(layer), X, iter(TASKS), losses, **options)
     assert found.tasks == ("a", "b", "c") and found.backward_passes == passes
     assert found.single_pass == (not reason and "engine" not in options)
     assert found.reason.startswith(reason) and bool(found.reason) == bool(reason)

@@ -16,7 +16,7 @@ ENCODER = dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, interm
 
 
 def bert_config(**changes: Any) -> transformers.BertConfig:
-    return transformers.BertConfig(**COMMON, **ENCODER, max_position_embeddings=9, **changes)
+    return transformers.BertConfig(**COMMON, **(ENCODER | changes), max_position_embeddings=9)
 
 
 def t5(**changes: Any) -> nn.Module:

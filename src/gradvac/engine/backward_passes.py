@@ -120,6 +120,7 @@ class BackwardPasses:
         assert isinstance(collector, LocalCollector)
         self.split(retain_graph=True)
         self.pass_on()
+        self.step.heads_state = self.setup.heads.state()
         weights = collector.weights(self.step)
         with self.batch.trace.backward_state.running(PassKind.JOINT):
             self.run(weights[self.owners.index].to(self.loss), [], PassKind.JOINT, retain_graph)

@@ -32,6 +32,7 @@ from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.report import StepReport
 from gradvac.engine.setup import Setup
 from gradvac.engine.single_pass import SinglePass
+from gradvac.engine.step import Shares
 from gradvac.engine.task_engine import TaskEngine
 from gradvac.engine.task_names import TaskOfSample
 from gradvac.errors import GradientError
@@ -173,7 +174,7 @@ class Engine(TaskEngine):
         mask: Tensor | None = None,
         loss_scale: float | torch.amp.GradScaler = 1.0,
         step: int | None = None,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | None = None,
     ) -> StepReport:
         """Run the backward pass, add the combined gradients to ``p.grad``, begin the next step.
 
@@ -186,7 +187,8 @@ class Engine(TaskEngine):
                 GradScaler that scaled them; ``p.grad`` is then scaled again.
             step: number of this step; by default one more than the last.
             shares: by task, what its mean loss was multiplied by (its share of the step's
-                tokens), for methods that read losses.
+                tokens), for methods that read losses; numbers, or tensors that are read with the
+                Gram matrices.
 
         Raises:
             GradientError: if the gradients cannot be computed or are not finite (NotFiniteError).
@@ -251,7 +253,7 @@ class Engine(TaskEngine):
         self,
         loss_scale: float | torch.amp.GradScaler = 1.0,
         step: int | None = None,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | None = None,
     ) -> StepReport:
         """Combine the accumulated gradients, add them to ``p.grad`` and begin the next step.
 

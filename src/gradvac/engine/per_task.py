@@ -41,6 +41,7 @@ from gradvac.engine.repeats import Repeats
 from gradvac.engine.report import StepReport, combine, decide
 from gradvac.engine.samples.calls import explained, leaves
 from gradvac.engine.setup import Setup
+from gradvac.engine.step import Shares
 from gradvac.engine.strategy import Gradients, Strategy
 from gradvac.engine.task_engine import TaskEngine
 from gradvac.engine.task_names import task_name
@@ -124,7 +125,7 @@ class PerTask(Strategy):
         self,
         loss_scale: float | torch.amp.GradScaler = 1.0,
         step: int | None = None,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | None = None,
     ) -> StepReport:
         """Combine the accumulated gradients; see :meth:`PerTaskEngine.combine`."""
         self.check_accumulated(self.accumulated)
@@ -268,7 +269,7 @@ class PerTaskEngine(TaskEngine):
         self,
         loss_scale: float | torch.amp.GradScaler = 1.0,
         step: int | None = None,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | None = None,
     ) -> StepReport:
         """Combine the accumulated gradients, add them to ``p.grad`` and begin the next step.
 
@@ -280,7 +281,8 @@ class PerTaskEngine(TaskEngine):
                 GradScaler that scaled them; ``p.grad`` is then scaled again.
             step: number of this step; by default one more than the last.
             shares: by task, what its mean loss was multiplied by (its share of the step's
-                tokens), for methods that read losses.
+                tokens), for methods that read losses; numbers, or tensors that are read with the
+                Gram matrices.
 
         Raises:
             GradientError: if nothing was accumulated, or a loss or gradient is not finite
@@ -294,7 +296,7 @@ class PerTaskEngine(TaskEngine):
         losses: Mapping[str, Tensor],
         loss_scale: float | torch.amp.GradScaler = 1.0,
         step: int | None = None,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | None = None,
     ) -> StepReport:
         """Accumulate several losses of one forward pass and combine them."""
         self.accumulate_all(losses)

@@ -14,7 +14,7 @@ graph.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -36,6 +36,7 @@ from gradvac.engine.samples.calls import as_written, leaves
 from gradvac.engine.samples.owners import Owners
 from gradvac.engine.samples.segments import LEAK, Segments
 from gradvac.engine.setup import Setup
+from gradvac.engine.step import Shares
 from gradvac.engine.strategy import Gradients, Strategy
 from gradvac.engine.task_names import TaskOfSample, names_and_index, tasks_of_tokens
 from gradvac.engine.tracing.batch import TracedBatch
@@ -175,7 +176,7 @@ class SinglePass(Strategy):
         mask: Tensor | None,
         loss_scale: float | torch.amp.GradScaler,
         number: int | None,
-        shares: Mapping[str, float] | None,
+        shares: Shares | None,
     ) -> StepReport:
         """Run the backward pass and end the step; see `Engine.backward`."""
         streams = self.collector.may_stream() and not self.accumulated
@@ -215,7 +216,7 @@ class SinglePass(Strategy):
         self,
         loss_scale: float | torch.amp.GradScaler,
         number: int | None,
-        shares: Mapping[str, float] | None,
+        shares: Shares | None,
     ) -> StepReport:
         """Combine the accumulated gradients and end the step; see `Engine.combine`."""
         self.check_accumulated(self.accumulated)
@@ -233,7 +234,8 @@ class SinglePass(Strategy):
     def _finish(self) -> tuple[StepReport, Gradients]:
         """Combine the rest and return what to add to ``p.grad`` of every parameter."""
         setup, step = self.setup, self.step
-        step.heads_state = setup.heads.state() if setup.ranks is None else None
+        if setup.ranks is None and step.heads_state is None:
+            step.heads_state = setup.heads.state()
         self.collector.finish(step)
         report = step.report(setup.group_names)
         if self.first_step:
@@ -301,6 +303,7 @@ class SinglePass(Strategy):
         elif not batch.trace.splits:
             self._repeats.check(passes.loss, passes.plain)
             passes.one_by_one()
+            self.checks.left -= 1
         elif self.setup.options.passes == 2:
             passes.split_in_two(self.checks.may_recheck(passes))
         else:
@@ -328,6 +331,7 @@ class SinglePass(Strategy):
             passes.split(joint.number > 1)
         else:
             passes.one_by_one(joint.number)
+            self.checks.left -= 1
         passes.idle(joint.number - own)
         with shards.gathered(joint.units):
             if trace.splits:

@@ -13,6 +13,9 @@ from gradvac.engine.ranks.agreement import Agreement
 from gradvac.engine.report import StepReport
 from gradvac.engine.samples.owners import Owners
 
+Shares = Mapping[str, float | Tensor]
+"""By task, what its mean loss was multiplied by."""
+
 
 def read_together(found: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Copy float64 tensors to the CPU in one wait, those on another device than the first not."""
@@ -36,7 +39,8 @@ class Step:
         self._positions: dict[str, int] = {}
         self.number = 0
         self.loss_scale = 1.0
-        self.shares: Mapping[str, float] | None = None
+        self._shares: Shares | None = None
+        self._shares_there: Tensor | None = None  # those that are tensors, not read yet
         self.streams = False
         self.accumulated = False
         self.elements = 0  # losses of samples or tokens that were given
@@ -75,11 +79,28 @@ class Step:
     def fetch(self, values: Tensor) -> Tensor:
         """Return float64 values on the CPU; what is not read yet is copied in the same wait."""
         losses = self.added() if self._read is None else None
-        found = read_together([values, losses, self.heads_state])
+        found = read_together([values, losses, self.heads_state, self._shares_there])
         self._read = self._read if found[1] is None else found[1]
-        self.heads_state = found[2]
+        self.heads_state, self._shares_there = found[2:]
         assert found[0] is not None
         return found[0]
+
+    def give_shares(self, shares: Shares | None) -> None:
+        """Keep the shares; tensors among them are read together with the Gram matrices."""
+        self._shares = shares
+        there = [x.detach().double() for x in (shares or {}).values() if isinstance(x, Tensor)]
+        self._shares_there = torch.stack(there) if there else None
+
+    @property
+    def shares(self) -> dict[str, float] | None:
+        """By task, what its mean loss was multiplied by; the host waits unless they were read."""
+        if self._shares is None:
+            return None
+        read = iter(() if self._shares_there is None else self._shares_there.tolist())
+        return {
+            task: next(read) if isinstance(share, Tensor) else share
+            for task, share in self._shares.items()
+        }
 
     def present(self) -> list[int]:
         """Return the positions of the tasks that have a loss in the step, on this rank."""

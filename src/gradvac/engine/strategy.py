@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 
 import torch
@@ -15,7 +15,7 @@ from gradvac.engine.ranks.passes import NO_SAMPLES
 from gradvac.engine.ranks.shards import failure_of_a_collective
 from gradvac.engine.report import StepReport
 from gradvac.engine.setup import Setup
-from gradvac.engine.step import Step
+from gradvac.engine.step import Shares, Step
 from gradvac.errors import GradientError, NotFiniteError, RankError
 
 Gradients = Sequence[tuple[Tensor, Tensor | None]]
@@ -96,7 +96,7 @@ class Strategy:
         finish: Callable[[], tuple[StepReport, Gradients]],
         loss_scale: float | torch.amp.GradScaler,
         number: int | None,
-        shares: Mapping[str, float] | None,
+        shares: Shares | None,
     ) -> StepReport:
         """End the step, or skip it; if that fails, the method is as it was before.
 
@@ -109,7 +109,7 @@ class Strategy:
         setup, step, scale = self.setup, self.step, LossScale.of(loss_scale)
         step.number = setup.next_step if number is None else number
         step.loss_scale = scale.factor
-        step.shares = shares
+        step.give_shares(shares)
         before = setup.method.state_dict()
         try:
             report, gradients = finish()

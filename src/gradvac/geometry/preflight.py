@@ -136,7 +136,7 @@ def preflight(
         memory = Memory()
         engine = Engine(model, copy.deepcopy(method or Joint()), granularity, **options)
 
-        given = tasks if isinstance(tasks, tuple) else list(tasks)  # it is read twice
+        given: Any = list(tasks) if isinstance(tasks, Iterator) else tasks  # read twice
 
         def step() -> StepReport:
             model.zero_grad()

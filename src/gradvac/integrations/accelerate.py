@@ -6,7 +6,6 @@ combined gradient, scaled if there is a scaler. On several ranks the engine adds
 itself: :func:`without_wrapper` keeps ``accelerator.prepare`` from wrapping the model.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from gradvac.engine import Engine, StepReport
 from gradvac.engine.ranks.shards import is_sharded
+from gradvac.engine.step import Shares
 from gradvac.errors import GradientError
 
 __all__ = ["backward", "without_wrapper"]
@@ -32,7 +32,7 @@ def backward(
     rows: Tensor | None = None,
     mask: Tensor | None = None,
     step: int | None = None,
-    shares: Mapping[str, float] | None = None,
+    shares: Shares | None = None,
 ) -> StepReport | None:
     """Run the backward pass of a micro-batch; combine the gradients if it is the step's last.
 
@@ -80,7 +80,7 @@ def backward(
         engine.accumulate(loss, rows, mask)
         return None
     scale = 1.0 if scaler is None else scaler
-    if shares is not None:
+    if shares is not None and ranks > 1:
         shares = {task: share / ranks for task, share in shares.items()}
     return engine.backward(loss, rows, mask, scale, step, shares)
 

@@ -31,7 +31,8 @@ from gradvac.engine import Engine, StepReport
 from gradvac.engine.groups import Grouping
 from gradvac.errors import GradientError
 from gradvac.integrations.accelerate import backward, without_wrapper
-from gradvac.integrations.transformers_batch import TaskCollator, flat, segments_of, take_tasks
+from gradvac.integrations.task_losses import Share, TaskLosses, none_zero
+from gradvac.integrations.transformers_batch import TaskCollator, segments_of, take_tasks
 from gradvac.integrations.transformers_loss import ModelLoss
 from gradvac.integrations.transformers_refusals import refuse_other_losses, refuse_settings
 from gradvac.methods import Method
@@ -113,7 +114,7 @@ class TaskGradients(Trainer):
         self._model_loss: ModelLoss | None = None
         self._n_items: Tensor | int | None = None  # labels of the step, if the Trainer counts them
         self._packed = False  # whether samples are the tokens of one row
-        self._shares: dict[str, float] = defaultdict(float)
+        self._shares: dict[str, Share] = {}
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._evaluated: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
         self._evaluated_loss: ModelLoss | None = None
@@ -148,10 +149,23 @@ class TaskGradients(Trainer):
         Raises:
             GradientError: if the model's own loss is different.
         """
+        losses, counted = self._padded_losses(model, inputs)
+        return losses[counted], counted.nonzero()[:, int(self._packed)]
+
+    def _padded_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return the losses of :meth:`task_losses` as ``[B, ...]``, and which of them count."""
         if self._model_loss is None:
             smoothing = self.label_smoother.epsilon if self.label_smoother is not None else 0.0
             self._model_loss = ModelLoss(self._shifts_labels(), smoothing)
-        return self._model_loss(model, inputs, self._n_items, self._packed)
+        return self._model_loss(model, inputs, self._n_items)
+
+    def _training_losses(
+        self, model: nn.Module, inputs: dict[str, Any], n_samples: int
+    ) -> TaskLosses:
+        """Return the losses of a batch: those of an override, or without a wait for the device."""
+        if type(self).task_losses is TaskGradients.task_losses and not self._packed:
+            return TaskLosses.padded(*self._padded_losses(model, inputs))
+        return TaskLosses.of(*self.task_losses(model, inputs), n_samples)
 
     def training_step(
         self,
@@ -185,14 +199,17 @@ class TaskGradients(Trainer):
         try:
             with engine.tasks(tasks, segments=segments):
                 with self.compute_loss_context_manager():
-                    losses, rows = self.task_losses(model, inputs)
-                losses, rows = flat(losses, rows, len(owners))
-                divisor = self._divisor(len(losses))
-                losses = losses / divisor
-            self._add_shares(owners, rows, divisor)
-            shares = {task: share or _NO_LOSS for task, share in self._shares.items()}
+                    found = self._training_losses(model, inputs, len(owners))
+                divisor = self._divisor(found.divisor())
+                losses = found.values / divisor
+            for task, share in found.shares(owners, divisor).items():
+                before = self._shares.get(task)
+                self._shares[task] = share if before is None else before + share
+            shares = none_zero(self._shares, _NO_LOSS)
             step = self.state.global_step
-            report = backward(self.accelerator, engine, losses, rows, step=step, shares=shares)
+            report = backward(
+                self.accelerator, engine, losses, found.rows, step=step, shares=shares
+            )
         except BaseException:
             self._shares.clear()
             raise
@@ -216,7 +233,7 @@ class TaskGradients(Trainer):
         found = super().prediction_step(model, own, *args, **kwargs)
         if owners is not None and all(own.get(name) is not None for name in self.label_names):
             losses, rows = self._evaluated_losses(model, own)
-            self._add_evaluated(*flat(losses, rows, len(owners)), owners)
+            self._add_evaluated(TaskLosses.of(losses, rows, len(owners)), owners)
         return found
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
@@ -243,12 +260,12 @@ class TaskGradients(Trainer):
             self._model_loss, self._n_items = kept
         return found
 
-    def _add_evaluated(self, losses: Tensor, rows: Tensor, tasks: list[str]) -> None:
+    def _add_evaluated(self, losses: TaskLosses, tasks: list[str]) -> None:
         """Add up the losses of a batch by task, over all ranks."""
-        sums = losses.new_zeros(len(tasks), dtype=torch.float64)
-        sums.index_add_(0, rows, losses.detach().double())
-        counts = rows.bincount(minlength=len(tasks))
-        found = list(zip(tasks, sums.tolist(), counts.tolist(), strict=True))
+        values = losses.values.detach().double()
+        sums = values.new_zeros(len(tasks)).index_add_(0, losses.rows.to(values.device), values)
+        counts = losses.by_sample.tolist()
+        found = list(zip(tasks, sums.tolist(), counts, strict=True))
         if self.accelerator.num_processes > 1:  # without those that fill up the last batch
             found = self.accelerator.gather_for_metrics(found, use_gather_object=True)
         for task, total, count in found:
@@ -341,12 +358,11 @@ class TaskGradients(Trainer):
         causal = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         return any(kind.__name__ in causal for kind in type(base).__mro__)
 
-    def _divisor(self, n_losses: int) -> Tensor | float:
+    def _divisor(self, n_losses: Tensor | int) -> Tensor | float:
         """Return what the Trainer divides the sum of the losses of a micro-batch by.
 
         The mean over the ranks is taken later; where the Trainer adds them up, it is undone here.
         """
-        n_losses = max(n_losses, 1)
         if self._n_items is None:
             return n_losses * self.current_gradient_accumulation_steps
         if self._model_loss is not None and self._model_loss.adds_up_means:
@@ -358,14 +374,6 @@ class TaskGradients(Trainer):
         """What the Trainer multiplies losses by so that the ranks' mean becomes their sum."""
         counted = self._n_items is not None and self.args.average_tokens_across_devices
         return self.accelerator.num_processes if counted else 1
-
-    def _add_shares(self, tasks: list[str], rows: Tensor, divisor: Tensor | float) -> None:
-        """Note what the mean loss of each task was multiplied by."""
-        names = sorted(set(tasks))
-        index = torch.tensor([names.index(task) for task in tasks])
-        counts = index[rows.cpu()].bincount(minlength=len(names)).tolist()
-        for name, count in zip(names, counts, strict=True):
-            self._shares[name] += count / float(divisor)
 
     def _note(self, report: StepReport) -> None:
         """Keep of a report what is to be logged."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradvac.errors import GradientError
@@ -104,20 +103,3 @@ def segments_of(inputs: Mapping[str, Any], tasks: Sequence[str]) -> Tensor | Non
             "each sequence needs one task and position ids that begin with 0"
         )
     return segments.clamp(max=len(tasks) - 1)
-
-
-def flat(losses: Tensor, rows: Tensor | None, n_samples: int) -> tuple[Tensor, Tensor]:
-    """Return losses ``[N]`` and the sample that each belongs to, ``[N]``.
-
-    Raises:
-        GradientError: if losses without rows are not one or more for each sample.
-    """
-    if rows is not None:
-        return losses, rows
-    if not losses.ndim or len(losses) != n_samples:
-        raise GradientError(
-            f"task_losses returned {list(losses.shape)} for {n_samples} samples and no rows; "
-            "losses must be [B, ...], neither averaged nor summed over samples"
-        )
-    rows = torch.arange(n_samples, device=losses.device)
-    return losses.reshape(-1), rows.repeat_interleave(losses[0].numel())

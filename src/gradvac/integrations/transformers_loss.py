@@ -29,17 +29,29 @@ def cross_entropies(
     smoothing: float = 0.0,
     packed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy of every label that counts, as transformers defines it.
+    """Return :func:`padded_cross_entropies` of labels that count, and the sample of each: ``[N]``.
+
+    With ``packed`` the tokens of one row are the samples.
+    """
+    losses, counted = padded_cross_entropies(logits, labels, shift, smoothing)
+    return losses[counted], counted.nonzero()[:, int(packed)]
+
+
+def padded_cross_entropies(
+    logits: Tensor, labels: Tensor, shift: bool = False, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Return the cross-entropy of every label, as transformers defines it: 0 if it does not count.
+
+    On an accelerator the host does not wait to learn how many labels count.
 
     Args:
         logits: ``[B, ..., V]``.
         labels: classes ``[B, ...]``, -100 where there is none.
         shift: position t predicts label t + 1, as in causal language models.
         smoothing: label smoothing, as ``TrainingArguments.label_smoothing_factor``.
-        packed: whether the tokens of one row are the samples.
 
     Returns:
-        Losses ``[N]`` and the sample that each belongs to, ``[N]``.
+        Losses ``[B, ...]``, and which of them are of a label that counts, of the same shape.
 
     Raises:
         GradientError: if logits and labels do not fit a classification.
@@ -51,11 +63,11 @@ def cross_entropies(
         )
     if shift:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    counted = labels != _IGNORED
-    logits = logits[counted]
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    losses = F.cross_entropy(logits, labels[counted], reduction="none", label_smoothing=smoothing)
-    return losses, counted.nonzero()[:, int(packed)]
+    losses = F.cross_entropy(
+        logits.flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=smoothing
+    )
+    return losses.view(labels.shape), labels != _IGNORED
 
 
 class ModelLoss:
@@ -79,19 +91,14 @@ class ModelLoss:
         self._known = smoothing > 0
 
     def __call__(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        n_items: Tensor | int | None,
-        packed: bool = False,
+        self, model: nn.Module, inputs: dict[str, Any], n_items: Tensor | int | None
     ) -> tuple[Tensor, Tensor]:
-        """Return losses ``[N]`` of a batch and the sample that each belongs to, ``[N]``.
+        """Return losses ``[B, ...]`` of a batch, and which of them are of a label that counts.
 
         Args:
             model: returns a mapping with ``logits``, and with ``loss`` if there are labels.
             inputs: the batch, with ``labels``.
             n_items: number of labels of the step, if the model's loss may know it.
-            packed: whether the tokens of one row are the samples.
 
         Raises:
             GradientError: if the model's own loss is different.
@@ -112,10 +119,10 @@ class ModelLoss:
         if not isinstance(logits, Tensor):
             raise GradientError(f"{name} returns no logits; {OVERRIDE}")
         labels = _beside_virtual_tokens(model, logits, labels)
-        losses, rows = cross_entropies(logits, labels, self.shift, self.smoothing, packed)
-        if not self._known and len(losses):
-            self._compare(name, losses.detach(), fields, n_items)
-        return losses, rows
+        losses, counted = padded_cross_entropies(logits, labels, self.shift, self.smoothing)
+        if not self._known and bool(counted.any()):
+            self._compare(name, losses.detach()[counted], fields, n_items)
+        return losses, counted
 
     def _compare(
         self, name: str, losses: Tensor, fields: Mapping[str, Any], n_items: Tensor | int | None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradvac.engine.gradients.slots import DerivedSlot
 from gradvac.engine.samples.calls import inner, tensors_within
 from gradvac.engine.samples.owners import Owners
 from gradvac.engine.samples.places import Place
@@ -110,19 +112,55 @@ class TracedBatch:
 
     def pass_on(self, n_tasks: int) -> None:
         """Pass gradients of tensors computed only from parameters on to these parameters."""
-        derived = [d for d in self.trace.derived if d.buffer is not None]
+        derived = [
+            d for d in self.trace.derived if d.buffer is not None and not self._pass_on_lookup(d)
+        ]
         sources = {id(slot): slot for d in derived for slot in d.sources}
         slots: list[Any] = list(sources.values())
         parameters = [slot.leaf for slot in slots]
-        found: list[list[Tensor]] = [[] for _ in slots]
-        for task in range(n_tasks if derived else 0):
-            tensors = [d.tensor for d in derived]
-            outputs = [d.buffer[task].to(d.tensor.dtype) for d in derived if d.buffer is not None]
-            with self.trace.repeats():
-                gradients = inner(torch.autograd.grad)(tensors, parameters, outputs, True)
-            for stack, gradient in zip(found, gradients, strict=True):
-                stack.append(gradient)
-        for slot, stack in zip(slots, found, strict=True):
-            slot.add(torch.stack(stack))
+        tensors = [d.tensor for d in derived]
+        outputs = [d.buffer.to(d.tensor.dtype) for d in derived if d.buffer is not None]
+        with self.trace.repeats():
+            found = _gradients_of_each(tensors, parameters, outputs) if derived else []
+        for slot, gradients in zip(slots, found, strict=True):
+            slot.add(gradients)
         for d in derived:
             d.buffer = None
+
+    def _pass_on_lookup(self, derived: DerivedSlot) -> bool:
+        """Pass on the gradients of rows of a table, all tasks at once; on an accelerator only."""
+        found = _looked_up(derived.tensor)
+        if found is None or derived.buffer is None or derived.buffer.device.type == "cpu":
+            return False
+        table, rows = found
+        slot = next(s for s in derived.sources if getattr(s, "leaf", None) is table)
+        of_table = slot.zero(len(derived.buffer))
+        of_rows = derived.buffer.view(len(derived.buffer), -1, table.shape[1])
+        of_table.index_add_(1, rows.flatten(), of_rows.to(of_table))
+        derived.buffer = None
+        return True
+
+
+def _gradients_of_each(
+    tensors: list[Tensor], parameters: list[Tensor], outputs: list[Tensor]
+) -> list[Tensor]:
+    """Return ``[K, *shape]`` for each parameter, of K gradients of each tensor ``[K, *shape]``.
+
+    On an accelerator all K at once where the operations allow it.
+    """
+    grad = inner(torch.autograd.grad)
+    if outputs[0].device.type != "cpu":
+        with suppress(RuntimeError):  # an operation that cannot be batched
+            return list(grad(tensors, parameters, outputs, True, is_grads_batched=True))
+    each = [grad(tensors, parameters, list(own), True) for own in zip(*outputs, strict=True)]
+    return [torch.stack(stack) for stack in zip(*each, strict=True)]
+
+
+def _looked_up(tensor: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the table and the rows if a tensor was looked up in a leaf; else None."""
+    node: Any = tensor.grad_fn
+    if type(node).__name__ != "EmbeddingBackward0" or node._saved_scale_grad_by_freq:
+        return None
+    table = getattr(node.next_functions[0][0], "variable", None)
+    skipped = node._saved_padding_idx % (1 << 64) < node._saved_weight_sym_argsize_0
+    return None if table is None or skipped else (table, node._saved_indices)

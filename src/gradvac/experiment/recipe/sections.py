@@ -247,7 +247,7 @@ class MethodSection(Section):
 
     module: str | None = None
     name: str = "joint"
-    engine: Literal["single_pass", "per_task"] = "single_pass"
+    engine: Literal["single_pass", "per_task", "measured"] = "single_pass"
     granularity: Granularity = "all_layer"
     options: Annotated[dict[str, Any], Field(validate_default=True)] = {}
     record_every: int | list[tuple[int, int]] = 10

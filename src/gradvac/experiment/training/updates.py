@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from gradvac.engine import Engine, StepReport
 from gradvac.engine.ranks.group import Ranks
-from gradvac.errors import GradientError, NotFiniteError
+from gradvac.errors import GradientError, NotFiniteError, RecipeError
 from gradvac.experiment.recipe.schedule import learning_rate
 from gradvac.experiment.run.checkpoint import (
     Checkpoint,
@@ -30,6 +31,7 @@ from gradvac.experiment.training.build import build_method
 from gradvac.experiment.training.job import Job, TaskBatch
 from gradvac.experiment.training.memory import halves, is_out_of_memory, too_large
 from gradvac.experiment.training.metrics import Window
+from gradvac.experiment.training.way import Way
 from gradvac.geometry.record import Frame, GramRecord
 
 # A run stops after this many skipped steps in a row. Chosen here: bad batches are isolated, and
@@ -55,12 +57,18 @@ class Updates:
             weight_decay=training.weight_decay,
             fused=True,
         )
+        self.way = Way(section, job.folder, outbox)
+        if ranks is not None and section.engine == "measured":
+            raise RecipeError(
+                "method.engine: measured with several ranks, each of which would choose by its own "
+                "clock; use method.engine: single_pass or per_task"
+            )
         self.method = build_method(section, dict(job.levels), self.recipe.seed)
         self.engine = self.method and Engine(
             self.model,
             self.method,
             section.granularity,
-            engine=section.engine,
+            engine=None if section.engine == "measured" else section.engine,
             process_group=ranks,
         )
         self.record = GramRecord(job.folder / "geometry")
@@ -78,13 +86,17 @@ class Updates:
         batches = [self.job.batch(n).to(self.job.device) for n in numbers]
         tokens = sum(b.tokens for b in batches)
         before, halved = copy.deepcopy(self.window), self.window.halved
+        began = time.perf_counter()
         try:
             loss, norm = self._gradient(batches, tokens)
         except NotFiniteError as error:
             self.window = before
             note = f"skipped: {self._skip(error, batches, learned)}"
         else:
-            note = "made in halves: memory ran out" if self.window.halved > halved else ""
+            if self.window.halved > halved:
+                note = "made in halves: memory ran out"
+            else:
+                note = self.way.note(self.step, time.perf_counter() - began, tokens)
             for group in self.optimizer.param_groups:
                 group["lr"] = self.learning_rate(self.step + 1)
             self.optimizer.step()
@@ -209,7 +221,7 @@ class Updates:
         """
         report = None
         for batch in batches:
-            if self.recipe.method.engine == "per_task":
+            if self.way.of(self.step) == "per_task":
                 for index in batch.present:
                     loss, nll, _ = self.job.losses(batch.of_task(index))
                     engine.accumulate({batch.tasks[index]: loss.sum() / tokens})
