@@ -29,7 +29,10 @@ def test_the_rows_have_the_promised_keys(tmp_path, monkeypatch, capsys):
     paths = [row["path"] for row in rows]
     assert paths[0] == "plain" and "two passes whole_model GradVac" in paths
     assert {"single_pass all_layer GradVac", "per_task all_layer GradVac"} <= set(paths)
-    assert len(capsys.readouterr().out.splitlines()) == 1 + len(rows)
+    printed = capsys.readouterr().out.splitlines()
+    told = [line for line in printed if line in ("chosen: single pass", "chosen: per task")]
+    assert len(told) == 1 and "chosen all_layer GradVac" in paths
+    assert len(printed) == 2 + len(rows)
     for row in rows:
         promised = {"path", "K", "tokens", "ratio_cpu", "ratio_wall", "peak_extra_mib"}
         assert promised <= set(row)

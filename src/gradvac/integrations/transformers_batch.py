@@ -86,6 +86,7 @@ def segments_of(inputs: Mapping[str, Any], tasks: Sequence[str]) -> Tensor | Non
         GradientError: if there are not as many sequences as tasks.
 
     Example:
+        >>> import torch
         >>> segments_of({"position_ids": torch.tensor([[0, 1, 2, 0, 1, 0]])}, ["fr", "hi", "fr"])
         tensor([[0, 0, 0, 1, 1, 2]])
     """
