@@ -86,7 +86,7 @@ class Believe(TorchDispatchMode):
             return self.run(func, args, kwargs)
         device = kwargs.get("device")
         if device is not None and torch.device(device).type == "believe":
-            return There(func(*args, **kwargs | {"device": "cpu"}))
+            return There(self.computed(func, args, kwargs))
         return func(*args, **kwargs)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -105,14 +105,18 @@ class Believe(TorchDispatchMode):
             self._waited()
         elif name not in VIEWS:
             self.launches += 1
-        held = lambda x: x.held if isinstance(x, There) else x
-        named = tree_map(held, kwargs) | ({"device": "cpu"} if device is not None else {})
-        out = func(*tree_map(held, args), **named)
+        out = self.computed(func, args, kwargs)
         if leaves or into_host or name in READS:
             return args[0] if into_host else out
         given = {id(x.held): x for x in flat if isinstance(x, There)}
         wrap = lambda x: given.get(id(x), There(x)) if type(x) is Tensor else x
         return tree_map(wrap, out)
+
+    def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What an operation gives for the memory that its tensors hold."""
+        held = lambda x: x.held if isinstance(x, There) else x
+        named = tree_map(held, kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
+        return func(*tree_map(held, args), **named)
 
     def _waited(self) -> None:
         frames = [f for f in traceback.extract_stack() if "/gradvac/" in f.filename]

@@ -64,16 +64,21 @@ class Setting(Workload):
         """Losses [N], divided by the tokens of the step, and the sentence of each."""
         pick = (lambda x: x) if own is None else (lambda x: x[own.to(x.device)])
         tensors = (pick(x) for x in (self.source, self.target_in, self.target_out))
-        on_gpu = self.source.is_cuda
-        with torch.autocast(self.source.device.type, torch.bfloat16, enabled=on_gpu):
+        device = self.source.device.type
+        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
             loss, _, rows = self.model.token_losses(*tensors, LABEL_SMOOTHING)
         return loss / self.target_out.numel(), rows
 
 
 def transformer(size: str) -> TransformerConfig:
-    """Return the shape of a model: "quick", "13M", "big" (Transformer-Big, 64k), or "d=..."."""
+    """Return the shape of a model: "quick", "13M", "big" (Transformer-Big, 64k), or "d=...".
+
+    "narrow" has the layers of "big" and almost no arithmetic: what it costs, it costs the host.
+    """
     if size == "big":
         return TransformerConfig(64_000, **PRESETS["big"])
+    if size == "narrow":
+        return TransformerConfig(64, 16, 64, 2, 6, 6, dropout=0.1)
     if size.startswith("d="):
         d = int(size.removeprefix("d="))
         return TransformerConfig(10_000, d, 4 * d, max(2, d // 64), 3, 3, dropout=0.1)
@@ -82,16 +87,26 @@ def transformer(size: str) -> TransformerConfig:
 
 
 def setting(
-    n_tasks: int, tokens: int, size: str, in_order: bool = False, device: str = "cpu"
+    n_tasks: int,
+    tokens: int,
+    size: str,
+    in_order: bool = False,
+    device: str = "cpu",
+    length: int = SENTENCE,
+    model: Transformer | None = None,
 ) -> Setting:
-    """Build a model and a batch of whole sentences, spread over the tasks as evenly as it goes."""
+    """Return the model, built here unless given, and a batch of whole sentences.
+
+    They are spread over the tasks as evenly as it goes.
+    """
     torch.manual_seed(0)
     config = transformer(size)
-    n = tokens // SENTENCE
-    words = torch.randint(4, config.vocabulary_size, (3, n, SENTENCE)).to(device)
+    n = tokens // length
+    words = torch.randint(4, config.vocabulary_size, (3, n, length)).to(device)
     task, names = spread(n, n_tasks)
     task = task.sort().values if in_order else task
-    return Setting(Transformer(config).to(device), task, names, *words.unbind(0))
+    model = Transformer(config).to(device) if model is None else model
+    return Setting(model, task, names, *words.unbind(0))
 
 
 def spread(samples: int, n_tasks: int) -> tuple[Tensor, list[str]]:

@@ -9,10 +9,12 @@ built model: gradients and kept buffers count.
     python benchmarks/step_cost.py [--quick] [--json FILE] [--tasks 2 4 8 16 32]
                                    [--tokens 1024 4096] [--rounds 5] [--paths plain all_layer ...]
                                    [--sorted] [--threads 1] [--keep-memory]
-    python benchmarks/step_cost.py --gpu [--profile FILE]
+    python benchmarks/step_cost.py --gpu [--models big 7B] [--profile FILE]
 
---gpu is Transformer-Big with 64,000 tokens of vocabulary in bf16, 32,768 tokens a batch, K = 16, on
-a CUDA device. --profile also writes a table of what the single pass spends beside plain training.
+--gpu is the rows of docs/prediction.md on a CUDA device: Transformer-Big with 64,000 tokens of
+vocabulary, 32,768 tokens a batch, and LoRA on a Llama of 7B (benchmarks/adapters.py), both under
+autocast to bf16; each path is measured beside plain training alone, so that it has the memory to
+itself. --profile also writes a table of what the single pass spends beside plain training.
 
 Without --sorted the sentences stand in no order, which costs the single pass a copy of what it
 splits. With more threads than idle cores, CPU time counts threads that wait for each other, so the
@@ -22,7 +24,8 @@ all paths alike: how many fresh pages a step asks for is otherwise a matter of c
 "chosen" is the cheaper of the single pass and a pass for each task, measured before the rounds as
 in a run with `method.engine: measured`; --paths chosen measures it beside plain training alone.
 
-What it needs beside gradvac: torchjd for its rows, which are left out if it is not installed.
+What it needs beside gradvac: torchjd for its rows, which are left out if it is not installed;
+transformers and peft for --gpu with 7B.
 """
 
 from __future__ import annotations
@@ -30,12 +33,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
+from benchmarks.adapters import adapted
 from benchmarks.measuring import (
     HEADER,
     LABEL_SMOOTHING,
@@ -51,7 +55,7 @@ from benchmarks.measuring import (
     timed,
 )
 from gradvac import MGDA, GradVac, PCGrad
-from gradvac.engine import PerTaskEngine
+from gradvac.engine import Engine, PerTaskEngine
 
 # -- the paths -----------------------------------------------------------------------------------
 
@@ -64,6 +68,18 @@ def per_task(s: Workload) -> Step:
         for k, name in enumerate(s.names):
             engine.accumulate(name, s.losses(s.task == k)[0].sum())
         engine.combine()
+
+    return step
+
+
+def one_graph(s: Workload) -> Step:
+    """A backward pass for each task through the graph of one forward pass."""
+    engine = Engine(s.model, GradVac(), "all_layer", engine="per_task")
+
+    def step() -> None:
+        s.model.zero_grad()
+        with engine.tasks((s.task, s.names)):
+            engine.backward(*s.losses())
 
     return step
 
@@ -86,7 +102,7 @@ def torchjd_autojac(s: Workload) -> Step:
     from torchjd.autojac import backward, jac_to_grad
 
     aggregator = TheirGradVac(beta=1e-2)
-    parameters = list(s.model.parameters())
+    parameters = [p for p in s.model.parameters() if p.requires_grad]
 
     def step() -> None:
         s.model.zero_grad()
@@ -174,6 +190,7 @@ PATHS: dict[str, Callable[[Setting], Step]] = {
     "single_pass whole_model GradVac": single_pass(GradVac, "whole_model"),
     "two passes whole_model GradVac": single_pass(GradVac, "whole_model", passes=2),
     "per_task all_layer GradVac": per_task,
+    "one graph all_layer GradVac": one_graph,
     "chosen all_layer GradVac": chosen,
     "TorchJD autojac whole_model GradVac": torchjd_autojac,
     "TorchJD autogram whole_model GradVac": torchjd_autogram,
@@ -190,6 +207,17 @@ QUICK = [
     "TorchJD autogram whole_model GradVac",
     "LibMTL's way whole_model GradVac",
 ]  # fmt: skip
+
+# The rows that docs/prediction.md predicts and --gpu measures, and their numbers of tasks.
+PREDICTED = [
+    "plain",
+    "single_pass all_layer GradVac",
+    "one graph all_layer GradVac",
+    "per_task all_layer GradVac",
+    "TorchJD autojac whole_model GradVac",
+]
+TASKS = {"big": [2, 4, 8, 16, 64], "7B": [4, 16]}
+TOKENS = {"big": 32_768, "7B": 8_192}
 
 
 # -- the table -----------------------------------------------------------------------------------
@@ -211,12 +239,49 @@ def profile(path: str, n_tasks: int, tokens: int, size: str, device: str, file: 
             out.write(f"{name}\n{table}\n")
 
 
+def on_gpu(
+    args: argparse.Namespace, device: str = "cuda", sizes: Mapping[str, str] | None = None
+) -> list[dict]:
+    """Measure the rows of docs/prediction.md; other devices and sizes by model are for tests."""
+    wanted = [p for p in PREDICTED[1:] if not args.paths or any(word in p for word in args.paths)]
+    rows: list[dict] = []
+    for name in args.models:
+        make = setting if name == "big" else adapted
+        tokens = args.tokens[0] if args.tokens else TOKENS[name]
+        for n_tasks in args.tasks or TASKS[name]:
+            for path in wanted:
+                both = {"plain": plain, path: PATHS[path]}
+                size = (sizes or {}).get(name, name)
+                rounds = args.rounds or 2
+                found = measure(n_tasks, tokens, both, rounds, size, args.sorted, device, make)
+                for row in found if path == wanted[0] else found[1:]:
+                    rows.append({"model": name, **row})
+                    print(line(row), flush=True)
+    return rows
+
+
+def on_cpu(args: argparse.Namespace) -> list[dict]:
+    """Measure all paths, or those asked for, in rounds that alternate between them."""
+    chosen = QUICK if args.quick else list(PATHS)
+    if args.paths:
+        chosen = [p for p in PATHS if p == "plain" or any(word in p for word in args.paths)]
+    paths, rounds = {path: PATHS[path] for path in chosen}, args.rounds or (2 if args.quick else 5)
+    size, rows = "quick" if args.quick else "13M", []
+    for tokens in args.tokens or ([512] if args.quick else [1024, 4096]):
+        for n_tasks in args.tasks or ([4, 8] if args.quick else [2, 4, 8, 16, 32]):
+            for row in measure(n_tasks, tokens, paths, rounds, size, args.sorted):
+                rows.append(row)
+                print(line(row), flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a small model, about a minute")
-    parser.add_argument("--gpu", action="store_true", help="Transformer-Big in bf16 on CUDA")
+    parser.add_argument("--gpu", action="store_true", help="the predicted rows, on CUDA")
+    parser.add_argument("--models", nargs="+", choices=TASKS, default=list(TASKS), help="of --gpu")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     parser.add_argument("--profile", type=Path, help="also write a profile to this file")
     parser.add_argument("--tasks", type=int, nargs="+", help="numbers of tasks K")
@@ -232,27 +297,15 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     if args.keep_memory:
         keep_freed_memory()
-    device = "cuda" if args.gpu else "cpu"
-    size = "big" if args.gpu else "quick" if args.quick else "13M"
-    chosen = QUICK if args.quick else list(PATHS)
-    if args.paths:
-        chosen = [p for p in PATHS if p == "plain" or any(word in p for word in args.paths)]
-    rounds = args.rounds or (2 if args.quick else 5)
-    all_tokens = args.tokens or ([32_768] if args.gpu else [512] if args.quick else [1024, 4096])
-    all_tasks = args.tasks or ([16] if args.gpu else [4, 8] if args.quick else [2, 4, 8, 16, 32])
-    rows: list[dict] = []
     print(HEADER)
-    for tokens in all_tokens:
-        for n_tasks in all_tasks:
-            paths = {path: PATHS[path] for path in chosen}
-            for row in measure(n_tasks, tokens, paths, rounds, size, args.sorted, device):
-                rows.append(row)
-                print(line(row), flush=True)
+    rows = on_gpu(args) if args.gpu else on_cpu(args)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     if args.profile:
-        path = "single_pass all_layer GradVac"
-        profile(path, all_tasks[-1], all_tokens[-1], size, device, args.profile)
+        on, size = ("cuda", "big") if args.gpu else ("cpu", "quick" if args.quick else "13M")
+        n_tasks = (args.tasks or [16])[-1]
+        tokens = (args.tokens or [TOKENS["big"] if args.gpu else 1024])[-1]
+        profile(PREDICTED[1], n_tasks, tokens, size, on, args.profile)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The table of costs: its rows, its refusal without a GPU, and the model behind the curves."""
 
+import argparse
 import json
 import sys
 
@@ -49,9 +50,21 @@ def test_without_a_gpu_nothing_is_said_to_be_measured(monkeypatch):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_step_of_a_large_model_on_a_gpu(tmp_path, monkeypatch):
     out = tmp_path / "rows.json"
-    flags = f"--gpu --tokens 1024 --tasks 4 --rounds 1 --json {out} --paths all_layer"
+    flags = f"--gpu --models big --tokens 1024 --tasks 4 --rounds 1 --json {out} --paths all_layer"
     run(step_cost.main, monkeypatch, flags)
     assert all(row["peak_extra_mib"] > 0 for row in json.loads(out.read_text()))
+
+
+def test_the_rows_for_a_gpu_are_those_of_the_prediction():
+    """On a CPU and small, so that the code has run before there is a GPU."""
+    args = argparse.Namespace(
+        models=["big", "7B"], tasks=[2], tokens=[1024], rounds=1, sorted=False,
+        paths=["single_pass", "one graph"],
+    )  # fmt: skip
+    rows = step_cost.on_gpu(args, "cpu", {"big": "quick", "7B": "tiny"})
+    paths = ["plain", "single_pass all_layer GradVac", "one graph all_layer GradVac"]
+    assert [(r["model"], r["path"]) for r in rows] == [(m, p) for m in args.models for p in paths]
+    assert set(paths) <= set(step_cost.PREDICTED) <= set(step_cost.PATHS)
 
 
 def test_the_models_for_scaling_have_the_parameters_they_say():

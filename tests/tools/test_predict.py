@@ -1,0 +1,48 @@
+"""docs/prediction.md is what its file gives, by the stated rates."""
+
+import pytest
+
+from tools import predict
+
+
+class Launch:
+    def __init__(self, moved: float, flops: float, wide: bool = False) -> None:
+        self.moved, self.flops, self.wide = moved, flops, wide
+
+
+def test_the_page_is_that_of_its_file():
+    page = predict.PAGE.read_text(encoding="utf-8")
+    assert predict.written(page, predict.parts(predict.read())) == page
+    assert predict.read()["rates"] == predict.RATES
+
+
+def test_every_row_is_there():
+    for name, model in predict.MODELS.items():
+        rows = predict.read()["models"][name]["rows"]
+        assert [(row["path"], row["K"]) for row in rows] == predict.steps(model)
+
+
+@pytest.mark.parametrize(
+    ("launch", "expected"),
+    [
+        (Launch(1e3, 1e3), 4e-6),  # the least
+        (Launch(4.3e9, 1e3), 1e-3),  # traffic
+        (Launch(1e3, 790e9), 1e-3),  # arithmetic
+        (Launch(1e3, 60e9, wide=True), 1e-3),
+    ],
+)
+def test_a_launch_takes_the_longest_of_three(launch, expected):
+    assert predict.seconds([launch]) == pytest.approx(expected)
+    assert predict.seconds([launch] * 3) == pytest.approx(3 * expected)
+
+
+def test_a_step_takes_the_longer_of_host_and_device():
+    rows = [
+        {"path": "plain", "K": 1, "host_ms": 10.0, "device_ms": 40.0, "peak_gb": 10.0},
+        {"path": "a", "K": 2, "host_ms": 60.0, "device_ms": 50.0, "peak_gb": 150.0},
+    ]
+    assert predict.ratios(rows, 141.0).splitlines()[-1] == "| a | 1.50, no room |"
+
+
+def test_the_host_is_measured_with_the_layers_of_the_full_size():
+    assert predict.host(predict.MODELS["big"], predict.ENGINE, 4, rounds=1) > 0
