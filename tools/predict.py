@@ -1,8 +1,8 @@
 """The tables of docs/prediction.md: a step on one H200, predicted from what it launches.
 
-    python -m tools.predict            # print them, from evidence/step-prediction.json
-    python -m tools.predict --write    # count and measure anew (a quarter of an hour), write both
-    python -m tools.predict --write --keep-host --models big    # count one model anew
+    python -m tools.predict            # the page from evidence/step-prediction.json
+    python -m tools.predict --count    # count and measure anew first (a quarter of an hour)
+    python -m tools.predict --count --keep-host --models big    # count one model anew
 
 Counted at the full size, on a device without memory (benchmarks/weighed.py): launches, bytes,
 operations, waits and memory. Measured here: the host's time, with the same layers of width 16.
@@ -245,22 +245,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--write", action="store_true", help="count and measure anew, and write")
+    parser.add_argument("--count", action="store_true", help="count and measure anew")
     parser.add_argument("--keep-host", action="store_true", help="keep the host's times")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)  # that the first step is not checked
-    if args.write:
+    if args.count:
         for name in args.models:
             kept = read()["models"].get(name) if args.keep_host else None
             model = found(name, kept)
             whole = read()
             whole = {"rates": RATES, "models": whole["models"] | {name: model}}
             KEPT.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-        page = written(PAGE.read_text(encoding="utf-8"), parts(read()))
-        PAGE.write_text(page, encoding="utf-8")
-    for text in parts(read()).values():
+    made = parts(read())
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+    for text in made.values():
         print(text, end="\n\n")
 
 

@@ -46,7 +46,7 @@ def test_operations_of_the_full_size_follow_the_formula(found):
 
 
 def test_the_kept_counts_are_those_of_this_code(found):
-    """Else: python -m tools.predict --write --keep-host."""
+    """Else: python -m tools.predict --count --keep-host."""
     kept = {(r["path"], r["K"]): r for r in read()["models"]["big"]["rows"]}
     for row in found["full"]:
         of_page = kept[row["path"], row["K"]]

@@ -3,6 +3,7 @@
 import pytest
 
 from tools import predict
+from tools.predict import ENGINE
 
 
 class Launch:
@@ -46,3 +47,18 @@ def test_a_step_takes_the_longer_of_host_and_device():
 
 def test_the_host_is_measured_with_the_layers_of_the_full_size():
     assert predict.host(predict.MODELS["big"], predict.ENGINE, 4, rounds=1) > 0
+
+
+def test_what_the_page_concludes_is_in_its_tables():
+    models = predict.read()["models"]
+    big, adapters = ({(r["path"], r["K"]): r for r in models[n]["rows"]} for n in ("big", "7B"))
+    per_task, jd = "per_task all_layer GradVac", "TorchJD autojac whole_model GradVac"
+    of_engine = [r for rows in (big, adapters) for (path, _), r in rows.items() if path == ENGINE]
+    assert all(row["device_ms"] > row["host_ms"] for row in of_engine)
+    for k in (2, 4, 8, 16, 64):
+        cheaper = predict.predicted(big[per_task, k]) < predict.predicted(big[ENGINE, k])
+        assert cheaper == (k <= 4)
+    assert adapters[per_task, 16]["host_ms"] > adapters[per_task, 16]["device_ms"]
+    assert big[jd, 64]["peak_gb"] > predict.RATES["memory, GB"] > big[ENGINE, 64]["peak_gb"]
+    for k in (2, 4, 8, 16):
+        assert min((r["peak_gb"], path) for (path, n), r in big.items() if n == k)[1] == per_task
