@@ -28,7 +28,12 @@ class GroupStore:
     """
 
     def __init__(
-        self, group: ParameterGroup, pool: Pool, ready: list[GroupStore], budget: int
+        self,
+        group: ParameterGroup,
+        pool: Pool,
+        ready: list[GroupStore],
+        budget: int,
+        storage: torch.dtype | None = None,
     ) -> None:
         device = group.parameters[0].device
         if any(p.device != device for p in group.parameters):
@@ -41,7 +46,7 @@ class GroupStore:
         self.matrix: Tensor | None = None
         self.expected = 0
         self.slots = [ParameterSlot(self, p) for p in group.parameters]
-        self.dtype = at_least_float32(*(p.dtype for p in group.parameters))
+        self.dtype = storage or at_least_float32(*(p.dtype for p in group.parameters))
         self.device = device
         self.streams = False
         self._size: int | None = None
