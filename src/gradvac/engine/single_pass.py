@@ -78,11 +78,14 @@ class SinglePass(Strategy):
         return self.step.accumulated
 
     def _split_no_more(self, refusal: Refusal) -> None:
+        log = logging.getLogger("gradvac").warning
+        if self._batch is not None and self._batch.planned is not None:
+            self.planner.stop(refusal.reason)  # later steps are traced, which may see more
+            log("one backward pass per task in this step: %s", refusal.reason)
+            return
         self._splits = False
         self.refused = refusal.reason
-        logging.getLogger("gradvac").warning(
-            "one backward pass per task from now on: %s", refusal.reason
-        )
+        log("one backward pass per task from now on: %s", refusal.reason)
 
     # -- the forward pass -----------------------------------------------------------------------
 

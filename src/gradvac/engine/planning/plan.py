@@ -69,7 +69,7 @@ class ForwardPlan:
 
     signature: int
     uses: tuple[PlannedUse, ...]
-    outputs: tuple[PlannedOutput, ...]
+    outputs: tuple[PlannedOutput | None, ...]
     covered: frozenset[int]
     last: str
 
@@ -97,6 +97,8 @@ class ForwardPlan:
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) not in trace.heads:
                 raise Unplanned("a parameter or leaf used otherwise than was recorded")
+        if any(use.node not in seen for use in recording.uses):
+            raise Unplanned("a part of it does not lead to its outputs")
         at_end = ends(through)
         uses = [
             PlannedUse(
@@ -109,9 +111,8 @@ class ForwardPlan:
                 use.node in at_end,
             )
             for use in recording.uses
-            if use.node in seen
         ]
-        found = [_output(trace.info(x)) for x in outputs]
+        found = [_output(x, trace.info(x)) for x in outputs]
         covered = frozenset(id(table.leaf) for use in uses for table in use.tables)
         return cls(hash(signature), tuple(uses), tuple(found), covered, trace.last)
 
@@ -128,11 +129,15 @@ def _known(owners: Owners) -> tuple[int, int]:
     return owners.tiling
 
 
-def _output(info: TensorInfo | None) -> PlannedOutput:
+def _output(x: Tensor, info: TensorInfo | None) -> PlannedOutput | None:
+    """What is known about an output; None if nothing is, and nothing need be."""
     if info is None:
-        return PlannedOutput(None, (1, 1), "made by the model, out of sight", False)
+        out_of_sight = PlannedOutput(None, (1, 1), "made by the model, out of sight", False)
+        return out_of_sight if x.requires_grad else None
     if info.place is None:
-        return PlannedOutput(None, (1, 1), info.why or "", info.lost)
+        return PlannedOutput(None, (1, 1), info.why, info.lost) if x.requires_grad else None
+    if not x.requires_grad and info.place.owners.tiling is None:
+        return None  # a hint that holds for this batch only
     return PlannedOutput(info.place.dim, _known(info.place.owners), info.why, info.lost)
 
 

@@ -201,6 +201,8 @@ class ModelCall:
             return self._again(module, "the model does not always do the same")
         trace, samples = self.batch.trace, self._samples
         for x, known in zip(outputs, plan.outputs, strict=True):
+            if known is None:
+                continue
             place = None if known.dim is None else Place(samples.spread(*known.tiling), known.dim)
             TensorInfo(trace, x, place, why=known.why, lost=known.lost)
         trace.last = plan.last
@@ -235,8 +237,8 @@ class ModelCall:
 
 
 def _outputs(out: Any) -> Sequence[Tensor]:
-    """The outputs of a model that have a gradient."""
-    return [x for x in tensors_within(out) if x.requires_grad]
+    """The tensors that a model returns."""
+    return list(tensors_within(out))
 
 
 class _State:
