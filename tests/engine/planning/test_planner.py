@@ -365,16 +365,18 @@ def test_memory_is_free_after_the_step_without_the_collector_of_cycles():
     _, engine, losses = planned_engine()
     gc.disable()
     try:
-        for backward in (True, False):
+        for end in ("backward", "clear", "delete"):
             with engine.tasks(TASKS):
-                loss = losses()
+                out = losses()
             planned = weakref.ref(engine._single_pass._batch.planned)
-            saved = weakref.ref(loss.grad_fn.next_functions[0][0]._saved_self)
-            if backward:
-                engine.backward(loss)
-            else:
+            saved = weakref.ref(out.grad_fn.next_functions[0][0]._saved_self)
+            if end == "backward":
+                engine.backward(out)
+            elif end == "clear":
                 engine.clear()
-            del loss
+            else:
+                del engine
+            del out
             assert planned() is None
             assert saved() is None
     finally:

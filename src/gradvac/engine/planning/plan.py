@@ -202,6 +202,10 @@ class PlannedPass:
         for hook, dy in zip(self._ends, gradients, strict=True):
             hook([dy])
 
+    def __del__(self) -> None:
+        """Let go of the graph, which no collector of cycles finds: hooks lead from it to itself."""
+        self._nodes.clear()
+
     def release(self) -> None:
         """Let go of the graph."""
         self.edges, self._ends = [], []
