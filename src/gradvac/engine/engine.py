@@ -75,6 +75,8 @@ class Engine(TaskEngine):
         storage: ``torch.bfloat16`` to hold the K gradients of a single pass in half the memory;
             products, sums and Gram matrices are then rounded once more, to about 3 digits. None for
             float32 (float64 for float64 parameters). Not on several ranks.
+        plan: False to trace every forward pass. A planned one is as exact but may differ in its
+            last bits, so that a resumed run then equals one that was not stopped up to rounding.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train, or an
@@ -108,6 +110,7 @@ class Engine(TaskEngine):
         budget: int = BUDGET,
         process_group: ProcessGroup | Ranks | None = None,
         storage: torch.dtype | None = None,
+        plan: bool = True,
     ) -> None:
         options = EngineOptions(
             granularity,
@@ -120,6 +123,7 @@ class Engine(TaskEngine):
             budget,
             process_group,
             storage,
+            plan,
         )
         super().__init__(Setup(model, method, options))
         self._single_pass = SinglePass(self._setup)
@@ -309,6 +313,7 @@ class SinglePassEngine(Engine):
         budget: int = BUDGET,
         process_group: ProcessGroup | Ranks | None = None,
         storage: torch.dtype | None = None,
+        plan: bool = True,
     ) -> None:
         super().__init__(
             model,
@@ -323,4 +328,5 @@ class SinglePassEngine(Engine):
             budget=budget,
             process_group=process_group,
             storage=storage,
+            plan=plan,
         )

@@ -42,6 +42,7 @@ class EngineOptions:
     budget: int = BUDGET
     process_group: ProcessGroup | Ranks | None = None
     storage: torch.dtype | None = None
+    plan: bool = True
 
     def __post_init__(self) -> None:
         if self.engine not in ("single_pass", "per_task", None):

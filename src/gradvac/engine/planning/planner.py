@@ -43,7 +43,9 @@ class Planner:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.off = "a model sharded over ranks" if setup.shards is not None else ""
+        self.off = "" if setup.options.plan else "plan=False"
+        if setup.shards is not None:
+            self.off = "a model sharded over ranks"
         self.planned = 0
         self._failed = 0
         self._plans: dict[Any, ForwardPlan] = {}
