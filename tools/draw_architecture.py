@@ -43,7 +43,7 @@ INNER = {
         ["translation", "tagging", "encoder", "view"],
         ["training", "run", "recipe"],
     ],
-    "engine": [["samples", "tracing", "gradients", "ranks"]],
+    "engine": [["samples", "tracing", "planning", "gradients", "ranks"]],
 }
 
 

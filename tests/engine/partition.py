@@ -58,16 +58,21 @@ def found_by(
     losses: Losses,
     tasks: Sequence[str],
     steps: int = 1,
+    before: Sequence[str] | None = None,
     **options: object,
 ) -> dict[str, list[Tensor]]:
-    """Gradient of each task and parameter group, by an engine in its last of some steps."""
+    """Gradient of each task and parameter group, by an engine in its last of some steps.
+
+    The steps before have the tasks ``before``.
+    """
     found = {}
     for task in dict.fromkeys(tasks):
         engine = make(model, OneTask(task))
-        for _ in range(steps):
+        for n in range(steps):
             model.zero_grad()
             torch.manual_seed(1)
-            with engine.tasks(tasks, **options):  # type: ignore[arg-type]
+            here = tasks if before is None or n + 1 == steps else before
+            with engine.tasks(here, **options):  # type: ignore[arg-type]
                 engine.backward(*losses())
         found[task] = [
             flat([p.grad for p in group.parameters], group.parameters) for group in engine.groups
@@ -81,11 +86,12 @@ def largest_error(
     tasks: Sequence[str],
     make: Callable[[nn.Module, Method], SinglePassEngine] = SinglePassEngine,
     steps: int = 1,
+    before: Sequence[str] | None = None,
     **options: object,
 ) -> float:
-    """Relative error of the worst task and parameter group."""
+    """Relative error of the worst task and parameter group; see :func:`found_by`."""
     expected = separate(model, losses, tasks)
-    found = found_by(make, model, losses, tasks, steps, **options)
+    found = found_by(make, model, losses, tasks, steps, before, **options)
     return worst_error(found, expected)
 
 

@@ -397,3 +397,24 @@ def test_compiled_models_run_as_written_where_samples_are_followed(whole, caplog
     lines = [r.getMessage() for r in caplog.records if r.name == "gradvac"]
     what = "the model" if whole else "module '0'"
     assert len(lines) == 1 and lines[0].startswith(f"{what} is compiled by torch.compile and runs")
+
+
+def test_a_compiled_model_stays_compiled_where_tasks_have_a_forward_pass_each():
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    counters, compiled = torch._dynamo.utils.counters, []
+    counters.clear()
+
+    def backend(graph, inputs):
+        compiled.append(len(inputs))
+        return graph.forward
+
+    plain = nn.Sequential(Block(), nn.Linear(D, D), Block()).double()
+    model = torch.compile(plain, backend=backend, fullgraph=True)
+    engine = Engine(model, StaticWeights({"a": 1.0, "b": 3.0, "c": 0.5}))
+    for _ in range(3):
+        for task in "abc":
+            engine.accumulate({task: model(X).square().sum()})
+        engine.combine()
+    assert len(compiled) == 1  # one graph, never compiled again
+    assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 1

@@ -53,8 +53,11 @@ class BackwardPasses:
         inputs: Sequence[Any],
         kind: PassKind,
         retain_graph: bool = False,
+        whole: bool = True,
     ) -> Sequence[Tensor | None]:
         """Run a backward pass of the losses times some factors ``[N]``, 1 by default.
+
+        It goes through the whole graph, or if not ``whole`` only as far as the inputs.
 
         Returns:
             The gradients of ``inputs`` from autograd, None for an input that is not reached.
@@ -64,10 +67,19 @@ class BackwardPasses:
             factors = torch.ones_like(loss)
         if setup.shards is not None:
             setup.shards.gather_kept_whole()
+        planned, collects = self.batch.planned, kind in (PassKind.SPLIT, PassKind.JOINT)
+        # Every traced use leads to the anchor: asked for, no use is left out of the pass.
+        through: list[Any] = [trace.anchor] if whole else []
+        through += planned.edges if planned is not None and collects else []
         with trace.backward_state.running(kind), trace.repeats(), explained(loss, setup.module):
-            return inner(torch.autograd.grad)(
-                loss, [trace.anchor, *inputs], factors, retain_graph, allow_unused=True
-            )[1:]
+            found = inner(torch.autograd.grad)(
+                loss, [*through, *inputs], factors, retain_graph, allow_unused=True
+            )
+            if planned is not None and collects:
+                planned.arrived(found[1 : len(through)])
+        if planned is not None and not retain_graph:
+            planned.release()
+        return found[len(through) :]
 
     def idle(self, count: int, retain_graph: bool = False) -> None:
         """Run backward passes that other ranks need but this one does not."""
@@ -99,6 +111,8 @@ class BackwardPasses:
         derived, leaves = self.batch.trace.derived, self.setup.leaves
         waiting = {id(s.leaf) for d in derived for s in d.sources if isinstance(s, ParameterSlot)}
         waiting |= {id(slot.leaf) for slot in self.collector.slots.values() if slot.hooked}
+        if self.batch.planned is not None:
+            waiting |= self.batch.planned.covered
         asked = [leaf for leaf in leaves if id(leaf) not in waiting]
         found = iter(self.run(None, asked, PassKind.SPLIT, retain_graph))
         return [None if id(leaf) in waiting else next(found) for leaf in leaves]

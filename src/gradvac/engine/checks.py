@@ -21,7 +21,7 @@ from gradvac.engine.comparison import (
 )
 from gradvac.engine.hidden import without_hooks
 from gradvac.engine.tracing.batch import TracedBatch
-from gradvac.engine.tracing.parameter_use import PassKind, use_of
+from gradvac.engine.tracing.parameter_use import PassKind
 from gradvac.engine.tracing.tensor_info import Refusal, because
 from gradvac.errors import GradientError
 
@@ -105,20 +105,20 @@ class Checks:
         setup, loss, owners = passes.setup, passes.loss, passes.owners
         if setup.shards is not None:  # code after a sharded module gathers, on all ranks
             raise Refusal("the samples were not followed to the losses of a sharded model")
-        nodes, reached = last_uses(loss)
+        planned = passes.batch.planned
+        uses, reached = last_uses(loss, {} if planned is None else planned.uses)
         for leaf in setup.leaves[: setup.n_shared]:
             if id(leaf) in reached:
                 raise passes.unseen(leaf)
         weights = task_weights(owners.n_tasks, setup.next_step)
         scaled = weights[owners.index].to(loss)
         plain, weighted, again = (
-            passes.run(factors, edges(nodes), PassKind.PLAIN, retain_graph=True)
+            passes.run(factors, edges(uses), PassKind.PLAIN, retain_graph=True, whole=False)
             for factors in (None, scaled, None)
         )
-        for n, node in enumerate(nodes):
-            use = use_of(node)
-            dy, dy_weighted, dy_again = plain[n], weighted[n], again[n]
-            if use is None or dy is None or dy_weighted is None or dy_again is None:
+        found = zip(uses.values(), plain, weighted, again, strict=True)
+        for use, dy, dy_weighted, dy_again in found:
+            if dy is None or dy_weighted is None or dy_again is None:
                 continue
             if not same(dy, dy_again):
                 raise GradientError(
@@ -144,6 +144,8 @@ class Checks:
         setup, backward_state = passes.setup, passes.batch.trace.backward_state
         weights = task_weights(passes.owners.n_tasks, setup.next_step)
         rehearsal = Rehearsal(passes.collector, weights)
+        if setup.options.storage is not None:
+            backward_state.saw(setup.options.storage)
         before, backward_state.use_done = backward_state.use_done, rehearsal.release
         scaled = weights[passes.owners.index].to(passes.loss)
         try:

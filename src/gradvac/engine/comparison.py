@@ -19,7 +19,7 @@ added or counted twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,19 +46,26 @@ def task_weights(n_tasks: int, step: int) -> Tensor:
     return torch.where(n % 2 == 0, 1.0, -1.0).double() * 0.5 ** (n // 2)
 
 
-def last_uses(loss: Tensor) -> tuple[list[Any], set[int]]:
+def last_uses(
+    loss: Tensor, planned: Mapping[Any, ParameterUse]
+) -> tuple[dict[Any, ParameterUse], set[int]]:
     """Return the uses of parameters that no other use follows on the way to a loss.
 
+    Args:
+        loss: with its graph.
+        planned: uses by their node, besides those that are nodes themselves.
+
     Returns:
-        Nodes of autograd's graph, and ids of the leaves that no use follows either.
+        Uses by their node of autograd's graph, and ids of the leaves that no use follows either.
     """
-    found = list(nodes(loss, end=lambda node: use_of(node) is not None))
+    use_at = lambda node: use_of(node) or planned.get(node)
+    found = {node: use_at(node) for node in nodes(loss, end=lambda node: use_at(node) is not None)}
     variables = (getattr(node, "variable", None) for node in found)
     reached = {id(variable) for variable in variables if variable is not None}
-    return [node for node in found if use_of(node) is not None], reached
+    return {node: use for node, use in found.items() if use is not None}, reached
 
 
-def edges(uses: Sequence[Any]) -> list[GradientEdge]:
+def edges(uses: Iterable[Any]) -> list[GradientEdge]:
     """Return the gradient edges of the outputs of uses."""
     return [GradientEdge(node, 0) for node in uses]
 
@@ -73,6 +80,8 @@ def split_by_task(use: ParameterUse, plain: Tensor, weighted: Tensor, weights: T
         weights: these numbers, ``[K]``.
     """
     owners, dim = use.place
+    if plain.ndim > 2 and plain.shape[dim] != len(owners):  # a planned use has rows
+        plain, weighted = (x.reshape(len(owners), -1) for x in (plain, weighted))
     shape = [1] * plain.ndim
     shape[dim] = -1
     factor = weights[owners.index].to(plain).view(shape)

@@ -15,7 +15,7 @@ from gradvac.engine.gradients.pool import free_bytes
 from gradvac.engine.gradients.stores import GroupStore
 from gradvac.engine.groups import ParameterGroup, parameter_groups
 from gradvac.engine.options import BUDGET
-from gradvac.engine.report import combine, decide_present
+from gradvac.engine.report import decide_present, weighted_sum
 from gradvac.engine.setup import Setup
 from gradvac.engine.step import Step
 from gradvac.errors import GradientError
@@ -150,8 +150,13 @@ class LocalCollector(Collector):
     ) -> None:
         """Record the combined gradients of the parameters and free those of the tasks."""
         there = torch.stack(list(weights)).to(self.device)  # sent once
-        for store, matrices, w in zip(stores, found, there, strict=True):
-            gradients = store.gradients([combine(w, matrix) for matrix in matrices])
+        with full_precision(self.device.type):
+            combined = [
+                [weighted_sum(w, matrix) for matrix in matrices]
+                for matrices, w in zip(found, there, strict=True)
+            ]
+        for store, sums in zip(stores, combined, strict=True):
+            gradients = store.gradients(sums)
             for slot, gradient in zip(store.slots, gradients, strict=True):
                 step.gradients[id(slot.parameter)] = gradient
             store.close()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from gradvac.engine.gradients.parameter_slot import ParameterSlot
 from gradvac.engine.guards import say_if_summed
 from gradvac.engine.hidden import refuse_hidden
 from gradvac.engine.local_collector import LocalCollector
+from gradvac.engine.planning.planner import Planner
 from gradvac.engine.ranks.collector import RankCollector
 from gradvac.engine.ranks.passes import Passes, agree_on_passes
 from gradvac.engine.ranks.shards import Shards
@@ -68,6 +69,7 @@ class SinglePass(Strategy):
         self._splits = options.engine != "per_task"  # until an operation mixes samples
         strict = options.engine == "single_pass"
         self._give_up: Callable[[Refusal], None] | None = None if strict else self._split_no_more
+        self.planner = Planner(setup)
         self._batch: TracedBatch | None = None
 
     @property
@@ -76,11 +78,14 @@ class SinglePass(Strategy):
         return self.step.accumulated
 
     def _split_no_more(self, refusal: Refusal) -> None:
+        log = logging.getLogger("gradvac").warning
+        if self._batch is not None and self._batch.planned is not None:
+            self.planner.stop(refusal.reason)  # later steps are traced, which may see more
+            log("one backward pass per task in this step: %s", refusal.reason)
+            return
         self._splits = False
         self.refused = refusal.reason
-        logging.getLogger("gradvac").warning(
-            "one backward pass per task from now on: %s", refusal.reason
-        )
+        log("one backward pass per task from now on: %s", refusal.reason)
 
     # -- the forward pass -----------------------------------------------------------------------
 
@@ -103,6 +108,7 @@ class SinglePass(Strategy):
         if segments is not None:
             index, batch_dim = tasks_of_tokens(index, segments), max(batch_dim, segments.ndim - 1)
         self._check_before_forward(names)
+        self._let_go()  # a forward pass without a backward pass
         batch = self._batch = self._new_batch(names, index, batch_dim)
         if segments is not None:
             batch.trace.segments = Segments(lambda: batch.trace.repeating)
@@ -118,7 +124,7 @@ class SinglePass(Strategy):
         _UNDER_WAY.append(self)
         self.setup.guard.begin()
         try:
-            with self._following(batch) if follows else nullcontext():
+            with self._following(batch) if follows else nullcontext(), self._planning(batch):
                 yield
         except BaseException as e:
             try:
@@ -157,15 +163,26 @@ class SinglePass(Strategy):
             proved=self.checks.proved,
         )
         only = self.step.position(names[0]) if len(names) == 1 else None
-        owners = Owners(positions[index], len(self.step.names))
+        owners = Owners.of_samples(positions[index], len(self.step.names))
         return TracedBatch(trace, owners, only, batch_dim)
 
     @contextmanager
     def _following(self, batch: TracedBatch) -> Iterator[None]:
         shards = self.setup.shards
         passing_info_on = shards.passing_info_on(batch.trace) if shards else nullcontext()
-        with batch.trace.following(), as_written(self.setup.module), passing_info_on:
+        with (
+            batch.trace.following(),
+            as_written(self.setup.module, self.first_step),
+            passing_info_on,
+        ):
             yield
+
+    def _planning(self, batch: TracedBatch) -> AbstractContextManager[None]:
+        """Plan the forward pass, once a step has been traced and checked."""
+        known = not self.first_step and self.checks.left <= 0
+        if not known or batch.only is not None or batch.trace.segments is not None:
+            return nullcontext()
+        return self.planner.around(batch)
 
     # -- the step -------------------------------------------------------------------------------
 
@@ -184,7 +201,8 @@ class SinglePass(Strategy):
         def finish() -> tuple[StepReport, Gradients]:
             self.step.streams = streams
             passes = self._backward(loss, rows, mask, ends=True)
-            found = self._finish()
+            with passes.batch.trace.paused():  # the call may be in a ``tasks`` block
+                found = self._finish()
             self.checks.recheck(passes)
             return found
 
@@ -249,6 +267,12 @@ class SinglePass(Strategy):
         super().clear()
         self.collector.clear()
         self.setup.guard.pending = False
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Forget the batch."""
+        if self._batch is not None and self._batch.planned is not None:
+            self._batch.planned.release()
         self._batch = None
 
     # -- the backward pass ----------------------------------------------------------------------
@@ -280,6 +304,8 @@ class SinglePass(Strategy):
             self._backward_sharded(setup.shards, passes, ends)
         else:
             self._backward_alone(passes, ends)
+        if batch.trace.repeated and not self.planner.off:
+            self.planner.stop("activation checkpointing repeats parts of it")
         self._batch = None
         return passes
 

@@ -51,29 +51,30 @@ def _edit(cosine: Tensor, rows: Tensor, present: Tensor, order: Tensor, target: 
         target: ``[groups, r, K - 1]`` target cosines in visiting order.
     """
     n_tasks = present.shape[1]
-    # q = c^T M c is recomputed after every edit. Below this share of (sum |c|)^2 it is rounding:
-    # the edits have cancelled the vector, which then has no direction to compare.
+    # q = c^T M c is rounding below this share of (sum |c|)^2: the edits have cancelled the vector,
+    # which then has no direction to compare.
     noise = 8 * n_tasks * torch.finfo(torch.float64).eps
     coefficients = torch.zeros_like(cosine[:, rows])
     coefficients[:, torch.arange(len(rows)), rows] = 1.0
     along = cosine[:, rows]  # inner products of g'_i with every unit g_j
-    q = torch.ones_like(along[..., :1])
+    q, total = torch.ones_like(along[..., :1]), torch.ones_like(along[..., :1])  # total = sum |c|
     cot = target / ((1 - target) * (1 + target)).sqrt()
     usable = present[:, rows, None] & present[:, None, :].expand_as(along).gather(2, order)
+    lines = order + n_tasks * torch.arange(len(cosine))[:, None, None]  # of the flattened cosines
     history: list[tuple[Tensor, Tensor, Tensor]] = []
     for s in range(n_tasks - 1):
         j = order[..., s : s + 1]
         par = along.gather(2, j)
-        compared = usable[..., s : s + 1] & (q > noise * coefficients.abs().sum(2, True).square())
+        compared = usable[..., s : s + 1] & (q > noise * total.square())
         phi = (par / q.sqrt()).clamp(-1, 1)
         edited = compared & (phi < target[..., s : s + 1])
         perp = (q - par.square()).clamp_min(0).sqrt()
         a = torch.where(edited, cot[..., s : s + 1] * perp - par, 0.0)
-        coefficients.scatter_add_(2, j, a)
-        along = coefficients @ cosine
-        q = (coefficients * along).sum(2, True)
+        coefficients.scatter_(2, j, a)  # every j is visited once
+        along.addcmul_(a, cosine.flatten(0, 1)[lines[..., s]])
+        q, total = q + a * (2 * par + a), total + a.abs()
         history.append((phi, compared, edited))
-    q = torch.where(q > noise * coefficients.abs().sum(2, True).square(), q, 0.0)
+    q = torch.where(q > noise * total.square(), q, 0.0)
     empty = order[..., :0].bool()
     return _Edits(
         coefficients,

@@ -12,8 +12,6 @@ one task at a time; :func:`batched` decides.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -34,10 +32,12 @@ def batched(owners: Owners, *sides: Tensor) -> bool:
     """
     if sides[0].device.type != "cpu":
         return True
-    if sum(side.numel() * side.element_size() for side in sides) > _CACHED:
-        return False
-    filling = sum(p.height * len(p.tasks) for p in owners.padded) - len(owners)
-    return filling * math.prod(side.shape[1:].numel() for side in sides) < _LAUNCH * owners.n_tasks
+    held, width = 0, 1
+    for side in sides:
+        n = side.numel()
+        held += n * side.element_size()
+        width *= n // max(1, side.shape[0])
+    return held <= _CACHED and owners.padding * width < _LAUNCH * owners.n_tasks
 
 
 class TaskRows:
@@ -52,12 +52,10 @@ class TaskRows:
     def __init__(self, values: Tensor, owners: Owners, clear: bool = False) -> None:
         self.owners = owners
         self.parts: list[tuple[Padding, Tensor]] = []
-        for padding in owners.padded:
-            index = padding.index.on(values.device)
-            shape = (len(padding.tasks), padding.height, *values.shape[1:])
+        for padding, index, gaps in owners.layouts(values.device):
+            shape = (padding.n_tasks, padding.height, *values.shape[1:])
             # Without an index they are already sorted by task, and all tasks have equally many.
             part = (values if index is None else values.index_select(0, index)).view(shape)
-            gaps = padding.gaps.on(values.device)
             if clear and gaps is not None:
                 part = part.masked_fill_(gaps.view(*gaps.shape, *[1] * (values.ndim - 1)), 0.0)
             self.parts.append((padding, part))

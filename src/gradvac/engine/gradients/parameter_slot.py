@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from gradvac.engine.gradients.stores import GroupStore
 
 
+_NOTHING = torch.empty(0)
+
+
 class ParameterSlot(Slot):
     """Gradients of a parameter, a part of the matrix of its group.
 
@@ -30,6 +33,7 @@ class ParameterSlot(Slot):
 
     def __init__(self, store: GroupStore, parameter: nn.Parameter) -> None:
         self.store, self.parameter, self.leaf = store, parameter, parameter
+        self.shape, self.numel = parameter.shape, parameter.numel()
         self.zero_when_checked = self.nonzero_since = False
         self.forget()
 
@@ -41,11 +45,11 @@ class ParameterSlot(Slot):
 
     def empty(self) -> None:
         """Forget what was collected."""
-        self.buffer = torch.empty(0)  # [K, *shape], a view of the group's matrix
+        self.buffer = _NOTHING  # [K, *shape], a view of the group's matrix
         self.fresh = True
         self.over_budget = False
         self._factors: list[Product | Lookup] = []
-        self._touched = torch.empty(0)
+        self._touched = _NOTHING
 
     @property
     def keeps_factors(self) -> bool:
@@ -81,8 +85,10 @@ class ParameterSlot(Slot):
         """Whether to add products and lookups by :meth:`add_factors`, not by :meth:`pieces`."""
         if self.sparse:
             return True
-        self.store.open(n_tasks)
-        return self.over_budget and not len(self.buffer)
+        matrix = self.store.matrix
+        if matrix is None or matrix.shape[0] < n_tasks:
+            self.store.open(n_tasks)
+        return self.over_budget and not self.buffer.shape[0]
 
     def note_nonzero(self) -> None:
         """Record if gradients that were zero in the check are now nonzero."""
@@ -103,11 +109,14 @@ class ParameterSlot(Slot):
 
     def collected(self, n_tasks: int) -> tuple[Tensor, bool]:
         """Return the K gradients, ``[K, *shape]``, and whether they are still unfilled."""
-        self.store.open(n_tasks)
-        if self.over_budget and len(self.buffer) < n_tasks:
+        matrix = self.store.matrix
+        if matrix is None or matrix.shape[0] < n_tasks:
+            self.store.open(n_tasks)
+        if self.over_budget and self.buffer.shape[0] < n_tasks:
             self._form(n_tasks)
         fresh, self.fresh = self.fresh, False
-        return self.buffer[:n_tasks], fresh
+        rows = self.buffer.shape[0]
+        return self.buffer if rows == n_tasks else self.buffer[:n_tasks], fresh
 
     def add_factors(self, use: Product | Lookup) -> None:
         """Add gradients by their factors, if the slot :meth:`takes_factors`."""

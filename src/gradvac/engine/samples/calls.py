@@ -139,15 +139,15 @@ def tensors_within(values: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def as_written(model: nn.Module) -> Iterator[None]:
-    """Run modules and functions compiled by ``torch.compile`` in eager mode.
+def as_written(model: nn.Module, tell: bool) -> Iterator[None]:
+    """Run modules and functions compiled by ``torch.compile`` in eager mode; ``tell`` which.
 
     Compiled code cannot be followed, and cannot be run backward twice.
     """
     if "torch._dynamo" not in sys.modules:  # nothing is compiled
         yield
         return
-    for name, module in model.named_modules():
+    for name, module in model.named_modules() if tell else ():
         if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
             _tell_compiled(f"module {name!r}" if name else "the model")
             break

@@ -173,7 +173,7 @@ def gather(call: Call) -> Place:
 def _same_owners(x: Tensor, own: Place, index: Sequence[Any], dim: int, owners: Owners) -> bool:
     """Whether the elements at an index with tensors have samples of ``owners`` along ``dim``."""
     used = sum(_dims_used(i) for i in index)
-    if own.dim >= used or any(i is Ellipsis or i is None for i in index):
+    if owners.for_any_tasks or own.dim >= used or any(i is Ellipsis or i is None for i in index):
         return False
     shape = [1] * used
     shape[own.dim] = -1

@@ -11,6 +11,21 @@ from torch import Tensor
 _CACHED = 2**22  # bytes that fit a shared cache, chosen here
 
 
+Tiling = tuple[int, int] | None
+
+
+class Batch:
+    """What the owners of all tensors of a batch share.
+
+    Attributes:
+        any_tasks: whether only what holds for any tasks of the samples may be concluded, not what
+            happens to hold for the tasks of this batch.
+    """
+
+    def __init__(self) -> None:
+        self.any_tasks = False
+
+
 class Owners:
     """The owners of the slices of a tensor along one dimension.
 
@@ -19,20 +34,45 @@ class Owners:
     Attributes:
         index: position of the owning task of each slice, ``[n]``, int64, on the CPU.
         n_tasks: number of tasks K of the step; some may own no slice.
+        tiling: how it comes from the samples of a batch, as the two numbers of :meth:`spread`;
+            None if otherwise, for example by indices.
     """
 
-    def __init__(self, index: Tensor, n_tasks: int) -> None:
+    def __init__(
+        self, index: Tensor, n_tasks: int, batch: Batch | None = None, tiling: Tiling = None
+    ) -> None:
         self.index = index
         self.n_tasks = n_tasks
+        self.tiling = tiling
+        self._length = index.shape[0]
+        self._batch = batch
         self._derived: dict[tuple[object, ...], Owners | None] = {}
+        self._layouts: dict[torch.device, list[tuple[Padding, Tensor | None, Tensor | None]]] = {}
+
+    @classmethod
+    def of_samples(cls, index: Tensor, n_tasks: int) -> Owners:
+        """The owners of the samples of a batch."""
+        return cls(index, n_tasks, Batch(), (1, 1))
+
+    @property
+    def for_any_tasks(self) -> bool:
+        """Whether only what holds for any tasks of the samples may be concluded."""
+        return self._batch is not None and self._batch.any_tasks
+
+    def for_any(self, tasks: bool) -> None:
+        """Set :attr:`for_any_tasks`, of all owners of this batch."""
+        assert self._batch is not None
+        self._batch.any_tasks = tasks
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self._length
 
     def same(self, other: Owners) -> bool:
         """Whether both maps are equal."""
         if self is other:
             return True
+        if self.for_any_tasks or other.for_any_tasks:
+            return self.tiling is not None and self.tiling == other.tiling
         key = ("same", id(other))
         if key not in self._derived:  # ids are safe: the cache entry below keeps `other` alive
             equal = len(self) == len(other) and torch.equal(self.index, other.index)
@@ -48,19 +88,29 @@ class Owners:
         found = self._derived.get(key)
         if found is None:
             index = self.index.repeat_interleave(after).repeat(before)
-            found = self._derived[key] = Owners(index, self.n_tasks)
+            tiling = None
+            if self.tiling is not None and (self.tiling[0] == 1 or after == 1):
+                tiling = self.tiling[0] * before, self.tiling[1] * after
+            found = self._derived[key] = Owners(index, self.n_tasks, self._batch, tiling)
         return found
 
     def folded(self, before: int, after: int) -> Owners | None:
         """Undo :meth:`spread`; None if slices to be merged belong to different tasks."""
         if before == after == 1:
             return self
-        key = ("folded", before, after)
+        key = ("folded", before, after, self.for_any_tasks)
         if key not in self._derived:
             blocks = self.index.view(before, -1, after)
             middle = blocks[0, :, 0]
-            uniform = bool((blocks == middle[None, :, None]).all())
-            self._derived[key] = Owners(middle.contiguous(), self.n_tasks) if uniform else None
+            tiling = None
+            if self.tiling is not None and not (self.tiling[0] % before or self.tiling[1] % after):
+                tiling = self.tiling[0] // before, self.tiling[1] // after
+            if self.for_any_tasks:
+                uniform = tiling is not None
+            else:
+                uniform = bool((blocks == middle[None, :, None]).all())
+            found = Owners(middle.contiguous(), self.n_tasks, self._batch, tiling)
+            self._derived[key] = found if uniform else None
         return self._derived[key]
 
     def taken(self, start: int, length: int, stride: int) -> Owners:
@@ -71,7 +121,7 @@ class Owners:
         found = self._derived.get(key)
         if found is None:
             index = self.index[start : start + (length - 1) * stride + 1 : stride]
-            found = self._derived[key] = Owners(index.contiguous(), self.n_tasks)
+            found = self._derived[key] = Owners(index.contiguous(), self.n_tasks, self._batch)
         return found
 
     def all_of(self, task: int, n_tasks: int) -> Owners:
@@ -85,7 +135,8 @@ class Owners:
 
     def selected(self, positions: Tensor) -> Owners:
         """The slices at ``positions`` ``[m]``."""
-        return Owners(self.index.index_select(0, positions.detach().cpu()), self.n_tasks)
+        index = self.index.index_select(0, positions.detach().cpu())
+        return Owners(index, self.n_tasks, self._batch)
 
     @cached_property
     def bounds(self) -> list[tuple[int, int]]:
@@ -120,6 +171,19 @@ class Owners:
             for task, height in heights.items():
                 classes.setdefault(height.bit_length(), []).append(task)
         return [Padding(self, tasks) for tasks in classes.values()]
+
+    def layouts(self, device: torch.device) -> list[tuple[Padding, Tensor | None, Tensor | None]]:
+        """Return :attr:`padded` with its :attr:`Padding.index` and ``gaps`` on a device."""
+        found = self._layouts.get(device)
+        if found is None:
+            found = [(p, p.index.on(device), p.gaps.on(device)) for p in self.padded]
+            self._layouts[device] = found
+        return found
+
+    @cached_property
+    def padding(self) -> int:
+        """How many rows are padding in :attr:`padded`."""
+        return sum(p.height * len(p.tasks) for p in self.padded) - len(self)
 
     @cached_property
     def absent(self) -> Positions:
@@ -161,12 +225,13 @@ class Padding:
 
     Attributes:
         tasks: positions of the tasks.
+        n_tasks: how many they are.
         height: rows of the longest.
         all_tasks: whether these are all tasks of the step, in their order.
     """
 
     def __init__(self, owners: Owners, tasks: list[int]) -> None:
-        self.tasks = tasks
+        self.tasks, self.n_tasks = tasks, len(tasks)
         self._owners, self._bounds = owners, [owners.bounds[k] for k in tasks]
         self.height = max(end - start for start, end in self._bounds)
         self.all_tasks = len(tasks) == owners.n_tasks

@@ -73,7 +73,9 @@ Rule = Callable[[Call], Place | Sequence[Place | None] | None]
 
 
 def sole_owner(owners: Owners) -> int | None:
-    """The task that owns all slices, along any dimension; None if there are several."""
+    """The task that owns all slices, along any dimension; None if several do or may."""
+    if owners.for_any_tasks:
+        return None
     present = [task for task, (start, end) in enumerate(owners.bounds) if end > start]
     return present[0] if len(present) == 1 else None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from gradvac.engine.samples.owners import Owners
 from gradvac.engine.samples.places import Place
 from gradvac.engine.tracing.trace import Trace
 from gradvac.errors import GradientError
+
+if TYPE_CHECKING:
+    from gradvac.engine.planning.plan import PlannedPass
 
 
 class TracedBatch:
@@ -26,6 +29,7 @@ class TracedBatch:
         declared: whether a tensor that holds the samples has been seen.
         followed: whether the samples were followed to the losses without a gap.
         seen: shapes of the tensors given to the model, for errors.
+        planned: the uses of parameters in a forward pass that was planned; None if it was traced.
     """
 
     def __init__(self, trace: Trace, owners: Owners, only: int | None, batch_dim: int) -> None:
@@ -34,6 +38,7 @@ class TracedBatch:
         self.declared = only is not None
         self.followed = False
         self.seen: list[list[int]] = []
+        self.planned: PlannedPass | None = None
 
     def declare(self, x: Tensor) -> None:
         """Record where an input holds the samples, unless it is already known."""

@@ -28,14 +28,14 @@ from gradvac.engine.samples.places import Place
 from gradvac.engine.tracing.parameter_use import ParameterUse
 
 
-def _flat_rows(place: Place, shape: torch.Size, kept: int) -> Owners:
+def flat_rows(place: Place, shape: torch.Size, kept: int) -> Owners:
     """Owners of the rows of a tensor flattened to ``[rows, last `kept` dimensions]``."""
     dim = place.dim
     before, after = shape[:dim].numel(), shape[dim + 1 : len(shape) - kept].numel()
     return place.owners.spread(before, after)
 
 
-def _linear_gradients(
+def linear_gradients(
     x: Tensor,
     dy: Tensor,
     transposed: bool,
@@ -115,9 +115,9 @@ class _Linear(Function):
         with torch._C.DisableTorchFunction():
             dy2 = dy.reshape(-1, dy.shape[-1])  # a copy after attention, made once
             if use.collects(dy):
-                owners = _flat_rows(use.place, dy.shape, 1)
+                owners = flat_rows(use.place, dy.shape, 1)
                 x2 = x.reshape(-1, x.shape[-1])
-                _linear_gradients(x2, dy2, ctx.transposed, use.slots, owners)
+                linear_gradients(x2, dy2, ctx.transposed, use.slots, owners)
                 use.finish()
             dx = dw = db = None
             _, on_x, on_w, on_b, *_ = ctx.needs_input_grad
@@ -129,6 +129,18 @@ class _Linear(Function):
             if use.plain(on_b):
                 db = dy2.sum(0)
         return None, dx, dw, db, None, None
+
+
+def lookup_gradients(ids: Tensor, dy: Tensor, padding: int, slot: Slot, owners: Owners) -> None:
+    """Add gradients of the rows of a table, from ids ``[...]`` and dy ``[..., d]``."""
+    ids, dy = ids.reshape(-1), dy.reshape(-1, dy.shape[-1])
+    if padding >= 0:
+        dy = dy.masked_fill((ids == padding)[:, None], 0.0)
+    lookup = Lookup(ids, dy, owners)
+    if isinstance(slot, ParameterSlot) and slot.takes_factors(owners.n_tasks):
+        slot.add_factors(lookup)
+    else:
+        lookup.add_all(slot.zero(owners.n_tasks))
 
 
 class _Embedding(Function):
@@ -154,22 +166,15 @@ class _Embedding(Function):
                     dy, ids, ctx.height, ctx.padding, False
                 )
             if use.collects(dy):
-                owners = _flat_rows(use.place, dy.shape, 1)
                 (slot,) = use.slots
                 assert slot is not None
-                ids, dy = ids.reshape(-1), dy.reshape(-1, dy.shape[-1])
-                if ctx.padding >= 0:
-                    dy = dy.masked_fill((ids == ctx.padding)[:, None], 0.0)
-                lookup = Lookup(ids, dy, owners)
-                if isinstance(slot, ParameterSlot) and slot.takes_factors(owners.n_tasks):
-                    slot.add_factors(lookup)
-                else:
-                    lookup.add_all(slot.zero(owners.n_tasks))
+                owners = flat_rows(use.place, dy.shape, 1)
+                lookup_gradients(ids, dy, ctx.padding, slot, owners)
                 use.finish()
         return None, None, dw, None, None
 
 
-def _norm_gradients(
+def norm_gradients(
     tensors: Sequence[Tensor],
     shape: Sequence[int],
     slots: Sequence[Slot | None],
@@ -210,9 +215,9 @@ class _LayerNorm(Function):
         use: ParameterUse = ctx.use
         with torch._C.DisableTorchFunction():
             if use.collects(dy):
-                owners = _flat_rows(use.place, dy.shape, len(ctx.shape))
+                owners = flat_rows(use.place, dy.shape, len(ctx.shape))
                 tensors = [t.reshape(len(owners), -1) for t in (dy, x, mean, rstd)]
-                _norm_gradients(tensors, ctx.shape, use.slots, owners)
+                norm_gradients(tensors, ctx.shape, use.slots, owners)
                 use.finish()
             _, on_x, _, on_w, on_b, *_ = ctx.needs_input_grad
             mask = [on_x, use.plain(on_w), use.plain(on_b)]

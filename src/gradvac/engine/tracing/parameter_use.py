@@ -42,6 +42,13 @@ class BackwardState:
         self.kind = PassKind.FOREIGN
         self.use_done = use_done
         self.coarsest = 0.0
+        self._seen: set[torch.dtype] = set()
+
+    def saw(self, dtype: torch.dtype) -> None:
+        """Note the dtype of a gradient."""
+        if dtype not in self._seen:  # finfo takes a while
+            self._seen.add(dtype)
+            self.coarsest = max(self.coarsest, torch.finfo(dtype).eps)
 
     @contextmanager
     def running(self, kind: PassKind) -> Iterator[None]:
@@ -93,7 +100,7 @@ class ParameterUse:
                 "computed inside `with engine.tasks(...)`; call engine.backward(loss) in place of "
                 "loss.backward(), once for each forward pass"
             )
-        self.backward_state.coarsest = max(self.backward_state.coarsest, torch.finfo(dy.dtype).eps)
+        self.backward_state.saw(dy.dtype)
         return kind is PassKind.SPLIT or kind is PassKind.JOINT
 
     def plain(self, wanted: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -14,6 +14,9 @@ from gradvac.engine.samples.calls import tensors_in
 from gradvac.engine.samples.operations import Entry
 from gradvac.engine.samples.places import Call, Lost, Mixed, Place
 from gradvac.errors import GradientError
+
+if TYPE_CHECKING:
+    from gradvac.engine.planning.recording import Recording
 
 _MARK = "_gradvac"
 
@@ -63,6 +66,8 @@ class TensorInfo:
         self.place, self.slot, self.base = place, slot, base
         self.why, self.left_to_autograd, self.lost = why, left_to_autograd, lost
         self.computed = tensor.grad_fn is not None
+        if trace.recording is not None and tensor.requires_grad:
+            trace.recording.saw(self)
         setattr(tensor, _MARK, self)
 
 
@@ -71,11 +76,15 @@ class TensorPlaces(TorchFunctionMode):
 
     Args:
         model: the model, to name modules in errors.
+
+    Attributes:
+        recording: what is recorded for the plan of later steps, None if nothing is.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self.recording: Recording | None = None
 
     def set_place(self, tensor: Tensor, place: Place) -> None:
         """Declare where the samples lie in a tensor."""

@@ -54,6 +54,8 @@ class Trace(ParameterTrace):
     Attributes:
         splits: whether gradients are still being split.
         new: operations of this forward pass that are not in ``proved``.
+        last: the name of the last operation.
+        repeated: whether activation checkpointing has repeated a part of the forward pass.
         segments: what checks attention if samples are tokens.
     """
 
@@ -76,8 +78,9 @@ class Trace(ParameterTrace):
         self.give_up = give_up
         self.splits = self._began = splits
         self.new: set[Any] = set()
-        self._proved = proved
-        self._last = ""
+        self.proved = proved
+        self.last = ""
+        self.repeated = False
 
     def stop(self, refusal: Refusal) -> None:
         """Continue the forward pass unchanged, or raise."""
@@ -95,6 +98,19 @@ class Trace(ParameterTrace):
         has_samples = lambda x: self._possible_place(x) is not None
         with custom_functions_seen(entry_of_function, has_samples), self:
             yield
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """See nothing of what runs inside."""
+        modes = _get_current_function_mode_stack()
+        if not modes or modes[-1] is not self:
+            yield
+            return
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
 
     @contextmanager
     def repeats(self) -> Iterator[None]:
@@ -122,6 +138,8 @@ class Trace(ParameterTrace):
     ) -> Any:
         """Run a call, and follow samples and parameters through it."""
         kwargs = kwargs or {}
+        if self.recording is not None and self.recording.failed:
+            return func(*args, **kwargs)  # the model is called again, and traced
         name = name_of(func)
         if name in _BACKWARD:
             return self._backward(Call(func, name, args, kwargs, []))
@@ -133,6 +151,9 @@ class Trace(ParameterTrace):
         try:
             return self._split(call)
         except Refusal as refusal:
+            if self.recording is not None:
+                self.recording.fail(refusal.reason)
+                return func(*args, **kwargs)
             out = self._do_unknown(call, refusal.reason)
             self.stop(refusal)
             return out
@@ -157,12 +178,16 @@ class Trace(ParameterTrace):
                 raise self.error(call.name, f"it takes a tensor {self.origin(unknown)}")
             return self._do_unknown(call, self.origin(unknown))
         if call.name in COMPOSED and (of_parameters or call.name not in OPERATIONS):
+            if self.recording is not None:
+                self.recording.check_composed(call.name)
             with self:
                 return COMPOSED[call.name](self, call.func)(*call.args, **call.kwargs)
         if not with_samples:
             return self.do_on_parameters(call, of_parameters)
         entry = entry_of(call.func, call.name)
         call.inputs = with_samples
+        if of_parameters and self.recording is not None:
+            return self.recording.use(self, call, entry, of_parameters)
         if of_parameters:
             return self.use_parameters(call, entry, of_parameters)
         if call.name == "setitem":
@@ -234,13 +259,16 @@ class Trace(ParameterTrace):
         left_to_autograd: bool,
     ) -> None:
         """Record the next operation of the forward pass, unless it was checked already."""
-        if self.repeating or self._proved is None:
+        if self.repeating:
+            self.repeated = True
+            return
+        if self.proved is None:
             return
         places = tuple(place.dim for _, place in with_samples)
         joined = tuple(id(x) if x.grad_fn is None else 0 for x in of_parameters)
-        done = self._last, name, places, joined, unknown is not None, left_to_autograd
-        self._last = name
-        if done not in self._proved:
+        done = self.last, name, places, joined, unknown is not None, left_to_autograd
+        self.last = name
+        if done not in self.proved:
             self.new.add(done)
 
     def _assign(self, call: Call, entry: Entry | None) -> None:
@@ -328,6 +356,8 @@ class Trace(ParameterTrace):
         func, name, args, kwargs = call.func, call.name, call.args, call.kwargs
         if self.backward_state.kind is not PassKind.FOREIGN:  # in the backward of a custom function
             return inner(func)(*args, **kwargs)
+        if self.recording is not None:
+            self.recording.fail("a backward pass inside the forward pass")
         if name == "backward":
             reached = {id(leaf) for x in tensors_in(args, {}) for leaf in leaves(x)}
             if not reached.isdisjoint(self.slots):

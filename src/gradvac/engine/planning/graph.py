@@ -1,0 +1,98 @@
+"""What a forward pass did, read off autograd's graph of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+Signature = tuple[Any, ...]
+"""What a graph computes: of each node the kind, what it follows, its sizes and dimensions."""
+
+# Numbers of a node that say how much and not where: they may differ from step to step.
+_AMOUNTS = ("seed", "offset", "philox", "other", "alpha", "beta", "exponent", "value", "scale")
+# What follows from the sizes of a projection's output.
+_IMPLIED = ("strides", "mat1_sym_sizes", "mat2_sym_sizes")
+
+
+def walk(outputs: Sequence[Tensor]) -> tuple[list[Any], Signature]:
+    """Return the nodes of the graph of some tensors, and what they compute.
+
+    Two graphs with equal signatures hold the same operations on the same parameters, connected in
+    the same way, with the same sizes and along the same dimensions.
+    """
+    nodes: list[Any] = []
+    number: dict[Any, int] = {}
+    found: list[Any] = []
+    facts_of, append = _FACTS, found.append
+    for x in outputs:
+        node = x.grad_fn
+        if node is not None and node not in number:
+            number[node] = len(nodes)
+            nodes.append(node)
+        found += (-1 if node is None else number[node]), x.output_nr
+    for node in nodes:  # grows
+        kind = type(node)
+        begin = len(found)
+        append(kind)
+        for following, output in node.next_functions:
+            if following is None:
+                append(-1)
+                continue
+            n = number.get(following)
+            if n is None:
+                n = number[following] = len(nodes)
+                nodes.append(following)
+            append(n << 16 | output)
+        names = facts_of.get(kind)
+        for name in _facts(kind) if names is None else names:
+            append(getattr(node, name))
+        if len(found) == begin + 1:
+            append(id(node.variable) if hasattr(node, "variable") else node.name())
+    return nodes, tuple(found)
+
+
+_FACTS: dict[type, tuple[str, ...]] = {}
+
+
+def _facts(kind: type) -> tuple[str, ...]:
+    """Names of the attributes of a kind of node that hold its sizes and dimensions."""
+    saved = [name for name in dir(kind) if name.startswith("_saved_")]
+    facts = [name for name in saved if not hasattr(kind, "_raw" + name)]
+    _FACTS[kind] = tuple(
+        name for name in facts if not any(word in name for word in (*_AMOUNTS, *_IMPLIED))
+    )
+    return _FACTS[kind]
+
+
+def following(nodes: Sequence[Any], through: Mapping[Any, int | None]) -> Iterator[Any]:
+    """Yield the nodes that some nodes lead to, themselves included.
+
+    Args:
+        nodes: where to begin.
+        through: nodes of which a single input is followed, or none, and its position.
+    """
+    seen: set[Any] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        inputs = [n for n, _ in node.next_functions]
+        if node in through:
+            position = through[node]
+            inputs = [] if position is None else [inputs[position]]
+        waiting += inputs
+
+
+def ends(through: Mapping[Any, int | None]) -> set[Any]:
+    """Return those of some nodes that lead to no other of them by the input that is followed."""
+    found: set[Any] = set()
+    for node, position in through.items():
+        below = [] if position is None else [node.next_functions[position][0]]
+        if not any(other in through for other in following(below, dict.fromkeys(through))):
+            found.add(node)
+    return found
