@@ -144,6 +144,8 @@ class Checks:
         setup, backward_state = passes.setup, passes.batch.trace.backward_state
         weights = task_weights(passes.owners.n_tasks, setup.next_step)
         rehearsal = Rehearsal(passes.collector, weights)
+        if setup.options.storage is not None:
+            backward_state.saw(setup.options.storage)
         before, backward_state.use_done = backward_state.use_done, rehearsal.release
         scaled = weights[passes.owners.index].to(passes.loss)
         try:

@@ -30,7 +30,10 @@ class Collector:
         self.setup = setup
         self.pool = Pool()
         self.ready: list[GroupStore] = []
-        self.stores = [GroupStore(piece, self.pool, self.ready, budget) for piece in pieces]
+        self.stores = [
+            GroupStore(piece, self.pool, self.ready, budget, setup.options.storage)
+            for piece in pieces
+        ]
         leaf_of = dict(zip(setup.parameters, setup.leaves, strict=True))
         slots = [slot for store in self.stores for slot in store.slots]
         for slot in slots:

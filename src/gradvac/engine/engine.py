@@ -72,6 +72,11 @@ class Engine(TaskEngine):
             rows, once to measure and once to combine them. A backward pass per task holds them all.
         process_group: the ranks to train with; by default all of ``torch.distributed``, if that is
             initialised. See :mod:`gradvac.engine.ranks.collector`.
+        storage: ``torch.bfloat16`` to hold the K gradients of a single pass in half the memory;
+            products, sums and Gram matrices are then rounded once more, to about 3 digits. None for
+            float32 (float64 for float64 parameters). Not on several ranks.
+        plan: False to trace every forward pass. A planned one is as exact but may differ in its
+            last bits, so that a resumed run then equals one that was not stopped up to rounding.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train, or an
@@ -104,6 +109,8 @@ class Engine(TaskEngine):
         passes: int = 1,
         budget: int = BUDGET,
         process_group: ProcessGroup | Ranks | None = None,
+        storage: torch.dtype | None = None,
+        plan: bool = True,
     ) -> None:
         options = EngineOptions(
             granularity,
@@ -115,6 +122,8 @@ class Engine(TaskEngine):
             passes,
             budget,
             process_group,
+            storage,
+            plan,
         )
         super().__init__(Setup(model, method, options))
         self._single_pass = SinglePass(self._setup)
@@ -303,6 +312,8 @@ class SinglePassEngine(Engine):
         passes: int = 1,
         budget: int = BUDGET,
         process_group: ProcessGroup | Ranks | None = None,
+        storage: torch.dtype | None = None,
+        plan: bool = True,
     ) -> None:
         super().__init__(
             model,
@@ -316,4 +327,6 @@ class SinglePassEngine(Engine):
             passes=passes,
             budget=budget,
             process_group=process_group,
+            storage=storage,
+            plan=plan,
         )

@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.nonfinite import NonFinite, check_policy
 from gradvac.errors import GradientError
@@ -39,6 +41,8 @@ class EngineOptions:
     passes: int = 1
     budget: int = BUDGET
     process_group: ProcessGroup | Ranks | None = None
+    storage: torch.dtype | None = None
+    plan: bool = True
 
     def __post_init__(self) -> None:
         if self.engine not in ("single_pass", "per_task", None):
@@ -49,5 +53,9 @@ class EngineOptions:
         check_policy(self.nonfinite)
         if self.passes not in (1, 2):
             raise GradientError(f"passes is {self.passes}; it must be 1 or 2")
+        if self.storage not in (None, torch.bfloat16):
+            raise GradientError(
+                f"storage is {self.storage!r}; it must be torch.bfloat16, or None for float32"
+            )
         if self.budget <= 0:
             raise GradientError(f"budget is {self.budget}; it must be a positive number of bytes")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradvac.engine.gradients.gram import full_precision
 from gradvac.engine.gradients.on_demand import TaskGradients
+from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.errors import GradientError
 from gradvac.methods import Method, StepGeometry
 from gradvac.notebook import Agreement
@@ -237,8 +238,10 @@ def combine(weights: Tensor, gradients: TaskGradients) -> Tensor:
 def weighted_sum(weights: Tensor, gradients: TaskGradients) -> Tensor:
     """Compute :func:`combine` inside :func:`full_precision`, which takes longer than a product."""
     if isinstance(gradients, Tensor):
-        return weights.to(gradients) @ gradients
-    combined = torch.empty(gradients.numel, dtype=gradients.dtype, device=gradients.device)
+        wide = gradients.to(at_least_float32(gradients.dtype))
+        return weights.to(wide) @ wide
+    dtype = at_least_float32(gradients.dtype)
+    combined = torch.empty(gradients.numel, dtype=dtype, device=gradients.device)
     done = 0
     for chunk in gradients.chunks():
         combined[done : done + chunk.shape[1]] = weighted_sum(weights, chunk)

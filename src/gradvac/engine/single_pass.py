@@ -78,11 +78,14 @@ class SinglePass(Strategy):
         return self.step.accumulated
 
     def _split_no_more(self, refusal: Refusal) -> None:
+        log = logging.getLogger("gradvac").warning
+        if self._batch is not None and self._batch.planned is not None:
+            self.planner.stop(refusal.reason)  # later steps are traced, which may see more
+            log("one backward pass per task in this step: %s", refusal.reason)
+            return
         self._splits = False
         self.refused = refusal.reason
-        logging.getLogger("gradvac").warning(
-            "one backward pass per task from now on: %s", refusal.reason
-        )
+        log("one backward pass per task from now on: %s", refusal.reason)
 
     # -- the forward pass -----------------------------------------------------------------------
 
@@ -198,16 +201,12 @@ class SinglePass(Strategy):
         def finish() -> tuple[StepReport, Gradients]:
             self.step.streams = streams
             passes = self._backward(loss, rows, mask, ends=True)
-            found = self._finish()
+            with passes.batch.trace.paused():  # the call may be in a ``tasks`` block
+                found = self._finish()
             self.checks.recheck(passes)
             return found
 
-        with self._unseen():
-            return self.end_step(finish, loss_scale, number, shares)
-
-    def _unseen(self) -> AbstractContextManager[None]:
-        """Do not trace what the engine itself does; its calls may be in a ``tasks`` block."""
-        return nullcontext() if self._batch is None else self._batch.trace.paused()
+        return self.end_step(finish, loss_scale, number, shares)
 
     def accumulate(self, loss: Tensor, rows: Tensor | None, mask: Tensor | None) -> None:
         """Run the backward pass of a micro-batch; its gradients wait for :meth:`combine`.
@@ -221,11 +220,10 @@ class SinglePass(Strategy):
                     "passes=2 holds no gradients from one micro-batch to the next; make the engine "
                     "with passes=1 to accumulate"
                 )
-            with self._unseen():
-                passes = self._backward(loss, rows, mask, ends=False)
-                for slot in self.collector.slots.values():
-                    slot.note_nonzero()
-                self.checks.recheck(passes)
+            passes = self._backward(loss, rows, mask, ends=False)
+            for slot in self.collector.slots.values():
+                slot.note_nonzero()
+            self.checks.recheck(passes)
         except BaseException as e:
             self.tell(e)
             self.clear()

@@ -146,13 +146,14 @@ def add_to_grad(gradients: Iterable[tuple[Tensor, Tensor | None]], scale: LossSc
     for p, gradient in gradients:
         if gradient is None:
             continue
-        if scale.scaled:
-            gradient = gradient * scale.factor
-        if p.grad is None:
-            p.grad = gradient
-        elif p.grad.layout == gradient.layout == torch.strided:
-            p.grad += gradient
-        else:
-            p.grad = p.grad + gradient
+        with torch._C.DisableTorchFunction():  # the call may be in a ``tasks`` block
+            if scale.scaled:
+                gradient = gradient * scale.factor
+            if p.grad is None:
+                p.grad = gradient
+            elif p.grad.layout == gradient.layout == torch.strided:
+                p.grad += gradient
+            else:
+                p.grad = p.grad + gradient
         for hook in list((getattr(p, "_post_accumulate_grad_hooks", None) or {}).values()):
             hook(p)

@@ -135,7 +135,7 @@ def cophenetic_test(
     if math.isnan(r):
         return r, math.nan
     rows, columns = np.triu_indices(len(cosine), 1)
-    values = np.nan_to_num(cosine, nan=0.0)[rows, columns]
+    values = np.minimum(np.nan_to_num(cosine, nan=0.0)[rows, columns], 1.0)  # rounding
     random = np.random.default_rng(seed)
     reached = 0
     for _ in range(permutations):

@@ -87,7 +87,8 @@ def find_method(name: str) -> type[Method]:
     if name in METHODS:
         return METHODS[name]
     offered = entry_points(group=ENTRY_POINTS)
-    found = {point.value: point for point in offered if point.name == name}
+    points = sorted(offered, key=lambda point: point.value)
+    found = {point.value: point for point in points if point.name == name}
     if not found:
         names = [*METHODS, *sorted({point.name for point in offered})]
         near = get_close_matches(name, names, 1)

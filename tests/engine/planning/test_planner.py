@@ -290,6 +290,54 @@ def test_a_model_that_counts_in_a_buffer_is_not_called_twice():
     assert "buffers" in planner_of(engine).off
 
 
+class Aside(nn.Module):
+    """Keeps a part of the loss to itself."""
+
+    def __init__(self, uses):
+        super().__init__()
+        self.one, self.two, self.uses = nn.Linear(D, D), nn.Linear(D, D), uses
+
+    def forward(self, x):
+        y = self.one(x).tanh()
+        self.aside = (self.two(y) if self.uses else y).square().sum(1)
+        return self.two(y)
+
+
+@pytest.mark.parametrize("uses", [True, False])
+def test_a_loss_that_is_no_output_of_the_model(uses):
+    torch.manual_seed(0)
+    model, count = Aside(uses).double(), Counting(Engine)
+    x = torch.randn(5, D, dtype=torch.float64)
+    losses = lambda: (model(x).square().sum(1) + model.aside, torch.arange(5))
+    for steps in (2, 3, 4, 5):
+        assert largest_error(model, losses, TASKS, count, steps=steps, before=OTHERS) < EXACT
+    assert not any(engine.refused for engine in count.engines)
+
+
+class Masked(nn.Module):
+    """Returns a mask beside its result."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(D, D)
+
+    def forward(self, x):
+        return {"out": self.layer(x), "mask": x.sum(-1) > 0}
+
+
+def test_outputs_without_a_gradient():
+    torch.manual_seed(0)
+    model, count = Masked().double(), Counting()
+    x = torch.randn(5, 3, D, dtype=torch.float64)
+
+    def losses():
+        found = model(x)
+        return found["out"].square().sum(-1) * found["mask"], None
+
+    assert largest_error(model, losses, TASKS, count, steps=4, before=OTHERS) < EXACT
+    assert count.planned
+
+
 # -- the engine's other duties ---------------------------------------------------------------------
 
 
@@ -317,30 +365,33 @@ def test_memory_is_free_after_the_step_without_the_collector_of_cycles():
     _, engine, losses = planned_engine()
     gc.disable()
     try:
-        for backward in (True, False):
+        for end in ("backward", "clear"):
             with engine.tasks(TASKS):
-                loss = losses()
+                out = losses()
             planned = weakref.ref(engine._single_pass._batch.planned)
-            saved = weakref.ref(loss.grad_fn.next_functions[0][0]._saved_self)
-            if backward:
-                engine.backward(loss)
+            saved = weakref.ref(out.grad_fn.next_functions[0][0]._saved_self)
+            if end == "backward":
+                engine.backward(out)
             else:
                 engine.clear()
-            del loss
+            del out
             assert planned() is None
             assert saved() is None
     finally:
         gc.enable()
 
 
-def test_losses_that_were_not_followed_are_checked_in_every_step():
+def test_losses_that_were_not_followed_are_checked_in_every_step(caplog):
     _, engine, losses = planned_engine()
     with engine.tasks(TASKS):
         out = losses()
     loss = out * 1.0  # outside
     engine.backward(loss)
     assert not engine.refused
-    with engine.tasks(TASKS):
-        out = losses()
-    engine.backward(out + out.mean())
+    for _ in range(2):  # in the first, planned one this holds for the step alone
+        assert not engine.refused
+        with engine.tasks(TASKS):
+            out = losses()
+        engine.backward(out + out.mean())
+        assert "other tasks" in caplog.records[-1].getMessage()
     assert "other tasks" in engine.refused

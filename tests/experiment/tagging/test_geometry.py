@@ -123,8 +123,9 @@ def test_the_verb_figures_and_report_show_languages(run, tmp_path):
     assert "F1 of every direction." in text and "chrF++" not in text
     scores = json.loads((run / "scores.json").read_text())["directions"]
     for code in CODES:
-        row = text.split(f'<th scope="row">{code}</th>')[1].split("</tr>")[0]
-        assert f">{scores[code]['f1']:.1f}<" in row and f">{scores[code]['accuracy']:.1f}<" in row
+        rows = [row.split("</tr>")[0] for row in text.split(f'<th scope="row">{code}</th>')[1:]]
+        for metric in ("f1", "accuracy"):  # a table each
+            assert any(f">{scores[code][metric]:.1f}<" in row for row in rows)
 
 
 def test_a_recorded_run_knows_scripts_from_its_words(run, tmp_path):

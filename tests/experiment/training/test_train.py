@@ -368,7 +368,7 @@ def test_a_run_folder_describes_itself(toy, tmp_path):
 
 
 def test_the_time_of_steps_is_kept_by_interval_and_process(toy, tmp_path, monkeypatch):
-    """Clocks that tick once at each look: a step takes one second, half of it on the processor."""
+    """Clocks that tick once at each look: a step takes three seconds, a half on the processor."""
     ticks = itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: float(next(ticks)))
     halves = itertools.count()
@@ -384,7 +384,7 @@ def test_the_time_of_steps_is_kept_by_interval_and_process(toy, tmp_path, monkey
     expected = [(n, 0 if n < 5 else 5) for n in range(2, steps + 1, 2)]
     assert [(x["step"], x["began"]) for x in lines] == expected
     assert [x["cpu_seconds"] for x in lines] == [(n - began) / 2 for n, began in expected]
-    assert [x["seconds"] for x in lines] == [n - began for n, began in expected]
+    assert [x["seconds"] for x in lines] == [3 * (n - began) for n, began in expected]
     assert {(x["device"], x["processes"]) for x in lines} == {("cpu", 1)}
 
 

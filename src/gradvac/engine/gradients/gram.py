@@ -7,7 +7,6 @@ resolve. Products of 4096 elements added in fp64 have an error of 2e-8 and are a
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,11 +43,17 @@ def gram(
     """
     with full_precision(groups[0][0].device.type):
         result = fetch(torch.stack([gram_of_group(each, torch.float32) for each in groups]))
-        for k, gradients in enumerate(groups):
-            numel = sum(r[0].numel() if isinstance(r, Tensor) else r.numel for r in gradients)
-            if doubtful(result[k], numel, partial(_nonzero, gradients)):
+        numels = [
+            sum(r[0].numel() if isinstance(r, Tensor) else r.numel for r in gradients)
+            for gradients in groups
+        ]
+        parallel, suspects = doubts(result, torch.tensor(numels))
+        for k in (parallel | suspects.any(1)).nonzero().flatten().tolist():
+            gradients = groups[k]  # true zeros are fine
+            if bool(parallel[k]) or _nonzero(gradients, suspects[k].nonzero().flatten()):
                 result[k] = gram_of_group(gradients, torch.float64).cpu()
-            _warn_of_short(gradients, result[k].diagonal())
+        for k in (result.diagonal(dim1=1, dim2=2) < _SHORT).any(1).nonzero().flatten().tolist():
+            _warn_of_short(groups[k], result[k].diagonal())
     return result
 
 
@@ -116,21 +121,22 @@ def _total(matrices: list[Tensor]) -> Tensor:
     return matrices[0] if len(matrices) == 1 else torch.stack(matrices).sum(0)
 
 
-def doubtful(gram: Tensor, numel: int, nonzero: Callable[[Tensor], bool]) -> bool:
-    """Return whether a group's fp32 products, ``[K, K]``, may be too inaccurate.
+def doubts(gram: Tensor, numel: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which groups' fp32 products, ``[groups, K, K]``, may be too inaccurate.
 
     Args:
         gram: the products.
-        numel: number of elements of a gradient.
-        nonzero: whether any of the gradients at these positions has a nonzero element.
+        numel: number of elements of a gradient, ``[groups]``.
+
+    Returns:
+        Whether two gradients of a group are nearly parallel, ``[groups]``; and which squares are
+        outside the range of fp32, ``[groups, K]``, which matters if the gradient is not zero.
     """
-    square = gram.diagonal()
-    sine2 = 1 - gram.square() / (square[:, None] * square)
-    sine2.fill_diagonal_(1.0)  # everything is parallel to itself
-    if bool((sine2 < _NEARLY_PARALLEL).any()):  # NaN, where a square is 0, is not
-        return True
-    suspects = (~square.isfinite() | (square < _TINY * numel)).nonzero().flatten()
-    return bool(len(suspects)) and nonzero(suspects)  # true zeros are fine
+    square = gram.diagonal(dim1=1, dim2=2)
+    sine2 = 1 - gram.square() / (square[:, :, None] * square[:, None, :])
+    sine2.diagonal(dim1=1, dim2=2).fill_(1.0)  # everything is parallel to itself
+    parallel = (sine2 < _NEARLY_PARALLEL).flatten(1).any(1)  # NaN, where a square is 0, is not
+    return parallel, ~square.isfinite() | (square < _TINY * numel[:, None])
 
 
 def _nonzero(gradients: Sequence[TaskGradients], suspects: Tensor) -> bool:

@@ -33,6 +33,7 @@ class ParameterSlot(Slot):
 
     def __init__(self, store: GroupStore, parameter: nn.Parameter) -> None:
         self.store, self.parameter, self.leaf = store, parameter, parameter
+        self.shape, self.numel = parameter.shape, parameter.numel()
         self.zero_when_checked = self.nonzero_since = False
         self.forget()
 
@@ -84,7 +85,9 @@ class ParameterSlot(Slot):
         """Whether to add products and lookups by :meth:`add_factors`, not by :meth:`pieces`."""
         if self.sparse:
             return True
-        self.store.open(n_tasks)
+        matrix = self.store.matrix
+        if matrix is None or matrix.shape[0] < n_tasks:
+            self.store.open(n_tasks)
         return self.over_budget and not self.buffer.shape[0]
 
     def note_nonzero(self) -> None:

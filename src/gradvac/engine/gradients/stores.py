@@ -28,7 +28,12 @@ class GroupStore:
     """
 
     def __init__(
-        self, group: ParameterGroup, pool: Pool, ready: list[GroupStore], budget: int
+        self,
+        group: ParameterGroup,
+        pool: Pool,
+        ready: list[GroupStore],
+        budget: int,
+        storage: torch.dtype | None = None,
     ) -> None:
         device = group.parameters[0].device
         if any(p.device != device for p in group.parameters):
@@ -41,7 +46,7 @@ class GroupStore:
         self.matrix: Tensor | None = None
         self.expected = 0
         self.slots = [ParameterSlot(self, p) for p in group.parameters]
-        self.dtype = at_least_float32(*(p.dtype for p in group.parameters))
+        self.dtype = storage or at_least_float32(*(p.dtype for p in group.parameters))
         self.device = device
         self.streams = False
         self._size: int | None = None
@@ -51,7 +56,7 @@ class GroupStore:
     def size(self) -> int:
         """How many numbers to hold for each task in this step, without looked-up rows."""
         if self._size is None:
-            self._size = sum(slot.parameter.numel() for slot in self._dense)
+            self._size = sum(slot.numel for slot in self._dense)
         return self._size
 
     @property
@@ -90,12 +95,12 @@ class GroupStore:
             return
         if self.matrix is None:
             for slot in self.slots:
-                size = n_tasks * slot.parameter.numel() * self.dtype.itemsize
+                size = n_tasks * slot.numel * self.dtype.itemsize
                 fits = size <= self.budget or slot.parameter.ndim != 2
                 slot.over_budget = not (fits or slot.hooked)
         self._opened = None
         dense = self._opened = self._dense
-        sizes = [slot.parameter.numel() for slot in dense]
+        sizes = [slot.numel for slot in dense]
         old, matrix = self.matrix, self.pool.take(n_tasks, sum(sizes), self.dtype, self.device)
         if old is not None:
             matrix[: len(old)] = old
@@ -103,7 +108,7 @@ class GroupStore:
             self.pool.give(old)
         self.matrix = matrix
         for slot, piece in zip(dense, matrix.split(sizes, dim=1), strict=True):
-            slot.buffer = piece.view(n_tasks, *slot.parameter.shape)
+            slot.buffer = piece.view(n_tasks, *slot.shape)
 
     def task_gradients(self, n_tasks: int) -> list[TaskGradients]:
         """Return the gradients, ``[K, P_i]``, zero for parameters that no task used."""
@@ -131,7 +136,7 @@ class GroupStore:
         None if no task used a parameter. Not allowed while looked-up rows are kept separately.
         """
         if not self.used:
-            return [(sum(slot.parameter.numel() for slot in self.slots), None)]
+            return [(sum(slot.numel for slot in self.slots), None)]
         self.open(n_tasks)
         for slot in self.slots:
             slot.note_nonzero()
@@ -146,7 +151,7 @@ class GroupStore:
             gradients = None if slot.keeps_factors else slot.buffer[:n_tasks].flatten(1)
             if slot.keeps_factors and not slot.fresh:
                 gradients = slot.whole(n_tasks)
-            found.append((slot.parameter.numel(), gradients))
+            found.append((slot.numel, gradients))
         return found
 
     def gradients(self, combined: list[Tensor], wide: bool = False) -> list[Tensor | None]:
@@ -162,21 +167,23 @@ class GroupStore:
         spread = {slot: slot.spread(next(remaining)) for slot in used if slot.sparse}
         for slot in used:
             if slot.keeps_factors:
-                spread[slot] = next(remaining).view(slot.parameter.shape)
+                spread[slot] = next(remaining).view(slot.shape)
         dense = self._dense
-        pieces = next(remaining).split([slot.parameter.numel() for slot in dense]) if dense else ()
-        spread |= {
-            slot: piece.view(slot.parameter.shape)
-            for slot, piece in zip(dense, pieces, strict=True)
-        }
+        pieces = next(remaining).split([slot.numel for slot in dense]) if dense else ()
+        spread |= {slot: piece.view(slot.shape) for slot, piece in zip(dense, pieces, strict=True)}
         if not wide:
             spread |= {
                 s: s.as_sparse(spread[s]) for s in used if s.wants_sparse and s.uses == s.lookups
             }
-        dtype_of = lambda p: at_least_float32(p.dtype) if wide else p.dtype
-        return [
-            None if slot.fresh else spread[slot].to(dtype_of(slot.parameter)) for slot in self.slots
-        ]
+        found: list[Tensor | None] = []
+        for slot in self.slots:
+            gradient, dtype = spread.get(slot), slot.parameter.dtype
+            dtype = at_least_float32(dtype) if wide else dtype
+            if slot.fresh or gradient is None:
+                found.append(None)
+            else:
+                found.append(gradient if gradient.dtype == dtype else gradient.to(dtype))
+        return found
 
     def close(self) -> None:
         """Return the memory and forget the step."""

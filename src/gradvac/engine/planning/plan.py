@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ class ForwardPlan:
 
     signature: int
     uses: tuple[PlannedUse, ...]
-    outputs: tuple[PlannedOutput, ...]
+    outputs: tuple[PlannedOutput | None, ...]
     covered: frozenset[int]
     last: str
 
@@ -97,6 +98,8 @@ class ForwardPlan:
             leaf = getattr(node, "variable", None)
             if leaf is not None and id(leaf) not in trace.heads:
                 raise Unplanned("a parameter or leaf used otherwise than was recorded")
+        if any(use.node not in seen for use in recording.uses):
+            raise Unplanned("a part of it does not lead to its outputs")
         at_end = ends(through)
         uses = [
             PlannedUse(
@@ -109,9 +112,8 @@ class ForwardPlan:
                 use.node in at_end,
             )
             for use in recording.uses
-            if use.node in seen
         ]
-        found = [_output(trace.info(x)) for x in outputs]
+        found = [_output(x, trace.info(x)) for x in outputs]
         covered = frozenset(id(table.leaf) for use in uses for table in use.tables)
         return cls(hash(signature), tuple(uses), tuple(found), covered, trace.last)
 
@@ -128,11 +130,15 @@ def _known(owners: Owners) -> tuple[int, int]:
     return owners.tiling
 
 
-def _output(info: TensorInfo | None) -> PlannedOutput:
+def _output(x: Tensor, info: TensorInfo | None) -> PlannedOutput | None:
+    """What is known about an output; None if nothing is, and nothing need be."""
     if info is None:
-        return PlannedOutput(None, (1, 1), "made by the model, out of sight", False)
+        out_of_sight = PlannedOutput(None, (1, 1), "made by the model, out of sight", False)
+        return out_of_sight if x.requires_grad else None
     if info.place is None:
-        return PlannedOutput(None, (1, 1), info.why or "", info.lost)
+        return PlannedOutput(None, (1, 1), info.why, info.lost) if x.requires_grad else None
+    if not x.requires_grad and info.place.owners.tiling is None:
+        return None  # a hint that holds for this batch only
     return PlannedOutput(info.place.dim, _known(info.place.owners), info.why, info.lost)
 
 
@@ -151,8 +157,8 @@ class PlannedPass:
         self.covered = plan.covered
         self.edges: list[GradientEdge] = []
         self.uses: dict[Any, ParameterUse] = {}
-        self._ends: list[Callable[[Sequence[Tensor | None]], None]] = []
-        self._nodes: list[Any] = []
+        self._parts: list[tuple[Any, Rule, ParameterUse]] = []
+        self._ends: list[int] = []  # positions of those that edges lead to
         places: dict[tuple[int, int], Place] = {}
         for planned in plan.uses:
             place = places.get(planned.tiling)
@@ -163,42 +169,44 @@ class PlannedPass:
             use.place = place
             for table in planned.tables:
                 table.expect()
-                if isinstance(planned.rule, Lookup):
+                if isinstance(planned.rule, Lookup) and planned.slots[0] is table:
                     table.lookups += 1
                     if planned.rule.embedding(node)._saved_sparse:
                         table.wants_sparse = True
-            hook = self._hook(node, planned.rule, use)
+            self._parts.append((node, planned.rule, use))
             if planned.ends:
                 self.edges.append(GradientEdge(node, 0))
-                self._ends.append(hook)
+                self._ends.append(len(self._parts) - 1)
             else:
-                node.register_prehook(hook)
-
-    def _hook(
-        self, node: Any, rule: Rule, use: ParameterUse
-    ) -> Callable[[Sequence[Tensor | None]], None]:
-        """A hook of a node; it does not hold the node, which holds it."""
-        n = len(self._nodes)
-        self._nodes.append(node)
-        nodes = self._nodes
-
-        def arrived(gradients: Sequence[Tensor | None]) -> None:
-            dy = gradients[0]
-            if dy is None or not use.collects(dy):
-                return
-            with torch._C.DisableTorchFunction():
-                rule(nodes[n], dy, use.slots, use.place.owners)
-                use.finish()
-
-        return arrived
+                node.register_prehook(_hook(weakref.ref(self), len(self._parts) - 1))
 
     def arrived(self, gradients: Sequence[Tensor | None]) -> None:
         """Take the gradients of :attr:`edges`."""
-        for hook, dy in zip(self._ends, gradients, strict=True):
-            hook([dy])
+        for n, dy in zip(self._ends, gradients, strict=True):
+            self.add(n, dy)
+
+    def add(self, n: int, dy: Tensor | None) -> None:
+        """Add the gradients of the parameters of a use, from that of its node's output."""
+        if dy is None or not self._parts:
+            return
+        node, rule, use = self._parts[n]
+        if use.collects(dy):
+            with torch._C.DisableTorchFunction():
+                rule(node, dy, use.slots, use.place.owners)
+                use.finish()
 
     def release(self) -> None:
         """Let go of the graph."""
-        self.edges, self._ends = [], []
+        self.edges, self._ends, self._parts = [], [], []
         self.uses.clear()
-        self._nodes.clear()
+
+
+def _hook(planned: weakref.ref[PlannedPass], n: int) -> Callable[[Sequence[Tensor | None]], None]:
+    """A hook of a node. The node holds it, so it must hold nothing that leads to the node."""
+
+    def arrived(gradients: Sequence[Tensor | None]) -> None:
+        there = planned()
+        if there is not None:
+            there.add(n, gradients[0])
+
+    return arrived

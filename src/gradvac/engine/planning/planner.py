@@ -43,7 +43,9 @@ class Planner:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.off = "a model sharded over ranks" if setup.shards is not None else ""
+        self.off = "" if setup.options.plan else "plan=False"
+        if setup.shards is not None:
+            self.off = "a model sharded over ranks"
         self.planned = 0
         self._failed = 0
         self._plans: dict[Any, ForwardPlan] = {}
@@ -201,6 +203,8 @@ class ModelCall:
             return self._again(module, "the model does not always do the same")
         trace, samples = self.batch.trace, self._samples
         for x, known in zip(outputs, plan.outputs, strict=True):
+            if known is None:
+                continue
             place = None if known.dim is None else Place(samples.spread(*known.tiling), known.dim)
             TensorInfo(trace, x, place, why=known.why, lost=known.lost)
         trace.last = plan.last
@@ -235,8 +239,8 @@ class ModelCall:
 
 
 def _outputs(out: Any) -> Sequence[Tensor]:
-    """The outputs of a model that have a gradient."""
-    return [x for x in tensors_within(out) if x.requires_grad]
+    """The tensors that a model returns."""
+    return list(tensors_within(out))
 
 
 class _State:

@@ -49,7 +49,7 @@ class RankCollector(Collector):
         ranks: the ranks that train.
 
     Raises:
-        GradientError: if there are two passes.
+        GradientError: if there are two passes, or another dtype than float32 is asked for.
     """
 
     def __init__(self, setup: Setup, ranks: Ranks) -> None:
@@ -58,6 +58,11 @@ class RankCollector(Collector):
                 f"passes={setup.options.passes} with {ranks.size} ranks: the gradients of the "
                 f"whole model are held in {ranks.size} parts, one on each rank; make the engine "
                 "with passes=1"
+            )
+        if setup.options.storage is not None:
+            raise GradientError(
+                f"storage={setup.options.storage} with {ranks.size} ranks: the gradients that "
+                "they exchange are held in float32; leave it out"
             )
         ranks.budget = setup.options.budget
         self.ranks = ranks

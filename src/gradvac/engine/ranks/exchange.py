@@ -28,7 +28,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from gradvac.engine.gradients.gram import doubtful, full_precision, inner
+from gradvac.engine.gradients.gram import doubts, full_precision, inner
 from gradvac.engine.ranks.buckets import Bucket, GradientColumns, Segment
 from gradvac.engine.ranks.group import Ranks, Wait, on_host
 from gradvac.engine.ranks.slices import Slicing, slicing_of
@@ -264,11 +264,11 @@ class Exchange:
 
     def _decide(self, ends: Sequence[int]) -> None:
         """Ask the method for the weights of some groups, whose inner products are complete."""
-        for g in ends:
-            numel = sum(p.numel() for p in self.groups[g].parameters)
+        numels = [sum(p.numel() for p in self.groups[g].parameters) for g in ends]
+        parallel, suspects = doubts(self._gram[list(ends)], torch.tensor(numels))
+        for g, near, suspect in zip(ends, parallel, suspects, strict=True):
             sent = self._task[self._largest[g] != 0]
-            nonzero = lambda suspects, sent=sent: bool(torch.isin(suspects, sent).any())
-            if doubtful(self._gram[g], numel, nonzero):
+            if bool(near) or bool(torch.isin(suspect.nonzero().flatten(), sent).any()):
                 self._gram[g] = self._precise_gram(g)
         names = tuple(self.groups[g].name for g in ends)
         agreed = self.agreed

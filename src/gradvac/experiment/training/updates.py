@@ -70,6 +70,7 @@ class Updates:
             section.granularity,
             engine=None if section.engine == "measured" else section.engine,
             process_group=ranks,
+            plan=False,  # a run is resumed to the last bit
         )
         self.record = GramRecord(job.folder / "geometry")
         self.step, self.window = 0, Window.empty()
