@@ -158,9 +158,12 @@ def found(name: str, kept: Mapping[str, Any] | None) -> dict[str, Any]:
     for path, k in steps(model):
         rows.append(counted(model, path, k))
         print(name, rows[-1], flush=True)
-    for n, row in enumerate(rows):  # after the device is made: see believe.py
-        new = kept is None
-        row["host_ms"] = host(model, row["path"], row["K"]) if new else kept["rows"][n]["host_ms"]
+    times = {(row["path"], row["K"]): row["host_ms"] for row in (kept or {"rows": []})["rows"]}
+    for row in rows:  # after the device is made: see believe.py
+        if kept is not None and (row["path"], row["K"]) not in times:
+            raise SystemExit(f"{KEPT} has no host time of {row}; count without --keep-host")
+        known = times.get((row["path"], row["K"]))
+        row["host_ms"] = host(model, row["path"], row["K"]) if known is None else known
     measured = {"processor": processor(), "torch": torch.__version__}
     if kept is not None:
         measured = {key: kept[key] for key in measured}
