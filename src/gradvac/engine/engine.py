@@ -136,6 +136,11 @@ class Engine(TaskEngine):
                 verify_steps,
             )
 
+    def __del__(self) -> None:
+        """Let go of a graph that waits for a backward pass; what it saved leads back to here."""
+        if (single_pass := getattr(self, "_single_pass", None)) is not None:
+            single_pass.let_go()
+
     @property
     def refused(self) -> str:
         """Why every task has its own backward pass; empty while gradients are split."""

@@ -108,7 +108,7 @@ class SinglePass(Strategy):
         if segments is not None:
             index, batch_dim = tasks_of_tokens(index, segments), max(batch_dim, segments.ndim - 1)
         self._check_before_forward(names)
-        self._let_go()  # a forward pass without a backward pass
+        self.let_go()  # a forward pass without a backward pass
         batch = self._batch = self._new_batch(names, index, batch_dim)
         if segments is not None:
             batch.trace.segments = Segments(lambda: batch.trace.repeating)
@@ -267,9 +267,9 @@ class SinglePass(Strategy):
         super().clear()
         self.collector.clear()
         self.setup.guard.pending = False
-        self._let_go()
+        self.let_go()
 
-    def _let_go(self) -> None:
+    def let_go(self) -> None:
         """Forget the batch."""
         if self._batch is not None and self._batch.planned is not None:
             self._batch.planned.release()

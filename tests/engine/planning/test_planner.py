@@ -365,15 +365,17 @@ def test_memory_is_free_after_the_step_without_the_collector_of_cycles():
     _, engine, losses = planned_engine()
     gc.disable()
     try:
-        for end in ("backward", "clear"):
+        for end in ("backward", "clear", "delete"):
             with engine.tasks(TASKS):
                 out = losses()
             planned = weakref.ref(engine._single_pass._batch.planned)
             saved = weakref.ref(out.grad_fn.next_functions[0][0]._saved_self)
             if end == "backward":
                 engine.backward(out)
-            else:
+            elif end == "clear":
                 engine.clear()
+            else:
+                del engine, losses
             del out
             assert planned() is None
             assert saved() is None
