@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from gradvac.engine.samples.calls import reached
+
 Signature = tuple[Any, ...]
 """What a graph computes: of each node the kind, what it follows, its sizes and dimensions."""
 
@@ -73,19 +75,14 @@ def following(nodes: Sequence[Any], through: Mapping[Any, int | None]) -> Iterat
         nodes: where to begin.
         through: nodes of which a single input is followed, or none, and its position.
     """
-    seen: set[Any] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        inputs = [n for n, _ in node.next_functions]
-        if node in through:
-            position = through[node]
-            inputs = [] if position is None else [inputs[position]]
-        waiting += inputs
+
+    def onward(node: Any) -> Sequence[tuple[Any, int]]:
+        if node not in through:
+            return node.next_functions
+        position = through[node]
+        return () if position is None else (node.next_functions[position],)
+
+    return reached(nodes, onward)
 
 
 def ends(through: Mapping[Any, int | None]) -> set[Any]:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gradvac.engine.gradients.parameter_slot import ParameterSlot
-from gradvac.engine.gradients.slots import Slot, ViewSlot
+from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.planning.graph import Signature, ends, following
-from gradvac.engine.planning.recording import Recording, Unplanned
+from gradvac.engine.planning.recording import Recording, Unplanned, table_of
 from gradvac.engine.planning.uses import Lookup, Rule
 from gradvac.engine.samples.owners import Owners
 from gradvac.engine.samples.places import Place
@@ -107,7 +107,7 @@ class ForwardPlan:
                 use.rule,
                 tuple(use.slots),
                 use.what,
-                tuple(_table(slot) for slot in use.slots if slot is not None),
+                tuple(table_of(slot) for slot in use.slots if slot is not None),
                 _known(use.owners),
                 use.node in at_end,
             )
@@ -116,13 +116,6 @@ class ForwardPlan:
         found = [_output(x, trace.info(x)) for x in outputs]
         covered = frozenset(id(table.leaf) for use in uses for table in use.tables)
         return cls(hash(signature), tuple(uses), tuple(found), covered, trace.last)
-
-
-def _table(slot: Slot) -> ParameterSlot:
-    while isinstance(slot, ViewSlot):
-        slot = slot.base
-    assert isinstance(slot, ParameterSlot)  # else the recording has failed
-    return slot
 
 
 def _known(owners: Owners) -> tuple[int, int]:
@@ -148,7 +141,6 @@ class PlannedPass:
     Attributes:
         covered: ids of the tensors whose gradients come from the uses.
         edges: where a backward pass must be asked for the gradient; see :meth:`arrived`.
-        uses: by node, for as long as the graph is needed.
     """
 
     def __init__(
@@ -156,7 +148,6 @@ class PlannedPass:
     ) -> None:
         self.covered = plan.covered
         self.edges: list[GradientEdge] = []
-        self.uses: dict[Any, ParameterUse] = {}
         self._parts: list[tuple[Any, Rule, ParameterUse]] = []
         self._ends: list[int] = []  # positions of those that edges lead to
         places: dict[tuple[int, int], Place] = {}
@@ -165,7 +156,7 @@ class PlannedPass:
             if place is None:
                 place = places[planned.tiling] = Place(samples.spread(*planned.tiling), 0)
             node = graph[planned.node]
-            use = self.uses[node] = ParameterUse(planned.slots, planned.what, trace.backward_state)
+            use = ParameterUse(planned.slots, planned.what, trace.backward_state)
             use.place = place
             for table in planned.tables:
                 table.expect()
@@ -179,6 +170,11 @@ class PlannedPass:
                 self._ends.append(len(self._parts) - 1)
             else:
                 node.register_prehook(_hook(weakref.ref(self), len(self._parts) - 1))
+
+    @property
+    def uses(self) -> dict[Any, ParameterUse]:
+        """The uses by their node, for as long as the graph is needed."""
+        return {node: use for node, _, use in self._parts}
 
     def arrived(self, gradients: Sequence[Tensor | None]) -> None:
         """Take the gradients of :attr:`edges`."""
@@ -198,7 +194,6 @@ class PlannedPass:
     def release(self) -> None:
         """Let go of the graph."""
         self.edges, self._ends, self._parts = [], [], []
-        self.uses.clear()
 
 
 def _hook(planned: weakref.ref[PlannedPass], n: int) -> Callable[[Sequence[Tensor | None]], None]:

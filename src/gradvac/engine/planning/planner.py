@@ -222,11 +222,12 @@ class ModelCall:
             plan = ForwardPlan.of(recording, trace, outputs, graph, signature)
         except Unplanned as error:
             return self._again(module, str(error))
-        if self.planner.written() != self._written:
-            self.planner.stop("the model writes to its buffers")
         if trace.proved is not None and (known := ("plan", plan.signature)) not in trace.proved:
             trace.new.add(known)
-        self.planner.keep(self._key, plan)
+        if self.planner.written() == self._written:
+            self.planner.keep(self._key, plan)
+        else:
+            self.planner.stop("the model writes to its buffers")
         self.batch.planned = PlannedPass(plan, graph, self._samples, trace)
         return None
 

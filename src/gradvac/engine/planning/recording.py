@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gradvac.engine.gradients.parameter_slot import ParameterSlot
-from gradvac.engine.gradients.slots import DerivedSlot, Slot, ViewSlot
+from gradvac.engine.gradients.slots import Slot, ViewSlot
 from gradvac.engine.planning.uses import (
     Factor,
     Lookup,
@@ -120,12 +120,22 @@ class Recording:
         if isinstance(rule, TermLookedUp) or rule in (Lookup(0), Lookup(1)):
             lookup_node: Any = x.grad_fn
             return trace.slots[id(lookup_node.next_functions[0][0].variable)]
-        slot = base = trace.slot(x)
-        while isinstance(base, ViewSlot):
-            base = base.base
-        if isinstance(base, DerivedSlot) or not isinstance(base, ParameterSlot):
-            raise Unplanned("a tensor computed from parameters")
+        slot = trace.slot(x)
+        table_of(slot)
         return slot
+
+
+def table_of(slot: Slot) -> ParameterSlot:
+    """Return the slot of the parameter that a slot's tensor is, or is a view of.
+
+    Raises:
+        Unplanned: if it is computed from parameters otherwise.
+    """
+    while isinstance(slot, ViewSlot):
+        slot = slot.base
+    if not isinstance(slot, ParameterSlot):
+        raise Unplanned("a tensor computed from parameters")
+    return slot
 
 
 Found = tuple[Any, Rule, list[Tensor | None], int | None, int]

@@ -115,16 +115,27 @@ def leaves(x: Tensor) -> list[Tensor]:
 
 def nodes(x: Tensor, end: Callable[[Any], bool] = lambda node: False) -> Iterator[Any]:
     """Yield the nodes of the graph of a tensor, none behind a node that is an ``end``."""
+    return reached([x.grad_fn], lambda node: () if end(node) else node.next_functions)
+
+
+def reached(
+    first: Sequence[Any], onward: Callable[[Any], Sequence[tuple[Any, int]]]
+) -> Iterator[Any]:
+    """Yield some nodes of autograd's graph, and those to which their inputs lead.
+
+    Args:
+        first: where to begin; None is left out.
+        onward: returns the inputs of a node to follow, of its ``next_functions``.
+    """
     seen: set[Any] = set()
-    waiting = [x.grad_fn]
+    waiting = list(first)
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
         seen.add(node)
         yield node
-        if not end(node):
-            waiting.extend(following for following, _ in node.next_functions)
+        waiting.extend(following for following, _ in onward(node))
 
 
 def tensors_within(values: Any) -> Iterator[Tensor]:
