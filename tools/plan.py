@@ -11,7 +11,6 @@ call: the method's algebra on the host. Assumed: the rates of the accelerator, b
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from gradvac.engine.ranks.group import bucket_of
 from gradvac.methods import StepGeometry
 from gradvac.translation.shapes import PRESETS, TransformerConfig
 from gradvac.translation.transformer import Transformer
+from tools.pages import filled
 
 PAGE = Path(__file__).parents[1] / "docs" / "plan.md"
 VOCABULARY, RANKS, TOKENS = 64_000, 64, 500_000
@@ -184,13 +184,7 @@ def main() -> None:
     for text in parts.values():
         print(text, end="\n\n")
     if args.write:
-        page = PAGE.read_text(encoding="utf-8")
-        for name, text in parts.items():
-            pattern = rf"(<!-- plan: {name} -->\n).*?(<!-- end -->)"
-            page, n = re.subn(pattern, rf"\g<1>{text}\n\g<2>", page, flags=re.DOTALL)
-            if n != 1:
-                raise SystemExit(f"{PAGE}: {n} places for {name!r}, must be one")
-        PAGE.write_text(page, encoding="utf-8")
+        PAGE.write_text(filled(PAGE, "plan", parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from benchmarks import adapters, step_cost
 from benchmarks.measuring import Workload, plain, setting, single_pass, transformer
 from gradvac import GradVac
 from gradvac.translation.transformer import Transformer
+from tools.pages import filled
 from tools.plan import table
 
 if TYPE_CHECKING:
@@ -229,16 +229,6 @@ def parts(kept: Mapping[str, Any]) -> dict[str, str]:
     return made
 
 
-def written(page: str, made: Mapping[str, str]) -> str:
-    """The page with tables in their places."""
-    for name, text in made.items():
-        pattern = rf"(<!-- predict: {name} -->\n).*?(<!-- end -->)"
-        page, n = re.subn(pattern, rf"\g<1>{text}\n\g<2>", page, flags=re.DOTALL)
-        if n != 1:
-            raise SystemExit(f"{PAGE}: {n} places for {name!r}, must be one")
-    return page
-
-
 def read() -> dict[str, Any]:
     """What was counted and measured."""
     return json.loads(KEPT.read_text(encoding="utf-8"))
@@ -262,7 +252,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             whole = {"rates": RATES, "models": whole["models"] | {name: model}}
             KEPT.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     made = parts(read())
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), made), encoding="utf-8")
+    PAGE.write_text(filled(PAGE, "predict", made), encoding="utf-8")
     for text in made.values():
         print(text, end="\n\n")
 

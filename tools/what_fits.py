@@ -11,7 +11,6 @@ complete only at the end, of the largest other group, and of a quarter of it tha
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from gradvac import GradVac
 from gradvac.engine.groups import parameter_groups
 from gradvac.translation.shapes import PRESETS, TransformerConfig
 from gradvac.translation.transformer import Transformer
+from tools.pages import filled
 from tools.plan import table
 
 PAGE = Path(__file__).parents[1] / "docs" / "what-fits.md"
@@ -164,16 +164,6 @@ def measured(rounds: int = 2, tokens: int = 1024) -> str:
     return table(heads.split(","), rows)
 
 
-def written(page: str, parts: Mapping[str, str]) -> str:
-    """The page with tables in their places."""
-    for name, text in parts.items():
-        pattern = rf"(<!-- fits: {name} -->\n).*?(<!-- end -->)"
-        page, n = re.subn(pattern, rf"\g<1>{text}\n\g<2>", page, flags=re.DOTALL)
-        if n != 1:
-            raise SystemExit(f"{PAGE}: {n} places for {name!r}, must be one")
-    return page
-
-
 def counted() -> dict[str, str]:
     """The tables that nothing is measured for."""
     with torch.device("meta"):
@@ -189,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     parts = counted() | ({"measured": measured()} if args.measure else {})
-    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), parts), encoding="utf-8")
+    PAGE.write_text(filled(PAGE, "fits", parts), encoding="utf-8")
     for text in parts.values():
         print(text, end="\n\n")
 

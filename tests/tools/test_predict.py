@@ -3,6 +3,7 @@
 import pytest
 
 from tools import predict
+from tools.pages import filled
 from tools.predict import ENGINE
 
 
@@ -13,7 +14,7 @@ class Launch:
 
 def test_the_page_is_that_of_its_file():
     page = predict.PAGE.read_text(encoding="utf-8")
-    assert predict.written(page, predict.parts(predict.read())) == page
+    assert filled(predict.PAGE, "predict", predict.parts(predict.read())) == page
     assert predict.read()["rates"] == predict.RATES
 
 
