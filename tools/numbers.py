@@ -6,10 +6,10 @@
 Writes what `data: {corpus: corpora/numbers}` in a recipe takes: `train/en-XX.tsv`, `valid.tsv` and
 `test.tsv` (all languages in a row), a `vocabulary.model` of all of them and `README.md`. Number
 words are parallel text without end, and what makes two languages alike is known: units before
-tens in German, Dutch, Danish, Norwegian and Slovenian, twenties in French, Danish and Welsh, agreement
-in Slavic and Baltic ones, one Turkic family in two scripts. Same arguments and package, same bytes.
+tens in German, Dutch, Danish and Slovenian, twenties in French, Danish and Welsh, agreement in
+Slavic and Baltic ones, one Turkic family in two scripts. Same arguments and package, same bytes.
 
-num2words (LGPL) is needed for this alone. Its mistakes are in all sets alike and change no comparison.
+num2words (LGPL) is needed for this alone. It makes mistakes; all runs have the same ones.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ _OTHER_CODES = {"kk": "kz"}  # what the package calls them
 
 def words(number: int, language: str) -> str:
     """A number in words; single spaces, since some languages come with two."""
-    said: Any = import_module("num2words").num2words
+    try:
+        said: Any = import_module("num2words").num2words
+    except ModuleNotFoundError:
+        raise SystemExit("tools.numbers needs num2words: pip install num2words==0.5.14") from None
     return " ".join(said(number, lang=_OTHER_CODES.get(language, language)).split())
 
 
@@ -94,9 +97,9 @@ def write_corpus(out: Path, count: int, held_out: int, pieces: int, seed: int) -
     vocabulary.save(out / "vocabulary.model")
     (out / "README.md").write_text(
         f"# Numbers in the words of {len(said)} languages\n\n"
-        f"`python -m tools.numbers`, num2words {version('num2words')}, seed {seed}: {count} numbers "
-        f"for training, {held_out} each for validation and test, up to {LARGEST:,}, none in two "
-        f"sets; a vocabulary of {pieces} pieces.\n",
+        f"`python -m tools.numbers`, num2words {version('num2words')}, seed {seed}: {count} "
+        f"numbers for training, {held_out} each for validation and test, up to {LARGEST:,}, none "
+        f"in two sets; a vocabulary of {pieces} pieces.\n",
         encoding="utf-8",
     )
 

@@ -11,7 +11,7 @@ from gradvac.experiment.training.measuring import Measurement
 from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import Frame, GramRecord, cosine
 from tests.experiment.synthetic import make_run, write_json, write_lines
-from tools.evidence.collect import curvature, edits, geometry, main, partners, validation
+from tools.evidence.collect import curvature, curves, edits, geometry, main, partners, validation
 
 TASKS = ("en-fr", "en-es", "en-hi", "en-sw")
 SHAPES = {"encoder.layers.0.linear1.weight": [40, 5], "decoder.layers.1.linear1.weight": [40, 5]}
@@ -117,6 +117,21 @@ def test_partners_have_the_other_language_and_the_scores_of_the_first(tmp_path):
     assert found["scores"]["bleu"] == scores["directions"]["en-fr"]["bleu"]
     cosines = [cosine(f.gram.sum(0))[0, 1] for f in GramRecord(folder / "geometry")]
     assert found["similarity"]["whole_model"] == pytest.approx(np.mean(cosines))
+
+
+def test_curves_have_every_validation_and_the_share_of_exact_translations(run):
+    found = curves(run)
+    valid = load_runs([run])[0].valid
+    assert found["steps"] == [line["step"] for line in valid] and len(valid) == 8
+    assert found["nll"]["avg"] == pytest.approx([line["nll"] for line in valid], abs=1e-5)
+    assert found["nll"].keys() == {"avg", *found["levels"].values()}
+    file = run / "translations.jsonl"
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert set(found["exact"].values()) == {0.0}  # each of them ends in "by gradvac"
+    for line in lines[:5]:
+        line["hypothesis"] = line["reference"]
+    write_lines(file, lines)
+    assert curves(run)["exact"][lines[0]["direction"]] == pytest.approx(5 / 23, abs=1e-5)
 
 
 def test_a_measurement_of_another_folder_and_several_sweeps_become_one_file(

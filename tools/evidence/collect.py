@@ -5,6 +5,7 @@
     python -m tools.evidence.collect curvature runs/cats-small --out evidence/curvature-small.json
     python -m tools.evidence.collect edits runs/table1-from-en-small --out evidence/edits-small.json
     python -m tools.evidence.collect validation runs/rate-2e-3 runs/rate-4e-3 --out evidence/x.json
+    python -m tools.evidence.collect curves runs/lab-front-small --out evidence/lab-front.json
 
 Several sweeps become one file. Scores are kept by `gradvac compare SWEEP --out
 evidence/NAME.json`. `make evidence` makes the page and its pictures of all these files.
@@ -24,6 +25,8 @@ import numpy as np
 
 from gradvac.experiment.compare.results import times
 from gradvac.experiment.run.below import runs_of
+from gradvac.experiment.run.contents import Translation
+from gradvac.experiment.run.files import TRANSLATIONS
 from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.training.measuring import curvature_lines, measured_folder
 from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_of
@@ -31,6 +34,7 @@ from gradvac.experiment.view.numbers import HEADER, PARTS, findings, row
 from gradvac.experiment.view.run_view import TaskView, load_runs
 from gradvac.geometry.record import cosine
 from gradvac.geometry.similarity import between
+from gradvac.reading import read_lines
 
 Tree = dict[str, Any]
 
@@ -167,6 +171,33 @@ def validation(run: Path) -> Tree:
     }
 
 
+def curves(run: Path) -> Tree:
+    """NLL of validation text by step; exact matches and scores of the test set; the cost.
+
+    An exact match is a translation equal to its reference, character by character.
+    """
+    (view,) = load_runs([run])
+    own = [key for key in view.valid[0] if key == "nll" or key.startswith("nll/")]
+    same: dict[str, list[bool]] = {}
+    for line in read_lines(run / TRANSLATIONS, Translation):
+        same.setdefault(line["direction"], []).append(line["hypothesis"] == line["reference"])
+    scored = (view.scores or {})["directions"]
+    return {
+        "learning_rate": view.recipe.training.learning_rate,
+        "steps": [line["step"] for line in view.valid],
+        "nll": {
+            key.partition("/")[2] or "avg": [_plain(line[key]) for line in view.valid]
+            for key in own
+        },
+        "levels": {name: info.level for name, info in view.tasks.items()},
+        "exact": {name: _plain(sum(found) / len(found)) for name, found in same.items()},
+        "bleu": {name: _plain(tree["bleu"]) for name, tree in scored.items()},
+        "chrf": {name: _plain(tree["chrf"]) for name, tree in scored.items()},
+        "tokens": sum(line["tokens"] for line in view.train),
+        "cpu_seconds": _plain(times(run / "speed.jsonl")[1]),
+    }
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 5)
@@ -179,6 +210,7 @@ STUDIES: dict[str, Callable[[Path], Tree | None]] = {
     "curvature": curvature,
     "edits": edits,
     "validation": validation,
+    "curves": curves,
 }
 
 
