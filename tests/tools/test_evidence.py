@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import pytest
 
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.recipe.variants import row_of
+from tools.evidence.__main__ import CITING, cited
 from tools.evidence.claims import claims
 from tools.evidence.cost import empty_corpus
-from tools.evidence.files import FAILS, HOLDS, UNKNOWN, Absent, Evidence, Figure, seeds
+from tools.evidence.figures import Absent, seeds
+from tools.evidence.files import Choice, Evidence
+from tools.evidence.numbers import fresh, marks, number
 from tools.evidence.page import page
 
 ROOT = Path(__file__).parents[2]
@@ -36,30 +40,12 @@ def comparison(**values):
 
 
 def test_an_interval_over_seeds_is_students():
-    figure = seeds([1.0, 2.0, 4.0], "x")
+    figure = seeds([1.0, 2.0, 4.0], "nll")
     half = 4.302653 * statistics.stdev([1, 2, 4]) / math.sqrt(3)  # t of two degrees, from a table
     assert figure.value == pytest.approx(7 / 3)
     assert (figure.low, figure.high) == pytest.approx((7 / 3 - half, 7 / 3 + half), abs=1e-5)
     with pytest.raises(Absent):
-        seeds([1.0], "x")
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "p", "verdict"),
-    [
-        (0.1, 0.3, math.nan, HOLDS),
-        (-0.3, -0.1, math.nan, FAILS),
-        (-0.1, 0.5, math.nan, UNKNOWN),
-        (math.nan, math.nan, 0.05, HOLDS),
-        (math.nan, math.nan, 0.06, UNKNOWN),
-    ],
-)
-def test_verdicts(low, high, p, verdict):
-    assert Figure(0.2, low, high, 3, "x", p=p).verdict == verdict
-
-
-def test_a_negative_correlation_is_no_support_however_unlikely():
-    assert Figure(-0.2, math.nan, math.nan, 3, "r", p=0.01).verdict == UNKNOWN
+        seeds([1.0], "nll")
 
 
 def test_a_gain_is_taken_seed_by_seed_and_lower_nll_is_better(tmp_path):
@@ -97,7 +83,10 @@ def test_partners_are_correlated_over_languages_not_over_runs(tmp_path):
         for noise in (-0.01, 0.01)
     ]
     figure = kept(tmp_path, "partners", {"runs": runs}).partners("whole_model")
-    assert figure.value == pytest.approx(1.0) and figure.n == 4
+    assert figure.beside is not None and math.isnan(figure.value)  # BLEU does not vary
+    assert figure.beside.value == pytest.approx(1.0) and figure.beside.n == 4
+    # 2 of 4! orders have |r| as large: the one seen, and none that is its mirror image but itself
+    assert figure.beside.p == pytest.approx(1 / 24, abs=0.01)
 
 
 def test_partners_given_the_tokens_is_the_partial_correlation(tmp_path):
@@ -116,24 +105,54 @@ def test_partners_given_the_tokens_is_the_partial_correlation(tmp_path):
     xy, xt, yt = (
         np.corrcoef(a, b)[0, 1] for a, b in ((cosine, -nll), (cosine, tokens), (-nll, tokens))
     )
-    assert figure.value == pytest.approx((xy - xt * yt) / math.sqrt((1 - xt**2) * (1 - yt**2)))
-    assert figure.low < figure.value < figure.high
+    partial = (xy - xt * yt) / math.sqrt((1 - xt**2) * (1 - yt**2))
+    assert figure.beside.value == pytest.approx(partial)
+
+
+def a_front(mean, rows=("cats",)):
+    place = {"swept": False, "seeds": {"1": 0, "2": 0}, "distance": {"value": 0.1}}
+    place["distance"]["half_width"] = 0.2
+    ends = [{"row": f"t{n}", "swept": True, "mean": m} for n, m in ((1, (2, 4)), (5, (3, 3)))]
+    places = [{**place, "row": row, "mean": mean} for row in rows]
+    tree = {"baseline": "t1", **comparison(t1=[3.0], cats=[2.0])}
+    return tree | {
+        "fronts": [{"metric": "bleu", "rows": []}, {"metric": "nll", "rows": ends + places}]
+    }
 
 
 def test_the_front_is_that_of_nll(tmp_path):
-    place = {
-        "row": "cats",
-        "seeds": {"1": 0, "2": 0},
-        "distance": {"value": 0.1, "half_width": 0.2},
-    }
-    tree = {"fronts": [{"metric": "bleu", "rows": []}, {"metric": "nll", "rows": [place]}]}
-    figure = kept(tmp_path, "imbalance", tree).front("cats")
+    figure = kept(tmp_path, "imbalance", a_front((2.5, 3.2))).front("cats")
     assert (figure.value, figure.low, figure.high, figure.n) == pytest.approx((0.1, -0.1, 0.3, 2))
+    assert figure.flaws == ()
+
+
+@pytest.mark.parametrize("mean", [(1.9, 4.5), (3.5, 2.9)])
+def test_beyond_the_last_point_of_the_sweep_the_distance_may_be_smaller(mean, tmp_path):
+    (flaw,) = kept(tmp_path, "imbalance", a_front(mean)).front("cats").flaws
+    assert not flaw.larger and "beyond" in flaw.words
+
+
+def test_flaws_are_rates_at_the_border_and_more_tokens(tmp_path):
+    tree = comparison(own=[3.0] * 3, base=[3.1] * 3)
+    tree["costs"]["own"] |= {"tokens": 400, "parameters": 9}
+    tree["costs"]["base"] |= {"tokens": 100, "parameters": 9}
+    kept(tmp_path, "x", tree)
+    runs = [
+        {"variant": "own", "seed": seed, "learning_rate": rate, "best": best}
+        for seed in (4, 5)
+        for rate, best in ((0.1, 3.0), (0.2, 2.9), (0.4, 2.7))
+    ]
+    e = kept(tmp_path, "x-rates", {"runs": runs})
+    assert e.choices("x") == {"own": Choice(0.4, 2, "largest", pytest.approx(0.2))}
+    rate, tokens = e.gain("x", "own", "base").flaws
+    assert rate.larger and "the rate of own is the largest tried" in rate.words
+    assert not tokens.larger and tokens.words == "own had 4.0 times the tokens"
+    assert [flaw.larger for flaw in e.gain("x", "base", "own").flaws] == [False, True]
 
 
 def test_rates_are_by_row_and_a_row_of_several_models_has_their_mean(tmp_path):
     runs = [
-        {"variant": variant, "learning_rate": rate, "best": best}
+        {"variant": variant, "seed": 4, "learning_rate": rate, "best": best}
         for rate, *of in ((0.004, 3.0, 2.0, 4.0), (0.002, 3.5, 1.0, 4.0))
         for variant, best in zip(("joint", "two/a", "two/b"), of, strict=True)
     ]
@@ -141,6 +160,7 @@ def test_rates_are_by_row_and_a_row_of_several_models_has_their_mean(tmp_path):
     assert e.rates("x") == {"joint": {0.002: 3.5, 0.004: 3.0}, "two": {0.002: 2.5, 0.004: 3.0}}
     text = page("{{rates: x}}", e, tmp_path, ".")
     assert "| joint | 3.500 | **3.000** |" in text and "| two | **2.500** | 3.000 |" in text
+    assert "1 seed;" in text and "joint (the largest, 0.004), two (the smallest, 0.002)" in text
 
 
 def test_costs_are_those_of_the_runs_that_chose_the_rates_where_all_rows_have_some(tmp_path):
@@ -163,9 +183,34 @@ def test_what_is_not_there_is_said_to_be_not_run(tmp_path):
     text = page(
         "{{summary}}\n{{claims: cats}}\n{{table: cats}}", Evidence(tmp_path, "small"), tmp_path, "."
     )
-    number = len(list(claims(Evidence(tmp_path, "small"))))
+    number = sum(not claim.again for claim in claims(Evidence(tmp_path, "small")))
     assert f"Of {number} claims looked at, 0 hold" in text and f"{number} were not run" in text
     assert "Not there yet: cats-small.json." in text
+
+
+def test_another_test_of_a_claim_follows_it_and_no_two_claims_have_one_name():
+    found = list(claims(Evidence(ROOT / "evidence", "small")))
+    first = {claim.study: claim for claim in reversed(found)}
+    assert not any(claim.again for claim in first.values())
+    assert any(claim.again for claim in found)
+    mantel = [c for c in found if c.study == "geometry" and c.figure().kind == "mantel"]
+    assert [c.again for c in mantel] == [False] + [True] * 7
+    named = [(claim.study, claim.text) for claim in found if not claim.text.startswith("...")]
+    assert len(named) == len(set(named))
+
+
+def test_a_figure_within_a_sentence(tmp_path):
+    e = kept(tmp_path, "x", comparison(own=[3.0, 4.0, 5.0], base=[3.1, 4.2, 5.3]))
+    assert number("gain: x own base", e, []) == "0.200"
+    assert number("interval: x own base avg nll 2", e, []) == "0.20 ± 0.25"
+    with pytest.raises(ValueError, match="base is worse by"):
+        number("gain: x base own", e, [])
+    with pytest.raises(ValueError, match="no claim 'it holds' in cats"):
+        number("claim: cats: it holds", e, [])
+    line = "it is 9.9 ± 1.2<!-- interval: x own base avg nll 1 --> and 7<!-- gain: x own base -->."
+    renewed = fresh(line, e, [])
+    assert "it is 0.2 ± 0.2<!-- interval: x own base avg nll 1 --> and 0.200<!--" in renewed
+    assert fresh(renewed, e, []) == renewed and marks(line) == 2
 
 
 def test_the_page_is_what_the_files_say(tmp_path):
@@ -202,7 +247,15 @@ def test_every_row_had_the_same_rates_to_choose_from_and_has_the_best(name, tmp_
         assert recipe.training.learning_rate == min(own, key=own.__getitem__), variant
 
 
-def test_the_front_page_has_the_count_of_the_page():
-    text = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
-    (count,) = [line for line in text.splitlines() if " claims looked at, " in line]
-    assert count.lower() in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_pages_that_cite_the_evidence_have_its_figures():
+    for file, text in cited(Evidence(ROOT / "evidence", "small")).items():
+        assert file.read_text(encoding="utf-8") == text, f"{file.name}: run make evidence"
+
+
+@pytest.mark.parametrize("name", CITING)
+def test_no_figure_of_a_study_is_typed_where_a_page_says_how_sure_it_is(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    shown = re.findall(r"(?:\*\*|\d)<!-- (?:gain|interval|cost|tuning|claim|verdict): ", text)
+    assert len(shown) == marks(text) > 0
+    prose = "\n".join(x for x in text.splitlines() if not x.startswith(("|", "#")))
+    assert not re.findall(r"\d ± \d[\d.]*(?!<|[\d.])", prose), "an interval without its source"

@@ -3,8 +3,10 @@
     python -m tools.evidence [--size small] [--evidence evidence] [--out docs/evidence.md]
 
 No figure on the page is typed: claims are those of claims.py, their figures those of files.py,
-pictures those of pictures.py, tables those of `gradvac compare`. The words around them are in
-page.md. `python -m tools.evidence.collect` makes files of run folders.
+their verdicts those of verdicts.py, pictures those of pictures.py, tables those of `gradvac
+compare`. The words around them are in page.md. Other pages that cite the evidence have their
+figures renewed where they stand, by numbers.py. `python -m tools.evidence.collect` makes files of
+run folders.
 """
 
 from __future__ import annotations
@@ -12,8 +14,23 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from tools.pages import filled
+
 from .files import Evidence
-from .page import page
+from .numbers import fresh
+from .page import judged, page, summary
+
+ROOT = Path(__file__).parents[2]
+CITING = ("README.md", "docs/which-method.md", "docs/table1.md", "docs/tagging.md")
+"""Pages written by hand that cite evidence/ at size small."""
+
+
+def cited(e: Evidence) -> dict[Path, str]:
+    """Each citing page with its figures as the evidence has them."""
+    found, readme = judged(e), ROOT / "README.md"
+    pages = {ROOT / name: (ROOT / name).read_text(encoding="utf-8") for name in CITING}
+    pages[readme] = filled(readme, "evidence", {"summary": summary(found)})
+    return {file: fresh(text, e, found) for file, text in pages.items()}
 
 
 def main() -> None:
@@ -29,6 +46,10 @@ def main() -> None:
     text = page(template, Evidence(args.evidence, args.size), pictures, "images")
     args.out.write_text(text, encoding="utf-8")
     print(args.out)
+    if args.size == "small":
+        for file, text in cited(Evidence(ROOT / "evidence", args.size)).items():
+            file.write_text(text, encoding="utf-8")
+            print(file.relative_to(ROOT))
 
 
 if __name__ == "__main__":

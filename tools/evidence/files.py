@@ -1,10 +1,4 @@
-"""What the files in evidence/ say: scores, similarities and tests of the runs, as figures.
-
-A figure is written so that a positive one is what a paper claims. The claim holds where its 95 %
-interval lies above zero, does not hold where it lies below, and cannot be told at this size
-otherwise. Of each claim that rests on a test there is a p-value instead, and a null result of a
-test is "cannot tell", not "does not hold".
-"""
+"""What the files in evidence/ say: scores, similarities and tests of the runs, as figures."""
 
 from __future__ import annotations
 
@@ -18,57 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from gradvac.experiment.recipe.variants import row_of
-from gradvac.geometry.statistics import correlation, half_width
+from gradvac.geometry.statistics import correlation
 from gradvac.translation.significance import majority
 
-LEVEL = 0.05
-HOLDS, FAILS, UNKNOWN = "holds", "does not hold", "cannot tell at this size"
+from .figures import Absent, Figure, Flaw, moderate, seeds
+from .statistics import LEVEL, POWER, detectable_correlation
 
-
-class Absent(Exception):
-    """A file or a row that is not in the evidence (yet)."""
+PERMUTATIONS = 99_999
+MORE = 1.1
+"""How many times the tokens or parameters of another row make a comparison unfair."""
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A number with its 95 % interval; ``p`` decides instead where it is not NaN.
+class Choice:
+    """The learning rate of a row: of how many seeds, where in its grid, by what margin."""
 
-    ``also`` are other readings of the same runs, shown beside it.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    unit: str
-    p: float = math.nan
-    also: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """What it allows to say of the claim."""
-        if not math.isnan(self.p):
-            return HOLDS if self.p <= LEVEL and self.value > 0 else UNKNOWN
-        return HOLDS if self.low > 0 else FAILS if self.high < 0 else UNKNOWN
-
-    @property
-    def words(self) -> str:
-        """The figure as the table shows it."""
-        if math.isnan(self.p):
-            text = f"{self.unit} {_signed(self.value)} [{_signed(self.low)}, {_signed(self.high)}]"
-        else:
-            text = f"{self.unit} {_signed(self.value)}, p {_chance(self.p)}"
-        return text + (f"; {self.also}" if self.also else "")
-
-
-def seeds(values: Sequence[float], unit: str) -> Figure:
-    """The mean over seeds with Student's t interval; two seeds at least."""
-    if len(values) < 2:
-        raise Absent(f"{unit}: {len(values)} seeds")
-    mean, half = statistics.fmean(values), half_width(values)
-    return Figure(mean, mean - half, mean + half, len(values), unit)
+    rate: float
+    seeds: int
+    border: str
+    margin: float
 
 
 @dataclass(frozen=True)
@@ -102,14 +68,35 @@ class Evidence:
 
     def gain(self, name: str, a: str, b: str, column: str = "avg", metric: str = "nll") -> Figure:
         """By how much row ``a`` is better than ``b``, seed by seed, and in another metric."""
-        figure = seeds(self._gains(name, a, b, column, metric), _UNITS[metric])
-        other = _BESIDE[metric]
+        figure = seeds(self._gains(name, a, b, column, metric), metric)
+        figure = replace(figure, flaws=self.flaws(name, a, b))
+        other = _BESIDE.get(metric)
         try:
-            beside = seeds(self._gains(name, a, b, column, other), _UNITS[other])
+            beside = seeds(self._gains(name, a, b, column, other), other) if other else None
         except Absent:
             return figure
-        half = (beside.high - beside.low) / 2
-        return replace(figure, also=f"{beside.unit} {beside.value:+.1f} ± {half:.1f}")
+        return replace(figure, beside=beside)
+
+    def flaws(self, name: str, a: str, b: str) -> tuple[Flaw, ...]:
+        """Why row ``a`` may be better or worse, beside ``b``, than it seems.
+
+        A rate at the border of its grid makes a row look worse than it is; more tokens or
+        parameters make it look better.
+        """
+        found = []
+        choices, costs = self.choices(name), self.read(name)["costs"]
+        for row, other, larger in ((a, b, True), (b, a, False)):
+            if row in choices and choices[row].border:
+                found.append(Flaw(larger, f"the rate of {row} is the {choices[row].border} tried"))
+            times: dict[str, list[str]] = {}
+            for kind in ("tokens", "parameters"):
+                if costs[row].get(kind, 0) > MORE * costs[other].get(kind, math.inf):
+                    ratio = f"{costs[row][kind] / costs[other][kind]:.1f}"
+                    times.setdefault(ratio, []).append(kind)
+            more = [f"{ratio} times the {' and '.join(kinds)}" for ratio, kinds in times.items()]
+            if more:
+                found.append(Flaw(not larger, f"{row} had {' and '.join(more)}"))
+        return tuple(found)
 
     def _gains(self, name: str, a: str, b: str, column: str, metric: str) -> list[float]:
         left, right = (self.scores(name, row, metric, column) for row in (a, b))
@@ -117,7 +104,13 @@ class Evidence:
         return [sign * (left[seed] - right[seed]) for seed in left if seed in right]
 
     def per_seed(
-        self, name: str, a: str, b: str | None, of: Callable[[dict[str, Any]], float], unit: str
+        self,
+        name: str,
+        a: str,
+        b: str | None,
+        of: Callable[[dict[str, Any]], float],
+        kind: str,
+        detail: str = "",
     ) -> Figure:
         """``of`` a run of variant ``a``, less that of variant ``b`` of the same seed."""
         right = {run["seed"]: of(run) for run in self.runs(name, b)} if b else {}
@@ -126,7 +119,7 @@ class Evidence:
             for run in self.runs(name, a)
             if not b or run["seed"] in right
         ]
-        return seeds(values, unit)
+        return seeds(values, kind, detail)
 
     def mantel(
         self, variant: str, side: str, part: str, question: str, name: str = "geometry"
@@ -141,9 +134,16 @@ class Evidence:
         known = [test for test in tests if test["r"] is not None]
         if not known:
             raise Absent(f"{name}: {question}")
-        r = [test["r"] for test in known]
-        p = majority([test["p"] for test in known])
-        return Figure(statistics.fmean(r), math.nan, math.nan, len(r), "Mantel r", p=p)
+        r, p = ([test[key] for test in known] for key in ("r", "p"))
+        return Figure(
+            statistics.fmean(r),
+            len(r),
+            "mantel",
+            p=majority(p),
+            test="Mantel",
+            seen=_mantel_power(r, p),
+            takes="more languages, not seeds",
+        )
 
     def partner_means(self, part: str) -> tuple[list[str], dict[str, np.ndarray]]:
         """Partner languages, and over their seeds the mean cosine and the scores of en-fr."""
@@ -163,17 +163,30 @@ class Evidence:
         }
 
     def partners(self, part: str, same_tokens: bool = False) -> Figure:
-        """Over partner languages: similarity of gradients against the NLL of en-fr.
+        """Over partner languages: similarity of gradients against the BLEU of en-fr, and its NLL.
 
-        ``same_tokens`` correlates what a straight line through en-fr's tokens leaves of each.
+        ``same_tokens`` correlates what a straight line through en-fr's tokens leaves of each. The
+        p-values are of permuted partners, two-sided.
         """
         names, means = self.partner_means(part)
         if same_tokens:
             means = {key: _beyond(values, means["tokens"]) for key, values in means.items()}
-        found = correlation(means["cosine"], -means["nll"])
-        bleu = correlation(means["cosine"], means["bleu"])
-        also = f"with BLEU {bleu.r:+.2f} [{bleu.low:+.2f}, {bleu.high:+.2f}]"
-        return Figure(found.r, found.low, found.high, len(names), "r with -NLL", also=also)
+
+        def of(scores: np.ndarray, words: str) -> Figure:
+            found = correlation(means["cosine"], scores, resamples=PERMUTATIONS)
+            n = len(names)
+            return Figure(
+                found.r,
+                n,
+                "r",
+                p=found.p,
+                test="permutation",
+                detail=words,
+                seen=detectable_correlation(n),
+                takes=moderate(n),
+            )
+
+        return replace(of(means["bleu"], "with BLEU"), beside=of(-means["nll"], "with −NLL"))
 
     def rates(self, name: str) -> dict[str, dict[float, float]]:
         """By row and learning rate, ascending: what it reached in validation, of a seed apart."""
@@ -185,6 +198,25 @@ class Evidence:
             row: {rate: statistics.fmean(own) for rate, own in rates.items()}
             for row, rates in found.items()
         }
+
+    def rate_metric(self, name: str) -> str:
+        """By what the learning rates were chosen: "nll" or "error"."""
+        return self.read(f"{name}-rates")["runs"][0].get("metric", "nll")
+
+    def choices(self, name: str) -> dict[str, Choice]:
+        """By row: the learning rate that validation chose; none if none was searched for."""
+        try:
+            searched = self._rate_runs(name)
+        except Absent:
+            return {}
+        found = {}
+        for row, reached in self.rates(name).items():
+            if len(reached) > 1:
+                best, second, *_ = sorted(reached, key=reached.__getitem__)
+                border = {min(reached): "smallest", max(reached): "largest"}.get(best, "")
+                count = len({run["seed"] for run in searched[row]})
+                found[row] = Choice(best, count, border, reached[second] - reached[best])
+        return found
 
     def costs(self, name: str) -> dict[str, float | None]:
         """CPU time of a token by row, beside the baseline's.
@@ -208,14 +240,41 @@ class Evidence:
         return found
 
     def front(self, row: str) -> Figure:
-        """How far outside the swept front of NLL a row lies."""
-        fronts = self.read("imbalance").get("fronts", [])
-        for place in (p for f in fronts if f["metric"] == "nll" for p in f["rows"]):
-            if place["row"] == row and place["distance"]["half_width"] is not None:
-                value, half = (place["distance"][key] for key in ("value", "half_width"))
-                n = len(place["seeds"])
-                return Figure(value, value - half, value + half, n, "NLL, outside by")
+        """How far outside the swept front of NLL a row lies.
+
+        Beyond an end of the front, better than all of it on one side and worse on the other, the
+        distance is to the last point that was swept: further ones might be nearer.
+        """
+        tree = self.read("imbalance")
+        for found in (f for f in tree.get("fronts", []) if f["metric"] == "nll"):
+            own = [p for p in found["rows"] if p["row"] == row]
+            if not own or own[0]["distance"]["half_width"] is None:
+                continue
+            (place,) = own
+            value, half = (place["distance"][key] for key in ("value", "half_width"))
+            n = len(place["seeds"])
+            swept = [p["mean"] for p in found["rows"] if p["swept"]]
+            sides = {
+                (all(x < s[k] for s in swept), all(x > s[k] for s in swept))
+                for k, x in enumerate(place["mean"])
+            }
+            flaws = self.flaws("imbalance", row, tree["baseline"])
+            if sides == {(True, False), (False, True)}:
+                flaws += (Flaw(False, f"{row} lies beyond the last point of the sweep"),)
+            error = half / float(student_t.ppf(1 - LEVEL / 2, n - 1))
+            return Figure(value, n, "front", error, test="jackknife t", flaws=flaws)
         raise Absent(f"imbalance: front, {row}")
+
+
+def _mantel_power(r: Sequence[float], p: Sequence[float]) -> float:
+    """The r that a majority of seeds would find with 80 % power, where the permuted r are normal.
+
+    Their deviation is that with which ``r`` has the one-sided ``p``; the median over seeds.
+    """
+    deviations = [a / float(norm.isf(b)) for a, b in zip(r, p, strict=True) if b != 0.5]
+    count = len(p)
+    level = LEVEL * (count // 2 + 1) / count  # as majority() corrects
+    return statistics.median(deviations) * float(norm.isf(level) + norm.ppf(POWER))
 
 
 def _seconds_a_token(runs: Sequence[dict[str, Any]]) -> float:
@@ -234,18 +293,4 @@ def _json(file: Path) -> dict[str, Any]:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-_UNITS = {
-    "nll": "NLL lower by",
-    "bleu": "BLEU",
-    "f1": "F1 higher by",
-    "accuracy": "accuracy",
-}
 _BESIDE = {"nll": "bleu", "f1": "accuracy"}
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _chance(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}"

@@ -1,50 +1,84 @@
-"""The page of evidence: a template with claims, tables and pictures filled in."""
+"""The page of evidence: a template with claims, tables, pictures and figures filled in."""
 
 from __future__ import annotations
 
 import re
-import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from gradvac.experiment.compare.comparison_view import DIGITS, NAMES
-from gradvac.experiment.compare.results import Metric
 from gradvac.geometry.plots import save
 
+from . import tables
 from .claims import Claim, claims
-from .cost import empty_corpus, table
-from .files import FAILS, HOLDS, UNKNOWN, Absent, Evidence
-from .files import Figure as Finding
+from .figures import Absent, chance
+from .figures import Figure as Finding
+from .files import Evidence
+from .numbers import Judged, number
 from .pictures import PICTURES
+from .statistics import LEVEL
+from .tables import bars
+from .verdicts import ABSENT, FAILS, HOLDS, SAME, UNKNOWN, Verdict, alone, verdicts
+
+
+def judged(e: Evidence) -> Judged:
+    """Every claim with the figure that decides it and its verdict."""
+    looked_at = list(claims(e))
+    found = [_figure(claim) for claim in looked_at]
+    said = verdicts(found, [claim.study for claim in looked_at])
+    return list(zip(looked_at, found, said, strict=True))
 
 
 def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
     """The page, as Markdown: the template with its directives followed.
 
-    A directive is a line ``{{summary}}``, ``{{claims: STUDY ...}}``, ``{{picture: NAME}}``,
-    ``{{table: NAME}}``, ``{{rates: NAME}}`` or ``{{cost: SIZE}}``. Pictures are written into
-    ``pictures``, and linked below ``relative``.
+    A directive is a line ``{{summary}}``, ``{{uncorrected}}``, ``{{bounds}}``, ``{{power}}``,
+    ``{{claims: STUDY ...}}``, ``{{picture: NAME}}``, ``{{table: NAME}}``, ``{{rates: NAME}}``,
+    ``{{choices: NAME}}`` or ``{{cost: SIZE}}``; within a line, ``{{borders}}`` or one of
+    numbers.py. Pictures are written into ``pictures``, and linked below ``relative``.
     """
-    found = [(claim, _figure(claim)) for claim in claims(e)]
+    found = judged(e)
 
-    def follow(match: re.Match[str]) -> str:
-        what, names = match[1], (match[2] or "").split()
-        if what == "summary":
-            return _summary([figure for _, figure in found])
-        if what == "cost":
-            return _cost(names[0])
-        if what == "claims":
-            return _claims([pair for pair in found if pair[0].study in names])
-        try:
-            if what == "picture":
+    def follow(what: str, names: list[str]) -> str:
+        match what:
+            case "summary":
+                return summary(found)
+            case "uncorrected":
+                return one_by_one(found)
+            case "bounds":
+                return tables.bounds()
+            case "power":
+                known = [(c.study, f) for c, f, _ in found if isinstance(f, Finding)]
+                return tables.power(known)
+            case "claims":
+                return _claims([each for each in found if each[0].study in names])
+            case "picture":
                 return _picture(e, names[0], pictures, relative)
-            return _rates(e, names[0]) if what == "rates" else _table(e, names[0])
+            case "table":
+                return tables.scores(e, names[0])
+            case "rates":
+                return tables.rates(e, names[0])
+            case "choices":
+                return tables.choices(e, names[0])
+            case _:
+                return tables.cost(names[0])
+
+    def line(match: re.Match[str]) -> str:
+        try:
+            return follow(match[1], (match[2] or "").split())
         except Absent as missing:
             return f"Not there yet: {missing}."
 
-    return re.sub(r"^\{\{(\w+)(?:: ([\w -]+))?\}\}$", follow, template, flags=re.MULTILINE)
+    def within(match: re.Match[str]) -> str:
+        try:
+            return tables.borders(e) if match[1] == "borders" else number(match[1], e, found)
+        except Absent:
+            return "not there yet"
+
+    text = re.sub(rf"^\{{\{{({_LINES})(?:: ([\w -]+))?\}}\}}$", line, template, flags=re.MULTILINE)
+    return re.sub(r"\{\{(.+?)\}\}", within, text)
+
+
+_LINES = "summary|uncorrected|bounds|power|claims|picture|table|rates|choices|cost"
 
 
 def _figure(claim: Claim) -> Finding | Absent:
@@ -55,16 +89,38 @@ def _figure(claim: Claim) -> Finding | Absent:
         return missing
 
 
-def _summary(found: Sequence[Finding | Absent]) -> str:
-    counts = Counter("not run" if isinstance(f, Absent) else f.verdict for f in found)
-    words = {HOLDS: "hold", FAILS: "do not hold", UNKNOWN: "cannot be told at this size"}
-    said = [f"{counts[verdict]} {text}" for verdict, text in words.items()]
-    return f"Of {len(found)} claims looked at, {', '.join(said)}; {counts['not run']} were not run."
+def summary(found: Judged) -> str:
+    """How many claims came out how; other tests of a claim are not counted."""
+    counted = [verdict for claim, _, verdict in found if not claim.again]
+    counts = Counter(verdict.kind for verdict in counted)
+    words = {
+        HOLDS: "hold",
+        FAILS: "do not hold",
+        SAME: "show no difference beyond a small bound",
+        UNKNOWN: "cannot be told at this size",
+    }
+    said = ", ".join(f"{counts[verdict]} {text}" for verdict, text in words.items())
+    return f"Of {len(counted)} claims looked at, {said}; {counts[ABSENT]} were not run."
 
 
-def _claims(own: Sequence[tuple[Claim, Finding | Absent]]) -> str:
-    heads = ["claim", "source", "here", "n", "verdict"]
-    return "\n".join([_bars(heads), "|---|---|---|---|---|", *(_bars(_row(*pair)) for pair in own)])
+def one_by_one(found: Judged) -> str:
+    """What the verdicts would be without a correction, and how many rows are not counted."""
+    known = [figure for _, figure, _ in found if isinstance(figure, Finding)]
+    again = sum(claim.again for claim, *_ in found)
+    plain = sum(figure.chance <= LEVEL for figure in known)
+    kept = sum(v.p <= LEVEL for _, f, v in found if isinstance(f, Finding))
+    small, left = sum(map(alone, known)), sum(v.kind == SAME for *_, v in found)
+    return (
+        f"Of all {len(found)} rows, {again} of which are other tests of a claim above them, "
+        f"{plain} have p ≤ {LEVEL:g} alone and {kept} after the correction; {small} alone would be "
+        f"“no difference beyond” their bound, {left} are after the correction."
+    )
+
+
+def _claims(own: Judged) -> str:
+    heads = ["claim", "source", "here", "n, test", "p (Holm)", "seen", "at most", "verdict"]
+    lines = [bars(heads), "|---" * 5 + "|---:|---:|---|"]
+    return "\n".join([*lines, *(bars(_row(*each)) for each in own)])
 
 
 def _picture(e: Evidence, name: str, pictures: Path, relative: str) -> str:
@@ -74,61 +130,15 @@ def _picture(e: Evidence, name: str, pictures: Path, relative: str) -> str:
     return f"![{words}]({relative}/{file.name})\n\n*{words}.*"
 
 
-def _row(claim: Claim, figure: Finding | Absent) -> list[str]:
+def _row(claim: Claim, figure: Finding | Absent, verdict: Verdict) -> list[str]:
+    text = f"↳ {claim.text}" if claim.again else claim.text
+    said = verdict.words(figure, claim.of)
     if isinstance(figure, Absent):
-        return [claim.text, claim.source, f"no {figure}", "", "not run"]
-    return [claim.text, claim.source, figure.words, str(figure.n), f"**{figure.verdict}**"]
-
-
-def _cost(size: str) -> str:
-    """What has not been run would cost."""
-    with tempfile.TemporaryDirectory() as folder:
-        return table(Path(__file__).parents[2] / "recipes", size, empty_corpus(Path(folder)))
-
-
-def _bars(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _table(e: Evidence, name: str) -> str:
-    """Averages of every row of a comparison, as `gradvac compare` found them."""
-    tree = e.read(name)
-    metrics: tuple[Metric, ...] = ("bleu", "f1", "accuracy", "nll")
-    groups = [g for g in ("avg", "high", "medium", "low") if g in tree["averages"]]
-    cells = {(r["row"], r["metric"], r["column"]): r for r in tree["records"]}
-    rows, costs = list(tree["costs"]), e.costs(name)
-    columns = [
-        (metric, group, f"{NAMES[metric]} {group}", DIGITS[metric])
-        for metric in metrics
-        for group in groups
-        if any((row, metric, group) in cells for row in rows)
-    ]
-    lines = [
-        _bars(["", *(head for *_, head, _ in columns), "seeds", "cost"]),
-        "|---" + "|---:" * (len(columns) + 2) + "|",
-    ]
-    for row in rows:
-        own = [_cell(cells.get((row, metric, group)), n) for metric, group, _, n in columns]
-        price = "" if costs[row] is None else f"{costs[row]:.2f}"
-        lines.append(_bars([row, *own, str(len(tree["costs"][row]["seeds"])), price]))
-    return "\n".join(lines)
-
-
-def _rates(e: Evidence, name: str) -> str:
-    """Validation NLL by learning rate, the best of each row in bold."""
-    rows = e.rates(name)
-    rates = sorted({rate for own in rows.values() for rate in own})
-    lines = [_bars(["", *(f"{rate:g}" for rate in rates)]), "|---" + "|---:" * len(rates) + "|"]
-    for row, own in rows.items():
-        best = min(own.values())
-        cells = [own.get(rate) for rate in rates]
-        bold = lambda x, best=best: f"**{x:.3f}**" if x == best else f"{x:.3f}"
-        lines.append(_bars([row, *("" if x is None else bold(x) for x in cells)]))
-    return "\n".join(lines)
-
-
-def _cell(record: dict[str, Any] | None, digits: int) -> str:
-    if record is None:
-        return ""
-    half = record["half_width"]
-    return f"{record['mean']:.{digits}f}" + ("" if half is None else f" ±{half:.{digits}f}")
+        return [text, claim.source, "", "", "", "", "", said]
+    seen, most = (
+        f"{x:.{max(2, figure.measure.digits)}f}" if verdict.kind in (SAME, UNKNOWN) else ""
+        for x in (figure.detectable, figure.at_most)
+    )
+    p = chance(verdict.p).removeprefix("= ")
+    test = f"{figure.n}, {figure.test}"
+    return [text, claim.source, figure.words, test, p, seen, most.replace("nan", ""), said]

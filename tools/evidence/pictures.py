@@ -12,7 +12,8 @@ from gradvac.geometry.heatmaps import Matrix, heatmaps
 from gradvac.geometry.panels import Panel, line_panels, scatter
 from gradvac.geometry.plots import INK, MUTED, RULE, Line, axes, colour, legend, styled
 
-from .files import Absent, Evidence
+from .figures import MEASURES, Absent
+from .files import Evidence
 
 
 def heat_maps(e: Evidence) -> tuple[Figure, str]:
@@ -100,13 +101,15 @@ def differences(
                     ax.errorbar(
                         [f.value for f in own],
                         places,
-                        xerr=[f.value - f.low for f in own],
+                        xerr=[f.half for f in own],
                         fmt="osD"[n],
                         color=colour(n),
                         markersize=4,
                         linewidth=1.2,
                     )
                 )
+            bound = MEASURES[metric].bound
+            ax.axvspan(-bound, bound, color=RULE, alpha=0.6, linewidth=0)
             ax.axvline(0, color=MUTED, linewidth=0.8)
             ax.set_yticks(range(len(rows)), rows, fontsize=8, color=INK)
             ax.set_ylim(len(rows) - 0.4, -0.6)
@@ -115,7 +118,7 @@ def differences(
             ax.grid(axis="x", color=RULE, linewidth=0.6)
             ax.set_axisbelow(True)
             legend(ax, handles, groups)
-        return figure, words
+        return figure, f"{words}: the interval of each difference alone; grey: below the bound"
 
     return draw
 

@@ -1,0 +1,139 @@
+"""The tables of the page that are not claims: scores, learning rates, power."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradvac.experiment.compare.comparison_view import DIGITS, NAMES
+from gradvac.experiment.compare.results import Metric
+
+from .cost import empty_corpus
+from .cost import table as cost_table
+from .figures import MEASURES, Absent, Figure, Measure
+from .files import Choice, Evidence
+from .statistics import detectable, seeds_for
+
+SEEDS = (3, 6, 10)
+
+
+def bars(cells: Sequence[str]) -> str:
+    """A line of a table."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def cost(size: str) -> str:
+    """What has not been run would cost."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipes = Path(__file__).parents[2] / "recipes"
+        return cost_table(recipes, size, empty_corpus(Path(folder)))
+
+
+def scores(e: Evidence, name: str) -> str:
+    """Averages of every row of a comparison, as `gradvac compare` found them."""
+    tree = e.read(name)
+    metrics: tuple[Metric, ...] = ("bleu", "f1", "accuracy", "nll")
+    groups = [g for g in ("avg", "high", "medium", "low") if g in tree["averages"]]
+    cells = {(r["row"], r["metric"], r["column"]): r for r in tree["records"]}
+    rows, costs = list(tree["costs"]), e.costs(name)
+    columns = [
+        (metric, group, f"{NAMES[metric]} {group}", DIGITS[metric])
+        for metric in metrics
+        for group in groups
+        if any((row, metric, group) in cells for row in rows)
+    ]
+    lines = [
+        bars(["", *(head for *_, head, _ in columns), "seeds", "cost"]),
+        "|---" + "|---:" * (len(columns) + 2) + "|",
+    ]
+    for row in rows:
+        own = [_cell(cells.get((row, metric, group)), n) for metric, group, _, n in columns]
+        price = "" if costs[row] is None else f"{costs[row]:.2f}"
+        lines.append(bars([row, *own, str(len(tree["costs"][row]["seeds"])), price]))
+    return "\n".join(lines)
+
+
+def _cell(record: dict[str, Any] | None, digits: int) -> str:
+    if record is None:
+        return ""
+    half = record["half_width"]
+    return f"{record['mean']:.{digits}f}" + ("" if half is None else f" ±{half:.{digits}f}")
+
+
+def rates(e: Evidence, name: str) -> str:
+    """Validation NLL by learning rate, the best of each row in bold; then how it was chosen."""
+    rows = e.rates(name)
+    tried = sorted({rate for own in rows.values() for rate in own})
+    lines = [bars(["", *(f"{rate:g}" for rate in tried)]), "|---" + "|---:" * len(tried) + "|"]
+    for row, own in rows.items():
+        best = min(own.values())
+        cells = [own.get(rate) for rate in tried]
+        bold = lambda x, best=best: f"**{x:.3f}**" if x == best else f"{x:.3f}"
+        lines.append(bars([row, *("" if x is None else bold(x) for x in cells)]))
+    return "\n".join([*lines, "", choices(e, name)])
+
+
+def choices(e: Evidence, name: str) -> str:
+    """How the rates of a study were chosen: of how many seeds, where in the grid, how clearly."""
+    found = e.choices(name)
+    if not found:
+        return "No learning rates were searched for these rows."
+    try:
+        rows = set(e.read(name)["costs"])
+    except Absent:
+        rows = set(found)
+    count = sorted({choice.seeds for choice in found.values()})
+    said = [f"Chosen on {' or '.join(map(str, count))} seed{'s' * (count != [1])}"]
+    ends = [f"{row} (the {c.border}, {c.rate:g})" for row, c in found.items() if c.border]
+    said.append(f"at the border of the grid: {', '.join(ends) or 'none'}")
+    bound = MEASURES["f1" if e.rate_metric(name) == "error" else "nll"].bound
+    close = [f"{row} ({c.margin:.3f})" for row, c in found.items() if c.margin < bound]
+    said.append(f"by less than {bound:g}: {', '.join(close) or 'none'}")
+    if missing := sorted(rows - set(found)):
+        said.append(f"not searched: {', '.join(missing)}")
+    return "; ".join(said) + "."
+
+
+def borders(e: Evidence) -> str:
+    """How many of the rates that were searched lie at the border of their grid."""
+    found: list[tuple[str, Choice]] = []
+    for file in sorted(e.folder.glob(f"*-rates-{e.size}.json")):
+        name = file.name.removesuffix(f"-rates-{e.size}.json")
+        found += [(f"{row} of {name}", choice) for row, choice in e.choices(name).items()]
+    one = sum(choice.seeds == 1 for _, choice in found)
+    ends = [row for row, choice in found if choice.border]
+    return (
+        f"Of {len(found)} learning rates that were searched for, {one} were chosen on one seed and "
+        f"{len(ends)} lie at the border of their grid ({', '.join(ends)})"
+    )
+
+
+def bounds() -> str:
+    """The difference of each measure that is called none, and why."""
+    lines = [bars(["measure", "bound", "which is"]), "|---|---:|---|"]
+    named = [m for m in MEASURES.values() if m.why]
+    return "\n".join([*lines, *(bars([_name(m), f"{m.bound:g}", m.why]) for m in named)])
+
+
+def power(figures: Iterable[tuple[str, Figure]]) -> str:
+    """By study and measure: the smallest difference that is seen, by number of seeds."""
+    deviations: dict[tuple[str, str], list[float]] = {}
+    for study, figure in figures:
+        for f in (figure, figure.beside):
+            if f is not None and f.paired:
+                deviations.setdefault((study, f.kind), []).append(f.deviation)
+    heads = ["study", "measure", *(f"{n} seeds" for n in SEEDS), "bound", "seeds for the bound"]
+    lines = [bars(heads), "|---|---" + "|---:" * (len(SEEDS) + 2) + "|"]
+    for (study, kind), own in deviations.items():
+        measure, middle = MEASURES[kind], statistics.median(own)
+        seen = [f"{detectable(middle, n):.{max(2, measure.digits)}f}" for n in SEEDS]
+        need = str(seeds_for(middle, measure.bound))
+        lines.append(bars([study, _name(measure), *seen, f"{measure.bound:g}", need]))
+    return "\n".join(lines)
+
+
+def _name(measure: Measure) -> str:
+    return measure.words.removesuffix(" by")
