@@ -14,7 +14,7 @@ from tests.methods.test_properties import CASES, REMEMBERS_ROWS, SCALE_DEPENDENT
 
 ENGINES = [PerTaskEngine, SinglePassEngine]
 # A bound that is absolute in the losses; alpha follows raw ones.
-READS_THE_SCALE_OF_LOSSES = {"cats", "gradnorm_whole"}
+READS_THE_SCALE_OF_LOSSES = {"cats", "cats_share", "gradnorm_whole"}
 
 
 @pytest.fixture(params=CASES)

@@ -1,6 +1,7 @@
-"""CATS (reconstruction) against its Lagrangian under autograd, and where its dynamics settle."""
+"""CATS (reconstruction) in shares, against its Lagrangian under autograd; where it settles."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -8,9 +9,11 @@ from scipy.optimize import minimize
 
 from gradvac.errors import GradientError
 from gradvac.methods import CATS
-from gradvac.methods.cats import nearest_weights
+from gradvac.methods.simplex import nearest_weights
 from tests.methods.helpers import geometry, relative
 from tests.reference.cats import LiteralCATS
+
+ShareCATS = partial(CATS, units="share")
 
 
 def drawn(step, n=5, size=20):
@@ -40,7 +43,7 @@ def test_against_autograd_of_the_lagrangian(parametrization, bound, cross_terms,
         "rho": rho, "bound": bound, "parametrization": parametrization,
         "cross_terms": cross_terms, "loss_term": loss_term, "floor": 0.2, "learning_rate": lr,
     }  # fmt: skip
-    ours = CATS(**settings, update_every=1, smoothing=0.0)
+    ours = ShareCATS(**settings, update_every=1, smoothing=0.0)
     literal = LiteralCATS(5, **settings)
     for step in range(40):
         g, losses = drawn(step)
@@ -58,7 +61,7 @@ def test_against_autograd_of_the_lagrangian(parametrization, bound, cross_terms,
 @pytest.mark.parametrize("every", [1, 10])
 @pytest.mark.parametrize("n", [2, 8, 64])
 def test_free_weights_never_leave_the_tasks_without_training(n, every, loss_term):
-    method = CATS(parametrization="lagrangian", update_every=every, loss_term=loss_term)
+    method = ShareCATS(parametrization="lagrangian", update_every=every, loss_term=loss_term)
     last = torch.ones(n).double()
     for step in range(600):
         g, losses = drawn(step, n, 80)
@@ -102,7 +105,7 @@ def high_and_low():
 @pytest.mark.parametrize("rho", [0.6, 0.8, 0.9])
 def test_curvature_settles_at_the_bound_by_scaling_down_the_sharp_tasks(rho, cross_terms):
     g, losses = high_and_low()
-    method = CATS(rho=rho, cross_terms=cross_terms, update_every=1)
+    method = ShareCATS(rho=rho, cross_terms=cross_terms, update_every=1)
     for step in range(3000):
         weights = method.weights(geometry(g, step=step, losses=losses))[0]
     assert method.report()["curvature"].item() == pytest.approx(rho, abs=1e-3)
@@ -117,7 +120,7 @@ def test_curvature_settles_at_the_bound_by_scaling_down_the_sharp_tasks(rho, cro
 
 def test_an_infeasible_bound_stops_at_the_cap_and_the_floor():
     g, losses = high_and_low()
-    method = CATS(rho=0.05, update_every=1, lambda_max=20.0)
+    method = ShareCATS(rho=0.05, update_every=1, lambda_max=20.0)
     for step in range(1500):
         weights = method.weights(geometry(g, step=step, losses=losses))[0]
     assert method.report()["multiplier"].item() == 20.0
@@ -125,7 +128,7 @@ def test_an_infeasible_bound_stops_at_the_cap_and_the_floor():
 
 
 def test_updates_come_after_the_warm_up_and_every_so_many_steps():
-    method = CATS(update_every=3, warmup_steps=4)
+    method = ShareCATS(update_every=3, warmup_steps=4)
     changes, last = [], torch.ones(5).double()
     for step in range(13):
         g, losses = drawn(step)
@@ -138,12 +141,12 @@ def test_updates_come_after_the_warm_up_and_every_so_many_steps():
 
 def test_equal_weights_are_the_plain_sum():
     g, losses = drawn(0)
-    assert CATS().weights(geometry(g, losses=losses)).tolist() == [[1.0] * 5]
+    assert ShareCATS().weights(geometry(g, losses=losses)).tolist() == [[1.0] * 5]
 
 
 def test_averages_are_unbiased_and_by_name():
-    method = CATS(smoothing=0.9, update_every=1, loss_term="none")
-    same = CATS(smoothing=0.0, update_every=1, loss_term="none")
+    method = ShareCATS(smoothing=0.9, update_every=1, loss_term="none")
+    same = ShareCATS(smoothing=0.0, update_every=1, loss_term="none")
     g, losses = drawn(0)
     for step in range(30):  # constant gradients: an average from any step on is the same
         one = method.weights(geometry(g, step=step, losses=losses))
@@ -153,7 +156,7 @@ def test_averages_are_unbiased_and_by_name():
 
 def test_gradients_that_cancel_leave_nothing_to_bound():
     g = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]).double()
-    method = CATS(cross_terms=True, update_every=1, loss_term="none")
+    method = ShareCATS(cross_terms=True, update_every=1, loss_term="none")
     for step in range(20):
         weights = method.weights(geometry(g, step=step))
     assert weights.tolist() == [[1.0, 1.0]]
@@ -161,7 +164,7 @@ def test_gradients_that_cancel_leave_nothing_to_bound():
 
 def test_state_of_another_parametrization_is_refused():
     with pytest.raises(GradientError, match="parametrization is 'softmax'; it must be lagrangian"):
-        CATS(parametrization="lagrangian").load_state_dict(CATS().state_dict())
+        ShareCATS(parametrization="lagrangian").load_state_dict(ShareCATS().state_dict())
 
 
 @pytest.mark.parametrize(
@@ -182,7 +185,7 @@ def test_options_out_of_range(options, says):
 
 def test_the_ratio_needs_positive_losses():
     g, _ = drawn(0)
-    method = CATS(loss_term="ratio")
+    method = ShareCATS(loss_term="ratio")
     with pytest.raises(GradientError, match=r"'t0' is 0.0 at step 0; loss_term='ratio'"):
         method.weights(geometry(g))
     assert method.state_dict()["alpha"] == {}

@@ -47,9 +47,14 @@ CASES: dict[str, Callable[[], Method]] = {
     "gradnorm": GradNorm,
     "gradnorm_whole": lambda: GradNorm(0.5, 0.1, "whole_model", initial_losses=5.0, smoothing=0.9),
     "cats": lambda: CATS(update_every=2),
-    "cats_full": lambda: CATS(update_every=1, cross_terms=True, loss_term="ratio"),
+    "cats_stacked": lambda: CATS(update_every=1, cross_terms=False, loss_term="ratio"),
+    "cats_share": lambda: CATS(update_every=2, units="share"),
     "cats_lagrangian": lambda: CATS(
-        update_every=1, parametrization="lagrangian", learning_rate=1e-3, loss_term="none"
+        update_every=1,
+        parametrization="lagrangian",
+        learning_rate=1e-3,
+        loss_term="none",
+        units="share",
     ),
     "famo": FAMO,
     "torchjd_aligned": lambda: TorchJD("AlignedMTL"),
