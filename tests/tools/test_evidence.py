@@ -61,7 +61,7 @@ def test_a_gain_is_taken_seed_by_seed_and_lower_nll_is_better(tmp_path):
 def test_a_test_on_each_seed_is_combined_by_majority(tmp_path):
     test = {"side": "any-en", "part": "encoder", "question": "same family"}
     runs = [
-        {"variant": "any-en", "seed": n, "tests": [{**test, "r": r, "p": p}]}
+        {"variant": "any-en", "seed": n, "tests": [{**test, "r": r, "p": p, "n": 300}]}
         for n, (r, p) in enumerate([(0.3, 0.001), (0.2, 0.02), (0.1, 0.5)])
     ]
     figure = kept(tmp_path, "geometry", {"runs": runs}).mantel(
@@ -69,6 +69,9 @@ def test_a_test_on_each_seed_is_combined_by_majority(tmp_path):
     )
     assert figure.value == pytest.approx(0.2)
     assert figure.p == pytest.approx(0.02 * 3 / 2)  # the second smallest of three, times K / r
+    # z of p: 3.090 and 2.054, none for 0.5; the quantiles of 0.05 * 2 / 3 and of 0.8
+    assert figure.seen == pytest.approx((0.3 / 3.090 + 0.2 / 2.054) / 2 * (1.834 + 0.842), rel=1e-3)
+    assert figure.takes == "about 66 languages for r = 0.1; here 25"  # 25 * 0.2603 / 0.1
 
 
 def test_partners_are_correlated_over_languages_not_over_runs(tmp_path):
@@ -145,8 +148,8 @@ def test_flaws_are_rates_at_the_border_and_more_tokens(tmp_path):
     e = kept(tmp_path, "x-rates", {"runs": runs})
     assert e.choices("x") == {"own": Choice(0.4, 2, "largest", pytest.approx(0.2))}
     rate, tokens = e.gain("x", "own", "base").flaws
-    assert rate.larger and "the rate of own is the largest tried" in rate.words
-    assert not tokens.larger and tokens.words == "own had 4.0 times the tokens"
+    assert rate.larger and rate.words == "the rate of own is the largest tried: try larger ones"
+    assert not tokens.larger and tokens.words == "own had 4.0 times the tokens: give both as much"
     assert [flaw.larger for flaw in e.gain("x", "base", "own").flaws] == [False, True]
 
 

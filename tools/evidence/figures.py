@@ -51,8 +51,9 @@ MEASURES = {
     "mantel": Measure("Mantel r", math.nan, ""),
     "r": Measure("r", math.nan, "", 2),
 }
-MODERATE = 0.5
-"""The correlation over partners that a study should be able to see: a quarter of the variance."""
+MODERATE, WEAK = 0.5, 0.1
+"""Correlations that a study should be able to see, over partners and over pairs of languages: a
+quarter and a hundredth of the variance."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,16 @@ def seeds(values: Sequence[float], kind: str, detail: str = "") -> Figure:
 def moderate(n: int) -> str:
     """What it would take to see a moderate correlation over points, of which there are ``n``."""
     return f"{points_for(MODERATE)} partners for r = {MODERATE:g}; here {n}"
+
+
+def more_languages(seen: float, pairs: int) -> str:
+    """How many languages would see a weak correlation, where those of ``pairs`` see ``seen``.
+
+    The deviation of permuted correlations falls with the root of the number of pairs.
+    """
+    have = round((1 + math.sqrt(1 + 8 * pairs)) / 2)
+    need = max(have + 1, math.ceil(have * seen / WEAK))
+    return f"about {need} languages for r = {WEAK:g}; here {have}"
 
 
 def signed(value: float, digits: int = 3) -> str:

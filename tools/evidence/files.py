@@ -19,7 +19,7 @@ from gradvac.experiment.recipe.variants import row_of
 from gradvac.geometry.statistics import correlation
 from gradvac.translation.significance import majority
 
-from .figures import Absent, Figure, Flaw, moderate, seeds
+from .figures import Absent, Figure, Flaw, moderate, more_languages, seeds
 from .statistics import LEVEL, POWER, detectable_correlation
 
 PERMUTATIONS = 99_999
@@ -86,8 +86,10 @@ class Evidence:
         found = []
         choices, costs = self.choices(name), self.read(name)["costs"]
         for row, other, larger in ((a, b, True), (b, a, False)):
-            if row in choices and choices[row].border:
-                found.append(Flaw(larger, f"the rate of {row} is the {choices[row].border} tried"))
+            if row in choices and (border := choices[row].border):
+                further = border.replace("st", "r")
+                words = f"the rate of {row} is the {border} tried: try {further} ones"
+                found.append(Flaw(larger, words))
             times: dict[str, list[str]] = {}
             for kind in ("tokens", "parameters"):
                 if costs[row].get(kind, 0) > MORE * costs[other].get(kind, math.inf):
@@ -95,7 +97,7 @@ class Evidence:
                     times.setdefault(ratio, []).append(kind)
             more = [f"{ratio} times the {' and '.join(kinds)}" for ratio, kinds in times.items()]
             if more:
-                found.append(Flaw(not larger, f"{row} had {' and '.join(more)}"))
+                found.append(Flaw(not larger, f"{row} had {' and '.join(more)}: give both as much"))
         return tuple(found)
 
     def _gains(self, name: str, a: str, b: str, column: str, metric: str) -> list[float]:
@@ -141,34 +143,34 @@ class Evidence:
             "mantel",
             p=majority(p),
             test="Mantel",
-            seen=_mantel_power(r, p),
-            takes="more languages, not seeds",
+            seen=(seen := _mantel_power(r, p)),
+            takes=more_languages(seen, known[0]["n"]),
         )
 
-    def partner_means(self, part: str) -> tuple[list[str], dict[str, np.ndarray]]:
+    def partner_means(
+        self, part: str, name: str = "partners"
+    ) -> tuple[list[str], dict[str, np.ndarray]]:
         """Partner languages, and over their seeds the mean cosine and the scores of en-fr."""
-        runs = self.read("partners")["runs"]
-        names = sorted({run["partner"] for run in runs})
+        runs = self.read(name)["runs"]
+        partners = sorted({run["partner"] for run in runs})
         of: dict[str, Callable[[dict[str, Any]], float]] = {
             "cosine": lambda run: run["similarity"][part],
             "bleu": lambda run: run["scores"]["bleu"],
             "nll": lambda run: run["scores"]["nll"],
             "tokens": lambda run: run["tokens"],
         }
-        return names, {
-            key: np.array(
-                [statistics.fmean(read(r) for r in runs if r["partner"] == name) for name in names]
-            )
-            for key, read in of.items()
+        mean = lambda read, code: statistics.fmean(read(r) for r in runs if r["partner"] == code)
+        return partners, {
+            key: np.array([mean(read, code) for code in partners]) for key, read in of.items()
         }
 
-    def partners(self, part: str, same_tokens: bool = False) -> Figure:
+    def partners(self, part: str, same_tokens: bool = False, name: str = "partners") -> Figure:
         """Over partner languages: similarity of gradients against the BLEU of en-fr, and its NLL.
 
         ``same_tokens`` correlates what a straight line through en-fr's tokens leaves of each. The
         p-values are of permuted partners, two-sided.
         """
-        names, means = self.partner_means(part)
+        names, means = self.partner_means(part, name)
         if same_tokens:
             means = {key: _beyond(values, means["tokens"]) for key, values in means.items()}
 
@@ -239,13 +241,13 @@ class Evidence:
             found.setdefault(row_of(run["variant"]), []).append(run)
         return found
 
-    def front(self, row: str) -> Figure:
+    def front(self, row: str, name: str = "imbalance") -> Figure:
         """How far outside the swept front of NLL a row lies.
 
         Beyond an end of the front, better than all of it on one side and worse on the other, the
         distance is to the last point that was swept: further ones might be nearer.
         """
-        tree = self.read("imbalance")
+        tree = self.read(name)
         for found in (f for f in tree.get("fronts", []) if f["metric"] == "nll"):
             own = [p for p in found["rows"] if p["row"] == row]
             if not own or own[0]["distance"]["half_width"] is None:
@@ -258,12 +260,12 @@ class Evidence:
                 (all(x < s[k] for s in swept), all(x > s[k] for s in swept))
                 for k, x in enumerate(place["mean"])
             }
-            flaws = self.flaws("imbalance", row, tree["baseline"])
+            flaws = self.flaws(name, row, tree["baseline"])
             if sides == {(True, False), (False, True)}:
-                flaws += (Flaw(False, f"{row} lies beyond the last point of the sweep"),)
+                flaws += (Flaw(False, f"{row} lies beyond the last point of the sweep: go on"),)
             error = half / float(student_t.ppf(1 - LEVEL / 2, n - 1))
             return Figure(value, n, "front", error, test="jackknife t", flaws=flaws)
-        raise Absent(f"imbalance: front, {row}")
+        raise Absent(f"{name}: front, {row}")
 
 
 def _mantel_power(r: Sequence[float], p: Sequence[float]) -> float:

@@ -64,15 +64,17 @@ def steps(e: Evidence) -> tuple[Figure, str]:
     return line_panels(panels), "Similarity of gradients from the first checkpoint to the last"
 
 
-def partners(e: Evidence) -> tuple[Figure, str]:
-    """Figure 2b: similarity with the partner against NLL of en-fr, means over seeds."""
-    names, means = e.partner_means("whole_model")
-    labels = ("cosine of en-fr and its partner", "NLL of en-fr (lower is better)")
-    figure = scatter(names, means["cosine"].tolist(), means["nll"].tolist(), *labels)
-    return (
-        figure,
-        "NLL of en-fr beside partners whose gradients are more or less similar to its own",
-    )
+def partners(score: str, words: str) -> Callable[[Evidence], tuple[Figure, str]]:
+    """Figure 2b: similarity with the partner against a score of en-fr, means over seeds."""
+
+    def draw(e: Evidence) -> tuple[Figure, str]:
+        names, means = e.partner_means("whole_model")
+        labels = ("cosine of en-fr and its partner", f"{words} of en-fr")
+        figure = scatter(names, means["cosine"].tolist(), means[score].tolist(), *labels)
+        beside = "beside partners whose gradients are more or less similar to its own"
+        return figure, f"{words} of en-fr {beside}"
+
+    return draw
 
 
 def differences(
@@ -204,7 +206,8 @@ PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
     "geometry": heat_maps,
     "layers": layers,
     "steps": steps,
-    "partners": partners,
+    "partners": partners("nll", "NLL"),
+    "partners-bleu": partners("bleu", "BLEU"),
     "table1-to-en": differences("table1-to-en", "multilingual", "Table 1 into English"),
     "table1-from-en": differences("table1-from-en", "multilingual", "Table 1 out of English"),
     "edits": edits,

@@ -104,10 +104,11 @@ def borders(e: Evidence) -> str:
         name = file.name.removesuffix(f"-rates-{e.size}.json")
         found += [(f"{row} of {name}", choice) for row, choice in e.choices(name).items()]
     one = sum(choice.seeds == 1 for _, choice in found)
+    many = "all" if one == len(found) else str(one)
     ends = [row for row, choice in found if choice.border]
     return (
-        f"Of {len(found)} learning rates that were searched for, {one} were chosen on one seed and "
-        f"{len(ends)} lie at the border of their grid ({', '.join(ends)})"
+        f"Of {len(found)} learning rates that were searched for, {many} were chosen on one seed "
+        f"and {len(ends)} lie at the border of their grid ({', '.join(ends)})"
     )
 
 
