@@ -11,7 +11,7 @@ import pytest
 
 from gradvac.experiment.recipe.load import load_recipe
 from gradvac.experiment.recipe.variants import row_of
-from tools.evidence.__main__ import CITING, cited
+from tools.evidence.__main__ import CITING, TEMPLATES, cited
 from tools.evidence.claims import claims
 from tools.evidence.cost import empty_corpus
 from tools.evidence.figures import Absent, seeds
@@ -216,10 +216,12 @@ def test_a_figure_within_a_sentence(tmp_path):
     assert fresh(renewed, e, []) == renewed and marks(line) == 2
 
 
-def test_the_page_is_what_the_files_say(tmp_path):
-    template = (ROOT / "tools" / "evidence" / "page.md").read_text(encoding="utf-8")
-    text = page(template, Evidence(ROOT / "evidence", "small"), tmp_path, "images")
-    assert text == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8"), "run make evidence"
+@pytest.mark.parametrize("template", TEMPLATES, ids=[file.stem for file in TEMPLATES])
+def test_the_page_is_what_the_files_say(template, tmp_path):
+    words = template.read_text(encoding="utf-8")
+    text = page(words, Evidence(ROOT / "evidence", "small"), tmp_path, "images")
+    there = (ROOT / "docs" / template.name).read_text(encoding="utf-8")
+    assert text == there, "run make evidence"
     for picture in tmp_path.glob("*.png"):
         assert (ROOT / "docs" / "images" / picture.name).exists()
 

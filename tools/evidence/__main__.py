@@ -1,12 +1,12 @@
-"""Write docs/evidence.md and its pictures from the files in evidence/, and from nothing else.
+"""Write docs/evidence.md, docs/laboratory.md and their pictures from the files in evidence/ alone.
 
-    python -m tools.evidence [--size small] [--evidence evidence] [--out docs/evidence.md]
+    python -m tools.evidence [--size small] [--evidence evidence] [--out docs]
 
 No figure on the page is typed: claims are those of claims.py, their figures those of files.py,
 their verdicts those of verdicts.py, pictures those of pictures.py, tables those of `gradvac
-compare`. The words around them are in page.md. Other pages that cite the evidence have their
-figures renewed where they stand, by numbers.py. `python -m tools.evidence.collect` makes files of
-run folders.
+compare`. The words around them are in evidence.md and laboratory.md beside this file. Other pages
+that cite the evidence have their figures renewed where they stand, by numbers.py.
+`python -m tools.evidence.collect` makes files of run folders.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .numbers import fresh
 from .page import judged, page, summary
 
 ROOT = Path(__file__).parents[2]
+TEMPLATES = sorted(Path(__file__).parent.glob("*.md"))
 CITING = ("README.md", "docs/which-method.md", "docs/table1.md", "docs/tagging.md")
 """Pages written by hand that cite evidence/ at size small."""
 
@@ -38,14 +39,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", default="small")
     parser.add_argument("--evidence", type=Path, default=Path("evidence"))
-    parser.add_argument("--out", type=Path, default=Path("docs/evidence.md"))
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="folder of the pages")
     args = parser.parse_args()
-    pictures = args.out.parent / "images"
+    pictures = args.out / "images"
     pictures.mkdir(parents=True, exist_ok=True)
-    template = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
-    text = page(template, Evidence(args.evidence, args.size), pictures, "images")
-    args.out.write_text(text, encoding="utf-8")
-    print(args.out)
+    for template in TEMPLATES:
+        text = page(
+            template.read_text("utf-8"), Evidence(args.evidence, args.size), pictures, "images"
+        )
+        (args.out / template.name).write_text(text, encoding="utf-8")
+        print(args.out / template.name)
     if args.size == "small":
         for file, text in cited(Evidence(ROOT / "evidence", args.size)).items():
             file.write_text(text, encoding="utf-8")

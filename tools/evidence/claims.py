@@ -5,30 +5,15 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from .claim import Claim
 from .figures import Figure
 from .files import Evidence
+from .laboratory import laboratory
 
 GRADVAC, CATS = "GradVac", "CATS"
 _HALVES = ("encoder", "decoder")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence of a paper: the study it belongs to, where it stands, what decides it.
-
-    ``again`` marks another test of the claim above it, which is not counted; ``of`` is what alone
-    the result is about, where that is less than what the sentence says.
-    """
-
-    study: str
-    text: str
-    source: str
-    figure: Callable[[], Figure]
-    again: bool = False
-    of: str = ""
 
 
 RECONSTRUCTION = "this reconstruction"
@@ -42,6 +27,7 @@ def claims(e: Evidence) -> Iterator[Claim]:
     yield from _imbalance(e)
     yield from _mechanism(e)
     yield from _tagging(e)
+    yield from laboratory(e)
 
 
 def _geometry(e: Evidence) -> Iterator[Claim]:

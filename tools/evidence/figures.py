@@ -48,6 +48,8 @@ MEASURES = {
     "cosine": Measure("cosine", 0.05, "a twentieth of the way from orthogonal to equal"),
     "share": Measure("share of pairs", 0.05, "one pair in twenty"),
     "curvature": Measure("log top eigenvalue lower by", 0.1, "a tenth of the eigenvalue"),
+    "curve": Measure("log NLL lower by", 0.1, "a tenth of NLL"),
+    "exact": Measure("exact", 1.0, "one translation in a hundred", 1),
     "mantel": Measure("Mantel r", math.nan, ""),
     "r": Measure("r", math.nan, "", 2),
 }

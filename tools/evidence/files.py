@@ -51,6 +51,10 @@ class Evidence:
             raise Absent(file.name)
         return _json(file)
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        return (self.folder / f"{name}-{self.size}.json").exists()
+
     def runs(self, name: str, variant: str) -> list[dict[str, Any]]:
         """Collected runs of a variant, by seed."""
         found = [run for run in self.read(name)["runs"] if run["variant"] == variant]

@@ -33,8 +33,9 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
 
     A directive is a line ``{{summary}}``, ``{{uncorrected}}``, ``{{bounds}}``, ``{{power}}``,
     ``{{claims: STUDY ...}}``, ``{{picture: NAME}}``, ``{{table: NAME}}``, ``{{rates: NAME}}``,
-    ``{{choices: NAME}}`` or ``{{cost: SIZE}}``; within a line, ``{{borders}}`` or one of
-    numbers.py. Pictures are written into ``pictures``, and linked below ``relative``.
+    ``{{choices: NAME}}``, ``{{curves: NAME}}``, ``{{pilot: NAME}}`` or ``{{cost: SIZE}}``;
+    within a line, ``{{borders}}`` or one of numbers.py. Pictures are written into ``pictures``, and
+    linked below ``relative``.
     """
     found = judged(e)
 
@@ -59,6 +60,10 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
                 return tables.rates(e, names[0])
             case "choices":
                 return tables.choices(e, names[0])
+            case "curves":
+                return tables.curves(e, names[0])
+            case "pilot":
+                return tables.pilot(e, names[0])
             case _:
                 return tables.cost(names[0])
 
@@ -78,7 +83,7 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
     return re.sub(r"\{\{(.+?)\}\}", within, text)
 
 
-_LINES = "summary|uncorrected|bounds|power|claims|picture|table|rates|choices|cost"
+_LINES = "summary|uncorrected|bounds|power|claims|picture|table|rates|choices|curves|pilot|cost"
 
 
 def _figure(claim: Claim) -> Finding | Absent:
@@ -118,6 +123,8 @@ def one_by_one(found: Judged) -> str:
 
 
 def _claims(own: Judged) -> str:
+    if not own:
+        return "Not run yet."
     heads = ["claim", "source", "here", "n, test", "p (Holm)", "seen", "at most", "verdict"]
     lines = [bars(heads), "|---" * 5 + "|---:|---:|---|"]
     return "\n".join([*lines, *(bars(_row(*each)) for each in own)])

@@ -12,6 +12,7 @@ from gradvac.geometry.heatmaps import Matrix, heatmaps
 from gradvac.geometry.panels import Panel, line_panels, scatter
 from gradvac.geometry.plots import INK, MUTED, RULE, Line, axes, colour, legend, styled
 
+from . import curves
 from .figures import MEASURES, Absent
 from .files import Evidence
 
@@ -125,6 +126,55 @@ def differences(
     return draw
 
 
+def curve_gains(name: str, words: str) -> Callable[[Evidence], tuple[Figure, str]]:
+    """The laboratory's endpoint: every row beside joint training, 95 % intervals over seeds."""
+
+    def draw(e: Evidence) -> tuple[Figure, str]:
+        own = [row for row in curves.rows(e, name) if row != "joint"]
+        with styled():
+            figure, ax = axes(5.2, 0.9 + 0.34 * len(own))
+            handles = []
+            for n, level in enumerate(("avg", "high", "low")):
+                found = [curves.gain(e, name, row, "joint", level) for row in own]
+                handles.append(
+                    ax.errorbar(
+                        [f.value for f in found],
+                        np.arange(len(own)) + 0.2 * (n - 1),
+                        xerr=[f.half for f in found],
+                        fmt="osD"[n],
+                        color=colour(n),
+                        markersize=4,
+                        linewidth=1.2,
+                    )
+                )
+            bound = MEASURES["curve"].bound
+            ax.axvspan(-bound, bound, color=RULE, alpha=0.6, linewidth=0)
+            ax.axvline(0, color=MUTED, linewidth=0.8)
+            ax.set_yticks(range(len(own)), own, fontsize=8, color=INK)
+            ax.set_ylim(len(own) - 0.4, -0.6)
+            ax.set_xlabel("log NLL below joint training, mean of checkpoints (right is better)")
+            ax.grid(axis="x", color=RULE, linewidth=0.6)
+            ax.set_axisbelow(True)
+            legend(ax, handles, ["all", "high", "low"])
+        return figure, f"{words}: the interval of each difference alone; grey: below the bound"
+
+    return draw
+
+
+def learning(e: Evidence) -> tuple[Figure, str]:
+    """NLL by step of the laboratory's main rows, means over seeds."""
+    name = "lab-table1-from-en"
+    panels = []
+    for level in ("high", "low"):
+        lines = []
+        for n, row in enumerate(("joint", "pcgrad-all-layer", "gradvac-all-layer")):
+            runs = e.runs(name, row)
+            of_runs = np.mean([run["nll"][level] for run in runs], 0)
+            lines.append(Line(row, runs[0]["steps"], of_runs.tolist(), n))
+        panels.append(Panel(lines, "NLL", level))
+    return line_panels(panels), "NLL of validation text by step, means over seeds"
+
+
 def front(e: Evidence) -> tuple[Figure, str]:
     """High- against low-resource NLL, the swept front and the methods."""
     fronts = [f for f in e.read("imbalance").get("fronts", []) if f["metric"] == "nll"]
@@ -225,6 +275,8 @@ PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
         "High- and low-resource directions, each row less T=1 of its own setting",
         {f"{row}{s}": f"t1{s}" for s in SETTINGS for row in ("t5", "cats")},
     ),
+    "lab-table1-from-en": curve_gains("lab-table1-from-en", "Table 1 in number words"),
+    "lab-curves": learning,
     "table3-ner": differences("table3-ner", "joint", "Named entities"),
     "table9-pos": differences("table9-pos", "joint", "Parts of speech"),
 }

@@ -10,7 +10,9 @@ from typing import Any
 
 from gradvac.experiment.compare.comparison_view import DIGITS, NAMES
 from gradvac.experiment.compare.results import Metric
+from gradvac.geometry.statistics import half_width
 
+from . import curves as seen
 from .cost import empty_corpus
 from .cost import table as cost_table
 from .figures import MEASURES, Absent, Figure, Measure
@@ -95,6 +97,46 @@ def choices(e: Evidence, name: str) -> str:
     if missing := sorted(rows - set(found)):
         said.append(f"not searched: {', '.join(missing)}")
     return "; ".join(said) + "."
+
+
+def curves(e: Evidence, name: str) -> str:
+    """What each row of the laboratory reached, means over seeds with 95 % intervals."""
+    levels = ("high", "low")
+    heads = ["", "endpoint", *(f"last NLL {x}" for x in levels), *(f"exact {x}, %" for x in levels)]
+    lines = [bars([*heads, "seeds", "CPU s a run"]), "|---" + "|---:" * 7 + "|"]
+    for row in seen.rows(e, name):
+        by_level = [list(seen.reached(e, name, row, level).values()) for level in levels]
+        every = list(seen.reached(e, name, row).values())
+        cells = [_mean([s.endpoint for s in every], 3)]
+        cells += [_mean([s.last for s in own], 3) for own in by_level]
+        cells += [_mean([s.exact for s in own], 1) for own in by_level]
+        seconds = statistics.fmean(s.seconds for s in every)
+        lines.append(bars([row, *cells, str(len(every)), f"{seconds:.0f}"]))
+    hours = (
+        f"{seen.hours(e, name):.1f} CPU hours of training; a row of several models has their sum."
+    )
+    return "\n".join([*lines, "", hours])
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    if len(values) < 3:
+        return mean
+    half = half_width(values)
+    return f"{mean} ±{half:.{digits}f}"
+
+
+def pilot(e: Evidence, name: str) -> str:
+    """How much methods differ by seed in a pilot, and what so many seeds will see."""
+    bound = MEASURES["curve"].bound
+    heads = ["", "deviation", "pairs", "seen with 10 seeds", "with 20", f"seeds for {bound:g}"]
+    lines = [bars(heads), "|---" + "|---:" * 5 + "|"]
+    for row in seen.rows(e, name)[1:]:
+        deviation, pairs = seen.pilot(e, name, row)
+        with_n = [f"{detectable(deviation, n):.2f}" for n in (10, 20)]
+        need = str(seeds_for(deviation, bound))
+        lines.append(bars([row, f"{deviation:.3f}", str(pairs), *with_n, need]))
+    return "\n".join(lines)
 
 
 def borders(e: Evidence) -> str:

@@ -1,0 +1,131 @@
+"""The laboratory's endpoint, from curves whose numbers are written here."""
+
+import json
+import math
+import statistics
+
+import pytest
+
+from tools.evidence import tables
+from tools.evidence.curves import gain, hours, pilot, reached, rows
+from tools.evidence.figures import Absent
+from tools.evidence.files import Evidence
+from tools.evidence.laboratory import laboratory
+from tools.evidence.page import page
+from tools.evidence.pictures import curve_gains
+
+HIGH, LOW = "en-de", "en-nl"
+
+
+def run(variant, seed, high, low, exact=(0.5, 0.25), tokens=100, rate=0.01):
+    """A run of two checkpoints in each direction that is given."""
+    nll = {name: own for name, own in ((HIGH, high), (LOW, low)) if own}
+    levels = {name: level for name, level in ((HIGH, "high"), (LOW, "low")) if name in nll}
+    share = dict(zip((HIGH, LOW), exact, strict=True))
+    return {
+        "variant": variant,
+        "seed": seed,
+        "learning_rate": rate,
+        "steps": [10, 20],
+        "nll": nll,
+        "levels": levels,
+        "exact": {name: share[name] for name in nll},
+        "tokens": tokens,
+        "cpu_seconds": 1800.0,
+        "best": min(map(min, nll.values())),
+    }
+
+
+RUNS = [
+    run("joint", 1, [2.0, 1.0], [4.0, 3.0]),
+    run("joint", 2, [2.2, 1.1], [4.2, 3.3]),
+    run("own", 1, [1.0, 0.5], [2.0, 1.5], exact=(1.0, 0.5)),
+    run("own", 2, [2.2, 1.1], [4.2, 3.3]),
+    run("two/en-de", 1, [1.0, 0.5], None, tokens=500),
+    run("two/en-nl", 1, None, [2.0, 1.5], tokens=500),
+    run("two/en-de", 2, [1.0, 0.4], None, tokens=500),
+    run("two/en-nl", 2, None, [2.0, 1.0], tokens=500),
+    run("two/en-de", 3, [1.0, 0.5], None, tokens=500),  # its other model is not there yet
+]
+
+
+@pytest.fixture
+def e(tmp_path):
+    for name in ("lab-x", "lab-table1-from-en", "lab-x-rates"):
+        file = tmp_path / f"{name}-small.json"
+        file.write_text(json.dumps({"study": "curves", "runs": RUNS}), encoding="utf-8")
+    return Evidence(tmp_path, "small")
+
+
+def test_the_endpoint_is_the_mean_logarithm_of_the_mean_over_directions(e):
+    found = reached(e, "lab-x", "joint")
+    assert found[1].endpoint == pytest.approx((math.log(3.0) + math.log(2.0)) / 2)
+    assert found[1].last == 2.0 and found[1].exact == 37.5
+    assert reached(e, "lab-x", "joint", "low")[2].endpoint == pytest.approx(
+        (math.log(4.2) + math.log(3.3)) / 2
+    )
+    with pytest.raises(Absent):
+        reached(e, "lab-x", "joint", "medium")
+
+
+def test_a_row_of_several_models_has_the_seeds_that_all_of_them_have(e):
+    found = reached(e, "lab-x", "two")
+    assert set(found) == {1, 2} and found[1].tokens == 1000
+    assert found[1].endpoint == pytest.approx((math.log(1.5) + math.log(1.0)) / 2)
+    assert rows(e, "lab-x") == ["joint", "own", "two"]
+    assert hours(e, "lab-x") == pytest.approx(0.5 * len(RUNS))
+
+
+def test_a_gain_is_paired_by_seed_with_exact_matches_beside_it(e):
+    figure = gain(e, "lab-x", "own", "joint")
+    gains = [math.log(2.0), 0.0]  # half of both curves; the same curves
+    assert figure.value == pytest.approx(statistics.fmean(gains)) and figure.n == 2
+    assert figure.error == pytest.approx(statistics.stdev(gains) / math.sqrt(2))
+    assert figure.beside.value == pytest.approx(37.5 / 2) and not figure.flaws
+    assert gain(e, "lab-x", "joint", "own").value == pytest.approx(-figure.value)
+
+
+def test_more_tokens_are_a_flaw(e):
+    (flaw,) = gain(e, "lab-x", "two", "joint").flaws
+    assert flaw.words == "two had 10.0 times the tokens" and not flaw.larger
+    (flaw,) = gain(e, "lab-x", "joint", "two").flaws
+    assert flaw.larger
+
+
+def test_a_pilot_pairs_runs_of_one_seed_and_rate(tmp_path):
+    runs = [
+        run(variant, seed, [a * scale, a], None, rate=rate)
+        for seed, rate, a in ((1, 0.1, 1.0), (1, 0.2, 2.0), (2, 0.1, 3.0))
+        for variant, scale in (("joint", 1.0), ("own", math.exp(2 * seed * rate)))
+    ]
+    file = tmp_path / "lab-pilot-small.json"
+    file.write_text(json.dumps({"runs": runs}), encoding="utf-8")
+    e = Evidence(tmp_path, "small")
+    deviation, pairs = pilot(e, "lab-pilot", "own")
+    assert pairs == 3 and deviation == pytest.approx(statistics.stdev([0.1, 0.2, 0.2]))
+    assert f"| own | {deviation:.3f} | 3 |" in tables.pilot(e, "lab-pilot")
+    with pytest.raises(Absent):
+        pilot(e, "lab-pilot", "none")
+
+
+def test_the_table_has_means_by_level_and_the_price(e):
+    joint = tables.curves(e, "lab-x").splitlines()[2]
+    assert joint.startswith("| joint | 0.9") and joint.endswith(
+        "| 1.050 | 3.150 | 50.0 | 25.0 | 2 | 1800 |"
+    )
+    assert "4.5 CPU hours" in tables.curves(e, "lab-x")
+
+
+def test_claims_are_those_of_studies_that_have_run_and_absent_rows_are_not_run(e, tmp_path):
+    found = list(laboratory(e))
+    assert {claim.study for claim in found} == {"lab-table1-from-en"}
+    text = page("{{claims: lab-table1-from-en}}\n{{claims: lab-choices}}", e, tmp_path, ".")
+    assert "GradVac beats joint (out of English)" in text and "**not run**" in text
+    assert text.endswith("Not run yet.")
+
+
+def test_the_picture_has_a_row_for_each_but_the_baseline(e):
+    figure, words = curve_gains("lab-x", "Table 1")(e)
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["own", "two"]
+    assert words.startswith("Table 1: ")

@@ -1,0 +1,90 @@
+"""What the laboratory's runs decide: claims of the papers, on number words.
+
+Its studies are those of recipes/lab, and their names begin with "lab-".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .claim import Claim
+from .curves import gain
+from .files import Evidence
+
+_TABLE1 = (
+    ("Bilingual beats joint for high-resource directions", "bilingual", "joint", "high"),
+    ("... with as much text of each direction", "bilingual-tokens", "joint", "high"),
+    ("Joint beats bilingual for low-resource directions", "joint", "bilingual", "low"),
+    ("... with as much text of each direction", "joint", "bilingual-tokens", "low"),
+    ("PCGrad beats joint", "pcgrad", "joint", "avg"),
+    ("PCGrad by layer beats joint", "pcgrad-all-layer", "joint", "avg"),
+    ("PCGrad by layer beats PCGrad", "pcgrad-all-layer", "pcgrad", "avg"),
+    ("GradVac beats joint", "gradvac-all-layer", "joint", "avg"),
+    ("... for low-resource directions", "gradvac-all-layer", "joint", "low"),
+    ("GradVac beats PCGrad by layer", "gradvac-all-layer", "pcgrad-all-layer", "avg"),
+    ("GradVac with a fixed target beats PCGrad", "gradvac-fixed", "pcgrad", "avg"),
+    ("Adaptive targets beat a fixed one", "gradvac-all-layer", "gradvac-fixed", "avg"),
+    ("GradNorm is below joint", "joint", "gradnorm", "avg"),
+    ("MGDA is below joint", "joint", "mgda", "avg"),
+)
+_CHOICES = (
+    ("Editing low-resource tasks beats editing high-resource ones", "hrl-only", 6),
+    ("... beats editing all", "all-task", 6),
+    ("By layer beats the whole model", "gradvac-whole-model", 7),
+    ("... beats encoder and decoder", "enc-dec", 7),
+    ("... beats each matrix", "all-matrix", 7),
+    ("beta 1e-2 beats 1e-1", "beta-1e-1", 8),
+    ("beta 1e-2 beats 1e-3", "beta-1e-3", 8),
+)
+_SAMPLING = (
+    ("T=5 beats T=1 for low-resource directions", "t5", "t1", "low"),
+    ("T=1 beats T=5 for high-resource directions", "t1", "t5", "high"),
+    ("GradVac beats T=5 (high)", "gradvac", "t5", "high"),
+    ("GradVac beats T=5 (low)", "gradvac", "t5", "low"),
+)
+
+
+def laboratory(e: Evidence) -> Iterator[Claim]:
+    """The claims of the studies with number words whose runs are there."""
+    for claim in _planned(e):
+        if e.has(claim.study):
+            yield claim
+
+
+def _planned(e: Evidence) -> Iterator[Claim]:
+    for name, words in (
+        ("lab-table1-from-en", "out of English"),
+        ("lab-table1-to-en", "into English"),
+    ):
+        for text, a, b, column in _TABLE1:
+            yield Claim(
+                name,
+                f"{text} ({words})",
+                "GradVac table 1",
+                lambda name=name, a=a, b=b, column=column: gain(e, name, a, b, column),
+                again=text.startswith("..."),
+            )
+    for text, other, table in _CHOICES:
+        yield Claim(
+            "lab-choices",
+            text,
+            f"GradVac table {table}",
+            lambda other=other: gain(e, "lab-choices", "gradvac-all-layer", other),
+        )
+    for text, a, b, column in _SAMPLING:
+        yield Claim(
+            "lab-sampling",
+            text,
+            "GradVac table 2",
+            lambda a=a, b=b, column=column: gain(e, "lab-sampling", a, b, column),
+        )
+    for width in (16, 64):
+        for text, own in (("PCGrad by layer", "pcgrad"), ("GradVac", "gradvac")):
+            yield Claim(
+                "lab-capacity",
+                f"{text} beats joint (width {width})",
+                "asked here",
+                lambda own=own, width=width: gain(
+                    e, "lab-capacity", f"{own}-{width}", f"joint-{width}"
+                ),
+            )
