@@ -37,10 +37,10 @@ _CHOICES = (
     ("beta 1e-2 beats 1e-3", "beta-1e-3", 8),
 )
 _SAMPLING = (
-    ("T=5 beats T=1 for low-resource directions", "t5", "t1", "low"),
-    ("T=1 beats T=5 for high-resource directions", "t1", "t5", "high"),
-    ("GradVac beats T=5 (high)", "gradvac", "t5", "high"),
-    ("GradVac beats T=5 (low)", "gradvac", "t5", "low"),
+    ("T=5 beats T=1 for low-resource directions", "joint", "t1", "low"),
+    ("T=1 beats T=5 for high-resource directions", "t1", "joint", "high"),
+    ("GradVac beats T=5 (high)", "gradvac-all-layer", "joint", "high"),
+    ("GradVac beats T=5 (low)", "gradvac-all-layer", "joint", "low"),
 )
 
 
