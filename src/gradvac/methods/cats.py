@@ -86,7 +86,8 @@ class CATS(SharedWeights):
             (1 - N floor) softmax(a), on the simplex by construction. "lagrangian": free alpha in
             [floor, 1] whose sum, between 1/2 and 2, lambda_s pulls to 1.
         cross_terms: curvature of the combined gradient instead of the stacked ones; the default
-            is True, and False with ``units="share"``.
+            is True, and False with ``units="share"``. A step then reads N^2 numbers: False suits
+            thousands of tasks.
         loss_term: "raw" losses, their "ratio" to the first loss of each task, or "none". The
             loss term favours tasks with a low loss.
         floor: smallest alpha, in [0, 1), by default 1e-3; a task with a smaller share has a weight
