@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from .claim import Claim
 from .figures import Figure
 from .files import Evidence
-from .laboratory import laboratory
+from .laboratory import CHOICES, laboratory
+from .mechanism import mechanism
+from .similarity import activity, partners, similarity
 
 GRADVAC, CATS = "GradVac", "CATS"
-_HALVES = ("encoder", "decoder")
 
 
 RECONSTRUCTION = "this reconstruction"
@@ -25,7 +26,7 @@ def claims(e: Evidence) -> Iterator[Claim]:
     yield from _table1(e)
     yield from _own_choices(e)
     yield from _imbalance(e)
-    yield from _mechanism(e)
+    yield from mechanism(e, "cats", partial(e.gain, "cats"), "curvature", of=RECONSTRUCTION)
     yield from _tagging(e)
     yield from laboratory(e)
 
@@ -59,40 +60,6 @@ def _geometry(e: Evidence) -> Iterator[Claim]:
                 lambda where=where, q=question: e.mantel(*where, q, "geometry-in-domain"),
                 again=True,
             )
-    part = lambda side, name: lambda run: run["sides"][side]["parts"][name]
-    side = lambda s: part(s, "whole_model")
-    yield add(
-        "Out of English gradients agree less than into English, in one model",
-        "2.2, fig. 2a",
-        lambda: e.per_seed(
-            "geometry", "both", None, lambda r: side("any-en")(r) - side("en-any")(r), "cosine"
-        ),
-    )
-    gap = lambda s: lambda run: part(s, "decoder")(run) - part(s, "encoder")(run)
-
-    def rise(s: str) -> Callable[[dict[str, Any]], float]:
-        def of(run: dict[str, Any]) -> float:
-            layers = run["sides"][s]["layers"]
-            encoder, decoder = ([n for n in layers if n.startswith(half)] for half in _HALVES)
-            return layers[decoder[-1]] - layers[encoder[0]]
-
-        return of
-
-    for s, words, more, sign in (("any-en", "Into", "more", 1), ("en-any", "Out of", "less", -1)):
-        signed = lambda of, s=s, sign=sign: e.per_seed(
-            "geometry", s, None, lambda run: sign * of(s)(run), "cosine"
-        )
-        yield add(
-            f"{words} English they agree {more} in the decoder than in the encoder",
-            "2.2, fig. 4a",
-            lambda signed=signed: signed(gap),
-        )
-        yield add(
-            f"... {more} in the top layer than in the bottom one ({words.lower()} English)",
-            "2.2, fig. 4b",
-            lambda signed=signed: signed(rise),
-            again=True,
-        )
 
     def closer(run: dict[str, Any]) -> float:
         found = [
@@ -108,31 +75,8 @@ def _geometry(e: Evidence) -> Iterator[Claim]:
         "2.2, fig. 4c",
         lambda: e.per_seed("geometry", "en-any", None, closer, "cosine"),
     )
-    yield add(
-        "Smaller batches: less similar (out of English, decoder)",
-        "App. D, fig. 11",
-        lambda: e.per_seed(
-            "geometry", "en-any", "en-any-small-batch", part("en-any", "decoder"), "cosine"
-        ),
-    )
-    yield add(
-        "Smaller model: less similar (into English)",
-        "App. C.3, fig. 9",
-        lambda: e.per_seed("geometry", "any-en", "any-en-small-model", side("any-en"), "cosine"),
-    )
-    yield Claim(
-        "partners",
-        "en-fr scores better the more its partner's gradients agree with its own",
-        f"{GRADVAC} 2.2, fig. 2b",
-        lambda: e.partners("whole_model"),
-    )
-    yield Claim(
-        "partners",
-        "... given how many tokens of en-fr the batches had",
-        f"{GRADVAC} (ours)",
-        lambda: e.partners("whole_model", same_tokens=True),
-        again=True,
-    )
+    yield from similarity(e, "geometry")
+    yield from partners(e, "partners")
 
 
 def _table1(e: Evidence) -> Iterator[Claim]:
@@ -160,31 +104,12 @@ def _table1(e: Evidence) -> Iterator[Claim]:
         if name == "table1-from-en":
             yield add("GradNorm is below joint", own, "gradnorm")
             yield add("MGDA is below joint", own, "mgda")
-    yield Claim(
-        "edits",
-        "GradVac is active in more pairs than PCGrad would be",
-        f"{GRADVAC} 3.2, fig. 3",
-        lambda: e.per_seed(
-            "edits",
-            "gradvac-all-layer",
-            None,
-            lambda r: statistics.fmean(r["gradvac"]) - statistics.fmean(r["pcgrad"]),
-            "share",
-        ),
-    )
+    yield activity(e, "edits")
 
 
 def _own_choices(e: Evidence) -> Iterator[Claim]:
     best = "gradvac-all-layer"
-    for text, other, table in (
-        ("Editing low-resource tasks beats editing high-resource ones", "hrl-only", 6),
-        ("Editing low-resource tasks beats editing all", "all-task", 6),
-        ("By layer beats the whole model", "gradvac-whole-model", 7),
-        ("By layer beats encoder and decoder", "enc-dec", 7),
-        ("By layer beats each matrix", "all-matrix", 7),
-        ("beta 1e-2 beats 1e-1", "beta-1e-1", 8),
-        ("beta 1e-2 beats 1e-3", "beta-1e-3", 8),
-    ):
+    for text, other, table in CHOICES:
         yield Claim(
             "ablations",
             text,
@@ -230,42 +155,6 @@ def _imbalance(e: Evidence) -> Iterator[Claim]:
             lambda row=row: e.front(row),
             of=RECONSTRUCTION if row == "cats" else "",
         )
-
-
-def _mechanism(e: Evidence) -> Iterator[Claim]:
-    def add(text: str, source: str, figure: Callable[[], Figure]) -> Claim:
-        return Claim("cats", text, f"{CATS} {source}", figure, of=RECONSTRUCTION)
-
-    def late(run: dict[str, Any]) -> float:
-        values = [v["value"] for v in run["eigenvalues"] if v["group"] == "sum"]
-        return statistics.fmean(math.log(v) for v in values)
-
-    agree = lambda run: statistics.fmean(run["high_low_cosine"].values())
-    for other in ("t1", "t5"):
-        yield add(
-            f"CATS lowers the curvature against {other.upper()}",
-            "fig. 5",
-            lambda other=other: e.per_seed("curvature", other, "cats", late, "curvature"),
-        )
-        yield add(
-            f"CATS makes high- and low-resource gradients agree more than {other.upper()}",
-            "fig. 5",
-            lambda other=other: e.per_seed("curvature", "cats", other, agree, "cosine"),
-        )
-    for text, source, suffix in (
-        ("CATS beats {} ({})", "fig. 6", ""),
-        ("CATS with four times the batch beats {} ({})", "fig. 8", "-large-batch"),
-        ("CATS with a wider model beats {} ({})", "fig. 9", "-large-model"),
-    ):
-        for other in ("t1", "t5"):
-            for level in ("low", "high"):
-                yield add(
-                    text.format(other.upper(), level),
-                    source,
-                    lambda other=other, level=level, suffix=suffix: e.gain(
-                        "cats", f"cats{suffix}", f"{other}{suffix}", level
-                    ),
-                )
 
 
 def _tagging(e: Evidence) -> Iterator[Claim]:

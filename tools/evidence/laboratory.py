@@ -6,10 +6,13 @@ Its studies are those of recipes/lab, and their names begin with "lab-".
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 from .claim import Claim
 from .curves import gain
 from .files import Evidence
+from .mechanism import mechanism
+from .similarity import activity, partners, similarity
 
 _TABLE1 = (
     ("Bilingual beats joint for high-resource directions", "bilingual", "joint", "high"),
@@ -27,12 +30,12 @@ _TABLE1 = (
     ("GradNorm is below joint", "joint", "gradnorm", "avg"),
     ("MGDA is below joint", "joint", "mgda", "avg"),
 )
-_CHOICES = (
+CHOICES = (
     ("Editing low-resource tasks beats editing high-resource ones", "hrl-only", 6),
-    ("... beats editing all", "all-task", 6),
+    ("Editing low-resource tasks beats editing all", "all-task", 6),
     ("By layer beats the whole model", "gradvac-whole-model", 7),
-    ("... beats encoder and decoder", "enc-dec", 7),
-    ("... beats each matrix", "all-matrix", 7),
+    ("By layer beats encoder and decoder", "enc-dec", 7),
+    ("By layer beats each matrix", "all-matrix", 7),
     ("beta 1e-2 beats 1e-1", "beta-1e-1", 8),
     ("beta 1e-2 beats 1e-3", "beta-1e-3", 8),
 )
@@ -41,6 +44,19 @@ _SAMPLING = (
     ("T=1 beats T=5 for high-resource directions", "t1", "joint", "high"),
     ("GradVac beats T=5 (high)", "gradvac-all-layer", "joint", "high"),
     ("GradVac beats T=5 (low)", "gradvac-all-layer", "joint", "low"),
+)
+
+_UNITS = (
+    ("CATS with the units of earlier versions beats T=1 (low)", "cats-share", "t1", "low"),
+    ("CATS beats CATS with the units of earlier versions (low)", "cats", "cats-share", "low"),
+    (
+        "A tighter bound matters: rho 0.05 beats rho 0.6 (low)",
+        "cats-rho-0.05",
+        "cats-rho-0.6",
+        "low",
+    ),
+    ("The step size matters: 0.3 beats 0.03 (low)", "cats-rate-0.3", "cats-rate-0.03", "low"),
+    ("Cross terms matter: with them beats without (low)", "cats", "cats-stacked", "low"),
 )
 
 
@@ -64,7 +80,7 @@ def _planned(e: Evidence) -> Iterator[Claim]:
                 lambda name=name, a=a, b=b, column=column: gain(e, name, a, b, column),
                 again=text.startswith("..."),
             )
-    for text, other, table in _CHOICES:
+    for text, other, table in CHOICES:
         yield Claim(
             "lab-choices",
             text,
@@ -88,3 +104,24 @@ def _planned(e: Evidence) -> Iterator[Claim]:
                     e, "lab-capacity", f"{own}-{width}", f"joint-{width}"
                 ),
             )
+    yield activity(e, "lab-edits")
+    yield from mechanism(e, "lab-cats", partial(gain, e, "lab-cats"), "lab-curvature")
+    for text, a, b, column in _UNITS:
+        yield Claim(
+            "lab-cats",
+            text,
+            "asked here",
+            lambda a=a, b=b, column=column: gain(e, "lab-cats", a, b, column),
+        )
+    for words, where in (
+        ("into English, encoder", ("any-en", "any-en", "encoder")),
+        ("out of English, decoder", ("en-any", "en-any", "decoder")),
+    ):
+        yield Claim(
+            "lab-families",
+            f"Gradients cluster by family ({words})",
+            "GradVac 2.2, fig. 1; App. D, fig. 10",
+            lambda where=where: e.mantel(*where, "same family", "lab-families"),
+        )
+    yield from similarity(e, "lab-families")
+    yield from partners(e, "lab-partners")
