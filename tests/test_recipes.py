@@ -92,9 +92,12 @@ def test_every_variant_runs_at_size_smoke(path, store, numbers):
 TAGGING = sorted((ROOT / "tagging").glob("table*.yaml"))
 
 
+@pytest.mark.parametrize("size", ["smoke", "real"])
 @pytest.mark.parametrize("path", TAGGING, ids=[path.stem for path in TAGGING])
-def test_tagging_runs_at_size_smoke_without_the_network(path, tmp_path, monkeypatch):
-    """On a toy text of the recipe's own labels, since the data sets are the user's."""
+def test_tagging_runs_without_the_network(path, size, tmp_path, monkeypatch):
+    """On a toy text of the recipe's own labels, since the data sets are the user's, as a real
+    encoder is.
+    """
 
     def refused(*_: object) -> None:
         raise OSError("a test asked for the network")
@@ -109,6 +112,8 @@ def test_tagging_runs_at_size_smoke_without_the_network(path, tmp_path, monkeypa
     own["train"] = [str(tmp_path / "text")]
     languages = {code: {"format": "two-column", **own} for code in ("de", "fr")}
     changes = ["device=cpu", f"data.languages={json.dumps(languages)}"]
-    recipe = load_recipe(file, changes, size="smoke", variant=next(iter(file.variants)))
+    if size == "real":
+        changes.append("model.encoder=shipped:encoder")
+    recipe = load_recipe(file, changes, size=size, variant=next(iter(file.variants)))
     prepared = prepare(recipe, tmp_path / "run", lambda text: None, tmp_path)
     assert Trainer(TaggingJob(prepared), Display(Console(quiet=True))).train() == 0
