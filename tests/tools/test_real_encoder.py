@@ -1,6 +1,7 @@
 """tools/real_encoder.py on a small file of the package's form, against a literal reading of it."""
 
 import importlib.util
+import json
 import random
 import struct
 import sys
@@ -186,7 +187,7 @@ def test_the_command_makes_an_encoder_that_tagging_trains(package, tmp_path, cap
     recipe = write_recipe(tmp_path, tree)
     tool.main(["--out", str(tmp_path / "made"), "--keep", str(recipe)])
     said = capsys.readouterr().out
-    assert "at least 1.0000" in said and "subwords: as many" in said
+    assert "of at least 1.0000 with the package's own" in said and "Of 4 sentences" in said
     _, tokenizer = opened(tmp_path / "made")
     assert "▁open" in tokenizer.get_vocab() and "j" not in tokenizer.get_vocab()
     tree["model"]["encoder"] = "made"
@@ -205,8 +206,17 @@ def test_text_files_are_kept_line_by_line(package, tmp_path):
 
 def test_the_check_shows_weights_that_are_not_the_package_s(package, made):
     folder = made[0].parent / "full"
+    ours, _ = tool.embedded(folder, [text for row in tool.SAME for text in row])
+    assert tool.check(folder)["package"] == pytest.approx(1)
     package.off = 0.5
-    assert "at least 1.0000" not in tool.check(folder)
+    by_hand = min(sum(float(a) * (float(a) + 0.5) for a in row) for row in ours)
+    assert tool.check(folder)["package"] == pytest.approx(by_hand, abs=1e-4)
+    cosines = [[sum(map(float, a * b)) for a in ours] for b in ours]  # the first two are one text
+    assert tool.check(folder)["translations"] == pytest.approx(
+        sorted((cosines[0][1], cosines[2][3])), abs=1e-4
+    )
+    others = [cosines[i][j] for i in (0, 1) for j in (2, 3)]
+    assert tool.check(folder)["others"] == pytest.approx([min(others), max(others)], abs=1e-4)
     package.more = 1
     with pytest.raises(SystemExit, match="by the package"):
         tool.check(folder)
@@ -220,3 +230,10 @@ def test_a_missing_package_and_another_file_are_said(made, tmp_path, monkeypatch
     file.write_bytes(b"GGUF" + made[0].read_bytes()[4:])
     with pytest.raises(SystemExit, match="must be E5S1 and version 1"):
         tool.read_packed(file)
+
+
+def test_the_page_has_the_check_that_is_kept():
+    kept = json.loads((tool.PAGE.parents[1] / "evidence" / "real-encoder.json").read_text("utf-8"))
+    assert tool.filled(tool.PAGE, "real", {"check": tool.in_words(kept)}) == tool.PAGE.read_text(
+        encoding="utf-8"
+    ), "write it again: python -m tools.real_encoder --evidence"
