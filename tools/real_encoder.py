@@ -297,10 +297,11 @@ def in_words(found: Mapping[str, Any]) -> str:
     low, high = found["translations"]
     other_low, other_high = found["others"]
     return (
-        f"{found['parameters']:,} parameters, {found['pieces']:,} pieces. Of {found['sentences']} "
-        f"sentences each has as many subwords\nas in the package, and an embedding with a cosine "
-        f"of at least {found['package']:.4f} with the package's own.\nThe cosine of translations is "
-        f"{low:.2f} to {high:.2f}, that of different sentences {other_low:.2f} to {other_high:.2f}."
+        f"{found['parameters']:,} parameters, {found['pieces']:,} pieces. Each of "
+        f"{found['sentences']} sentences has as many subwords\nas in the package, and an embedding "
+        f"with a cosine of at least {found['package']:.4f} with the package's own.\nThe cosine of "
+        f"translations is {low:.2f} to {high:.2f}, that of different sentences "
+        f"{other_low:.2f} to {other_high:.2f}."
     )
 
 

@@ -187,7 +187,7 @@ def test_the_command_makes_an_encoder_that_tagging_trains(package, tmp_path, cap
     recipe = write_recipe(tmp_path, tree)
     tool.main(["--out", str(tmp_path / "made"), "--keep", str(recipe)])
     said = capsys.readouterr().out
-    assert "of at least 1.0000 with the package's own" in said and "Of 4 sentences" in said
+    assert "of at least 1.0000 with the package's own" in said and "Each of 4 sentences has" in said
     _, tokenizer = opened(tmp_path / "made")
     assert "▁open" in tokenizer.get_vocab() and "j" not in tokenizer.get_vocab()
     tree["model"]["encoder"] = "made"
