@@ -10,7 +10,8 @@ from scipy import stats
 from gradvac.geometry.statistics import correlation
 from tools.evidence import statistics as own
 from tools.evidence.figures import MEASURES, Absent, Figure, Flaw, seeds
-from tools.evidence.page import one_by_one, summary
+from tools.evidence.page import one_by_one
+from tools.evidence.together import summary
 from tools.evidence.verdicts import ABSENT, FAILS, HOLDS, SAME, UNKNOWN, verdicts
 
 RANDOM = np.random.default_rng(5)
@@ -149,7 +150,7 @@ def test_summaries_count_each_claim_once():
     from tools.evidence.claims import Claim
 
     found = [figure(0.1), figure(0.1), figure(-0.1), figure(0.001, error=0.01)]
-    asked = [Claim("a", "x", "y", lambda: found[0], again=n == 1) for n in range(4)]
+    asked = [Claim("a", f"{n}", "y", lambda: found[0], again=n == 1) for n in range(4)]
     judged = list(zip(asked, found, verdicts(found, ["a"] * 4), strict=True))
     assert summary(judged).startswith("Of 3 claims looked at, 1 hold, 1 do not hold, 0 show")
     assert "Of all 4 rows, 1 of which" in one_by_one(judged)

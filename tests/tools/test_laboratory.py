@@ -3,16 +3,20 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 
 import pytest
 
 from tools.evidence import tables
+from tools.evidence.claim import Claim
 from tools.evidence.curves import gain, hours, pilot, reached, rows
-from tools.evidence.figures import Absent
+from tools.evidence.figures import Absent, Figure
 from tools.evidence.files import Evidence
 from tools.evidence.laboratory import laboratory
 from tools.evidence.page import page
 from tools.evidence.pictures import curve_gains
+from tools.evidence.together import DIFFERS, answers, summary, table
+from tools.evidence.verdicts import ABSENT, FAILS, HOLDS, UNKNOWN, Verdict
 
 HIGH, LOW = "en-de", "en-nl"
 
@@ -129,3 +133,25 @@ def test_the_picture_has_a_row_for_each_but_the_baseline(e):
     (ax,) = figure.axes
     assert [label.get_text() for label in ax.get_yticklabels()] == ["own", "two"]
     assert words.startswith("Table 1: ")
+
+
+def test_a_claim_is_answered_once_over_all_studies():
+    said = [("t", "a", HOLDS), ("lab-t", "a", UNKNOWN), ("t", "b", UNKNOWN), ("lab-t", "b", FAILS)]
+    said += [("t", "c", HOLDS), ("lab-t", "c", FAILS), ("t", "d", UNKNOWN), ("t", "e", ABSENT)]
+    figure = Figure(0.0, 2, "nll", 0.1)
+    judged = [
+        (Claim(study, text, "x", lambda: figure), figure, Verdict(kind))
+        for study, text, kind in said
+    ]
+    again = replace(judged[0][0], text="of a", again=True)
+    found = {a.text: a for a in answers([*judged, (again, *judged[0][1:])])}
+    assert {text: a.kind for text, a in found.items()} == {
+        "a": HOLDS,
+        "b": FAILS,
+        "c": DIFFERS,
+        "d": UNKNOWN,
+        "e": ABSENT,
+    }
+    assert (found["d"].real, found["d"].numbers) == (UNKNOWN, "")
+    assert summary(judged).startswith("Of 5 claims looked at, 1 hold, 1 do not hold, 0 show")
+    assert "| c | x | **holds** | **does not hold** |" in table(judged)

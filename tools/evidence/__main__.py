@@ -18,7 +18,8 @@ from tools.pages import filled
 
 from .files import Evidence
 from .numbers import fresh
-from .page import judged, page, summary
+from .page import judged, page
+from .together import summary
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = sorted(Path(__file__).parent.glob("*.md"))

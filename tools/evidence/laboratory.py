@@ -1,6 +1,6 @@
 """What the laboratory's runs decide: claims of the papers, on number words.
 
-Its studies are those of recipes/lab, and their names begin with "lab-".
+Its studies are those of recipes/lab. A claim that is looked at on real text too has the same words.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ _TABLE1 = (
     ("GradNorm is below joint", "joint", "gradnorm", "avg"),
     ("MGDA is below joint", "joint", "mgda", "avg"),
 )
+PREFIX = "lab-"
+"""Of the names of the laboratory's studies."""
+
 CHOICES = (
     ("Editing low-resource tasks beats editing high-resource ones", "hrl-only", 6),
     ("Editing low-resource tasks beats editing all", "all-task", 6),

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 
 from gradvac.geometry.plots import save
 
-from . import tables
+from . import tables, together
 from .claims import Claim, claims
 from .figures import Absent, chance
 from .figures import Figure as Finding
@@ -17,7 +16,7 @@ from .numbers import Judged, number
 from .pictures import PICTURES
 from .statistics import LEVEL
 from .tables import bars
-from .verdicts import ABSENT, FAILS, HOLDS, SAME, UNKNOWN, Verdict, alone, verdicts
+from .verdicts import SAME, UNKNOWN, Verdict, alone, verdicts
 
 
 def judged(e: Evidence) -> Judged:
@@ -31,18 +30,20 @@ def judged(e: Evidence) -> Judged:
 def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
     """The page, as Markdown: the template with its directives followed.
 
-    A directive is a line ``{{summary}}``, ``{{uncorrected}}``, ``{{bounds}}``, ``{{power}}``,
-    ``{{claims: STUDY ...}}``, ``{{picture: NAME}}``, ``{{table: NAME}}``, ``{{rates: NAME}}``,
-    ``{{choices: NAME}}``, ``{{curves: NAME}}``, ``{{pilot: NAME}}`` or ``{{cost: SIZE}}``;
-    within a line, ``{{borders}}`` or one of numbers.py. Pictures are written into ``pictures``, and
-    linked below ``relative``.
+    A directive is a line ``{{summary}}``, ``{{together}}``, ``{{uncorrected}}``, ``{{bounds}}``,
+    ``{{power}}``, ``{{claims: STUDY ...}}``, ``{{picture: NAME}}``, ``{{table: NAME}}``,
+    ``{{rates: NAME}}``, ``{{choices: NAME}}``, ``{{curves: NAME}}``, ``{{pilot: NAME}}`` or
+    ``{{cost: SIZE}}``; within a line, ``{{borders}}`` or one of numbers.py. Pictures are written
+    into ``pictures``, and linked below ``relative``.
     """
     found = judged(e)
 
     def follow(what: str, names: list[str]) -> str:
         match what:
             case "summary":
-                return summary(found)
+                return together.summary(found)
+            case "together":
+                return together.table(found)
             case "uncorrected":
                 return one_by_one(found)
             case "bounds":
@@ -83,7 +84,9 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
     return re.sub(r"\{\{(.+?)\}\}", within, text)
 
 
-_LINES = "summary|uncorrected|bounds|power|claims|picture|table|rates|choices|curves|pilot|cost"
+_LINES = (
+    "summary|together|uncorrected|bounds|power|claims|picture|table|rates|choices|curves|pilot|cost"
+)
 
 
 def _figure(claim: Claim) -> Finding | Absent:
@@ -92,20 +95,6 @@ def _figure(claim: Claim) -> Finding | Absent:
         return claim.figure()
     except Absent as missing:
         return missing
-
-
-def summary(found: Judged) -> str:
-    """How many claims came out how; other tests of a claim are not counted."""
-    counted = [verdict for claim, _, verdict in found if not claim.again]
-    counts = Counter(verdict.kind for verdict in counted)
-    words = {
-        HOLDS: "hold",
-        FAILS: "do not hold",
-        SAME: "show no difference beyond a small bound",
-        UNKNOWN: "cannot be told at this size",
-    }
-    said = ", ".join(f"{counts[verdict]} {text}" for verdict, text in words.items())
-    return f"Of {len(counted)} claims looked at, {said}; {counts[ABSENT]} were not run."
 
 
 def one_by_one(found: Judged) -> str:
