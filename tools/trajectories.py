@@ -38,6 +38,7 @@ OFFSET = 21.0
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "static": {"static 1:3": {"weights": {"1": 0.5, "2": 1.5}}},
     "gradvac": {"gradvac": {}, "gradvac target 0.5": {"target": 0.5}},
+    "cats": {"cats": {"units": "share"}},
     "torchjd": {
         "torchjd CAGrad": {"weighting": "CAGrad", "options": {"c": 0.5}},
         "torchjd UPGrad": {"weighting": "UPGrad"},
