@@ -58,6 +58,8 @@ _UNITS = (
         "cats-rho-0.6",
         "low",
     ),
+    ("Updates in every step beat T=1 (low)", "cats-every-step", "t1", "low"),
+    ("T=5 beats updates in every step (low)", "t5", "cats-every-step", "low"),
     ("The step size matters: 0.3 beats 0.03 (low)", "cats-rate-0.3", "cats-rate-0.03", "low"),
     ("Cross terms matter: with them beats without (low)", "cats", "cats-stacked", "low"),
 )
