@@ -132,6 +132,32 @@ def test_curves_have_every_validation_and_the_share_of_exact_translations(run):
         line["hypothesis"] = line["reference"]
     write_lines(file, lines)
     assert curves(run)["exact"][lines[0]["direction"]] == pytest.approx(5 / 23, abs=1e-5)
+    (run / "scores.json").unlink()
+    assert curves(run) is None
+
+
+def test_runs_of_another_time_are_kept_if_asked(run, tmp_path, monkeypatch, capsys):
+    sweep, out = tmp_path / "geometry-small", tmp_path / "validation.json"
+    done = {"metric": "nll", "best": {"value": 2.5, "step": 400}}
+    write_json(run / "done.json", done)
+
+    def collected(*flags):
+        monkeypatch.setattr(sys, "argv", ["x", "validation", str(sweep), "--out", str(out), *flags])
+        main()
+        return [(r["variant"], r["seed"], r["best"]) for r in json.loads(out.read_text())["runs"]]
+
+    assert collected("--add") == [("en-any", 1, 2.5)]  # there is nothing to keep yet
+    tree = json.loads(out.read_text(encoding="utf-8"))
+    tree["runs"].insert(0, {**tree["runs"][0], "variant": "of before", "seed": 7})
+    tree["runs"].append({**tree["runs"][1], "seed": 2})
+    write_json(out, tree)
+    write_json(run / "done.json", done | {"best": {"value": 2.0, "step": 400}})
+    here = [("of before", 7, 2.5), ("en-any", 1, 2.0), ("en-any", 2, 2.5)]
+    assert collected("--add") == here and "2 runs kept" in capsys.readouterr().out
+    write_json(out, tree | {"study": "edits"})
+    with pytest.raises(SystemExit):
+        collected("--add")
+    assert collected() == [("en-any", 1, 2.0)]
 
 
 def test_a_measurement_of_another_folder_and_several_sweeps_become_one_file(

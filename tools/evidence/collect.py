@@ -171,17 +171,20 @@ def validation(run: Path) -> Tree:
     }
 
 
-def curves(run: Path) -> Tree:
+def curves(run: Path) -> Tree | None:
     """NLL of validation text by step; exact matches and scores of the test set; the cost.
 
-    An exact match is a translation equal to its reference, character by character.
+    An exact match is a translation equal to its reference, character by character. None if the run
+    is not scored yet.
     """
     (view,) = load_runs([run])
+    if view.scores is None:
+        return None
     own = [key for key in view.valid[0] if key == "nll" or key.startswith("nll/")]
     same: dict[str, list[bool]] = {}
     for line in read_lines(run / TRANSLATIONS, Translation):
         same.setdefault(line["direction"], []).append(line["hypothesis"] == line["reference"])
-    scored = (view.scores or {})["directions"]
+    scored = view.scores["directions"]
     return {
         "learning_rate": view.recipe.training.learning_rate,
         "steps": [line["step"] for line in view.valid],
@@ -225,11 +228,17 @@ def main() -> None:
     parser.add_argument(
         "--measured", type=Path, help="where below a run; default: geometry/measured"
     )
+    parser.add_argument(
+        "--add", action="store_true", help="keep the runs that --out has and that are not found"
+    )
     args = parser.parse_args()
     if args.measured and args.study != "geometry":
         parser.error("--measured is for geometry")
     runs: list[Tree] = []
     recipes: dict[str, Any] = {}
+    old = json.loads(args.out.read_text("utf-8")) if args.add and args.out.exists() else {}
+    if old and old["study"] != args.study:
+        parser.error(f"--add: {args.out} is of the study {old['study']}")
     take = partial(geometry, measured=args.measured) if args.measured else STUDIES[args.study]
     pairs = [pair for sweep in args.sweeps for pair in runs_of(sweep)]
     for variant, run in [pair for pair in pairs if (pair[1] / "done.json").exists()]:
@@ -237,15 +246,24 @@ def main() -> None:
         if found is not None:
             recipe = any_recipe(run)
             runs.append({"variant": variant, "seed": recipe.seed, **found})
-            recipes.setdefault(variant, recipe)
+            recipes.setdefault(variant, _short(recipe))
             print(f"{run}: taken", flush=True)
+    here = {_key(run) for run in runs}
+    kept = [run for run in old.get("runs", []) if _key(run) not in here]
+    if kept:
+        print(f"{args.out}: {len(kept)} runs kept")
+    order = list(dict.fromkeys(run["variant"] for run in [*kept, *runs]))
     tree = {
         "study": args.study,
-        "runs": runs,
-        "recipes": {k: _short(v) for k, v in recipes.items()},
+        "runs": sorted([*kept, *runs], key=lambda run: (order.index(run["variant"]), run["seed"])),
+        "recipes": old.get("recipes", {}) | recipes,
     }
     text = json.dumps(tree, ensure_ascii=False, separators=(",", ":"))
     args.out.write_text(text.replace('{"variant"', '\n{"variant"') + "\n", encoding="utf-8")
+
+
+def _key(run: Tree) -> tuple[str, int, float]:
+    return run["variant"], run["seed"], run.get("learning_rate", 0.0)
 
 
 def _short(recipe: Any) -> Tree:
