@@ -74,11 +74,19 @@ def test_a_sweep_becomes_one_file(run, tmp_path, monkeypatch):
 def test_curvature_has_the_cosine_of_summed_gradients_of_levels(run):
     lines = [{"step": 100, "group": "sum", "value": 3.5, "residual": 0.0, "products": 9}]
     write_lines(run / "geometry" / "measured" / "curvature.jsonl", lines)
+    tokens = dict(zip(TASKS, (600, 300, 90, 10), strict=True))
+    metrics = run / "metrics.jsonl"
+    of_run = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    write_lines(metrics, [{**line, "task_tokens": tokens} for line in of_run])
     found = curvature(run)
     assert found["eigenvalues"] == [{"step": 100, "group": "sum", "value": 3.5}]
     gram = next(frames())[1].sum(0)  # fr, es high; hi, sw low
     high, low, across = gram[:2, :2].sum(), gram[2:, 2:].sum(), gram[:2, 2:].sum()
     assert found["high_low_cosine"][100] == pytest.approx(across / np.sqrt(high * low))
+    share = np.array([0.6, 0.3, 0.09, 0.01])
+    pull = gram @ share / (share @ gram @ share)
+    wanted = {"high": pull[:2].mean(), "low": pull[2:].mean()}
+    assert found["pull"][100] == pytest.approx(wanted, abs=1e-4)
 
 
 def test_edits_are_shares_of_comparisons(run):

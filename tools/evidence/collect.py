@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -124,7 +125,11 @@ def partners(run: Path) -> Tree:
 
 
 def curvature(run: Path) -> Tree | None:
-    """Top eigenvalues by checkpoint, and the cosine of high- and low-resource gradients there."""
+    """Top eigenvalues by checkpoint, the cosine of high- and low-resource gradients, CATS' pull.
+
+    The pull on a task is what a bound on curvature takes its weight away by: the Gram matrix of
+    mean losses times the shares of the text, over the curvature at these shares.
+    """
     folder = measured_folder(run)
     lines = curvature_lines(folder)
     if not lines:
@@ -133,13 +138,20 @@ def curvature(run: Path) -> Tree | None:
     levels = {
         level: [t.name for t in subject.tasks if t.level == level] for level in ("high", "low")
     }
-    cosines = {}
+    seen = sum((Counter(line["task_tokens"]) for line in subject.run.train), Counter())
+    cosines, pulls = {}, {}
     for frame in subject.at("whole_model").frames("whole_model"):
         gram = between(frame.gram[0], frame.tasks, list(levels.values()))
         if gram is not None:
             cosines[frame.step] = float(cosine(gram[None])[0][0, 1])
+            share = np.array([seen[task] for task in frame.tasks]) / seen.total()
+            pull = frame.gram[0] @ share / (share @ frame.gram[0] @ share)
+            pulls[frame.step] = {
+                level: _plain(float(pull[[frame.tasks.index(task) for task in own]].mean()))
+                for level, own in levels.items()
+            }
     values = [{k: line[k] for k in ("step", "group", "value")} for line in lines]
-    return {"eigenvalues": values, "high_low_cosine": cosines}
+    return {"eigenvalues": values, "high_low_cosine": cosines, "pull": pulls}
 
 
 def edits(run: Path) -> Tree | None:

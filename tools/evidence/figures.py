@@ -50,6 +50,7 @@ MEASURES = {
     "curvature": Measure("log top eigenvalue lower by", 0.1, "a tenth of the eigenvalue"),
     "curve": Measure("log NLL lower by", 0.1, "a tenth of NLL"),
     "exact": Measure("exact", 1.0, "one translation in a hundred", 1),
+    "pull": Measure("log ratio of pulls", 0.1, "a tenth of the ratio"),
     "mantel": Measure("Mantel r", math.nan, ""),
     "r": Measure("r", math.nan, "", 2),
 }

@@ -5,6 +5,8 @@ Its studies are those of recipes/lab. A claim that is looked at on real text too
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterator
 from functools import partial
 
@@ -111,6 +113,15 @@ def _planned(e: Evidence) -> Iterator[Claim]:
             )
     yield activity(e, "lab-edits")
     yield from mechanism(e, "lab-cats", partial(gain, e, "lab-cats"), "lab-curvature")
+    pull = lambda run: statistics.fmean(
+        math.log(at["high"] / at["low"]) for at in run["pull"].values()
+    )
+    yield Claim(
+        "lab-cats",
+        "With gradients of validation text the bound would favour low-resource directions",
+        "asked here",
+        lambda: e.per_seed("lab-curvature", "t1", None, pull, "pull"),
+    )
     for text, a, b, column in _UNITS:
         yield Claim(
             "lab-cats",
