@@ -31,7 +31,7 @@ from gradvac.experiment.run.files import TRANSLATIONS
 from gradvac.experiment.run.folder import any_recipe
 from gradvac.experiment.training.measuring import curvature_lines, measured_folder
 from gradvac.experiment.view.geometry import SIDES, Missing, Subject, subjects_of
-from gradvac.experiment.view.numbers import HEADER, PARTS, findings, row
+from gradvac.experiment.view.numbers import HEADER, PARTS, PARTS_OF, findings, row
 from gradvac.experiment.view.run_view import TaskView, load_runs
 from gradvac.geometry.record import cosine
 from gradvac.geometry.similarity import between
@@ -56,16 +56,16 @@ def geometry(run: Path, measured: Path | None = None) -> Tree | None:
             tasks = subject.of_side(side)
         except Missing:
             continue
-        sides[name] = _of_side(subject, tasks)
+        sides[name] = _of_side(subject, side, tasks)
     tests = [dict(zip(HEADER, map(_plain, row(f)), strict=True)) for f in findings(subject)[0]]
     for test in tests:
         test["side"] = SIDES[test["side"]]
     return {"about": subject.geometry.words, "sides": sides, "tests": tests}
 
 
-def _of_side(subject: Subject, tasks: list[TaskView]) -> Tree:
+def _of_side(subject: Subject, side: str, tasks: list[TaskView]) -> Tree:
     names = [task.name for task in tasks]
-    matrices = {part: subject.mean_of(kind, part, tasks) for kind, part in PARTS}
+    matrices = {part: subject.mean_of(kind, part, tasks) for kind, part in PARTS_OF[side]}
     layers = subject.at("all_layer").mean("all_layer").ordered(names)
     steps = []
     for frame in subject.at("all_layer").frames("all_layer"):

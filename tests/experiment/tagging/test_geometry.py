@@ -22,6 +22,7 @@ from gradvac.experiment.view.run_view import load_runs
 from gradvac.geometry.record import GramRecord
 from tests.build import QUIET, trained, write_recipe
 from tests.tagging.helpers import LABELS, make_toy, tagged_rows, write_two_column
+from tools.evidence.collect import geometry
 
 transformers = pytest.importorskip("transformers")
 CODES = ["de", "en", "fr", "hi"]
@@ -126,6 +127,19 @@ def test_the_verb_figures_and_report_show_languages(run, tmp_path):
         rows = [row.split("</tr>")[0] for row in text.split(f'<th scope="row">{code}</th>')[1:]]
         for metric in ("f1", "accuracy"):  # a table each
             assert any(f">{scores[code][metric]:.1f}<" in row for row in rows)
+
+
+def test_evidence_keeps_the_means_of_languages(run):
+    below = Path("geometry", "kept")
+    kind_of_run(run).measure(run, run / below, None, strings=3, console=QUIET)
+    kept = geometry(run, below)["sides"]["languages"]
+    assert sorted(kept["tasks"]) == CODES and kept["parts"].keys() == {"whole_model", "encoder"}
+    apart, means = ~np.eye(4, dtype=bool), []
+    for frame in GramRecord(run / below):
+        whole = frame.gram.sum(0)
+        norms = np.sqrt(np.diagonal(whole))
+        means.append((whole / np.outer(norms, norms))[apart].mean())
+    assert len(means) == 2 and kept["parts"]["whole_model"] == pytest.approx(np.mean(means))
 
 
 def test_a_recorded_run_knows_scripts_from_its_words(run, tmp_path):

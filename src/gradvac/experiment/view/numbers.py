@@ -28,6 +28,8 @@ LEVEL = 0.05
 FAMILY, SCRIPT, SIZE = "same family", "same script", "similar data size"
 QUALITY = {"bleu": "BLEU", "chrf": "chrF++", "f1": "F1", "accuracy": "accuracy"}
 PARTS = (("whole_model", "whole_model"), ("enc_dec", "encoder"), ("enc_dec", "decoder"))
+PARTS_OF = {side: PARTS[:2] if side == LANGUAGES else PARTS for side in SIDES}
+"""Granularity and group of what is tested, by side; a model of tagging has no decoder."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def findings(subject: Subject) -> tuple[list[Finding], list[str]]:
             continue
         known, said = _proximities(subject, tasks)
         notes += [note for note in said if note not in notes]
-        for granularity, part in PARTS[:2] if side == LANGUAGES else PARTS:  # no decoder there
+        for granularity, part in PARTS_OF[side]:
             try:
                 values = subject.mean_of(granularity, part, tasks)
             except Missing as e:
