@@ -9,7 +9,7 @@ import pytest
 
 from tools.evidence import tables
 from tools.evidence.claim import Claim
-from tools.evidence.curves import gain, hours, pilot, reached, rows
+from tools.evidence.curves import gain, hours, pilot, reached
 from tools.evidence.figures import Absent, Figure
 from tools.evidence.files import Evidence
 from tools.evidence.laboratory import laboratory
@@ -76,7 +76,7 @@ def test_a_row_of_several_models_has_the_seeds_that_all_of_them_have(e):
     found = reached(e, "lab-x", "two")
     assert set(found) == {1, 2} and found[1].tokens == 1000
     assert found[1].endpoint == pytest.approx((math.log(1.5) + math.log(1.0)) / 2)
-    assert rows(e, "lab-x") == ["joint", "own", "two"]
+    assert e.rows("lab-x") == ["joint", "own", "two"]
     assert hours(e, "lab-x") == pytest.approx(0.5 * len(RUNS))
 
 

@@ -87,11 +87,6 @@ def _flaws(e: Evidence, name: str, a: str, b: str) -> Iterator[Flaw]:
             yield Flaw(not larger, f"{row} had {times:.1f} times the tokens")
 
 
-def rows(e: Evidence, name: str) -> list[str]:
-    """The rows of a study, in the order of its file."""
-    return list(dict.fromkeys(row_of(run["variant"]) for run in e.read(name)["runs"]))
-
-
 def hours(e: Evidence, name: str) -> float:
     """CPU hours of training in all runs of a study."""
     return sum(run["cpu_seconds"] or math.nan for run in e.read(name)["runs"]) / 3600
@@ -102,7 +97,7 @@ def pilot(e: Evidence, name: str, row: str) -> tuple[float, int]:
 
     Pairs are of the same seed and learning rate.
     """
-    first = rows(e, name)[0]
+    first = e.rows(name)[0]
     of = {
         (run["variant"], run["seed"], run["learning_rate"]): _seen([run], "avg").endpoint
         for run in e.read(name)["runs"]

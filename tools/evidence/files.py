@@ -62,6 +62,13 @@ class Evidence:
             raise Absent(f"{name}: {variant}")
         return sorted(found, key=lambda run: run["seed"])
 
+    def rows(self, name: str) -> list[str]:
+        """The rows of a comparison, or of collected runs, in the order of the file."""
+        tree = self.read(name)
+        if "costs" in tree:
+            return list(tree["costs"])
+        return list(dict.fromkeys(row_of(run["variant"]) for run in tree["runs"]))
+
     def scores(self, name: str, row: str, metric: str, column: str) -> dict[int, float]:
         """Scores of a row by seed, from a comparison."""
         tree = self.read(name)

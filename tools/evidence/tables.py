@@ -84,7 +84,7 @@ def choices(e: Evidence, name: str) -> str:
     if not found:
         return "No learning rates were searched for these rows."
     try:
-        rows = set(e.read(name)["costs"])
+        rows = set(e.rows(name))
     except Absent:
         rows = set(found)
     count = sorted({choice.seeds for choice in found.values()})
@@ -104,7 +104,7 @@ def curves(e: Evidence, name: str) -> str:
     levels = ("high", "low")
     heads = ["", "endpoint", *(f"last NLL {x}" for x in levels), *(f"exact {x}, %" for x in levels)]
     lines = [bars([*heads, "seeds", "CPU s a run"]), "|---" + "|---:" * 7 + "|"]
-    for row in seen.rows(e, name):
+    for row in e.rows(name):
         by_level = [list(seen.reached(e, name, row, level).values()) for level in levels]
         every = list(seen.reached(e, name, row).values())
         cells = [_mean([s.endpoint for s in every], 3)]
@@ -131,7 +131,7 @@ def pilot(e: Evidence, name: str) -> str:
     bound = MEASURES["curve"].bound
     heads = ["", "deviation", "pairs", "seen with 10 seeds", "with 20", f"seeds for {bound:g}"]
     lines = [bars(heads), "|---" + "|---:" * 5 + "|"]
-    for row in seen.rows(e, name)[1:]:
+    for row in e.rows(name)[1:]:
         deviation, pairs = seen.pilot(e, name, row)
         with_n = [f"{detectable(deviation, n):.2f}" for n in (10, 20)]
         need = str(seeds_for(deviation, bound))
