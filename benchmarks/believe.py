@@ -66,7 +66,9 @@ class Believe(TorchDispatchMode):
     Attributes:
         launches: operations on its tensors, views left out.
         waits: tensors read by the host, by the file and function of gradvac that reads, or
-            "outside".
+            "outside". A copy to the host that is ``non_blocking`` is a launch.
+        blocked: copies of tensors from the host that are not ``non_blocking``, and indices that lie
+            there, for which the host waits too; by place.
     """
 
     current: "Believe"
@@ -78,7 +80,7 @@ class Believe(TorchDispatchMode):
 
     def clear(self) -> None:
         """Begin to count anew."""
-        self.launches, self.waits = 0, Counter[str]()
+        self.launches, self.waits, self.blocked = 0, Counter[str](), Counter[str]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -86,6 +88,8 @@ class Believe(TorchDispatchMode):
             return self.run(func, args, kwargs)
         device = kwargs.get("device")
         if device is not None and torch.device(device).type == "believe":
+            if func.overloadpacket.__name__ == "_to_copy" and not kwargs.get("non_blocking"):
+                self.blocked[_place()] += 1
             return There(self.computed(func, args, kwargs))
         return func(*args, **kwargs)
 
@@ -97,12 +101,15 @@ class Believe(TorchDispatchMode):
             raise RuntimeError(f"{func}: a tensor of the host meets one of the device")
         device = kwargs.get("device")
         leaves = name == "_to_copy" and device is not None and torch.device(device).type == "cpu"
+        later = leaves and kwargs.get("non_blocking", False)
         masked = name.startswith(("index", "_index_put")) and any(
             isinstance(x, There) and x.dtype == torch.bool for x in flat[1:]
         )
         into_host = name == "copy_" and not isinstance(args[0], There)
-        if leaves or into_host or masked or name in READS | SIZED:
-            self._waited()
+        if from_host(name, args):
+            self.blocked[_place()] += 1
+        if (leaves and not later) or into_host or masked or name in READS | SIZED:
+            self.waits[_place()] += 1
         elif name not in VIEWS:
             self.launches += 1
         out = self.computed(func, args, kwargs)
@@ -118,9 +125,21 @@ class Believe(TorchDispatchMode):
         named = tree_map(held, kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
         return func(*tree_map(held, args), **named)
 
-    def _waited(self) -> None:
-        frames = [f for f in traceback.extract_stack() if "/gradvac/" in f.filename]
-        between = "/tracing/trace.py", "/samples/places.py"  # on the way to the device
-        places = [f for f in frames if not f.filename.endswith(between)]
-        file = places[-1].filename.partition("/gradvac/")[2] if places else ""
-        self.waits[f"{file} {places[-1].name}" if places else "outside"] += 1
+
+def from_host(name: str, args: Any) -> bool:
+    """Whether an operation copies from the host and waits for that."""
+    if name == "copy_":
+        return not isinstance(args[1], There) and not (len(args) > 2 and args[2])
+    indices = args[1] if name.startswith(("index", "_index_put")) else ()
+    return isinstance(indices, list | tuple) and any(
+        isinstance(x, Tensor) and not isinstance(x, There) for x in indices
+    )
+
+
+def _place() -> str:
+    """Where in gradvac the program is."""
+    frames = [f for f in traceback.extract_stack() if "/gradvac/" in f.filename]
+    between = "/tracing/trace.py", "/samples/places.py"  # on the way to the device
+    places = [f for f in frames if not f.filename.endswith(between)]
+    file = places[-1].filename.partition("/gradvac/")[2] if places else ""
+    return f"{file} {places[-1].name}" if places else "outside"

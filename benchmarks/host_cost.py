@@ -12,7 +12,7 @@ host_ratio is CPU time on the CPU, one thread: rounds alternate between plain tr
 so that a busy machine slows all of them, and the ratio is the median over rounds of (engine /
 plain of the same round). launch_ratio is the ratio of the operations that a step launches, views
 left out, and syncs how often the host waits for the device more than in plain training. Both are
-counted on a make-believe device (believe.py).
+counted on a make-believe device (believe.py), for an engine that waits and for one with lazy=True.
 
 --quick measures 2 layers in 3 rounds. What it needs beside gradvac: transformers for BERT and
 Llama.
@@ -107,7 +107,7 @@ MODELS: dict[str, Callable[[int], nn.Module]] = {
 # -- the steps -----------------------------------------------------------------------------------
 
 
-def steps(model: nn.Module, n_tasks: list[int], device: str) -> dict[int, Step]:
+def steps(model: nn.Module, n_tasks: list[int], device: str, lazy: bool = False) -> dict[int, Step]:
     """A step of plain training, by 0, and one with the engine by the number of tasks."""
     torch.manual_seed(0)
     x, y = (torch.randint(1, V, (SAMPLES, LENGTH)).to(device) for _ in range(2))
@@ -117,7 +117,7 @@ def steps(model: nn.Module, n_tasks: list[int], device: str) -> dict[int, Step]:
         F.cross_entropy(model(x, y).mT, y).backward()
 
     def with_engine(k: int) -> Step:
-        engine = Engine(model, GradVac(), "all_layer", engine="single_pass")
+        engine = Engine(model, GradVac(), "all_layer", engine="single_pass", lazy=lazy)
         order = torch.randperm(SAMPLES)
         names = [f"task {n % k}" for n in order.tolist()]
 
@@ -142,15 +142,15 @@ def host_ratios(model: nn.Module, n_tasks: list[int], rounds: int) -> dict[int, 
     return {k: statistics.median(time[k] / time[0] for time in times) for k in n_tasks}
 
 
-def launches(model: nn.Module, n_tasks: list[int]) -> dict[int, tuple[int, int]]:
+def launches(model: nn.Module, n_tasks: list[int], lazy: bool) -> dict[int, tuple[int, int]]:
     """Launches and waits of the third step, by the number of tasks; of plain training by 0."""
     found: dict[int, tuple[int, int]] = {}
     with Believe() as device:
-        for k, step in steps(model.to("believe"), n_tasks, "believe").items():
+        for k, step in steps(model.to("believe"), n_tasks, "believe", lazy).items():
             step(), step()
             device.clear()
             step()
-            found[k] = device.launches, device.waits.total()
+            found[k] = device.launches, (device.waits + device.blocked).total()
     return found
 
 
@@ -162,7 +162,7 @@ def rows(name: str, layers: int, n_tasks: list[int], rounds: int) -> list[dict]:
     torch.manual_seed(0)
     model = MODELS[name](layers)
     ratios = host_ratios(model, n_tasks, rounds)
-    counted = launches(model, n_tasks)
+    counted, lazy = (launches(model, n_tasks, lazy) for lazy in (False, True))
     plain_launches, plain_waits = counted[0]
     return [
         {
@@ -174,6 +174,9 @@ def rows(name: str, layers: int, n_tasks: list[int], rounds: int) -> list[dict]:
             "launches": counted[k][0],
             "plain_launches": plain_launches,
             "syncs": counted[k][1] - plain_waits,
+            "lazy_launch_ratio": round(lazy[k][0] / plain_launches, 3),
+            "lazy_launches": lazy[k][0],
+            "lazy_syncs": lazy[k][1] - plain_waits,
         }
         for k in n_tasks
     ]
@@ -191,14 +194,19 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: list[dict] = []
-    print(f"{'model':16}{'K':>4}{'host':>8}{'launches':>10}{'ratio':>8}{'syncs':>7}")
+    print(f"{'':36}{'waits':>9}{'':8}{'lazy':>16}")
+    print(
+        f"{'model':16}{'K':>4}{'host':>8}{'launches':>10}{'ratio':>8}{'syncs':>7}"
+        f"{'launches':>10}{'ratio':>8}{'syncs':>7}"
+    )
     for name in args.models:
         rounds = args.rounds or (3 if args.quick else 15)
         for row in rows(name, 2 if args.quick else 12, args.tasks, rounds):
             found.append(row)
             print(
                 f"{name:16}{row['K']:4}{row['host_ratio']:8.2f}{row['launches']:10}"
-                f"{row['launch_ratio']:8.2f}{row['syncs']:7}",
+                f"{row['launch_ratio']:8.2f}{row['syncs']:7}"
+                f"{row['lazy_launches']:10}{row['lazy_launch_ratio']:8.2f}{row['lazy_syncs']:7}",
                 flush=True,
             )
     if args.json:

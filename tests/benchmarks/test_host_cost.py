@@ -15,7 +15,7 @@ def rows(tmp_path_factory):
     out = tmp_path_factory.mktemp("host_cost") / "rows.json"
     printed = run_alone("benchmarks.host_cost", *FLAGS, str(out))
     found = json.loads(out.read_text())
-    assert len(printed.splitlines()) == 1 + len(found)
+    assert len(printed.splitlines()) == 2 + len(found)
     return found
 
 
@@ -27,9 +27,11 @@ def test_the_rows_have_the_promised_keys(rows):
 
 def test_the_host_waits_at_most_once(rows):
     assert {row["syncs"] for row in rows} == {1}
+    assert {row["lazy_syncs"] for row in rows} == {0}
 
 
 def test_launches_are_those_of_the_ratio(rows):
     for row in rows:
-        ratio = row["launches"] / row["plain_launches"]
-        assert row["launch_ratio"] == pytest.approx(ratio, abs=1e-3)
+        for kind in ("", "lazy_"):
+            ratio = row[f"{kind}launches"] / row["plain_launches"]
+            assert row[f"{kind}launch_ratio"] == pytest.approx(ratio, abs=1e-3)

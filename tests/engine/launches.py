@@ -70,6 +70,7 @@ def headed(device: str, method: Method, **options: Any) -> list[Tensor]:
     return [p.grad for p in model.parameters() if p.grad is not None]
 
 
+LAZY = ["gradvac", "pcgrad", "joint", "static"]
 VARIANTS: dict[str, tuple[Callable[[], Method], dict[str, Any]]] = {
     name: (kind, {}) for name, kind in METHODS.items() if name != "torchjd"
 } | {
@@ -78,15 +79,15 @@ VARIANTS: dict[str, tuple[Callable[[], Method], dict[str, Any]]] = {
 }
 
 
-def variant(name: str) -> dict:
-    """Waits of a step, and how far its gradients are from those of a CPU."""
+def variant(name: str, **more: bool) -> dict:
+    """Waits of a step, and how far its gradients are from those of a CPU that waits."""
     method, options = VARIANTS[name]
     alone = headed("cpu", method(), **options)
     with Believe() as device:
-        found = [gradient.cpu() for gradient in headed("believe", method(), **options)]
+        found = [gradient.cpu() for gradient in headed("believe", method(), **options, **more)]
         waits = device.waits - Counter({"outside": len(found)})
     error = max(float((a - b).norm() / b.norm()) for a, b in zip(found, alone, strict=True))
-    return {"waits": waits, "error": error}
+    return {"waits": waits, "blocked": device.blocked, "error": error}
 
 
 def main() -> None:
@@ -94,16 +95,20 @@ def main() -> None:
     for n_tasks, equal in ((2, True), (64, True), (2, False), (8, False), (32, False)):
         name = f"{n_tasks} {'equal' if equal else 'unequal'}"
         found[name] = step({}, tasks(n_tasks, equal))
-    print(json.dumps(found | {"variants": {name: variant(name) for name in VARIANTS}}))
+    for name, n_tasks in (("joint", 8), ("gradvac", 2), ("gradvac", 8), ("gradvac", 32)):
+        method = METHODS[name]()
+        found[f"lazy {name} {n_tasks}"] = step({"lazy": True}, tasks(n_tasks, True), method)
+    lazy = {f"lazy {name}": variant(name, lazy=True) for name in [*LAZY, "passes=2", "per task"]}
+    print(json.dumps(found | {"variants": {name: variant(name) for name in VARIANTS} | lazy}))
 
 
-def step(options: dict | None, names: list[str]) -> dict:
+def step(options: dict | None, names: list[str], method: Method | None = None) -> dict:
     """Count one step after two others."""
     torch.manual_seed(0)
     with Believe() as device:
         model = Translator().to("believe")
         x, y = (torch.randint(V, (SAMPLES, LENGTH)).to("believe") for _ in range(2))
-        engine = None if options is None else Engine(model, GradVac(), **options)
+        engine = None if options is None else Engine(model, method or GradVac(), **options)
 
         def train() -> None:
             model.zero_grad()
@@ -117,7 +122,7 @@ def step(options: dict | None, names: list[str]) -> dict:
         train(), train()
         device.clear()
         train()
-        return {"launches": device.launches, "waits": device.waits}
+        return {"launches": device.launches, "waits": device.waits, "blocked": device.blocked}
 
 
 if __name__ == "__main__":

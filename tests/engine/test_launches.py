@@ -29,13 +29,30 @@ def test_tasks_of_very_different_sizes_are_taken_in_two_classes(steps):
 def test_the_host_waits_once_for_the_report_and_the_check(steps):
     assert steps["plain"]["waits"] == {}
     for name, step in steps.items():
-        if name not in ("plain", "variants"):
+        if name not in ("plain", "variants") and not name.startswith("lazy"):
             assert step["waits"] == {"engine/step.py read_together": 1}, name
 
 
 def test_the_host_waits_once_with_heads_and_every_method(steps):
     for name, step in steps["variants"].items():
-        assert step["waits"] == {"engine/step.py read_together": 1}, name
+        if not name.startswith("lazy"):
+            assert step["waits"] == {"engine/step.py read_together": 1}, name
+
+
+def test_a_lazy_step_never_waits(steps):
+    """Not even for a copy from the host."""
+    found = {name: step for name, step in (steps | steps["variants"]).items() if "lazy" in name}
+    assert len(found) == 10
+    for name, step in found.items():
+        assert step["waits"] == step["blocked"] == {}, name
+
+
+def test_a_lazy_step_launches_what_the_method_does_for_each_task(steps):
+    """At most 17 operations for each position in the visiting order, and 100 more."""
+    waits = steps["2 equal"]["launches"]
+    assert steps["lazy joint 8"]["launches"] <= waits + 30
+    for n_tasks in (2, 8, 32):
+        assert steps[f"lazy gradvac {n_tasks}"]["launches"] <= waits + 100 + 17 * (n_tasks - 1)
 
 
 def test_gradients_are_those_of_a_cpu(steps):

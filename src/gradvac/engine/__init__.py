@@ -8,6 +8,7 @@ from gradvac.engine.groups import (
     ParameterGroup,
     parameter_groups,
 )
+from gradvac.engine.lazy import LazyReport
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.per_task import PerTaskEngine
 from gradvac.engine.report import StepReport
@@ -18,6 +19,7 @@ __all__ = [
     "Engine",
     "Grouping",
     "Heads",
+    "LazyReport",
     "NonFinite",
     "ParameterGroup",
     "PerTaskEngine",

@@ -18,6 +18,7 @@ from gradvac.engine.step import Step
 from gradvac.engine.tracing.batch import TracedBatch
 from gradvac.engine.tracing.parameter_use import PassKind
 from gradvac.engine.tracing.tensor_info import Refusal
+from gradvac.sending import to_device
 
 
 class BackwardPasses:
@@ -137,7 +138,8 @@ class BackwardPasses:
         self.step.heads_state = self.setup.heads.state()
         weights = collector.weights(self.step)
         with self.batch.trace.backward_state.running(PassKind.JOINT):
-            self.run(weights[self.owners.index].to(self.loss), [], PassKind.JOINT, retain_graph)
+            factors = to_device(weights, self.loss.device)[self.owners.on(self.loss.device)]
+            self.run(factors.to(self.loss), [], PassKind.JOINT, retain_graph)
             self.batch.pass_on(1)
         collector.take_combined(self.step)
 
@@ -150,7 +152,7 @@ class BackwardPasses:
         self.collector.stream(False)
         present = self.owners.index.unique().tolist()
         for n, task in enumerate(present):
-            own = (self.owners.index == task).to(self.loss.device, self.loss.dtype)
+            own = (self.owners.on(self.loss.device) == task).to(self.loss.dtype)
             self._add(self._plain(own, n + 1 < max(passes, len(present))), task)
 
     def of_one_task(self, task: int) -> None:

@@ -77,6 +77,10 @@ class Engine(TaskEngine):
             float32 (float64 for float64 parameters). Not on several ranks.
         plan: False to trace every forward pass. A planned one is as exact but may differ in its
             last bits, so that a resumed run then equals one that was not stopped up to rounding.
+        lazy: True to return a :class:`LazyReport`, whose numbers are read when they are looked at,
+            so that the host need not wait for an accelerator; for GradVac, PCGrad and fixed
+            weights on one process. A step that is not finite adds zeros to ``p.grad``, and its
+            error is raised later; see :mod:`gradvac.engine.lazy`.
 
     Raises:
         GradientError: if the model is wrapped for data parallelism or has nothing to train, or an
@@ -111,6 +115,7 @@ class Engine(TaskEngine):
         process_group: ProcessGroup | Ranks | None = None,
         storage: torch.dtype | None = None,
         plan: bool = True,
+        lazy: bool = False,
     ) -> None:
         options = EngineOptions(
             granularity,
@@ -124,6 +129,7 @@ class Engine(TaskEngine):
             process_group,
             storage,
             plan,
+            lazy,
         )
         super().__init__(Setup(model, method, options))
         self._single_pass = SinglePass(self._setup)
@@ -319,6 +325,7 @@ class SinglePassEngine(Engine):
         process_group: ProcessGroup | Ranks | None = None,
         storage: torch.dtype | None = None,
         plan: bool = True,
+        lazy: bool = False,
     ) -> None:
         super().__init__(
             model,
@@ -334,4 +341,5 @@ class SinglePassEngine(Engine):
             process_group=process_group,
             storage=storage,
             plan=plan,
+            lazy=lazy,
         )

@@ -13,6 +13,7 @@ from gradvac.engine.groups import ParameterGroup
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.ranks.shards import Shards, shard_of
 from gradvac.errors import GradientError, NotFiniteError
+from gradvac.sending import to_device
 
 
 class HeadGradients:
@@ -98,7 +99,7 @@ class HeadGradients:
         if not here:
             return
         used = torch.tensor([float(n in self._gradients) for n in range(len(names))])
-        self._used = ranks.on_device(used, self.parameters[0].device)
+        self._used = to_device(used, self.parameters[0].device)
         waits = [ranks.sum(self._used)]
         for n in here:
             if n not in self._gradients:
@@ -123,6 +124,16 @@ class HeadGradients:
         index = torch.tensor(list(self._gradients)).to(self._used.device)
         return state.where(self._used[index].to(first) > 0, -1.0)
 
+    @property
+    def with_gradient(self) -> list[tuple[str, str]]:
+        """Task and name of each parameter that has a gradient, in the order of :meth:`state`."""
+        names = [(head.name, name) for head in self.heads for name in head.names]
+        return [names[n] for n in self._gradients]
+
+    def unread(self, loss_scale: float) -> list[Tensor | None]:
+        """Return the gradients of the parameters, whatever their :meth:`state`, on one process."""
+        return self.finished(loss_scale, torch.ones(len(self._gradients)))
+
     def finished(self, loss_scale: float, state: Tensor | None) -> list[Tensor | None]:
         """Return the gradients of the parameters with the loss scale divided out.
 
@@ -134,18 +145,12 @@ class HeadGradients:
             NotFiniteError: if a gradient is not finite.
         """
         result: list[Tensor | None] = []
-        names = [(head.name, name) for head in self.heads for name in head.names]
         numbers = [] if state is None else state.tolist()
+        check_heads(self.with_gradient, numbers)
         states = dict(zip(self._gradients, numbers, strict=True))
-        for n, (p, (task, name)) in enumerate(zip(self.parameters, names, strict=True)):
+        for n, p in enumerate(self.parameters):
             gradient = self._gradients[n] if states.get(n, -1) >= 0 else None
             if gradient is not None:
-                if not states[n]:
-                    raise NotFiniteError(
-                        f"the gradient of parameter {name!r}, in the head of task {task!r}, is "
-                        "not finite; nothing was updated",
-                        task,
-                    )
                 gradient = shard_of((gradient / loss_scale).to(p.dtype), p, self._rank)
             result.append(gradient)
         return result
@@ -154,3 +159,19 @@ class HeadGradients:
         """Forget the step."""
         self._gradients.clear()
         self._used = None
+
+
+def check_heads(names: Sequence[tuple[str, str]], states: Sequence[float]) -> None:
+    """Raise NotFiniteError if a gradient of a head is not finite.
+
+    Args:
+        names: task and name of each parameter.
+        states: see :meth:`HeadGradients.state`.
+    """
+    for (task, name), state in zip(names, states, strict=True):
+        if not state:
+            raise NotFiniteError(
+                f"the gradient of parameter {name!r}, in the head of task {task!r}, is "
+                "not finite; nothing was updated",
+                task,
+            )

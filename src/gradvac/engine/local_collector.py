@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from gradvac.engine.collector import Collector
-from gradvac.engine.gradients.gram import full_precision, gram, gram_of_group
+from gradvac.engine.gradients.gram import full_precision, gram, gram_there
 from gradvac.engine.gradients.on_demand import OnDemand, TaskGradients
 from gradvac.engine.gradients.pool import free_bytes
 from gradvac.engine.gradients.stores import GroupStore
 from gradvac.engine.groups import ParameterGroup, parameter_groups
+from gradvac.engine.lazy import decide_unread
 from gradvac.engine.options import BUDGET
 from gradvac.engine.report import decide_present, weighted_sum
 from gradvac.engine.setup import Setup
 from gradvac.engine.step import Step
 from gradvac.errors import GradientError
+from gradvac.sending import to_device
 
 HELD = 2**24
 """Bytes of task gradients held on a CPU before the method is called: 16 MiB, chosen here."""
@@ -83,13 +85,16 @@ class LocalCollector(Collector):
         """Return the weights ``[K]`` from the Gram matrix of the first of two passes."""
         self._measure([store for store in self.stores if store.used], step)
         self.ready.clear()
-        return self._decide(step, step.fetch(step.gram), self.setup.groups)[0]
+        inner = torch.zeros(1, dtype=torch.float64) if step.gram is None else step.gram
+        inner = inner if self.setup.lazy else step.fetch(inner)
+        return self._decide(step, inner, self.setup.groups)[0]
 
     def _measure(self, stores: Sequence[GroupStore], step: Step) -> None:
         """Add to the Gram matrix of the whole model and free the gradients."""
         gradients = _task_gradients(stores, step, len(step.names))
         if gradients:
-            step.gram = step.gram.to(self.device) + self._gram_of_a_part(list(chain(*gradients)))
+            part = self._gram_of_a_part(list(chain(*gradients)))
+            step.gram = part if step.gram is None else step.gram + part
         for store in stores:
             store.close()
 
@@ -98,10 +103,9 @@ class LocalCollector(Collector):
 
         On an accelerator fully in float64, so that the host need not ask whether float32 will do.
         """
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" and not self.setup.lazy:
             return gram([gradients])
-        with full_precision(self.device.type):
-            return gram_of_group(gradients, torch.float64)[None]
+        return gram_there([gradients])
 
     def take_combined(self, step: Step) -> None:
         """Take over the gradients of the second of two passes."""
@@ -116,25 +120,31 @@ class LocalCollector(Collector):
             self._combine(left, step)
         elif left:  # one of the two passes was enough: it gave all gradients of each task
             gradients = _task_gradients(left, step, len(step.names))
-            inner = gram([list(chain(*gradients))], step.fetch)
+            inner = self._gram([list(chain(*gradients))], step)
             weights = self._decide(step, inner, self.setup.groups)
             self._assign(step, left, gradients, [weights[0]] * len(left))
 
     def _combine(self, stores: Sequence[GroupStore], step: Step) -> None:
         gradients = _task_gradients(stores, step, len(step.names))
-        inner = gram(gradients, step.fetch)
-        weights = self._decide(step, inner, [store.group for store in stores])
+        weights = self._decide(step, self._gram(gradients, step), [store.group for store in stores])
         self._assign(step, stores, gradients, weights)
+
+    def _gram(self, gradients: Sequence[Sequence[TaskGradients]], step: Step) -> Tensor:
+        """Return the Gram matrices ``[groups, K, K]``, where the method computes."""
+        return gram_there(gradients) if self.setup.lazy else gram(gradients, step.fetch)
 
     def _decide(self, step: Step, inner: Tensor, groups: Sequence[ParameterGroup]) -> Tensor:
         """Return the method's weights ``[groups, K]``, and record its report."""
+        names = tuple(group.name for group in groups)
+        if self.setup.lazy:
+            return decide_unread(step, self.setup.method, inner, names)
         report, weights = decide_present(
             self.setup.method,
             inner,
             step.task_losses,
             step.tasks,
             step.present(),
-            tuple(group.name for group in groups),
+            names,
             step.number,
             step.shares,
         )
@@ -149,7 +159,7 @@ class LocalCollector(Collector):
         weights: Iterable[Tensor],
     ) -> None:
         """Record the combined gradients of the parameters and free those of the tasks."""
-        there = torch.stack(list(weights)).to(self.device)  # sent once
+        there = to_device(torch.stack(list(weights)), self.device)  # once
         with full_precision(self.device.type):
             combined = [
                 [weighted_sum(w, matrix) for matrix in matrices]

@@ -93,6 +93,13 @@ def skip_or_raise(
         raise error
     for p in parameters:
         p.grad = torch.full_like(p, math.inf) if scale.scaled else None
+    return skipped_report(tasks, groups, losses, step, str(error))
+
+
+def skipped_report(
+    tasks: tuple[str, ...], groups: tuple[str, ...], losses: Tensor, step: int, why: str
+) -> StepReport:
+    """Return the report of a step that was skipped."""
     gram = torch.full((len(groups), len(tasks), len(tasks)), math.nan, dtype=torch.float64)
     geometry = StepGeometry(gram, losses, tasks, groups, step)
-    return StepReport(geometry, torch.zeros_like(gram[:, 0]), {}, skipped=str(error))
+    return StepReport(geometry, torch.zeros_like(gram[:, 0]), {}, skipped=why)

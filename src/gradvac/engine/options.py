@@ -43,6 +43,7 @@ class EngineOptions:
     process_group: ProcessGroup | Ranks | None = None
     storage: torch.dtype | None = None
     plan: bool = True
+    lazy: bool = False
 
     def __post_init__(self) -> None:
         if self.engine not in ("single_pass", "per_task", None):

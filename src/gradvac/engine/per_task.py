@@ -28,9 +28,10 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from gradvac.engine.gradients.buffer import GroupBuffer
-from gradvac.engine.gradients.gram import gram
+from gradvac.engine.gradients.gram import gram, gram_there
 from gradvac.engine.groups import Grouping, Heads
 from gradvac.engine.hidden import refuse_hidden
+from gradvac.engine.lazy import decide_unread
 from gradvac.engine.nonfinite import NonFinite
 from gradvac.engine.options import EngineOptions
 from gradvac.engine.ranks.buckets import buckets_of
@@ -71,6 +72,7 @@ class PerTask(Strategy):
         task = task_name(task)
         setup.guard.check_tasks([task])
         if not self.accumulated:
+            setup.unsettled.check()
             setup.guard.check_parameters()
         if loss.numel() != 1 or not loss.requires_grad:
             raise GradientError(
@@ -135,9 +137,8 @@ class PerTask(Strategy):
         """Combine the gradients and return what to add to ``p.grad`` of every parameter."""
         setup = self.setup
         found = self._finish_alone() if self.agree() is None else self._finish_with_ranks()
-        of_heads = setup.heads.finished(self.step.loss_scale, self.step.heads_state)
         report, combined = found
-        return report, [*combined, *zip(setup.heads.parameters, of_heads, strict=True)]
+        return report, [*combined, *zip(setup.heads.parameters, self.of_heads(), strict=True)]
 
     def _finish_alone(self) -> tuple[StepReport, Gradients]:
         step, setup = self.step, self.setup
@@ -145,17 +146,22 @@ class PerTask(Strategy):
             buffer.task_gradients(len(step.names), step.loss_scale) for buffer in self._buffers
         ]
         step.heads_state = setup.heads.state()
-        inner = gram([[each] for each in gradients], step.fetch)
-        report = decide(
-            setup.method,
-            inner,
-            step.losses(len(step.names)) / step.loss_scale,
-            step.tasks,
-            setup.group_names,
-            step.number,
-            step.shares,
-        )
-        parts = zip(self._buffers, gradients, report.weights, strict=True)
+        groups = [[each] for each in gradients]
+        if setup.lazy:
+            weights = decide_unread(step, setup.method, gram_there(groups), setup.group_names)
+            report = self.report()
+        else:
+            report = decide(
+                setup.method,
+                gram(groups, step.fetch),
+                step.losses(len(step.names)) / step.loss_scale,
+                step.tasks,
+                setup.group_names,
+                step.number,
+                step.shares,
+            )
+            weights = report.weights
+        parts = zip(self._buffers, gradients, weights, strict=True)
         return report, [pair for buffer, m, w in parts for pair in buffer.gradients(combine(w, m))]
 
     def _finish_with_ranks(self) -> tuple[StepReport, Gradients]:

@@ -1,8 +1,8 @@
 """Steps common to all engines: get weights, combine gradients and report."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,7 +46,7 @@ class StepReport:
     geometry: StepGeometry
     weights: Tensor
     diagnostics: dict[str, Tensor]
-    skipped: str = ""
+    skipped: str = field(default_factory=str)
 
     @property
     def step(self) -> int:
@@ -169,12 +169,11 @@ def decide(
     """
     given = None
     if shares is not None:
-        if missing := sorted(set(tasks) - set(shares)):
-            raise GradientError(f"shares have no entry for {', '.join(missing)}")
+        check_shares(shares, tasks)
         given = torch.tensor([shares[task] for task in tasks], dtype=torch.float64)
     geometry = StepGeometry(gram, losses, tasks, groups, step, given)
     weights = method.weights(geometry)
-    _check_weights(weights, geometry, type(method).__name__)
+    check_weights(weights, geometry, type(method).__name__)
     return StepReport(geometry, weights, method.report())
 
 
@@ -212,20 +211,44 @@ def decide_present(
     return report, weights
 
 
-def _check_weights(weights: Tensor, geometry: StepGeometry, method: str) -> None:
+def check_shares(shares: Collection[str], tasks: Collection[str]) -> None:
+    """Raise GradientError unless every task has a share."""
+    if missing := sorted({*tasks} - {*shares}):
+        raise GradientError(f"shares have no entry for {', '.join(missing)}")
+
+
+def joined(reports: Sequence[StepReport], groups: tuple[str, ...]) -> StepReport:
+    """Join the reports of some groups each, in the order of the model."""
+    names = [name for report in reports for name in report.groups]
+    order = torch.tensor([names.index(name) for name in groups])
+    join = lambda parts: torch.cat(parts).index_select(0, order.to(parts[0].device))
+    first = reports[0].geometry
+    geometry = replace(first, gram=join([report.gram for report in reports]), groups=groups)
+    diagnostics = {
+        key: join([report.diagnostics[key] for report in reports]) for key in reports[0].diagnostics
+    }
+    return StepReport(geometry, join([r.weights for r in reports]), diagnostics)
+
+
+def check_weights(weights: Tensor, geometry: StepGeometry, method: str) -> None:
     """Refuse weights of a wrong shape or that are not finite."""
-    expected = [len(geometry.groups), len(geometry.tasks)]
-    if list(weights.shape) != expected:
-        raise GradientError(
-            f"{method} returned weights {list(weights.shape)} at step {geometry.step}; "
-            f"{expected[0]} groups and {expected[1]} tasks need {expected}"
-        )
+    check_shape(weights, geometry, method)
     if not bool(weights.isfinite().all()):
         group, task = (~weights.isfinite()).nonzero()[0].tolist()
         raise GradientError(
             f"{method} gave task {geometry.tasks[task]!r} the weight {weights[group, task].item()} "
             f"in parameter group {geometry.groups[group]!r} at step {geometry.step}; nothing was "
             "updated"
+        )
+
+
+def check_shape(weights: Tensor, geometry: StepGeometry, method: str) -> None:
+    """Refuse weights of a wrong shape."""
+    expected = [len(geometry.groups), len(geometry.tasks)]
+    if list(weights.shape) != expected:
+        raise GradientError(
+            f"{method} returned weights {list(weights.shape)} at step {geometry.step}; "
+            f"{expected[0]} groups and {expected[1]} tasks need {expected}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 import torch.distributed as dist
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from gradvac.engine.groups import parameter_groups, task_heads
 from gradvac.engine.guards import Guard, refuse_wrapped
 from gradvac.engine.heads import HeadGradients
+from gradvac.engine.lazy import Unsettled
 from gradvac.engine.options import EngineOptions
 from gradvac.engine.ranks.group import Ranks
 from gradvac.engine.ranks.shards import shards_of
@@ -33,6 +35,8 @@ class Setup:
         shards: of a model sharded by ``fully_shard``.
         ranks: the ranks to train with; None for a single process.
         guard: checks that model, engine and optimizer keep using the same parameters.
+        lazy: whether the host waits for no step.
+        unsettled: with ``lazy``, the steps that may not have been finite.
         next_step: number of the next step.
 
     Raises:
@@ -61,7 +65,28 @@ class Setup:
         self.ranks = Ranks.of(options.process_group, alone=self.shards is not None)
         if self.shards is not None and self.ranks is not None:
             self.shards.check_ranks(dist.get_process_group_ranks(self.ranks.group))
+        self.lazy = options.lazy and self._may_be_lazy()
+        self.unsettled = Unsettled()
         self.next_step = 0
+
+    def _may_be_lazy(self) -> bool:
+        """Whether a step needs no wait of the host; if only the method needs one, say so.
+
+        Raises:
+            GradientError: with several ranks, which exchange what the host must read.
+        """
+        if self.ranks is not None:
+            raise GradientError(
+                "lazy=True on several ranks or with sharded parameters: ranks exchange messages "
+                "that the host reads in every step; leave lazy out"
+            )
+        if not self.method.on_device:
+            logging.getLogger("gradvac").warning(
+                "lazy=True has no effect: %s computes on the host, so every step waits once; "
+                "GradVac, PCGrad and fixed weights compute on the device",
+                type(self.method).__name__,
+            )
+        return self.method.on_device
 
     @property
     def group_names(self) -> tuple[str, ...]:

@@ -104,6 +104,8 @@ class SinglePass(Strategy):
                 + ("the same engine's" if self in _UNDER_WAY else "another engine's")
                 + "; a forward pass belongs to one engine, end the outer block first"
             )
+        if not self.accumulated:
+            self.setup.unsettled.check()
         names, index = names_and_index(tasks)
         if segments is not None:
             index, batch_dim = tasks_of_tokens(index, segments), max(batch_dim, segments.ndim - 1)
@@ -255,11 +257,11 @@ class SinglePass(Strategy):
         if setup.ranks is None and step.heads_state is None:
             step.heads_state = setup.heads.state()
         self.collector.finish(step)
-        report = step.report(setup.group_names)
+        report = self.report()
         if self.first_step:
             say_if_summed(float(report.losses.sum()), step.elements)
         shared = [step.gradients[id(p)] for p in setup.parameters[: setup.n_shared]]
-        gradients = [*shared, *setup.heads.finished(step.loss_scale, step.heads_state)]
+        gradients = [*shared, *self.of_heads()]
         return report, list(zip(setup.parameters, gradients, strict=True))
 
     def clear(self) -> None:

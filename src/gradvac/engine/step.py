@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from gradvac.engine.ranks.agreement import Agreement
-from gradvac.engine.report import StepReport
+from gradvac.engine.report import StepReport, check_shares, joined
 from gradvac.engine.samples.owners import Owners
+from gradvac.sending import to_device
 
 Shares = Mapping[str, float | Tensor]
 """By task, what its mean loss was multiplied by."""
@@ -46,9 +46,10 @@ class Step:
         self.elements = 0  # losses of samples or tokens that were given
         self.waiting = 0  # groups that are complete but not yet combined
         self.at_once: int | None = None  # numbers of a task's gradients that are combined together
-        self.gram = torch.zeros(1, dtype=torch.float64)  # of the whole model, with two passes
+        self.gram: Tensor | None = None  # of the whole model, with two passes
         self.gradients: dict[int, Tensor | None] = {}  # combined, by id of the parameter
         self.reports: list[StepReport] = []
+        self.unread: list[StepReport] = []  # of a lazy engine, on the device
         self.agreed: Agreement | None = None  # with the other ranks
         self.failed_everywhere = False  # on all ranks, so they need not be told
         self._losses: list[Tensor] = []  # of micro-batches, [2, K]: see `add_losses`
@@ -102,6 +103,19 @@ class Step:
             for task, share in self._shares.items()
         }
 
+    def shares_on(self, device: torch.device) -> Tensor | None:
+        """Return the shares of the tasks, ``[K]``, on a device and without a wait."""
+        if self._shares is None:
+            return None
+        check_shares(self._shares, self.tasks)
+        given = [self._shares[task] for task in self.tasks]
+        if not any(isinstance(share, Tensor) for share in given):
+            return to_device(torch.tensor(given, dtype=torch.float64), device)
+        whole = lambda x: torch.full((), x, dtype=torch.float64, device=device)
+        return torch.stack(
+            [x.detach().double().to(device) if isinstance(x, Tensor) else whole(x) for x in given]
+        )
+
     def present(self) -> list[int]:
         """Return the positions of the tasks that have a loss in the step, on this rank."""
         return self._on_host()[1].nonzero().flatten().tolist()
@@ -138,14 +152,4 @@ class Step:
 
     def report(self, groups: tuple[str, ...]) -> StepReport:
         """Join the reports of the groups, in the order of the model."""
-        names = [name for report in self.reports for name in report.groups]
-        order = torch.tensor([names.index(name) for name in groups])
-        join = lambda parts: torch.cat(parts).index_select(0, order.to(parts[0].device))
-        first = self.reports[0].geometry
-        gram = join([report.gram for report in self.reports])
-        geometry = replace(first, gram=gram, groups=groups)
-        diagnostics = {
-            key: join([report.diagnostics[key] for report in self.reports])
-            for key in self.reports[0].diagnostics
-        }
-        return StepReport(geometry, join([r.weights for r in self.reports]), diagnostics)
+        return joined(self.reports, groups)

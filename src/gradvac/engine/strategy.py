@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradvac.engine.gradients.pool import free_bytes
+from gradvac.engine.lazy import LazyReport, report_unread, zero_unless
 from gradvac.engine.nonfinite import LossScale, skip_or_raise
 from gradvac.engine.ranks.agreement import Agreement, agree, sameness, tell_failure
 from gradvac.engine.ranks.passes import NO_SAMPLES
@@ -80,6 +81,25 @@ class Strategy:
             with suppress(RankError):
                 tell_failure(ranks, step.number, error)
 
+    def report(self) -> StepReport:
+        """Return the report of the step, once all groups are decided."""
+        setup, step = self.setup, self.step
+        if not setup.lazy:
+            return step.report(setup.group_names)
+        heads, policy = setup.heads.with_gradient, setup.options.nonfinite
+        return report_unread(step, setup.method, setup.group_names, heads, policy)
+
+    def of_heads(self) -> list[Tensor | None]:
+        """Return the gradients of the heads.
+
+        Raises:
+            NotFiniteError: if one is not finite, unless the engine is lazy.
+        """
+        heads, step = self.setup.heads, self.step
+        if self.setup.lazy:
+            return heads.unread(step.loss_scale)
+        return heads.finished(step.loss_scale, step.heads_state)
+
     def check_accumulated(self, accumulated: bool) -> None:
         """Check that there is something to combine, here or on another rank.
 
@@ -106,16 +126,32 @@ class Strategy:
             number: number of the step; None for the next one.
             shares: by task, what its mean loss was multiplied by.
         """
-        setup, step, scale = self.setup, self.step, LossScale.of(loss_scale)
+        setup, step = self.setup, self.step
+        if setup.lazy and isinstance(loss_scale, torch.amp.GradScaler) and loss_scale.is_enabled():
+            raise GradientError(
+                "lazy=True with a GradScaler, whose scale the host reads in every step; leave lazy "
+                "out, or train in bfloat16, which needs no scaler"
+            )
+        scale = LossScale.of(loss_scale)
         step.number = setup.next_step if number is None else number
         step.loss_scale = scale.factor
         step.give_shares(shares)
-        before = setup.method.state_dict()
+        method = setup.method
+        before = method.snapshot() if setup.lazy else method.state_dict()
         try:
             report, gradients = finish()
+            if isinstance(report, LazyReport):
+                if self.first_step:
+                    _ = report.skipped  # read: it is an error at once if not finite
+                method.keep_if(report.finite, before)
+                zero_unless(report.finite, gradients)
+                setup.unsettled.add(report)
             add_to_grad(gradients, scale)
         except BaseException as e:
-            setup.method.load_state_dict(before)
+            if setup.lazy:
+                method.restore(before)
+            else:
+                method.load_state_dict(before)
             self.tell(e)
             report = skip_or_raise(
                 e,

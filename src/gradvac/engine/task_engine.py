@@ -61,7 +61,12 @@ class TaskEngine:
         self._setup.guard.check_optimizer(optimizer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step number and the method's state."""
+        """Return the step number and the method's state.
+
+        Raises:
+            GradientError: with ``lazy``, if an earlier step was not finite (NotFiniteError), once.
+        """
+        self._setup.unsettled.check(wait=True)
         return {"step": self.step, "method": self.method.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -114,6 +114,9 @@ class Method(ABC):
     Attributes:
         needs_all_groups: whether the weights of a group depend on other groups; an engine then
             passes all groups of a step in one call.
+        on_device: whether ``_weights`` stays on the device of the Gram matrices and the host reads
+            no number there, so that an engine may be ``lazy``. Its state then needs
+            :meth:`snapshot`, :meth:`restore` and :meth:`keep_if`.
         seed: seed of all random choices.
 
     Example:
@@ -129,6 +132,7 @@ class Method(ABC):
     """
 
     needs_all_groups: bool = False
+    on_device: bool = False
     seed: int = 0
 
     def weights(self, geometry: StepGeometry) -> Tensor:
@@ -141,6 +145,29 @@ class Method(ABC):
         """
         geometry.check_finite()
         return self._weights(geometry)
+
+    def weights_unread(self, geometry: StepGeometry) -> Tensor:
+        """Return what :meth:`weights` does, without a wait, of a geometry that may not be finite.
+
+        For methods with :attr:`on_device`. The state advances; :meth:`keep_if` must follow.
+        """
+        return self._weights(geometry)
+
+    def snapshot(self) -> Any:
+        """Return what :meth:`restore` and :meth:`keep_if` need, without a wait."""
+        return self.state_dict()
+
+    def restore(self, before: Any) -> None:
+        """Go back to a :meth:`snapshot`."""
+        self.load_state_dict(before)
+
+    def keep_if(self, finite: Tensor, before: Any) -> None:
+        """Keep the state if ``finite``, a bool on the device, is True, else go back to before.
+
+        Here the host waits for ``finite``; a method with :attr:`on_device` must not.
+        """
+        if not bool(finite):
+            self.restore(before)
 
     @abstractmethod
     def _weights(self, geometry: StepGeometry) -> Tensor:

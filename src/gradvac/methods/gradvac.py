@@ -16,6 +16,7 @@ can hold the squares of the lengths (1e-145 to 1e154; shorter gradients give a w
 an error).
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from gradvac.errors import GradientError
 from gradvac.methods.base import Method, StepGeometry
 from gradvac.methods.orders import visiting_order
 from gradvac.methods.pairs import PairTable
+from gradvac.sending import to_device
 
 
 @dataclass(frozen=True)
@@ -50,37 +52,39 @@ def _edit(cosine: Tensor, rows: Tensor, present: Tensor, order: Tensor, target: 
         order: ``[groups, r, K - 1]`` positions of the others.
         target: ``[groups, r, K - 1]`` target cosines in visiting order.
     """
-    n_tasks = present.shape[1]
+    n_tasks, device = present.shape[1], cosine.device
     # q = c^T M c is rounding below this share of (sum |c|)^2: the edits have cancelled the vector,
     # which then has no direction to compare.
-    noise = 8 * n_tasks * torch.finfo(torch.float64).eps
-    coefficients = torch.zeros_like(cosine[:, rows])
-    coefficients[:, torch.arange(len(rows)), rows] = 1.0
+    noise = math.sqrt(8 * n_tasks * torch.finfo(torch.float64).eps)
     along = cosine[:, rows]  # inner products of g'_i with every unit g_j
-    q, total = torch.ones_like(along[..., :1]), torch.ones_like(along[..., :1])  # total = sum |c|
+    q = torch.ones_like(along[..., :1])
+    least = torch.full_like(q, noise)  # noise * sum |c|
     cot = target / ((1 - target) * (1 + target)).sqrt()
     usable = present[:, rows, None] & present[:, None, :].expand_as(along).gather(2, order)
-    lines = order + n_tasks * torch.arange(len(cosine))[:, None, None]  # of the flattened cosines
-    history: list[tuple[Tensor, Tensor, Tensor]] = []
-    for s in range(n_tasks - 1):
-        j = order[..., s : s + 1]
-        par = along.gather(2, j)
-        compared = usable[..., s : s + 1] & (q > noise * total.square())
-        phi = (par / q.sqrt()).clamp(-1, 1)
-        edited = compared & (phi < target[..., s : s + 1])
-        perp = (q - par.square()).clamp_min(0).sqrt()
-        a = torch.where(edited, cot[..., s : s + 1] * perp - par, 0.0)
-        coefficients.scatter_(2, j, a)  # every j is visited once
-        along.addcmul_(a, cosine.flatten(0, 1)[lines[..., s]])
-        q, total = q + a * (2 * par + a), total + a.abs()
-        history.append((phi, compared, edited))
-    q = torch.where(q > noise * total.square(), q, 0.0)
-    empty = order[..., :0].bool()
-    return _Edits(
-        coefficients,
-        q.squeeze(2),
-        *(torch.cat([step[n] for step in history] or [empty], 2) for n in range(3)),
-    )
+    first = n_tasks * torch.arange(len(cosine), device=device)[:, None, None]
+    lines, flat = order + first, cosine.flatten(0, 1)
+    below = torch.where(usable, target, -math.inf)
+    history: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    for s in range(n_tasks - 1):  # as few operations as can be: on an accelerator each is a launch
+        par, root = along.gather(2, order[..., s : s + 1]), q.sqrt()
+        left = root > least
+        phi = (par / root).clamp(-1, 1)
+        edited = left & (phi < below[..., s : s + 1])
+        perp = torch.addcmul(q, par, par, value=-1).clamp_min_(0).sqrt_()
+        # Minus the coefficient, which is cot * perp - par, and not negative where phi < target.
+        less = torch.where(edited, torch.addcmul(par, cot[..., s : s + 1], perp, value=-1), 0.0)
+        along.addcmul_(less, flat[lines[..., s]], value=-1)
+        q = torch.addcmul(q, less, torch.add(less, par, alpha=-2))
+        least = torch.add(least, less, alpha=-noise)
+        history.append((phi, left, edited, less))
+    q = torch.where(q.sqrt() > least, q, 0.0)
+    coefficients = torch.zeros_like(along)
+    coefficients[:, torch.arange(len(rows), device=device), rows] = 1.0
+    empty = along[..., :0], *[usable[..., :0]] * 2, along[..., :0]
+    parts = zip(*(history or [empty]), strict=True)
+    phis, left, edited, less = (torch.cat(each, 2) for each in parts)
+    coefficients.scatter_(2, order, -less)  # every j is visited once
+    return _Edits(coefficients, q.squeeze(2), phis, usable & left, edited)
 
 
 class GradVac(Method):
@@ -115,6 +119,8 @@ class GradVac(Method):
         tensor([[1.5774, 1.5774]], dtype=torch.float64)
     """
 
+    on_device = True
+
     def __init__(
         self,
         beta: float = 1e-2,
@@ -148,7 +154,7 @@ class GradVac(Method):
     def _weights(self, geometry: StepGeometry) -> Tensor:
         tasks, device = geometry.tasks, geometry.gram.device
         chosen = [i for i, t in enumerate(tasks) if self.tasks == "all" or t in self.tasks]
-        rows = torch.tensor(chosen, dtype=torch.int64, device=device)
+        rows = to_device(torch.tensor(chosen, dtype=torch.int64), device)
         norm = geometry.gram.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
         present = norm > 0
         safe = torch.where(present, norm, 1.0)
@@ -156,7 +162,7 @@ class GradVac(Method):
         cosine.diagonal(dim1=1, dim2=2).fill_(1.0)
 
         order = visiting_order(self.seed, geometry.step, geometry.groups, tasks)
-        order = order.to(device)[:, rows]
+        order = to_device(order[:, chosen], device)
         targets = self._targets(geometry)
         used = targets[:, rows].gather(2, order).clamp_max(self.max_target)
         edits = _edit(cosine, rows, present, order, used)
@@ -178,14 +184,15 @@ class GradVac(Method):
             c = torch.where(q > 0, c / q.sqrt(), c)
         # From unit gradients back: g'_i = sum_j c_ij (||g_i|| / ||g_j||) g_j; c_ii as it is.
         ratio = norm[:, rows, None] / safe[:, None, :]
-        ratio[:, torch.arange(len(rows)), rows] = 1.0
+        ratio[:, torch.arange(len(rows), device=device), rows] = 1.0
         weights = torch.ones_like(norm).index_fill_(1, rows, 0.0)  # the unedited: g'_i = g_i
         return weights + (c * ratio).sum(1)
 
     def _targets(self, geometry: StepGeometry) -> Tensor:
         """Return the stored targets of every ordered pair, ``[groups, K, K]``, not capped."""
         if self.target == "adaptive":
-            return self._ema.read(geometry.groups, geometry.tasks).to(geometry.gram.device)
+            self._ema.on(geometry.gram.device)
+            return self._ema.read(geometry.groups, geometry.tasks)
         return torch.full_like(geometry.gram, self.target)
 
     def _update(
@@ -209,7 +216,20 @@ class GradVac(Method):
 
     def targets(self, groups: Iterable[str], tasks: Iterable[str]) -> Tensor:
         """Return the stored targets of these names, ``[groups, K, K]``; 0 where never compared."""
-        return self._ema.read(tuple(groups), tuple(tasks))
+        return self._ema.read(tuple(groups), tuple(tasks)).cpu()
+
+    def snapshot(self) -> PairTable:
+        """Return a copy of the targets, where they are."""
+        return self._ema.snapshot()
+
+    def restore(self, before: PairTable) -> None:
+        """Go back to a :meth:`snapshot`."""
+        self._ema = before
+
+    def keep_if(self, finite: Tensor, before: PairTable) -> None:
+        """Keep the targets where ``finite``, on the device, is True, else those from before."""
+        if self.target == "adaptive":
+            self._ema.keep_if(finite, before)
 
     def state_dict(self) -> dict[str, Any]:
         """Return seed, names and targets; hyper-parameters belong to the constructor."""

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradvac.errors import GradientError
 from gradvac.methods.base import Method, StepGeometry
+from gradvac.sending import to_device
 
 
 class StaticWeights(Method):
@@ -29,6 +32,8 @@ class StaticWeights(Method):
         tensor([[1., 3.]], dtype=torch.float64)
     """
 
+    on_device = True
+
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         for task, weight in (weights or {}).items():
             if not (math.isfinite(weight) and weight >= 0):
@@ -36,9 +41,11 @@ class StaticWeights(Method):
         self._by_task = None if weights is None else dict(weights)
 
     def _weights(self, geometry: StepGeometry) -> Tensor:
-        return geometry.gram.new_tensor([self._of(task) for task in geometry.tasks]).repeat(
-            len(geometry.groups), 1
-        )
+        weights = torch.tensor([self._of(task) for task in geometry.tasks], dtype=torch.float64)
+        return to_device(weights, geometry.gram.device).repeat(len(geometry.groups), 1)
+
+    def keep_if(self, finite: Tensor, before: Any) -> None:
+        """Do nothing: there is no state."""
 
     def _of(self, task: str) -> float:
         if self._by_task is None:

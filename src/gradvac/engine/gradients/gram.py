@@ -57,6 +57,16 @@ def gram(
     return result
 
 
+def gram_there(groups: Sequence[Sequence[TaskGradients]]) -> Tensor:
+    """Return the Gram matrix of each group's task gradients, ``[groups, K, K]``, on their device.
+
+    Products and sums are float64 for all groups, so that the host need not ask which of them are
+    doubtful. Squares of float64 gradients that underflow, see :func:`gram`, count as 0.
+    """
+    with full_precision(groups[0][0].device.type):
+        return torch.stack([gram_of_group(each, torch.float64) for each in groups])
+
+
 def _warn_of_short(gradients: Sequence[TaskGradients], square: Tensor) -> None:
     """Warn if nonzero float64 gradients have squares that underflow in float64."""
     short = (square < _SHORT).nonzero().flatten()

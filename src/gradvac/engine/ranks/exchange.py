@@ -36,6 +36,7 @@ from gradvac.engine.report import combine, decide_present
 from gradvac.engine.setup import Setup
 from gradvac.engine.step import Step
 from gradvac.errors import NotFiniteError
+from gradvac.sending import to_device
 
 
 @dataclass
@@ -100,7 +101,7 @@ class Exchange:
         self._one_rank_per_task = torch.equal(
             self._task, torch.arange(n_tasks)
         )  # each task is on one rank
-        self._places = ranks.on_device(self._task, buckets[0].device).split(self._counts)
+        self._places = to_device(self._task, buckets[0].device).split(self._counts)
         self._largest = torch.zeros(n_groups, len(self._task), dtype=torch.float64)
 
     def _decisions(self) -> list[list[int]]:
@@ -145,7 +146,7 @@ class Exchange:
             if rounds:  # rounds above the budget are not held at the same time
                 self._reduce(rounds[-1], bucket, slicing)
             rounds.append(self._send(slicing, sources, start, stop))
-        here = self.ranks.on_device(torch.tensor(used, dtype=torch.float64), bucket.device)
+        here = to_device(torch.tensor(used, dtype=torch.float64), bucket.device)
         self._under_way.append(_UnderWay(bucket, slicing, rounds, here))
         if self.launched > 1:
             self._measure()
@@ -290,7 +291,7 @@ class Exchange:
             self.step.failed_everywhere = True
             raise
         self.step.reports.append(report)
-        weights = self.ranks.on_device(weights, self.buckets[0].device)
+        weights = to_device(weights, self.buckets[0].device)
         self._weights |= dict(zip(ends, weights, strict=True))
 
     def _precise_gram(self, group: int) -> Tensor:

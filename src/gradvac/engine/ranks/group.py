@@ -156,12 +156,6 @@ class Ranks:
         """Return how many numbers a bucket has for a model of that many parameters."""
         return bucket_of(parameters, self.size)
 
-    def on_device(self, values: Tensor, device: torch.device) -> Tensor:
-        """Copy values from the host to a device, without a wait of the host."""
-        if device.type == "cuda":
-            return values.pin_memory().to(device, non_blocking=True)
-        return values.to(device, non_blocking=True)
-
     def _count(self, kind: str, values: Tensor, times: float) -> None:
         self.sent[kind] += round(values.numel() * values.element_size() * times)
 

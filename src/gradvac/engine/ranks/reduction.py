@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradvac.engine.ranks.group import Ranks, Wait, on_host
+from gradvac.sending import to_device
 
 
 class Reduction:
@@ -67,7 +68,7 @@ class Reduction:
             self._launch()
         waits, self._waits = self._waits, []
         used = torch.tensor([float(p.grad is not None) for p in self.parameters])
-        used = self.ranks.on_device(used, self.parameters[0].device)
+        used = to_device(used, self.parameters[0].device)
         found = on_host([(self.ranks.sum(used), used)])[0].tolist()
         anywhere = {id(p) for p, n in zip(self.parameters, found, strict=True) if n}
         for bucket, (flat, wait) in zip(self.buckets, waits, strict=True):
