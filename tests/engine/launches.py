@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from benchmarks.believe import Believe
 from gradvac.engine import Engine
+from gradvac.errors import NotFiniteError
 from gradvac.methods import METHODS, GradVac, Method
 
 SAMPLES, LENGTH, V, D = 64, 4, 64, 16
@@ -90,6 +91,43 @@ def variant(name: str, **more: bool) -> dict:
     return {"waits": waits, "blocked": device.blocked, "error": error}
 
 
+def not_finite() -> dict:
+    """What a lazy step with a NaN leaves behind on the device, and when its error is raised."""
+    torch.manual_seed(0)
+    with Believe() as device:
+        model = Headed().double().to("believe")
+        x, names = torch.randint(V, (8, LENGTH)).to("believe"), list("abcdabcd")
+        ones = torch.ones(8, dtype=torch.float64).to("believe")
+        bad = ones.clone()
+        bad[1] = torch.nan
+        method = GradVac(beta=0.3)
+        engine = Engine(model, method, heads={"a": "bias"}, lazy=True)
+        has_bias = torch.tensor([float(name == "a") for name in names]).double().to("believe")
+
+        def train(factor: Tensor) -> None:
+            with engine.tasks(names):
+                engine.backward(model(x, has_bias).sum(1) * factor)
+
+        def now() -> list[Tensor]:
+            gradients = [p.grad.cpu() for p in model.parameters() if p.grad is not None]
+            return [*gradients, method.targets([g.name for g in engine.groups], "abcd")]
+
+        for _ in range(3):
+            train(ones)
+        before = now()
+        device.clear()
+        train(bad)
+        found: dict[str, Any] = {"waits": device.waits.copy(), "blocked": device.blocked}
+        found["kept"] = all(torch.equal(a, b) for a, b in zip(now(), before, strict=True))
+        try:
+            train(ones)
+        except NotFiniteError as error:
+            found["told"] = str(error)
+        train(ones)
+        found["goes_on"] = not torch.equal(now()[0], before[0])
+        return found
+
+
 def main() -> None:
     found = {"plain": step(None, []), "per task": step({"engine": "per_task"}, tasks(2, True))}
     for n_tasks, equal in ((2, True), (64, True), (2, False), (8, False), (32, False)):
@@ -99,6 +137,7 @@ def main() -> None:
         method = METHODS[name]()
         found[f"lazy {name} {n_tasks}"] = step({"lazy": True}, tasks(n_tasks, True), method)
     lazy = {f"lazy {name}": variant(name, lazy=True) for name in [*LAZY, "passes=2", "per task"]}
+    found["lazy and not finite"] = not_finite()
     print(json.dumps(found | {"variants": {name: variant(name) for name in VARIANTS} | lazy}))
 
 

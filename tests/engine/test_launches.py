@@ -42,9 +42,16 @@ def test_the_host_waits_once_with_heads_and_every_method(steps):
 def test_a_lazy_step_never_waits(steps):
     """Not even for a copy from the host."""
     found = {name: step for name, step in (steps | steps["variants"]).items() if "lazy" in name}
-    assert len(found) == 10
+    assert len(found) == 11
     for name, step in found.items():
         assert step["waits"] == step["blocked"] == {}, name
+
+
+def test_a_lazy_step_that_is_not_finite_leaves_no_trace_on_the_device(steps):
+    """Gradients and targets are those of before, and the next step raises the error."""
+    step = steps["lazy and not finite"]
+    assert step["kept"] and step["goes_on"]
+    assert "of task 'b' is not finite" in step["told"] and "at step 3" in step["told"]
 
 
 def test_a_lazy_step_launches_what_the_method_does_for_each_task(steps):

@@ -276,6 +276,35 @@ def test_an_optimizer_that_knows_found_inf_does_nothing():
     assert same(*trained)
 
 
+class Answer:
+    """An event of a device that is several steps behind."""
+
+    arrived = False
+
+    def query(self):
+        return self.arrived
+
+    def synchronize(self):
+        self.arrived = True
+
+
+def test_the_error_comes_when_the_answer_has_arrived():
+    """No step waits for it; asking for the state does."""
+    for ask in (False, True):
+        model = build()
+        engine = Engine(model, GradVac(), lazy=True)
+        one_step(engine, model, 0)
+        one_step(engine, model, 1, math.nan)
+        steps, answer = engine._setup.unsettled._steps, Answer()
+        steps[:] = [(report, flag, answer) for report, flag, _ in steps]
+        for n in (2, 3):
+            assert float(one_step(engine, model, n).found_inf) == 0.0
+        answer.arrived = not ask
+        with pytest.raises(NotFiniteError, match="at step 1"):
+            engine.state_dict() if ask else one_step(engine, model, 4)
+        assert engine.state_dict()["step"] == 4
+
+
 # -- what is refused -----------------------------------------------------------------------------
 
 
