@@ -127,6 +127,8 @@ FAILURES: dict[str, Callable[[int], object]] = {
     ),
     "passes": lambda rank: message(lambda: Engine(build(), Joint(), "whole_model", passes=2)),
     "budget": lambda rank: message(lambda: Engine(build(), Joint(), budget=0)),
+    "lazy": lambda rank: message(lambda: Engine(build(), Joint(), lazy=True)),
+    "lazy_sharded": lambda rank: message(lambda: Engine(sharded(), Joint(), lazy=True)),
     "other_dimension": lambda rank: message(lambda: Engine(sharded(dim=1), Joint())),
     "replicas": lambda rank: message(lambda: Engine(sharded(replicas=True), Joint())),
     "other_ranks": lambda rank: message(

@@ -129,6 +129,8 @@ def test_a_failing_rank_stops_the_step_of_all_with_its_reason(failed):
         ("shares", "some ranks give shares and others do not"),
         ("passes", "passes=2 with 2 ranks: .*make the engine with passes=1"),
         ("budget", "budget is 0"),
+        ("lazy", "lazy=True on several ranks or with sharded"),
+        ("lazy_sharded", "lazy=True on several ranks or with sharded"),
         ("other_dimension", r"a parameter 'weight' \[4, 4\] is placed as \(Shard\(dim=1\),\)"),
         ("replicas", r"a parameter 'weight' .* on a mesh of 2 dimensions; the engine takes models"),
         (
