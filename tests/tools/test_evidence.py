@@ -266,7 +266,7 @@ def test_pages_that_cite_the_evidence_have_its_figures():
 @pytest.mark.parametrize("name", CITING)
 def test_no_figure_of_a_study_is_typed_where_a_page_says_how_sure_it_is(name):
     text = (ROOT / name).read_text(encoding="utf-8")
-    shown = re.findall(r"(?:\*\*|\d)<!-- (?:gain|interval|cost|tuning|claim|verdict): ", text)
+    shown = re.findall(r"(?:\*\*|\d)<!-- (?:gain|interval|lower|cost|tuning|claim|verdict): ", text)
     assert len(shown) == marks(text) > 0
     prose = "\n".join(x for x in text.splitlines() if not x.startswith(("|", "#")))
     assert not re.findall(r"\d ± \d[\d.]*(?!<|[\d.])", prose), "an interval without its source"

@@ -13,6 +13,7 @@ from tools.evidence.curves import gain, hours, pilot, reached
 from tools.evidence.figures import Absent, Figure
 from tools.evidence.files import Evidence
 from tools.evidence.laboratory import laboratory
+from tools.evidence.numbers import number
 from tools.evidence.page import page
 from tools.evidence.pictures import curve_gains
 from tools.evidence.together import DIFFERS, answers, summary, table
@@ -89,11 +90,20 @@ def test_a_gain_is_paired_by_seed_with_exact_matches_beside_it(e):
     assert gain(e, "lab-x", "joint", "own").value == pytest.approx(-figure.value)
 
 
+def test_a_gain_within_a_sentence_is_in_per_cent_of_the_nll(e):
+    half = 100 * (1 - math.exp(-math.log(2.0) / 2))
+    assert number("lower: lab-x own joint", e, []) == f"{half:.0f}"
+    with pytest.raises(ValueError, match="other way round"):
+        number("lower: lab-x joint own low", e, [])
+
+
 def test_more_tokens_are_a_flaw(e):
     (flaw,) = gain(e, "lab-x", "two", "joint").flaws
     assert flaw.words == "two had 10.0 times the tokens" and not flaw.larger
     (flaw,) = gain(e, "lab-x", "joint", "two").flaws
     assert flaw.larger
+    (flaw,) = gain(e, "lab-x", "two", "joint", per="seconds").flaws
+    assert flaw.words == "two had 2.0 times the seconds"
 
 
 def test_a_pilot_pairs_runs_of_one_seed_and_rate(tmp_path):
@@ -118,6 +128,9 @@ def test_the_table_has_means_by_level_and_the_price(e):
         "| 1.050 | 3.150 | 50.0 | 25.0 | 2 | 1800 |"
     )
     assert "4.5 CPU hours" in tables.curves(e, "lab-x")
+    file = e.folder / "lab-y-small.json"
+    file.write_text(json.dumps({"runs": [*RUNS[:2], RUNS[2]]}), encoding="utf-8")
+    assert tables.curves(e, "lab-y").endswith("Begun, with fewer than two seeds: own.")
 
 
 def test_claims_are_those_of_studies_that_have_run_and_absent_rows_are_not_run(e, tmp_path):

@@ -64,27 +64,45 @@ def _seen(runs: list[Run], column: str) -> Seen:
     )
 
 
-def gain(e: Evidence, name: str, a: str, b: str, column: str = "avg") -> Figure:
-    """By how much row ``a`` is better than row ``b``, paired by seed."""
+def complete(e: Evidence, name: str) -> list[str]:
+    """The rows of a study that have two seeds at least, in every level."""
+
+    def whole(row: str) -> bool:
+        try:
+            return all(len(reached(e, name, row, level)) > 1 for level in ("avg", "high", "low"))
+        except Absent:
+            return False
+
+    return [row for row in e.rows(name) if whole(row)]
+
+
+def gain(
+    e: Evidence, name: str, a: str, b: str, column: str = "avg", per: str = "tokens"
+) -> Figure:
+    """By how much row ``a`` is better than row ``b``, paired by seed.
+
+    ``per`` says of what both should have had as much: "tokens" or "seconds".
+    """
     left, right = (reached(e, name, row, column) for row in (a, b))
     both = [(left[seed], right[seed]) for seed in left if seed in right]
     figure = seeds([y.endpoint - x.endpoint for x, y in both], "curve")
     beside = seeds([x.exact - y.exact for x, y in both], "exact")
-    return replace(figure, beside=beside, flaws=tuple(_flaws(e, name, a, b)))
+    return replace(figure, beside=beside, flaws=tuple(_flaws(e, name, a, b, per)))
 
 
-def _flaws(e: Evidence, name: str, a: str, b: str) -> Iterator[Flaw]:
-    """A rate at the border makes a row look worse than it is, more tokens better."""
+def _flaws(e: Evidence, name: str, a: str, b: str, per: str) -> Iterator[Flaw]:
+    """A rate at the border makes a row look worse than it is, more tokens or seconds better."""
     choices = e.choices(name)
-    tokens = {
-        row: statistics.fmean(s.tokens for s in reached(e, name, row).values()) for row in (a, b)
+    had = {
+        row: statistics.fmean(getattr(seen, per) for seen in reached(e, name, row).values())
+        for row in (a, b)
     }
     for row, other, larger in ((a, b, True), (b, a, False)):
         if row in choices and choices[row].border:
             yield Flaw(larger, f"the rate of {row} is the {choices[row].border} tried")
-        times = tokens[row] / tokens[other]
+        times = had[row] / had[other]
         if times > MORE:
-            yield Flaw(not larger, f"{row} had {times:.1f} times the tokens")
+            yield Flaw(not larger, f"{row} had {times:.1f} times the {per}")
 
 
 def hours(e: Evidence, name: str) -> float:

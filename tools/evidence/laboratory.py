@@ -27,6 +27,7 @@ _TABLE1 = (
     ("PCGrad by layer beats PCGrad", "pcgrad-all-layer", "pcgrad", "avg"),
     ("GradVac beats joint", "gradvac-all-layer", "joint", "avg"),
     ("... for low-resource directions", "gradvac-all-layer", "joint", "low"),
+    ("... in the same CPU time", "gradvac-all-layer", "joint-same-time", "avg"),
     ("GradVac beats PCGrad by layer", "gradvac-all-layer", "pcgrad-all-layer", "avg"),
     ("... at GradVac's rate", "gradvac-all-layer", "pcgrad-all-layer-8e-3", "avg"),
     ("GradVac with a fixed target beats PCGrad", "gradvac-fixed", "pcgrad", "avg"),
@@ -86,7 +87,9 @@ def _planned(e: Evidence) -> Iterator[Claim]:
                 name,
                 f"{text} ({words})",
                 "GradVac table 1",
-                lambda name=name, a=a, b=b, column=column: gain(e, name, a, b, column),
+                lambda name=name, a=a, b=b, column=column: gain(
+                    e, name, a, b, column, "seconds" if b.endswith("-time") else "tokens"
+                ),
                 again=text.startswith("..."),
             )
     for text, other, table in CHOICES:

@@ -130,7 +130,7 @@ def curve_gains(name: str, words: str) -> Callable[[Evidence], tuple[Figure, str
     """The laboratory's endpoint: every row beside joint training, 95 % intervals over seeds."""
 
     def draw(e: Evidence) -> tuple[Figure, str]:
-        own = [row for row in e.rows(name) if row != "joint"]
+        own = [row for row in curves.complete(e, name) if row != "joint"]
         with styled():
             figure, ax = axes(5.2, 0.9 + 0.34 * len(own))
             handles = []

@@ -104,7 +104,8 @@ def curves(e: Evidence, name: str) -> str:
     levels = ("high", "low")
     heads = ["", "endpoint", *(f"last NLL {x}" for x in levels), *(f"exact {x}, %" for x in levels)]
     lines = [bars([*heads, "seeds", "CPU s a run"]), "|---" + "|---:" * 7 + "|"]
-    for row in e.rows(name):
+    shown = seen.complete(e, name)
+    for row in shown:
         by_level = [list(seen.reached(e, name, row, level).values()) for level in levels]
         every = list(seen.reached(e, name, row).values())
         cells = [_mean([s.endpoint for s in every], 3)]
@@ -115,6 +116,8 @@ def curves(e: Evidence, name: str) -> str:
     hours = (
         f"{seen.hours(e, name):.1f} CPU hours of training; a row of several models has their sum."
     )
+    if begun := [row for row in e.rows(name) if row not in shown]:
+        hours += f" Begun, with fewer than two seeds: {', '.join(begun)}."
     return "\n".join([*lines, "", hours])
 
 
