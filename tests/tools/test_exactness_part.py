@@ -2,7 +2,7 @@
 
 All of it is `python -m tools.exactness`. Which part is tried follows from a number in the
 environment, GRADVAC_EXACTNESS_TURN, 0 without it: in CI the number of commits, so that every commit
-tries another part and the same commit always the same one. Each takes some 20 seconds on an idle
+tries another part and the same commit always the same one. Each takes some ten seconds on an idle
 core.
 """
 
@@ -15,7 +15,7 @@ from tools.exactness.run import Part, run
 
 pytest.importorskip("transformers")
 TURN = int(os.environ.get("GRADVAC_EXACTNESS_TURN", "0"))
-PARTS = {"models": 8, "adapters": 5, "operators": 12}
+PARTS = {"models": 16, "adapters": 5, "operators": 24}
 
 
 @pytest.mark.parametrize("kind", PARTS)
