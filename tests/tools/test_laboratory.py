@@ -99,11 +99,11 @@ def test_a_gain_within_a_sentence_is_in_per_cent_of_the_nll(e):
 
 def test_more_tokens_are_a_flaw(e):
     (flaw,) = gain(e, "lab-x", "two", "joint").flaws
-    assert flaw.words == "two had 10.0 times the tokens" and not flaw.larger
+    assert flaw.words == "two had 10.0 times the tokens: give both as much" and not flaw.larger
     (flaw,) = gain(e, "lab-x", "joint", "two").flaws
     assert flaw.larger
     (flaw,) = gain(e, "lab-x", "two", "joint", per="seconds").flaws
-    assert flaw.words == "two had 2.0 times the seconds"
+    assert flaw.words == "two had 2.0 times the seconds: give both as much"
 
 
 def test_a_pilot_pairs_runs_of_one_seed_and_rate(tmp_path):

@@ -5,7 +5,7 @@
     python -m tools.evidence.collect curvature runs/cats-small --out evidence/curvature-small.json
     python -m tools.evidence.collect edits runs/table1-from-en-small --out evidence/edits-small.json
     python -m tools.evidence.collect validation runs/rate-2e-3 runs/rate-4e-3 --out evidence/x.json
-    python -m tools.evidence.collect curves runs/lab-front-small --out evidence/lab-front.json
+    python -m tools.evidence.collect curves runs/lab-cats-small --out evidence/lab-cats-small.json
 
 Several sweeps become one file. Scores are kept by `gradvac compare SWEEP --out
 evidence/NAME.json`. `make evidence` makes the page and its pictures of all these files.

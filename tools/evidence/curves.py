@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gradvac.experiment.recipe.variants import row_of
 
-from .figures import Absent, Figure, Flaw, seeds
-from .files import MORE, Evidence
+from .figures import Absent, Figure, seeds
+from .files import Evidence, flaws_of
 
 Run = dict[str, Any]
 
@@ -87,22 +86,11 @@ def gain(
     both = [(left[seed], right[seed]) for seed in left if seed in right]
     figure = seeds([y.endpoint - x.endpoint for x, y in both], "curve")
     beside = seeds([x.exact - y.exact for x, y in both], "exact")
-    return replace(figure, beside=beside, flaws=tuple(_flaws(e, name, a, b, per)))
-
-
-def _flaws(e: Evidence, name: str, a: str, b: str, per: str) -> Iterator[Flaw]:
-    """A rate at the border makes a row look worse than it is, more tokens or seconds better."""
-    choices = e.choices(name)
     had = {
         row: statistics.fmean(getattr(seen, per) for seen in reached(e, name, row).values())
         for row in (a, b)
     }
-    for row, other, larger in ((a, b, True), (b, a, False)):
-        if row in choices and choices[row].border:
-            yield Flaw(larger, f"the rate of {row} is the {choices[row].border} tried")
-        times = had[row] / had[other]
-        if times > MORE:
-            yield Flaw(not larger, f"{row} had {times:.1f} times the {per}")
+    return replace(figure, beside=beside, flaws=flaws_of(e.choices(name), a, b, {per: had}))
 
 
 def hours(e: Evidence, name: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -94,22 +94,13 @@ class Evidence:
         A rate at the border of its grid makes a row look worse than it is; more tokens or
         parameters make it look better.
         """
-        found = []
-        choices, costs = self.choices(name), self.read(name)["costs"]
-        for row, other, larger in ((a, b, True), (b, a, False)):
-            if row in choices and (border := choices[row].border):
-                further = border.replace("st", "r")
-                words = f"the rate of {row} is the {border} tried: try {further} ones"
-                found.append(Flaw(larger, words))
-            times: dict[str, list[str]] = {}
-            for kind in ("tokens", "parameters"):
-                if costs[row].get(kind, 0) > MORE * costs[other].get(kind, math.inf):
-                    ratio = f"{costs[row][kind] / costs[other][kind]:.1f}"
-                    times.setdefault(ratio, []).append(kind)
-            more = [f"{ratio} times the {' and '.join(kinds)}" for ratio, kinds in times.items()]
-            if more:
-                found.append(Flaw(not larger, f"{row} had {' and '.join(more)}: give both as much"))
-        return tuple(found)
+        costs = self.read(name)["costs"]
+        had = {
+            kind: {row: costs[row][kind] for row in (a, b)}
+            for kind in ("tokens", "parameters")
+            if kind in costs[a] and kind in costs[b]
+        }
+        return flaws_of(self.choices(name), a, b, had)
 
     def _gains(self, name: str, a: str, b: str, column: str, metric: str) -> list[float]:
         left, right = (self.scores(name, row, metric, column) for row in (a, b))
@@ -277,6 +268,26 @@ class Evidence:
             error = half / float(student_t.ppf(1 - LEVEL / 2, n - 1))
             return Figure(value, n, "front", error, test="jackknife t", flaws=flaws)
         raise Absent(f"{name}: front, {row}")
+
+
+def flaws_of(
+    choices: Mapping[str, Choice], a: str, b: str, had: Mapping[str, Mapping[str, float]]
+) -> tuple[Flaw, ...]:
+    """What is unfair between rows ``a`` and ``b``: rates at a border, more of what each ``had``."""
+    found = []
+    for row, other, larger in ((a, b, True), (b, a, False)):
+        if row in choices and (border := choices[row].border):
+            further = border.replace("st", "r")
+            words = f"the rate of {row} is the {border} tried: try {further} ones"
+            found.append(Flaw(larger, words))
+        times: dict[str, list[str]] = {}
+        for kind, of in had.items():
+            if of[row] > MORE * of[other]:
+                times.setdefault(f"{of[row] / of[other]:.1f}", []).append(kind)
+        if times:
+            more = [f"{ratio} times the {' and '.join(kinds)}" for ratio, kinds in times.items()]
+            found.append(Flaw(not larger, f"{row} had {' and '.join(more)}: give both as much"))
+    return tuple(found)
 
 
 def _mantel_power(r: Sequence[float], p: Sequence[float]) -> float:

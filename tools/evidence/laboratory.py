@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 from .claim import Claim
@@ -77,45 +77,29 @@ def laboratory(e: Evidence) -> Iterator[Claim]:
             yield claim
 
 
+def _gains(
+    e: Evidence, study: str, source: str, rows: Iterable[tuple[str, str, str, str]], words: str = ""
+) -> Iterator[Claim]:
+    """Claims that one row beats another: text, the two rows, the level."""
+    for text, a, b, column in rows:
+        per = "seconds" if b.endswith("-time") else "tokens"
+        figure = partial(gain, e, study, a, b, column, per)
+        yield Claim(study, text + words, source, figure, again=text.startswith("..."))
+
+
 def _planned(e: Evidence) -> Iterator[Claim]:
-    for name, words in (
-        ("lab-table1-from-en", "out of English"),
-        ("lab-table1-to-en", "into English"),
-    ):
-        for text, a, b, column in _TABLE1:
-            yield Claim(
-                name,
-                f"{text} ({words})",
-                "GradVac table 1",
-                lambda name=name, a=a, b=b, column=column: gain(
-                    e, name, a, b, column, "seconds" if b.endswith("-time") else "tokens"
-                ),
-                again=text.startswith("..."),
-            )
+    for side, words in (("from-en", "out of English"), ("to-en", "into English")):
+        yield from _gains(e, f"lab-table1-{side}", "GradVac table 1", _TABLE1, f" ({words})")
     for text, other, table in CHOICES:
-        yield Claim(
-            "lab-choices",
-            text,
-            f"GradVac table {table}",
-            lambda other=other: gain(e, "lab-choices", "gradvac-all-layer", other),
-        )
-    for text, a, b, column in _SAMPLING:
-        yield Claim(
-            "lab-sampling",
-            text,
-            "GradVac table 2",
-            lambda a=a, b=b, column=column: gain(e, "lab-sampling", a, b, column),
-        )
+        row = (text, "gradvac-all-layer", other, "avg")
+        yield from _gains(e, "lab-choices", f"GradVac table {table}", [row])
+    yield from _gains(e, "lab-sampling", "GradVac table 2", _SAMPLING)
     for width in (16, 64):
-        for text, own in (("PCGrad by layer", "pcgrad"), ("GradVac", "gradvac")):
-            yield Claim(
-                "lab-capacity",
-                f"{text} beats joint (width {width})",
-                "asked here",
-                lambda own=own, width=width: gain(
-                    e, "lab-capacity", f"{own}-{width}", f"joint-{width}"
-                ),
-            )
+        rows = [
+            (f"{text} beats joint (width {width})", f"{own}-{width}", f"joint-{width}", "avg")
+            for text, own in (("PCGrad by layer", "pcgrad"), ("GradVac", "gradvac"))
+        ]
+        yield from _gains(e, "lab-capacity", "asked here", rows)
     yield activity(e, "lab-edits")
     yield from mechanism(e, "lab-cats", partial(gain, e, "lab-cats"), "lab-curvature")
     pull = lambda run: statistics.fmean(
@@ -127,13 +111,7 @@ def _planned(e: Evidence) -> Iterator[Claim]:
         "asked here",
         lambda: e.per_seed("lab-curvature", "t1", None, pull, "pull"),
     )
-    for text, a, b, column in _UNITS:
-        yield Claim(
-            "lab-cats",
-            text,
-            "asked here",
-            lambda a=a, b=b, column=column: gain(e, "lab-cats", a, b, column),
-        )
+    yield from _gains(e, "lab-cats", "asked here", _UNITS)
     for words, where in (
         ("into English, encoder", ("any-en", "any-en", "encoder")),
         ("out of English, decoder", ("en-any", "en-any", "decoder")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 from gradvac.geometry.plots import save
@@ -19,8 +20,9 @@ from .tables import bars
 from .verdicts import SAME, UNKNOWN, Verdict, alone, verdicts
 
 
+@cache
 def judged(e: Evidence) -> Judged:
-    """Every claim with the figure that decides it and its verdict."""
+    """Every claim with the figure that decides it and its verdict; once for all pages."""
     looked_at = list(claims(e))
     found = [_figure(claim) for claim in looked_at]
     said = verdicts(found, [claim.study for claim in looked_at])

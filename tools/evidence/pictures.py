@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,6 +14,7 @@ from gradvac.geometry.plots import INK, MUTED, RULE, Line, axes, colour, legend,
 
 from . import curves
 from .figures import MEASURES, Absent
+from .figures import Figure as Finding
 from .files import Evidence
 
 
@@ -94,34 +95,13 @@ def differences(
         levels = [g for g in ("high", "low") if averages.get(g, averages["avg"]) != averages["avg"]]
         groups = ["avg", *levels]
         metric = "f1" if "f1" in {r["metric"] for r in tree["records"]} else "nll"
-        with styled():
-            figure, ax = axes(5.2, 0.9 + 0.34 * len(rows))
-            handles = []
-            for n, group in enumerate(groups):
-                own = [e.gain(name, row, pairs[row], group, metric) for row in rows]
-                places = np.arange(len(rows)) + 0.2 * (n - (len(groups) - 1) / 2)
-                handles.append(
-                    ax.errorbar(
-                        [f.value for f in own],
-                        places,
-                        xerr=[f.half for f in own],
-                        fmt="osD"[n],
-                        color=colour(n),
-                        markersize=4,
-                        linewidth=1.2,
-                    )
-                )
-            bound = MEASURES[metric].bound
-            ax.axvspan(-bound, bound, color=RULE, alpha=0.6, linewidth=0)
-            ax.axvline(0, color=MUTED, linewidth=0.8)
-            ax.set_yticks(range(len(rows)), rows, fontsize=8, color=INK)
-            ax.set_ylim(len(rows) - 0.4, -0.6)
-            unit = "F1 above" if metric == "f1" else "NLL below"
-            ax.set_xlabel(f"{unit} {baseline} (right is better)")
-            ax.grid(axis="x", color=RULE, linewidth=0.6)
-            ax.set_axisbelow(True)
-            legend(ax, handles, groups)
-        return figure, f"{words}: the interval of each difference alone; grey: below the bound"
+        found = {
+            group: [e.gain(name, row, pairs[row], group, metric) for row in rows]
+            for group in groups
+        }
+        unit = "F1 above" if metric == "f1" else "NLL below"
+        xlabel = f"{unit} {baseline} (right is better)"
+        return _intervals(rows, found, metric, xlabel), f"{words}: {_INTERVALS}"
 
     return draw
 
@@ -130,35 +110,49 @@ def curve_gains(name: str, words: str) -> Callable[[Evidence], tuple[Figure, str
     """The laboratory's endpoint: every row beside joint training, 95 % intervals over seeds."""
 
     def draw(e: Evidence) -> tuple[Figure, str]:
-        own = [row for row in curves.complete(e, name) if row != "joint"]
-        with styled():
-            figure, ax = axes(5.2, 0.9 + 0.34 * len(own))
-            handles = []
-            for n, level in enumerate(("avg", "high", "low")):
-                found = [curves.gain(e, name, row, "joint", level) for row in own]
-                handles.append(
-                    ax.errorbar(
-                        [f.value for f in found],
-                        np.arange(len(own)) + 0.2 * (n - 1),
-                        xerr=[f.half for f in found],
-                        fmt="osD"[n],
-                        color=colour(n),
-                        markersize=4,
-                        linewidth=1.2,
-                    )
-                )
-            bound = MEASURES["curve"].bound
-            ax.axvspan(-bound, bound, color=RULE, alpha=0.6, linewidth=0)
-            ax.axvline(0, color=MUTED, linewidth=0.8)
-            ax.set_yticks(range(len(own)), own, fontsize=8, color=INK)
-            ax.set_ylim(len(own) - 0.4, -0.6)
-            ax.set_xlabel("log NLL below joint training, mean of checkpoints (right is better)")
-            ax.grid(axis="x", color=RULE, linewidth=0.6)
-            ax.set_axisbelow(True)
-            legend(ax, handles, ["all", "high", "low"])
-        return figure, f"{words}: the interval of each difference alone; grey: below the bound"
+        rows = [row for row in curves.complete(e, name) if row != "joint"]
+        levels = {"all": "avg", "high": "high", "low": "low"}
+        found = {
+            label: [curves.gain(e, name, row, "joint", level) for row in rows]
+            for label, level in levels.items()
+        }
+        xlabel = "log NLL below joint training, mean of checkpoints (right is better)"
+        return _intervals(rows, found, "curve", xlabel), f"{words}: {_INTERVALS}"
 
     return draw
+
+
+_INTERVALS = "the interval of each difference alone; grey: below the bound"
+
+
+def _intervals(
+    rows: Sequence[str], found: Mapping[str, Sequence[Finding]], kind: str, xlabel: str
+) -> Figure:
+    """Intervals of figures, by group: one for each row."""
+    with styled():
+        figure, ax = axes(5.2, 0.9 + 0.34 * len(rows))
+        handles = [
+            ax.errorbar(
+                [f.value for f in own],
+                np.arange(len(rows)) + 0.2 * (n - (len(found) - 1) / 2),
+                xerr=[f.half for f in own],
+                fmt="osD"[n],
+                color=colour(n),
+                markersize=4,
+                linewidth=1.2,
+            )
+            for n, own in enumerate(found.values())
+        ]
+        bound = MEASURES[kind].bound
+        ax.axvspan(-bound, bound, color=RULE, alpha=0.6, linewidth=0)
+        ax.axvline(0, color=MUTED, linewidth=0.8)
+        ax.set_yticks(range(len(rows)), rows, fontsize=8, color=INK)
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.set_xlabel(xlabel)
+        ax.grid(axis="x", color=RULE, linewidth=0.6)
+        ax.set_axisbelow(True)
+        legend(ax, handles, list(found))
+    return figure
 
 
 def learning(e: Evidence) -> tuple[Figure, str]:
