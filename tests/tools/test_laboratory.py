@@ -9,7 +9,7 @@ import pytest
 
 from tools.evidence import tables
 from tools.evidence.claim import Claim
-from tools.evidence.curves import gain, hours, pilot, reached
+from tools.evidence.curves import gain, hours, outside, pilot, reached
 from tools.evidence.figures import Absent, Figure
 from tools.evidence.files import Evidence
 from tools.evidence.laboratory import laboratory
@@ -88,6 +88,36 @@ def test_a_gain_is_paired_by_seed_with_exact_matches_beside_it(e):
     assert figure.error == pytest.approx(statistics.stdev(gains) / math.sqrt(2))
     assert figure.beside.value == pytest.approx(37.5 / 2) and not figure.flaws
     assert gain(e, "lab-x", "joint", "own").value == pytest.approx(-figure.value)
+
+
+def test_a_row_of_another_study_is_paired_by_seed_and_named_without_it(e):
+    file = e.folder / "lab-y-small.json"
+    other = [run("joint", seed, [9.0, 9.0], [9.0, 9.0], tokens=50) for seed in (1, 2)]
+    file.write_text(json.dumps({"runs": other}), encoding="utf-8")
+    own = gain(e, "lab-y", "lab-x:own", "lab-x:joint")
+    assert own.value == gain(e, "lab-x", "own", "joint").value and not own.flaws
+    (flaw,) = gain(e, "lab-x", "two", "lab-y:joint").flaws
+    assert flaw.words == "two had 20.0 times the tokens: give both as much"
+
+
+def test_a_row_outside_the_front_has_its_distance_in_log_nll(e, tmp_path):
+    """The front is the line from (0, -2) to (-2, 0) in minus log NLL; high is x, low is y."""
+    at = lambda name, x, y: [
+        run(name, seed, [math.exp(-x - d)] * 2, [math.exp(-y - d)] * 2)
+        for seed, d in ((1, 0.0), (2, 0.2))
+    ]
+    runs = at("left", 0.0, -2.0) + at("right", -2.0, 0.0)
+    runs += at("better", 0.0, 0.0) + at("worse", -2.0, -2.0) + at("further", 1.0, -3.0)
+    (tmp_path / "lab-f-small.json").write_text(json.dumps({"runs": runs}), encoding="utf-8")
+    swept = ("left", "right")
+    better, worse = (outside(e, "lab-f", row, swept) for row in ("better", "worse"))
+    assert better.value == pytest.approx(math.sqrt(2)) and better.n == 2
+    assert worse.value == pytest.approx(-math.sqrt(2)) and not better.flaws
+    assert better.error == pytest.approx(0, abs=1e-9)  # seeds move front and row alike
+    (flaw,) = outside(e, "lab-f", "further", swept).flaws
+    assert "beyond the last point" in flaw.words
+    with pytest.raises(Absent):
+        outside(e, "lab-x", "two", ("joint", "none"))
 
 
 def test_a_gain_within_a_sentence_is_in_per_cent_of_the_nll(e):

@@ -2,20 +2,26 @@
 
 A row is one variant, or several that end in ``/direction``: a model for each. Its curve is the
 mean NLL over directions at each checkpoint; the endpoint is the mean logarithm of the curve, which
-counts how fast a row learns and how far it gets, and in which seeds differ least.
+counts how fast a row learns and how far it gets, and in which seeds differ least. A row of another
+study is written ``STUDY:ROW``.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from scipy.stats import t as student_t
+
+from gradvac.experiment.compare.front import Point, jackknife, non_dominated, signed_distance
 from gradvac.experiment.recipe.variants import row_of
 
-from .figures import Absent, Figure, seeds
-from .files import Evidence, flaws_of
+from .figures import Absent, Figure, Flaw, seeds
+from .files import Evidence, beyond, flaws_of
+from .statistics import LEVEL
 
 Run = dict[str, Any]
 
@@ -36,6 +42,7 @@ def reached(e: Evidence, name: str, row: str, column: str = "avg") -> dict[int, 
 
     Raises Absent if there is no run of it, or of that level.
     """
+    name, row = _place(name, row)
     own = [run for run in e.read(name)["runs"] if row_of(run["variant"]) == row]
     of_row = {run["variant"] for run in own}
     by_seed: dict[int, list[Run]] = {}
@@ -46,6 +53,12 @@ def reached(e: Evidence, name: str, row: str, column: str = "avg") -> dict[int, 
     if not found:
         raise Absent(f"{name}: {row}")
     return found
+
+
+def _place(name: str, row: str) -> tuple[str, str]:
+    """The study of a row, and its name there."""
+    study, _, own = row.rpartition(":")
+    return study or name, own
 
 
 def _seen(runs: list[Run], column: str) -> Seen:
@@ -86,11 +99,45 @@ def gain(
     both = [(left[seed], right[seed]) for seed in left if seed in right]
     figure = seeds([y.endpoint - x.endpoint for x, y in both], "curve")
     beside = seeds([x.exact - y.exact for x, y in both], "exact")
+    return replace(figure, beside=beside, flaws=_flaws(e, name, a, b, per))
+
+
+def _flaws(e: Evidence, name: str, a: str, b: str, per: str) -> tuple[Flaw, ...]:
+    rows = [_place(name, row) for row in (a, b)]
     had = {
-        row: statistics.fmean(getattr(seen, per) for seen in reached(e, name, row).values())
-        for row in (a, b)
+        row: statistics.fmean(getattr(seen, per) for seen in reached(e, study, row).values())
+        for study, row in rows
     }
-    return replace(figure, beside=beside, flaws=flaws_of(e.choices(name), a, b, {per: had}))
+    choices = {row: choice for study, _ in rows for row, choice in e.choices(study).items()}
+    return flaws_of(choices, rows[0][1], rows[1][1], {per: had})
+
+
+def outside(e: Evidence, name: str, row: str, swept: Sequence[str]) -> Figure:
+    """How far a row's endpoints lie outside the front of the swept rows, high against low.
+
+    On the seeds that all of them have; the front and the interval are those of ``gradvac compare
+    --front``. Raises Absent where fewer than two seeds are shared.
+    """
+    points: dict[str, dict[int, Point]] = {}
+    for each in (*swept, row):
+        high, low = (reached(e, name, each, level) for level in ("high", "low"))
+        points[each] = {seed: (-high[seed].endpoint, -low[seed].endpoint) for seed in high}
+    shared = sorted(set.intersection(*map(set, points.values())))
+    if len(shared) < 2:
+        raise Absent(f"{name}: two seeds of {row} and all of the front")
+
+    def mean(each: str, some: Sequence[int]) -> Point:
+        x, y = (statistics.fmean(points[each][seed][k] for seed in some) for k in (0, 1))
+        return x, y
+
+    def distance(some: Sequence[int]) -> float:
+        return signed_distance(mean(row, some), non_dominated([mean(r, some) for r in swept]))
+
+    found = jackknife(distance, shared)
+    error = found.half / float(student_t.ppf(1 - LEVEL / 2, len(shared) - 1))
+    flaws = _flaws(e, name, row, swept[0], "tokens")
+    flaws += beyond(_place(name, row)[1], mean(row, shared), [mean(r, shared) for r in swept])
+    return Figure(found.value, len(shared), "lab-front", error, test="jackknife t", flaws=flaws)
 
 
 def hours(e: Evidence, name: str) -> float:

@@ -49,6 +49,7 @@ MEASURES = {
     "share": Measure("share of pairs", 0.05, "one pair in twenty"),
     "curvature": Measure("log top eigenvalue lower by", 0.1, "a tenth of the eigenvalue"),
     "curve": Measure("log NLL lower by", 0.1, "a tenth of NLL"),
+    "lab-front": Measure("log NLL, outside by", 0.1, "as of log NLL"),
     "exact": Measure("exact", 1.0, "one translation in a hundred", 1),
     "pull": Measure("log ratio of pulls", 0.1, "a tenth of the ratio"),
     "mantel": Measure("Mantel r", math.nan, ""),

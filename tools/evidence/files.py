@@ -258,16 +258,23 @@ class Evidence:
             value, half = (place["distance"][key] for key in ("value", "half_width"))
             n = len(place["seeds"])
             swept = [p["mean"] for p in found["rows"] if p["swept"]]
-            sides = {
-                (all(x < s[k] for s in swept), all(x > s[k] for s in swept))
-                for k, x in enumerate(place["mean"])
-            }
-            flaws = self.flaws(name, row, tree["baseline"])
-            if sides == {(True, False), (False, True)}:
-                flaws += (Flaw(False, f"{row} lies beyond the last point of the sweep: go on"),)
+            flaws = self.flaws(name, row, tree["baseline"]) + beyond(row, place["mean"], swept)
             error = half / float(student_t.ppf(1 - LEVEL / 2, n - 1))
             return Figure(value, n, "front", error, test="jackknife t", flaws=flaws)
         raise Absent(f"{name}: front, {row}")
+
+
+def beyond(row: str, mean: Sequence[float], swept: Sequence[Sequence[float]]) -> tuple[Flaw, ...]:
+    """What is unfair where a row is better than all of a front on one side, and worse on the other.
+
+    Its distance is then to the last point that was swept.
+    """
+    sides = {
+        (all(x < s[k] for s in swept), all(x > s[k] for s in swept)) for k, x in enumerate(mean)
+    }
+    if sides != {(True, False), (False, True)}:
+        return ()
+    return (Flaw(False, f"{row} lies beyond the last point of the sweep: go on"),)
 
 
 def flaws_of(

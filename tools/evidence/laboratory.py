@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 
 from .claim import Claim
-from .curves import gain
+from .curves import gain, outside
 from .files import Evidence
 from .mechanism import mechanism
 from .similarity import activity, partners, similarity
@@ -47,11 +47,21 @@ CHOICES = (
     ("beta 1e-2 beats 1e-1", "beta-1e-1", 8),
     ("beta 1e-2 beats 1e-3", "beta-1e-3", 8),
 )
+_T5, _GRADVAC, _WHOLE = (
+    f"lab-table1-from-en:{row}" for row in ("joint", "gradvac-all-layer", "gradvac-whole-model")
+)
 _SAMPLING = (
-    ("T=5 beats T=1 for low-resource directions", "joint", "t1", "low"),
-    ("T=1 beats T=5 for high-resource directions", "t1", "joint", "high"),
-    ("GradVac beats T=5 (high)", "gradvac-all-layer", "joint", "high"),
-    ("GradVac beats T=5 (low)", "gradvac-all-layer", "joint", "low"),
+    ("T=5 beats T=1 for low-resource directions", _T5, "t1", "low"),
+    ("T=1 beats T=5 for high-resource directions", "t1", _T5, "high"),
+    ("GradVac beats T=5 (high)", _GRADVAC, _T5, "high"),
+    ("GradVac beats T=5 (low)", _GRADVAC, _T5, "low"),
+)
+_SWEPT = ("t1", "t2", _T5, "t100", "weight-4", "weight-16")
+_FRONT = (
+    ("GradVac leaves the front of swept temperatures and weights", _GRADVAC),
+    ("... at T=1", "gradvac-t1"),
+    ("CATS leaves the front of swept temperatures and weights", "lab-cats:cats"),
+    ("UniMax leaves the front of swept temperatures and weights", "unimax"),
 )
 
 _UNITS = (
@@ -91,9 +101,13 @@ def _planned(e: Evidence) -> Iterator[Claim]:
     for side, words in (("from-en", "out of English"), ("to-en", "into English")):
         yield from _gains(e, f"lab-table1-{side}", "GradVac table 1", _TABLE1, f" ({words})")
     for text, other, table in CHOICES:
-        row = (text, "gradvac-all-layer", other, "avg")
+        row = (text, _GRADVAC, _WHOLE if other == "gradvac-whole-model" else other, "avg")
         yield from _gains(e, "lab-choices", f"GradVac table {table}", [row])
     yield from _gains(e, "lab-sampling", "GradVac table 2", _SAMPLING)
+    for text, row in _FRONT:
+        figure = partial(outside, e, "lab-sampling", row, _SWEPT)
+        source, again = "asked by Xin et al. 2022", text.startswith("...")
+        yield Claim("lab-sampling", text, source, figure, again)
     for width in (16, 64):
         rows = [
             (f"{text} beats joint (width {width})", f"{own}-{width}", f"joint-{width}", "avg")
