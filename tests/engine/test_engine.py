@@ -187,6 +187,31 @@ def test_losses_that_lost_their_samples_are_asked_for_rows():
             engine.backward(loss.flatten() if flat else loss)
 
 
+def test_losses_of_samples_in_two_orders_are_asked_for_rows():
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Linear(4, 4)
+
+        def forward(self, x):
+            x = self.first(x)
+            return (2 * x + x[[1, 2, 0]]).square().sum((1, 2))
+
+    model, x, tasks = Twice().double(), X[:3].double(), ["c", "d", "e"]
+    engine = Engine(model, Joint())
+    message = "say by `rows` which sample each loss belongs to"
+    with pytest.raises(GradientError, match=message), engine.tasks(tasks):
+        engine.backward(model(x))
+    with engine.tasks(tasks):
+        report = engine.backward(model(x), torch.arange(3))
+    norms = [
+        sum(g.square().sum() for g in torch.autograd.grad(model(x)[n], list(model.parameters())))
+        for n in range(3)
+    ]
+    assert torch.allclose(report.gram.sum(0).diagonal(), torch.stack(norms), rtol=1e-9)
+    assert engine.refused
+
+
 def test_micro_batches_before_and_after_the_refusal_add_up():
     model = built("mean").eval()
     plain = model.first

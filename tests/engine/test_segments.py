@@ -240,7 +240,7 @@ def test_accumulation_and_a_batch_of_one_task():
 @pytest.mark.parametrize(
     ("segments", "message"),
     [
-        (torch.zeros(2, 5, dtype=torch.int64), r"\[2, 5\]; several rows .* laid end to end in one"),
+        (torch.zeros(2, 5, 1, dtype=torch.int64), r"int64 \[2, 5, 1\]; it must be .*\[B, T\] or"),
         (torch.zeros(1, 5), r"float32 \[1, 5\]; it must be integers"),
         (torch.full((1, 5), 2), r"segments are in \[2, 2\]; 2 task names allow 0 to 1"),
         (torch.zeros(1, 0, dtype=torch.int64), "segments are missing"),

@@ -75,7 +75,7 @@ class AxolotlTrainer(Trainer):
         collator = self.data_collator if is_training else self.eval_data_collator
         if self.args.sample_packing if is_training else self.args.eval_sample_packing:
             dataset = [list(dataset[n : n + 3]) for n in range(0, len(dataset), 3)]
-            batch_size = 1
+            batch_size = 2 if self.args.multipack_real_batches else 1
         loader = DataLoader(dataset, batch_size, collate_fn=collator)
         return self.accelerator.prepare(loader)
 

@@ -228,6 +228,98 @@ def test_joint_is_the_ordinary_trainer_on_rows_of_several_sequences(tmp_path, st
     assert set(found.report.tasks) <= set(tiny.TASKS)
 
 
+def padded_rows(features):
+    """Rows of sequences laid end to end, padded; position ids begin again with each sequence."""
+    rows = [[torch.as_tensor(ids) for ids in f["sequences"]] for f in features]
+    pad = lambda pieces, value: nn.utils.rnn.pad_sequence(
+        [torch.cat(row) for row in pieces], batch_first=True, padding_value=value
+    )
+    labels = [[torch.cat([torch.tensor([-100]), ids[1:]]) for ids in row] for row in rows]
+    positions = [[torch.arange(len(ids)) for ids in row] for row in rows]
+    return {
+        "input_ids": pad(rows, 0),
+        "labels": pad(labels, -100),
+        "position_ids": pad(positions, 0),
+    }
+
+
+def sequences_in_rows():
+    """Six rows of one to three sequences, with the task of each."""
+    samples, rows = iter(tiny.samples(12)), []
+    for n in (3, 1, 2, 2, 3, 1):
+        own = [next(samples) for _ in range(n)]
+        ids = [s["input_ids"].tolist()[: 2 + (n + k) % 4] for k, s in enumerate(own)]
+        rows.append({"sequences": ids, "task": [s["task"] for s in own]})
+    return rows
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_joint_is_the_ordinary_trainer_on_several_rows_of_sequences(tmp_path, attention, steps):
+    model = tiny.built(tiny.llama)
+    model.config.use_cache = False
+    model.set_attn_implementation(attention)
+    options = dict(optim="sgd", learning_rate=0.5, gradient_accumulation_steps=steps)
+    error, _, found = joint_error(
+        TaskGradients, model, sequences_in_rows(), tmp_path, data_collator=padded_rows,
+        remove_unused_columns=False, per_device_train_batch_size=3, **options,
+    )  # fmt: skip
+    assert error < ROUNDED
+    assert not found.task_engine.refused
+
+
+def test_task_gradients_of_several_rows_of_sequences(tmp_path):
+    """Against a forward and a backward pass of each sequence by itself."""
+    model, data = tiny.built(tiny.llama), sequences_in_rows()
+    model.config.use_cache = False
+    trainer = tiny.make_trainer(
+        TaskGradients, model, data, tmp_path, method=gradvac.GradVac(), data_collator=padded_rows,
+        remove_unused_columns=False, per_device_train_batch_size=6, max_steps=1, learning_rate=0.0,
+        eval_dataset=data, per_device_eval_batch_size=3,
+    )  # fmt: skip
+    trainer.train()
+    assert not trainer.task_engine.refused
+    rows, losses = [], {}
+    n = sum(len(ids) - 1 for row in data for ids in row["sequences"])
+    for task in trainer.report.tasks:
+        model.zero_grad()
+        total, count = 0.0, 0
+        for row in data:
+            for ids, name in zip(row["sequences"], row["task"], strict=True):
+                if name == task:
+                    ids = torch.tensor(ids)
+                    loss = F.cross_entropy(
+                        model(ids[None]).logits[0, :-1], ids[1:], reduction="sum"
+                    )
+                    (loss / n).backward()
+                    total, count = total + loss.item(), count + len(ids) - 1
+        rows.append({id(p): p.grad.flatten() for p in model.parameters()})
+        losses[task] = total / count
+    for group, gram in zip(trainer.task_engine.groups, trainer.report.gram, strict=True):
+        x = torch.stack([torch.cat([row[id(p)] for p in group.parameters]) for row in rows])
+        assert (x @ x.T - gram).abs().max() < EXACT * gram.abs().max()
+    found = trainer.evaluate()
+    for task, loss in losses.items():
+        assert found[f"eval_loss_{task}"] == pytest.approx(loss)
+
+
+def test_rows_whose_attention_mask_hides_the_packing_fall_back(tmp_path):
+    """Beside an attention mask transformers ignores position ids that begin again."""
+    model = tiny.built(tiny.llama)
+    model.config.use_cache = False
+
+    def masked(features):
+        batch = padded_rows(features)
+        return batch | {"attention_mask": torch.ones_like(batch["input_ids"])}
+
+    error, _, found = joint_error(
+        TaskGradients, model, sequences_in_rows(), tmp_path, data_collator=masked,
+        remove_unused_columns=False, per_device_train_batch_size=3, optim="sgd", learning_rate=0.5,
+    )  # fmt: skip
+    assert error < ROUNDED
+    assert "tokens of different tasks see each other" in found.task_engine.refused
+
+
 @pytest.mark.parametrize(
     ("positions", "message"),
     [
@@ -238,11 +330,32 @@ def test_joint_is_the_ordinary_trainer_on_rows_of_several_sequences(tmp_path, st
 )
 def test_rows_with_another_number_of_tasks(positions, message):
     with pytest.raises(gradvac.GradientError, match=message):
-        segments_of({"position_ids": torch.tensor(positions)}, ["fr", "hi"])
+        segments_of({"position_ids": torch.tensor(positions)}, [["fr"], ["hi"]])
+    several = {"position_ids": torch.tensor([*positions, [0] + [1] * (len(positions[0]) - 1)])}
+    with pytest.raises(gradvac.GradientError, match=message):
+        segments_of(several, [["fr", "hi"], ["hi"]])
+
+
+def test_rows_of_sequences_without_position_ids():
+    batch = {"input_ids": torch.zeros(2, 5)}
+    message = (
+        r"2 rows of a batch have 3 tasks, .* no position_ids \[2, 5\] .*; let the data collator"
+    )
+    with pytest.raises(gradvac.GradientError, match=message):
+        segments_of(batch, [["fr", "hi"], ["hi"]])
 
 
 def test_padding_at_the_end_of_a_row_begins_no_sequence():
     positions = {"position_ids": torch.tensor([[0, 1, 0, 1, 0, 0]])}
-    assert segments_of(positions, ["fr", "hi"]).tolist() == [[0, 0, 1, 1, 1, 1]]
-    assert segments_of(positions, ["fr"]) is None
-    assert segments_of({"position_ids": torch.zeros(2, 3)}, ["fr", "hi"]) is None
+    assert segments_of(positions, [["fr", "hi"]]).tolist() == [[0, 0, 1, 1, 1, 1]]
+    assert segments_of(positions, [["fr"]]) is None
+    several = {"position_ids": torch.tensor([[0, 1, 0, 1, 0, 0], [0, 1, 2, 0, 1, 2]])}
+    found = [[0, 0, 1, 1, 1, 1], [2, 2, 2, 3, 3, 3]]
+    assert segments_of(several, [["fr", "hi"], ["hi", "fr"]]).tolist() == found
+
+
+def test_a_batch_of_one_sequence_in_each_row_has_no_segments():
+    names = [["fr"], ["hi"]]
+    assert segments_of({"position_ids": torch.zeros(2, 3)}, names) is None
+    shared = {"position_ids": torch.arange(3)[None], "input_ids": torch.zeros(2, 3)}
+    assert segments_of(shared, names) is None

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch.nn import functional as F
 from trl import SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 import gradvac
 from gradvac.integrations import trl_loss
@@ -305,6 +306,54 @@ def test_task_gradients_of_packed_rows_equal_separate_backward_passes(tmp_path):
     expected = gram_by_hand(trainer, SFTTrainer.compute_loss, batches, tasks)
     assert (trainer.report.gram - expected).abs().max() < EXACT * expected.abs().max()
     assert not trainer.task_engine.refused
+
+
+class InRows:
+    """A collator of one's own: packed rows stay rows, padded, without an attention mask."""
+
+    def __call__(self, rows):
+        collate = DataCollatorForLanguageModeling(pad_token_id=0, return_position_ids=True)
+        batch = collate(rows)
+        del batch["attention_mask"]  # beside it transformers ignores the position ids
+        batch["labels"][batch["position_ids"] == 0] = -100
+        return batch
+
+
+def test_rows_packed_before_and_a_collator_that_keeps_them_apart(tmp_path):
+    """TRL's own collator lays them end to end, and takes no other beside packing=True."""
+    model, method = tiny.built(tiny.llama), gradvac.GradVac()
+    options = dict(per_device_train_batch_size=3, peft_config=lora(), max_steps=1)
+    options |= dict(train_sampling_strategy="sequential")
+    laid_out = sft.make(
+        TaskSFTTrainer, deepcopy(model), sft.texts(30), tmp_path, method=method, **PACKED, **options
+    )
+    data = laid_out.train_dataset
+    assert max(map(len, data["task"])) > 2
+    both(model, data, tmp_path, data_collator=InRows(), gradient_accumulation_steps=2, **options)
+    in_rows = sft.make(
+        TaskSFTTrainer, deepcopy(model), data, tmp_path, method=gradvac.GradVac(),
+        data_collator=InRows(), **options,
+    )  # fmt: skip
+    in_rows.model.load_state_dict(laid_out.model.state_dict())
+    for trainer in (laid_out, in_rows):
+        trainer.train()
+        assert not trainer.task_engine.refused
+    expected = laid_out.report.gram
+    assert (in_rows.report.gram - expected).abs().max() < ROUNDED * expected.abs().max()
+
+
+def test_rows_packed_before_without_position_ids_are_refused(tmp_path):
+    data = sft.make(
+        TaskSFTTrainer, tiny.built(tiny.llama), sft.texts(30), tmp_path, method=gradvac.Joint(),
+        **PACKED,
+    ).train_dataset  # fmt: skip
+    trainer = sft.make(
+        TaskSFTTrainer, tiny.built(tiny.llama), data, tmp_path, method=gradvac.Joint()
+    )
+    with pytest.raises(
+        gradvac.GradientError, match=r"rows hold several sequences, and no position"
+    ):
+        trainer.train()
 
 
 def test_evaluation_of_packed_rows(tmp_path):

@@ -79,12 +79,10 @@ def split_by_task(use: ParameterUse, plain: Tensor, weighted: Tensor, weights: T
         weighted: gradient of the losses times the number of their task.
         weights: these numbers, ``[K]``.
     """
-    owners, dim = use.place
-    if plain.ndim > 2 and plain.shape[dim] != len(owners):  # a planned use has rows
-        plain, weighted = (x.reshape(len(owners), -1) for x in (plain, weighted))
-    shape = [1] * plain.ndim
-    shape[dim] = -1
-    factor = weights[owners.index].to(plain).view(shape)
+    place = use.place
+    if plain.ndim > 2 and not place.fits(plain.shape):  # a planned use has rows
+        plain, weighted = (x.reshape(len(place.owners), -1) for x in (plain, weighted))
+    factor = weights[place.tasks(plain.ndim)].to(plain)
     return same(plain, weighted / factor)
 
 

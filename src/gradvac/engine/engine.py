@@ -173,11 +173,12 @@ class Engine(TaskEngine):
             batch_dim: the dimension of the inputs that holds the samples.
             inputs: the tensors the samples come in. By default the tensors given to the model
                 whose size along ``batch_dim`` is B.
-            segments: for a row that holds several sequences, of which attention sees one at a time
-                (padding-free batches, packing): the sequence of each token, ``[1, T]`` or ``[T]``,
-                integers. ``tasks`` then has one name for each sequence, and each token is a
-                sample: ``rows`` of losses are positions of tokens. That attention keeps the tasks
-                apart is checked in every step, see :mod:`gradvac.engine.samples.segments`.
+            segments: for rows that hold several sequences, of which attention sees one at a time
+                (padding-free batches, packing): the sequence of each token, ``[B, T]`` or, of one
+                row, ``[T]``, integers. ``tasks`` then has one name for each sequence, and each
+                token is a sample: ``rows`` of losses are positions of tokens, ``b * T + t`` of
+                token t in row b. That attention keeps the tasks apart is checked in every step,
+                see :mod:`gradvac.engine.samples.segments`.
 
         Raises:
             GradientError: if a sample has no task or an unknown one, if this is inside another such

@@ -34,7 +34,9 @@ from gradvac.engine.ranks.shards import Shards
 from gradvac.engine.repeats import Repeats
 from gradvac.engine.report import StepReport
 from gradvac.engine.samples.calls import as_written, leaves
+from gradvac.engine.samples.crossed import Grid
 from gradvac.engine.samples.owners import Owners
+from gradvac.engine.samples.places import Place
 from gradvac.engine.samples.segments import LEAK, Segments
 from gradvac.engine.setup import Setup
 from gradvac.engine.step import Shares
@@ -165,8 +167,11 @@ class SinglePass(Strategy):
             proved=self.checks.proved,
         )
         only = self.step.position(names[0]) if len(names) == 1 else None
-        owners = Owners.of_samples(positions[index], len(self.step.names))
-        return TracedBatch(trace, owners, only, batch_dim)
+        tasks = positions[index]
+        owners = Owners.of_samples(tasks.flatten(), len(self.step.names))
+        if tasks.ndim > 1:  # of several rows
+            return TracedBatch(trace, owners, only, Grid(tasks, owners.n_tasks).place)
+        return TracedBatch(trace, owners, only, Place(owners, batch_dim))
 
     @contextmanager
     def _following(self, batch: TracedBatch) -> Iterator[None]:

@@ -47,11 +47,11 @@ def names_and_index(tasks: TaskOfSample) -> tuple[list[str], Tensor]:
 
 
 def tasks_of_tokens(index: Tensor, segments: Tensor) -> Tensor:
-    """Return the position of the task of each token, ``[T]``, on the CPU.
+    """Return the position of the task of each token, on the CPU: ``[B, T]``, of one row ``[T]``.
 
     Args:
         index: position of the task of each sequence, ``[S]``.
-        segments: position of the sequence of each token, ``[1, T]`` or ``[T]``.
+        segments: position of the sequence of each token, ``[B, T]`` or ``[T]``.
 
     Raises:
         GradientError: if ``segments`` has another shape or is no position of a sequence.
@@ -63,17 +63,13 @@ def tasks_of_tokens(index: Tensor, segments: Tensor) -> Tensor:
     found = segments.detach().cpu()
     if found.is_floating_point() or found.dtype == torch.bool or found.ndim not in (1, 2):
         raise GradientError(
-            f"segments is {found.dtype} {list(found.shape)}; it must be integers [1, T] or [T], "
+            f"segments is {found.dtype} {list(found.shape)}; it must be integers [B, T] or [T], "
             "the position of each token's sequence among the task names"
         )
-    if found.ndim == 2 and len(found) != 1:
-        raise GradientError(
-            f"segments is {list(found.shape)}; several rows of sequences must be laid end to end "
-            "in one row, [1, T], as padding-free collators do"
-        )
-    found = found.reshape(-1).long()
-    if not len(found) or not 0 <= int(found.min()) <= int(found.max()) < len(index):
-        values = f"in [{int(found.min())}, {int(found.max())}]" if len(found) else "missing"
+    found = (found[0] if found.ndim == 2 and len(found) == 1 else found).long()
+    some = found.numel() > 0
+    if not some or not 0 <= int(found.min()) <= int(found.max()) < len(index):
+        values = f"in [{int(found.min())}, {int(found.max())}]" if some else "missing"
         raise GradientError(
             f"segments are {values}; {len(index)} task names allow 0 to {len(index) - 1}"
         )

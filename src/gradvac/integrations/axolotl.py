@@ -101,12 +101,11 @@ class AxolotlTaskGradients(TaskGradients):
 
     def _take_tasks(self, inputs: dict[str, Any]) -> tuple[list[str], Tensor | None, list[str]]:
         lengths = inputs.pop(LENGTHS, None)
-        if lengths is None or len(lengths) == 1:
+        if lengths is None or all(len(row) == 1 for row in lengths):
             return super()._take_tasks(inputs)
-        tasks = take_tasks(inputs, self.task_column, self.task_names)
+        rows = take_tasks(inputs, self.task_column, self.task_names)
         segments = segments_of_lengths(lengths, inputs["input_ids"].shape[1])
-        self._packed = True
-        return tasks, segments, [tasks[n] for n in segments[0].tolist()]
+        return self._of_sequences([task for row in rows for task in row], segments)
 
     def _refuse_unsupported(self) -> None:
         super()._refuse_unsupported()
@@ -117,13 +116,6 @@ class AxolotlTaskGradients(TaskGradients):
                     f"Axolotl's {key} does not work with task gradients, because {why}; leave it "
                     "out of the YAML file"
                 )
-        several = args.multipack_real_batches and args.per_device_train_batch_size > 1
-        if args.sample_packing and several:
-            raise GradientError(
-                f"micro_batch_size is {args.per_device_train_batch_size} and each of these rows "
-                "would be packed, which the engine does not split; set multipack_real_batches: "
-                "false, which packs the same tokens into one row, or micro_batch_size: 1"
-            )
 
 
 class _Call:

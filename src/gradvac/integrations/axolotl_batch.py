@@ -13,11 +13,11 @@ from gradvac.errors import GradientError
 from gradvac.integrations.transformers_batch import TaskCollator
 
 LENGTHS = "task_lengths"
-"""Key of a batch: how many tokens each sequence of its row has."""
+"""Key of a batch: for each row, how many tokens each of its sequences has."""
 
 
 class PackedCollator:
-    """Collates a packed row by another collator and adds the tasks and lengths of its sequences.
+    """Collates packed rows by another collator and adds the tasks and lengths of their sequences.
 
     Axolotl gives a list of rows, each a list of sequences. What is not packed is left to the other
     collator.
@@ -35,8 +35,8 @@ class PackedCollator:
         """Return the batch; with tasks if its sequences have them: evaluation does not need them.
 
         Raises:
-            GradientError: if there are several rows, a sequence has no task and others have, or
-                the row is padded on the left.
+            GradientError: if a sequence has no task and others have, or a row is padded on the
+                left.
         """
         if not isinstance(features[0], list):
             return self.collator(features)
@@ -51,33 +51,35 @@ class PackedCollator:
                 f"sequence {tasks.index(None)} of a packed row has no {self.column!r} and others "
                 "have; every sequence needs its task"
             )
-        if len(features) > 1:
-            raise GradientError(
-                f"a batch has {len(features)} packed rows, which the engine does not split; set "
-                "multipack_real_batches: false, which packs the same tokens into one row"
-            )
-        lengths = [len(f["input_ids"]) for f in sequences]
-        padded = batch["input_ids"].shape[1] > sum(lengths)
+        lengths = [[len(f["input_ids"]) for f in row] for row in features]
+        padded = any(batch["input_ids"].shape[1] > sum(row) for row in lengths)
         tokenizer = getattr(self.collator.collator, "tokenizer", None)
         if padded and getattr(tokenizer, "padding_side", "right") != "right":
             raise GradientError(
                 "a packed row is padded on the left; set padding_side='right' in the tokenizer's "
                 "configuration"
             )
-        batch[self.column], batch[LENGTHS] = tasks, lengths
+        batch[self.column] = [[f[self.column] for f in row] for row in features]
+        batch[LENGTHS] = lengths
         return batch
 
 
-def segments_of_lengths(lengths: Sequence[int], n_tokens: int) -> Tensor:
-    """Return the sequence of each token, ``[1, T]``; padding belongs to the last.
+def segments_of_lengths(lengths: Sequence[Sequence[int]], n_tokens: int) -> Tensor:
+    """Return the sequence of each token, ``[B, T]``; padding belongs to the last of its row.
 
     Args:
-        lengths: how many tokens each sequence has.
+        lengths: for each row, how many tokens each of its sequences has.
         n_tokens: T, with padding, which has no losses.
 
     Example:
-        >>> segments_of_lengths([2, 1], 5)
-        tensor([[0, 0, 1, 1, 1]])
+        >>> segments_of_lengths([[2, 1], [4]], 5)
+        tensor([[0, 0, 1, 1, 1],
+                [2, 2, 2, 2, 2]])
     """
-    found = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
-    return F.pad(found, (0, n_tokens - len(found)), value=len(lengths) - 1)[None]
+    rows, first = [], 0
+    for row in lengths:
+        last = first + len(row) - 1
+        found = torch.arange(first, last + 1).repeat_interleave(torch.tensor(row))
+        rows.append(F.pad(found, (0, n_tokens - len(found)), value=last))
+        first = last + 1
+    return torch.stack(rows)

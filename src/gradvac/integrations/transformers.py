@@ -33,7 +33,7 @@ from gradvac.errors import GradientError
 from gradvac.integrations.accelerate import backward, without_wrapper
 from gradvac.integrations.task_losses import Share, TaskLosses, none_zero
 from gradvac.integrations.transformers_batch import TaskCollator, segments_of, take_tasks
-from gradvac.integrations.transformers_loss import ModelLoss
+from gradvac.integrations.transformers_loss import ModelLoss, samples_of
 from gradvac.integrations.transformers_refusals import refuse_other_losses, refuse_settings
 from gradvac.methods import Method
 
@@ -113,7 +113,7 @@ class TaskGradients(Trainer):
         self._engine: Engine | None = None
         self._model_loss: ModelLoss | None = None
         self._n_items: Tensor | int | None = None  # labels of the step, if the Trainer counts them
-        self._packed = False  # whether samples are the tokens of one row
+        self._width = 0  # tokens of a row, if tokens are the samples
         self._shares: dict[str, Share] = {}
         self._logged: dict[str, list[float]] = defaultdict(list)
         self._evaluated: dict[str, list[float]] = defaultdict(lambda: [0.0, 0])
@@ -145,12 +145,13 @@ class TaskGradients(Trainer):
 
         Returns:
             Losses ``[N]`` and the sample each belongs to, ``[N]``, or losses ``[B, ...]`` and None.
+            If rows hold several sequences, samples are tokens: ``b * T + t`` is token t of row b.
 
         Raises:
             GradientError: if the model's own loss is different.
         """
         losses, counted = self._padded_losses(model, inputs)
-        return losses[counted], counted.nonzero()[:, int(self._packed)]
+        return losses[counted], samples_of(counted, self._width)
 
     def _padded_losses(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the losses of :meth:`task_losses` as ``[B, ...]``, and which of them count."""
@@ -163,7 +164,7 @@ class TaskGradients(Trainer):
         self, model: nn.Module, inputs: dict[str, Any], n_samples: int
     ) -> TaskLosses:
         """Return the losses of a batch: those of an override, or without a wait for the device."""
-        if type(self).task_losses is TaskGradients.task_losses and not self._packed:
+        if type(self).task_losses is TaskGradients.task_losses and not self._width:
             return TaskLosses.padded(*self._padded_losses(model, inputs))
         return TaskLosses.of(*self.task_losses(model, inputs), n_samples)
 
@@ -340,14 +341,20 @@ class TaskGradients(Trainer):
         """Take the tasks out of a batch.
 
         Returns:
-            The task of each sequence; the sequence of each token ``[1, T]`` if they share a row,
+            The task of each sequence; the sequence of each token ``[B, T]`` if they share rows,
             else None; and the task of each sample, which is then a token.
         """
-        tasks = take_tasks(inputs, self.task_column, self.task_names)
-        segments = segments_of(inputs, tasks)
-        self._packed = segments is not None
-        owners = tasks if segments is None else [tasks[n] for n in segments[0].tolist()]
-        return tasks, segments, owners
+        rows = take_tasks(inputs, self.task_column, self.task_names)
+        return self._of_sequences([task for row in rows for task in row], segments_of(inputs, rows))
+
+    def _of_sequences(
+        self, tasks: list[str], segments: Tensor | None
+    ) -> tuple[list[str], Tensor | None, list[str]]:
+        """Note what the samples are, and return what :meth:`_take_tasks` does."""
+        self._width = 0 if segments is None else segments.shape[1]
+        if segments is None:
+            return tasks, None, tasks
+        return tasks, segments, [tasks[n] for n in segments.flatten().tolist()]
 
     def _shifts_labels(self) -> bool:
         """Whether position t of the logits is about label t + 1, as the Trainer decides it."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradvac.errors import GradientError
@@ -43,13 +44,12 @@ class TaskCollator:
         return batch
 
 
-def take_tasks(inputs: dict[str, Any], column: str, names: Sequence[str] | None) -> list[str]:
-    """Take the tasks out of a batch and return their names, ``[B]``.
-
-    A row that holds several sequences has a list of tasks; these are put one after another.
+def take_tasks(inputs: dict[str, Any], column: str, names: Sequence[str] | None) -> list[list[str]]:
+    """Take the tasks out of a batch and return their names, by rows.
 
     Args:
-        inputs: the batch; ``column`` holds names, or positions in ``names``.
+        inputs: the batch; ``column`` holds names, or positions in ``names``; of a row that holds
+            several sequences, a list of them.
         column: key of the tasks.
         names: what positions stand for; if None, the position itself is the name.
 
@@ -66,41 +66,74 @@ def take_tasks(inputs: dict[str, Any], column: str, names: Sequence[str] | None)
             "says which"
         )
     values = values.tolist() if isinstance(values, Tensor) else values
-    each = [v for value in values for v in (value if isinstance(value, list) else [value])]
     named = dict(enumerate(names or ()))
-    return [str(named.get(value, value)) for value in each]
+    rows = [value if isinstance(value, list) else [value] for value in values]
+    return [[str(named.get(value, value)) for value in row] for row in rows]
 
 
-def segments_of(inputs: Mapping[str, Any], tasks: Sequence[str]) -> Tensor | None:
-    """Return the sequence of each token, ``[1, T]``, of a batch that is one row of sequences.
+def segments_of(inputs: Mapping[str, Any], tasks: Sequence[Sequence[str]]) -> Tensor | None:
+    """Return the sequence of each token, ``[B, T]``, of a batch whose rows hold several sequences.
 
     Args:
-        inputs: the batch; a padding-free one has ``position_ids`` ``[1, T]``, 0 where a sequence
-            begins and in padding at the end.
-        tasks: the task of each sequence.
+        inputs: the batch, with ``position_ids`` ``[B, T]``: 0 where a sequence begins and in
+            padding at the end of a row.
+        tasks: the tasks of each sample, which are rows, or are laid end to end in one row.
 
     Returns:
         The position of each token's sequence; None if each sequence has a row of its own.
 
     Raises:
-        GradientError: if there are not as many sequences as tasks.
+        GradientError: if there are not as many sequences as tasks, or it is not known where
+            sequences begin.
 
     Example:
         >>> import torch
-        >>> segments_of({"position_ids": torch.tensor([[0, 1, 2, 0, 1, 0]])}, ["fr", "hi", "fr"])
+        >>> positions = torch.tensor([[0, 1, 2, 0, 1, 0]])
+        >>> segments_of({"position_ids": positions}, [["fr", "hi"], ["fr"]])
         tensor([[0, 0, 0, 1, 1, 2]])
+        >>> positions = torch.tensor([[0, 1, 0, 1], [0, 1, 2, 0]])
+        >>> segments_of({"position_ids": positions}, [["fr", "hi"], ["hi"]])
+        tensor([[0, 0, 1, 1],
+                [2, 2, 2, 2]])
     """
-    positions = inputs.get("position_ids")
-    if not isinstance(positions, Tensor) or positions.shape[:-1] != (1,) or len(tasks) == 1:
+    positions, ids = inputs.get("position_ids"), inputs.get("input_ids")
+    positions = positions if isinstance(positions, Tensor) and positions.ndim == 2 else None
+    shape = list(ids.shape) if isinstance(ids, Tensor) else []
+    rows_apart = shape[:1] == [len(tasks)]
+    n_sequences = sum(map(len, tasks))
+    if n_sequences == 1 or (rows_apart and n_sequences == len(tasks)):
         return None
-    segments = (positions.cpu() == 0).cumsum(1) - 1
-    behind = segments >= len(tasks)  # padding, which has no losses
-    found = int(segments.max()) + 1
-    if bool(behind.any()) and not bool(positions.cpu()[behind].any()):
-        found = len(tasks)
-    if found != len(tasks) or int(segments.min()) < 0:
+    if positions is not None and len(positions) == 1:
+        return _segments_of_row(positions[0].cpu(), n_sequences)[None]
+    if n_sequences == len(tasks):
+        return None
+    if positions is not None and len(positions) == len(tasks):
+        rows, first = [], 0
+        for row, own in zip(positions.cpu(), tasks, strict=True):
+            rows.append(first + _segments_of_row(row, len(own)))
+            first += len(own)
+        return torch.stack(rows)
+    if rows_apart:
         raise GradientError(
-            f"a packed row has {len(tasks)} tasks and its position ids begin {found} sequences; "
+            f"the {len(tasks)} rows of a batch have {n_sequences} tasks, so rows hold several "
+            f"sequences, and no position_ids {shape} say where each begins; let the data "
+            "collator return them (and no attention_mask, beside which transformers ignores them)"
+        )
+    return None
+
+
+def _segments_of_row(positions: Tensor, n_sequences: int) -> Tensor:
+    """Return the sequence of each token, ``[T]``; a row of one task is one sequence."""
+    if n_sequences == 1:
+        return torch.zeros_like(positions)
+    segments = (positions == 0).cumsum(0) - 1
+    behind = segments >= n_sequences  # padding, which has no losses
+    found = int(segments.max()) + 1
+    if bool(behind.any()) and not bool(positions[behind].any()):
+        found = n_sequences
+    if found != n_sequences or int(segments.min()) < 0:
+        raise GradientError(
+            f"a packed row has {n_sequences} tasks and its position ids begin {found} sequences; "
             "each sequence needs one task and position ids that begin with 0"
         )
-    return segments.clamp(max=len(tasks) - 1)
+    return segments.clamp(max=n_sequences - 1)

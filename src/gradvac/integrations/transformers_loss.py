@@ -27,14 +27,31 @@ def cross_entropies(
     labels: Tensor,
     shift: bool = False,
     smoothing: float = 0.0,
-    packed: bool = False,
+    width: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return :func:`padded_cross_entropies` of labels that count, and the sample of each: ``[N]``.
 
-    With ``packed`` the tokens of one row are the samples.
+    ``width`` is that of :func:`samples_of`.
     """
     losses, counted = padded_cross_entropies(logits, labels, shift, smoothing)
-    return losses[counted], counted.nonzero()[:, int(packed)]
+    return losses[counted], samples_of(counted, width)
+
+
+def samples_of(counted: Tensor, width: int) -> Tensor:
+    """Return the sample of each loss that counts, ``[N]``.
+
+    Args:
+        counted: which losses count, ``[B, ...]``.
+        width: 0 if rows are the samples; how many tokens a row has if tokens are.
+
+    Example:
+        >>> import torch
+        >>> counted = torch.tensor([[True, False, True], [True, True, False]])
+        >>> samples_of(counted, 0), samples_of(counted, 4)  # of 4 tokens, 3 of them predict one
+        (tensor([0, 0, 1, 1]), tensor([0, 2, 4, 5]))
+    """
+    at = counted.nonzero()
+    return at[:, 0] * width + at[:, 1] if width else at[:, 0]
 
 
 def padded_cross_entropies(

@@ -21,7 +21,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from gradvac.errors import GradientError
 from gradvac.integrations.transformers import TaskGradients
-from gradvac.integrations.transformers_loss import cross_entropies
+from gradvac.integrations.transformers_loss import cross_entropies, samples_of
 from gradvac.integrations.trl_data import packed_with_tasks
 from gradvac.integrations.trl_loss import refuse_unknown_head, split_head
 
@@ -165,9 +165,9 @@ class TaskSFTTrainer(TaskGradients, SFTTrainer):
         loss_type = cast(SFTConfig, self.args).loss_type
         if self.label_smoother is not None and loss_type == "nll":
             smoothing = float(self.label_smoother.epsilon)
-            return cross_entropies(seen[0].logits, inputs["labels"], True, smoothing, self._packed)
+            return cross_entropies(seen[0].logits, inputs["labels"], True, smoothing, self._width)
         mask = seen[0].label_mask
-        rows = mask.nonzero()[:, int(self._packed)]
+        rows = samples_of(mask, self._width)
         found = log_probs[0]
         if len(found) != len(rows):  # of all positions, not only those with a label
             found = found.view(mask.shape)[mask]

@@ -219,3 +219,31 @@ def test_a_sequence_of_several_tasks_is_refused():
             y = KNOWN["varlen"].apply(h, h, h, ends, ends, *rest)
             engine.backward(model.down(y.flatten(1)).square().sum(1))
         assert expected in engine.refused and bool(expected) == bool(engine.refused)
+
+
+def test_sequences_laid_end_to_end_of_several_rows():
+    """Rows of 2 tokens in another order of tasks each; attention of variable length in all."""
+    rest = (2, 2, 0.0, None, True, (-1, -1), 0.0, None, False, False, None, True)
+    x = torch.linspace(-1, 1, 4 * D, dtype=torch.float64).view(2, 2, D)
+    segments = torch.tensor([[0, 1], [2, 2]])
+    for ends, expected in (([0, 1, 2, 4], ""), ([0, 2, 4], "holds tokens of several tasks")):
+        model, ends = Layer(0, False), torch.tensor(ends, dtype=torch.int32)
+
+        def losses(model=model, ends=ends):
+            h = model.out(x).flatten(0, 1).unflatten(1, (HEADS, -1))
+            y = KNOWN["varlen"].apply(h, h, h, ends, ends, *rest)
+            return model.down(y.flatten(1)).view(x.shape).square().sum(2)
+
+        engine = Engine(model, Joint(), "whole_model")
+        with engine.tasks(["fr", "hi", "fr"], inputs=[x], segments=segments):
+            report = engine.backward(losses())
+        rows = []
+        for own in ([[True, False], [True, True]], [[False, True], [False, False]]):
+            model.zero_grad()
+            losses()[torch.tensor(own)].sum().backward()
+            rows.append(
+                torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+            )
+        expected_gram = torch.stack([torch.stack([a @ b for b in rows]) for a in rows])
+        assert torch.allclose(report.gram[0], expected_gram, rtol=1e-9)
+        assert expected in engine.refused and bool(expected) == bool(engine.refused)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from gradvac.engine.samples.owners import Owners
@@ -29,10 +30,48 @@ class Lost(Mixed):
 
 
 class Place(NamedTuple):
-    """Where the samples lie: slice i along ``dim`` belongs to task ``owners.index[i]``."""
+    """Where the samples lie: slice i along ``dim`` belongs to task ``owners.index[i]``.
+
+    Samples that lie along two dimensions have a :class:`gradvac.engine.samples.crossed.Crossed`.
+    """
 
     owners: Owners
     dim: int
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The dimensions that hold samples, ascending."""
+        return (self.dim,)
+
+    @property
+    def n_tasks(self) -> int:
+        """Number of tasks K of the step."""
+        return self.owners.n_tasks
+
+    @property
+    def separable(self) -> bool:
+        """Whether the samples of a task can be taken out along one dimension."""
+        return True
+
+    def fits(self, shape: torch.Size) -> bool:
+        """Whether a tensor of a shape has as many slices."""
+        return self.dim < len(shape) and shape[self.dim] == len(self.owners)
+
+    def along(self) -> Owners:
+        """The task of each slice along :attr:`dims`, flattened."""
+        return self.owners
+
+    def flat(self, shape: torch.Size) -> Owners:
+        """The task of each element of a shape, flattened."""
+        return self.owners.spread(shape[: self.dim].numel(), shape[self.dim + 1 :].numel())
+
+    def tasks(self, ndim: int) -> Tensor:
+        """The task of each slice, as a tensor of ``ndim`` dimensions to broadcast, on the CPU."""
+        return self.owners.index.view([-1 if d == self.dim else 1 for d in range(ndim)])
+
+    def sole(self) -> Place:
+        """Owners of the same slices if there is only one task."""
+        return Place(self.owners.all_of(0, 1), self.dim)
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +87,7 @@ class Call:
         out: the result of the function, once it has returned.
         segments: if samples are the tokens of sequences in one row, what checks that attention
             keeps them apart.
+        crossed: if the samples lie along two dimensions and ``inputs`` has those of one, both.
     """
 
     func: Callable[..., Any]
@@ -57,6 +97,7 @@ class Call:
     inputs: list[tuple[Tensor, Place]]
     out: Any = None
     segments: Segments | None = None
+    crossed: Sequence[tuple[Tensor, Place]] = ()
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
         """Return an argument given by position or by name."""
@@ -68,8 +109,15 @@ class Call:
         """Return where the samples lie in an argument, None if unknown."""
         return next((place for x, place in self.inputs if x is argument), None)
 
+    def whole_place(self, argument: Any) -> Place | None:
+        """Return where the samples lie in an argument, along both dimensions if they have two."""
+        return next((p for x, p in self.crossed or self.inputs if x is argument), None)
 
-Rule = Callable[[Call], Place | Sequence[Place | None] | None]
+
+Places = Place | Sequence[Place | None] | None
+"""One for each tensor that an operation returns, or one for all."""
+
+Rule = Callable[[Call], Places]
 
 
 def sole_owner(owners: Owners) -> int | None:

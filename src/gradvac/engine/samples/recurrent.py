@@ -87,7 +87,7 @@ def _set_places(
         found = [p for s in states if (p := places.place(s)) is not None and p.dim == 1]
         if found:
             places.set_place(x, place := found[0])
-    if place is None or place.dim != (1 if times is None else 0):
+    if place is None or not place.separable or place.dim != (1 if times is None else 0):
         return
     if times is not None:
         places.set_place(times, place)

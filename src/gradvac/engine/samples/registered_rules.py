@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradvac.engine.samples.owners import Owners
-from gradvac.engine.samples.places import Call, Lost, Mixed, Place, Rule, agreed
+from gradvac.engine.samples.places import Call, Lost, Mixed, Place, Places, Rule, agreed
 
 
 def samples_along(dim: int) -> Rule:
@@ -54,11 +54,11 @@ def varlen_attention(queries: int, keys: int) -> Rule:
 
 def _owners_of_sequences(call: Call, x: Tensor, ends: Tensor) -> Tensor:
     """The task of each sequence."""
-    place = call.place(x)
-    if place is None:
+    place = call.whole_place(x)
+    if place is None or place.dims != (0,):
         raise Mixed("it is not known to which samples its keys belong")
-    starts = ends.detach().cpu().long()
-    owners, first = place.owners.index, place.owners.index[starts[:-1].clamp(max=len(x) - 1)]
+    starts, owners = ends.detach().cpu().long(), place.along().index
+    first = owners[starts[:-1].clamp(max=len(x) - 1)]
     lengths = starts.diff()
     if int(starts[-1]) != len(owners) or not torch.equal(first.repeat_interleave(lengths), owners):
         raise Mixed("a sequence of cu_seqlens holds tokens of several tasks")
@@ -103,9 +103,6 @@ def refused(why: str) -> Rule:
         raise Mixed(why)
 
     return rule
-
-
-Places = Place | Sequence[Place | None] | None
 
 
 def _that_matter(call: Call) -> list[tuple[Tensor, Place]]:

@@ -1,4 +1,4 @@
-"""Tokens of several sequences in one row, which attention keeps apart.
+"""Tokens of several sequences in a row, which attention keeps apart.
 
 Each token is a sample, owned by the task of its sequence. Attention mixes tokens, so it keeps tasks
 apart only if its mask does, and a mask is data: another batch may have another. So in every step
@@ -6,7 +6,8 @@ the masks themselves are checked, not only the operations.
 
 *Fused attention*: the mask ``[..., T, T]`` must exclude every pair of tokens of different tasks.
 The mask that all layers share is checked once. *Attention as two products*: the probabilities
-``[..., T, T]`` of such pairs must be exactly 0; the gradient of their scores is then 0 too.
+``[..., T, T]`` of such pairs must be exactly 0; the gradient of their scores is then 0 too. Of
+several rows each has its own pairs, and a mask for all rows must exclude those of every row.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gradvac.engine.samples.owners import Owners
-from gradvac.engine.samples.places import Call, Mixed, Place, sole_owner
+from gradvac.engine.samples.crossed import Crossed
+from gradvac.engine.samples.places import Call, Mixed, Place
 
 LEAK = "attention lets tokens of different tasks see each other"
 
@@ -31,7 +32,7 @@ class Segments:
 
     def __init__(self, repeating: Callable[[], bool]) -> None:
         self._repeating = repeating
-        self._across: dict[tuple[int, torch.device], Tensor] = {}
+        self._across: dict[tuple[object, ...], tuple[Place, Tensor | None]] = {}
         self._seen: dict[int, tuple[Tensor, int]] = {}
         self._leaks: list[Tensor] = []
 
@@ -46,12 +47,14 @@ class Segments:
         if place is None:
             raise Mixed("the tokens of its queries, keys and values are not those of the batch")
         mask = call.argument(3, "attn_mask")
-        if sole_owner(place.owners) is None and (k.requires_grad or v.requires_grad):
+        x = next(x for x in (q, k, v) if call.place(x) is not None)
+        different = self._different(call, x)
+        if (k.requires_grad or v.requires_grad) and different is not None:
             if mask is None:
                 raise Mixed(f"{LEAK}: it has no mask")
             if mask.requires_grad:
                 raise Mixed("its mask is computed from parameters")
-            self._check(mask, place.owners, _allowed)
+            self._check(mask, different, _allowed)
         return place
 
     def product(self, call: Call, a: Tensor, b: Tensor) -> Place | None:
@@ -62,8 +65,8 @@ class Segments:
         if of_a.dim != a.ndim - 2 or not of_a.owners.same(of_b.owners):
             return None
         if of_b.dim == b.ndim - 2 and a.shape[-1] == len(of_a.owners):
-            if sole_owner(of_a.owners) is None and (a.requires_grad or b.requires_grad):
-                self._check(a, of_a.owners, lambda p: p != 0)
+            if a.requires_grad or b.requires_grad:
+                self._check(a, self._different(call, a), lambda p: p != 0)
         elif of_b.dim != b.ndim - 1:
             return None
         return Place(of_a.owners, call.out.ndim - 2)
@@ -82,17 +85,29 @@ class Segments:
         ]
         return Place(first.owners, call.out.ndim - 2) if all(fits) and all(there) else None
 
-    def _check(self, x: Tensor, owners: Owners, joined: Callable[[Tensor], Tensor]) -> None:
-        """Check that ``joined`` is nowhere true of two tokens of different tasks, ``[..., T, T]``.
+    def _check(
+        self, x: Tensor, different: Tensor | None, joined: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Check that ``joined`` is nowhere true of two tokens of different tasks.
+
+        Args:
+            x: mask or probabilities ``[..., T, T]``.
+            different: of :meth:`_different`.
+            joined: which pairs of tokens see each other, of ``x``.
 
         Raises:
             Mixed: if it is, on the CPU; on an accelerator it is noted for :meth:`leaks`.
         """
-        if self._repeating() or self._checked(x):
+        if different is None or self._repeating() or self._checked(x):
             return
         with torch._C.DisableTorchFunction(), torch.no_grad():
-            pairs = joined(x.detach()).flatten(0, -3).any(0) if x.ndim > 2 else joined(x.detach())
-            leak = (pairs & self._different(owners, x.device)).any()
+            pairs = joined(x.detach())
+            kept = different.ndim  # dimensions that may differ from row to row
+            if pairs.ndim > kept:
+                pairs = pairs.flatten(0, -kept - 1).any(0)
+            of_all = [d for d in range(-kept, -2) if d >= -pairs.ndim and different.shape[d] == 1]
+            pairs = pairs.any(of_all, keepdim=True) if of_all else pairs
+            leak = (pairs & different).any()
         if leak.device.type != "cpu":
             self._leaks.append(leak)
         elif bool(leak):
@@ -105,13 +120,27 @@ class Segments:
         seen, version = self._seen.get(id(x), (None, -1))
         return seen is x and version == x._version
 
-    def _different(self, owners: Owners, device: torch.device) -> Tensor:
-        """Which pairs of tokens have different owners, ``[T, T]``."""
-        key = id(owners), device
+    def _different(self, call: Call, x: Tensor) -> Tensor | None:
+        """Which pairs of tokens of queries ``x`` belong to different tasks; None if there are none.
+
+        Returns:
+            ``[T, T]``; of several rows ``[R, 1, ..., T, T]``, where the dimension of the rows is
+            that of ``x``.
+
+        Raises:
+            Mixed: if the rows lie in one of the last two dimensions.
+        """
+        place = call.whole_place(x)
+        assert place is not None
+        rows = place.rows if isinstance(place, Crossed) else None
+        if rows is not None and rows.dim >= x.ndim - 2:
+            raise Mixed("it attends across rows")
+        key = id(place.owners), id(rows and rows.owners), rows and rows.dim - x.ndim, x.device
         if key not in self._across:
-            index = owners.on(device)
-            self._across[key] = index[:, None] != index[None, :]
-        return self._across[key]
+            tasks = place.owners.index[:, None] if rows is None else place.tasks(x.ndim)
+            found = tasks != tasks.mT
+            self._across[key] = place, found.to(x.device) if bool(found.any()) else None
+        return self._across[key][1]
 
 
 def _allowed(mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from gradvac.engine.gradients.by_task import sums
 from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.samples.places import Place
-from gradvac.engine.tracing.parameter_use import ParameterUse, PassKind
+from gradvac.engine.tracing.parameter_use import ParameterUse
 
 
 class Recomputation:
@@ -111,19 +111,26 @@ class _Pointwise(Function):
 
 def _reduce(g: Tensor, shape: torch.Size, place: Place) -> Tensor:
     """Sum what was broadcast from ``shape`` for each task: ``[K, *shape]``."""
-    owners, dim = place
+    dims, n_tasks = place.dims, place.n_tasks
     g = g.to(at_least_float32(g.dtype))
     own = [1] * (g.ndim - len(shape)) + list(shape)
-    others = [d for d in range(g.ndim) if own[d] == 1 and g.shape[d] != 1 and d != dim]
+    others = [d for d in range(g.ndim) if own[d] == 1 and g.shape[d] != 1 and d not in dims]
     if others:
         g = g.sum(others, keepdim=True)
-    if own[dim] == 1:
-        return sums(g.movedim(dim, 0), owners).reshape(owners.n_tasks, *shape)
+    if all(own[d] == 1 for d in dims):
+        rows = g.movedim(dims, tuple(range(len(dims)))).flatten(0, len(dims) - 1)
+        return sums(rows, place.along()).reshape(n_tasks, *shape)
     # The tensor has separate values for each sample: they go to the owner, 0 to others.
-    whole = g.new_zeros(owners.n_tasks, *g.shape)
+    if not place.separable:
+        tasks = torch.arange(n_tasks).view(-1, *[1] * g.ndim)
+        whole = torch.where((place.tasks(g.ndim) == tasks).to(g.device), g, 0.0)
+        shared = [d + 1 for d in dims if own[d] == 1]
+        return (whole.sum(shared) if shared else whole).reshape(n_tasks, *shape)
+    owners, dim = place
+    whole = g.new_zeros(n_tasks, *g.shape)
     samples = torch.arange(len(owners), device=g.device)
     whole.movedim(dim + 1, 1).index_put_((owners.on(g.device), samples), g.movedim(dim, 0))
-    return whole.reshape(owners.n_tasks, *shape)
+    return whole.reshape(n_tasks, *shape)
 
 
 class _Slices(Function):
@@ -152,7 +159,7 @@ class _Slices(Function):
             collects = use.collects(dy)
             needs = _wanted(ctx.needs_input_grad[4:], operation.slots, use, False)
             found: list[Tensor | None] = [None] * len(tensors)
-            masked = ctx.masked or use.backward_state.kind is PassKind.JOINT
+            masked = ctx.masked or use.masked
             if masked or not collects:
                 found = operation.gradients(tensors, needs, dy)
             else:  # joined from those of the rows of each task
@@ -182,13 +189,16 @@ def split_by_tasks(
         has_slot if masked else [f or x is not None for f, x in zip(has_slot, found, strict=True)]
     )
     stacks: list[list[Tensor]] = [[] for _ in tensors]
-    for task in range(out.owners.n_tasks):
-        own = out.owners.positions(task, dy.device)
+    for task in range(out.n_tasks):
+        own = out.tasks(dy.ndim) == task
         gradients: Sequence[Tensor | None] = [None] * len(tensors)
-        if len(own) and masked:  # not every operation takes an empty batch
-            part = torch.zeros_like(dy).index_copy_(out.dim, own, dy.index_select(out.dim, own))
+        if not bool(own.any()):  # not every operation takes an empty batch
+            pass
+        elif masked:
+            part = torch.where(own.to(dy.device), dy, 0.0)
             gradients = operation.gradients(tensors, wanted, part)
-        elif len(own):
+        else:
+            taken = out.owners.positions(task, dy.device)
             where = [
                 None if place is None else (place.dim, place.owners.positions(task, t.device))
                 for place, t in zip(operation.places, tensors, strict=True)
@@ -197,7 +207,7 @@ def split_by_tasks(
                 t if at is None else t.index_select(*at)
                 for t, at in zip(tensors, where, strict=True)
             ]
-            gradients = operation.gradients(parts, wanted, dy.index_select(out.dim, own))
+            gradients = operation.gradients(parts, wanted, dy.index_select(out.dim, taken))
             for x, g, at in zip(found, gradients, where, strict=True):
                 if x is not None and g is not None and at is not None:
                     x.index_copy_(*at, g)

@@ -25,6 +25,7 @@ class TracedBatch:
     Attributes:
         trace: the trace of the forward pass.
         owners: the tasks of its samples.
+        place: where they lie in the inputs.
         only: position of its task if all samples belong to one task; then nothing is followed.
         declared: whether a tensor that holds the samples has been seen.
         followed: whether the samples were followed to the losses without a gap.
@@ -32,9 +33,9 @@ class TracedBatch:
         planned: the uses of parameters in a forward pass that was planned; None if it was traced.
     """
 
-    def __init__(self, trace: Trace, owners: Owners, only: int | None, batch_dim: int) -> None:
+    def __init__(self, trace: Trace, owners: Owners, only: int | None, place: Place) -> None:
         self.trace, self.owners, self.only = trace, owners, only
-        self.batch_dim = batch_dim
+        self.place = place
         self.declared = only is not None
         self.followed = False
         self.seen: list[list[int]] = []
@@ -42,13 +43,14 @@ class TracedBatch:
 
     def declare(self, x: Tensor) -> None:
         """Record where an input holds the samples, unless it is already known."""
-        if x.shape[self.batch_dim] != len(self.owners):
+        if not self.place.fits(x.shape):
+            dims = " and ".join(map(str, self.place.dims))
             raise GradientError(
-                f"an input is {list(x.shape)}; its dimension {self.batch_dim} should hold "
+                f"an input is {list(x.shape)}; its dimension {dims} should hold "
                 f"{len(self.owners)} samples, one for each task given"
             )
         if self.trace.place(x) is None and x.grad_fn is None and not isinstance(x, nn.Parameter):
-            self.trace.set_place(x, Place(self.owners, self.batch_dim))
+            self.trace.set_place(x, self.place)
         self.declared = True
 
     def declare_inputs(
@@ -56,7 +58,7 @@ class TracedBatch:
     ) -> None:
         """Declare the model inputs that have as many samples; a forward pre-hook."""
         for x in tensors_within((args, kwargs)):
-            if x.ndim > self.batch_dim and x.shape[self.batch_dim] == len(self.owners):
+            if self.place.fits(x.shape):
                 self.declare(x)
             self.seen.append(list(x.shape))
 
@@ -92,8 +94,11 @@ class TracedBatch:
                     f"rows is {list(rows.shape)} and the loss {list(loss.shape)}; both must be [N]"
                 )
             owners = self.owners.selected(rows)
-            if place is not None and self.followed and not place.owners.same(owners):
+            if place is not None and self.followed and not place.flat(loss.shape).same(owners):
                 raise GradientError("rows contradicts the samples that the losses were made from")
+        elif place is not None and not place.separable:
+            loss = loss if mask is None else loss * mask
+            return loss.reshape(-1), place.flat(loss.shape)
         elif place is not None:
             owners = place.owners
             loss = loss.movedim(place.dim, 0)
@@ -112,7 +117,7 @@ class TracedBatch:
 
     def _ambiguous(self, loss: Tensor) -> bool:
         """Whether another dimension of untraced losses may be that of the samples."""
-        dim = self.batch_dim
+        dim = self.place.dim
         return 0 < dim < loss.ndim and loss.shape[dim] == len(self.owners)
 
     def pass_on(self, n_tasks: int) -> None:

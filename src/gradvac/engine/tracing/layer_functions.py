@@ -30,9 +30,7 @@ from gradvac.engine.tracing.parameter_use import ParameterUse
 
 def flat_rows(place: Place, shape: torch.Size, kept: int) -> Owners:
     """Owners of the rows of a tensor flattened to ``[rows, last `kept` dimensions]``."""
-    dim = place.dim
-    before, after = shape[:dim].numel(), shape[dim + 1 : len(shape) - kept].numel()
-    return place.owners.spread(before, after)
+    return place.flat(shape[: len(shape) - kept])
 
 
 def linear_gradients(

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import _StopRecomputationError
 from gradvac.engine.gradients.parameter_slot import ParameterSlot
 from gradvac.engine.gradients.slots import DerivedSlot, Slot, ViewSlot
 from gradvac.engine.samples.calls import leaves, template, writes
+from gradvac.engine.samples.crossed import places_after
 from gradvac.engine.samples.operations import Entry, SplitBy
 from gradvac.engine.samples.places import Call, Mixed, Place
 from gradvac.engine.tracing.any_operation import Recomputation, pointwise, slices
@@ -132,7 +133,7 @@ class ParameterTrace(TensorPlaces):
             else:
                 out, use = self._split_by_samples(given, entry, parameters)
                 given.out = out
-                place, uses = entry.rule(given), [use]
+                place, uses = places_after(entry.rule, given), [use]
                 if not isinstance(place, Place) or not fits(out, place):
                     raise Mixed("its output is not a single tensor of as many samples")
                 use.place = place

@@ -78,14 +78,16 @@ class ParameterUse:
     @property
     def place(self) -> Place:
         """Where the samples lie in the output; known once the output exists."""
-        if self.backward_state.kind is PassKind.JOINT:
-            owners, dim = self._place
-            return Place(owners.all_of(0, 1), dim)
-        return self._place
+        return self._place.sole() if self.backward_state.kind is PassKind.JOINT else self._place
 
     @place.setter
     def place(self, place: Place) -> None:
         self._place = place
+
+    @property
+    def masked(self) -> bool:
+        """Whether other tasks' samples are set to zero, not left out."""
+        return self.backward_state.kind is PassKind.JOINT or not self._place.separable
 
     def collects(self, dy: Tensor) -> bool:
         """Whether to collect gradients.

@@ -16,10 +16,11 @@ from torch.autograd import Function
 
 from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.samples.calls import template
+from gradvac.engine.samples.crossed import places_after
 from gradvac.engine.samples.operations import Entry
 from gradvac.engine.samples.places import Call, Mixed, Place
 from gradvac.engine.tracing.any_operation import Recomputation, split_by_tasks
-from gradvac.engine.tracing.parameter_use import ParameterUse, PassKind
+from gradvac.engine.tracing.parameter_use import ParameterUse
 from gradvac.engine.tracing.tensor_info import fits
 from gradvac.errors import GradientError
 
@@ -105,9 +106,8 @@ class _After(Function):
         with torch._C.DisableTorchFunction():
             if use.collects(dy):
                 tensors = ctx.saved_tensors
-                masked = use.backward_state.kind is PassKind.JOINT
                 nothing: list[Tensor | None] = [None] * len(tensors)
-                split_by_tasks(ctx.operation, masked, use.place, tensors, nothing, dy)
+                split_by_tasks(ctx.operation, use.masked, use.place, tensors, nothing, dy)
                 use.finish()
         return None, dy, None, None, None
 
@@ -131,7 +131,7 @@ def use_registered(
     given = [_gate(x, plain) if slot else x for x, slot in zip(tensors, slots, strict=True)]
     args, kwargs = fill(given)
     call.out = out = call.func(*args, **kwargs)
-    places = entry.rule(call)
+    places = places_after(entry.rule, call)
     outs = [out] if isinstance(out, Tensor) else list(out)
     each = [places] * len(outs) if isinstance(places, Place) else list(places or ())
     with_gradient = [n for n, y in enumerate(outs) if isinstance(y, Tensor) and y.requires_grad]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -11,8 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 from gradvac.engine.gradients.slots import Slot
 from gradvac.engine.samples.calls import tensors_in
+from gradvac.engine.samples.crossed import places_after
 from gradvac.engine.samples.operations import Entry
 from gradvac.engine.samples.places import Call, Lost, Mixed, Place
+from gradvac.engine.samples.segments import Segments
 from gradvac.errors import GradientError
 
 if TYPE_CHECKING:
@@ -79,12 +81,14 @@ class TensorPlaces(TorchFunctionMode):
 
     Attributes:
         recording: what is recorded for the plan of later steps, None if nothing is.
+        segments: what checks attention if samples are tokens.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         self.recording: Recording | None = None
+        self.segments: Segments | None = None
 
     def set_place(self, tensor: Tensor, place: Place) -> None:
         """Declare where the samples lie in a tensor."""
@@ -112,7 +116,7 @@ class TensorPlaces(TorchFunctionMode):
             if entry is None:
                 raise Mixed("gradvac does not know whether it keeps samples apart")
             refuse(call)
-            self.set_places(written, entry.rule(call))
+            self.set_places(written, places_after(entry.rule, call))
         except Exception as error:  # also errors of rules not made for such arguments
             self.mark_unknown(call, entry, f"made by {call.name!r}: {because(error)}")
 
@@ -137,12 +141,22 @@ class TensorPlaces(TorchFunctionMode):
         place = call.inputs[0][1]
         try:
             if entry is not None:
-                return entry.rule(call), lost
+                return places_after(entry.rule, call), lost
         except Lost:
             return None, True
         except Exception:
             pass  # optional: the user can give the owners of losses
+        if self._are_ambiguous(call.inputs):
+            return None, True
         return (place if fits(call.out, place) else None), lost
+
+    def _are_ambiguous(self, inputs: Sequence[tuple[Tensor, Place]]) -> bool:
+        """Whether samples are in several orders, or only labels show them, which may be shifted."""
+        (x, first), *others = inputs
+        if not x.requires_grad:
+            return self.segments is not None
+        order = first.along()
+        return any(x.requires_grad and not place.along().same(order) for x, place in others)
 
     def set_places(self, out: Any, places: Any) -> None:
         """Record the places of the results of an operation: one for each tensor, or one for all."""
@@ -189,7 +203,7 @@ def _out_of_sight(x: Tensor) -> str:
 
 def fits(x: Any, place: Place) -> bool:
     """Whether a tensor has as many slices as a place."""
-    return isinstance(x, Tensor) and place.dim < x.ndim and x.shape[place.dim] == len(place.owners)
+    return isinstance(x, Tensor) and place.fits(x.shape)
 
 
 def because(error: Exception) -> str:

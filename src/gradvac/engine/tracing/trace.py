@@ -25,11 +25,11 @@ from torch.overrides import _get_current_function_mode_stack
 
 from gradvac.engine.gradients.parameter_slot import ParameterSlot
 from gradvac.engine.samples.calls import inner, leaves, name_of, tensors_in
+from gradvac.engine.samples.crossed import places_after
 from gradvac.engine.samples.custom_functions import custom_functions_seen
 from gradvac.engine.samples.declared import entry_of, entry_of_function
 from gradvac.engine.samples.operations import IGNORED, OPERATIONS, Entry
 from gradvac.engine.samples.places import Call, Place, same_place
-from gradvac.engine.samples.segments import Segments
 from gradvac.engine.tracing.formulas import COMPOSED
 from gradvac.engine.tracing.parameter_trace import ParameterTrace
 from gradvac.engine.tracing.parameter_use import BackwardState, PassKind
@@ -56,10 +56,7 @@ class Trace(ParameterTrace):
         new: operations of this forward pass that are not in ``proved``.
         last: the name of the last operation.
         repeated: whether activation checkpointing has repeated a part of the forward pass.
-        segments: what checks attention if samples are tokens.
     """
-
-    segments: Segments | None = None
 
     def __init__(
         self,
@@ -264,7 +261,7 @@ class Trace(ParameterTrace):
             return
         if self.proved is None:
             return
-        places = tuple(place.dim for _, place in with_samples)
+        places = tuple(place.dims for _, place in with_samples)
         joined = tuple(id(x) if x.grad_fn is None else 0 for x in of_parameters)
         done = self.last, name, places, joined, unknown is not None, left_to_autograd
         self.last = name
@@ -276,7 +273,7 @@ class Trace(ParameterTrace):
         places, why = None, ""
         try:
             assert entry is not None
-            places = entry.rule(call)
+            places = places_after(entry.rule, call)
         except Exception as error:
             why = f"made by {call.name!r}: {because(error)}"
         call.func(*call.args)
@@ -294,7 +291,7 @@ class Trace(ParameterTrace):
         call.out = view
         self.follow(call, entry)
         place = self.place(view)
-        if place is not None:
+        if place is not None and place.separable:
             size, stride = view.shape[place.dim], view.stride(place.dim)
             fitting = [d for d, n in enumerate(base.shape) if (n, base.stride(d)) == (size, stride)]
             whole = Place(place.owners, fitting[0]) if len(fitting) == 1 else None
@@ -326,12 +323,12 @@ class Trace(ParameterTrace):
         if inputs and hidden and not inputs[0][0].requires_grad:
             # Labels and masks beside losses whose samples were lost.
             same = [place for x, place in inputs if x.shape == getattr(out, "shape", None)]
-            self.set_places(out, same[0] if same else None)
+            self.set_places(out, same[0] if same and self.segments is None else None)
         elif isinstance(written, Tensor) and written.requires_grad:
             self.mark_unknown(call, entry, "", lost)
         elif inputs and entry is not None:
             with suppress(Exception):  # optional: the user can give the owners of losses
-                self.set_places(written, entry.rule(call))
+                self.set_places(written, places_after(entry.rule, call))
         return out
 
     def _whose_inputs(self, call: Call) -> tuple[list[tuple[Tensor, Place]], bool]:
