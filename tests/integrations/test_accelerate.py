@@ -75,7 +75,7 @@ def test_what_would_add_up_gradients_itself_is_refused(monkeypatch, kind):
     accelerator = accelerate.Accelerator(cpu=True)
     distributed = property(lambda self: accelerate.DistributedType[kind])
     monkeypatch.setattr(accelerate.Accelerator, "distributed_type", distributed)
-    says = rf"{kind} on 1 process.*by torchrun without {kind}: .*fully_shard in a loop of your own"
+    says = rf"{kind} on 1 process.*by torchrun without {kind}: .*\(fsdp_size=.*loop of your own use"
     with pytest.raises(gradvac.GradientError, match=says):
         without_wrapper(accelerator)
     engine = gradvac.Engine(tiny.built(tiny.tagger), gradvac.Joint())

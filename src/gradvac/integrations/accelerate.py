@@ -125,16 +125,24 @@ class _Bare:
         device_placement: bool | None = None,
         evaluation_mode: bool = False,
     ) -> nn.Module:
-        if any(is_sharded(p) for p in model.parameters()):
+        sharded = any(is_sharded(p) for p in model.parameters())
+        if sharded and not sharded_at_load(model):
             raise GradientError(
                 "the model is sharded, and Accelerate would save and load a part of it; train it "
-                "in a loop of your own, without Accelerate: docs/distributed.md"
+                "in a loop of your own, without Accelerate: docs/distributed.md. The Trainer of "
+                "transformers takes one that from_pretrained sharded: docs/drop-in.md"
             )
         found = self._prepare(model, device_placement, evaluation_mode=True)
-        if self._accelerator.num_processes > 1 and not evaluation_mode:
+        if self._accelerator.num_processes > 1 and (sharded or not evaluation_mode):
             for values in (*found.parameters(), *found.buffers()):
-                dist.broadcast(values.detach(), 0)
+                if not is_sharded(values):  # each rank has rows of its own
+                    dist.broadcast(values.detach(), 0)
         return found
+
+
+def sharded_at_load(model: Any) -> bool:
+    """Whether transformers sharded a model in ``from_pretrained``, and will save it whole."""
+    return bool(getattr(model, "is_distributed_loading_by_transformers", False))
 
 
 def refuse_other_reduction(accelerator: Accelerator) -> None:
@@ -146,8 +154,10 @@ def refuse_other_reduction(accelerator: Accelerator) -> None:
             "up gradients over ranks once for all tasks; per-task gradients would stay local and "
             "the ranks drift apart without an error. Start the same script by torchrun without "
             f"{kind.value}: every rank then keeps the whole model, and the engine adds the "
-            "gradients up. If the model does not fit, shard it by fully_shard in a loop of your "
-            "own, without Accelerate: docs/distributed.md"
+            "gradients up. If the model does not fit: the Trainer takes one that transformers "
+            "shards, from_pretrained(..., distributed_config=DistributedConfig(fsdp_size=...)), "
+            "see docs/drop-in.md; in a loop of your own use fully_shard, without Accelerate: "
+            "docs/distributed.md"
         )
 
 

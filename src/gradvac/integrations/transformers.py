@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from accelerate.data_loader import DataLoaderDispatcher
+from accelerate.utils.memory import clear_device_cache
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer
@@ -32,6 +33,7 @@ from gradvac.engine.groups import Grouping
 from gradvac.errors import GradientError
 from gradvac.integrations.accelerate import backward, without_wrapper
 from gradvac.integrations.task_losses import Share, TaskLosses, none_zero
+from gradvac.integrations.transformers_arguments import say_without_effect
 from gradvac.integrations.transformers_batch import TaskCollator, segments_of, take_tasks
 from gradvac.integrations.transformers_loss import ModelLoss, samples_of
 from gradvac.integrations.transformers_refusals import refuse_other_losses, refuse_settings
@@ -201,6 +203,7 @@ class TaskGradients(Trainer):
             with engine.tasks(tasks, segments=segments):
                 with self.compute_loss_context_manager():
                     found = self._training_losses(model, inputs, len(owners))
+                self._empty_cache()
                 divisor = self._divisor(found.divisor())
                 losses = found.values / divisor
             for task, share in found.shares(owners, divisor).items():
@@ -219,6 +222,12 @@ class TaskGradients(Trainer):
             self.report = report
             self._note(report)
         return losses.detach().sum()
+
+    def _empty_cache(self) -> None:
+        """Empty the cache of the device after the forward pass, as often as the arguments say."""
+        steps = self.args.torch_empty_cache_steps
+        if steps is not None and self.state.global_step % steps == 0:
+            clear_device_cache()
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Tensor | Any], *args: Any, **kwargs: Any
@@ -293,6 +302,9 @@ class TaskGradients(Trainer):
         """Create the accelerator, which is not to wrap the model: the engine adds up gradients."""
         super().create_accelerator_and_postprocess()
         without_wrapper(self.accelerator)
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        """Leave the gradients of adapters on a model in shards alone: the engine adds them up."""
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Return the Trainer's, unless it reads on one rank for all: names are not sent."""
@@ -401,6 +413,7 @@ class TaskGradients(Trainer):
     def _refuse_unsupported(self) -> None:
         """Raise GradientError for settings that would be ignored or silently wrong."""
         refuse_settings(self)
+        say_without_effect(self.args)
         behind = type(self).__mro__[type(self).__mro__.index(TaskGradients) + 1 :]
         own_losses = type(self).task_losses is not TaskGradients.task_losses
         refuse_other_losses(type(self), behind, own_losses, self._split_trainers)

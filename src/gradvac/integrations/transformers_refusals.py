@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transformers import Trainer
 
 from gradvac.errors import GradientError
+from gradvac.integrations.accelerate import sharded_at_load
 from gradvac.integrations.transformers_loss import OVERRIDE
 
 
@@ -29,8 +30,43 @@ def refuse_settings(trainer: Trainer) -> None:
             f"optim is {optim!r}, which updates inside the backward pass, before the "
             "gradients of the tasks are combined; choose one that does not"
         )
+    for name in ("deepspeed", "parallelism_config"):
+        if getattr(args, name, None):
+            raise GradientError(
+                f"{name} adds up or cuts the gradients of all tasks together; start the script by "
+                f"torchrun without it. If the model does not fit on a rank, {_SHARDED}"
+            )
+    if args.ddp_broadcast_buffers:
+        raise GradientError(
+            "ddp_broadcast_buffers would be ignored: buffers that a forward pass changes stay on "
+            "their rank, and rank 0's are saved; leave it out"
+        )
+    if args.fsdp:
+        raise GradientError(
+            "fsdp: Accelerate ignores it on CPUs, and elsewhere adds up the gradients of all tasks "
+            f"together; {_SHARDED}"
+        )
+    config = getattr(trainer.model, "config", None)
+    plan = getattr(config, "distributed_config", None)
+    if sharded_at_load(trainer.model) and plan is not None:
+        for name, usual in _ONLY_SHARDED.items():
+            if (found := getattr(plan, name, usual)) not in (usual, None):
+                raise GradientError(
+                    f"the model was loaded with {name}={found!r}, which is not tested with task "
+                    f"gradients; {_SHARDED}"
+                )
     if trainer.compute_loss_func is not None:
         raise GradientError(f"compute_loss_func returns one loss for all tasks; {OVERRIDE}")
+
+
+_SHARDED = (
+    "load the model with from_pretrained(..., distributed_config=DistributedConfig(fsdp_size=N)) "
+    "for N ranks, and nothing else in it: docs/drop-in.md"
+)
+_ONLY_SHARDED = {
+    "tp_size": 1, "pp_size": 1, "ep_size": 1, "dp_replicate_size": 1, "fsdp_cpu_offload": False,
+    "fsdp_mixed_precision": False,
+}  # fmt: skip
 
 
 def refuse_other_losses(

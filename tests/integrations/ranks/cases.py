@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
+from transformers.distributed import DistributedConfig
 from trl import SFTTrainer
 
 import gradvac
@@ -147,17 +149,60 @@ def sharded_adapters(ranks: int, rank: int) -> Tensor:
     return torch.cat([getattr(p, "full_tensor", p.clone)().detach().flatten() for p in trained])
 
 
-def by_trl(kind: Any, folder: Path, ranks: int, **own: Any) -> tuple[Tensor, list[Any]]:
+def loaded_in_shards(folder: Path, rank: int) -> Any:
+    """A model that transformers shards over all ranks as it loads it."""
+    if rank == 0:
+        tiny.built(tiny.llama).save_pretrained(folder / "model")
+    dist.barrier()
+    plan = DistributedConfig(fsdp_size=dist.get_world_size())
+    kind = transformers.LlamaForCausalLM
+    return kind.from_pretrained(folder / "model", distributed_config=plan, dtype=torch.float64)
+
+
+def whole_parameters(model: nn.Module) -> Tensor:
+    """All parameters, those in shards gathered."""
+    full = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+    return torch.cat([p.detach().flatten() for p in full])
+
+
+def sharded_at_load(
+    folder: Path, rank: int, method: Callable[[], gradvac.Method] | None, adapters: bool = False
+) -> dict[str, Any]:
+    """What training a model in shards comes to, and the file that it is saved in."""
+    model = loaded_in_shards(folder, rank)
+    if adapters:
+        torch.manual_seed(rank)  # rank 0's are taken
+        own = LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(model, own, autocast_adapter_dtype=False)
+    trainer = tiny.train(
+        transformers.Trainer if method is None else TaskGradients, model, tiny.samples(32), folder,
+        per_device_train_batch_size=ON_ALL_RANKS // dist.get_world_size(), save_strategy="steps",
+        save_steps=2, save_only_model=True, max_grad_norm=0.3, **ACCUMULATED, **EXACT,
+        **({} if method is None else {"method": method()}),
+    )  # fmt: skip
+    found = {"parameters": whole_parameters(model), "log": trainer.state.log_history[:-1]}
+    found["refused"] = method is not None and trainer.task_engine.refused
+    if not adapters:
+        trainer.save_model(str(folder / "saved"))
+        saved = transformers.LlamaForCausalLM.from_pretrained(folder / "saved", dtype=torch.float64)
+        found["saved"] = parameters(saved)
+    AcceleratorState._reset_state(reset_partial_state=False)
+    return found
+
+
+def by_trl(
+    kind: Any, folder: Path, ranks: int, model: Any = None, **own: Any
+) -> tuple[Tensor, list[Any]]:
     """Parameters of adapters after training by a trainer of TRL, and what it logged."""
     trainer = sft.make(
-        kind, tiny.built(tiny.llama), sft.texts(24), folder, gradient_accumulation_steps=2,
+        kind, model or tiny.built(tiny.llama), sft.texts(24), folder, gradient_accumulation_steps=2,
         per_device_train_batch_size=ON_ALL_RANKS // 2 // ranks, lr_scheduler_type="constant",
         peft_config=LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False), **own,
     )  # fmt: skip
-    start = parameters(trainer.model)
+    start = whole_parameters(trainer.model)
     trainer.train()
     AcceleratorState._reset_state(reset_partial_state=False)
-    return parameters(trainer.model) - start, trainer.state.log_history[:-1]
+    return whole_parameters(trainer.model) - start, trainer.state.log_history[:-1]
 
 
 def losses_of(model: nn.Module, batch: dict[str, Any]) -> Tensor:
@@ -182,6 +227,19 @@ def on_ranks(folder: Path, rank: int, ranks: int) -> dict[str, Any]:
         by_trl(TaskSFTTrainer, folder / "trl", ranks, method=gradvac.Joint()),
     )
     found["sharded"] = sharded_adapters(ranks, rank)
+    for name, method in (("plain", None), ("joint", gradvac.Joint), ("gradvac", gradvac_)):
+        at_load = folder / f"at load {name}"
+        at_load.mkdir(exist_ok=True)
+        found[f"{name} at load"] = sharded_at_load(at_load, rank, method)
+        if name != "gradvac":
+            found[f"{name} adapters"] = sharded_at_load(at_load, rank, method, adapters=True)
+    found["trl at load"] = tuple(
+        by_trl(kind, folder / "trl", ranks, loaded_in_shards(folder, rank), **own)
+        for kind, own in ((SFTTrainer, {}), (TaskSFTTrainer, {"method": gradvac.Joint()}))
+    )
+    case = deepcopy(AS_ONE["llama"])
+    case.options = ACCUMULATED | {"max_grad_norm": 0.3}
+    found["whole"] = trained(case, folder / "whole", ranks, rank)
     found["refused"] = refused(folder)
     return found
 

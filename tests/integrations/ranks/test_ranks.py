@@ -38,7 +38,7 @@ def found(tmp_path_factory):
         )
         for rank in range(2)
     ]  # fmt: skip
-    errors = [worker.communicate(timeout=300)[1] for worker in workers]
+    errors = [worker.communicate(timeout=900)[1] for worker in workers]
     files = [folder / f"{rank}.pt" for rank in range(2)]
     assert all(file.exists() for file in files), "\n".join(errors)
     return [torch.load(file, weights_only=False) for file in files]
@@ -84,8 +84,9 @@ def test_joint_on_two_ranks_is_the_backward_of_accelerate(found):
     assert relative(ours, by_accelerate(1, ours=False), start) < EXACT  # one with the double batch
 
 
-def test_joint_on_two_ranks_is_the_ordinary_trainer_of_trl(found):
-    (plain, expected), (ours, log) = found[0]["trl"]
+@pytest.mark.parametrize("model", ["trl", "trl at load"])
+def test_joint_on_two_ranks_is_the_ordinary_trainer_of_trl(found, model):
+    (plain, expected), (ours, log) = found[0][model]
     assert float((ours - plain).norm() / plain.norm()) < ROUNDED
     for one, other in zip(log, expected, strict=True):
         assert {key: one[key] for key in other} == pytest.approx(other, rel=1e-4)
@@ -97,6 +98,28 @@ def test_sharded_adapters_on_two_ranks_are_whole_ones_on_one(found):
     start = torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
     assert relative(found[0]["sharded"], alone, start) < EXACT
     assert torch.equal(found[0]["sharded"], found[1]["sharded"])
+
+
+@pytest.mark.parametrize("what", ["at load", "adapters"])
+def test_joint_on_a_model_sharded_at_load_is_the_ordinary_trainer(found, what):
+    plain, ours = (found[0][f"{name} {what}"] for name in ("plain", "joint"))
+    start = parameters(tiny.built(tiny.llama))
+    if what == "at load":
+        assert relative(ours["parameters"], plain["parameters"], start) < ROUNDED
+    else:
+        assert float((ours["parameters"] - plain["parameters"]).abs().max()) < ROUNDED
+    assert not ours["refused"]
+    for one, other in zip(ours["log"], plain["log"], strict=True):
+        assert {key: one[key] for key in other} == pytest.approx(other, rel=ROUNDED)
+    assert torch.equal(found[1][f"joint {what}"]["parameters"], ours["parameters"])
+
+
+def test_a_model_sharded_at_load_is_trained_as_a_whole_one(found):
+    ours, whole = found[0]["gradvac at load"], found[0]["whole"]
+    start = parameters(tiny.built(tiny.llama))
+    assert relative(ours["parameters"], whole["parameters"], start) < EXACT
+    assert relative(ours["saved"], whole["parameters"], start) < EXACT  # the file is whole
+    assert not ours["refused"]
 
 
 def test_what_would_add_gradients_up_in_another_way_is_refused(found):
