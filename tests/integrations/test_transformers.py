@@ -12,6 +12,7 @@ import gradvac
 from gradvac.engine.checks import Checks
 from gradvac.integrations.transformers import TaskGradients
 from gradvac.integrations.transformers_batch import segments_of
+from gradvac.integrations.transformers_loss import samples_of
 from tests.integrations import tiny
 from tests.methods.helpers import random_order
 from tests.reference.algorithm1 import Algorithm1
@@ -352,6 +353,13 @@ def test_padding_at_the_end_of_a_row_begins_no_sequence():
     several = {"position_ids": torch.tensor([[0, 1, 0, 1, 0, 0], [0, 1, 2, 0, 1, 2]])}
     found = [[0, 0, 1, 1, 1, 1], [2, 2, 2, 3, 3, 3]]
     assert segments_of(several, [["fr", "hi"], ["hi", "fr"]]).tolist() == found
+
+
+def test_losses_of_other_tokens_than_those_of_a_row_are_refused():
+    counted = torch.ones(2, 7, dtype=torch.bool)  # two virtual tokens before five
+    assert samples_of(counted, 0).tolist() == [0] * 7 + [1] * 7
+    with pytest.raises(gradvac.GradientError, match=r"\[2, 7\] and packed rows have 5 tokens"):
+        samples_of(counted, 5)
 
 
 def test_a_batch_of_one_sequence_in_each_row_has_no_segments():

@@ -97,9 +97,10 @@ def test_other_parallelism_is_refused_by_name(tmp_path, name):
 @pytest.mark.parametrize(
     ("name", "value"), [("tp_size", 2), ("dp_replicate_size", 2), ("fsdp_cpu_offload", True)]
 )
-def test_other_plans_of_a_model_in_shards_are_refused_by_name(tmp_path, name, value):
+def test_other_plans_of_a_model_in_shards_are_refused_by_name(tmp_path, monkeypatch, name, value):
     trainer = trainer_of(tmp_path)
-    trainer.model.is_distributed_loading_by_transformers = True
+    flag = "is_distributed_loading_by_transformers"
+    monkeypatch.setattr(type(trainer.model), flag, True, raising=False)
     trainer.model.config.distributed_config = SimpleNamespace(tp_size=1)
     integration.refuse_settings(trainer)
     setattr(trainer.model.config.distributed_config, name, value)

@@ -44,12 +44,21 @@ def samples_of(counted: Tensor, width: int) -> Tensor:
         counted: which losses count, ``[B, ...]``.
         width: 0 if rows are the samples; how many tokens a row has if tokens are.
 
+    Raises:
+        GradientError: if it is not clear which token a loss belongs to.
+
     Example:
         >>> import torch
         >>> counted = torch.tensor([[True, False, True], [True, True, False]])
         >>> samples_of(counted, 0), samples_of(counted, 4)  # of 4 tokens, 3 of them predict one
         (tensor([0, 0, 1, 1]), tensor([0, 2, 4, 5]))
     """
+    if width and (counted.ndim != 2 or not width - 1 <= counted.shape[1] <= width):
+        raise GradientError(
+            f"losses are {list(counted.shape)} and packed rows have {width} tokens, so it is not "
+            "known which token each belongs to (prompt tuning puts tokens before a row; leave it "
+            f"or packing out); or {OVERRIDE}"
+        )
     at = counted.nonzero()
     return at[:, 0] * width + at[:, 1] if width else at[:, 0]
 
