@@ -52,39 +52,45 @@ def _edit(cosine: Tensor, rows: Tensor, present: Tensor, order: Tensor, target: 
         order: ``[groups, r, K - 1]`` positions of the others.
         target: ``[groups, r, K - 1]`` target cosines in visiting order.
     """
-    n_tasks, device = present.shape[1], cosine.device
+    (n_groups, n_rows, n_visits), n_tasks, device = order.shape, present.shape[1], cosine.device
     # q = c^T M c is rounding below this share of (sum |c|)^2: the edits have cancelled the vector,
     # which then has no direction to compare.
     noise = math.sqrt(8 * n_tasks * torch.finfo(torch.float64).eps)
-    along = cosine[:, rows]  # inner products of g'_i with every unit g_j
-    q = torch.ones_like(along[..., :1])
+    # The loop costs what its operations cost to begin, on the host and on an accelerator: they are
+    # few, and what one position needs lies together. All groups and rows are one dimension.
+    along = cosine.index_select(1, rows).flatten(0, 1)  # inner products of g'_i with every unit g_j
+    flat, there, zero = cosine.flatten(0, 1), torch.empty_like(along), along.new_zeros(())
+    q = torch.ones_like(along[:, :1])
     least = torch.full_like(q, noise)  # noise * sum |c|
+    usable = present[:, rows, None] & present[:, None, :].expand(-1, n_rows, -1).gather(2, order)
     cot = target / ((1 - target) * (1 + target)).sqrt()
-    usable = present[:, rows, None] & present[:, None, :].expand_as(along).gather(2, order)
-    first = n_tasks * torch.arange(len(cosine), device=device)[:, None, None]
-    lines, flat = order + first, cosine.flatten(0, 1)
-    below = torch.where(usable, target, -math.inf)
+    # No cosine is below a target of -1, but a rounded one may be; none at all is below -8.
+    below = torch.add(target, ~usable | (target <= -1), alpha=-8.0)
+    lines = order + n_tasks * torch.arange(n_groups, device=device)[:, None, None]
+    visits = [x.flatten(0, 1).T.contiguous() for x in (order, lines, below, cot)]
+    columns = [x.unsqueeze(2).unbind() for x in visits]
     history: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    for s in range(n_tasks - 1):  # as few operations as can be: on an accelerator each is a launch
-        par, root = along.gather(2, order[..., s : s + 1]), q.sqrt()
-        left = root > least
-        phi = (par / root).clamp(-1, 1)
-        edited = left & (phi < below[..., s : s + 1])
+    for position, line, low, steep in zip(*columns, strict=True):
+        par, root = along.gather(1, position), q.sqrt()
+        left, phi = root > least, par / root
+        edited = (phi < low).logical_and_(left)
         perp = torch.addcmul(q, par, par, value=-1).clamp_min_(0).sqrt_()
         # Minus the coefficient, which is cot * perp - par, and not negative where phi < target.
-        less = torch.where(edited, torch.addcmul(par, cot[..., s : s + 1], perp, value=-1), 0.0)
-        along.addcmul_(less, flat[lines[..., s]], value=-1)
+        less = torch.addcmul(par, steep, perp, value=-1).where(edited, zero)
+        torch.index_select(flat, 0, line.squeeze(1), out=there)
+        along.addcmul_(less, there, value=-1)
         q = torch.addcmul(q, less, torch.add(less, par, alpha=-2))
         least = torch.add(least, less, alpha=-noise)
         history.append((phi, left, edited, less))
     q = torch.where(q.sqrt() > least, q, 0.0)
     coefficients = torch.zeros_like(along)
-    coefficients[:, torch.arange(len(rows), device=device), rows] = 1.0
-    empty = along[..., :0], *[usable[..., :0]] * 2, along[..., :0]
-    parts = zip(*(history or [empty]), strict=True)
-    phis, left, edited, less = (torch.cat(each, 2) for each in parts)
+    coefficients = coefficients.view(n_groups, n_rows, n_tasks)
+    coefficients[:, torch.arange(n_rows, device=device), rows] = 1.0
+    empty = q[:0], usable[:0], usable[:0], q[:0]
+    in_order = lambda each: torch.stack(each).view(n_visits, n_groups, n_rows).permute(1, 2, 0)
+    phis, left, edited, less = map(in_order, zip(*(history or [empty]), strict=True))
     coefficients.scatter_(2, order, -less)  # every j is visited once
-    return _Edits(coefficients, q.squeeze(2), phis, usable & left, edited)
+    return _Edits(coefficients, q.view(n_groups, n_rows), phis.clamp(-1, 1), usable & left, edited)
 
 
 class GradVac(Method):
