@@ -1,18 +1,23 @@
 """What the engine costs the host: its time, launches and waits, relative to plain training.
 
-The models have 12 layers and are so narrow that arithmetic is nothing: what is left of a step is
-what the host does. On an accelerator the host must be done before the device runs out of work. A
-step is forward, backward and combination, without optimizer, by one backward pass with GradVac for
-each layer (all_layer), on 64 samples of 4 tokens that belong to K tasks in no order.
+The models have 12 layers and are so narrow that most of a step is what the host does. On an
+accelerator the host must be done before the device runs out of work. A step is forward, backward
+and combination, without optimizer, by one backward pass with GradVac for each layer (all_layer), on
+64 samples of 4 tokens that belong to K tasks in no order.
 
     python benchmarks/host_cost.py [--quick] [--json FILE] [--tasks 2 8 16 64] [--rounds 15]
                                    [--models transformer nn.Transformer bert llama]
 
-host_ratio is CPU time on the CPU, one thread: rounds alternate between plain training and every K,
-so that a busy machine slows all of them, and the ratio is the median over rounds of (engine /
-plain of the same round). launch_ratio is the ratio of the operations that a step launches, views
-left out, and syncs how often the host waits for the device more than in plain training. Both are
-counted on a make-believe device (believe.py), for an engine that waits and for one with lazy=True.
+cpu_ratio is CPU time on the CPU, one thread, at width 16: rounds alternate between plain training
+and every K, so that a busy machine slows all of them, and the ratio is the median over rounds of
+(engine / plain of the same round). At K = 64 it contains arithmetic that an accelerator would do:
+64 gradients of every parameter, and 64 x 64 products of them. host_ratio is the same at width 4:
+the same operations on a sixteenth of the parameters, so that nearly all of it is the host's. What
+the method computes on the host is in both.
+
+launch_ratio is the ratio of the operations that a step launches, views left out, and syncs how
+often the host waits for the device more than in plain training. Both are counted on a make-believe
+device (believe.py), at width 16, for an engine that waits and for one with lazy=True.
 
 --quick measures 2 layers in 3 rounds. What it needs beside gradvac: transformers for BERT and
 Llama.
@@ -37,7 +42,8 @@ from gradvac.methods import GradVac
 from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.transformer import Transformer
 
-SAMPLES, LENGTH, V, D, HEADS = 64, 4, 64, 16, 2
+SAMPLES, LENGTH, V, HEADS = 64, 4, 64, 2
+WIDTH, NARROW = 16, 4
 
 
 # -- the models ----------------------------------------------------------------------------------
@@ -46,11 +52,11 @@ SAMPLES, LENGTH, V, D, HEADS = 64, 4, 64, 16, 2
 class Translator(nn.Module):
     """``nn.Transformer`` with an embedding shared by both sides and the softmax."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, d: int) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(V, D)
+        self.embedding = nn.Embedding(V, d)
         sides = layers // 2, layers // 2
-        self.body = nn.Transformer(D, HEADS, *sides, 4 * D, 0.0, batch_first=True)
+        self.body = nn.Transformer(d, HEADS, *sides, 4 * d, 0.0, batch_first=True)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         return self.body(self.embedding(x), self.embedding(y)) @ self.embedding.weight.T
@@ -59,9 +65,9 @@ class Translator(nn.Module):
 class Shipped(nn.Module):
     """The Transformer of this package."""
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, d: int) -> None:
         super().__init__()
-        config = TransformerConfig(V, D, 4 * D, HEADS, layers // 2, layers // 2, dropout=0.0)
+        config = TransformerConfig(V, d, 4 * d, HEADS, layers // 2, layers // 2, dropout=0.0)
         self.body = Transformer(config)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
@@ -79,24 +85,24 @@ class OneSide(nn.Module):
         return self.body(input_ids=x).logits
 
 
-def bert(layers: int) -> nn.Module:
+def bert(layers: int, d: int) -> nn.Module:
     from transformers import BertConfig, BertForMaskedLM
 
-    shape = dict(hidden_size=D, intermediate_size=4 * D, num_attention_heads=HEADS)
+    shape = dict(hidden_size=d, intermediate_size=4 * d, num_attention_heads=HEADS)
     dropout = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     config = BertConfig(vocab_size=V, num_hidden_layers=layers, **shape, **dropout)
     return OneSide(BertForMaskedLM(config))
 
 
-def llama(layers: int) -> nn.Module:
+def llama(layers: int, d: int) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    shape = dict(hidden_size=D, intermediate_size=4 * D, num_attention_heads=HEADS)
+    shape = dict(hidden_size=d, intermediate_size=4 * d, num_attention_heads=HEADS)
     config = LlamaConfig(vocab_size=V, num_hidden_layers=layers, use_cache=False, **shape)
     return OneSide(LlamaForCausalLM(config))
 
 
-MODELS: dict[str, Callable[[int], nn.Module]] = {
+MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "transformer": Shipped,
     "nn.Transformer": Translator,
     "bert": bert,
@@ -132,7 +138,7 @@ def steps(model: nn.Module, n_tasks: list[int], device: str, lazy: bool = False)
     return {0: plain} | {k: with_engine(k) for k in n_tasks}
 
 
-def host_ratios(model: nn.Module, n_tasks: list[int], rounds: int) -> dict[int, float]:
+def ratios(model: nn.Module, n_tasks: list[int], rounds: int) -> dict[int, float]:
     """CPU time of a step relative to plain training, by the number of tasks."""
     all_steps = steps(model, n_tasks, "cpu")
     for step in all_steps.values():  # the first steps are checked, and find out what there is
@@ -160,8 +166,8 @@ def launches(model: nn.Module, n_tasks: list[int], lazy: bool) -> dict[int, tupl
 def rows(name: str, layers: int, n_tasks: list[int], rounds: int) -> list[dict]:
     """Rows of the table for one model."""
     torch.manual_seed(0)
-    model = MODELS[name](layers)
-    ratios = host_ratios(model, n_tasks, rounds)
+    model, narrow = MODELS[name](layers, WIDTH), MODELS[name](layers, NARROW)
+    cpu, host = ratios(model, n_tasks, rounds), ratios(narrow, n_tasks, rounds)
     counted, lazy = (launches(model, n_tasks, lazy) for lazy in (False, True))
     plain_launches, plain_waits = counted[0]
     return [
@@ -169,7 +175,8 @@ def rows(name: str, layers: int, n_tasks: list[int], rounds: int) -> list[dict]:
             "model": name,
             "layers": layers,
             "K": k,
-            "host_ratio": round(ratios[k], 3),
+            "cpu_ratio": round(cpu[k], 3),
+            "host_ratio": round(host[k], 3),
             "launch_ratio": round(counted[k][0] / plain_launches, 3),
             "launches": counted[k][0],
             "plain_launches": plain_launches,
@@ -194,9 +201,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: list[dict] = []
-    print(f"{'':36}{'waits':>9}{'':8}{'lazy':>16}")
+    print(f"{'':44}{'waits':>9}{'':8}{'lazy':>16}")
     print(
-        f"{'model':16}{'K':>4}{'host':>8}{'launches':>10}{'ratio':>8}{'syncs':>7}"
+        f"{'model':16}{'K':>4}{'cpu':>8}{'host':>8}{'launches':>10}{'ratio':>8}{'syncs':>7}"
         f"{'launches':>10}{'ratio':>8}{'syncs':>7}"
     )
     for name in args.models:
@@ -204,7 +211,8 @@ def main() -> None:
         for row in rows(name, 2 if args.quick else 12, args.tasks, rounds):
             found.append(row)
             print(
-                f"{name:16}{row['K']:4}{row['host_ratio']:8.2f}{row['launches']:10}"
+                f"{name:16}{row['K']:4}{row['cpu_ratio']:8.2f}{row['host_ratio']:8.2f}"
+                f"{row['launches']:10}"
                 f"{row['launch_ratio']:8.2f}{row['syncs']:7}"
                 f"{row['lazy_launches']:10}{row['lazy_launch_ratio']:8.2f}{row['lazy_syncs']:7}",
                 flush=True,

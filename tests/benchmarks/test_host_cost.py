@@ -22,7 +22,7 @@ def rows(tmp_path_factory):
 def test_the_rows_have_the_promised_keys(rows):
     models = "transformer", "nn.Transformer", "bert", "llama"
     assert [(row["model"], row["K"]) for row in rows] == [(m, k) for m in models for k in (2, 16)]
-    assert all(row["host_ratio"] > 1 for row in rows)
+    assert all(row["cpu_ratio"] > 1 and row["host_ratio"] > 1 for row in rows)
 
 
 def test_the_host_waits_at_most_once(rows):

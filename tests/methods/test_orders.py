@@ -8,6 +8,7 @@ import torch
 from scipy.stats import chisquare
 
 from gradvac.methods import visiting_order
+from gradvac.methods.orders import digest
 from tests.methods.helpers import names
 
 
@@ -26,6 +27,23 @@ def test_each_task_visits_every_other_once():
     for i in range(7):
         others = [j for j in range(7) if j != i]
         assert (order[:, i].sort(1).values == torch.tensor(others)).all()
+
+
+def mixed(x):
+    """SplitMix64 of whole numbers, as it is published."""
+    x %= 2**64
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return x ^ x >> 31
+
+
+def test_an_order_is_that_of_the_keys_of_the_pairs_as_signed_numbers():
+    """Runs go on in the same order whatever computes it."""
+    groups, tasks = names("g", 3), names("t", 9)
+    for (group, task), order in as_names(5, 7, groups, tasks).items():
+        first = mixed(mixed(digest("5 7") + digest(group)) + digest(task))
+        key = lambda other, first=first: (mixed(first + digest(other)) + 2**63) % 2**64
+        assert order == sorted((t for t in tasks if t != task), key=key)
 
 
 def test_one_task_visits_nobody():

@@ -203,6 +203,9 @@ def decide_present(
         The report, with only these tasks, and the weights of all tasks, ``[groups, K]``.
     """
     here = list(present) or list(range(len(tasks)))
+    if len(here) == len(tasks):
+        report = decide(method, gram, losses, tasks, groups, step, shares)
+        return report, report.weights
     names = tuple(tasks[n] for n in here)
     inner = gram[:, here][:, :, here]
     report = decide(method, inner, losses[here], names, groups, step, shares)
@@ -220,6 +223,8 @@ def check_shares(shares: Collection[str], tasks: Collection[str]) -> None:
 def joined(reports: Sequence[StepReport], groups: tuple[str, ...]) -> StepReport:
     """Join the reports of some groups each, in the order of the model."""
     names = [name for report in reports for name in report.groups]
+    if len(reports) == 1 and names == list(groups):
+        return reports[0]
     order = torch.tensor([names.index(name) for name in groups])
     join = lambda parts: torch.cat(parts).index_select(0, order.to(parts[0].device))
     first = reports[0].geometry

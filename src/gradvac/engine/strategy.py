@@ -179,17 +179,22 @@ def add_to_grad(gradients: Iterable[tuple[Tensor, Tensor | None]], scale: LossSc
         gradients: parameters and their gradients, None to leave ``p.grad`` unchanged.
         scale: the factor of ``p.grad`` for a GradScaler.
     """
-    for p, gradient in gradients:
-        if gradient is None:
-            continue
-        with torch._C.DisableTorchFunction():  # the call may be in a ``tasks`` block
+    hooked: list[Tensor] = []
+    with torch._C.DisableTorchFunction():  # the call may be in a ``tasks`` block
+        for p, gradient in gradients:
+            if gradient is None:
+                continue
             if scale.scaled:
                 gradient = gradient * scale.factor
-            if p.grad is None:
+            before = p.grad
+            if before is None:
                 p.grad = gradient
-            elif p.grad.layout == gradient.layout == torch.strided:
-                p.grad += gradient
+            elif before.layout == gradient.layout == torch.strided:
+                before += gradient
             else:
-                p.grad = p.grad + gradient
+                p.grad = before + gradient
+            if getattr(p, "_post_accumulate_grad_hooks", None):
+                hooked.append(p)
+    for p in hooked:
         for hook in list((getattr(p, "_post_accumulate_grad_hooks", None) or {}).values()):
             hook(p)

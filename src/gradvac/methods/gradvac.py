@@ -168,12 +168,14 @@ class GradVac(Method):
         cosine.diagonal(dim1=1, dim2=2).fill_(1.0)
 
         order = visiting_order(self.seed, geometry.step, geometry.groups, tasks)
-        order = to_device(order[:, chosen], device)
+        every = len(chosen) == len(tasks)
+        order = to_device(order if every else order[:, chosen], device)
         targets = self._targets(geometry)
-        used = targets[:, rows].gather(2, order).clamp_max(self.max_target)
+        old = (targets if every else targets.index_select(1, rows)).gather(2, order)
+        used = old.clamp_max(self.max_target)
         edits = _edit(cosine, rows, present, order, used)
         if self.target == "adaptive":
-            self._update(geometry, targets, rows, order, edits)
+            self._update(geometry, targets, rows, order, old, edits)
         self._report = {
             "edits": edits.edited.sum((1, 2)),
             "comparisons": edits.compared.sum((1, 2)),
@@ -189,7 +191,7 @@ class GradVac(Method):
             q = edits.squared_norm[..., None]
             c = torch.where(q > 0, c / q.sqrt(), c)
         # From unit gradients back: g'_i = sum_j c_ij (||g_i|| / ||g_j||) g_j; c_ii as it is.
-        ratio = norm[:, rows, None] / safe[:, None, :]
+        ratio = norm.index_select(1, rows)[:, :, None] / safe[:, None, :]
         ratio[:, torch.arange(len(rows), device=device), rows] = 1.0
         weights = torch.ones_like(norm).index_fill_(1, rows, 0.0)  # the unedited: g'_i = g_i
         return weights + (c * ratio).sum(1)
@@ -202,13 +204,24 @@ class GradVac(Method):
         return torch.full_like(geometry.gram, self.target)
 
     def _update(
-        self, geometry: StepGeometry, targets: Tensor, rows: Tensor, order: Tensor, edits: _Edits
+        self,
+        geometry: StepGeometry,
+        targets: Tensor,
+        rows: Tensor,
+        order: Tensor,
+        old: Tensor,
+        edits: _Edits,
     ) -> None:
-        """Move the targets of the compared pairs to the cosines from before the edit (line 16)."""
-        old = targets[:, rows].gather(2, order)
+        """Move the targets of the compared pairs to the cosines from before the edit (line 16).
+
+        ``old`` are the targets in visiting order.
+        """
         new = torch.where(edits.compared, (1 - self.beta) * old + self.beta * edits.cosines, old)
-        moved = targets.clone()
-        moved[:, rows] = targets[:, rows].scatter(2, order, new)
+        if len(rows) == targets.shape[1]:
+            moved = targets.scatter(2, order, new)
+        else:
+            moved = targets.clone()
+            moved[:, rows] = targets[:, rows].scatter(2, order, new)
         self._ema.write(geometry.groups, geometry.tasks, moved)
 
     def report(self) -> dict[str, Tensor]:

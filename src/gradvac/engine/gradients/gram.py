@@ -143,10 +143,10 @@ def doubts(gram: Tensor, numel: Tensor) -> tuple[Tensor, Tensor]:
         outside the range of fp32, ``[groups, K]``, which matters if the gradient is not zero.
     """
     square = gram.diagonal(dim1=1, dim2=2)
-    sine2 = 1 - gram.square() / (square[:, :, None] * square[:, None, :])
-    sine2.diagonal(dim1=1, dim2=2).fill_(1.0)  # everything is parallel to itself
-    parallel = (sine2 < _NEARLY_PARALLEL).flatten(1).any(1)  # NaN, where a square is 0, is not
-    return parallel, ~square.isfinite() | (square < _TINY * numel[:, None])
+    least = (1 - _NEARLY_PARALLEL) * square[:, :, None]
+    near = gram.square() > least * square[:, None, :]  # NaN is not, nor 0, where a square is 0
+    near.diagonal(dim1=1, dim2=2).fill_(False)  # everything is parallel to itself
+    return near.flatten(1).any(1), ~square.isfinite() | (square < _TINY * numel[:, None])
 
 
 def _nonzero(gradients: Sequence[TaskGradients], suspects: Tensor) -> bool:

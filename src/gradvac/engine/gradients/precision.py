@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from functools import cache, reduce
 
 import torch
 
 
+@cache
 def at_least_float32(*dtypes: torch.dtype) -> torch.dtype:
     """Return float32, or float64 if one of the dtypes is float64.
 

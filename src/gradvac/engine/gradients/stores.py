@@ -49,6 +49,7 @@ class GroupStore:
         self.dtype = storage or at_least_float32(*(p.dtype for p in group.parameters))
         self.device = device
         self.streams = False
+        self._largest = max(slot.numel for slot in self.slots)
         self._size: int | None = None
         self._opened: list[ParameterSlot] | None = None  # those in the matrix that there is
 
@@ -93,10 +94,10 @@ class GroupStore:
         """Allocate the gradients of K tasks; those collected for fewer tasks are kept."""
         if self.matrix is not None and self.matrix.shape[0] >= n_tasks:
             return
-        if self.matrix is None:
+        most = self.budget // (n_tasks * self.dtype.itemsize)
+        if self.matrix is None and self._largest > most:
             for slot in self.slots:
-                size = n_tasks * slot.numel * self.dtype.itemsize
-                fits = size <= self.budget or slot.parameter.ndim != 2
+                fits = slot.numel <= most or slot.parameter.ndim != 2
                 slot.over_budget = not (fits or slot.hooked)
         self._opened = None
         dense = self._opened = self._dense
@@ -108,7 +109,7 @@ class GroupStore:
             self.pool.give(old)
         self.matrix = matrix
         for slot, piece in zip(dense, matrix.split(sizes, dim=1), strict=True):
-            slot.buffer = piece.view(n_tasks, *slot.shape)
+            slot.buffer = piece if len(slot.shape) == 1 else piece.view(n_tasks, *slot.shape)
 
     def task_gradients(self, n_tasks: int) -> list[TaskGradients]:
         """Return the gradients, ``[K, P_i]``, zero for parameters that no task used."""
@@ -170,7 +171,8 @@ class GroupStore:
                 spread[slot] = next(remaining).view(slot.shape)
         dense = self._dense
         pieces = next(remaining).split([slot.numel for slot in dense]) if dense else ()
-        spread |= {slot: piece.view(slot.shape) for slot, piece in zip(dense, pieces, strict=True)}
+        for slot, piece in zip(dense, pieces, strict=True):
+            spread[slot] = piece if len(slot.shape) == 1 else piece.view(slot.shape)
         if not wide:
             spread |= {
                 s: s.as_sparse(spread[s]) for s in used if s.wants_sparse and s.uses == s.lookups
@@ -178,11 +180,11 @@ class GroupStore:
         found: list[Tensor | None] = []
         for slot in self.slots:
             gradient, dtype = spread.get(slot), slot.parameter.dtype
-            dtype = at_least_float32(dtype) if wide else dtype
             if slot.fresh or gradient is None:
                 found.append(None)
-            else:
-                found.append(gradient if gradient.dtype == dtype else gradient.to(dtype))
+                continue
+            dtype = at_least_float32(dtype) if wide else dtype
+            found.append(gradient if gradient.dtype == dtype else gradient.to(dtype))
         return found
 
     def close(self) -> None:

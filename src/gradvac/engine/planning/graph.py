@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -47,24 +48,27 @@ def walk(outputs: Sequence[Tensor]) -> tuple[list[Any], Signature]:
                 n = number[following] = len(nodes)
                 nodes.append(following)
             append(n << 16 | output)
-        names = facts_of.get(kind)
-        for name in _facts(kind) if names is None else names:
-            append(getattr(node, name))
+        facts = facts_of.get(kind) or _facts(kind)
+        if facts is not _nothing:
+            append(facts(node))
         if len(found) == begin + 1:
             append(id(node.variable) if hasattr(node, "variable") else node.name())
     return nodes, tuple(found)
 
 
-_FACTS: dict[type, tuple[str, ...]] = {}
+_FACTS: dict[type, Callable[[Any], Any]] = {}
 
 
-def _facts(kind: type) -> tuple[str, ...]:
-    """Names of the attributes of a kind of node that hold its sizes and dimensions."""
+def _nothing(node: Any) -> None:
+    """What a kind of node holds that has no sizes and no dimensions."""
+
+
+def _facts(kind: type) -> Callable[[Any], Any]:
+    """What reads the attributes of a kind of node that hold its sizes and dimensions."""
     saved = [name for name in dir(kind) if name.startswith("_saved_")]
     facts = [name for name in saved if not hasattr(kind, "_raw" + name)]
-    _FACTS[kind] = tuple(
-        name for name in facts if not any(word in name for word in (*_AMOUNTS, *_IMPLIED))
-    )
+    names = [name for name in facts if not any(word in name for word in (*_AMOUNTS, *_IMPLIED))]
+    _FACTS[kind] = attrgetter(*names) if names else _nothing
     return _FACTS[kind]
 
 

@@ -151,6 +151,7 @@ class PlannedPass:
         self._parts: list[tuple[Any, Rule, ParameterUse]] = []
         self._ends: list[int] = []  # positions of those that edges lead to
         places: dict[tuple[int, int], Place] = {}
+        reference: weakref.ref[PlannedPass] = weakref.ref(self)
         for planned in plan.uses:
             place = places.get(planned.tiling)
             if place is None:
@@ -169,7 +170,7 @@ class PlannedPass:
                 self.edges.append(GradientEdge(node, 0))
                 self._ends.append(len(self._parts) - 1)
             else:
-                node.register_prehook(_hook(weakref.ref(self), len(self._parts) - 1))
+                node.register_prehook(_hook(reference, len(self._parts) - 1))
 
     @property
     def uses(self) -> dict[Any, ParameterUse]:
@@ -186,8 +187,8 @@ class PlannedPass:
         if dy is None or not self._parts:
             return
         node, rule, use = self._parts[n]
-        if use.collects(dy):
-            with torch._C.DisableTorchFunction():
+        with torch._C.DisableTorchFunction():
+            if use.collects(dy):
                 rule(node, dy, use.slots, use.place.owners)
                 use.finish()
 

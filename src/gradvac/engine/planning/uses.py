@@ -127,8 +127,7 @@ class Lookup:
 def normalisation(node: Any, dy: Tensor, slots: Sequence[Slot | None], owners: Owners) -> None:
     """Layer normalisation; slots of scale and shift."""
     found = dy, node._saved_input, node._saved_result1, node._saved_result2
-    shape = node._saved_normalized_shape
-    norm_gradients([t.reshape(len(owners), -1) for t in found], shape, slots, owners)
+    norm_gradients(found, node._saved_normalized_shape, slots, owners)
 
 
 def signed(number: int) -> int:

@@ -178,13 +178,13 @@ def norm_gradients(
     slots: Sequence[Slot | None],
     owners: Owners,
 ) -> None:
-    """Add gradients of scale and shift, from dy, x ``[N, d]``, mean and 1/std ``[N, 1]``."""
+    """Add gradients of scale and shift, from dy, x ``[..., *shape]``, mean and 1/std of rows."""
     dy, x, mean, rstd = tensors
     of_scale = dy * ((x - mean) * rstd)  # in the precision of the statistics
     for slot, values in zip(slots, (of_scale, dy), strict=True):
         if slot is not None:
             collected, fresh = slot.collected(owners.n_tasks)
-            put_sums(values.unflatten(1, shape), owners, collected, fresh)
+            put_sums(values.reshape(-1, *shape), owners, collected, fresh)
 
 
 class _LayerNorm(Function):
@@ -214,8 +214,7 @@ class _LayerNorm(Function):
         with torch._C.DisableTorchFunction():
             if use.collects(dy):
                 owners = flat_rows(use.place, dy.shape, len(ctx.shape))
-                tensors = [t.reshape(len(owners), -1) for t in (dy, x, mean, rstd)]
-                norm_gradients(tensors, ctx.shape, use.slots, owners)
+                norm_gradients((dy, x, mean, rstd), ctx.shape, use.slots, owners)
                 use.finish()
             _, on_x, _, on_w, on_b, *_ = ctx.needs_input_grad
             mask = [on_x, use.plain(on_w), use.plain(on_b)]
