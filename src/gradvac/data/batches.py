@@ -24,6 +24,7 @@ from torch import Tensor
 from gradvac.data.encoded import BOS, PAD, EncodedTask, Side
 from gradvac.data.permutation import permuted
 from gradvac.errors import RecipeError
+from gradvac.sending import to_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,16 @@ class TaskBatch(ABC):
         """Number of positions with a loss, over which the loss is averaged."""
         return int(self.counted.sum())
 
+    @cached_property
+    def kept(self) -> Tensor:
+        """Where there is a loss, as ``row * T + column``, ascending, ``[N]``."""
+        return self.counted.flatten().nonzero().squeeze(1)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The sentence of each of `kept`, ``[N]``."""
+        return self.kept // self.counted.shape[1]
+
     @property
     def counts(self) -> dict[str, int]:
         """Positions with a loss, for each task that has a sentence here."""
@@ -63,8 +74,14 @@ class TaskBatch(ABC):
         return self._changed(lambda x: x[:count])
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on ``device``."""
-        return self._changed(lambda x: x.to(device, non_blocking=True))
+        """The same batch on ``device``, without a wait.
+
+        What is counted of a batch is counted on the host: there every count is a wait.
+        """
+        moved = self._changed(lambda x: to_device(x, device))
+        for name in ("kept", "rows"):  # cached properties
+            object.__setattr__(moved, name, to_device(getattr(self, name), device, known=True))
+        return moved
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
         own = {field.name: getattr(self, field.name) for field in fields(self)}

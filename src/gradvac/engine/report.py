@@ -14,6 +14,7 @@ from gradvac.engine.gradients.precision import at_least_float32
 from gradvac.errors import GradientError
 from gradvac.methods import Method, StepGeometry
 from gradvac.notebook import Agreement
+from gradvac.sending import to_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -267,7 +268,7 @@ def weighted_sum(weights: Tensor, gradients: TaskGradients) -> Tensor:
     """Compute :func:`combine` inside :func:`full_precision`, which takes longer than a product."""
     if isinstance(gradients, Tensor):
         wide = gradients.to(at_least_float32(gradients.dtype))
-        return weights.to(wide) @ wide
+        return to_device(weights.to(wide.dtype), wide.device) @ wide
     dtype = at_least_float32(gradients.dtype)
     combined = torch.empty(gradients.numel, dtype=dtype, device=gradients.device)
     done = 0

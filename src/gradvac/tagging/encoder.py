@@ -121,13 +121,13 @@ def label_losses(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Training loss [N], negative log-likelihood [N] and sentence index [N] of each label."""
     logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits
-    rows, places = (batch.labels != IGNORED).nonzero(as_tuple=True)
-    logits, labels = logits[rows, places].float(), batch.labels[rows, places]
+    logits = logits.flatten(0, 1).index_select(0, batch.kept).float()
+    labels = batch.labels.flatten().index_select(0, batch.kept)
     nll = F.cross_entropy(logits, labels, reduction="none")
     loss = nll
     if smoothing:
         loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
-    return loss, nll.detach(), rows
+    return loss, nll.detach(), batch.rows
 
 
 @torch.no_grad()

@@ -115,16 +115,19 @@ class Transformer(nn.Module):
         target_in_BT: Tensor,
         target_out_BT: Tensor,
         label_smoothing: float = 0.0,
+        kept_N: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return loss, negative log-likelihood (nats) and sentence index, each ``[N]``.
 
         The ``N`` target tokens that are not padding are in reading order. The softmax is computed
         only for them, so padding costs nothing there. The likelihood is without smoothing
         and without gradient; the loss mixes in ``label_smoothing`` of a uniform distribution
-        over the vocabulary (Szegedy et al. 2016, section 7).
+        over the vocabulary (Szegedy et al. 2016, section 7). ``kept_N`` are the places of these
+        tokens in ``target_out_BT.flatten()``; on an accelerator, finding them here is a wait.
         """
         hidden_BTd = self(source_BS, target_in_BT)
-        kept_N = (target_out_BT != self.config.pad).flatten().nonzero().squeeze(1)
+        if kept_N is None:
+            kept_N = (target_out_BT != self.config.pad).flatten().nonzero().squeeze(1)
         logits_NV = self.logits(hidden_BTd.flatten(0, 1).index_select(0, kept_N))
         gold_N = target_out_BT.flatten().index_select(0, kept_N)
         loss_N, nll_N = smoothed_cross_entropy(logits_NV, gold_N, label_smoothing)

@@ -50,6 +50,27 @@ def test_joint_training_has_no_weights_to_log(toy, tmp_path):
     assert all("task_weights" not in x for x in train_lines(toy, tmp_path / "run", []))
 
 
+def test_the_nll_of_a_step_is_added_up_by_task(toy, tmp_path):
+    """As a loop over the tasks adds it up; what is not finite stays with its own task."""
+    training = trainer(toy, tmp_path / "run", [])
+    updates, job = training.updates, training.job
+    batch = next(b for b in map(job.batch, range(99)) if len(b.present) > 1)
+    there = batch.to(job.device)
+    nll, rows = torch.rand(batch.tokens), there.rows
+    owner = batch.task[(batch.target_out != 0).nonzero()[:, 0]]
+    nll[int((owner == batch.present[0]).nonzero()[0])] = torch.nan
+    updates._count(batch, there, nll, rows)
+    updates._unread.losses += [torch.tensor(0.25), torch.tensor(0.5)]
+    assert updates._unread.read(torch.tensor(3.0), updates.window) == (0.75, 3.0)
+    window = updates.window
+    assert list(window.nll) == [batch.tasks[i] for i in batch.present]
+    for index in batch.present:
+        own = nll[owner == index]
+        name = batch.tasks[index]
+        expected = pytest.approx(own.double().sum().item(), rel=1e-12, nan_ok=True)
+        assert window.nll[name] == expected and window.tokens[name] == len(own)
+
+
 def report(tasks, weights, **diagnostics):
     groups, k = tuple("gh"), len(tasks)
     geometry = StepGeometry(torch.zeros(2, k, k).double(), torch.zeros(k), tasks, groups, 0)
@@ -58,7 +79,7 @@ def report(tasks, weights, **diagnostics):
 
 def test_numbers_of_every_shape_and_tasks_that_come_and_go():
     window = Window.empty()
-    window.add("a", torch.ones(2))
+    window.add("a", 2.0, 2)
     window.steps = 2
     targets = torch.tensor([[[0, 0.2], [0.4, 0]], [[0, 0.6], [0.8, 0]]])
     window.observe(report(("a", "b"), [[1, 2], [3, 4]], edits=torch.tensor([2, 5]), t=targets))

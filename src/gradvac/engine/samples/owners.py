@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gradvac.sending import on_host
+
 _CACHED = 2**22  # bytes that fit a shared cache, chosen here
 
 
@@ -135,7 +137,7 @@ class Owners:
 
     def selected(self, positions: Tensor) -> Owners:
         """The slices at ``positions`` ``[m]``."""
-        index = self.index.index_select(0, positions.detach().cpu())
+        index = self.index.index_select(0, on_host(positions))
         return Owners(index, self.n_tasks, self._batch)
 
     @cached_property

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gradvac.engine import StepReport
 from gradvac.errors import RunError
@@ -51,10 +50,10 @@ class Window:
         """A window without any step."""
         return cls({}, {})
 
-    def add(self, task: str, nll: Tensor) -> None:
-        """Add the NLL of the tokens of one task."""
-        self.nll[task] = self.nll.get(task, 0.0) + float(nll.sum(dtype=torch.float64))
-        self.tokens[task] = self.tokens.get(task, 0) + nll.numel()
+    def add(self, task: str, nll: float, tokens: int) -> None:
+        """Add the NLL of the tokens of one task, a sum, and their number."""
+        self.nll[task] = self.nll.get(task, 0.0) + nll
+        self.tokens[task] = self.tokens.get(task, 0) + tokens
 
     def observe(self, report: StepReport) -> None:
         """Add the report of a method on a step, over all parameter groups.

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradvac.engine import Engine, StepReport
 from gradvac.engine.ranks.group import Ranks
@@ -86,7 +87,7 @@ class RankUpdates(Updates):
         seed = replay.step_seed(self.recipe.seed, self.step)
         torch.manual_seed((seed + self.ranks.rank * 0x632BE59BD9B4E019) % 2**63)
 
-    def _backward_jointly(self, batch: TaskBatch, tokens: int) -> float:
+    def _backward_jointly(self, batch: TaskBatch, tokens: int) -> None:
         self._seed()
         if len(batch.task):
             during = (
@@ -95,12 +96,12 @@ class RankUpdates(Updates):
             with during():
                 return super()._backward_jointly(batch, tokens)
         if self.shared.sharded:
-            (self.job.losses(self._stand_in(0))[0].sum() * 0).backward()
-        return 0.0
+            there = self._stand_in(0).to(self.job.device)
+            (self.job.losses(there)[0].sum() * 0).backward()
 
     def _stand_in(self, micro: int) -> TaskBatch:
         number = self.step * self.recipe.batches.accumulate + micro
-        return self.shared.stand_in(number).to(self.job.device)
+        return self.shared.stand_in(number)
 
     def _give(
         self,
@@ -132,8 +133,9 @@ class RankUpdates(Updates):
             own: TaskBatch = batch if counts else self._stand_in(n)
             for index in own.present:
                 shares.setdefault(own.tasks[index], 0.0)
+            there = own.to(self.job.device)
             with engine.tasks((own.task, own.tasks)):
-                loss, nll, rows = self.job.losses(own)
+                loss, nll, rows = self.job.losses(there)
                 loss = loss / tokens
                 mask = torch.full_like(loss, float(counts))
                 if alone:
@@ -141,10 +143,10 @@ class RankUpdates(Updates):
                 else:
                     engine.accumulate(loss, rows, mask)
             if counts:
-                self._count(batch, nll, rows)
+                self._count(batch, there, nll, rows)
         return report
 
-    def _clip(self) -> float:
+    def _clip(self) -> Tensor:
         if self._reduction:
             self._reduction.finish()
         return super()._clip()

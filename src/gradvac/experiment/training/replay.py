@@ -46,7 +46,7 @@ def suspects(
     found: dict[str, list[int]] = {}
     of_task: dict[str, list[int]] = {}
     for batch in batches:
-        _, nll, rows = job.losses(batch)
+        _, nll, rows = job.losses(batch.to(job.device))
         bad = set(rows[~nll.isfinite()].tolist())
         numbers = getattr(batch, "sentence", torch.arange(len(batch.task))).tolist()
         for row, (index, number) in enumerate(zip(batch.task.tolist(), numbers, strict=True)):

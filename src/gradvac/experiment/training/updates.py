@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from gradvac.engine import Engine, StepReport
 from gradvac.engine.ranks.group import Ranks
+from gradvac.engine.step import read_together
 from gradvac.errors import GradientError, NotFiniteError, RecipeError
 from gradvac.experiment.recipe.schedule import learning_rate
 from gradvac.experiment.run.checkpoint import (
@@ -33,6 +35,7 @@ from gradvac.experiment.training.memory import halves, is_out_of_memory, too_lar
 from gradvac.experiment.training.metrics import Window
 from gradvac.experiment.training.way import Way
 from gradvac.geometry.record import Frame, GramRecord
+from gradvac.sending import to_device
 
 # A run stops after this many skipped steps in a row. Chosen here: bad batches are isolated, and
 # broken parameters never recover.
@@ -76,6 +79,7 @@ class Updates:
         self.step, self.window = 0, Window.empty()
         self.skipped = 0  # consecutive steps
         self._report: StepReport | None = None  # of the current step, with a method
+        self._unread = Unread()
 
     def make(self, learned: Mapping[str, Any]) -> tuple[int, str]:
         """One update; returns its tokens, and a message if something unusual happened.
@@ -84,7 +88,7 @@ class Updates:
         """
         micro = self.recipe.batches.accumulate
         numbers = range(self.step * micro, (self.step + 1) * micro)
-        batches = [self.job.batch(n).to(self.job.device) for n in numbers]
+        batches = [self.job.batch(n) for n in numbers]  # on the host, where they are counted
         tokens = sum(b.tokens for b in batches)
         before, halved = copy.deepcopy(self.window), self.window.halved
         began = time.perf_counter()
@@ -149,11 +153,13 @@ class Updates:
         torch.manual_seed(replay.step_seed(self.recipe.seed, self.step))
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+        self._unread = Unread()
         if self.engine is None:
-            loss = sum(self._backward_jointly(b, tokens) for b in batches)
+            for batch in batches:
+                self._backward_jointly(batch, tokens)
         else:
-            loss = self._combine_tasks(self.engine, batches, tokens)
-        norm = self._clip()
+            self._combine_tasks(self.engine, batches, tokens)
+        loss, norm = self._unread.read(self._clip(), self.window)
         self._check_finite(loss, norm)
         return loss, norm
 
@@ -184,24 +190,28 @@ class Updates:
         self.window.skipped[task] = self.window.skipped.get(task, 0) + 1
         return told
 
-    def _backward_jointly(self, batch: TaskBatch, tokens: int) -> float:
+    def _backward_jointly(self, batch: TaskBatch, tokens: int) -> None:
         """Gradient of the mean token loss, all tasks in one backward pass."""
-        loss, nll, rows = self.job.losses(batch)
+        there = batch.to(self.job.device)
+        loss, nll, rows = self.job.losses(there)
         mean = loss.sum() / tokens
         beside = self.job.auxiliary_loss()
         total = mean if beside is None else mean + beside * (batch.tokens / tokens)
         total.backward()
-        self._count(batch, nll, rows)
-        return float(mean.detach())
+        self._unread.losses.append(mean.detach())
+        self._count(batch, there, nll, rows)
 
-    def _combine_tasks(self, engine: Engine, batches: list[TaskBatch], tokens: int) -> float:
+    def _combine_tasks(self, engine: Engine, batches: list[TaskBatch], tokens: int) -> None:
         """Combine the task gradients with the method, and record its report.
 
         Each task's loss is its share of the mean token loss; the sum is the joint loss.
         """
         shares = shares_of(batches, tokens)
         report = self._give(engine, batches, tokens, shares, alone=len(batches) == 1)
-        return self._end(engine, report, shares)
+        report = report or engine.combine(step=self.step, shares=shares)
+        self.window.observe(report)
+        self._unread.losses.append(report.losses.sum())
+        self._report = report
 
     def _give(
         self,
@@ -224,36 +234,34 @@ class Updates:
         for batch in batches:
             if self.way.of(self.step) == "per_task":
                 for index in batch.present:
-                    loss, nll, _ = self.job.losses(batch.of_task(index))
+                    own = batch.of_task(index)
+                    there = own.to(self.job.device)
+                    loss, nll, rows = self.job.losses(there)
                     engine.accumulate({batch.tasks[index]: loss.sum() / tokens})
-                    self.window.add(batch.tasks[index], nll)
+                    self._count(own, there, nll, rows)
                 continue
+            there = batch.to(self.job.device)
             with engine.tasks((batch.task, batch.tasks)):
-                loss, nll, rows = self.job.losses(batch)
+                loss, nll, rows = self.job.losses(there)
                 if alone:  # combines and frees each layer during the backward pass
                     report = engine.backward(loss / tokens, rows, step=self.step, shares=shares)
                 else:
                     engine.accumulate(loss / tokens, rows)
-            self._count(batch, nll, rows)
+            self._count(batch, there, nll, rows)
         return report
 
-    def _end(self, engine: Engine, report: StepReport | None, shares: dict[str, float]) -> float:
-        """Combine accumulated gradients, if not done, and record it; returns the loss."""
-        report = report or engine.combine(step=self.step, shares=shares)
-        self.window.observe(report)
-        self._report = report
-        return float(report.losses.sum())
+    def _count(self, batch: TaskBatch, there: TaskBatch, nll: Tensor, rows: Tensor) -> None:
+        """Add up the NLL by task where it is; ``there`` is the batch on the device."""
+        present = to_device(torch.tensor(batch.present, dtype=torch.int64), nll.device)
+        own = there.task.index_select(0, rows) == present[:, None]
+        # A task that is not finite leaves the others as they are, which a product would not.
+        sums = torch.where(own, nll.double(), 0.0).sum(1)
+        self._unread.nll.append((batch.counts, sums))
 
-    def _count(self, batch: TaskBatch, nll: Tensor, rows: Tensor) -> None:
-        """Add the tokens of a mixed batch to the window, by task."""
-        task = batch.task[rows]
-        for index in batch.present:
-            self.window.add(batch.tasks[index], nll[task == index])
-
-    def _clip(self) -> float:
-        """Clip the combined gradient; returns its norm before clipping."""
+    def _clip(self) -> Tensor:
+        """Clip the combined gradient; returns its norm before clipping, on the device."""
         limit = self.recipe.training.clip or math.inf
-        return float(whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)))
+        return whole(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
 
     def _check_finite(self, loss: float, norm: float) -> None:
         """Check loss and norm of joint training; engines check every task themselves."""
@@ -324,6 +332,27 @@ class Updates:
         self.step = checkpoint.step
         self.window = Window(**checkpoint.state["window"])
         self.skipped = checkpoint.state.get("skipped", 0)
+
+
+@dataclass
+class Unread:
+    """Numbers of a step that are still on the device: the host waits for all of them once.
+
+    ``losses`` are parts of the step's loss; ``nll`` the tokens of each task of a batch, and the
+    sums of their NLL in the same order.
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    nll: list[tuple[Mapping[str, int], Tensor]] = field(default_factory=list)
+
+    def read(self, norm: Tensor, window: Window) -> tuple[float, float]:
+        """Add the NLL to a window; returns the step's loss and ``norm``."""
+        there = [norm, *self.losses, *(sums for _, sums in self.nll)]
+        found = [x for x in read_together([x.double() for x in there]) if x is not None]
+        for (tokens, _), sums in zip(self.nll, found[1 + len(self.losses) :], strict=True):
+            for (task, count), own in zip(tokens.items(), sums.tolist(), strict=True):
+                window.add(task, own, count)
+        return sum(map(float, found[1 : 1 + len(self.losses)]), 0.0), float(found[0])
 
 
 def frame(report: StepReport) -> Frame:

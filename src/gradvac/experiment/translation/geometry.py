@@ -121,7 +121,9 @@ def mean_losses(model: Transformer, shares: Shares, smoothing: float) -> Losses:
         device = model.embedding.weight.device
         for batch in in_order({"": data}, ("",), 0, TOKENS):
             b = batch.to(device)
-            loss, _, rows = model.token_losses(b.source, b.target_in, b.target_out, smoothing)
+            loss, _, rows = model.token_losses(
+                b.source, b.target_in, b.target_out, smoothing, b.kept
+            )
             yield (loss * scale[batch.sentence].to(device)[rows]).sum()
 
     return parts

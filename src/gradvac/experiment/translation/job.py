@@ -55,13 +55,14 @@ class TranslationJob(Job[Batch]):
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Label-smoothed loss, plain negative log-likelihood and sentence of each target token."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            loss, nll, rows = self.model.token_losses(
+            loss, nll, _ = self.model.token_losses(
                 batch.source,
                 batch.target_in,
                 batch.target_out,
                 self.recipe.training.label_smoothing,
+                batch.kept,
             )
-        return loss, nll.detach(), rows
+        return loss, nll.detach(), batch.rows
 
     def mean_loss(self, drawn: Batch) -> Tensor:
         """The scalar training loss of drawn sentences on any device."""
