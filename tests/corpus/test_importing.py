@@ -240,7 +240,7 @@ PAIRS = st.lists(st.tuples(TEXT, TEXT.map(str.upper).map("un ".__add__)), min_si
 
 
 @given(PAIRS, PAIRS, PAIRS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_whatever_the_text_nothing_leaks_between_splits(tmp_path_factory, train, valid, test):
     """Compared with every held-out row, by letters and by words, as the manual says it."""
     folder = tmp_path_factory.mktemp("leak")

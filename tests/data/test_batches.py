@@ -60,7 +60,7 @@ def test_a_batch_depends_on_seed_and_step_alone():
 
 
 @given(st.integers(0, 2**32), st.integers(1, 9), st.lists(st.integers(0, 40), max_size=5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_batch_is_the_same_whatever_was_asked_for_before_it(seed, pool, before):
     plan = plan_of(SMALL, tokens=120, seed=seed, pool=pool)
     for step in before:

@@ -30,7 +30,7 @@ def random_pairs(count: int, seed: int = 0, top: int = 1000) -> Pairs:
 
 
 @given(count=st.integers(1, 30), shard=st.integers(1, 9), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_any_sentences_in_any_order_come_back(tmp_path_factory, count, shard, data):
     folder = tmp_path_factory.mktemp("store")
     pairs = random_pairs(count, seed=count)

@@ -77,7 +77,7 @@ OPERATIONS = {
 }  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(
     names=st.lists(st.sampled_from(sorted(OPERATIONS)), min_size=1, max_size=5),
     batch_dim=st.sampled_from([0, 1]),

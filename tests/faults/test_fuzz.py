@@ -25,7 +25,6 @@ from gradvac.text.sources import Source
 
 BENCH = settings(
     max_examples=int(os.environ.get("FAULT_CASES", "200")),
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

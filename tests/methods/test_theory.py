@@ -46,7 +46,7 @@ def cosine(g):
 SEEDS = st.integers(0, 10**6)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(SEEDS, st.floats(0.05, 0.95), st.floats(0.05, 0.99))
 def test_theorem_1_of_gradvac(seed, target, fraction):
     """Wang et al. 2021, E.3: for phi > 0, L falls by (t - (1 + a^2) L t^2 / 2) ||g||^2 or more."""
@@ -68,7 +68,7 @@ def test_theorem_1_of_gradvac(seed, target, fraction):
         assert problem.loss() <= before - bound + 1e-9 * before
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(SEEDS, st.floats(0.05, 1.0))
 def test_theorem_1_of_pcgrad(seed, fraction):
     """Yu et al. 2020: with t <= 1/L every step lowers L by (1 - cos^2) t ||g||^2 / 2."""
@@ -91,7 +91,7 @@ def test_pcgrad_ends_at_the_optimum_or_in_total_conflict(seed):
     assert problem.loss() == pytest.approx(lowest, rel=1e-3) or cosine(problem.gradients()) < -0.999
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, derandomize=True)
 @given(SEEDS, st.integers(2, 5), st.sampled_from(["none", "l2"]))
 def test_mgda_lowers_every_loss(seed, n_tasks, normalize):
     """Sener & Koltun 2018, section 3: the solution is 0 or a descent direction of all tasks."""

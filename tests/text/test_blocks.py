@@ -91,7 +91,7 @@ LINES = st.lists(LINE | st.just(b""), min_size=1, max_size=20)
 
 
 @given(LINES, st.sampled_from([1, 3, 4096]), st.booleans())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_table_is_what_its_lines_are(tmp_path_factory, lines, size, wide):
     codes = ("en", "fr", "de") if wide else ("en", "fr")
     picked = ("de", "en") if wide else codes
@@ -131,7 +131,7 @@ def test_every_character_nobody_sees_is_looked_at() -> None:
 
 @given(st.lists(st.tuples(BYTES, BYTES), min_size=1, max_size=12), st.integers(0, 2), st.booleans())
 @example([(b"a", b"\xef\xbb\xbf"), (b"\xef\xbb\xbfa", b"b")], 0, False)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_aligned_files_are_what_their_lines_are(tmp_path_factory, pairs, extra, first):
     folder = tmp_path_factory.getbasetemp()
     sides = {code: [pair[n] for pair in pairs] for n, code in enumerate(("en", "fr"))}
@@ -237,7 +237,7 @@ RULES = st.builds(
 
 
 @given(st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=15), RULES, st.sets(SIDE, max_size=3))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_block_is_judged_as_its_rows_are(pairs, rules, held):
     found = block(pairs)
     assert len(found) == len(pairs)
@@ -252,7 +252,6 @@ def test_a_block_is_judged_as_its_rows_are(pairs, rules, held):
 
 
 @given(st.lists(st.text(st.characters(exclude_characters="\n\r"), max_size=12), max_size=9))
-@settings(deadline=None)
 def test_keys_of_many_texts_are_those_of_each(texts):
     assert text_keys(texts) == [text_key(text) for text in texts]
 
@@ -263,7 +262,7 @@ def test_keys_of_many_texts_are_those_of_each(texts):
     ),
     st.integers(1, 9),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_lines_are_those_of_the_file_whatever_is_read_at_once(tmp_path_factory, parts, piece):
     data = b"".join(parts)
     file = tmp_path_factory.getbasetemp() / "lines"

@@ -17,7 +17,7 @@ def near(one: str, other: str) -> bool:
     return bool(union) and Fraction(len(bag(one) & bag(other)), len(union)) >= Fraction(4, 5)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(TEXTS, WORDS.map(" ".join))
 def test_the_index_finds_what_comparing_with_all_finds(texts: list[str], text: str) -> None:
     expected = next((n for n, other in enumerate(texts) if near(text, other)), None)

@@ -288,7 +288,7 @@ CELL = st.lists(st.sampled_from(["a", "é", '"', ",", ";", "\n", "\t", " ", "x y
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(CELL, CELL), min_size=1, max_size=6), st.sampled_from([",", ";", "\t"]))
 def test_what_csv_writes_is_read(tmp_path_factory, rows, separator: str) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path_factory.getbasetemp() / ("a.tsv" if separator == "\t" else "a.csv")
@@ -767,7 +767,7 @@ line_text = st.text(
 ).filter(lambda text: not is_blank(text))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(line_text, line_text), min_size=1, max_size=8))
 def test_text_survives_every_line_format(
     tmp_path_factory: pytest.TempPathFactory, written: list[tuple[str, str]]
@@ -820,7 +820,7 @@ def damaged(draw: st.DrawFn, whole: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_no_file_can_do_worse_than_a_corpus_error(
     tmp_path_factory: pytest.TempPathFactory, format_: str, data: st.DataObject

@@ -83,7 +83,7 @@ PLAINLY = {"linear", "other linear", "linear by its transpose", "layer norm", "s
 """Links of a chain that can all be planned."""
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     names=st.lists(st.sampled_from(sorted(LINKS)), min_size=1, max_size=4),
     batch_dim=st.sampled_from([0, 1]),

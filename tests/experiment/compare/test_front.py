@@ -74,7 +74,7 @@ def test_distances_worked_by_hand():
     assert signed_distance((-2, -7), [(0.0, 0.0)]) == -2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(clouds, scores)
 def test_distance_is_that_to_a_finely_drawn_border(cloud, point):
     front = non_dominated(cloud)
