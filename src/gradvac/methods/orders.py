@@ -10,7 +10,6 @@ communication, groups may come in any order or alone, and permuting the tasks pe
 import hashlib
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,16 +21,24 @@ def digest(text: str) -> int:
     return int.from_bytes(digest, "little", signed=True)
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def _signed(value: int) -> int:
+    """Wrap a Python integer to signed 64 bits, as tensor arithmetic does."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+_MIX_1, _MIX_2 = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Shift right as an unsigned number; torch's int64 shift copies the sign bit."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
     """Scramble 64-bit integers one to one: the finalizer of SplitMix64 (Steele et al. 2014)."""
-    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9
-    x = (x ^ (x >> 27)) * 0x94D049BB133111EB
-    return x ^ (x >> 31)
-
-
-def _unsigned(values: list[int]) -> np.ndarray:
-    """Wrap Python integers to 64 bits."""
-    return np.array([value % 2**64 for value in values], dtype=np.uint64)
+    x = (x ^ _shift_right(x, 30)) * _MIX_1
+    x = (x ^ _shift_right(x, 27)) * _MIX_2
+    return x ^ _shift_right(x, 31)
 
 
 def visiting_order(seed: int, step: int, groups: tuple[str, ...], tasks: tuple[str, ...]) -> Tensor:
@@ -46,11 +53,9 @@ def visiting_order(seed: int, step: int, groups: tuple[str, ...], tasks: tuple[s
         (torch.Size([1, 3, 2]), [1, 2])
     """
     start = digest(f"{seed} {step}")
-    group = _unsigned([start + digest(name) for name in groups])
-    task = _unsigned([digest(name) for name in tasks])
+    group = torch.tensor([_signed(start + digest(name)) for name in groups], dtype=torch.int64)
+    task = torch.tensor([digest(name) for name in tasks], dtype=torch.int64)
     first = _mix(_mix(group)[:, None] + task)
-    key = _mix(first[:, :, None] + task).view(np.int64)
-    itself = np.arange(len(tasks))
-    key[:, itself, itself] = np.iinfo(np.int64).max  # last, then cut off
-    # NumPy has unsigned integers, and sorts short rows in a fifth of PyTorch's time.
-    return torch.from_numpy(key.argsort(axis=2))[:, :, :-1]
+    key = _mix(first[:, :, None] + task)
+    key.diagonal(dim1=1, dim2=2).fill_(torch.iinfo(torch.int64).max)  # itself last, then cut off
+    return key.argsort(dim=2)[:, :, :-1]
