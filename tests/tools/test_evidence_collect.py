@@ -133,6 +133,7 @@ def test_curves_have_every_validation_and_the_share_of_exact_translations(run):
     assert found["steps"] == [line["step"] for line in valid] and len(valid) == 8
     assert found["nll"]["avg"] == pytest.approx([line["nll"] for line in valid], abs=1e-5)
     assert found["nll"].keys() == {"avg", *found["levels"].values()}
+    assert found["weights"] == {}  # its lines have none
     file = run / "translations.jsonl"
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert set(found["exact"].values()) == {0.0}  # each of them ends in "by gradvac"

@@ -127,6 +127,20 @@ def test_a_gain_within_a_sentence_is_in_per_cent_of_the_nll(e):
         number("lower: lab-x joint own low", e, [])
 
 
+def test_a_weight_is_the_mean_over_tasks_and_seeds(tmp_path):
+    runs = [
+        run("cats", seed, [1.0, 1.0], [1.0, 1.0]) | {"weights": {HIGH: 2.0 * seed, LOW: 0.25}}
+        for seed in (1, 2)
+    ]
+    file = tmp_path / "lab-w-small.json"
+    file.write_text(json.dumps({"runs": [*runs, RUNS[0]]}), encoding="utf-8")
+    e = Evidence(tmp_path, "small")
+    assert number("weight: lab-w cats high", e, []) == "3.00"
+    assert number("weight: lab-w cats low", e, []) == "0.25"
+    with pytest.raises(Absent):
+        number("weight: lab-w joint low", e, [])
+
+
 def test_more_tokens_are_a_flaw(e):
     (flaw,) = gain(e, "lab-x", "two", "joint").flaws
     assert flaw.words == "two had 10.0 times the tokens: give both as much" and not flaw.larger

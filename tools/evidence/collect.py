@@ -184,10 +184,10 @@ def validation(run: Path) -> Tree:
 
 
 def curves(run: Path) -> Tree | None:
-    """NLL of validation text by step; exact matches and scores of the test set; the cost.
+    """NLL of validation text by step; exact matches and scores of the test set; weights; the cost.
 
-    An exact match is a translation equal to its reference, character by character. None if the run
-    is not scored yet.
+    An exact match is a translation equal to its reference, character by character. A weight is a
+    task's mean over the steps; joint training has none. None if the run is not scored yet.
     """
     (view,) = load_runs([run])
     if view.scores is None:
@@ -197,6 +197,10 @@ def curves(run: Path) -> Tree | None:
     for line in read_lines(run / TRANSLATIONS, Translation):
         same.setdefault(line["direction"], []).append(line["hypothesis"] == line["reference"])
     scored = view.scores["directions"]
+    weights: dict[str, list[float]] = {}
+    for line in view.train:
+        for name, weight in line.get("task_weights", {}).items():
+            weights.setdefault(name, []).append(weight)
     return {
         "learning_rate": view.recipe.training.learning_rate,
         "steps": [line["step"] for line in view.valid],
@@ -208,6 +212,7 @@ def curves(run: Path) -> Tree | None:
         "exact": {name: _plain(sum(found) / len(found)) for name, found in same.items()},
         "bleu": {name: _plain(tree["bleu"]) for name, tree in scored.items()},
         "chrf": {name: _plain(tree["chrf"]) for name, tree in scored.items()},
+        "weights": {name: _plain(sum(found) / len(found)) for name, found in weights.items()},
         "tokens": sum(line["tokens"] for line in view.train),
         "cpu_seconds": _plain(times(run / "speed.jsonl")[1]),
     }

@@ -76,6 +76,20 @@ def _seen(runs: list[Run], column: str) -> Seen:
     )
 
 
+def weight(e: Evidence, name: str, row: str, level: str) -> float:
+    """The mean weight of a row's tasks of a level, over tasks and seeds; Absent without any."""
+    found = [
+        weight
+        for run in e.read(name)["runs"]
+        if row_of(run["variant"]) == row
+        for task, weight in run.get("weights", {}).items()
+        if run["levels"][task] == level
+    ]
+    if not found:
+        raise Absent(f"{name}: weights of {row}, {level}")
+    return statistics.fmean(found)
+
+
 def complete(e: Evidence, name: str) -> list[str]:
     """The rows of a study that have two seeds at least, in every level."""
 

@@ -77,6 +77,10 @@ _UNITS = (
     ("T=5 beats updates in every step (low)", "t5", "cats-every-step", "low"),
     ("The step size matters: 0.3 beats 0.03 (low)", "cats-rate-0.3", "cats-rate-0.03", "low"),
     ("Cross terms matter: with them beats without (low)", "cats", "cats-stacked", "low"),
+    ("CATS without its loss term beats CATS with it (low)", "cats-no-loss", "cats", "low"),
+    ("CATS without its loss term beats T=1 (low)", "cats-no-loss", "t1", "low"),
+    ("T=1 beats CATS without its loss term (high)", "t1", "cats-no-loss", "high"),
+    ("CATS with ratios of losses beats T=1 (low)", "cats-ratio", "t1", "low"),
 )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from .claims import Claim
 from .curves import gain as curve_gain
+from .curves import weight as curve_weight
 from .figures import Absent, Figure
 from .files import Evidence
 from .verdicts import Verdict
@@ -27,6 +28,7 @@ def number(words: str, e: Evidence, judged: Judged) -> str:
     - ``gain: FILE A B [COLUMN METRIC DIGITS]``: by how much row A is better than row B
     - ``interval:`` as gain, with half the width of its 95 % interval
     - ``lower: FILE A B [COLUMN]``: by how many per cent row A's NLL is lower, in the laboratory
+    - ``weight: FILE ROW LEVEL``: the mean weight of a row's tasks of a level, in the laboratory
     - ``cost: FILE ROW``: CPU time of a token beside the baseline's
     - ``tuning: FILE ROW``: how much worse the worst rate tried is than the best
     - ``claim: STUDY: TEXT``: figure and verdict; ``verdict:`` the verdict alone, in bold
@@ -54,6 +56,8 @@ def number(words: str, e: Evidence, judged: Judged) -> str:
         if gained < 0:
             raise ValueError(f"{words}: {names[0]} is worse: write it the other way round")
         return f"{100 * (1 - math.exp(-gained)):.0f}"
+    if kind == "weight":
+        return f"{curve_weight(e, name, *names):.2f}"
     if kind == "tuning":
         reached = e.rates(name)[names[0]].values()
         return f"{max(reached) - min(reached):.2f}"
@@ -73,4 +77,4 @@ def fresh(text: str, e: Evidence, judged: Judged) -> str:
 
 def marks(text: str) -> int:
     """How many comments a page has that `fresh` should find a figure before."""
-    return len(re.findall(r"<!-- (?:gain|interval|lower|cost|tuning|claim|verdict): ", text))
+    return len(re.findall(r"<!-- (?:gain|interval|lower|weight|cost|tuning|claim|verdict): ", text))

@@ -146,7 +146,7 @@ def test_joint_through_an_engine_is_plain_training(toy, tmp_path, sets):
     joint = trainer(toy, tmp_path / "joint", sets)
     static = trainer(toy, tmp_path / "static", [*sets, "method.name=static"])
     for t in (joint, static):
-        t.updates._clip = lambda: 0.0  # look at the gradient itself
+        t.updates._clip = lambda: torch.tensor(0.0)  # look at the gradient itself
         t.train_step()
     for (name, p), q in zip(
         joint.job.model.named_parameters(), static.job.model.parameters(), strict=True
