@@ -2,13 +2,14 @@
 
 import argparse
 import json
-import os
+import shlex
 import sys
 
 import pytest
 import torch
 
 from benchmarks import scaling, step_cost
+from tests.turns import by_turns
 
 
 @pytest.fixture(autouse=True)
@@ -19,14 +20,14 @@ def threads():
 
 
 def run(main, monkeypatch, flags):
-    monkeypatch.setattr(sys, "argv", ["benchmark", *flags.split()])
+    monkeypatch.setattr(sys, "argv", ["benchmark", *shlex.split(flags)])
     main()
 
 
 def test_the_rows_have_the_promised_keys(tmp_path, monkeypatch, capsys):
     out = tmp_path / "rows.json"
-    flags = f"--quick --tokens 64 --tasks 2 --rounds 1 --json {out} --paths all_layer passes"
-    run(step_cost.main, monkeypatch, flags)
+    flags = "--quick --tokens 64 --tasks 2 --rounds 1 --paths 'all_layer GradVac' passes"
+    run(step_cost.main, monkeypatch, f"{flags} --json {out}")
     rows = json.loads(out.read_text())
     paths = [row["path"] for row in rows]
     assert paths[0] == "plain" and "two passes whole_model GradVac" in paths
@@ -58,9 +59,8 @@ def test_the_step_of_a_large_model_on_a_gpu(tmp_path, monkeypatch):
 
 def test_the_rows_for_a_gpu_are_those_of_the_prediction():
     """On a CPU and small, so that the code has run before there is a GPU; by turns one model."""
-    turn = int(os.environ.get("GRADVAC_EXACTNESS_TURN", "0"))
     args = argparse.Namespace(
-        models=[("big", "7B")[turn % 2]], tasks=[2], tokens=[1024], rounds=1, sorted=False,
+        models=by_turns(["big", "7B"]), tasks=[2], tokens=[1024], rounds=1, sorted=False,
         paths=["single_pass", "one graph"],
     )  # fmt: skip
     rows = step_cost.on_gpu(args, "cpu", {"big": "quick", "7B": "tiny"})

@@ -21,6 +21,7 @@ from gradvac.experiment.training.prepare import prepare
 from gradvac.experiment.training.process import StopSignal
 from gradvac.reading import read_json
 from tests.faults.bench import RUN, SETS, copy, everything, in_child, said, start, train, trainer
+from tests.turns import by_turns
 
 # 6 moments on every change; all 50: FAULT_MOMENTS=50 python -m pytest tests/faults
 MOMENTS = int(os.environ.get("FAULT_MOMENTS", "6"))
@@ -72,7 +73,7 @@ def die_in_every_call(again: bool) -> int:
     return t.train()
 
 
-@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("again", by_turns([False, True]))
 def test_sigkill_at_every_stage_of_a_save(case, whole, again):
     assert in_child(case, lambda: die_in_every_call(again)) == 0
     kept = {f"step-0000000{n}" for n in ((8,) if again else (4, 8))}

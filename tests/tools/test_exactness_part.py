@@ -1,20 +1,16 @@
 """A part of the matrix of models, adapters and operators: nothing is wrong, nothing crashes.
 
-All of it is `python -m tools.exactness`. Which part is tried follows from a number in the
-environment, GRADVAC_EXACTNESS_TURN, 0 without it: in CI the number of commits, so that every commit
-tries another part and the same commit always the same one. Each takes some ten seconds on an idle
-core.
+All of it is `python -m tools.exactness`; the part is that of the turn. Each takes some ten seconds
+on an idle core.
 """
-
-import os
 
 import pytest
 
+from tests.turns import TURN
 from tools.exactness.report import BAD
 from tools.exactness.run import Part, run
 
 pytest.importorskip("transformers")
-TURN = int(os.environ.get("GRADVAC_EXACTNESS_TURN", "0"))
 PARTS = {"models": 16, "adapters": 5, "operators": 24}
 
 

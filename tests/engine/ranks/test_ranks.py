@@ -15,6 +15,7 @@ import torch
 from tests.engine.counted import counted
 from tests.engine.ranks.cases import STEPS, Translator, cases_of, train
 from tests.engine.ranks.failures import X, build
+from tests.turns import by_turns
 
 ROOT = Path(__file__).parents[3]
 EXACT = 1e-10
@@ -44,12 +45,7 @@ def launch(folder: Path, size: int, what: str) -> list[Any]:
     return [torch.load(file) if file.exists() else None for file in files]
 
 
-# Two processes always, and three or four by turns as in tests/tools/test_exactness_part.py: in CI
-# every commit tries another number. All of them: GRADVAC_EXACTNESS_TURN=0, then 1.
-TURN = int(os.environ.get("GRADVAC_EXACTNESS_TURN", "0"))
-
-
-@pytest.fixture(scope="module", params=[2, 3 + TURN % 2])
+@pytest.fixture(scope="module", params=[2, *by_turns([3, 4])])
 def trained(request, tmp_path_factory):
     return launch(tmp_path_factory.mktemp("ranks"), request.param, "train")
 

@@ -21,6 +21,7 @@ from gradvac.experiment.run.lock import alone
 from gradvac.experiment.translation.model_folder import find_model
 from gradvac.geometry.record import GramRecord
 from tests.build import trainer
+from tests.turns import by_turns
 
 METHODS = {
     "joint": ["method.name=joint"],
@@ -90,8 +91,10 @@ def wait_for_lines(file: Path, count: int, process: subprocess.Popen) -> None:
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("name", ["joint", "gradvac"])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    by_turns([*itertools.product(["joint", "gradvac"], [signal.SIGINT, signal.SIGKILL])], 2),
+)
 def test_a_killed_process_resumes_bit_for_bit(toy, tmp_path, name, kind):
     changes = [*METHODS[name], "training.steps=60", "training.checkpoint_every=7"]
     run = tmp_path / "run"

@@ -63,8 +63,8 @@ class TaskRows:
     def product(self, other: TaskRows, out: Tensor, fresh: bool) -> None:
         """Write ``self_k^T other_k`` to ``out`` ``[K, p, q]``, or add it if not ``fresh``."""
         for (padding, left), (_, right) in zip(self.parts, other.parts, strict=True):
-            # A CPU multiplies one matrix at a time into memory that is not contiguous. What is added
-            # is rounded once, with the sum, whatever the memory: K differs when a run is resumed.
+            # A CPU multiplies one matrix at a time into memory that is not contiguous. What is
+            # added is rounded alike in any memory: K, and so it, differs when a run is resumed.
             apart = fresh and out.device.type == "cpu" and not out.is_contiguous()
             if apart or not padding.all_tasks or out.dtype != left.dtype:
                 _put(padding, torch.bmm(left.mT, right), out, fresh)

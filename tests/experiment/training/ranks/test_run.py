@@ -31,6 +31,7 @@ from gradvac.geometry.record import GramRecord
 from tests.build import make_toy, trained
 from tests.experiment.training.ranks.resumes import END, HALF, SIZES
 from tests.experiment.training.ranks.verbs import JOINT, METHOD, SHARD, STOP
+from tests.turns import by_turns
 
 ROOT = Path(__file__).parents[4]
 SETTINGS = [
@@ -89,7 +90,7 @@ def stop_all(launcher: int) -> None:
         os.kill(process, signal.SIGTERM)
 
 
-@pytest.mark.parametrize("how", ["gradvac", "gradvac in shards", "joint"])
+@pytest.mark.parametrize("how", by_turns(["gradvac", "gradvac in shards", "joint"]))
 def test_two_ranks_train_the_model_of_one_and_go_on_after_one_was_killed(tmp_path, how):
     """Or after all of them were asked to stop, which saves the step they are in."""
     toy = make_toy(tmp_path)
