@@ -29,6 +29,8 @@ def found(tmp_path_factory):
         patch.setattr(
             sys, "argv", ["x", *flags.split(), "--page", str(page), "--pictures", str(folder)]
         )
+        # Which would hold for all tests after it in this process.
+        patch.setattr(lora_study, "keep_freed_memory", lambda: None)
         lora_study.main()
     torch.set_num_threads(threads)
     assert (folder / "lora-conflicts.png").stat().st_size > 1000

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -230,14 +231,15 @@ def _interruptible(train: Callable[..., None], sentences: Iterable[str], **optio
             errors.append(e)
 
     thread = Thread(target=work, daemon=True)
-    thread.start()
     try:
+        thread.start()  # within the block: Ctrl-C may come before it has returned
         while thread.is_alive():
             thread.join(0.1)
     except BaseException:
         given_up.set()
         if not read.is_set():
-            thread.join(2)  # it fails for want of text
+            with suppress(RuntimeError):  # it has not begun
+                thread.join(2)  # it fails for want of text
         raise
     if errors:
         raise errors[0]
