@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import gradvac
 from gradvac.engine import register_operation
-from tests.engine.test_segments import KINDS, V, made
+from tests.engine.test_segments import KINDS, V, checkpointing, made
 
 transformers = pytest.importorskip("transformers")
 
@@ -82,9 +82,7 @@ def test_rows_of_one_task_each_and_a_row_of_one_sequence():
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_exact_with_activation_checkpointing(attention):
-    model = made("Llama", attention)
-    model.activation_checkpointing_enable({"use_reentrant": False})
-    engine = gradvac.Engine(model.train(), gradvac.Joint())
+    engine = checkpointing(attention)
     assert error(engine, rows()) < EXACT
     assert not engine.refused
 

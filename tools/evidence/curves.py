@@ -14,14 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from scipy.stats import t as student_t
-
 from gradvac.experiment.compare.front import Point, jackknife, non_dominated, signed_distance
 from gradvac.experiment.recipe.variants import row_of
 
-from .figures import Absent, Figure, Flaw, seeds
+from .figures import Absent, Figure, Flaw, jackknifed, seeds
 from .files import Evidence, beyond, flaws_of
-from .statistics import LEVEL
 
 Run = dict[str, Any]
 
@@ -148,10 +145,9 @@ def outside(e: Evidence, name: str, row: str, swept: Sequence[str]) -> Figure:
         return signed_distance(mean(row, some), non_dominated([mean(r, some) for r in swept]))
 
     found = jackknife(distance, shared)
-    error = found.half / float(student_t.ppf(1 - LEVEL / 2, len(shared) - 1))
     flaws = _flaws(e, name, row, swept[0], "tokens")
     flaws += beyond(_place(name, row)[1], mean(row, shared), [mean(r, shared) for r in swept])
-    return Figure(found.value, len(shared), "lab-front", error, test="jackknife t", flaws=flaws)
+    return jackknifed(found.value, found.half, len(shared), "lab-front", flaws)
 
 
 def hours(e: Evidence, name: str) -> float:

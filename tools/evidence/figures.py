@@ -179,6 +179,12 @@ class Figure:
         return f"{self.measure.words}{of} {signed(self.value, digits)}{half}"
 
 
+def jackknifed(value: float, half: float, n: int, kind: str, flaws: tuple[Flaw, ...]) -> Figure:
+    """A figure of n seeds with half the width of its 95 % interval by the jackknife."""
+    error = half / float(student_t.ppf(1 - LEVEL / 2, n - 1))
+    return Figure(value, n, kind, error, test="jackknife t", flaws=flaws)
+
+
 def seeds(values: Sequence[float], kind: str, detail: str = "") -> Figure:
     """The mean over seeds and its standard error; two seeds at least."""
     if len(values) < 2:

@@ -13,13 +13,12 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import norm
-from scipy.stats import t as student_t
 
 from gradvac.experiment.recipe.variants import row_of
 from gradvac.geometry.statistics import correlation
 from gradvac.translation.significance import majority
 
-from .figures import Absent, Figure, Flaw, moderate, more_languages, seeds
+from .figures import Absent, Figure, Flaw, jackknifed, moderate, more_languages, seeds
 from .statistics import LEVEL, POWER, detectable_correlation
 
 PERMUTATIONS = 99_999
@@ -259,8 +258,7 @@ class Evidence:
             n = len(place["seeds"])
             swept = [p["mean"] for p in found["rows"] if p["swept"]]
             flaws = self.flaws(name, row, tree["baseline"]) + beyond(row, place["mean"], swept)
-            error = half / float(student_t.ppf(1 - LEVEL / 2, n - 1))
-            return Figure(value, n, "front", error, test="jackknife t", flaws=flaws)
+            return jackknifed(value, half, n, "front", flaws)
         raise Absent(f"{name}: front, {row}")
 
 

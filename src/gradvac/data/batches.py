@@ -58,13 +58,13 @@ class TaskBatch(ABC):
         """The sentence of each of `kept`, ``[N]``."""
         return self.kept // self.counted.shape[1]
 
-    @property
+    @cached_property
     def counts(self) -> dict[str, int]:
         """Positions with a loss, for each task that has a sentence here."""
         of_sentence = self.counted.sum(1)
         return {self.tasks[k]: int(of_sentence[self.task == k].sum()) for k in self.present}
 
-    @property
+    @cached_property
     def present(self) -> list[int]:
         """Indices of the tasks that have a sentence here, ascending."""
         return torch.unique(self.task).tolist()

@@ -35,9 +35,9 @@ class TaskBatch(Protocol):
     def tasks(self) -> tuple[str, ...]: ...  # noqa: D102
     @cached_property
     def tokens(self) -> int: ...  # noqa: D102
-    @property
+    @cached_property
     def counts(self) -> dict[str, int]: ...  # noqa: D102
-    @property
+    @cached_property
     def present(self) -> list[int]: ...  # noqa: D102
     @property
     def padding(self) -> float: ...  # noqa: D102

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradvac.engine import StepReport
+from gradvac.engine.step import read_together
 from gradvac.errors import RunError
 from gradvac.reading import LONGEST_LINE, regular
 from gradvac.writing import write_bytes
@@ -94,6 +96,27 @@ class Window:
             **({"skipped": self.skipped} if self.skipped else {}),
             **({"halved": self.halved} if self.halved else {}),
         }
+
+
+@dataclass
+class Unread:
+    """Numbers of a step that are still on the device: the host waits for all of them once.
+
+    ``losses`` are parts of the step's loss; ``nll`` the tokens of each task of a batch, and the
+    sums of their NLL in the same order.
+    """
+
+    losses: list[Tensor] = field(default_factory=list)
+    nll: list[tuple[Mapping[str, int], Tensor]] = field(default_factory=list)
+
+    def read(self, norm: Tensor, window: Window) -> tuple[float, float]:
+        """Add the NLL to a window; returns the step's loss and ``norm``."""
+        there = [norm, *self.losses, *(sums for _, sums in self.nll)]
+        found = [x for x in read_together([x.double() for x in there]) if x is not None]
+        for (tokens, _), sums in zip(self.nll, found[1 + len(self.losses) :], strict=True):
+            for (task, count), own in zip(tokens.items(), sums.tolist(), strict=True):
+                window.add(task, own, count)
+        return sum(map(float, found[1 : 1 + len(self.losses)]), 0.0), float(found[0])
 
 
 def averages(nll: Mapping[str, float], levels: Mapping[str, str]) -> dict[str, float]:

@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor
 
 from gradvac.engine import Engine, StepReport
 from gradvac.engine.ranks.group import Ranks
-from gradvac.engine.step import read_together
 from gradvac.errors import GradientError, NotFiniteError, RecipeError
 from gradvac.experiment.recipe.schedule import learning_rate
 from gradvac.experiment.run.checkpoint import (
@@ -32,7 +30,7 @@ from gradvac.experiment.training import replay
 from gradvac.experiment.training.build import build_method
 from gradvac.experiment.training.job import Job, TaskBatch
 from gradvac.experiment.training.memory import halves, is_out_of_memory, too_large
-from gradvac.experiment.training.metrics import Window
+from gradvac.experiment.training.metrics import Unread, Window
 from gradvac.experiment.training.way import Way
 from gradvac.geometry.record import Frame, GramRecord
 from gradvac.sending import to_device
@@ -332,27 +330,6 @@ class Updates:
         self.step = checkpoint.step
         self.window = Window(**checkpoint.state["window"])
         self.skipped = checkpoint.state.get("skipped", 0)
-
-
-@dataclass
-class Unread:
-    """Numbers of a step that are still on the device: the host waits for all of them once.
-
-    ``losses`` are parts of the step's loss; ``nll`` the tokens of each task of a batch, and the
-    sums of their NLL in the same order.
-    """
-
-    losses: list[Tensor] = field(default_factory=list)
-    nll: list[tuple[Mapping[str, int], Tensor]] = field(default_factory=list)
-
-    def read(self, norm: Tensor, window: Window) -> tuple[float, float]:
-        """Add the NLL to a window; returns the step's loss and ``norm``."""
-        there = [norm, *self.losses, *(sums for _, sums in self.nll)]
-        found = [x for x in read_together([x.double() for x in there]) if x is not None]
-        for (tokens, _), sums in zip(self.nll, found[1 + len(self.losses) :], strict=True):
-            for (task, count), own in zip(tokens.items(), sums.tolist(), strict=True):
-                window.add(task, own, count)
-        return sum(map(float, found[1 : 1 + len(self.losses)]), 0.0), float(found[0])
 
 
 def frame(report: StepReport) -> Frame:
