@@ -40,13 +40,10 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 def _settings(found: dict[str, Any]) -> str:
     size = found["size"]
     packages = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    steps = size["steps"]
-    row = f"one packed row of {size['length']} tokens"
-    row = f"{size['samples']} strings, padded" if size["samples"] else row
     return (
-        f"{steps} steps of {row}, {size['train']} strings of "
-        f"each language to train on and {size['test']} to test on, learning rate {size['rate']:g}; "
-        f"{packages}."
+        f"{size['steps']} steps of a packed row of {size['length']} tokens, {size['train']} "
+        f"strings of each language to train on and {size['test']} to test on, learning rate "
+        f"{size['rate']:g}; {packages}."
     )
 
 
@@ -78,18 +75,19 @@ def _spread(values: list[float], sign: bool = False) -> str:
 
 
 def _cost(found: dict[str, Any]) -> str:
-    """Medians over rounds of the last step of a run, and of the first one."""
+    """Medians over rounds and steps once the engine has settled; of the first step over rounds."""
     heads = ["", "seconds of a step", "ratio", "MiB", "ratio", "first step: seconds", "MiB"]
-    plain = found["cost"]["plain"]
+    settled = lambda runs: np.array(runs)[:, -found["size"]["timed"] :]  # [rounds, steps]
     rows = []
-    for trainer, own in found["cost"].items():
-        cells = [NAMES[trainer]]
-        for what, digits in (("seconds", 2), ("mib", 0)):
-            last = [steps[-1] for steps in own[what]]
-            ratio = [a / steps[-1] for a, steps in zip(last, plain[what], strict=True)]
-            cells += [f"{statistics.median(last):.{digits}f}", f"{statistics.median(ratio):.2f}"]
-        first = {what: statistics.median(steps[0] for steps in own[what]) for what in own}
-        rows.append([*cells, f"{first['seconds']:.2f}", f"{first['mib']:.0f}"])
+    for batch, trainers in found["cost"].items():
+        plain = trainers["plain"]
+        for trainer, own in trainers.items():
+            cells = [f"{NAMES[trainer]}, {batch}"]
+            for what, digits in (("seconds", 2), ("mib", 0)):
+                ratio = np.median(settled(own[what]) / settled(plain[what]))
+                cells += [f"{np.median(settled(own[what])):.{digits}f}", f"{ratio:.2f}"]
+            first = {what: np.median(np.array(own[what])[:, 0]) for what in own}
+            rows.append([*cells, f"{first['seconds']:.2f}", f"{first['mib']:.0f}"])
     return _table(heads, rows)
 
 

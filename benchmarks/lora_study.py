@@ -54,9 +54,9 @@ class Size:
 
     Attributes:
         steps: of a run.
-        timed: steps of a run that only measures the cost, after a first one.
-        samples: strings of a step, padded to the longest; 0 for a packed row.
-        length: tokens of a packed row.
+        timed: steps of a run that only measures the cost, after the first ones.
+        samples: strings of a padded step.
+        length: tokens of a packed row, a step.
         longest: letters of the longest English string.
         timed_longest: the same, of a run that only measures the cost.
         train: strings of each language.
@@ -78,9 +78,11 @@ class Size:
 
 
 SIZES = {
-    "smollm2": Size(40, 2, 8, 384, 80, 160, 200, 6, 1e-3, bf16=True),
-    "quick": Size(4, 1, 8, 384, 80, 160, 24, 4, 1e-2, bf16=False),
+    "smollm2": Size(40, 4, 8, 384, 80, 160, 200, 6, 1e-3, bf16=True),
+    "quick": Size(4, 1, 8, 1536, 80, 160, 24, 4, 1e-2, bf16=False),
 }
+FIRST = 3
+"""Steps in which the engine checks its gradients and records what the model does."""
 
 
 class Watch(TrainerCallback):
@@ -125,18 +127,24 @@ class Geometry(TrainerCallback):
 
 
 def trainer_of(
-    method: str, base: Path, size: Size, seed: int, callback: TrainerCallback, cost: bool = False
+    method: str,
+    base: Path,
+    size: Size,
+    seed: int,
+    callback: TrainerCallback,
+    cost: bool = False,
+    packed: bool = True,
 ) -> Any:
     """Return the trainer of a method, or the plain SFTTrainer for ``plain``."""
-    steps = 1 + size.timed if cost else size.steps
+    steps = FIRST + size.timed if cost else size.steps
     longest = size.timed_longest if cost else size.longest
     model, tokenizer = material.load(base)
     model.name_or_path = str(base)  # which the adapter names as its base
     args = SFTConfig(
         str(base.parent / "trainer"), max_steps=steps, seed=seed, learning_rate=size.rate,
-        lr_scheduler_type="constant", packing=not size.samples, eval_packing=False,
-        max_length=size.length,
-        per_device_train_batch_size=size.samples or 1, per_device_eval_batch_size=4, bf16=size.bf16,
+        lr_scheduler_type="constant", packing=packed, eval_packing=False,
+        max_length=size.length, per_device_train_batch_size=1 if packed else size.samples,
+        per_device_eval_batch_size=4, bf16=size.bf16,
         activation_checkpointing=False, use_cpu=True, report_to="none", save_strategy="no",
         disable_tqdm=True, logging_steps=steps,
     )  # fmt: skip
@@ -226,20 +234,20 @@ def reloaded(trainer: Any, base: Path) -> float:
 
 def cost(base: Path, size: Size, rounds: int) -> dict[str, Any]:
     """CPU seconds and peaks (MiB) of the steps of each trainer, [rounds, steps], in turn."""
-    seen: dict[str, Any] = {
-        name: {"seconds": [], "mib": []} for name in ("plain", "joint", "gradvac")
-    }
+    empty = lambda: {name: {"seconds": [], "mib": []} for name in ("plain", "joint", "gradvac")}
+    seen: dict[str, Any] = {"packed": empty(), "padded": empty()}
     for number in range(rounds):
-        for name, own in seen.items():
-            watch = Watch()
-            trainer = trainer_of(name, base, size, 0, watch, cost=True)
-            watch.begin()
-            trainer.train()
-            own["seconds"].append(watch.seconds)
-            own["mib"].append(watch.peaks)
-            print("round", number, name, watch.seconds, watch.peaks, flush=True)
-            del trainer
-            gc.collect()
+        for rows, trainers in seen.items():
+            for name, own in trainers.items():
+                watch = Watch()
+                trainer = trainer_of(name, base, size, 0, watch, True, rows == "packed")
+                watch.begin()
+                trainer.train()
+                own["seconds"].append(watch.seconds)
+                own["mib"].append(watch.peaks)
+                print("round", number, rows, name, watch.seconds, watch.peaks, flush=True)
+                del trainer
+                gc.collect()
     return seen
 
 

@@ -216,7 +216,7 @@ PREDICTED = [
     "per_task all_layer GradVac",
     "TorchJD autojac whole_model GradVac",
 ]
-TASKS = {"big": [2, 4, 8, 16, 64], "7B": [4, 16]}
+TASKS = {"big": [2, 4, 8, 16, 32, 64], "7B": [2, 4, 8, 16]}
 TOKENS = {"big": 32_768, "7B": 8_192}
 
 

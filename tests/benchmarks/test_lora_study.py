@@ -63,11 +63,14 @@ def test_the_cosines_are_by_layer_and_pair(found):
 
 def test_the_cost_stands_beside_the_plain_trainer(found):
     tree, page = found
-    assert list(tree["cost"]) == ["plain", "joint", "gradvac"]
-    for own in tree["cost"].values():
-        for steps in (*own["seconds"], *own["mib"]):
-            assert len(steps) == 2 and min(steps) > 0
-    assert f"| SFTTrainer | {tree['cost']['plain']['seconds'][0][-1]:.2f} | 1.00 |" in page
+    assert list(tree["cost"]) == ["packed", "padded"]
+    for batch, trainers in tree["cost"].items():
+        assert list(trainers) == ["plain", "joint", "gradvac"]
+        for own in trainers.values():
+            for steps in (*own["seconds"], *own["mib"]):
+                assert len(steps) == lora_study.FIRST + 1 and min(steps) > 0
+        plain = trainers["plain"]["seconds"][0][-1]
+        assert f"| SFTTrainer, {batch} | {plain:.2f} | 1.00 |" in page
 
 
 def test_the_page_shows_the_numbers_kept():
