@@ -138,6 +138,46 @@ def test_inputs_of_several_sizes_and_micro_batches():
     assert planner_of(engine).planned >= 4
 
 
+def test_a_new_size_is_recorded_without_another_check():
+    """As with padding to the longest of a batch, where nearly every batch has a size of its own."""
+    model = models.built(models.bert)
+    engine, found = SinglePassEngine(model, Joint()), []
+    for length in (3, 3, 4, 5, 6, 6):
+        words = torch.arange(5 * length).view(5, length) % 7 + 3
+        passes = []
+        with engine.tasks(TASKS):
+            out = model(words).logits
+            out.register_hook(lambda _, passes=passes: passes.append(1))
+            engine.backward(out.square().mean((1, 2)))
+        found.append(len(passes))
+    assert found[1] > 1  # the plan of the second is checked
+    assert found[2:] == [1] * 4
+    assert planner_of(engine).planned == 1 and len(planner_of(engine)._plans) == 4
+
+
+class Doubled(torch.autograd.Function):
+    """Its backward pass computes with what the forward pass saved."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        (x,) = ctx.saved_tensors
+        return (2 * x * gradients[0],)
+
+
+def test_a_custom_function_in_the_loss_is_not_taken_for_checkpointing():
+    torch.manual_seed(0)
+    model, count = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D)).double(), Counting()
+    x = torch.randn(5, D, dtype=torch.float64)
+    losses = lambda: (Doubled.apply(model(x)).sum(1), torch.arange(5))
+    assert largest_error(model, losses, TASKS, count, steps=4) < EXACT
+    assert count.planned == 2 * len(count.engines)
+
+
 # -- the same as a plain forward pass --------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ FOLLOWED = {
     "tensordot both": lambda y, m: torch.tensordot(y, m.cube, ([2, 1], [0, 1])),
     "inner": lambda y, m: torch.inner(y, m.square),
     "inner flipped": lambda y, m: torch.inner(m.square, y).movedim(0, -1),
+    "inner with a number": lambda y, m: torch.inner(m.vector[0], y),
     "outer": lambda y, m: torch.outer(y[:, 0, 0], m.vector),
     "mv": lambda y, m: y[:, 0].mv(m.vector),
     "matmul vector": lambda y, m: y @ m.vector,

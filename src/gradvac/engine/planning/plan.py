@@ -62,6 +62,7 @@ class ForwardPlan:
 
     Attributes:
         signature: hash of what its graph computes.
+        structure: hash of the same without sizes: kinds of nodes, and where parameters are used.
         uses: where it uses parameters with samples.
         outputs: what is known about its outputs.
         covered: ids of the tensors whose gradients come from the uses.
@@ -69,6 +70,7 @@ class ForwardPlan:
     """
 
     signature: int
+    structure: int
     uses: tuple[PlannedUse, ...]
     outputs: tuple[PlannedOutput | None, ...]
     covered: frozenset[int]
@@ -115,7 +117,13 @@ class ForwardPlan:
         ]
         found = [_output(x, trace.info(x)) for x in outputs]
         covered = frozenset(id(table.leaf) for use in uses for table in use.tables)
-        return cls(hash(signature), tuple(uses), tuple(found), covered, trace.last)
+        structure = hash(
+            (
+                tuple(map(type, graph)),
+                tuple((use.node, use.rule, tuple(map(id, use.slots)), use.ends) for use in uses),
+            )
+        )
+        return cls(hash(signature), structure, tuple(uses), tuple(found), covered, trace.last)
 
 
 def _known(owners: Owners) -> tuple[int, int]:

@@ -222,7 +222,7 @@ class ModelCall:
             plan = ForwardPlan.of(recording, trace, outputs, graph, signature)
         except Unplanned as error:
             return self._again(module, str(error))
-        if trace.proved is not None and (known := ("plan", plan.signature)) not in trace.proved:
+        if trace.proved is not None and (known := ("plan", plan.structure)) not in trace.proved:
             trace.new.add(known)
         if self.planner.written() == self._written:
             self.planner.keep(self._key, plan)

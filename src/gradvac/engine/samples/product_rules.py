@@ -79,7 +79,8 @@ def _with_vector(call: Call, a: Tensor, b: Tensor) -> Place:
 def inner(call: Call) -> Place:
     """Inner products over the last dimensions, ``[..., k]`` and ``[..., k]``."""
     a, b = call.argument(0, "input"), call.argument(1, "other")
-    return _contraction(call, a, b, [a.ndim - 1], [b.ndim - 1])
+    summed = [a.ndim - 1], [b.ndim - 1]
+    return _contraction(call, a, b, *(summed if a.ndim and b.ndim else ([], [])))
 
 
 def outer(call: Call) -> Place:

@@ -257,7 +257,8 @@ class Trace(ParameterTrace):
     ) -> None:
         """Record the next operation of the forward pass, unless it was checked already."""
         if self.repeating:
-            self.repeated = True
+            # Without gradients it is what the backward pass of a custom function computes.
+            self.repeated = self.repeated or torch.is_grad_enabled()
             return
         if self.proved is None:
             return
