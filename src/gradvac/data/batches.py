@@ -78,7 +78,7 @@ class TaskBatch(ABC):
 
         What is counted of a batch is counted on the host: there every count is a wait.
         """
-        moved = self._changed(lambda x: to_device(x, device))
+        moved = self._changed(lambda x: to_device(x, device, known=True))
         for name in ("kept", "rows"):  # cached properties
             object.__setattr__(moved, name, to_device(getattr(self, name), device, known=True))
         return moved

@@ -23,6 +23,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from gradvac.sending import on_host, to_device
 from gradvac.translation.layers import (
     Attention,
     DecoderLayer,
@@ -39,14 +40,35 @@ LARGEST_NOISE = 5.0  # alpha at the end of training
 OF_LANGUAGES = "languages."  # prefix of the names of language-specific parameters
 
 
+Places = tuple[list[int], list[Tensor], Tensor]
+"""Languages, the rows of each, and what puts rows back that stand language by language."""
+
+
 class Routing:
     """What the gates of a model share: the batch's languages, the noise, the gates' sums."""
 
     def __init__(self) -> None:
-        self.language_B = torch.zeros(0, dtype=torch.int64)  # of the sentences in this forward pass
+        self.language_B = torch.zeros(0, dtype=torch.int64)  # of the sentences, on the host
         self.token_BT = torch.zeros(0, 0, dtype=torch.bool)  # True if not padding
         self.alpha = 0.0
+        self._of: Tensor | None = None
+        self._found: dict[tuple[int, torch.device], Places] = {}
         self.clear()
+
+    def places(self, rows: int, device: torch.device) -> Places:
+        """Return where the rows of each language are, without a wait for the device.
+
+        In a search there is a row for each hypothesis, sorted by sentence.
+        """
+        if self._of is not self.language_B:
+            self._of, self._found = self.language_B, {}
+        if (rows, device) not in self._found:
+            language = self.language_B.repeat_interleave(rows // len(self.language_B))
+            present = language.unique().tolist()
+            own = [(language == l).nonzero().squeeze(1) for l in present]
+            sent = [to_device(x, device, known=True) for x in (*own, torch.cat(own).argsort())]
+            self._found[rows, device] = present, sent[:-1], sent[-1]
+        return self._found[rows, device]
 
     def clear(self) -> None:
         """Remove the gates counted so far."""
@@ -79,20 +101,13 @@ class Route(nn.Module):
             routing.tokens.append(routing.token_BT.sum())
         else:
             gate_BT1 = (score_BT1 >= 0).to(y_BTd.dtype)
-        own = self._of_languages(y_BTd, routing.language_B, languages)
-        return gate_BT1 * own + (1 - gate_BT1) * shared(y_BTd)
-
-    @staticmethod
-    def _of_languages(y_BTd: Tensor, language_B: Tensor, languages: nn.ModuleList) -> Tensor:
-        """Project each sentence by the matrix of its language."""
-        # In a search, y has one row per hypothesis, sorted by sentence.
-        rows = language_B.repeat_interleave(len(y_BTd) // len(language_B))
-        present = rows.unique().tolist()
+        present, places, order = routing.places(len(y_BTd), y_BTd.device)
         if len(present) == 1:
-            return languages[present[0]](y_BTd)
-        places = [(rows == language).nonzero().squeeze(1) for language in present]
-        parts = [languages[l](y_BTd[own]) for l, own in zip(present, places, strict=True)]
-        return torch.cat(parts)[torch.cat(places).argsort()]
+            own = languages[present[0]](y_BTd)
+        else:
+            parts = [languages[l](y_BTd[rows]) for l, rows in zip(present, places, strict=True)]
+            own = torch.cat(parts)[order]
+        return gate_BT1 * own + (1 - gate_BT1) * shared(y_BTd)
 
 
 class RoutedAttention(Attention):
@@ -123,8 +138,6 @@ class RoutedFeedForward(FeedForward):
 class CLSRTransformer(Transformer):
     """The Transformer with a gate after every sub-layer; ``config.clsr_tags`` are its languages."""
 
-    tags: Tensor
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.routing = Routing()
@@ -132,7 +145,6 @@ class CLSRTransformer(Transformer):
             nn.Linear(config.d_model, config.d_model, bias=False) for _ in config.clsr_tags
         )
         self.languages = nn.ModuleDict({"encoder": matrices(), "decoder": matrices()})
-        self.register_buffer("tags", torch.tensor(config.clsr_tags), persistent=False)
         for side, stack in (("encoder", self.encoder), ("decoder", self.decoder)):
             languages = cast(nn.ModuleList, self.languages[side])
             for layer in stack.layers:
@@ -149,11 +161,11 @@ class CLSRTransformer(Transformer):
                     nn.init.zeros_(module.bias)
 
     def language(self, source_BS: Tensor) -> Tensor:
-        """Return the index of each sentence's target language, ``[B]``, from its tag.
+        """Return the index of each sentence's target language, ``[B]``, on the host, from its tag.
 
         Raises ValueError if the model does not have the language of a tag.
         """
-        known = source_BS[:, :1] == self.tags
+        known = on_host(source_BS)[:, :1] == torch.tensor(self.config.clsr_tags, device="cpu")
         if not bool(known.any(1).all()):
             raise ValueError("a source asks for a language that this model has no matrix of")
         return known.int().argmax(1)
@@ -166,7 +178,7 @@ class CLSRTransformer(Transformer):
 
     def encoded(self, source_BS: Tensor) -> Encoded:
         """Encode; the result includes the languages."""
-        return super().encoded(source_BS)._replace(language=self.language(source_BS))
+        return super().encoded(source_BS)._replace(language=self.routing.language_B)
 
     def decode(
         self,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gradvac.sending import on_host
 from gradvac.translation.shapes import TransformerConfig
 
 
@@ -158,7 +159,7 @@ class Encoded(NamedTuple):
 
     This is done inside the layer: in training, the backward of a layer is then complete before that
     of the layer below begins, and a sharded layer is gathered by then. The mask is
-    ``[B, 1, 1, S]``; ``language`` ``[B]`` exists in models that route by language.
+    ``[B, 1, 1, S]``; ``language`` ``[B]``, on the host, is that of models that route by it.
     """
 
     source_BSd: Tensor
@@ -170,7 +171,7 @@ class Encoded(NamedTuple):
 class LayerMemory:
     """Source keys and values ``[B, H, S, d/H]`` of one decoder layer, mask ``[B, 1, 1, S]``.
 
-    ``language`` ``[B]`` exists in models that route by language.
+    ``language`` ``[B]``, on the host, is that of models that route by it.
     """
 
     keys: Tensor
@@ -216,7 +217,7 @@ class Cache:
         if sentences is not None:
             mask = self.memory[0].mask.index_select(0, sentences)
             language = self.memory[0].language
-            language = None if language is None else language.index_select(0, sentences)
+            language = None if language is None else language[on_host(sentences)]
             for memory in self.memory:
                 memory.language = language
                 memory.keys = memory.keys.index_select(0, sentences)

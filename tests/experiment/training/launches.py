@@ -20,6 +20,7 @@ WAYS = {
     "gradvac accumulating": ["method.name=gradvac", "batches.accumulate=3"],
     "per task": ["method.name=pcgrad", "method.engine=per_task"],
     "cats": ["method.name=cats"],
+    "clsr": ["method.name=joint", "model.clsr.budget=0.3"],
 }
 TAGGING = {"tagging": ["method.name=joint"], "tagging gradvac": ["method.name=gradvac"]}
 

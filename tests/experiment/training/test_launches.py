@@ -12,7 +12,7 @@ def steps():
     return counted("tests.experiment.training.launches")
 
 
-@pytest.mark.parametrize("way", ["joint", "accumulating", "tagging"])
+@pytest.mark.parametrize("way", ["joint", "accumulating", "clsr", "tagging"])
 def test_joint_training_waits_once_in_a_step(steps, way):
     """For loss, norm and the NLL of all tasks; transformers asks once if a mask hides anything."""
     own = {"tagging/encoder.py label_losses": 1} if way == "tagging" else {}
@@ -20,7 +20,8 @@ def test_joint_training_waits_once_in_a_step(steps, way):
 
 
 @pytest.mark.parametrize(
-    "way", ["gradvac", "gradvac accumulating", "per task", "cats", "tagging gradvac"]
+    "way",
+    ["gradvac", "gradvac accumulating", "per task", "cats", "tagging gradvac"],
 )
 def test_a_method_waits_once_more(steps, way):
     """For the engine's report, whatever the number of tasks."""
