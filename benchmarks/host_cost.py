@@ -13,7 +13,9 @@ and every K, so that a busy machine slows all of them, and the ratio is the medi
 (engine / plain of the same round). At K = 64 it contains arithmetic that an accelerator would do:
 64 gradients of every parameter, and 64 x 64 products of them. host_ratio is the same at width 4:
 the same operations on a sixteenth of the parameters, so that nearly all of it is the host's. What
-the method computes on the host is in both.
+the method computes on the host is in both. sizes_ratio is host_ratio where the inputs of every step
+are one token longer than those of the step before, as with padding to the longest of a batch: each
+step is recorded, none goes by a plan.
 
 launch_ratio is the ratio of the operations that a step launches, views left out, and syncs how
 often the host waits for the device more than in plain training. Both are counted on a make-believe
@@ -44,6 +46,7 @@ from gradvac.translation.transformer import Transformer
 
 SAMPLES, LENGTH, V, HEADS = 64, 4, 64, 2
 WIDTH, NARROW = 16, 4
+LONGEST = 24  # tokens, where each step has more than the one before
 
 
 # -- the models ----------------------------------------------------------------------------------
@@ -113,13 +116,21 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
 # -- the steps -----------------------------------------------------------------------------------
 
 
-def steps(model: nn.Module, n_tasks: list[int], device: str, lazy: bool = False) -> dict[int, Step]:
+def steps(
+    model: nn.Module,
+    n_tasks: list[int],
+    device: str,
+    lazy: bool = False,
+    length: Callable[[], int] = lambda: LENGTH,
+) -> dict[int, Step]:
     """A step of plain training, by 0, and one with the engine by the number of tasks."""
     torch.manual_seed(0)
-    x, y = (torch.randint(1, V, (SAMPLES, LENGTH)).to(device) for _ in range(2))
+    words = torch.randint(1, V, (2, SAMPLES, LONGEST)).to(device)
+    batch = lambda: words[:, :, : length()].unbind(0)
 
     def plain() -> None:
         model.zero_grad()
+        x, y = batch()
         F.cross_entropy(model(x, y).mT, y).backward()
 
     def with_engine(k: int) -> Step:
@@ -129,6 +140,7 @@ def steps(model: nn.Module, n_tasks: list[int], device: str, lazy: bool = False)
 
         def step() -> None:
             model.zero_grad()
+            x, y = batch()
             with engine.tasks(names):
                 losses = F.cross_entropy(model(x, y).mT, y, reduction="none")
                 engine.backward(losses / losses.numel())
@@ -138,13 +150,22 @@ def steps(model: nn.Module, n_tasks: list[int], device: str, lazy: bool = False)
     return {0: plain} | {k: with_engine(k) for k in n_tasks}
 
 
-def ratios(model: nn.Module, n_tasks: list[int], rounds: int) -> dict[int, float]:
-    """CPU time of a step relative to plain training, by the number of tasks."""
-    all_steps = steps(model, n_tasks, "cpu")
+def ratios(
+    model: nn.Module, n_tasks: list[int], rounds: int, grows: bool = False
+) -> dict[int, float]:
+    """CPU time of a step relative to plain training, by the number of tasks.
+
+    ``grows``: every step has inputs of another size.
+    """
+    length = LENGTH
+    all_steps = steps(model, n_tasks, "cpu", length=lambda: length)
     for step in all_steps.values():  # the first steps are checked, and find out what there is
         for _ in range(3):
             step()
-    times = [{k: timed(step, "cpu")[0] for k, step in all_steps.items()} for _ in range(rounds)]
+    times: list[dict[int, float]] = []
+    for _ in range(rounds):
+        length += grows
+        times.append({k: timed(step, "cpu")[0] for k, step in all_steps.items()})
     return {k: statistics.median(time[k] / time[0] for time in times) for k in n_tasks}
 
 
@@ -168,6 +189,7 @@ def rows(name: str, layers: int, n_tasks: list[int], rounds: int) -> list[dict]:
     torch.manual_seed(0)
     model, narrow = MODELS[name](layers, WIDTH), MODELS[name](layers, NARROW)
     cpu, host = ratios(model, n_tasks, rounds), ratios(narrow, n_tasks, rounds)
+    sizes = ratios(narrow, n_tasks, min(rounds, LONGEST - LENGTH), grows=True)
     counted, lazy = (launches(model, n_tasks, lazy) for lazy in (False, True))
     plain_launches, plain_waits = counted[0]
     return [
@@ -177,6 +199,7 @@ def rows(name: str, layers: int, n_tasks: list[int], rounds: int) -> list[dict]:
             "K": k,
             "cpu_ratio": round(cpu[k], 3),
             "host_ratio": round(host[k], 3),
+            "sizes_ratio": round(sizes[k], 3),
             "launch_ratio": round(counted[k][0] / plain_launches, 3),
             "launches": counted[k][0],
             "plain_launches": plain_launches,
@@ -201,9 +224,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: list[dict] = []
-    print(f"{'':44}{'waits':>9}{'':8}{'lazy':>16}")
+    print(f"{'':52}{'waits':>9}{'':8}{'lazy':>16}")
     print(
-        f"{'model':16}{'K':>4}{'cpu':>8}{'host':>8}{'launches':>10}{'ratio':>8}{'syncs':>7}"
+        f"{'model':16}{'K':>4}{'cpu':>8}{'host':>8}{'sizes':>8}{'launches':>10}{'ratio':>8}{'syncs':>7}"
         f"{'launches':>10}{'ratio':>8}{'syncs':>7}"
     )
     for name in args.models:
@@ -212,7 +235,7 @@ def main() -> None:
             found.append(row)
             print(
                 f"{name:16}{row['K']:4}{row['cpu_ratio']:8.2f}{row['host_ratio']:8.2f}"
-                f"{row['launches']:10}"
+                f"{row['sizes_ratio']:8.2f}{row['launches']:10}"
                 f"{row['launch_ratio']:8.2f}{row['syncs']:7}"
                 f"{row['lazy_launches']:10}{row['lazy_launch_ratio']:8.2f}{row['lazy_syncs']:7}",
                 flush=True,
