@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -27,6 +28,8 @@ from gradvac.errors import GradientError
 
 Gather = AbstractContextManager[Any]
 """Gathers sharded parameters, for tensors computed only from parameters."""
+_MANY = 20
+"""Checked steps after which the log says what they cost; chosen here."""
 
 
 class Checks:
@@ -44,6 +47,7 @@ class Checks:
     def __init__(self, verify_steps: int) -> None:
         self.left = verify_steps  # from this process's first step, resumed or not
         self.proved: set[Any] | None = set() if verify_steps > 0 else None
+        self._checked = 0
 
     def due(self, batch: TracedBatch) -> bool:
         """Whether to check a batch before its gradients are split."""
@@ -69,12 +73,26 @@ class Checks:
             rehearses = self._does_something_new(batch)
             if rehearses:
                 self.rehearse(passes, gather or nullcontext())
+                self._count(batch)
                 if self.proved is not None:
                     self.proved |= batch.trace.new
                 self.left -= 1
         except Refusal as refusal:
             batch.trace.stop(refusal)
         return rehearses
+
+    def _count(self, batch: TracedBatch) -> None:
+        """Say it once if the forward pass goes on to do something new."""
+        self._checked += 1
+        if self._checked == _MANY:
+            new = sorted({f"{x[1]!r} after {x[0]!r}" for x in batch.trace.new if x[0] != "plan"})
+            shown = ", ".join(new[:3]) + (f" and {len(new) - 3} more" if len(new) > 3 else "")
+            logging.getLogger("gradvac").warning(
+                "the forward pass did something new in %d steps, and each was checked by two more "
+                "backward passes%s; verify_steps=0 would not check them",
+                _MANY,
+                f"; new in this one: {shown}" if new else "",
+            )
 
     def may_recheck(self, passes: BackwardPasses) -> bool:
         """Whether a gradient may become nonzero, so that the graph is needed again."""

@@ -155,6 +155,64 @@ def test_a_new_size_is_recorded_without_another_check():
     assert planner_of(engine).planned == 1 and len(planner_of(engine)._plans) == 4
 
 
+class Skipping(nn.Module):
+    """Leaves out layers at random, as LayerDrop does."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(D, D)
+        self.layers = nn.ModuleList(nn.Linear(D, D) for _ in range(6))
+
+    def forward(self, x):
+        x = self.first(x)
+        for layer in self.layers:
+            if torch.rand(()) < 0.5:
+                x = x + layer(x).tanh()
+        return x
+
+
+def test_plans_of_a_model_that_is_never_the_same_are_given_up():
+    """Each would be checked: no size of inputs is seen twice here."""
+    torch.manual_seed(0)
+    model = Skipping().double()
+    engine, checked = SinglePassEngine(model, Joint()), 0
+    for length in range(2, 62):
+        passes = []
+        with engine.tasks(TASKS):
+            out = model(torch.randn(5, length, D, dtype=torch.float64))
+            out.register_hook(lambda _, passes=passes: passes.append(1))
+            engine.backward(out.square().mean((1, 2)))
+        checked += len(passes) > 1
+    assert "more than the sizes" in planner_of(engine).off
+    assert checked < 20  # every structure while there are plans, then each operation once
+
+
+FUNCTIONS = "tanh sin cos sigmoid relu square abs neg atan exp".split()
+
+
+class Shuffled(Skipping):
+    """Runs its operations in another order in each step."""
+
+    def forward(self, x):
+        for n in torch.randperm(len(FUNCTIONS)).tolist():
+            x = getattr(x, FUNCTIONS[n])()
+        return self.first(x)
+
+
+def test_many_checked_steps_are_said(caplog):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(D, D), Shuffled()).double()
+    engine = SinglePassEngine(model, Joint(), plan=False)
+    x = torch.randn(5, D, dtype=torch.float64)
+    for _ in range(60):
+        model.zero_grad()
+        with engine.tasks(TASKS):
+            engine.backward(model(x).square().mean(1))
+    said = [r.getMessage() for r in caplog.records if "did something new" in r.getMessage()]
+    assert len(said) == 1
+    assert "in 20 steps" in said[0] and "' after '" in said[0]
+
+
 class Doubled(torch.autograd.Function):
     """Its backward pass computes with what the forward pass saved."""
 

@@ -31,6 +31,8 @@ from gradvac.engine.tracing.tensor_info import TensorInfo
 
 _KEPT = 512
 """Plans kept, each for inputs of other sizes; some 10 KB each, chosen here."""
+_STRUCTURES = 8
+"""Plans that differ by more than sizes, each of which is checked, before they must pay; chosen."""
 
 
 class Planner:
@@ -47,7 +49,7 @@ class Planner:
         if setup.shards is not None:
             self.off = "a model sharded over ranks"
         self.planned = 0
-        self._failed = 0
+        self._failed = self._structures = 0
         self._plans: dict[Any, ForwardPlan] = {}
         self._modules = list(setup.module.modules())
         self._buffers = list(setup.module.buffers())
@@ -82,6 +84,12 @@ class Planner:
         self._failed += 1
         if self._failed > 1 + self.planned // 8:
             self.stop(reason)
+
+    def checks(self) -> None:
+        """Count a plan that is checked, since none has its structure."""
+        self._structures += 1
+        if self._structures > _STRUCTURES + self.planned // 8:
+            self.stop("its forward passes differ by more than the sizes of their inputs")
 
     def plan(self, key: Any) -> ForwardPlan | None:
         """Return the plan for inputs, if there is one."""
@@ -224,10 +232,11 @@ class ModelCall:
             return self._again(module, str(error))
         if trace.proved is not None and (known := ("plan", plan.structure)) not in trace.proved:
             trace.new.add(known)
-        if self.planner.written() == self._written:
-            self.planner.keep(self._key, plan)
-        else:
+            self.planner.checks()
+        if self.planner.written() != self._written:
             self.planner.stop("the model writes to its buffers")
+        elif not self.planner.off:
+            self.planner.keep(self._key, plan)
         self.batch.planned = PlannedPass(plan, graph, self._samples, trace)
         return None
 
