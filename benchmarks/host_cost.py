@@ -7,15 +7,16 @@ and combination, without optimizer, by one backward pass with GradVac for each l
 
     python benchmarks/host_cost.py [--quick] [--json FILE] [--tasks 2 8 16 64] [--rounds 15]
                                    [--models transformer nn.Transformer bert llama]
+                                   [--method gradvac]
 
 cpu_ratio is CPU time on the CPU, one thread, at width 16: rounds alternate between plain training
 and every K, so that a busy machine slows all of them, and the ratio is the median over rounds of
 (engine / plain of the same round). At K = 64 it contains arithmetic that an accelerator would do:
 64 gradients of every parameter, and 64 x 64 products of them. host_ratio is the same at width 4:
 the same operations on a sixteenth of the parameters, so that nearly all of it is the host's. What
-the method computes on the host is in both. sizes_ratio is host_ratio where the inputs of every step
-are one token longer than those of the step before, as with padding to the longest of a batch: each
-step is recorded, none goes by a plan.
+the method computes on the host is in both; with --method joint that is nothing. sizes_ratio is
+host_ratio where the inputs of every step are one token longer than those of the step before, as
+with padding to the longest of a batch: each step is recorded, none goes by a plan.
 
 launch_ratio is the ratio of the operations that a step launches, views left out, and syncs how
 often the host waits for the device more than in plain training. Both are counted on a make-believe
@@ -40,7 +41,7 @@ from torch.nn import functional as F
 from benchmarks.believe import Believe  # before the first backward pass, which looks for devices
 from benchmarks.measuring import Step, timed
 from gradvac.engine import Engine
-from gradvac.methods import GradVac
+from gradvac.methods import GradVac, Joint, Method
 from gradvac.translation.shapes import TransformerConfig
 from gradvac.translation.transformer import Transformer
 
@@ -113,11 +114,14 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
 }
 
 
+METHODS: dict[str, Callable[[], Method]] = {"gradvac": GradVac, "joint": Joint}
+
 # -- the steps -----------------------------------------------------------------------------------
 
 
 def steps(
     model: nn.Module,
+    method: Callable[[], Method],
     n_tasks: list[int],
     device: str,
     lazy: bool = False,
@@ -134,7 +138,7 @@ def steps(
         F.cross_entropy(model(x, y).mT, y).backward()
 
     def with_engine(k: int) -> Step:
-        engine = Engine(model, GradVac(), "all_layer", engine="single_pass", lazy=lazy)
+        engine = Engine(model, method(), "all_layer", engine="single_pass", lazy=lazy)
         order = torch.randperm(SAMPLES)
         names = [f"task {n % k}" for n in order.tolist()]
 
@@ -151,14 +155,18 @@ def steps(
 
 
 def ratios(
-    model: nn.Module, n_tasks: list[int], rounds: int, grows: bool = False
+    model: nn.Module,
+    method: Callable[[], Method],
+    n_tasks: list[int],
+    rounds: int,
+    grows: bool = False,
 ) -> dict[int, float]:
     """CPU time of a step relative to plain training, by the number of tasks.
 
     ``grows``: every step has inputs of another size.
     """
     length = LENGTH
-    all_steps = steps(model, n_tasks, "cpu", length=lambda: length)
+    all_steps = steps(model, method, n_tasks, "cpu", length=lambda: length)
     for step in all_steps.values():  # the first steps are checked, and find out what there is
         for _ in range(3):
             step()
@@ -169,11 +177,13 @@ def ratios(
     return {k: statistics.median(time[k] / time[0] for time in times) for k in n_tasks}
 
 
-def launches(model: nn.Module, n_tasks: list[int], lazy: bool) -> dict[int, tuple[int, int]]:
+def launches(
+    model: nn.Module, method: Callable[[], Method], n_tasks: list[int], lazy: bool
+) -> dict[int, tuple[int, int]]:
     """Launches and waits of the third step, by the number of tasks; of plain training by 0."""
     found: dict[int, tuple[int, int]] = {}
     with Believe() as device:
-        for k, step in steps(model.to("believe"), n_tasks, "believe", lazy).items():
+        for k, step in steps(model.to("believe"), method, n_tasks, "believe", lazy).items():
             step(), step()
             device.clear()
             step()
@@ -184,13 +194,15 @@ def launches(model: nn.Module, n_tasks: list[int], lazy: bool) -> dict[int, tupl
 # -- the table -----------------------------------------------------------------------------------
 
 
-def rows(name: str, layers: int, n_tasks: list[int], rounds: int) -> list[dict]:
+def rows(
+    name: str, layers: int, n_tasks: list[int], rounds: int, method: Callable[[], Method] = GradVac
+) -> list[dict]:
     """Rows of the table for one model."""
     torch.manual_seed(0)
     model, narrow = MODELS[name](layers, WIDTH), MODELS[name](layers, NARROW)
-    cpu, host = ratios(model, n_tasks, rounds), ratios(narrow, n_tasks, rounds)
-    sizes = ratios(narrow, n_tasks, min(rounds, LONGEST - LENGTH), grows=True)
-    counted, lazy = (launches(model, n_tasks, lazy) for lazy in (False, True))
+    cpu, host = (ratios(m, method, n_tasks, rounds) for m in (model, narrow))
+    sizes = ratios(narrow, method, n_tasks, min(rounds, LONGEST - LENGTH), grows=True)
+    counted, lazy = (launches(model, method, n_tasks, lazy) for lazy in (False, True))
     plain_launches, plain_waits = counted[0]
     return [
         {
@@ -221,6 +233,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, nargs="+", default=[2, 8, 16, 64], help="K")
     parser.add_argument("--rounds", type=int, help="rounds that alternate between the steps")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--method", choices=METHODS, default="gradvac")
     args = parser.parse_args()
     torch.set_num_threads(1)
     found: list[dict] = []
@@ -231,7 +244,7 @@ def main() -> None:
     )
     for name in args.models:
         rounds = args.rounds or (3 if args.quick else 15)
-        for row in rows(name, 2 if args.quick else 12, args.tasks, rounds):
+        for row in rows(name, 2 if args.quick else 12, args.tasks, rounds, METHODS[args.method]):
             found.append(row)
             print(
                 f"{name:16}{row['K']:4}{row['cpu_ratio']:8.2f}{row['host_ratio']:8.2f}"

@@ -21,6 +21,10 @@ splits. With more threads than idle cores, CPU time counts threads that wait for
 default is one. --keep-memory asks the C library not to give freed memory back between steps, for
 all paths alike: how many fresh pages a step asks for is otherwise a matter of chance.
 
+"arithmetic" is what any way of computing in memory takes at least: plain training without the
+products for gradients of weights, then K products of contiguous rows for each of them, the Gram
+matrices of these and their weighted sums. Nothing is followed, sorted or checked.
+
 "chosen" is the cheaper of the single pass and a pass for each task, measured before the rounds as
 in a run with `method.engine: measured`; --paths chosen measures it beside plain training alone.
 
@@ -33,10 +37,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.adapters import adapted
@@ -56,6 +61,8 @@ from benchmarks.measuring import (
 )
 from gradvac import MGDA, GradVac, PCGrad
 from gradvac.engine import Engine, PerTaskEngine
+from gradvac.engine.gradients.gram import gram
+from gradvac.engine.groups import parameter_groups
 
 # -- the paths -----------------------------------------------------------------------------------
 
@@ -95,6 +102,42 @@ def chosen(s: Workload) -> Step:
     way = min(ways, key=lambda way: statistics.median(times[way][2:]))
     print(f"chosen: {way}", flush=True)
     return ways[way]
+
+
+def arithmetic(s: Setting) -> Step:
+    """K gradients of each weight, their Gram matrices and sums by layer, and nothing else."""
+    k, rows = len(s.names), s.target_out.numel() // len(s.names)
+    groups = [
+        [p for p in g.parameters if p.ndim == 2] for g in parameter_groups(s.model, "all_layer")
+    ]
+    weights = [p for group in groups for p in group]
+    factors = {d: torch.randn(k, rows, d) for p in weights for d in p.shape}
+    held = torch.empty(k * max(sum(p.numel() for p in group) for group in groups))
+    mix = torch.rand(1, k)
+
+    def combined(group: Sequence[nn.Parameter]) -> None:
+        sizes = [p.numel() for p in group]
+        matrix = held[: k * sum(sizes)].view(k, -1)
+        for p, piece in zip(group, matrix.split(sizes, dim=1), strict=True):
+            left, right = (factors[d] for d in p.shape)
+            for a, b, out in zip(left, right, piece.view(k, *p.shape), strict=True):
+                torch.mm(a.T, b, out=out)
+        gram([[matrix]])
+        for p, piece in zip(group, (mix @ matrix).view(-1).split(sizes), strict=True):
+            p.grad = piece.view_as(p)
+
+    def step() -> None:
+        s.model.zero_grad()
+        for p in weights:
+            p.requires_grad_(False)
+        s.losses()[0].sum().backward()
+        for p in weights:
+            p.requires_grad_(True)
+        for group in groups:
+            if group:
+                combined(group)
+
+    return step
 
 
 def torchjd_autojac(s: Workload) -> Step:
@@ -192,6 +235,7 @@ PATHS: dict[str, Callable[[Setting], Step]] = {
     "per_task all_layer GradVac": per_task,
     "one graph all_layer GradVac": one_graph,
     "chosen all_layer GradVac": chosen,
+    "arithmetic of all_layer": arithmetic,
     "TorchJD autojac whole_model GradVac": torchjd_autojac,
     "TorchJD autogram whole_model GradVac": torchjd_autogram,
     "LibMTL's way whole_model GradVac": libmtl_way,

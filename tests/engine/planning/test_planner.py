@@ -138,21 +138,53 @@ def test_inputs_of_several_sizes_and_micro_batches():
     assert planner_of(engine).planned >= 4
 
 
-def test_a_new_size_is_recorded_without_another_check():
+class Positions(nn.Module):
+    """An encoder whose positions are the first rows of a table, and whose projections are parts."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(11, D), nn.Parameter(torch.randn(9, D))
+        self.body = nn.TransformerEncoderLayer(D, 2, 8, 0.0, batch_first=True)
+
+    def forward(self, words):
+        return self.body(self.words(words) + self.places[: words.shape[1]])
+
+
+@pytest.mark.parametrize("make", [models.bert, models.llama, models.gpt2, Positions])
+def test_a_new_size_is_recorded_without_another_check(make):
     """As with padding to the longest of a batch, where nearly every batch has a size of its own."""
-    model = models.built(models.bert)
+    torch.manual_seed(0)
+    model = Positions().double() if make is Positions else models.built(make)
     engine, found = SinglePassEngine(model, Joint()), []
     for length in (3, 3, 4, 5, 6, 6):
         words = torch.arange(5 * length).view(5, length) % 7 + 3
         passes = []
         with engine.tasks(TASKS):
-            out = model(words).logits
+            out = model(words)
+            out = out if make is Positions else out.logits
             out.register_hook(lambda _, passes=passes: passes.append(1))
             engine.backward(out.square().mean((1, 2)))
         found.append(len(passes))
     assert found[1] > 1  # the plan of the second is checked
     assert found[2:] == [1] * 4
     assert planner_of(engine).planned == 1 and len(planner_of(engine)._plans) == 4
+
+
+def test_a_longer_loop_over_positions_is_not_checked_again():
+    """Traced: a stack of as many tensors as there are positions."""
+    torch.manual_seed(0)
+    model, found = nn.Linear(D, D).double(), []
+    engine = SinglePassEngine(model, Joint(), plan=False)
+    for length in (5, 6, 7, 8):
+        x, passes = torch.randn(5, length, D, dtype=torch.float64), []
+        with engine.tasks(TASKS):
+            h = model(x[:, 0])
+            steps = [h := (h + x[:, t]).tanh() for t in range(length)]
+            out = torch.stack(steps, 1)
+            out.register_hook(lambda _, passes=passes: passes.append(1))
+            engine.backward(out.square().mean((1, 2)))
+        found.append(len(passes))
+    assert found == [3, 1, 1, 1]
 
 
 class Skipping(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gradvac.engine.gradients.parameter_slot import ParameterSlot
-from gradvac.engine.gradients.slots import Slot
+from gradvac.engine.gradients.slots import Slot, ViewSlot
 from gradvac.engine.planning.graph import Signature, ends, following
 from gradvac.engine.planning.recording import Recording, Unplanned, table_of
 from gradvac.engine.planning.uses import Lookup, Rule
@@ -120,10 +120,19 @@ class ForwardPlan:
         structure = hash(
             (
                 tuple(map(type, graph)),
-                tuple((use.node, use.rule, tuple(map(id, use.slots)), use.ends) for use in uses),
+                tuple((use.node, use.rule, tuple(map(_part, use.slots)), use.ends) for use in uses),
             )
         )
         return cls(hash(signature), structure, tuple(uses), tuple(found), covered, trace.last)
+
+
+def _part(slot: Slot | None) -> tuple[Any, ...]:
+    """Which parameter a slot is of, and which part of it, without how large that is."""
+    if slot is None:
+        return ()
+    seen = slot.probe() if isinstance(slot, ViewSlot) else None
+    where = () if seen is None else (seen.stride(), seen.storage_offset())
+    return id(table_of(slot)), where
 
 
 def _known(owners: Owners) -> tuple[int, int]:

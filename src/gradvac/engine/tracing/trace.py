@@ -263,6 +263,8 @@ class Trace(ParameterTrace):
         if self.proved is None:
             return
         places = tuple(place.dims for _, place in with_samples)
+        if len(places) > 3:  # a stack of what a loop over positions has made
+            places = tuple(dict.fromkeys(places))
         joined = tuple(id(x) if x.grad_fn is None else 0 for x in of_parameters)
         done = self.last, name, places, joined, unknown is not None, left_to_autograd
         self.last = name
