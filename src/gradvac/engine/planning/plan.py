@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,6 @@ class PlannedUse:
         slots: where they go.
         what: the operation, for errors.
         tables: the slots of parameters among them, or which they are views of.
-        tiling: how the owners of its rows come from those of the samples, see `Owners.spread`.
         ends: whether no other use lies below it, so that a backward pass must be asked for it.
     """
 
@@ -42,7 +41,6 @@ class PlannedUse:
     slots: tuple[Slot | None, ...]
     what: str
     tables: tuple[ParameterSlot, ...]
-    tiling: tuple[int, int]
     ends: bool
 
 
@@ -63,7 +61,9 @@ class ForwardPlan:
     Attributes:
         signature: hash of what its graph computes.
         structure: hash of the same without sizes: kinds of nodes, and where parameters are used.
-        uses: where it uses parameters with samples.
+        uses: where it uses parameters with samples; plans for other sizes may share them.
+        tilings: how the owners of the rows of each use come from those of the samples, see
+            `Owners.spread`.
         outputs: what is known about its outputs.
         covered: ids of the tensors whose gradients come from the uses.
         last: the last operation, as the trace names it.
@@ -72,6 +72,7 @@ class ForwardPlan:
     signature: int
     structure: int
     uses: tuple[PlannedUse, ...]
+    tilings: tuple[tuple[int, int], ...]
     outputs: tuple[PlannedOutput | None, ...]
     covered: frozenset[int]
     last: str
@@ -110,11 +111,11 @@ class ForwardPlan:
                 tuple(use.slots),
                 use.what,
                 tuple(table_of(slot) for slot in use.slots if slot is not None),
-                _known(use.owners),
                 use.node in at_end,
             )
             for use in recording.uses
         ]
+        tilings = tuple(_known(use.owners) for use in recording.uses)
         found = [_output(x, trace.info(x)) for x in outputs]
         covered = frozenset(id(table.leaf) for use in uses for table in use.tables)
         structure = hash(
@@ -123,7 +124,15 @@ class ForwardPlan:
                 tuple((use.node, use.rule, tuple(map(_part, use.slots)), use.ends) for use in uses),
             )
         )
-        return cls(hash(signature), structure, tuple(uses), tuple(found), covered, trace.last)
+        return cls(
+            hash(signature), structure, tuple(uses), tilings, tuple(found), covered, trace.last
+        )
+
+    def like(self, other: ForwardPlan) -> ForwardPlan:
+        """Return this plan, with what is equal in another one not held twice."""
+        if self.uses != other.uses:
+            return self
+        return replace(self, uses=other.uses, covered=other.covered)
 
 
 def _part(slot: Slot | None) -> tuple[Any, ...]:
@@ -169,10 +178,10 @@ class PlannedPass:
         self._ends: list[int] = []  # positions of those that edges lead to
         places: dict[tuple[int, int], Place] = {}
         reference: weakref.ref[PlannedPass] = weakref.ref(self)
-        for planned in plan.uses:
-            place = places.get(planned.tiling)
+        for planned, tiling in zip(plan.uses, plan.tilings, strict=True):
+            place = places.get(tiling)
             if place is None:
-                place = places[planned.tiling] = Place(samples.spread(*planned.tiling), 0)
+                place = places[tiling] = Place(samples.spread(*tiling), 0)
             node = graph[planned.node]
             use = ParameterUse(planned.slots, planned.what, trace.backward_state)
             use.place = place

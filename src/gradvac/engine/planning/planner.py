@@ -30,7 +30,7 @@ from gradvac.engine.tracing.batch import TracedBatch
 from gradvac.engine.tracing.tensor_info import TensorInfo
 
 _KEPT = 512
-"""Plans kept, each for inputs of other sizes; some 10 KB each, chosen here."""
+"""Plans kept, each for inputs of other sizes; chosen here. Those of one structure share most."""
 _STRUCTURES = 8
 """Plans that differ by more than sizes, each of which is checked, before they must pay; chosen."""
 
@@ -52,6 +52,7 @@ class Planner:
         self._failed = self._structures = 0
         self._plans: dict[Any, ForwardPlan] = {}
         self._modules = list(setup.module.modules())
+        self._training = b""
         self._buffers = list(setup.module.buffers())
 
     @contextmanager
@@ -99,7 +100,8 @@ class Planner:
         """Keep a plan for inputs."""
         if len(self._plans) >= _KEPT:
             self._plans.pop(next(iter(self._plans)))
-        self._plans[key] = plan
+        last = next(reversed(self._plans.values()), None)
+        self._plans[key] = plan if last is None else plan.like(last)
 
     def drop(self, key: Any) -> None:
         """Forget the plan for inputs."""
@@ -111,9 +113,12 @@ class Planner:
         if described is None:
             return None
         device = self.setup.parameters[0].device.type
+        training = bytes(module.training for module in self._modules)
+        if training != self._training:  # else keys share it
+            self._training = training
         return (
             described,
-            tuple(module.training for module in self._modules),
+            self._training,
             torch.is_grad_enabled(),
             torch.is_autocast_enabled(device),
             torch.get_autocast_dtype(device),
