@@ -86,7 +86,7 @@ class Planner:
         if self._failed > 1 + self.planned // 8:
             self.stop(reason)
 
-    def checks(self) -> None:
+    def checked(self) -> None:
         """Count a plan that is checked, since none has its structure."""
         self._structures += 1
         if self._structures > _STRUCTURES + self.planned // 8:
@@ -237,7 +237,7 @@ class ModelCall:
             return self._again(module, str(error))
         if trace.proved is not None and (known := ("plan", plan.structure)) not in trace.proved:
             trace.new.add(known)
-            self.planner.checks()
+            self.planner.checked()
         if self.planner.written() != self._written:
             self.planner.stop("the model writes to its buffers")
         elif not self.planner.off:
