@@ -38,6 +38,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -65,6 +66,11 @@ from gradvac.engine.gradients.gram import gram
 from gradvac.engine.groups import parameter_groups
 
 # -- the paths -----------------------------------------------------------------------------------
+
+
+def in_order(build: Callable[[Workload], Step]) -> Callable[[Workload], Step]:
+    """The same with the samples of a task side by side."""
+    return lambda s: build(replace(s, task=s.task.sort().values))
 
 
 def per_task(s: Workload) -> Step:
@@ -225,6 +231,7 @@ def libmtl_way(s: Workload) -> Step:
 PATHS: dict[str, Callable[[Setting], Step]] = {
     "plain": plain,
     "single_pass all_layer GradVac": single_pass(GradVac, "all_layer"),
+    "single_pass all_layer GradVac, in order": in_order(single_pass(GradVac, "all_layer")),
     "single_pass all_layer GradVac, unchecked": single_pass(GradVac, "all_layer", verify_steps=0),
     "single_pass all_layer PCGrad": single_pass(PCGrad, "all_layer"),
     "single_pass all_layer MGDA": single_pass(MGDA, "all_layer"),
@@ -256,6 +263,7 @@ QUICK = [
 PREDICTED = [
     "plain",
     "single_pass all_layer GradVac",
+    "single_pass all_layer GradVac, in order",
     "one graph all_layer GradVac",
     "per_task all_layer GradVac",
     "TorchJD autojac whole_model GradVac",

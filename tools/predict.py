@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from benchmarks import adapters, step_cost
-from benchmarks.measuring import Workload, plain, setting, single_pass, transformer
+from benchmarks.measuring import Step, Workload, setting, single_pass, transformer
 from gradvac import GradVac
 from gradvac.translation.transformer import Transformer
 from tools.pages import filled
@@ -43,11 +43,13 @@ RATES = {
     "shortest launch, us": 4.0,
     "memory, GB": 141.0,
 }
-ENGINE = "single_pass all_layer GradVac"
-PATHS = {"plain": plain, ENGINE: single_pass(GradVac, "all_layer", verify_steps=0)} | {
-    name: step_cost.PATHS[name] for name in step_cost.PREDICTED if name not in ("plain", ENGINE)
+ENGINE, IN_ORDER, GRAPH, PER_TASK, _ = step_cost.PREDICTED[1:]
+UNCHECKED = single_pass(GradVac, "all_layer", verify_steps=0)
+PATHS: dict[str, Callable[[Any], Step]] = {
+    name: step_cost.PATHS[name] for name in step_cost.PREDICTED
 }
-BEFORE = {ENGINE: 2, step_cost.PREDICTED[2]: 1, step_cost.PREDICTED[3]: 1}  # steps that find out
+PATHS |= {ENGINE: UNCHECKED, IN_ORDER: step_cost.in_order(UNCHECKED)}
+BEFORE = {ENGINE: 2, IN_ORDER: 2, GRAPH: 1, PER_TASK: 1}  # steps that find out
 SHORT = 4  # tokens of a sample where the host is measured
 
 
