@@ -59,6 +59,8 @@ def test_what_the_page_concludes_is_in_its_tables():
     for k in (2, 4, 8, 16, 32, 64):
         cheaper = predict.predicted(big[per_task, k]) < predict.predicted(big[ENGINE, k])
         assert cheaper == (k <= 4)
+        in_order = predict.predicted(big[IN_ORDER, k])
+        assert (predict.predicted(big[per_task, k]) < in_order) == (k <= 2)
     extra = lambda path, k: predict.predicted(big[path, k]) - predict.predicted(big["plain", 1])
     assert all(extra(IN_ORDER, k) < extra(ENGINE, k) / 2 for k in (2, 4))
     for k in (8, 16):
