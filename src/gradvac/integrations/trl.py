@@ -23,7 +23,7 @@ from gradvac.errors import GradientError
 from gradvac.integrations.transformers import TaskGradients
 from gradvac.integrations.transformers_loss import cross_entropies, samples_of
 from gradvac.integrations.trl_data import packed_with_tasks
-from gradvac.integrations.trl_loss import refuse_unknown_head, split_head
+from gradvac.integrations.trl_loss import labels_alone, refuse_unknown_head, split_head
 
 __all__ = ["TaskSFTTrainer"]
 
@@ -168,9 +168,9 @@ class TaskSFTTrainer(TaskGradients, SFTTrainer):
             return cross_entropies(seen[0].logits, inputs["labels"], True, smoothing, self._width)
         mask = seen[0].label_mask
         rows = samples_of(mask, self._width)
-        found = log_probs[0]
-        if len(found) != len(rows):  # of all positions, not only those with a label
-            found = found.view(mask.shape)[mask]
+        found = log_probs[-1]  # the engine may call a model twice, and the last call counts
+        if not labels_alone(found):  # an output of the model, which is known if its call is planned
+            found = seen[0].log_probs[mask]
         losses = -found * found.exp().detach() if loss_type == "dft" else -found
         return losses, rows
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import trl
@@ -32,11 +32,16 @@ PerToken = tuple[Tensor, Tensor, None, None, Tensor]
 
 def refuse_unknown_head() -> None:
     """Raise GradientError if the installed TRL computes its losses in another way."""
-    if not hasattr(getattr(utils, _NAME, None), "apply"):
+    if not hasattr(getattr(utils, _NAME, None), "apply") or not hasattr(utils, "_use_triton"):
         raise GradientError(
             f"TRL {trl.__version__} computes its losses in a way that is not known here; install "
             "a version that is tested: trl==1.16.0"
         )
+
+
+def labels_alone(log_probs: Tensor) -> bool:
+    """Whether TRL's head had the positions with a label alone, as its GPU kernels have."""
+    return bool(cast(Any, utils)._use_triton(log_probs.device))
 
 
 @contextmanager
