@@ -113,9 +113,8 @@ def chosen(s: Workload) -> Step:
 def arithmetic(s: Setting) -> Step:
     """K gradients of each weight, their Gram matrices and sums by layer, and nothing else."""
     k, rows = len(s.names), s.target_out.numel() // len(s.names)
-    groups = [
-        [p for p in g.parameters if p.ndim == 2] for g in parameter_groups(s.model, "all_layer")
-    ]
+    found = parameter_groups(s.model, "all_layer")
+    groups = [own for g in found if (own := [p for p in g.parameters if p.ndim == 2])]
     weights = [p for group in groups for p in group]
     factors = {d: torch.randn(k, rows, d) for p in weights for d in p.shape}
     held = torch.empty(k * max(sum(p.numel() for p in group) for group in groups))
@@ -140,8 +139,7 @@ def arithmetic(s: Setting) -> Step:
         for p in weights:
             p.requires_grad_(True)
         for group in groups:
-            if group:
-                combined(group)
+            combined(group)
 
     return step
 

@@ -15,6 +15,7 @@ from gradvac.errors import GradientError
 from gradvac.methods import Joint, StaticWeights
 from tests.engine import test_single_pass_models as models
 from tests.engine.partition import flat, largest_error, separate
+from tests.engine.test_repeats import Twice
 from tests.engine.test_single_pass_properties import OPERATIONS as LINKS
 from tests.engine.test_single_pass_properties import Chain, D
 
@@ -138,6 +139,16 @@ def test_inputs_of_several_sizes_and_micro_batches():
     assert planner_of(engine).planned >= 4
 
 
+def passes_in_a_step(engine, forward):
+    """How many backward passes a step runs through what ``forward`` returns."""
+    passes = []
+    with engine.tasks(TASKS):
+        out = forward()
+        out.register_hook(lambda _: passes.append(1))
+        engine.backward(out.square().mean((1, 2)))
+    return len(passes)
+
+
 class Positions(nn.Module):
     """An encoder whose positions are the first rows of a table, and whose projections are parts."""
 
@@ -158,13 +169,8 @@ def test_a_new_size_is_recorded_without_another_check(make):
     engine, found = SinglePassEngine(model, Joint()), []
     for length in (3, 3, 4, 5, 6, 6):
         words = torch.arange(5 * length).view(5, length) % 7 + 3
-        passes = []
-        with engine.tasks(TASKS):
-            out = model(words)
-            out = out if make is Positions else out.logits
-            out.register_hook(lambda _, passes=passes: passes.append(1))
-            engine.backward(out.square().mean((1, 2)))
-        found.append(len(passes))
+        logits = lambda x=words: model(x) if make is Positions else model(x).logits
+        found.append(passes_in_a_step(engine, logits))
     assert found[1] > 1  # the plan of the second is checked
     assert found[2:] == [1] * 4
     plans = planner_of(engine)._plans.values()
@@ -177,15 +183,14 @@ def test_a_longer_loop_over_positions_is_not_checked_again():
     torch.manual_seed(0)
     model, found = nn.Linear(D, D).double(), []
     engine = SinglePassEngine(model, Joint(), plan=False)
+
+    def loop(x):
+        h = model(x[:, 0])
+        return torch.stack([h := (h + x[:, t]).tanh() for t in range(x.shape[1])], 1)
+
     for length in (5, 6, 7, 8):
-        x, passes = torch.randn(5, length, D, dtype=torch.float64), []
-        with engine.tasks(TASKS):
-            h = model(x[:, 0])
-            steps = [h := (h + x[:, t]).tanh() for t in range(length)]
-            out = torch.stack(steps, 1)
-            out.register_hook(lambda _, passes=passes: passes.append(1))
-            engine.backward(out.square().mean((1, 2)))
-        found.append(len(passes))
+        x = torch.randn(5, length, D, dtype=torch.float64)
+        found.append(passes_in_a_step(engine, lambda x=x: loop(x)))
     assert found == [3, 1, 1, 1]
 
 
@@ -211,12 +216,8 @@ def test_plans_of_a_model_that_is_never_the_same_are_given_up():
     model = Skipping().double()
     engine, checked = SinglePassEngine(model, Joint()), 0
     for length in range(2, 62):
-        passes = []
-        with engine.tasks(TASKS):
-            out = model(torch.randn(5, length, D, dtype=torch.float64))
-            out.register_hook(lambda _, passes=passes: passes.append(1))
-            engine.backward(out.square().mean((1, 2)))
-        checked += len(passes) > 1
+        x = torch.randn(5, length, D, dtype=torch.float64)
+        checked += passes_in_a_step(engine, lambda x=x: model(x)) > 1
     assert "more than the sizes" in planner_of(engine).off
     assert checked < 20  # every structure while there are plans, then each operation once
 
@@ -247,25 +248,12 @@ def test_many_checked_steps_are_said(caplog):
     assert "in 20 steps" in said[0] and "' after '" in said[0]
 
 
-class Doubled(torch.autograd.Function):
-    """Its backward pass computes with what the forward pass saved."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    def backward(ctx, *gradients):
-        (x,) = ctx.saved_tensors
-        return (2 * x * gradients[0],)
-
-
 def test_a_custom_function_in_the_loss_is_not_taken_for_checkpointing():
+    """Its backward pass computes with what the forward pass saved."""
     torch.manual_seed(0)
     model, count = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, D)).double(), Counting()
     x = torch.randn(5, D, dtype=torch.float64)
-    losses = lambda: (Doubled.apply(model(x)).sum(1), torch.arange(5))
+    losses = lambda: (Twice.apply(model(x)).sum(1), torch.arange(5))
     assert largest_error(model, losses, TASKS, count, steps=4) < EXACT
     assert count.planned == 2 * len(count.engines)
 

@@ -20,8 +20,7 @@ def test_joint_training_waits_once_in_a_step(steps, way):
 
 
 @pytest.mark.parametrize(
-    "way",
-    ["gradvac", "gradvac accumulating", "per task", "cats", "tagging gradvac"],
+    "way", ["gradvac", "gradvac accumulating", "per task", "cats", "tagging gradvac"]
 )
 def test_a_method_waits_once_more(steps, way):
     """For the engine's report, whatever the number of tasks."""
