@@ -168,6 +168,19 @@ def test_both_runs_begin_alike(runs):
         assert torch.equal(p, q)
 
 
+def test_validation_is_in_the_precision_of_training(runs):
+    """As in translation: its NLL is that of the losses trained on."""
+    job = job_of(prepared(runs, "joint"))
+    seen = {}
+    for job.bf16 in (False, True):
+        line = job.validate()
+        for index, task in enumerate(job.prepared.valid):
+            losses = [job.losses(batch)[1] for batch in job._in_order(index)]
+            assert line[f"nll/{task}"] == pytest.approx(float(torch.cat(losses).mean()), rel=1e-6)
+            seen.setdefault(task, set()).add(line[f"nll/{task}"])
+    assert all(len(values) == 2 for values in seen.values())  # the precision shows
+
+
 def prepared(runs: Path, name: str) -> Path:
     """A run folder of that method in which nothing is trained yet."""
     recipe = load_recipe(runs / name / "recipe.yaml")

@@ -80,7 +80,8 @@ class TaggingJob(Job[TokenBatch]):
         total, words, right = 0.0, 0, 0
         names, gold, found = self.labels, [], []
         for batch in self._in_order(index):
-            logits = self.model(input_ids=batch.ids, attention_mask=batch.mask).logits
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                logits = self.model(input_ids=batch.ids, attention_mask=batch.mask).logits
             known = batch.labels != IGNORED
             scores = logits[known].float().log_softmax(-1)
             labels, guesses = batch.labels[known], scores.argmax(-1)
