@@ -77,6 +77,74 @@ def test_against_the_literal_version(seed, bound, cross_terms, loss_term):
     assert on_floor > 3 and float((weights[0] - 1).abs().max()) > 0.3
 
 
+@pytest.mark.parametrize("loss_term", ["raw", "ratio"])
+def test_from_validation_gradients_against_the_literal_version(loss_term):
+    settings = {
+        "rho": 0.5, "bound": "relative", "cross_terms": True, "loss_term": loss_term,
+        "floor": 0.1, "learning_rate": 0.2, "smoothing": 0.8,
+    }  # fmt: skip
+    ours = CATS(**settings, update_every=1, gradients="validation")
+    literal, from_training = LiteralMeanCATS(**settings), CATS(**settings, update_every=1)
+    for step in range(30):
+        found, held = drawn(0, step), drawn(1, step)
+        held = {task: (g, loss, 1.0) for task, (g, loss, _) in held.items()}
+        held |= {task: (g, loss, 1.0) for task, (g, loss, _) in found.items() if task not in held}
+        held |= {task: (torch.ones(20).double(), 1.0, 1.0) for task in TASKS if task not in held}
+        ours.observe(StepGeometry(*observed(held)))
+        if step == 20:
+            again = CATS(**settings, update_every=1, gradients="validation")
+            again.load_state_dict(copy.deepcopy(ours.state_dict()))
+            ours = again
+        weights = ours.weights(geometry(found, step))[0]
+        expected = torch.tensor(list(literal.step(found, held).values()), dtype=torch.float64)
+        assert relative(weights, expected) <= 1e-9
+        other = from_training.weights(geometry(found, step))[0]
+    assert relative(weights, other) > 0.05
+
+
+def observed(held):
+    """The arguments of a geometry of mean losses, in one group."""
+    g = torch.stack([g for g, _, _ in held.values()])
+    losses = torch.tensor([loss for _, loss, _ in held.values()], dtype=torch.float64)
+    return (g @ g.T)[None], losses, tuple(held), ("whole_model",), 0
+
+
+def test_an_update_needs_gradients_of_every_task_observed_right_before_it():
+    method = CATS(update_every=2, gradients="validation")
+    found = fixed((1.0, 2.0), (3.0, 3.0), (0.5, 0.5))
+    assert not method.due
+    method.weights(geometry(found))
+    assert method.due
+    text = r"updates at step 1, and observe was not called before it with a gradient of t0, t1"
+    with pytest.raises(GradientError, match=text):
+        method.weights(geometry(found, 1))
+    method.observe(StepGeometry(*observed(found)))
+    method.weights(geometry(found, 1))
+    method.observe(StepGeometry(*observed(found)))  # of a step that is not due
+    method.weights(geometry(found, 2))
+    with pytest.raises(GradientError, match="before it with a gradient of t0, t1"):
+        method.weights(geometry(found, 3))
+    method.observe(StepGeometry(*observed({"t0": found["t0"]})))
+    with pytest.raises(GradientError, match="before it with a gradient of t1"):
+        method.weights(geometry(found, 3))
+
+
+def test_what_validation_gradients_do_not_go_with():
+    with pytest.raises(GradientError, match="gradients is 'test'; it must be training or valid"):
+        CATS(gradients="test")
+    with pytest.raises(GradientError, match="'validation'; units='share' has only 'training'"):
+        CATS(gradients="validation", units="share")
+    found = fixed((1.0, 2.0), (3.0, 3.0), (0.5, 0.5))
+    with pytest.raises(GradientError, match="gradients is not 'validation'"):
+        CATS().observe(StepGeometry(*observed(found)))
+    method = CATS(gradients="validation")
+    before = copy.deepcopy(method.state_dict())
+    bad = fixed((1.0, float("nan")), (3.0, 3.0), (0.5, 0.5))
+    with pytest.raises(GradientError, match="task 't1' is not finite"):
+        method.observe(StepGeometry(*observed(bad)))
+    assert str(method.state_dict()) == str(before)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_first_weights_are_exactly_one_whatever_the_batch(seed):
     method = CATS(update_every=20)

@@ -11,6 +11,7 @@ class LiteralMeanCATS:
         self.smoothing, self.c = smoothing, 0.0
         self.weights: dict[str, float] = {}
         self.steps: list[dict[str, tuple[Tensor, float, float]]] = []
+        self.texts: list[dict[str, tuple[Tensor, float, float]]] = []  # learned from
 
     def averaged(self, values: list[float]) -> float:
         """A moving average that starts with nothing; divide two of them."""
@@ -18,7 +19,7 @@ class LiteralMeanCATS:
 
     def inner(self, n: str, m: str) -> float:
         """Average of g_n . g_m, a step counting as much as the shares of both."""
-        both = [step for step in self.steps if n in step and m in step]
+        both = [text for text in self.texts if n in text and m in text]
         if not both or (n != m and not self.cross_terms):
             return 0.0
         weight = self.averaged([s[n][2] * s[m][2] for s in both])
@@ -26,15 +27,20 @@ class LiteralMeanCATS:
         return self.averaged(values) / weight
 
     def loss(self, task: str) -> float:
-        seen = [step[task][1] for step in self.steps if task in step]
+        seen = [text[task][1] for text in self.texts if task in text]
         value = seen[0]
         for own in seen:
             value = self.smoothing * value + (1 - self.smoothing) * own
         return {"raw": value, "ratio": value / seen[0], "none": 0.0}[self.loss_term]
 
-    def step(self, found: dict[str, tuple[Tensor, float, float]]) -> dict[str, float]:
+    def step(
+        self,
+        found: dict[str, tuple[Tensor, float, float]],
+        held_out: dict[str, tuple[Tensor, float, float]] | None = None,
+    ) -> dict[str, float]:
         """Return weights of tasks from gradient [P] and value of a mean loss, and share."""
         self.steps.append(found)
+        self.texts.append(held_out or found)
         for task in found:
             self.weights.setdefault(task, 1.0)
         before = {task: self.weights[task] for task in found}

@@ -17,10 +17,10 @@ from .mechanism import mechanism
 from .similarity import activity, partners, similarity
 
 _TABLE1 = (
-    ("Bilingual beats joint for high-resource directions", "bilingual", "joint", "high"),
-    ("... with as much text of each direction", "bilingual-tokens", "joint", "high"),
-    ("Joint beats bilingual for low-resource directions", "joint", "bilingual", "low"),
-    ("... with as much text of each direction", "joint", "bilingual-tokens", "low"),
+    ("Bilingual beats joint for high-resource directions", "bilingual-tokens", "joint", "high"),
+    ("... with as many updates", "bilingual", "joint", "high"),
+    ("Joint beats bilingual for low-resource directions", "joint", "bilingual-tokens", "low"),
+    ("... with as many updates", "joint", "bilingual", "low"),
     ("PCGrad beats joint", "pcgrad", "joint", "avg"),
     ("PCGrad by layer beats joint", "pcgrad-all-layer", "joint", "avg"),
     ("... at joint's rate", "pcgrad-all-layer-8e-3", "joint", "avg"),
@@ -81,6 +81,19 @@ _UNITS = (
     ("CATS without its loss term beats T=1 (low)", "cats-no-loss", "t1", "low"),
     ("T=1 beats CATS without its loss term (high)", "t1", "cats-no-loss", "high"),
     ("CATS with ratios of losses beats T=1 (low)", "cats-ratio", "t1", "low"),
+    ("CATS with validation gradients beats CATS (low)", "cats-validation", "cats", "low"),
+    (
+        "CATS with validation gradients and without its loss term beats T=1 (low)",
+        "cats-validation-no-loss",
+        "t1",
+        "low",
+    ),
+    (
+        "Without its loss term, CATS with validation gradients beats CATS (low)",
+        "cats-validation-no-loss",
+        "cats-no-loss",
+        "low",
+    ),
 )
 
 

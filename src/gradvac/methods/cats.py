@@ -32,6 +32,7 @@ What a mini-batch does to it: noise of independent tokens adds about c / s_n to 
 were constant this would be least curvature at alpha = p, so noise alone moves nothing. But the
 pull 2 p_n G_nn is then smaller by E[s_n]^2 / E[s_n^2] for a task that is often absent or
 whose share varies: rare tasks gain weight by noise alone (a test shows it).
+``gradients="validation"`` takes them of held-out text instead, as much of each task.
 
 ``units="share"`` is the form of earlier versions: mean losses, but G of the gradients of s_n L_n,
 and alpha from equal weights on. Two parametrizations: ``softmax``, and ``lagrangian`` with
@@ -46,7 +47,7 @@ division by 1 + lambda_c, the softmax, the moving averages, the cap on lambda_c,
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -100,10 +101,12 @@ class CATS(SharedWeights):
             impossible.
         units: "mean": losses and gradients of each task's mean loss. "share": the form of earlier
             versions, whose gradients are those of shares of the step's loss.
+        gradients: of which text alpha is learned: "training", the step's own, or "validation":
+            what :meth:`observe` is given before each step that is :attr:`due`. For "mean" units.
 
     Raises:
-        GradientError: if an argument is out of range and, from ``weights`` with "ratio", if a
-            first loss is not positive.
+        GradientError: if an argument is out of range and, from ``weights``, if with "ratio" a
+            first loss is not positive, or with "validation" a task was not observed.
 
     Example:
         >>> import torch
@@ -132,10 +135,15 @@ class CATS(SharedWeights):
         smoothing: float = 0.9,
         lambda_max: float = 1e3,
         units: Literal["mean", "share"] = "mean",
+        gradients: Literal["training", "validation"] = "training",
     ) -> None:
         _check_choice("units", units, ("mean", "share"))
-        own = {"shares", "seen"} if units == "mean" else {"lambda_n"}
-        super().__init__("alpha", "losses", "initial", *sorted(own))  # alpha, or logits of it
+        _check_choice("gradients", gradients, ("training", "validation"))
+        if (units, gradients) == ("share", "validation"):
+            raise GradientError("gradients is 'validation'; units='share' has only 'training'")
+        own = ["seen", "shares"] if units == "mean" else ["lambda_n"]
+        own += ["observed"] * (gradients == "validation")
+        super().__init__("alpha", "losses", "initial", *own)  # alpha, or logits of it
         if parametrization is not None:
             _check_choice("parametrization", parametrization, ("softmax", "lagrangian"))
             if units == "mean":
@@ -146,6 +154,7 @@ class CATS(SharedWeights):
         _check_choice("loss_term", loss_term, ("raw", "ratio", "none"))
         mean = units == "mean"
         self.units = units
+        self.gradients = gradients
         self.rho = (0.3 if mean else 0.8) if rho is None else rho
         self.floor = (1e-3 if mean else 0.2) if floor is None else floor
         self.cross_terms = mean if cross_terms is None else cross_terms
@@ -175,12 +184,52 @@ class CATS(SharedWeights):
 
     # -- a step ---------------------------------------------------------------------------------
 
+    @property
+    def due(self) -> bool:
+        """Whether the next step updates the weights."""
+        number = self._steps + 1
+        return number > self.warmup_steps and number % self.update_every == 0
+
+    def observe(self, geometry: StepGeometry) -> None:
+        """Take the gradients of held-out text, for ``gradients="validation"``.
+
+        Losses are mean losses, and all parameters are in the groups; `gradvac.geometry.measure`
+        takes such gradients.
+
+        Raises:
+            GradientError: if the method learns from training gradients.
+            NotFiniteError: if an inner product or a loss is not finite; nothing is then changed.
+
+        Example:
+            >>> import torch
+            >>> from gradvac import CATS, StepGeometry
+            >>> seen = lambda gram, shares=None: StepGeometry(
+            ...     torch.diag(torch.tensor(gram).double())[None],
+            ...     torch.ones(2).double(), ("fr", "hi"), ("all",), 0, shares)
+            >>> method = CATS(gradients="validation", update_every=1)
+            >>> for step in range(3):
+            ...     if method.due:  # here French has the longer gradient on held-out text
+            ...         method.observe(seen([4.0, 1.0]))
+            ...     weights = method.weights(seen([1.0, 1.0], torch.tensor([0.5, 0.5])))
+            >>> weights
+            tensor([[0.9921, 1.0079]], dtype=torch.float64)
+        """
+        if self.gradients == "training":
+            raise GradientError("CATS observes training gradients; gradients is not 'validation'")
+        geometry.check_finite()
+        self._average(geometry, torch.ones(len(geometry.tasks), dtype=torch.float64))
+        self._state["observed"].update(dict.fromkeys(geometry.tasks, float(self._steps)))
+
     def _decide(self, geometry: StepGeometry) -> tuple[Tensor, dict[str, Tensor]]:
-        losses = geometry.mean_losses.double().cpu()
-        if self.loss_term == "ratio":
-            losses = positive_losses(geometry, losses, "loss_term='ratio' divides by the first one")
-        self._observe(geometry, losses.tolist())
-        tasks = self._current()
+        weight = torch.ones(len(geometry.tasks), dtype=torch.float64)
+        if self.units == "mean" and geometry.shares is not None:
+            weight = geometry.shares.double().cpu()
+        if self.gradients == "training":
+            self._average(geometry, weight)
+        self._meet(geometry.tasks, weight.tolist())
+        tasks, due = self._current(), self.due
+        if due:
+            self._check_observed(tasks, geometry.step)
         start, weights = self._start(tasks), self._task_weights(tasks)
         alpha, gram = start * weights, self._gram(tasks, start)
         report = {
@@ -188,35 +237,54 @@ class CATS(SharedWeights):
             "multiplier": torch.tensor(self._lambda_c, dtype=torch.float64),
         }
         self._steps += 1
-        if self._steps > self.warmup_steps and self._steps % self.update_every == 0:
+        if due:
             self._update(tasks, alpha, gram, start)
         return weights[[tasks.index(task) for task in geometry.tasks]], report
 
-    def _observe(self, geometry: StepGeometry, losses: list[float]) -> None:
-        """Add new tasks, with a weight of 1 or an equal alpha; update the averages."""
-        alpha, initial, average = (self._state[kind] for kind in ("alpha", "initial", "losses"))
-        known = len(alpha)
-        for task, loss in zip(geometry.tasks, losses, strict=True):
+    def _average(self, geometry: StepGeometry, weight: Tensor) -> None:
+        """Update the moving averages of losses and Gram matrix; a task counts by ``weight``."""
+        losses = geometry.mean_losses.double().cpu()
+        if self.loss_term == "ratio":
+            losses = positive_losses(geometry, losses, "loss_term='ratio' divides by the first one")
+        initial, average = self._state["initial"], self._state["losses"]
+        for task, loss in zip(geometry.tasks, losses.tolist(), strict=True):
             initial.setdefault(task, loss)
-            old = average.get(task, loss)
+            old = average.setdefault(task, loss)
             average[task] = self.smoothing * old + (1 - self.smoothing) * loss
+        seen = torch.stack([geometry.gram.sum(0).cpu(), weight.outer(weight)])
+        before = self._averages.read(("gram", "weight"), geometry.tasks)
+        self._averages.write(
+            ("gram", "weight"),
+            geometry.tasks,
+            self.smoothing * before + (1 - self.smoothing) * seen,
+        )
+
+    def _meet(self, tasks: Sequence[str], shares: list[float]) -> None:
+        """Add new tasks, with a weight of 1 or an equal alpha; update the mean shares."""
+        alpha = self._state["alpha"]
+        known = len(alpha)
+        for task in tasks:
             alpha.setdefault(task, 0.0)
-        weight = torch.ones(len(losses), dtype=torch.float64)
         if self.units == "mean":
-            if geometry.shares is not None:
-                weight = geometry.shares.double().cpu()
-            self._observe_shares(dict(zip(geometry.tasks, weight.tolist(), strict=True)))
+            self._observe_shares(dict(zip(tasks, shares, strict=True)))
         else:
-            for task in geometry.tasks:
+            for task in tasks:
                 self._state["lambda_n"].setdefault(task, 0.0)
         if self.parametrization == "lagrangian" and len(alpha) > known:
             for n, task in enumerate(alpha):
                 alpha[task] = alpha[task] * known / len(alpha) if n < known else 1 / len(alpha)
-        seen = torch.stack([geometry.gram.sum(0).cpu(), weight.outer(weight)])
-        old = self._averages.read(("gram", "weight"), geometry.tasks)
-        self._averages.write(
-            ("gram", "weight"), geometry.tasks, self.smoothing * old + (1 - self.smoothing) * seen
-        )
+
+    def _check_observed(self, tasks: Sequence[str], step: int) -> None:
+        """Raise GradientError if `observe` is missing before an update."""
+        if self.gradients == "training":
+            return
+        observed = self._state["observed"]
+        missing = [task for task in tasks if observed.get(task) != self._steps]
+        if missing:
+            raise GradientError(
+                f"CATS(gradients='validation') updates at step {step}, and observe was not called "
+                f"before it with a gradient of {', '.join(missing)}"
+            )
 
     def _observe_shares(self, found: dict[str, float]) -> None:
         """Update the mean shares of all tasks; those absent from the step have a share of 0 there.

@@ -31,6 +31,10 @@ METHODS = {
     "gradnorm": ["method.name=gradnorm"],
     "mgda": ["method.name=mgda"],
     "cats": ["method.name=cats"],
+    "cats_validation": [
+        "method.name=cats",
+        "method.options={gradients: validation, update_every: 3}",
+    ],
     "famo": ["method.name=famo"],
     "cooldown": ["batches.temperature=[[0, 5], [7, 1]]"],
     "multidds_s": ["batches.sampling=multidds_s", "batches.multidds_s.every=2"],

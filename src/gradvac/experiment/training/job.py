@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from gradvac.data.batches import Batch
+from gradvac.data.batches import Batch, random_batch
 from gradvac.data.encoded import EncodedTask
 from gradvac.experiment.recipe.load import R
 from gradvac.experiment.recipe.sections import BaseRecipe
@@ -20,6 +21,8 @@ from gradvac.experiment.run.folder import TaskInfo
 from gradvac.experiment.training.balance import Balance
 from gradvac.experiment.training.build import device_of, uses_bf16
 from gradvac.experiment.training.metrics import averages
+from gradvac.geometry.measure import Losses, measure
+from gradvac.methods import StepGeometry
 
 
 class TaskBatch(Protocol):
@@ -115,6 +118,30 @@ class Job(ABC, Generic[B]):
     def begin(self, step: int) -> dict[str, Any] | None:
         """Prepare for ``step``; returns what to log if the shares of the tasks change."""
         return self.balance.begin(step, self.model, self.mean_loss)
+
+    def held_out(self, step: int) -> StepGeometry:
+        """Mean losses and gradients of validation text of every task, with dropout off.
+
+        A random batch of each, all together of the size of a training batch; depends only on the
+        parameters, the seed and the step.
+        """
+        valid, seen = self.prepared.valid, {}
+        tasks, size = tuple(valid), self.recipe.batches.size
+
+        def loss_of(index: int) -> Losses:
+            def parts() -> Iterator[Tensor]:
+                rng = np.random.default_rng([self.recipe.seed, 4, step, index])
+                batch = random_batch(valid, tasks, index, max(1, size // len(tasks)), rng)
+                loss = self.mean_loss(batch)
+                seen[index] = loss.detach().double()
+                yield loss
+
+            return parts
+
+        losses = {task: loss_of(index) for index, task in enumerate(tasks)}
+        frame = measure(self.model, losses, "whole_model", step)
+        values = torch.stack([seen[index] for index in range(len(tasks))]).cpu()
+        return StepGeometry(torch.from_numpy(frame.gram), values, tasks, frame.groups, step)
 
     def auxiliary_loss(self) -> Tensor | None:
         """An extra loss of the last whole batch, not of one task; for joint training only."""

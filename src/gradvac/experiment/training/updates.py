@@ -33,6 +33,7 @@ from gradvac.experiment.training.memory import halves, is_out_of_memory, too_lar
 from gradvac.experiment.training.metrics import Unread, Window
 from gradvac.experiment.training.way import Way
 from gradvac.geometry.record import Frame, GramRecord
+from gradvac.methods import CATS
 from gradvac.sending import to_device
 
 # A run stops after this many skipped steps in a row. Chosen here: bad batches are isolated, and
@@ -65,6 +66,12 @@ class Updates:
                 "clock; use method.engine: single_pass or per_task"
             )
         self.method = build_method(section, dict(job.levels), self.recipe.seed)
+        missing = [task for task in job.tasks if task not in job.prepared.valid]
+        if isinstance(self.method, CATS) and self.method.gradients == "validation" and missing:
+            raise RecipeError(
+                "method.options.gradients: validation learns from validation gradients, and "
+                f"data.valid has no text of {', '.join(missing)}"
+            )
         self.engine = self.method and Engine(
             self.model,
             self.method,
@@ -88,6 +95,7 @@ class Updates:
         numbers = range(self.step * micro, (self.step + 1) * micro)
         batches = [self.job.batch(n) for n in numbers]  # on the host, where they are counted
         tokens = sum(b.tokens for b in batches)
+        self._show_validation()
         before, halved = copy.deepcopy(self.window), self.window.halved
         began = time.perf_counter()
         try:
@@ -113,6 +121,15 @@ class Updates:
             self.skipped = 0
         self.step += 1
         return tokens, note
+
+    def _show_validation(self) -> None:
+        """Give CATS the gradients of validation text, if it learns from them in this step."""
+        method = self.method
+        if isinstance(method, CATS) and method.gradients == "validation" and method.due:
+            try:
+                method.observe(self.job.held_out(self.step))
+            except NotFiniteError as e:
+                raise GradientError(f"validation text, before the step: {e}") from e
 
     def _gradient(self, batches: list[TaskBatch], tokens: int) -> tuple[float, float]:
         """Set ``p.grad``; returns loss and norm. If out of memory, retry in halves.

@@ -98,6 +98,11 @@ def check_shard(recipe: Recipe) -> None:
             "training.shard: true with batches.sampling: multidds_s, which takes gradients of the "
             "whole model on every rank; use temperature or unimax, or training.shard: false"
         )
+    if recipe.method.options.get("gradients") == "validation":
+        raise RecipeError(
+            "training.shard: true with method.options.gradients: validation, which takes gradients "
+            "of the whole model on every rank; use training, or training.shard: false"
+        )
 
 
 def _is_recent(version: str) -> bool:

@@ -290,6 +290,10 @@ def test_one_gpu_for_all_ranks_is_refused(device):
             "training.shard: true with method.engine: per_task.*single_pass",
         ),
         ("batches.sampling=multidds_s", "training.shard: true with batches.sampling: multidds_s"),
+        (
+            "method={name: cats, options: {gradients: validation}}",
+            "training.shard: true with method.options.gradients: validation",
+        ),
     ],
 )
 def test_what_shards_cannot_be_is_refused(tmp_path, setting, says):
