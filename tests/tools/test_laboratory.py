@@ -12,7 +12,7 @@ from tools.evidence.claim import Claim
 from tools.evidence.curves import gain, hours, outside, pilot, reached
 from tools.evidence.figures import Absent, Figure
 from tools.evidence.files import Evidence
-from tools.evidence.laboratory import laboratory
+from tools.evidence.laboratory import _TABLE1, _WEIGHTS, laboratory
 from tools.evidence.numbers import number
 from tools.evidence.page import page
 from tools.evidence.pictures import curve_gains
@@ -212,3 +212,34 @@ def test_a_claim_is_answered_once_over_all_studies():
     assert (found["d"].real, found["d"].numbers) == (UNKNOWN, "")
     assert summary(judged).startswith("Of 5 claims looked at, 1 hold, 1 do not hold, 0 show")
     assert "| c | x | **holds** | **does not hold** |" in table(judged)
+
+
+PAPER = {  # Wang et al. 2021, table 1: BLEU on average out of English and into it
+    "joint": (22.48, 25.61),
+    "gradnorm": (20.70, 25.71),
+    "mgda": (20.37, 25.65),
+    "pcgrad": (22.65, 25.79),
+    "pcgrad-all-layer": (22.87, 25.93),
+    "gradvac-fixed": (22.99, 25.85),
+    "gradvac-whole-model": (23.30, 25.99),
+    "gradvac-all-layer": (23.89, 26.34),
+}
+LEVELS = {  # the means of French and Czech, and of Hindi and Turkish
+    ("bilingual", "high"): (33.28, 32.775),
+    ("bilingual", "low"): (7.77, 11.275),
+    ("joint", "high"): (28.73, 30.975),
+    ("joint", "low"): (16.23, 20.245),
+}
+
+
+def test_claims_of_table_1_are_those_of_the_paper():
+    for column, side in enumerate(("from-en", "to-en")):
+        for text, a, b, level in (*_TABLE1, *_WEIGHTS[side]):
+            if "time" in text:  # the paper says nothing of time
+                continue
+            one, other = (row.removesuffix("-tokens").removesuffix("-8e-3") for row in (a, b))
+            if "bilingual" in (one, other):
+                better = LEVELS[one, level][column] - LEVELS[other, level][column]
+            else:
+                better = PAPER[one][column] - PAPER[other][column]
+            assert better > 0, (side, text)

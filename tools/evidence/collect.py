@@ -6,6 +6,7 @@
     python -m tools.evidence.collect edits runs/table1-from-en-small --out evidence/edits-small.json
     python -m tools.evidence.collect validation runs/rate-2e-3 runs/rate-4e-3 --out evidence/x.json
     python -m tools.evidence.collect curves runs/lab-cats-small --out evidence/lab-cats-small.json
+    python -m tools.evidence.collect tagged runs/table3-ner-real --out evidence/table3-ner-real.json
 
 Several sweeps become one file. Scores are kept by `gradvac compare SWEEP --out
 evidence/NAME.json`. `make evidence` makes the page and its pictures of all these files.
@@ -218,6 +219,24 @@ def curves(run: Path) -> Tree | None:
     }
 
 
+def tagged(run: Path) -> Tree | None:
+    """Scores of the test set and NLL of validation text by language; None if not scored yet."""
+    (view,) = load_runs([run])
+    if view.scores is None:
+        return None
+    done = json.loads((run / "done.json").read_text(encoding="utf-8"))
+    best = next(line for line in view.valid if line["step"] == done["best"]["step"])
+    scored = view.scores["directions"]
+    return {
+        "learning_rate": view.recipe.training.learning_rate,
+        "f1": {name: _plain(tree["f1"]) for name, tree in scored.items()},
+        "accuracy": {name: _plain(tree["accuracy"]) for name, tree in scored.items()},
+        "nll": {name: _plain(best[f"nll/{name}"]) for name in scored},
+        "tokens": sum(line["tokens"] for line in view.train),
+        "cpu_seconds": _plain(times(run / "speed.jsonl")[1]),
+    }
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return None if math.isnan(value) else round(value, 5)
@@ -231,6 +250,7 @@ STUDIES: dict[str, Callable[[Path], Tree | None]] = {
     "edits": edits,
     "validation": validation,
     "curves": curves,
+    "tagged": tagged,
 }
 
 

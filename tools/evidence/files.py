@@ -20,6 +20,7 @@ from gradvac.translation.significance import majority
 
 from .figures import Absent, Figure, Flaw, jackknifed, moderate, more_languages, seeds
 from .statistics import LEVEL, POWER, detectable_correlation
+from .tagged import as_comparison
 
 PERMUTATIONS = 99_999
 MORE = 1.1
@@ -38,21 +39,26 @@ class Choice:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The files of one size."""
+    """The files of one size; those of a study NAME-real are of the size real."""
 
     folder: Path
     size: str
 
-    def read(self, name: str) -> dict[str, Any]:
+    def file(self, name: str, part: str = "") -> Path:
+        """Where a file of evidence/ is or would be, ``name`` without its size."""
+        own = name.removesuffix("-real")
+        return self.folder / f"{own}{part}-{self.size if own == name else 'real'}.json"
+
+    def read(self, name: str, part: str = "") -> dict[str, Any]:
         """A file of evidence/, ``name`` without its size; Absent if it is not there."""
-        file = self.folder / f"{name}-{self.size}.json"
+        file = self.file(name, part)
         if not file.exists():
             raise Absent(file.name)
-        return _json(file)
+        return _read(file)
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
-        return (self.folder / f"{name}-{self.size}.json").exists()
+        return self.file(name).exists()
 
     def runs(self, name: str, variant: str) -> list[dict[str, Any]]:
         """Collected runs of a variant, by seed."""
@@ -204,7 +210,7 @@ class Evidence:
 
     def rate_metric(self, name: str) -> str:
         """By what the learning rates were chosen: "nll" or "error"."""
-        return self.read(f"{name}-rates")["runs"][0].get("metric", "nll")
+        return self.read(name, "-rates")["runs"][0].get("metric", "nll")
 
     def choices(self, name: str) -> dict[str, Choice]:
         """By row: the learning rate that validation chose; none if none was searched for."""
@@ -238,7 +244,7 @@ class Evidence:
     def _rate_runs(self, name: str) -> dict[str, list[dict[str, Any]]]:
         """By row, the runs that chose its learning rate."""
         found: dict[str, list[dict[str, Any]]] = {}
-        for run in self.read(f"{name}-rates")["runs"]:
+        for run in self.read(name, "-rates")["runs"]:
             found.setdefault(row_of(run["variant"]), []).append(run)
         return found
 
@@ -318,8 +324,9 @@ def _beyond(values: np.ndarray, of: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))
+def _read(file: Path) -> dict[str, Any]:
+    tree = json.loads(file.read_text(encoding="utf-8"))
+    return as_comparison(tree) if tree.get("study") == "tagged" else tree
 
 
 _BESIDE = {"nll": "bleu", "f1": "accuracy"}

@@ -145,8 +145,10 @@ def pilot(e: Evidence, name: str) -> str:
 def borders(e: Evidence) -> str:
     """How many of the rates that were searched lie at the border of their grid."""
     found: list[tuple[str, Choice]] = []
-    for file in sorted(e.folder.glob(f"*-rates-{e.size}.json")):
-        name = file.name.removesuffix(f"-rates-{e.size}.json")
+    ends_with = {f"-rates-{e.size}.json": "", "-rates-real.json": "-real"}
+    for file in sorted(file for end in ends_with for file in e.folder.glob(f"*{end}")):
+        end = next(end for end in ends_with if file.name.endswith(end))
+        name = file.name.removesuffix(end) + ends_with[end]
         found += [(f"{row} of {name}", choice) for row, choice in e.choices(name).items()]
     one = sum(choice.seeds == 1 for _, choice in found)
     many = "all" if one == len(found) else str(one)

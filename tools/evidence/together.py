@@ -63,7 +63,7 @@ def summary(judged: Judged) -> str:
         HOLDS: "hold",
         FAILS: "do not hold",
         SAME: "show no difference beyond a small bound",
-        DIFFERS: "come out otherwise on real text than on number words",
+        DIFFERS: "come out otherwise in one study than in another",
         UNKNOWN: "cannot be told at this size",
     }
     said = ", ".join(f"{counts[kind]} {text}" for kind, text in words.items())
