@@ -129,6 +129,17 @@ def test_an_update_needs_gradients_of_every_task_observed_right_before_it():
         method.weights(geometry(found, 3))
 
 
+@pytest.mark.parametrize("cross_terms", [False, True])
+def test_before_anything_is_observed_the_curvature_is_unknown_and_0(cross_terms):
+    method = CATS(gradients="validation", cross_terms=cross_terms)
+    found = fixed((1.0, 2.0), (3.0, 3.0), (0.5, 0.5))
+    assert method.weights(geometry(found))[0].tolist() == [1.0, 1.0]
+    assert method.report()["curvature"].tolist() == [0.0, 0.0]
+    method.observe(StepGeometry(*observed(found)))
+    method.weights(geometry(found))
+    assert method.report()["curvature"][0] > 0
+
+
 def test_what_validation_gradients_do_not_go_with():
     with pytest.raises(GradientError, match="gradients is 'test'; it must be training or valid"):
         CATS(gradients="test")

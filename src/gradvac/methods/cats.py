@@ -35,15 +35,11 @@ whose share varies: rare tasks gain weight by noise alone (a test shows it).
 ``gradients="validation"`` takes them of held-out text instead, as much of each task.
 
 ``units="share"`` is the form of earlier versions: mean losses, but G of the gradients of s_n L_n,
-and alpha from equal weights on. Two parametrizations: ``softmax``, and ``lagrangian`` with
-lambda_s (sum_n alpha_n - 1)^2 - sum_n lambda_n (alpha_n - floor) added. Its free alphas would never
-return to the simplex, as raw losses push all of them below 0 at once. So a step moves no alpha by
-more than half an equal share, and the result is moved to the nearest point with ``floor <= alpha_n
-<= 1`` and a sum between 1/2 and 2 (`nearest_weights`).
+and alpha from equal weights on. It has two parametrizations (`gradvac.methods.alphas`).
 
-Our own additions: these bounds, eps relative to the curvature at the start (an absolute one
-has the unit of a squared gradient and fits only one set-up), the multiplicative updates and their
-division by 1 + lambda_c, the softmax, the moving averages, the cap on lambda_c, every default.
+Our own additions: the bounds of a step, eps relative to the curvature at the start (an absolute
+one has the unit of a squared gradient and fits only one set-up), the multiplicative updates and
+their division by 1 + lambda_c, the moving averages, the cap on lambda_c, every default.
 """
 
 import math
@@ -54,18 +50,14 @@ import torch
 from torch import Tensor
 
 from gradvac.errors import GradientError
+from gradvac.methods.alphas import FORMS, FreeAlphas
 from gradvac.methods.base import StepGeometry
 from gradvac.methods.pairs import PairTable
 from gradvac.methods.shared import SharedWeights, check_number, positive_losses
-from gradvac.methods.simplex import nearest_weights, raised_to_floors
 
 # Below this share of the sum of squares the task gradients cancel at the start: there is no
 # curvature to bound, and a bound relative to it means nothing. Chosen here.
 _CANCELLED = 1e-2
-_MEMORY = 100  # steps over which shares are averaged. Chosen here, as are the bounds of a step:
-_FACTOR = 0.5  # of log weights; reached by losses that are sums
-_SUMS = (0.5, 2.0)  # of free alphas, wide enough for the Lagrangian to work
-_SHARE = 0.5  # of 1/N, of free alphas
 
 
 class CATS(SharedWeights):
@@ -141,9 +133,6 @@ class CATS(SharedWeights):
         _check_choice("gradients", gradients, ("training", "validation"))
         if (units, gradients) == ("share", "validation"):
             raise GradientError("gradients is 'validation'; units='share' has only 'training'")
-        own = ["seen", "shares"] if units == "mean" else ["lambda_n"]
-        own += ["observed"] * (gradients == "validation")
-        super().__init__("alpha", "losses", "initial", *own)  # alpha, or logits of it
         if parametrization is not None:
             _check_choice("parametrization", parametrization, ("softmax", "lagrangian"))
             if units == "mean":
@@ -171,6 +160,10 @@ class CATS(SharedWeights):
                 f"update_every is {update_every!r} and warmup_steps {warmup_steps!r}; they must "
                 "be at least 1 and 0"
             )
+        form = FORMS[self.parametrization]
+        own = (*form.kinds, *["observed"] * (gradients == "validation"))
+        super().__init__("alpha", "losses", "initial", *own)  # alpha, or logits of it
+        self._alphas = form(self._state, self.floor, learning_rate)
         self.bound = bound
         self.loss_term = loss_term
         self.learning_rate = learning_rate
@@ -178,7 +171,7 @@ class CATS(SharedWeights):
         self.warmup_steps = warmup_steps
         self.smoothing = smoothing
         self.lambda_max = lambda_max
-        self._lambda_c = self._lambda_s = 0.0
+        self._lambda_c = 0.0
         self._steps = 0
         self._averages = PairTable()  # "gram", and "weight": of the steps that are in it
 
@@ -226,11 +219,11 @@ class CATS(SharedWeights):
             weight = geometry.shares.double().cpu()
         if self.gradients == "training":
             self._average(geometry, weight)
-        self._meet(geometry.tasks, weight.tolist())
-        tasks, due = self._current(), self.due
+        self._alphas.meet(dict(zip(geometry.tasks, weight.tolist(), strict=True)), self._steps)
+        tasks, due = self._alphas.current(self._steps), self.due
         if due:
             self._check_observed(tasks, geometry.step)
-        start, weights = self._start(tasks), self._task_weights(tasks)
+        start, weights = self._alphas.start(tasks), self._alphas.weights(tasks)
         alpha, gram = start * weights, self._gram(tasks, start)
         report = {
             "curvature": _times(gram, alpha) @ alpha,
@@ -238,7 +231,7 @@ class CATS(SharedWeights):
         }
         self._steps += 1
         if due:
-            self._update(tasks, alpha, gram, start)
+            self._update(tasks, alpha, gram)
         return weights[[tasks.index(task) for task in geometry.tasks]], report
 
     def _average(self, geometry: StepGeometry, weight: Tensor) -> None:
@@ -259,21 +252,6 @@ class CATS(SharedWeights):
             self.smoothing * before + (1 - self.smoothing) * seen,
         )
 
-    def _meet(self, tasks: Sequence[str], shares: list[float]) -> None:
-        """Add new tasks, with a weight of 1 or an equal alpha; update the mean shares."""
-        alpha = self._state["alpha"]
-        known = len(alpha)
-        for task in tasks:
-            alpha.setdefault(task, 0.0)
-        if self.units == "mean":
-            self._observe_shares(dict(zip(tasks, shares, strict=True)))
-        else:
-            for task in tasks:
-                self._state["lambda_n"].setdefault(task, 0.0)
-        if self.parametrization == "lagrangian" and len(alpha) > known:
-            for n, task in enumerate(alpha):
-                alpha[task] = alpha[task] * known / len(alpha) if n < known else 1 / len(alpha)
-
     def _check_observed(self, tasks: Sequence[str], step: int) -> None:
         """Raise GradientError if `observe` is missing before an update."""
         if self.gradients == "training":
@@ -285,32 +263,6 @@ class CATS(SharedWeights):
                 f"CATS(gradients='validation') updates at step {step}, and observe was not called "
                 f"before it with a gradient of {', '.join(missing)}"
             )
-
-    def _observe_shares(self, found: dict[str, float]) -> None:
-        """Update the mean shares of all tasks; those absent from the step have a share of 0 there.
-
-        The mean of the first steps, then a moving average.
-        """
-        shares, rate = self._state["shares"], max(1 / (self._steps + 1), 1 / _MEMORY)
-        for task in {**shares, **found}:
-            old = shares.get(task, 0.0)
-            shares[task] = old + rate * (found.get(task, 0.0) - old)
-        self._state["seen"].update(dict.fromkeys(found, float(self._steps)))
-
-    def _current(self) -> tuple[str, ...]:
-        """All tasks seen; of means only those seen lately, as others have no share of the text."""
-        known = self._state["alpha"]
-        if self.units == "share":
-            return tuple(known)
-        seen = self._state["seen"]
-        return tuple(task for task in known if self._steps - seen[task] < _MEMORY)
-
-    def _start(self, tasks: tuple[str, ...]) -> Tensor:
-        """The alphas that give the plain sum, ``[N]``."""
-        if self.units == "share":
-            return torch.full((len(tasks),), 1 / len(tasks), dtype=torch.float64)
-        shares = self._numbers("shares", tasks)
-        return shares / shares.sum()
 
     def _gram(self, tasks: tuple[str, ...], start: Tensor) -> Tensor:
         """Averaged Gram matrix of the curvature, in the unit that rho has.
@@ -327,54 +279,22 @@ class CATS(SharedWeights):
         # Without gradients, or if they cancel, there is nothing to bound: curvature 0.
         return gram / unit if unit > _CANCELLED * stacked else torch.zeros_like(gram)
 
-    def _task_weights(self, tasks: tuple[str, ...]) -> Tensor:
-        """Weights of tasks, ``[N]``; exactly 1 where nothing was learned."""
-        stored = self._numbers("alpha", tasks)
-        if self.parametrization == "multiplicative":
-            return stored.exp()
-        if self.parametrization == "lagrangian":
-            return len(stored) * stored
-        p = (stored - stored.max()).exp()
-        return 1 + (1 - self.floor) * (p / p.mean() - 1)
-
-    def _numbers(self, kind: str, tasks: tuple[str, ...]) -> Tensor:
-        return torch.tensor([self._state[kind][task] for task in tasks], dtype=torch.float64)
-
     # -- the update -----------------------------------------------------------------------------
 
-    def _update(self, tasks: tuple[str, ...], alpha: Tensor, gram: Tensor, start: Tensor) -> None:
+    def _update(self, tasks: tuple[str, ...], alpha: Tensor, gram: Tensor) -> None:
         """Descend on alpha and ascend on the multipliers, from their current values."""
-        lr, stored = self.learning_rate, self._numbers("alpha", tasks)
         slope = 2 * self._lambda_c * _times(gram, alpha) + self._loss_slope(tasks)
         excess = float(_times(gram, alpha) @ alpha) - self.rho
-        if self.parametrization == "multiplicative":
-            # A rate that suits losses is far too large for a multiplier of a hundred.
-            step = _at_most(
-                _FACTOR, lr * (slope - alpha @ slope / alpha.sum()) / (1 + self._lambda_c)
-            )
-            stored = raised_to_floors(stored - step, start, (self.floor / start).clamp_max(1))
-        elif self.parametrization == "softmax":
-            s = stored.softmax(0)
-            stored = stored - lr * (1 - self.floor) * s * (slope - s @ slope)
-        else:
-            multipliers = self._numbers("lambda_n", tasks)
-            over = float(alpha.sum()) - 1
-            step = _at_most(
-                _SHARE / len(tasks), lr * (slope + 2 * self._lambda_s * over - multipliers)
-            )
-            stored = nearest_weights(alpha - step, self.floor / len(tasks), *_SUMS)
-            self._lambda_s += lr * over**2
-            multipliers = (multipliers + lr * (self.floor / len(tasks) - alpha)).clamp_min(0)
-            self._state["lambda_n"].update(zip(tasks, multipliers.tolist(), strict=True))
-        self._state["alpha"].update(zip(tasks, stored.tolist(), strict=True))
-        self._lambda_c = min(max(0.0, self._lambda_c + lr * excess), self.lambda_max)
+        self._alphas.move(tasks, alpha, slope, self._lambda_c)
+        new = self._lambda_c + self.learning_rate * excess
+        self._lambda_c = min(max(0.0, new), self.lambda_max)
 
     def _loss_slope(self, tasks: tuple[str, ...]) -> Tensor:
         """Derivative of the loss term by alpha, ``[N]``."""
-        losses = self._numbers("losses", tasks)
+        losses, initial = (self._alphas.numbers(kind, tasks) for kind in ("losses", "initial"))
         if self.loss_term == "none":
             return torch.zeros_like(losses)
-        return losses / self._numbers("initial", tasks) if self.loss_term == "ratio" else losses
+        return losses / initial if self.loss_term == "ratio" else losses
 
     # -- what others see ------------------------------------------------------------------------
 
@@ -383,7 +303,7 @@ class CATS(SharedWeights):
         own = {
             "parametrization": self.parametrization,
             "lambda_c": self._lambda_c,
-            "lambda_s": self._lambda_s,
+            "lambda_s": self._alphas.pull,
             "steps": self._steps,
             "averages": self._averages.state_dict(),
         }
@@ -410,19 +330,10 @@ class CATS(SharedWeights):
         averages.load_state_dict(state["averages"])
         super().load_state_dict(state)
         self._averages = averages
-        self._lambda_c, self._lambda_s = float(state["lambda_c"]), float(state["lambda_s"])
+        self._lambda_c, self._alphas.pull = float(state["lambda_c"]), float(state["lambda_s"])
         self._steps = int(state["steps"])
-        alpha = self._state["alpha"]
-        if self.parametrization == "lagrangian" and alpha:  # earlier versions let all of them be 0
-            kept = torch.tensor(list(alpha.values()), dtype=torch.float64)
-            kept = nearest_weights(kept, self.floor / len(alpha), *_SUMS)
-            alpha.update(zip(alpha, kept.tolist(), strict=True))
-
-
-def _at_most(most: float, step: Tensor) -> Tensor:
-    """A step, shortened so that no entry is larger than ``most``."""
-    largest = float(step.abs().max())
-    return step * (most / largest) if largest > most else step
+        if isinstance(self._alphas, FreeAlphas):
+            self._alphas.bring_into_bounds()
 
 
 def _times(gram: Tensor, alpha: Tensor) -> Tensor:

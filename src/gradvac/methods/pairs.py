@@ -52,10 +52,14 @@ class PairTable:
         return values
 
     def diagonal(self, groups: tuple[str, ...], tasks: tuple[str, ...]) -> Tensor:
-        """Return a copy of the entries of tasks with themselves, ``[groups, K]``; all are known."""
-        g = torch.tensor([self._groups[name] for name in groups])[:, None]
-        t = torch.tensor([self._tasks[name] for name in tasks])
-        return self._room[g, t, t]
+        """Return a copy of the entries of tasks with themselves, ``[groups, K]``."""
+        values = self._room.new_zeros(len(groups), len(tasks))
+        for n, group in enumerate(groups):
+            if group in self._groups:
+                known = [k for k, task in enumerate(tasks) if task in self._tasks]
+                t = torch.tensor([self._tasks[tasks[k]] for k in known], dtype=torch.int64)
+                values[n, known] = self._room[self._groups[group], t, t]
+        return values
 
     def write(self, groups: tuple[str, ...], tasks: tuple[str, ...], values: Tensor) -> None:
         """Store ``values``, ``[groups, K, K]``, under these names."""
