@@ -152,6 +152,8 @@ def test_flaws_are_rates_at_the_border_and_more_tokens(tmp_path):
     assert rate.larger and rate.words == "the rate of own is the largest tried: try larger ones"
     assert not tokens.larger and tokens.words == "own had 4.0 times the tokens: give both as much"
     assert [flaw.larger for flaw in e.gain("x", "base", "own").flaws] == [False, True]
+    (alone,) = e.gain("x", "own", "base", given=("tokens",)).flaws
+    assert alone == rate
 
 
 def test_rates_are_by_row_and_a_row_of_several_models_has_their_mean(tmp_path):
@@ -187,7 +189,7 @@ def test_what_is_not_there_is_said_to_be_not_run(tmp_path):
     text = page(
         "{{summary}}\n{{claims: cats}}\n{{table: cats}}", Evidence(tmp_path, "small"), tmp_path, "."
     )
-    number = sum(not claim.again for claim in claims(Evidence(tmp_path, "small")))
+    number = len({c.text for c in claims(Evidence(tmp_path, "small")) if not c.again})
     assert f"Of {number} claims looked at, 0 hold" in text and f"{number} were not run" in text
     assert "Not there yet: cats-small.json." in text
 

@@ -82,10 +82,21 @@ class Evidence:
                 return dict(zip(tree["costs"][row]["seeds"], r["values"], strict=True))
         raise Absent(f"{name}: {row} {metric} {column}")
 
-    def gain(self, name: str, a: str, b: str, column: str = "avg", metric: str = "nll") -> Figure:
-        """By how much row ``a`` is better than ``b``, seed by seed, and in another metric."""
+    def gain(
+        self,
+        name: str,
+        a: str,
+        b: str,
+        column: str = "avg",
+        metric: str = "nll",
+        given: Sequence[str] = (),
+    ) -> Figure:
+        """By how much row ``a`` is better than ``b``, seed by seed, and in another metric.
+
+        ``given`` names what one row has more of in the papers too: "tokens" or "parameters".
+        """
         figure = seeds(self._gains(name, a, b, column, metric), metric)
-        figure = replace(figure, flaws=self.flaws(name, a, b))
+        figure = replace(figure, flaws=self.flaws(name, a, b, given))
         other = _BESIDE.get(metric)
         try:
             beside = seeds(self._gains(name, a, b, column, other), other) if other else None
@@ -93,7 +104,7 @@ class Evidence:
             return figure
         return replace(figure, beside=beside)
 
-    def flaws(self, name: str, a: str, b: str) -> tuple[Flaw, ...]:
+    def flaws(self, name: str, a: str, b: str, given: Sequence[str] = ()) -> tuple[Flaw, ...]:
         """Why row ``a`` may be better or worse, beside ``b``, than it seems.
 
         A rate at the border of its grid makes a row look worse than it is; more tokens or
@@ -103,7 +114,7 @@ class Evidence:
         had = {
             kind: {row: costs[row][kind] for row in (a, b)}
             for kind in ("tokens", "parameters")
-            if kind in costs[a] and kind in costs[b]
+            if kind in costs[a] and kind in costs[b] and kind not in given
         }
         return flaws_of(self.choices(name), a, b, had)
 

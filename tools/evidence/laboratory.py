@@ -43,9 +43,7 @@ _WEIGHTS = {  # in the paper both are below joint training out of English, and a
         ("MGDA beats joint", "mgda", "joint", "avg"),
     ),
 }
-_SHORT = tuple(
-    row for row in _TABLE1 if row[0][0] != "." and row[0] != "PCGrad by layer beats joint"
-)
+_SHORT = tuple(row for row in _TABLE1 if not row[0].startswith("..."))
 PREFIX = "lab-"
 """Of the names of the laboratory's studies."""
 
@@ -58,23 +56,29 @@ CHOICES = (
     ("beta 1e-2 beats 1e-1", "beta-1e-1", 8),
     ("beta 1e-2 beats 1e-3", "beta-1e-3", 8),
 )
-_T5, _GRADVAC, _WHOLE = (
-    f"lab-table1-from-en:{row}" for row in ("joint", "gradvac-all-layer", "gradvac-whole-model")
+_GRADVAC, _WHOLE = (
+    f"lab-table1-from-en:{row}" for row in ("gradvac-all-layer", "gradvac-whole-model")
 )
+_T5 = ":joint"  # of the study of table 1 with the same seeds, as is GradVac
 _SAMPLING = (
     ("T=5 beats T=1 for low-resource directions", _T5, "t1", "low"),
     ("T=1 beats T=5 for high-resource directions", "t1", _T5, "high"),
-    ("GradVac beats T=5 (high)", _GRADVAC, _T5, "high"),
-    ("GradVac beats T=5 (low)", _GRADVAC, _T5, "low"),
+    ("GradVac beats T=5 (high)", ":gradvac-all-layer", _T5, "high"),
+    ("GradVac beats T=5 (low)", ":gradvac-all-layer", _T5, "low"),
 )
 _SWEPT = ("t1", "t2", _T5, "t100", "weight-4", "weight-16")
 _FRONT = (
-    ("GradVac leaves the front of swept temperatures and weights", _GRADVAC),
+    ("GradVac leaves the front of swept temperatures and weights", ":gradvac-all-layer"),
     ("... at T=1", "gradvac-t1"),
-    ("CATS leaves the front of swept temperatures and weights", "lab-cats:cats"),
+    ("CATS leaves the front of swept temperatures and weights", "cats"),
     ("UniMax leaves the front of swept temperatures and weights", "unimax"),
 )
+_PLACES = (  # a study of sampling, that of its rows of table 1, that of CATS
+    ("lab-sampling", "lab-table1-from-en", "lab-cats:cats"),
+    ("lab-short-sampling", "lab-short-from-en", "cats"),
+)
 
+_RATIO = ("CATS with ratios of losses beats T=1 (low)", "cats-ratio", "t1", "low")
 _UNITS = (
     ("CATS with the units of earlier versions beats T=1 (low)", "cats-share", "t1", "low"),
     ("CATS beats CATS with the units of earlier versions (low)", "cats", "cats-share", "low"),
@@ -91,7 +95,7 @@ _UNITS = (
     ("CATS without its loss term beats CATS with it (low)", "cats-no-loss", "cats", "low"),
     ("CATS without its loss term beats T=1 (low)", "cats-no-loss", "t1", "low"),
     ("T=1 beats CATS without its loss term (high)", "t1", "cats-no-loss", "high"),
-    ("CATS with ratios of losses beats T=1 (low)", "cats-ratio", "t1", "low"),
+    _RATIO,
     ("CATS with validation gradients beats CATS (low)", "cats-validation", "cats", "low"),
     (
         "CATS with validation gradients and without its loss term beats T=1 (low)",
@@ -133,11 +137,18 @@ def _planned(e: Evidence) -> Iterator[Claim]:
     for text, other, table in CHOICES:
         row = (text, _GRADVAC, _WHOLE if other == "gradvac-whole-model" else other, "avg")
         yield from _gains(e, "lab-choices", f"GradVac table {table}", [row])
-    yield from _gains(e, "lab-sampling", "GradVac table 2", _SAMPLING)
-    for text, row in _FRONT:
-        figure = partial(outside, e, "lab-sampling", row, _SWEPT)
-        source, again = "asked by Xin et al. 2022", text.startswith("...")
-        yield Claim("lab-sampling", text, source, figure, again)
+    for study, table1, cats in _PLACES:
+        place = lambda row, table1=table1, cats=cats: (
+            table1 + row if row.startswith(":") else cats if row == "cats" else row
+        )
+        rows = [(text, place(a), place(b), level) for text, a, b, level in _SAMPLING]
+        yield from _gains(e, study, "GradVac table 2", rows)
+        swept = [place(row) for row in _SWEPT]
+        for text, row in _FRONT:
+            figure = partial(outside, e, study, place(row), swept)
+            source, again = "asked by Xin et al. 2022", text.startswith("...")
+            yield Claim(study, text, source, figure, again)
+    yield from _gains(e, "lab-short-sampling", "asked here", [_RATIO])
     for width in (16, 64):
         rows = [
             (f"{text} beats joint (width {width})", f"{own}-{width}", f"joint-{width}", "avg")
@@ -145,6 +156,8 @@ def _planned(e: Evidence) -> Iterator[Claim]:
         ]
         yield from _gains(e, "lab-capacity", "asked here", rows)
     yield activity(e, "lab-edits")
+    poster = [("T=1 beats CATS (high)", "t1", "cats", "high")]
+    yield from _gains(e, "lab-cats", "CATS table 1", poster)
     yield from mechanism(e, "lab-cats", partial(gain, e, "lab-cats"), "lab-curvature")
     pull = lambda run: statistics.fmean(
         math.log(at["high"] / at["low"]) for at in run["pull"].values()

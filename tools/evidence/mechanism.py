@@ -11,6 +11,8 @@ from .claim import Claim
 from .figures import Figure
 from .files import Evidence
 
+_NAMES = {"t1": "T=1", "t5": "T=5"}
+
 
 def mechanism(
     e: Evidence, study: str, gain: Callable[[str, str, str], Figure], curved: str, of: str = ""
@@ -31,12 +33,12 @@ def mechanism(
     agree = lambda run: statistics.fmean(run["high_low_cosine"].values())
     for other in ("t1", "t5"):
         yield add(
-            f"CATS lowers the curvature against {other.upper()}",
+            f"CATS lowers the curvature against {_NAMES[other]}",
             "fig. 5",
             lambda other=other: e.per_seed(curved, other, "cats", late, "curvature"),
         )
         yield add(
-            f"CATS makes high- and low-resource gradients agree more than {other.upper()}",
+            f"CATS makes high- and low-resource gradients agree more than {_NAMES[other]}",
             "fig. 5",
             lambda other=other: e.per_seed(curved, "cats", other, agree, "cosine"),
         )
@@ -48,7 +50,7 @@ def mechanism(
         for other in ("t1", "t5"):
             for level in ("low", "high"):
                 yield add(
-                    text.format(other.upper(), level),
+                    text.format(_NAMES[other], level),
                     source,
                     lambda other=other, level=level, suffix=suffix: gain(
                         f"cats{suffix}", f"{other}{suffix}", level
