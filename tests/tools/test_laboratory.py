@@ -17,7 +17,7 @@ from tools.evidence.numbers import number
 from tools.evidence.page import page
 from tools.evidence.pictures import curve_gains
 from tools.evidence.together import DIFFERS, answers, summary, table
-from tools.evidence.verdicts import ABSENT, FAILS, HOLDS, UNKNOWN, Verdict
+from tools.evidence.verdicts import ABSENT, FAILS, HOLDS, SAME, UNKNOWN, Verdict
 
 HIGH, LOW = "en-de", "en-nl"
 
@@ -195,9 +195,15 @@ def test_the_picture_has_a_row_for_each_but_the_baseline(e):
 def test_a_claim_is_answered_once_over_all_studies():
     said = [("t", "a", HOLDS), ("lab-t", "a", UNKNOWN), ("t", "b", UNKNOWN), ("lab-t", "b", FAILS)]
     said += [("t", "c", HOLDS), ("lab-t", "c", FAILS), ("t", "d", UNKNOWN), ("t", "e", ABSENT)]
+    said += [("t", "f", SAME), ("lab-t", "f", HOLDS), ("lab-u", "f", SAME), ("t", "g", SAME)]
+    said += [("lab-t", "g", "small"), ("lab-u", "g", SAME), ("lab-v", "g", UNKNOWN)]
     figure = Figure(0.0, 2, "nll", 0.1)
     judged = [
-        (Claim(study, text, "x", lambda: figure), figure, Verdict(kind))
+        (
+            Claim(study, text, "x", lambda: figure),
+            figure,
+            Verdict(HOLDS if kind == "small" else kind, small=kind in ("small", SAME)),
+        )
         for study, text, kind in said
     ]
     again = replace(judged[0][0], text="of a", again=True)
@@ -208,9 +214,11 @@ def test_a_claim_is_answered_once_over_all_studies():
         "c": DIFFERS,
         "d": UNKNOWN,
         "e": ABSENT,
+        "f": DIFFERS,  # in one study the difference is not below the bound
+        "g": SAME,
     }
     assert (found["d"].real, found["d"].numbers) == (UNKNOWN, "")
-    assert summary(judged).startswith("Of 5 claims looked at, 1 hold, 1 do not hold, 0 show")
+    assert summary(judged).startswith("Of 7 claims looked at, 1 hold, 1 do not hold, 1 show")
     assert "| c | x | **holds** | **does not hold** |" in table(judged)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .laboratory import PREFIX
 from .numbers import Judged
 from .tables import bars
-from .verdicts import ABSENT, FAILS, HOLDS, SAME, UNKNOWN
+from .verdicts import ABSENT, FAILS, HOLDS, SAME, UNKNOWN, Verdict
 
 DIFFERS = "differs"
 _DECIDED = (HOLDS, FAILS, SAME)
@@ -23,36 +23,45 @@ class Answer:
     source: str
     real: str
     numbers: str
-
-    @property
-    def kind(self) -> str:
-        """What the studies allow to say: decided by one of them, or unless they differ by both."""
-        return together(kind for kind in (self.real, self.numbers) if kind)
+    kind: str
+    """What all studies allow to say: what one of them decided, unless they differ."""
 
 
-def together(kinds: Iterable[str]) -> str:
-    """One verdict of several: the one that was reached, `DIFFERS` if there are two.
+def together(found: Sequence[Verdict]) -> str:
+    """The kind of several verdicts: the one that was reached, `DIFFERS` if there are two.
+
+    A difference below the bound in one study and none beyond it in another do not differ.
 
     Example:
-        >>> together(["holds", "cannot tell"]), together(["holds", "does not hold"])
-        ('holds', 'differs')
+        >>> holds, same = Verdict("holds", small=True), Verdict("no difference beyond", small=True)
+        >>> together([holds, Verdict("cannot tell")]), together([holds, same])
+        ('holds', 'no difference beyond')
+        >>> together([holds, Verdict("does not hold")])
+        'differs'
     """
-    found = list(kinds)
-    decided = {kind for kind in found if kind in _DECIDED}
-    if decided:
-        return decided.pop() if len(decided) == 1 else DIFFERS
-    return UNKNOWN if UNKNOWN in found else ABSENT
+    decided = [verdict for verdict in found if verdict.kind in _DECIDED]
+    kinds = {verdict.kind for verdict in decided}
+    if len(kinds) == 1:
+        return kinds.pop()
+    if SAME in kinds:
+        return SAME if all(verdict.small for verdict in decided) and len(kinds) == 2 else DIFFERS
+    if kinds:
+        return DIFFERS
+    return UNKNOWN if any(verdict.kind == UNKNOWN for verdict in found) else ABSENT
 
 
 def answers(judged: Judged) -> list[Answer]:
     """The claims by their sentence, in the order of the pages; other tests of one are left out."""
-    found: dict[str, tuple[str, list[str], list[str]]] = {}
+    found: dict[str, tuple[str, list[Verdict], list[Verdict]]] = {}
     for claim, _, verdict in judged:
         if not claim.again:
             _, real, numbers = found.setdefault(claim.text, (claim.source, [], []))
-            (numbers if claim.study.startswith(PREFIX) else real).append(verdict.kind)
-    one = lambda kinds: together(kinds) if kinds else ""
-    return [Answer(text, source, one(a), one(b)) for text, (source, a, b) in found.items()]
+            (numbers if claim.study.startswith(PREFIX) else real).append(verdict)
+    one = lambda verdicts: together(verdicts) if verdicts else ""
+    return [
+        Answer(text, source, one(a), one(b), together([*a, *b]))
+        for text, (source, a, b) in found.items()
+    ]
 
 
 def summary(judged: Judged) -> str:
