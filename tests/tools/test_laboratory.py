@@ -197,6 +197,7 @@ def test_a_claim_is_answered_once_over_all_studies():
     said += [("t", "c", HOLDS), ("lab-t", "c", FAILS), ("t", "d", UNKNOWN), ("t", "e", ABSENT)]
     said += [("t", "f", SAME), ("lab-t", "f", HOLDS), ("lab-u", "f", SAME), ("t", "g", SAME)]
     said += [("lab-t", "g", "small"), ("lab-u", "g", SAME), ("lab-v", "g", UNKNOWN)]
+    said += [("t", "h", FAILS), ("lab-t", "h", SAME)]
     figure = Figure(0.0, 2, "nll", 0.1)
     judged = [
         (
@@ -216,9 +217,10 @@ def test_a_claim_is_answered_once_over_all_studies():
         "e": ABSENT,
         "f": DIFFERS,  # in one study the difference is not below the bound
         "g": SAME,
+        "h": FAILS,
     }
     assert (found["d"].real, found["d"].numbers) == (UNKNOWN, "")
-    assert summary(judged).startswith("Of 7 claims looked at, 1 hold, 1 do not hold, 1 show")
+    assert summary(judged).startswith("Of 8 claims looked at, 1 hold, 2 do not hold, 1 show")
     assert "| c | x | **holds** | **does not hold** |" in table(judged)
 
 

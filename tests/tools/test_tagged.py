@@ -7,6 +7,7 @@ import pytest
 
 from tools.evidence.collect import tagged
 from tools.evidence.files import Evidence
+from tools.evidence.tables import languages
 from tools.evidence.tagged import as_comparison
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +43,15 @@ def test_the_numbers_are_those_of_compare(name):
         assert r["kind"] == same["kind"] and r["seeds"] == same["seeds"]
         for key in ("mean", "half_width", "values"):
             assert r[key] == pytest.approx(same[key])
+
+
+def test_the_table_of_languages_is_that_of_compare():
+    """docs/tagging.md has the table that `gradvac compare` printed."""
+    page = (ROOT / "docs" / "tagging.md").read_text(encoding="utf-8")
+    lines = page.split("## Table 3 at this size")[1].split("### F1\n\n")[1].split("\n\n")[0]
+    expected = [line.rsplit("|", 2)[0] for line in lines.splitlines()]  # without the cost
+    ours = languages(Evidence(ROOT / "evidence", "small"), "table3-ner").splitlines()
+    assert [line.rstrip("| ") for line in ours] == [line.rstrip("| ") for line in expected]
 
 
 def test_a_study_of_the_pretrained_encoder_is_read_beside_the_other(tmp_path):

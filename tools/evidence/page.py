@@ -34,9 +34,9 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
 
     A directive is a line ``{{summary}}``, ``{{together}}``, ``{{uncorrected}}``, ``{{bounds}}``,
     ``{{power}}``, ``{{claims: STUDY ...}}``, ``{{picture: NAME}}``, ``{{table: NAME}}``,
-    ``{{rates: NAME}}``, ``{{choices: NAME}}``, ``{{curves: NAME}}``, ``{{pilot: NAME}}`` or
-    ``{{cost: SIZE}}``; within a line, ``{{borders}}`` or one of numbers.py. Pictures are written
-    into ``pictures``, and linked below ``relative``.
+    ``{{languages: NAME}}``, ``{{rates: NAME}}``, ``{{choices: NAME}}``, ``{{curves: NAME}}``,
+    ``{{pilot: NAME}}`` or ``{{cost: SIZE}}``; within a line, ``{{borders}}`` or one of numbers.py.
+    Pictures are written into ``pictures``, and linked below ``relative``.
     """
     found = judged(e)
 
@@ -59,6 +59,8 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
                 return _picture(e, names[0], pictures, relative)
             case "table":
                 return tables.scores(e, names[0])
+            case "languages":
+                return tables.languages(e, names[0])
             case "rates":
                 return tables.rates(e, names[0])
             case "choices":
@@ -87,7 +89,8 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
 
 
 _LINES = (
-    "summary|together|uncorrected|bounds|power|claims|picture|table|rates|choices|curves|pilot|cost"
+    "summary|together|uncorrected|bounds|power|claims|picture|table|languages|rates|choices|curves|"
+    "pilot|cost"
 )
 
 

@@ -58,6 +58,21 @@ def scores(e: Evidence, name: str) -> str:
     return "\n".join(lines)
 
 
+def languages(e: Evidence, name: str) -> str:
+    """F1 by language of every row of a comparison of tagging, the best of each in bold."""
+    tree = e.read(name)
+    columns = [*tree["averages"]["avg"], "avg"]
+    cells = {(r["row"], r["column"]): r for r in tree["records"] if r["metric"] == "f1"}
+    rows = list(tree["costs"])
+    best = {c: max(rows, key=lambda row, c=c: cells[row, c]["mean"]) for c in columns}
+    lines = [bars(["", *columns]), "|---" + "|---:" * len(columns) + "|"]
+    for row in rows:
+        shown = [_cell(cells[row, column], DIGITS["f1"]) for column in columns]
+        pairs = zip(columns, shown, strict=True)
+        lines.append(bars([row, *(f"**{x}**" if best[c] == row else x for c, x in pairs)]))
+    return "\n".join(lines)
+
+
 def _cell(record: dict[str, Any] | None, digits: int) -> str:
     if record is None:
         return ""

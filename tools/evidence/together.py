@@ -30,7 +30,8 @@ class Answer:
 def together(found: Sequence[Verdict]) -> str:
     """The kind of several verdicts: the one that was reached, `DIFFERS` if there are two.
 
-    A difference below the bound in one study and none beyond it in another do not differ.
+    A difference below the bound in one study and none beyond it in another do not differ. Nor do
+    a claim that does not hold and no difference: neither supports it.
 
     Example:
         >>> holds, same = Verdict("holds", small=True), Verdict("no difference beyond", small=True)
@@ -43,8 +44,10 @@ def together(found: Sequence[Verdict]) -> str:
     kinds = {verdict.kind for verdict in decided}
     if len(kinds) == 1:
         return kinds.pop()
-    if SAME in kinds:
-        return SAME if all(verdict.small for verdict in decided) and len(kinds) == 2 else DIFFERS
+    if kinds in ({SAME, HOLDS}, {SAME, FAILS}) and all(verdict.small for verdict in decided):
+        return SAME
+    if kinds == {SAME, FAILS}:
+        return FAILS
     if kinds:
         return DIFFERS
     return UNKNOWN if any(verdict.kind == UNKNOWN for verdict in found) else ABSENT
