@@ -154,3 +154,14 @@ def test_summaries_count_each_claim_once():
     judged = list(zip(asked, found, verdicts(found, ["a"] * 4), strict=True))
     assert summary(judged).startswith("Of 3 claims looked at, 1 hold, 1 do not hold, 0 show")
     assert "Of all 4 rows, 1 of which" in one_by_one(judged)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.05 / 36, 1e-5])
+@pytest.mark.parametrize("n", [3, 6])
+def test_few_seeds_and_many_claims_have_a_smallest_difference_too(n, level):
+    """By simulation: that difference is found in four of five samples."""
+    rng = np.random.default_rng(0)
+    draws = rng.standard_normal((40_000, n)) + own.detectable(1, n, level)
+    t = draws.mean(1) / draws.std(1, ddof=1) * n**0.5
+    found = (2 * stats.t.sf(abs(t), n - 1) <= level).mean()
+    assert found == pytest.approx(0.8, abs=0.01)

@@ -78,6 +78,7 @@ _PLACES = (  # a study of sampling, that of its rows of table 1, that of CATS
     ("lab-short-sampling", "lab-short-from-en", "cats"),
 )
 
+_HELD_OUT = "CATS with validation gradients and without its loss term"
 _RATIO = ("CATS with ratios of losses beats T=1 (low)", "cats-ratio", "t1", "low")
 _UNITS = (
     ("CATS with the units of earlier versions beats T=1 (low)", "cats-share", "t1", "low"),
@@ -97,12 +98,9 @@ _UNITS = (
     ("T=1 beats CATS without its loss term (high)", "t1", "cats-no-loss", "high"),
     _RATIO,
     ("CATS with validation gradients beats CATS (low)", "cats-validation", "cats", "low"),
-    (
-        "CATS with validation gradients and without its loss term beats T=1 (low)",
-        "cats-validation-no-loss",
-        "t1",
-        "low",
-    ),
+    (f"{_HELD_OUT} beats T=1 (low)", "cats-validation-no-loss", "t1", "low"),
+    (f"{_HELD_OUT} beats T=5 (high)", "cats-validation-no-loss", "t5", "high"),
+    (f"T=5 beats {_HELD_OUT} (low)", "t5", "cats-validation-no-loss", "low"),
     (
         "Without its loss term, CATS with validation gradients beats CATS (low)",
         "cats-validation-no-loss",
@@ -169,6 +167,13 @@ def _planned(e: Evidence) -> Iterator[Claim]:
         lambda: e.per_seed("lab-curvature", "t1", None, pull, "pull"),
     )
     yield from _gains(e, "lab-cats", "asked here", _UNITS)
+    swept = [f"lab-table1-from-en{row}" if row == _T5 else row for row in _SWEPT]
+    yield Claim(
+        "lab-cats",
+        f"{_HELD_OUT} leaves the front",
+        "asked here",
+        lambda: outside(e, "lab-sampling", "lab-cats:cats-validation-no-loss", swept),
+    )
     for words, where in (
         ("into English, encoder", ("any-en", "any-en", "encoder")),
         ("out of English, decoder", ("en-any", "en-any", "decoder")),

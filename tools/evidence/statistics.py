@@ -16,7 +16,6 @@ from scipy.stats import t as student_t
 
 LEVEL = 0.05
 POWER = 0.8
-_MOST = 30.0  # standard errors: two pairs, the fewest, need 16
 _normal = NormalDist().inv_cdf
 
 
@@ -69,7 +68,10 @@ def detectable(deviation: float, n: int, level: float = LEVEL) -> float:
     """
     edge = float(student_t.ppf(1 - level / 2, n - 1))
     missed = lambda errors: float(nct.sf(edge, n - 1, errors)) - POWER
-    errors = root_scalar(missed, bracket=(0.1, _MOST)).root
+    most = 2 * edge  # of errors, where it is found nearly always
+    while missed(most) < 0:
+        most *= 2
+    errors = root_scalar(missed, bracket=(0.1, most)).root
     return float(errors) * deviation / math.sqrt(n)
 
 
