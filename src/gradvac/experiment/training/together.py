@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,6 +22,11 @@ from gradvac.errors import RankError, RecipeError
 # Time until a silent rank counts as lost. Chosen here: longer than saving a checkpoint takes.
 # Preparation on rank 0 and searches have no limit: see `Ranks.meet`.
 TIMEOUT = timedelta(minutes=30)
+
+
+# Seconds that threads of gloo have, at the end of the process, to drop the last tensors that they
+# sent. Chosen here: they need microseconds, unless the machine is busy.
+_LAST = 0.1
 
 
 def started_by_torchrun() -> bool:
@@ -46,6 +54,9 @@ def joined(device: str) -> Iterator[Ranks]:
     store = dist.distributed_c10d.PrefixStore(f"gradvac-attempt-{attempt}", store)
     backend = "nccl" if on_gpu else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
+    if not on_gpu:
+        atexit.unregister(_let_go)
+        atexit.register(_let_go)
     ranks = Ranks(dist.distributed_c10d._get_default_group())
     try:
         yield ranks
@@ -61,6 +72,16 @@ def joined(device: str) -> Iterator[Ranks]:
             dist.distributed_c10d._abort_process_group()
         else:
             dist.destroy_process_group()
+
+
+def _let_go() -> None:
+    """Wait for the threads of gloo, those of groups that are garbage and the others.
+
+    One that drops a tensor of Python while the interpreter ends aborts the process, whose work is
+    done: "terminate called without an active exception" (pytorch/pytorch#179291).
+    """
+    gc.collect()  # the end of a group waits for its threads
+    time.sleep(_LAST)
 
 
 def _take_gpu(device: str) -> None:

@@ -20,6 +20,7 @@ from gradvac.engine.ranks.heartbeats import gone
 # another rank without one, five minutes: a call may block Python for minutes. Then this process has
 # half a minute to end by itself before it is killed.
 EVERY, LOOKS, GRACE = 5.0, 60, 30.0
+JOIN = 5.0  # seconds to wait for the thread at the end: the store may be gone and not answer
 
 
 @contextmanager
@@ -35,6 +36,8 @@ def lookout(ranks: Ranks) -> Iterator[None]:
         yield
     finally:
         over.set()
+        # A thread that comes back from the store while the interpreter ends aborts the process.
+        thread.join(JOIN)
         ranks.signs.end()
 
 
