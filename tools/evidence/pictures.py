@@ -272,8 +272,5 @@ PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
     "lab-table1-from-en": curve_gains("lab-table1-from-en", "Table 1 in number words"),
     "lab-curves": learning,
     "table3-ner": differences("table3-ner", "joint", "Named entities"),
-    "table3-ner-real": differences(
-        "table3-ner-real", "joint", "Named entities, a pretrained encoder"
-    ),
     "table9-pos": differences("table9-pos", "joint", "Parts of speech"),
 }
