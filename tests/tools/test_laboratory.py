@@ -220,6 +220,11 @@ def test_a_claim_is_answered_once_over_all_studies():
         "h": FAILS,
     }
     assert (found["d"].real, found["d"].numbers) == (UNKNOWN, "")
+    papers = [
+        (replace(c, source="GradVac 2.2" if c.text in "bd" else "asked"), *r) for c, *r in judged
+    ]
+    end = "2 are of the two papers themselves, and of these 1 cannot be told and 0 were not run."
+    assert summary(papers).endswith(end)
     assert summary(judged).startswith("Of 8 claims looked at, 1 hold, 2 do not hold, 1 show")
     assert "| c | x | **holds** | **does not hold** |" in table(judged)
 

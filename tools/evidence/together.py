@@ -12,6 +12,7 @@ from .tables import bars
 from .verdicts import ABSENT, FAILS, HOLDS, SAME, UNKNOWN, Verdict
 
 DIFFERS = "differs"
+_PAPERS = ("GradVac ", "CATS ")  # others were asked by Xin et al. 2022, or here
 _DECIDED = (HOLDS, FAILS, SAME)
 
 
@@ -79,7 +80,12 @@ def summary(judged: Judged) -> str:
         UNKNOWN: "cannot be told at this size",
     }
     said = ", ".join(f"{counts[kind]} {text}" for kind, text in words.items())
-    return f"Of {len(all_of)} claims looked at, {said}; {counts[ABSENT]} were not run."
+    own = [answer.kind for answer in all_of if answer.source.startswith(_PAPERS)]
+    return (
+        f"Of {len(all_of)} claims looked at, {said}; {counts[ABSENT]} were not run. "
+        f"{len(own)} are of the two papers themselves, and of these {own.count(UNKNOWN)} cannot be "
+        f"told and {own.count(ABSENT)} were not run."
+    )
 
 
 def table(judged: Judged) -> str:
