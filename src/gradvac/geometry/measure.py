@@ -53,7 +53,8 @@ def measure(
         hold: numbers of gradients held at a time. If K tasks and P parameters need more,
             K P > hold, they are measured in several passes over the losses, some parameters in
             each; one parameter is never split.
-        ranks: divide the tasks among ranks, which all call this; all get the same frame.
+        ranks: divide the tasks among ranks, which all call this; all get the same frame. Without it
+            each of several ranks measures all tasks, and gets the frame of its and their mean loss.
 
     Raises:
         GradientError: if a task has no loss or, in a pass, no gradient; or one is not finite.
@@ -71,6 +72,8 @@ def measure(
     own = {n: g.name for g in parameter_groups(model, grouping(granularity)) for n in g.names}
     found = []
     own_tasks = list(losses)[ranks.rank :: ranks.size] if ranks else list(losses)
+    everyone = None if ranks else Ranks.of(None)  # the engine adds up what all of them give
+    copies = everyone.size if everyone else 1
     with undisturbed(model):
         for block in blocks(model, len(losses), hold):
             engine = PerTaskEngine(block, Joint(), lambda name: name, process_group=ranks)
@@ -78,7 +81,7 @@ def measure(
                 parts = losses[task]
                 seen = 0
                 for part in parts():
-                    engine.accumulate(task, part)
+                    engine.accumulate(task, part / copies)
                     seen += 1
                 if not seen:
                     raise GradientError(f"task {task!r} has no sentences to take a gradient on")
