@@ -127,6 +127,11 @@ def _gains(
         yield Claim(study, text + words, source, figure, again=text.startswith("..."))
 
 
+def _placed(row: str, table1: str, cats: str) -> str:
+    """A row of `_SAMPLING`, `_SWEPT` or `_FRONT` with the study that it is in, if another."""
+    return table1 + row if row.startswith(":") else cats if row == "cats" else row
+
+
 def _planned(e: Evidence) -> Iterator[Claim]:
     for side, words in (("from-en", "out of English"), ("to-en", "into English")):
         for study, rows in (("table1", _TABLE1), ("short", _SHORT)):
@@ -136,9 +141,7 @@ def _planned(e: Evidence) -> Iterator[Claim]:
         row = (text, _GRADVAC, _WHOLE if other == "gradvac-whole-model" else other, "avg")
         yield from _gains(e, "lab-choices", f"GradVac table {table}", [row])
     for study, table1, cats in _PLACES:
-        place = lambda row, table1=table1, cats=cats: (
-            table1 + row if row.startswith(":") else cats if row == "cats" else row
-        )
+        place = partial(_placed, table1=table1, cats=cats)
         rows = [(text, place(a), place(b), level) for text, a, b, level in _SAMPLING]
         yield from _gains(e, study, "GradVac table 2", rows)
         swept = [place(row) for row in _SWEPT]
@@ -167,7 +170,7 @@ def _planned(e: Evidence) -> Iterator[Claim]:
         lambda: e.per_seed("lab-curvature", "t1", None, pull, "pull"),
     )
     yield from _gains(e, "lab-cats", "asked here", _UNITS)
-    swept = [f"lab-table1-from-en{row}" if row == _T5 else row for row in _SWEPT]
+    swept = [_placed(row, *_PLACES[0][1:]) for row in _SWEPT]
     yield Claim(
         "lab-cats",
         f"{_HELD_OUT} leaves the front",

@@ -66,8 +66,10 @@ class Updates:
                 "clock; use method.engine: single_pass or per_task"
             )
         self.method = build_method(section, dict(job.levels), self.recipe.seed)
+        cats = self.method if isinstance(self.method, CATS) else None
+        self._shown = cats if cats and cats.gradients == "validation" else None
         missing = [task for task in job.tasks if task not in job.prepared.valid]
-        if isinstance(self.method, CATS) and self.method.gradients == "validation" and missing:
+        if self._shown and missing:
             raise RecipeError(
                 "method.options.gradients: validation learns from validation gradients, and "
                 f"data.valid has no text of {', '.join(missing)}"
@@ -124,10 +126,9 @@ class Updates:
 
     def _show_validation(self) -> None:
         """Give CATS the gradients of validation text, if it learns from them in this step."""
-        method = self.method
-        if isinstance(method, CATS) and method.gradients == "validation" and method.due:
+        if self._shown and self._shown.due:
             try:
-                method.observe(self.job.held_out(self.step))
+                self._shown.observe(self.job.held_out(self.step))
             except NotFiniteError as e:
                 raise GradientError(f"validation text, before the step: {e}") from e
 
