@@ -130,6 +130,14 @@ def label_losses(
     return loss, nll.detach(), batch.rows
 
 
+def cells_at_once(device: torch.device) -> int:
+    """Padded subwords per batch of a forward pass; affects only speed.
+
+    A CPU is twice as fast with few: what a layer gives then stays in its cache.
+    """
+    return 512 if device.type == "cpu" else 8192
+
+
 @torch.no_grad()
 def predict(model: Any, batch: TokenBatch) -> list[list[int]]:
     """The most likely label of every first subword, one list per sentence."""

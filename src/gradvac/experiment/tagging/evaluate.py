@@ -21,13 +21,12 @@ from gradvac.experiment.run.keep_scores import keep_scores
 from gradvac.experiment.tagging.prepare import SHAPE, open_tagging, test_sentences
 from gradvac.experiment.training.build import device_of
 from gradvac.tables import Table
-from gradvac.tagging.encoder import empty_tagger, labels_of, predict
+from gradvac.tagging.encoder import cells_at_once, empty_tagger, labels_of, predict
 from gradvac.tagging.encoding import counted_by_sentence, encode_tagged, token_batch
 from gradvac.tagging.readers import Tagged
 from gradvac.tagging.scores import TaggingScore, score
 from gradvac.text.languages import family_order
 
-TOKENS = 8192  # padded cells per batch; affects only speed
 ACROSS = 12  # maximum number of languages as columns of a table
 NUMBERS = ("f1", "accuracy", "macro_f1", "weighted_f1")
 
@@ -102,7 +101,7 @@ def tag_words(
     side, owner = encode_tagged(tagged, tokenizer, labels, max_tokens)
     task = counted_by_sentence(side)
     pieces: list[list[int]] = [[] for _ in owner]
-    for drawn in in_order({"": task}, ("",), 0, TOKENS):
+    for drawn in in_order({"": task}, ("",), 0, cells_at_once(device)):
         batch = token_batch(drawn, len(labels), tokenizer.pad_token_id or 0).to(device)
         for place, row in zip(batch.sentence.tolist(), predict(model, batch), strict=True):
             pieces[place] = row

@@ -15,6 +15,7 @@ from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.training.job import Job, Prepared
 from gradvac.experiment.training.metrics import averages
 from gradvac.tagging.encoder import (
+    cells_at_once,
     empty_tagger,
     fingerprint,
     label_losses,
@@ -23,8 +24,6 @@ from gradvac.tagging.encoder import (
 )
 from gradvac.tagging.encoding import IGNORED, TokenBatch, token_batch
 from gradvac.tagging.scores import entity_counts, entity_f1
-
-VALIDATION_TOKENS = 8192  # padded cells per validation batch; affects only speed
 
 
 class TaggingJob(Job[TokenBatch]):
@@ -96,7 +95,7 @@ class TaggingJob(Job[TokenBatch]):
 
     def _in_order(self, index: int) -> Iterator[TokenBatch]:
         valid = self.prepared.valid
-        for drawn in in_order(valid, tuple(valid), index, VALIDATION_TOKENS):
+        for drawn in in_order(valid, tuple(valid), index, cells_at_once(self.device)):
             yield self._meant(drawn).to(self.device)
 
     def _meant(self, drawn: Batch) -> TokenBatch:
