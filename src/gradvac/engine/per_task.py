@@ -107,9 +107,15 @@ class PerTask(Strategy):
         for buffer in self._buffers:
             buffer.add(row, [next(remaining) for _ in buffer.group.parameters])
 
+    def reserve(self, n_tasks: int) -> None:
+        """Make room for the gradients of so many tasks; see :meth:`PerTaskEngine.reserve`."""
+        for buffer in self._buffers:
+            buffer.reserve(n_tasks)
+
     def accumulate_all(self, losses: Mapping[str, Tensor]) -> None:
         """Add the gradients of several losses, which may share a graph."""
         setup, count = self.setup, len(losses)
+        self.reserve(len({*self.step.names, *losses}))
         if setup.shards is not None and setup.ranks is not None:
             count = agree_on_passes(setup.ranks, count).number
         for n, (task, loss) in enumerate(losses.items(), start=1):
@@ -246,6 +252,14 @@ class PerTaskEngine(TaskEngine):
         )
         super().__init__(Setup(model, method, options))
         self._per_task = PerTask(self._setup)
+
+    def reserve(self, n_tasks: int) -> None:
+        """Allocate the gradients of so many tasks at once, when the first one comes.
+
+        Otherwise each new task of the first step copies the gradients of those before it, and both
+        copies are held for a moment. `accumulate_all` does it by itself.
+        """
+        self._per_task.reserve(n_tasks)
 
     def accumulate(self, task: str, loss: Tensor, retain_graph: bool = False) -> None:
         """Add the gradient of a loss to the gradient of a task of the current step.

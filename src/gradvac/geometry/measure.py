@@ -77,6 +77,7 @@ def measure(
     with undisturbed(model):
         for block in blocks(model, len(losses), hold):
             engine = PerTaskEngine(block, Joint(), lambda name: name, process_group=ranks)
+            engine.reserve(len(own_tasks))
             for task in own_tasks:
                 parts = losses[task]
                 seen = 0

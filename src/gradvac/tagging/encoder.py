@@ -131,7 +131,7 @@ def label_losses(
 
 
 def cells_at_once(device: torch.device) -> int:
-    """Padded subwords per batch of a forward pass; affects only speed.
+    """Padded subwords per batch outside training; affects only speed and memory.
 
     A CPU is twice as fast with few: what a layer gives then stays in its cache.
     """

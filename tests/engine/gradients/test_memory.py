@@ -5,12 +5,14 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradvac.engine import Engine, SinglePassEngine
+from gradvac.engine import Engine, PerTaskEngine, SinglePassEngine
 from gradvac.engine.gradients.on_demand import Lookup, OnDemand, Product
 from gradvac.engine.samples.owners import Owners
 from gradvac.errors import GradientError
-from gradvac.methods import GradVac, PCGrad, StaticWeights
+from gradvac.geometry.measure import measure
+from gradvac.methods import GradVac, Joint, PCGrad, StaticWeights
 from tests.engine.partition import largest_error
 from tests.engine.test_single_pass import TASKS, batch, losses_of, translator
 from tests.turns import by_turns
@@ -151,3 +153,58 @@ def test_held_gradients_are_the_products_of_each_task(transposed):
     wanted[2, 1] += rows[1]
     wanted[2, 3] += rows[2]
     torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-14)
+
+
+class Copied(TorchDispatchMode):
+    """Counts the numbers that concatenations write."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.cat:
+            self.numbers += found.numel()
+        return found
+
+
+def per_task(reserved, weight):
+    engine = PerTaskEngine([("w", weight)], Joint())
+    if reserved:
+        engine.reserve(reserved)
+    for n, task in enumerate("abcde"):
+        engine.accumulate(task, (n + 1) * weight.sum())
+    return engine.combine()
+
+
+@pytest.mark.parametrize(
+    ("reserved", "rows"),
+    [(0, 2 + 3 + 4 + 5), (3, 4 + 5), (5, 0), (9, 0)],  # each new row copies those before it
+)
+def test_reserved_task_gradients_are_not_copied_for_each_new_task(reserved, rows):
+    weight = nn.Parameter(torch.ones(1000))
+    with Copied() as copied:
+        report = per_task(reserved, weight)
+    assert copied.numbers // 1000 == rows
+    assert report.gram[0, 1].tolist() == [2000.0 * n for n in (1, 2, 3, 4, 5)]
+    assert weight.grad.tolist() == [15.0] * 1000
+
+
+def test_all_losses_of_a_step_reserve_room_together():
+    weight = nn.Parameter(torch.ones(1000))
+    engine = PerTaskEngine([("w", weight)], Joint())
+    with Copied() as copied:
+        engine.accumulate("a", weight.sum())
+        engine.accumulate_all({task: weight.sum() for task in "bcde"})
+    assert copied.numbers // 1000 == 5  # once, when the first row moves
+    engine.combine()
+
+
+def test_a_measurement_copies_no_gradient():
+    model = nn.Linear(1000, 1, bias=False)
+    rows = torch.randn(7, 1000)
+    with Copied() as copied:
+        frame = measure(model, {str(n): lambda x=x: [model(x).sum()] for n, x in enumerate(rows)})
+    assert copied.numbers < 1000
+    torch.testing.assert_close(
+        torch.tensor(frame.gram[0]), rows.double() @ rows.double().T, rtol=1e-6, atol=1e-4
+    )

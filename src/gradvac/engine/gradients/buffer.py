@@ -18,10 +18,18 @@ class GroupBuffer:
         self.group = group
         self._sizes = [p.numel() for p in group.parameters]
         self._matrix = torch.empty(0, 0)  # allocated by the first row, on the model's device then
+        self._reserved = 0
         self._filled = 0  # rows that hold gradients of this step
         self._used = [False] * len(self._sizes)
 
-    def _new_row(self) -> Tensor:
+    def reserve(self, rows: int) -> None:
+        """Allocate so many rows at once, when the next new one comes.
+
+        Without it each new row copies all earlier ones, and both copies are held for a moment.
+        """
+        self._reserved = max(self._reserved, rows)
+
+    def _new_rows(self, rows: int) -> Tensor:
         parameters = self.group.parameters
         if any(p.device != parameters[0].device for p in parameters):
             raise GradientError(
@@ -29,12 +37,13 @@ class GroupBuffer:
                 "granularity"
             )
         dtype = at_least_float32(*(p.dtype for p in parameters))
-        return torch.empty(1, sum(self._sizes), dtype=dtype, device=parameters[0].device)
+        return torch.empty(rows, sum(self._sizes), dtype=dtype, device=parameters[0].device)
 
     def add(self, row: int, gradients: list[Tensor | None]) -> None:
         """Add gradients, one per parameter and None for zero, to a row."""
         if row == len(self._matrix):
-            self._matrix = torch.cat([self._matrix, self._new_row()]) if row else self._new_row()
+            new = self._new_rows(max(1, self._reserved - row))
+            self._matrix = torch.cat([self._matrix, new]) if row else new
         fresh = row == self._filled
         self._filled = max(self._filled, row + 1)
         pieces = self._matrix[row].split(self._sizes)

@@ -25,7 +25,6 @@ from gradvac.experiment.tagging.recipe import TaggingRecipe
 from gradvac.experiment.training.build import device_of
 from gradvac.experiment.training.job import Prepared
 from gradvac.experiment.training.measuring import (
-    TOKENS,
     AlignedSet,
     Shares,
     first_of,
@@ -35,7 +34,7 @@ from gradvac.experiment.training.measuring import (
     steps_of,
 )
 from gradvac.geometry.measure import HOLD, Losses
-from gradvac.tagging.encoder import empty_tagger, label_losses, labels_of
+from gradvac.tagging.encoder import cells_at_once, empty_tagger, label_losses, labels_of
 from gradvac.tagging.encoding import counted_by_sentence, token_batch
 from gradvac.terminal import Terminal
 from gradvac.text.scripts import script
@@ -116,7 +115,7 @@ def _losses(model: Any, shares: Shares, labels: int, padding: int, smoothing: fl
 
     def parts() -> Iterator[Tensor]:
         device = next(model.parameters()).device
-        for drawn in in_order({"": data}, ("",), 0, TOKENS):
+        for drawn in in_order({"": data}, ("",), 0, cells_at_once(device)):
             batch = token_batch(drawn, labels, padding).to(device)
             loss, _, rows = label_losses(model, batch, smoothing)
             yield (loss * scale.to(device)[batch.sentence[rows]]).sum()
