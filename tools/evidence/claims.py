@@ -28,6 +28,7 @@ def claims(e: Evidence) -> Iterator[Claim]:
     yield from _imbalance(e)
     yield from mechanism(e, "cats", partial(e.gain, "cats"), "curvature", of=RECONSTRUCTION)
     yield from _tagging(e)
+    yield from _encoder_geometry(e)
     yield from laboratory(e)
 
 
@@ -181,3 +182,13 @@ def _tagging(e: Evidence) -> Iterator[Claim]:
                 text = f"{label[first]} {verb} {label[second]} ({words})"
                 figure = partial(e.gain, study, a, b, "avg", "f1")
                 yield Claim(study, text, f"{GRADVAC} table {table}", figure, again)
+
+
+def _encoder_geometry(e: Evidence) -> Iterator[Claim]:
+    study, given = "parallel-pos-real", "same family, given same script and similar data size"
+    for words, question in (
+        ("Gradients of a pretrained encoder cluster by family (POS)", "same family"),
+        ("... also given script and data size (POS)", given),
+    ):
+        figure = partial(e.mantel, "joint", "languages", "encoder", question, study)
+        yield Claim(study, words, "asked here", figure, words.startswith("..."))

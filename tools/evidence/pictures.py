@@ -18,18 +18,21 @@ from .figures import Figure as Finding
 from .files import Evidence
 
 
-def heat_maps(e: Evidence) -> tuple[Figure, str]:
-    """Mean cosines over steps and seeds: encoder into English, decoder out of English."""
-    found = []
-    for side, part, words in (
-        ("any-en", "encoder", "encoder, into English"),
-        ("en-any", "decoder", "decoder, out of English"),
-    ):
-        runs = [run["sides"][side] for run in e.runs("geometry", side)]
-        values = np.mean([run["matrices"][part] for run in runs], 0)
-        labels = [task.replace("en-", "").replace("-en", "") for task in runs[0]["tasks"]]
-        found.append(Matrix(values, labels, runs[0]["families"], f"{words}, {len(runs)} seeds"))
-    return heatmaps(found), "Mean cosines of gradients on the same sentences, by family"
+def heat_maps(
+    name: str, *panels: tuple[str, str, str, str]
+) -> Callable[[Evidence], tuple[Figure, str]]:
+    """Mean cosines over steps and seeds; a panel has a variant, a side, a part and words for it."""
+
+    def draw(e: Evidence) -> tuple[Figure, str]:
+        found = []
+        for variant, side, part, words in panels:
+            runs = [run["sides"][side] for run in e.runs(name, variant)]
+            values = np.mean([run["matrices"][part] for run in runs], 0)
+            labels = [task.replace("en-", "").replace("-en", "") for task in runs[0]["tasks"]]
+            found.append(Matrix(values, labels, runs[0]["families"], f"{words}, {len(runs)} seeds"))
+        return heatmaps(found), "Mean cosines of gradients on the same sentences, by family"
+
+    return draw
 
 
 def layers(e: Evidence) -> tuple[Figure, str]:
@@ -80,17 +83,22 @@ def partners(score: str, words: str) -> Callable[[Evidence], tuple[Figure, str]]
 
 
 def differences(
-    name: str, baseline: str, words: str, against: Mapping[str, str] | None = None
+    name: str,
+    baseline: str,
+    words: str,
+    against: Mapping[str, str] | None = None,
+    far: str | None = None,
 ) -> Callable[[Evidence], tuple[Figure, str]]:
-    """NLL of every row less the baseline's: 95 % intervals over seeds.
+    """NLL or F1 of every row less the baseline's: 95 % intervals over seeds.
 
-    ``against`` has the rows to show, each with its own baseline.
+    ``against`` has the rows to show, each with its own baseline. The row ``far`` is given in the
+    caption: beside it the others could not be told from zero.
     """
 
     def draw(e: Evidence) -> tuple[Figure, str]:
         tree = e.read(name)
         pairs = against or {row: baseline for row in tree["costs"] if row != baseline}
-        rows = list(pairs)
+        rows = [row for row in pairs if row != far]
         averages = tree["averages"]
         levels = [g for g in ("high", "low") if averages.get(g, averages["avg"]) != averages["avg"]]
         groups = ["avg", *levels]
@@ -101,7 +109,11 @@ def differences(
         }
         unit = "F1 above" if metric == "f1" else "NLL below"
         xlabel = f"{unit} {baseline} (right is better)"
-        return _intervals(rows, found, metric, xlabel), f"{words}: {_INTERVALS}"
+        caption = f"{words}: {_INTERVALS}"
+        if far:
+            there = e.gain(name, far, pairs[far], "avg", metric)
+            caption += f". Not drawn: {far}, {there.value:+.1f} ± {there.half:.1f}"
+        return _intervals(rows, found, metric, xlabel), caption
 
     return draw
 
@@ -247,7 +259,11 @@ OWN_CHOICES = (
 SETTINGS = ("", "-large-batch", "-large-model")  # of the rows of CATS
 
 PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
-    "geometry": heat_maps,
+    "geometry": heat_maps(
+        "geometry",
+        ("any-en", "any-en", "encoder", "encoder, into English"),
+        ("en-any", "en-any", "decoder", "decoder, out of English"),
+    ),
     "layers": layers,
     "steps": steps,
     "partners": partners("nll", "NLL"),
@@ -271,6 +287,11 @@ PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
     ),
     "lab-table1-from-en": curve_gains("lab-table1-from-en", "Table 1 in number words"),
     "lab-curves": learning,
-    "table3-ner": differences("table3-ner", "joint", "Named entities"),
+    "table3-ner-real": differences("table3-ner-real", "joint", "Named entities", far="mgda"),
+    "parallel-pos": heat_maps(
+        "parallel-pos-real",
+        ("joint", "languages", "encoder", "pretrained encoder, parts of speech"),
+    ),
+    "table3-ner": differences("table3-ner", "joint", "Named entities", far="mgda"),
     "table9-pos": differences("table9-pos", "joint", "Parts of speech"),
 }
