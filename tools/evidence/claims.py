@@ -192,3 +192,15 @@ def _encoder_geometry(e: Evidence) -> Iterator[Claim]:
     ):
         figure = partial(e.mantel, "joint", "languages", "encoder", question, study)
         yield Claim(study, words, "asked here", figure, words.startswith("..."))
+
+    def rise(run: dict[str, Any]) -> float:
+        layers = run["sides"]["languages"]["layers"]
+        own = [layers[name] for name in layers if "layer." in name]
+        return own[-1] - own[0]
+
+    yield Claim(
+        study,
+        "They agree more in the top layer than in the bottom one (pretrained encoder, POS)",
+        "asked here",
+        lambda: e.per_seed(study, "joint", None, rise, "cosine"),
+    )
