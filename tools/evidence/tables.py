@@ -102,13 +102,8 @@ def choices(e: Evidence, name: str) -> str:
         rows = set(e.rows(name))
     except Absent:
         rows = set(found)
-    counts: dict[int, list[str]] = {}
-    for row, choice in sorted(found.items(), key=lambda item: item[1].seeds):
-        counts.setdefault(choice.seeds, []).append(row)
-    of = {n: f" ({', '.join(own)})" if len(counts) > 1 else "" for n, own in counts.items()}
-    said = [
-        f"Chosen on {' or '.join(f'{n}{of[n]}' for n in counts)} seed{'s' * (set(counts) != {1})}"
-    ]
+    count = sorted({choice.seeds for choice in found.values()})
+    said = [f"Chosen on {' or '.join(map(str, count))} seed{'s' * (count != [1])}"]
     ends = [f"{row} (the {c.border}, {c.rate:g})" for row, c in found.items() if c.border]
     said.append(f"at the border of the grid: {', '.join(ends) or 'none'}")
     bound = MEASURES["f1" if e.rate_metric(name) == "error" else "nll"].bound

@@ -34,7 +34,6 @@ from gradvac.geometry.record import GramRecord
 from gradvac.reading import read_json, read_lines
 from gradvac.writing import write_json
 
-TOKENS = 4096  # padded cells per batch; affects only speed and memory
 Shares = Sequence[tuple[EncodedTask, float]]
 """Sentences of tasks, and the factor of the mean loss of each."""
 TOTAL = "sum"
