@@ -17,6 +17,7 @@ from tools.corpus.__main__ import (
     NearDuplicates,
     choose_evaluation,
     clean_pairs,
+    earlier_evaluation,
     gather,
     hash_of,
     shipped_rows,
@@ -288,13 +289,35 @@ def test_nothing_held_out_leaks_into_training() -> None:
         "Add a table here": {"de": "tabelle einfügen"},
         "Something else again": {"de": "Anders"},
     }
-    kept, dropped = training_rows(rows, [held])
+    kept, dropped = training_rows(rows, {held: rows[held]})
     assert kept == {"Put a table there": {"fr": "Mettre"}, "Something else again": {"de": "Anders"}}
     assert dropped == {
         "English key held out (rows)": 2,
         "English near-duplicate of a held-out string (rows)": 1,
         "translation's key held out (pairs)": 2,
     }
+
+
+def test_evaluation_text_of_an_earlier_build_stays_out_of_training(tmp_path: Path) -> None:
+    """Newer packages may have lost a held-out string, or translate it otherwise."""
+    valid = {"Insert the table into the page": {"de": "Tabelle einfügen"}}  # not in French
+    test = {"Move the picture to the front": {"de": "Bild vor", "fr": "Devant"}}
+    for name, part in (("valid", valid), ("test", test)):
+        packed = lzma.compress(tsv(part, part, ["de", "fr"]).encode())
+        (tmp_path / f"{name}.tsv.xz").write_bytes(packed)
+    assert earlier_evaluation(tmp_path) == (valid, test)
+    rows = {
+        "Insert the table into the page": {"de": "Die Tabelle hinein"},
+        "Put the picture first": {"de": "Bild vor!", "fr": "En tête"},
+    }
+    kept, _ = training_rows(rows, valid | test)
+    assert kept == {"Put the picture first": {"fr": "En tête"}}
+
+
+def test_short_strings_are_kept_if_asked_for() -> None:
+    packages = {"libreoffice-l10n-de": package({"Open": "Öffnen", "Open the file": "Datei öffnen"})}
+    assert list(gather([GERMAN], packages)[0]) == ["Open the file"]
+    assert list(gather([GERMAN], packages, min_words=1)[0]) == ["Open", "Open the file"]
 
 
 def test_poor_languages_keep_all_their_rows() -> None:

@@ -7,6 +7,11 @@ Run as root or any user for whom `apt-get download` works, after `apt-get update
 `FULL/{train,valid,test}.tsv` receive every surviving string, `--shipped` a subset of the training
 rows and the same validation and test rows, compressed, and SOURCES.tsv. Printed: the tables of the
 shipped README. Same packages, same bytes.
+
+Newer packages move strings between training, validation and test text. For a model that is to be
+scored on the shipped test text, keep that text, whatever the packages:
+
+    python -m tools.corpus --cache CACHE --full FULL --evaluation src/gradvac/assets/corpus
 """
 
 import argparse
@@ -17,7 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from gradvac.text.messages import clean, rejection, sentence_pairs
+from gradvac.text.messages import MIN_WORDS, clean, rejection, sentence_pairs
 from gradvac.text.scripts import words
 
 from .sources import ENGLISH_PACKAGE, LANGUAGES, Language, fetch, project_of
@@ -71,7 +76,7 @@ class NearDuplicates:
 
 
 def gather(
-    languages: Iterable[Language], packages: Mapping[str, Mapping]
+    languages: Iterable[Language], packages: Mapping[str, Mapping], min_words: int = MIN_WORDS
 ) -> tuple[Rows, dict[str, Counter]]:
     """Clean pairs of all languages, one translation per English string, and what was dropped.
 
@@ -85,7 +90,7 @@ def gather(
             if package not in packages:
                 continue
             for english, translation in clean_pairs(package, packages):
-                why = rejection(english, translation, language.code)
+                why = rejection(english, translation, language.code, min_words)
                 if why is None and language.code in rows.get(english, ()):
                     why = "English string seen before"
                 if why is None:
@@ -132,14 +137,26 @@ def choose_evaluation(rows: Rows, codes: list[str], wanted: int) -> tuple[list[s
     return chosen[0::2], chosen[1::2]
 
 
-def training_rows(rows: Rows, held_out: list[str]) -> tuple[Rows, Counter]:
+def earlier_evaluation(folder: Path) -> tuple[Rows, Rows]:
+    """The validation and the test rows of an earlier build, from its `.tsv.xz`."""
+    parts: list[Rows] = []
+    for part in ("valid", "test"):
+        text = lzma.decompress((folder / f"{part}.tsv.xz").read_bytes()).decode()
+        header, *lines = (line.split("\t") for line in text.rstrip("\n").split("\n"))
+        rows = [dict(zip(header, line, strict=True)) for line in lines]
+        parts.append({row.pop("en"): {code: t for code, t in row.items() if t} for row in rows})
+    valid, test = parts
+    return valid, test
+
+
+def training_rows(rows: Rows, held_out: Rows) -> tuple[Rows, Counter]:
     """All rows that leak nothing of the held-out ones, and how many each rule dropped."""
     near = NearDuplicates()
     keys: dict[str, set[str]] = defaultdict(set)
-    for english in held_out:
+    for english, cells in held_out.items():
         near.add(english)
         keys["en"].add(split_key(english))
-        for code, translation in rows[english].items():
+        for code, translation in cells.items():
             keys[code].add(split_key(translation))
     kept: Rows = {}
     dropped: Counter = Counter()
@@ -232,22 +249,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache", type=Path, required=True, help="downloads; may be reused")
     parser.add_argument("--full", type=Path, required=True, help="folder for all rows, as .tsv")
-    parser.add_argument("--shipped", type=Path, required=True, help="folder for the .tsv.xz")
+    parser.add_argument("--shipped", type=Path, help="folder for the .tsv.xz; default: none")
     parser.add_argument("--held-out", type=int, default=350, help="rows of valid and test each")
+    parser.add_argument(
+        "--evaluation", type=Path, help="an earlier --shipped, whose valid and test rows are kept"
+    )
+    parser.add_argument(
+        "--min-words", type=int, default=MIN_WORDS, help="fewest English words of a pair"
+    )
     parser.add_argument("--share", type=float, default=SHIPPED_SHARE, help="of the rich rows")
     options = parser.parse_args()
 
     codes = [language.code for language in LANGUAGES]
     packages = fetch(list(LANGUAGES), options.cache)
-    rows, drops = gather(LANGUAGES, packages)
-    valid, test = choose_evaluation(rows, codes, options.held_out)
-    train, leaks = training_rows(rows, [*valid, *test])
-    tables = {"valid": tsv(rows, valid, codes), "test": tsv(rows, test, codes)}
+    rows, drops = gather(LANGUAGES, packages, options.min_words)
+    if options.evaluation:
+        valid, test = earlier_evaluation(options.evaluation)
+    else:
+        chosen = choose_evaluation(rows, codes, options.held_out)
+        valid, test = ({english: rows[english] for english in part} for part in chosen)
+    train, leaks = training_rows(rows, valid | test)
+    tables = {"valid": tsv(valid, valid, codes), "test": tsv(test, test, codes)}
     write_full(options.full, {"train": tsv(train, train, codes), **tables})
     shipped = shipped_rows(train, options.share)
-    tables = {"train": tsv(shipped, shipped, codes), **tables}
-    sizes = write_shipped(options.shipped, tables, packages)
-    print(report(train, shipped, options.held_out, drops))
+    sizes = {}
+    if options.shipped:
+        tables = {"train": tsv(shipped, shipped, codes), **tables}
+        sizes = write_shipped(options.shipped, tables, packages)
+    print(report(train, shipped, len(test), drops))
     print(markdown(["kept from leaking", "dropped"], leaks.items()))
     print(f"rows: {len(train)} full, {len(shipped)} shipped; bytes: {sizes}")
 
