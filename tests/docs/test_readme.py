@@ -62,10 +62,21 @@ def test_commands_have_the_verbs_and_flags_shown(page, line):
     command.make_context(verb, arguments)  # raises on a flag or value that does not exist
 
 
-def test_the_translations_shown_are_what_the_shipped_model_says():
-    shown = [t for page, t in blocks("console") if page == "README.md" and "translate" in t]
-    assert shown, "the README shows `gradvac translate`"
-    command, *expected = shown[0].strip().splitlines()
+TRANSLATIONS = [
+    text for page, text in blocks("console") if page == "README.md" and "gradvac translate" in text
+]
+
+
+def test_the_readme_translates_into_and_out_of_english():
+    assert [("--to en" in shown, "--to fr" in shown) for shown in TRANSLATIONS] == [
+        (True, False),
+        (False, True),
+    ]
+
+
+@pytest.mark.parametrize("shown", TRANSLATIONS)
+def test_the_translations_shown_are_what_the_shipped_models_say(shown):
+    command, *expected = shown.strip().splitlines()
     echo, filtered = command.removeprefix("$ ").split(" | ")
     text = "\n".join(shlex.split(echo)[2:]) + "\n"  # printf '%s\n' A B C
     done = subprocess.run(

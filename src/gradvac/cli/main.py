@@ -157,7 +157,11 @@ def replay(
 def translate(
     model: Annotated[
         Path | None,
-        typer.Argument(help="A run or model folder. Default: shipped:start.", callback=placed),
+        typer.Argument(
+            help="A run or model folder. Default: shipped:start, which translates eight languages "
+            "into English; into one of these, shipped:start-from-en.",
+            callback=placed,
+        ),
     ] = None,
     to: Annotated[str, typer.Option(help="Language to translate into.")] = "en",
     beam: Annotated[int, typer.Option(min=1, help="Beam size; 1 is greedy.")] = 5,

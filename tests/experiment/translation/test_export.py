@@ -222,6 +222,18 @@ def test_the_shipped_model_is_exported_by_its_name(tmp_path):
     assert said.stdout.startswith("Open file\n\n")
 
 
+def test_without_a_model_it_is_the_shipped_one_that_writes_the_language():
+    def said(*arguments):
+        done = runner.invoke(app, ["translate", *arguments, "--beam", "1"], input="Open file\n")
+        return done.exit_code, done.stdout
+
+    french = said("--to", "fr")
+    assert french == said("shipped:start-from-en", "--to", "fr") and french[1] != "Open file\n"
+    assert said("--to", "en") == said("shipped:start")
+    said_no = refused("translate", "--to", "hi")
+    assert "translate into: cs, de, en, es, fi, fr, id, ru, tr; name a run" in said_no
+
+
 def test_names_that_an_ascii_system_cannot_have_are_named(tmp_path):
     """Those of files come from a recipe, which is UTF-8 everywhere."""
     (tmp_path / "recipe.yaml").write_text('data: {train: [{path: "s\xf8k.tsv"}]}', "utf-8")
