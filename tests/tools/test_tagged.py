@@ -1,11 +1,12 @@
 """Collected runs of tagging give the numbers of `gradvac compare`."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
-from tools.evidence.collect import tagged
+from tools.evidence.collect import main, tagged
 from tools.evidence.files import Evidence
 from tools.evidence.tables import languages
 from tools.evidence.tagged import as_comparison
@@ -86,6 +87,23 @@ def test_what_is_kept_of_a_run(tagging_run):
     assert found["tokens"] == sum(x["tokens"] for x in lines if x["kind"] == "train")
     (tagging_run / "scores.json").unlink()
     assert tagged(tagging_run) is None
+
+
+def test_a_later_run_replaces_one_at_another_learning_rate(tagging_run, tmp_path, monkeypatch):
+    """A row has one rate: two runs of a seed would count twice."""
+    sweep, out = tmp_path / "sweep", tmp_path / "tagged.json"
+    (sweep / "joint").mkdir(parents=True)
+    tagging_run.rename(sweep / "joint" / "seed-1")
+    about = {"size": "small", "variants": ["joint"], "baseline": "joint", "front": []}
+    (sweep / "sweep.json").write_text(json.dumps(about), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["x", "tagged", str(sweep), "--add", "--out", str(out)])
+    main()
+    tree = json.loads(out.read_text(encoding="utf-8"))
+    (run,) = tree["runs"]
+    earlier = {**tree, "runs": [run | {"learning_rate": 2 * run["learning_rate"]}]}
+    out.write_text(json.dumps(earlier), encoding="utf-8")
+    main()
+    assert json.loads(out.read_text(encoding="utf-8")) == tree
 
 
 @pytest.fixture

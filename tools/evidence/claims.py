@@ -182,6 +182,9 @@ def _tagging(e: Evidence) -> Iterator[Claim]:
                 text = f"{label[first]} {verb} {label[second]} ({words})"
                 figure = partial(e.gain, study, a, b, "avg", "f1")
                 yield Claim(study, text, f"{GRADVAC} table {table}", figure, again)
+                if b == "gradnorm" and e.has(study) and "gradnorm-2e-4" in e.rows(study):
+                    figure = partial(e.gain, study, a, "gradnorm-2e-4", "avg", "f1")
+                    yield Claim(study, f"... at joint's rate ({words})", "(ours)", figure, True)
 
 
 def _encoder_geometry(e: Evidence) -> Iterator[Claim]:

@@ -285,8 +285,8 @@ def main() -> None:
             runs.append({"variant": variant, "seed": recipe.seed, **found})
             recipes.setdefault(variant, _short(recipe))
             print(f"{run}: taken", flush=True)
-    here = {_key(run) for run in runs}
-    kept = [run for run in old.get("runs", []) if _key(run) not in here]
+    here = {_key(run, args.study) for run in runs}
+    kept = [run for run in old.get("runs", []) if _key(run, args.study) not in here]
     if kept:
         print(f"{args.out}: {len(kept)} runs kept")
     order = list(dict.fromkeys(run["variant"] for run in [*kept, *runs]))
@@ -299,8 +299,10 @@ def main() -> None:
     args.out.write_text(text.replace('{"variant"', '\n{"variant"') + "\n", encoding="utf-8")
 
 
-def _key(run: Tree) -> tuple[str, int, float]:
-    return run["variant"], run["seed"], run.get("learning_rate", 0.0)
+def _key(run: Tree, study: str) -> tuple[str, int, float]:
+    """What a later run replaces: at another learning rate too where rows have one rate each."""
+    rate = 0.0 if study == "tagged" else run.get("learning_rate", 0.0)
+    return run["variant"], run["seed"], rate
 
 
 def _short(recipe: Any) -> Tree:
