@@ -97,8 +97,8 @@ def test_a_folder_of_another_version_is_refused(demo, tmp_path):
 @pytest.mark.parametrize(
     ("each", "seconds", "steps"),
     [
-        (1.0, 126, 60),  # 1.85 times 60 steps and their validations, and the timed steps: 125.1 s
-        (1.0, 125, 50),
+        (1.0, 163, 80),  # 1.85 times 80 steps and their validations, and the timed steps: 162.1 s
+        (1.0, 162, 70),
         (1.0, 20, FEWEST),
         (0.01, 151, MOST),
     ],
