@@ -272,13 +272,13 @@ def main() -> None:
     tables = {"valid": tsv(valid, valid, codes), "test": tsv(test, test, codes)}
     write_full(options.full, {"train": tsv(train, train, codes), **tables})
     shipped = shipped_rows(train, options.share)
-    sizes = {}
+    print(report(train, shipped, len(test), drops))
+    print(markdown(["kept from leaking", "dropped"], leaks.items()))
+    print(f"rows: {len(train)} full")
     if options.shipped:
         tables = {"train": tsv(shipped, shipped, codes), **tables}
         sizes = write_shipped(options.shipped, tables, packages)
-    print(report(train, shipped, len(test), drops))
-    print(markdown(["kept from leaking", "dropped"], leaks.items()))
-    print(f"rows: {len(train)} full, {len(shipped)} shipped; bytes: {sizes}")
+        print(f"rows: {len(shipped)} shipped; bytes: {sizes}")
 
 
 if __name__ == "__main__":
