@@ -22,8 +22,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from gradvac.text.account import Account
 from gradvac.text.messages import MIN_WORDS, clean, rejection, sentence_pairs
+from gradvac.text.readers import read_rows
 from gradvac.text.scripts import words
+from gradvac.text.sources import Source
 
 from .sources import ENGLISH_PACKAGE, LANGUAGES, Language, fetch, project_of
 
@@ -141,10 +144,10 @@ def earlier_evaluation(folder: Path) -> tuple[Rows, Rows]:
     """The validation and the test rows of an earlier build, from its `.tsv.xz`."""
     parts: list[Rows] = []
     for part in ("valid", "test"):
-        text = lzma.decompress((folder / f"{part}.tsv.xz").read_bytes()).decode()
-        header, *lines = (line.split("\t") for line in text.rstrip("\n").split("\n"))
-        rows = [dict(zip(header, line, strict=True)) for line in lines]
-        parts.append({row.pop("en"): {code: t for code, t in row.items() if t} for row in rows})
+        read = read_rows(Source(path=folder / f"{part}.tsv.xz"), Account("fail"))
+        parts.append(
+            {row.texts["en"]: {c: t for c, t in row.texts.items() if c != "en"} for row in read}
+        )
     valid, test = parts
     return valid, test
 
