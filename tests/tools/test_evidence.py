@@ -194,6 +194,23 @@ def test_what_is_not_there_is_said_to_be_not_run(tmp_path):
     assert "Not there yet: cats-small.json." in text
 
 
+def test_table_1_from_models_that_translate_has_the_claims_of_table_1(tmp_path):
+    rows = {"joint": [1.5, 1.7, 1.6], "pcgrad": [1.4, 1.5, 1.3], "mgda": [1.6, 1.9, 1.7]}
+    tree = {"baseline": "joint", **comparison(**rows)}
+    e = kept(tmp_path, "continued-to-en", tree)
+    own = {c.text: c for c in claims(e) if c.study == "continued-to-en"}
+    front = "GradVac leaves the front of temperatures and weights (into English, continued)"
+    assert list(own) == [
+        "PCGrad beats joint (into English)",
+        "MGDA beats joint (into English)",
+        front,
+    ]
+    values = [claim.figure().value for text, claim in own.items() if text != front]
+    assert values == pytest.approx([0.2, -0.4 / 3])
+    elsewhere = {c.text for c in claims(e) if c.study == "table1-to-en"}
+    assert "PCGrad beats joint (into English)" in elsewhere
+
+
 def test_another_test_of_a_claim_follows_it_and_no_two_claims_have_one_name():
     found = list(claims(Evidence(ROOT / "evidence", "small")))
     first = {claim.study: claim for claim in reversed(found)}

@@ -12,7 +12,7 @@ from tools.evidence.claim import Claim
 from tools.evidence.curves import gain, hours, outside, pilot, reached
 from tools.evidence.figures import Absent, Figure
 from tools.evidence.files import Evidence
-from tools.evidence.laboratory import _TABLE1, _WEIGHTS, laboratory
+from tools.evidence.laboratory import TABLE1, WEIGHTS, laboratory
 from tools.evidence.numbers import number
 from tools.evidence.page import page
 from tools.evidence.pictures import curve_gains
@@ -249,7 +249,7 @@ LEVELS = {  # the means of French and Czech, and of Hindi and Turkish
 
 def test_claims_of_table_1_are_those_of_the_paper():
     for column, side in enumerate(("from-en", "to-en")):
-        for text, a, b, level in (*_TABLE1, *_WEIGHTS[side]):
+        for text, a, b, level in (*TABLE1, *WEIGHTS[side]):
             if "time" in text:  # the paper says nothing of time
                 continue
             one, other = (row.removesuffix("-tokens").removesuffix("-8e-3") for row in (a, b))

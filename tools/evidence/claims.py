@@ -10,7 +10,7 @@ from typing import Any
 from .claim import Claim
 from .figures import Figure
 from .files import Evidence
-from .laboratory import CHOICES, laboratory
+from .laboratory import CHOICES, TABLE1, WEIGHTS, laboratory
 from .mechanism import mechanism
 from .similarity import activity, partners, similarity
 
@@ -24,6 +24,7 @@ def claims(e: Evidence) -> Iterator[Claim]:
     """Every claim that is looked at, in the order of the page."""
     yield from _geometry(e)
     yield from _table1(e)
+    yield from _continued(e)
     yield from _own_choices(e)
     yield from _imbalance(e)
     yield from mechanism(e, "cats", partial(e.gain, "cats"), "curvature", of=RECONSTRUCTION)
@@ -106,6 +107,26 @@ def _table1(e: Evidence) -> Iterator[Claim]:
             yield add("GradNorm is below joint", own, "gradnorm")
             yield add("MGDA is below joint", own, "mgda")
     yield activity(e, "edits")
+
+
+def _continued(e: Evidence) -> Iterator[Claim]:
+    """Table 1 from models that translate, where there are runs of it."""
+    for side, words in (("from-en", "out of English"), ("to-en", "into English")):
+        study = f"continued-{side}"
+        if not e.has(study):
+            continue
+        rows = set(e.rows(study))
+        for text, a, b, column in TABLE1 + WEIGHTS[side]:
+            if {a, b} <= rows:
+                figure = partial(e.gain, study, a, b, column)
+                again = text.startswith("...")
+                yield Claim(study, f"{text} ({words})", f"{GRADVAC} table 1", figure, again)
+        yield Claim(
+            study,
+            f"GradVac leaves the front of temperatures and weights ({words}, continued)",
+            "asked by Xin et al. 2022",
+            partial(e.front, "gradvac-all-layer", study),
+        )
 
 
 def _own_choices(e: Evidence) -> Iterator[Claim]:

@@ -16,7 +16,7 @@ from .files import Evidence
 from .mechanism import mechanism
 from .similarity import activity, partners, similarity
 
-_TABLE1 = (
+TABLE1 = (
     ("Bilingual beats joint for high-resource directions", "bilingual-tokens", "joint", "high"),
     ("... with as many updates", "bilingual", "joint", "high"),
     ("Joint beats bilingual for low-resource directions", "joint", "bilingual-tokens", "low"),
@@ -33,7 +33,7 @@ _TABLE1 = (
     ("GradVac with a fixed target beats PCGrad", "gradvac-fixed", "pcgrad", "avg"),
     ("Adaptive targets beat a fixed one", "gradvac-all-layer", "gradvac-fixed", "avg"),
 )
-_WEIGHTS = {  # in the paper both are below joint training out of English, and above it into English
+WEIGHTS = {  # in the paper both are below joint training out of English, and above it into English
     "from-en": (
         ("GradNorm is below joint", "joint", "gradnorm", "avg"),
         ("MGDA is below joint", "joint", "mgda", "avg"),
@@ -43,7 +43,7 @@ _WEIGHTS = {  # in the paper both are below joint training out of English, and a
         ("MGDA beats joint", "mgda", "joint", "avg"),
     ),
 }
-_SHORT = tuple(row for row in _TABLE1 if not row[0].startswith("..."))
+_SHORT = tuple(row for row in TABLE1 if not row[0].startswith("..."))
 PREFIX = "lab-"
 """Of the names of the laboratory's studies."""
 
@@ -134,8 +134,8 @@ def _placed(row: str, table1: str, cats: str) -> str:
 
 def _planned(e: Evidence) -> Iterator[Claim]:
     for side, words in (("from-en", "out of English"), ("to-en", "into English")):
-        for study, rows in (("table1", _TABLE1), ("short", _SHORT)):
-            rows += _WEIGHTS[side]
+        for study, rows in (("table1", TABLE1), ("short", _SHORT)):
+            rows += WEIGHTS[side]
             yield from _gains(e, f"lab-{study}-{side}", "GradVac table 1", rows, f" ({words})")
     for text, other, table in CHOICES:
         row = (text, _GRADVAC, _WHOLE if other == "gradvac-whole-model" else other, "avg")

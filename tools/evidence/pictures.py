@@ -181,33 +181,39 @@ def learning(e: Evidence) -> tuple[Figure, str]:
     return line_panels(panels), "NLL of validation text by step, means over seeds"
 
 
-def front(e: Evidence) -> tuple[Figure, str]:
+def front(name: str) -> Callable[[Evidence], tuple[Figure, str]]:
     """High- against low-resource NLL, the swept front and the methods."""
-    fronts = [f for f in e.read("imbalance").get("fronts", []) if f["metric"] == "nll"]
-    if not fronts:
-        raise Absent("imbalance: front")
-    found = fronts[0]
-    with styled():
-        figure, ax = axes(4.9, 3.7)
-        (line,) = ax.plot(*zip(*found["front"], strict=True), color=MUTED, linewidth=1.2)
-        marks = {}
-        for place in found["rows"]:
-            swept = place["swept"]
-            tint, marker = (MUTED, "o") if swept else (colour(1), "D")
-            for point in place["seeds"].values():
-                ax.plot(*point, marker, color=tint, markersize=2.2, alpha=0.4)
-            (marks[swept],) = ax.plot(*place["mean"], marker, color=tint, markersize=5)
-            beside = (5, 4) if swept else (5, -11)  # methods often lie on what was swept
-            ax.annotate(place["row"], place["mean"], beside, textcoords="offset points", fontsize=8)
-        ax.invert_xaxis()
-        ax.invert_yaxis()
-        ax.margins(0.12)
-        ax.set_xlabel(f"NLL, {found['axes'][0]} (reversed: right is better)")
-        ax.set_ylabel(f"NLL, {found['axes'][1]} (reversed: up is better)")
-        ax.grid(color=RULE, linewidth=0.6)
-        ax.set_axisbelow(True)
-        legend(ax, [line, marks[False]], ["swept front", "methods"])
-    return figure, "High- against low-resource directions; small marks are single seeds"
+
+    def draw(e: Evidence) -> tuple[Figure, str]:
+        fronts = [f for f in e.read(name).get("fronts", []) if f["metric"] == "nll"]
+        if not fronts:
+            raise Absent(f"{name}: front")
+        found = fronts[0]
+        with styled():
+            figure, ax = axes(4.9, 3.7)
+            (line,) = ax.plot(*zip(*found["front"], strict=True), color=MUTED, linewidth=1.2)
+            marks = {}
+            for place in found["rows"]:
+                swept = place["swept"]
+                tint, marker = (MUTED, "o") if swept else (colour(1), "D")
+                for point in place["seeds"].values():
+                    ax.plot(*point, marker, color=tint, markersize=2.2, alpha=0.4)
+                (marks[swept],) = ax.plot(*place["mean"], marker, color=tint, markersize=5)
+                beside = (5, 4) if swept else (5, -11)  # methods often lie on what was swept
+                ax.annotate(
+                    place["row"], place["mean"], beside, textcoords="offset points", fontsize=8
+                )
+            ax.invert_xaxis()
+            ax.invert_yaxis()
+            ax.margins(0.12)
+            ax.set_xlabel(f"NLL, {found['axes'][0]} (reversed: right is better)")
+            ax.set_ylabel(f"NLL, {found['axes'][1]} (reversed: up is better)")
+            ax.grid(color=RULE, linewidth=0.6)
+            ax.set_axisbelow(True)
+            legend(ax, [line, marks[False]], ["swept front", "methods"])
+        return figure, "High- against low-resource directions; small marks are single seeds"
+
+    return draw
 
 
 def curvature(setting: str) -> Callable[[Evidence], tuple[Figure, str]]:
@@ -270,6 +276,13 @@ PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
     "partners-bleu": partners("bleu", "BLEU"),
     "table1-to-en": differences("table1-to-en", "multilingual", "Table 1 into English"),
     "table1-from-en": differences("table1-from-en", "multilingual", "Table 1 out of English"),
+    **{
+        f"continued-{side}": differences(
+            f"continued-{side}", "joint", f"Table 1 from a model that translates, {words}"
+        )
+        for side, words in (("to-en", "into English"), ("from-en", "out of English"))
+    },
+    **{f"continued-{side}-front": front(f"continued-{side}") for side in ("to-en", "from-en")},
     "edits": edits,
     "ablations": differences(
         "ablations",
@@ -277,7 +290,7 @@ PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
         "Tables 6 to 8",
         dict.fromkeys(OWN_CHOICES, "gradvac-all-layer"),
     ),
-    "front": front,
+    "front": front("imbalance"),
     "curvature": curvature(""),
     "cats": differences(
         "cats",

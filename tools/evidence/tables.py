@@ -59,17 +59,23 @@ def scores(e: Evidence, name: str) -> str:
 
 
 def languages(e: Evidence, name: str) -> str:
-    """F1 by language of every row of a comparison of tagging, the best of each in bold."""
+    """F1 or chrF++ by language of every row of a comparison, the best of each in bold.
+
+    A star is that of `gradvac compare`: better than the baseline in the paired test.
+    """
     tree = e.read(name)
     columns = [*tree["averages"]["avg"], "avg"]
-    cells = {(r["row"], r["column"]): r for r in tree["records"] if r["metric"] == "f1"}
+    metric: Metric = "f1" if any(r["metric"] == "f1" for r in tree["records"]) else "chrf"
+    cells = {(r["row"], r["column"]): r for r in tree["records"] if r["metric"] == metric}
     rows = list(tree["costs"])
     best = {c: max(rows, key=lambda row, c=c: cells[row, c]["mean"]) for c in columns}
     lines = [bars(["", *columns]), "|---" + "|---:" * len(columns) + "|"]
     for row in rows:
-        shown = [_cell(cells[row, column], DIGITS["f1"]) for column in columns]
-        pairs = zip(columns, shown, strict=True)
-        lines.append(bars([row, *(f"**{x}**" if best[c] == row else x for c, x in pairs)]))
+        own = [cells[row, column] for column in columns]
+        shown = [_cell(cell, DIGITS[metric]) for cell in own]
+        bold = [f"**{x}**" if best[c] == row else x for c, x in zip(columns, shown, strict=True)]
+        stars = ["\\*" if cell.get("better") else "" for cell in own]
+        lines.append(bars([row, *map(str.__add__, bold, stars)]))
     return "\n".join(lines)
 
 
