@@ -185,6 +185,17 @@ def test_costs_are_those_of_the_runs_that_chose_the_rates_where_all_rows_have_so
     assert [line.split(" | ")[-1] for line in table[2:]] == ["1.00 |", "1.20 |"]
 
 
+def test_hours_are_those_of_the_runs_that_kept_their_time(tmp_path):
+    tree = {"costs": {"a": {"seeds": [1, 2, 3], "cpu_seconds": 1200.0}, "b": {"seeds": [1, 2]}}}
+    kept(tmp_path, "x", tree)
+    kept(tmp_path, "x-rates", {"runs": [{"cpu_seconds": 900.0}, {"cpu_seconds": None}] * 2})
+    kept(tmp_path, "y", {"runs": [{"variant": "a"}]})
+    (tmp_path / "x-real.json").write_text(json.dumps({"runs": [{"cpu_seconds": 360.0}]}))
+    text = page("{{hours}}", Evidence(tmp_path, "small"), tmp_path, ".")
+    assert "| x | 3 | 1.0 | 2 | 0.5 |\n| x-real | 1 | 0.1 |  |  |\n\nTogether 1.6." in text
+    assert text.endswith("Without a record of their own time: y.")
+
+
 def test_what_is_not_there_is_said_to_be_not_run(tmp_path):
     text = page(
         "{{summary}}\n{{claims: cats}}\n{{table: cats}}", Evidence(tmp_path, "small"), tmp_path, "."

@@ -44,7 +44,7 @@ Tree = dict[str, Any]
 def geometry(run: Path, measured: Path | None = None) -> Tree | None:
     """Mean cosines by side: of parts, layers and steps; matrices; tests. None if not measured.
 
-    ``measured`` is the folder of the measurement, below that of the run.
+    ``measured`` is the folder of a further measurement, below that of the run: without its time.
     """
     folder = run / measured if measured else measured_folder(run)
     if not (folder / "measured.json").exists():
@@ -61,7 +61,8 @@ def geometry(run: Path, measured: Path | None = None) -> Tree | None:
     tests = [dict(zip(HEADER, map(_plain, row(f)), strict=True)) for f in findings(subject)[0]]
     for test in tests:
         test["side"] = SIDES[test["side"]]
-    return {"about": subject.geometry.words, "sides": sides, "tests": tests}
+    found = {"about": subject.geometry.words, "sides": sides, "tests": tests}
+    return found if measured else found | {"cpu_seconds": _cpu_seconds(run)}
 
 
 def _of_side(subject: Subject, side: str, tasks: list[TaskView]) -> Tree:
@@ -122,6 +123,7 @@ def partners(run: Path) -> Tree:
         "similarity": {part: float(value) for part, value in similar.items()},
         "tokens": sum(tokens["en-fr"] for tokens in seen),
         "scores": {"bleu": own["bleu"], "chrf": own["chrf"], "nll": best["nll/en-fr"]},
+        "cpu_seconds": _cpu_seconds(run),
     }
 
 
@@ -180,7 +182,7 @@ def validation(run: Path) -> Tree:
         "step": done["best"]["step"],
         "learning_rate": view.recipe.training.learning_rate,
         "tokens": sum(line["tokens"] for line in view.train),
-        "cpu_seconds": _plain(times(run / "speed.jsonl")[1]),
+        "cpu_seconds": _cpu_seconds(run),
     }
 
 
@@ -215,7 +217,7 @@ def curves(run: Path) -> Tree | None:
         "chrf": {name: _plain(tree["chrf"]) for name, tree in scored.items()},
         "weights": {name: _plain(sum(found) / len(found)) for name, found in weights.items()},
         "tokens": sum(line["tokens"] for line in view.train),
-        "cpu_seconds": _plain(times(run / "speed.jsonl")[1]),
+        "cpu_seconds": _cpu_seconds(run),
     }
 
 
@@ -233,8 +235,13 @@ def tagged(run: Path) -> Tree | None:
         "accuracy": {name: _plain(tree["accuracy"]) for name, tree in scored.items()},
         "nll": {name: _plain(best[f"nll/{name}"]) for name in scored},
         "tokens": sum(line["tokens"] for line in view.train),
-        "cpu_seconds": _plain(times(run / "speed.jsonl")[1]),
+        "cpu_seconds": _cpu_seconds(run),
     }
+
+
+def _cpu_seconds(run: Path) -> float | None:
+    """CPU time of its training."""
+    return _plain(times(run / "speed.jsonl")[1])
 
 
 def _plain(value: Any) -> Any:

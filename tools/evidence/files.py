@@ -56,9 +56,28 @@ class Evidence:
             raise Absent(file.name)
         return _read(file)
 
-    def has(self, name: str) -> bool:
+    def has(self, name: str, part: str = "") -> bool:
         """Whether there is such a file."""
-        return self.file(name).exists()
+        return self.file(name, part).exists()
+
+    def studies(self) -> list[str]:
+        """Every study that has a file, of its runs or of its learning rates."""
+        found = {
+            file.name.removesuffix(f"-{size}.json").removesuffix("-rates") + end
+            for size, end in ((self.size, ""), ("real", "-real"))
+            for file in self.folder.glob(f"*-{size}.json")
+        }
+        return sorted(found)
+
+    def seconds(self, name: str, part: str = "") -> tuple[int, float]:
+        """How many runs of a file have kept their CPU time in training, and how much it is."""
+        tree = self.read(name, part)
+        if "costs" in tree:
+            kept = [(len(c["seeds"]), c.get("cpu_seconds")) for c in tree["costs"].values()]
+        else:
+            kept = [(1, run.get("cpu_seconds")) for run in tree["runs"]]
+        known = [(n, mean) for n, mean in kept if mean is not None]
+        return sum(n for n, _ in known), sum(n * mean for n, mean in known)
 
     def runs(self, name: str, variant: str) -> list[dict[str, Any]]:
         """Collected runs of a variant, by seed."""

@@ -33,9 +33,10 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
     """The page, as Markdown: the template with its directives followed.
 
     A directive is a line ``{{summary}}``, ``{{together}}``, ``{{uncorrected}}``, ``{{bounds}}``,
-    ``{{power}}``, ``{{claims: STUDY ...}}``, ``{{picture: NAME}}``, ``{{table: NAME}}``,
-    ``{{languages: NAME}}``, ``{{rates: NAME}}``, ``{{choices: NAME}}``, ``{{curves: NAME}}``,
-    ``{{pilot: NAME}}`` or ``{{cost: SIZE}}``; within a line, ``{{borders}}`` or one of numbers.py.
+    ``{{power}}``, ``{{hours}}``, ``{{claims: STUDY ...}}``, ``{{picture: NAME}}``,
+    ``{{table: NAME}}``, ``{{languages: NAME}}``, ``{{rates: NAME}}``, ``{{choices: NAME}}``,
+    ``{{curves: NAME}}``, ``{{pilot: NAME}}`` or ``{{cost: SIZE}}``; within a line, ``{{borders}}``
+    or one of numbers.py.
     Pictures are written into ``pictures``, and linked below ``relative``.
     """
     found = judged(e)
@@ -50,6 +51,8 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
                 return one_by_one(found)
             case "bounds":
                 return tables.bounds()
+            case "hours":
+                return tables.hours(e)
             case "power":
                 known = [(c.study, f) for c, f, _ in found if isinstance(f, Finding)]
                 return tables.power(known)
@@ -89,7 +92,7 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
 
 
 _LINES = (
-    "summary|together|uncorrected|bounds|power|claims|picture|table|languages|rates|choices|curves|"
+    "summary|together|uncorrected|bounds|power|hours|claims|picture|table|languages|rates|choices|curves|"
     "pilot|cost"
 )
 

@@ -166,10 +166,7 @@ def pilot(e: Evidence, name: str) -> str:
 def borders(e: Evidence) -> str:
     """How many of the rates that were searched lie at the border of their grid."""
     found: list[tuple[str, Choice]] = []
-    ends_with = {f"-rates-{e.size}.json": "", "-rates-real.json": "-real"}
-    for file in sorted(file for end in ends_with for file in e.folder.glob(f"*{end}")):
-        end = next(end for end in ends_with if file.name.endswith(end))
-        name = file.name.removesuffix(end) + ends_with[end]
+    for name in e.studies():
         found += [(f"{row} of {name}", choice) for row, choice in e.choices(name).items()]
     one = sum(choice.seeds == 1 for _, choice in found)
     many = "all" if one == len(found) else str(one)
@@ -178,6 +175,25 @@ def borders(e: Evidence) -> str:
         f"Of {len(found)} learning rates that were searched for, {many} were chosen on one seed "
         f"and {len(ends)} lie at the border of their grid ({', '.join(ends)})"
     )
+
+
+def hours(e: Evidence) -> str:
+    """CPU time of every study's training, and of the search for its learning rates."""
+    heads = ["study", "runs", "CPU hours", "runs for rates", "CPU hours"]
+    lines, total, without = [bars(heads), "|---" + "|---:" * 4 + "|"], 0.0, []
+    for name in e.studies():
+        cells, known = [name], False
+        for part in ("", "-rates"):
+            runs, seconds = e.seconds(name, part) if e.has(name, part) else (0, 0.0)
+            known |= runs > 0
+            total += seconds / 3600
+            cells += [str(runs), f"{seconds / 3600:.1f}"] if runs else ["", ""]
+        if known:
+            lines.append(bars(cells))
+        else:
+            without.append(name)
+    said = f"Together {total:.1f}. Without a record of their own time: {', '.join(without)}."
+    return "\n".join([*lines, "", said])
 
 
 def bounds() -> str:
