@@ -209,17 +209,14 @@ def test_table_1_from_models_that_translate_has_the_claims_of_table_1(tmp_path):
     rows = {"joint": [1.5, 1.7, 1.6], "pcgrad": [1.4, 1.5, 1.3], "mgda": [1.6, 1.9, 1.7]}
     tree = {"baseline": "joint", **comparison(**rows)}
     e = kept(tmp_path, "continued-to-en", tree)
-    own = {c.text: c for c in claims(e) if c.study == "continued-to-en"}
-    front = "GradVac leaves the front of temperatures and weights (into English, continued)"
-    assert list(own) == [
-        "PCGrad beats joint (into English)",
-        "MGDA beats joint (into English)",
-        front,
-    ]
-    values = [claim.figure().value for text, claim in own.items() if text != front]
-    assert values == pytest.approx([0.2, -0.4 / 3])
+    own = [c for c in claims(e) if c.study == "continued-to-en"]
+    table = [c for c in own if c.source == "GradVac table 1"]
+    texts = [f"{method} beats joint (into English)" for method in ("PCGrad", "MGDA")]
+    assert [c.text for c in table] == texts
+    assert [c.figure().value for c in table] == pytest.approx([0.2, -0.4 / 3])
+    assert all(c.text.endswith("(into English, continued)") for c in own if c not in table)
     elsewhere = {c.text for c in claims(e) if c.study == "table1-to-en"}
-    assert "PCGrad beats joint (into English)" in elsewhere
+    assert texts[0] in elsewhere
 
 
 def test_another_test_of_a_claim_follows_it_and_no_two_claims_have_one_name():
@@ -262,6 +259,7 @@ def test_the_page_is_what_the_files_say(template, tmp_path):
 RATES = {
     "table1-from-en": "gradvac/table1-from-en.yaml",
     "table1-to-en": "gradvac/table1-to-en.yaml",
+    "continued-to-en": "evidence/continued-to-en.yaml",
     "imbalance": "evidence/imbalance.yaml",
     "cats": "evidence/cats.yaml",
     "lab-table1-from-en": "lab/table1-from-en.yaml",
@@ -282,7 +280,8 @@ def test_every_row_had_the_same_rates_to_choose_from_and_has_the_best(name, tmp_
     reported = {s for cost in tree.get("costs", {}).values() for s in cost["seeds"]}
     reported |= {run["seed"] for run in tree.get("runs", [])}
     assert len(reported) >= 3 and not reported & {run["seed"] for run in runs}
-    assert len({tuple(own) for own in rows.values()}) == 1
+    inside = not any(choice.border for choice in e.choices(name).values())
+    assert len({tuple(own) for own in rows.values()}) == 1 or inside  # a grid is extended till then
     for variant in {run["variant"] for run in runs}:
         own = rows[row_of(variant)]
         file = ROOT / "recipes" / RATES[name]

@@ -109,6 +109,14 @@ def _table1(e: Evidence) -> Iterator[Claim]:
     yield activity(e, "edits")
 
 
+_CONTINUED = (
+    ("T=5 beats T=1 for low-resource directions", "joint", "t1", "low"),
+    ("T=1 beats T=5 for high-resource directions", "t1", "joint", "high"),
+    ("T=100 beats T=5 for low-resource directions", "t100", "joint", "low"),
+    ("T=5 beats T=100 for high-resource directions", "joint", "t100", "high"),
+)
+
+
 def _continued(e: Evidence) -> Iterator[Claim]:
     """Table 1 from models that translate, where there are runs of it."""
     for side, words in (("from-en", "out of English"), ("to-en", "into English")):
@@ -121,6 +129,9 @@ def _continued(e: Evidence) -> Iterator[Claim]:
                 figure = partial(e.gain, study, a, b, column)
                 again = text.startswith("...")
                 yield Claim(study, f"{text} ({words})", f"{GRADVAC} table 1", figure, again)
+        for text, a, b, column in _CONTINUED:
+            figure = partial(e.gain, study, a, b, column)
+            yield Claim(study, f"{text} ({words}, continued)", "asked here", figure)
         yield Claim(
             study,
             f"GradVac leaves the front of temperatures and weights ({words}, continued)",

@@ -181,6 +181,9 @@ def learning(e: Evidence) -> tuple[Figure, str]:
     return line_panels(panels), "NLL of validation text by step, means over seeds"
 
 
+_MARKERS = "Ds^vPX<>"
+
+
 def front(name: str) -> Callable[[Evidence], tuple[Figure, str]]:
     """High- against low-resource NLL, the swept front and the methods."""
 
@@ -192,17 +195,19 @@ def front(name: str) -> Callable[[Evidence], tuple[Figure, str]]:
         with styled():
             figure, ax = axes(4.9, 3.7)
             (line,) = ax.plot(*zip(*found["front"], strict=True), color=MUTED, linewidth=1.2)
-            marks = {}
+            marks = {"swept front": line}
             for place in found["rows"]:
-                swept = place["swept"]
-                tint, marker = (MUTED, "o") if swept else (colour(1), "D")
+                n = len(marks)
+                tint, marker = (MUTED, "o") if place["swept"] else (colour(n), _MARKERS[n - 1])
                 for point in place["seeds"].values():
                     ax.plot(*point, marker, color=tint, markersize=2.2, alpha=0.4)
-                (marks[swept],) = ax.plot(*place["mean"], marker, color=tint, markersize=5)
-                beside = (5, 4) if swept else (5, -11)  # methods often lie on what was swept
-                ax.annotate(
-                    place["row"], place["mean"], beside, textcoords="offset points", fontsize=8
-                )
+                (mark,) = ax.plot(*place["mean"], marker, color=tint, markersize=5)
+                if place["swept"]:
+                    ax.annotate(
+                        place["row"], place["mean"], (5, 4), textcoords="offset points", fontsize=8
+                    )
+                else:  # methods often lie on each other
+                    marks[place["row"]] = mark
             ax.invert_xaxis()
             ax.invert_yaxis()
             ax.margins(0.12)
@@ -210,7 +215,7 @@ def front(name: str) -> Callable[[Evidence], tuple[Figure, str]]:
             ax.set_ylabel(f"NLL, {found['axes'][1]} (reversed: up is better)")
             ax.grid(color=RULE, linewidth=0.6)
             ax.set_axisbelow(True)
-            legend(ax, [line, marks[False]], ["swept front", "methods"])
+            legend(ax, list(marks.values()), list(marks))
         return figure, "High- against low-resource directions; small marks are single seeds"
 
     return draw
