@@ -41,6 +41,14 @@ def test_every_page_and_public_name_is_on_the_site(site: Path) -> None:
         assert not missing, missing
 
 
+def test_a_page_of_no_menu_leads_on_to_other_files(site: Path) -> None:
+    """docs/evidence.md links to the page of a starting model, and that one to another's."""
+    folder = site / "files" / "src" / "gradvac" / "assets"
+    page = (folder / "start" / "README.html").read_text(encoding="utf-8")
+    assert 'href="../start-from-en/README.html"' in page
+    assert (folder / "start-from-en" / "README.html").exists()
+
+
 def test_the_site_asks_no_server_for_anything(site: Path) -> None:
     for page in site.rglob("*.html"):
         html = page.read_text(encoding="utf-8")

@@ -11,6 +11,7 @@ anchor that leads nowhere, a page that is not in the list, a docstring that is n
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import sys
@@ -35,7 +36,7 @@ FENCED = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
 def moved(target: str, page: Path, files: set[Path]) -> str:
-    """Where a link of a page leads on the site; a file that is no page is put into ``files``."""
+    """Where a link leads, from the top of the site; what is no page is put into ``files``."""
     path = (page.parent / target).resolve().relative_to(ROOT)
     if str(path) in TOP:
         return TOP[str(path)]
@@ -47,12 +48,14 @@ def moved(target: str, page: Path, files: set[Path]) -> str:
     return f"files/{path}"
 
 
-def with_links(page: Path, files: set[Path]) -> str:
-    """The text of a page, its links as they are on the site."""
+def with_links(page: Path, files: set[Path], folder: str = ".") -> str:
+    """The text of a page that lies in ``folder`` of the site, its links as they are there."""
+
+    def link(found: re.Match[str]) -> str:
+        return found[1] + os.path.relpath(moved(found[2], page, files), folder)
+
     parts = FENCED.split(page.read_text(encoding="utf-8"))
-    parts[::2] = [  # code is left as it is
-        LINK.sub(lambda found: found[1] + moved(found[2], page, files), text) for text in parts[::2]
-    ]
+    parts[::2] = [LINK.sub(link, text) for text in parts[::2]]  # code is left as it is
     return "".join(parts)
 
 
@@ -81,15 +84,17 @@ def stage(source: Path) -> None:
     with (source / "api.md").open("a", encoding="utf-8") as api:
         api.write(f"\n```{{toctree}}\n:maxdepth: 2\n{modules}\n```\n")
     shutil.copytree(ROOT / "docs" / "images", source / "images")
-    for path in files:
-        (source / "files" / path).parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".md":  # a page that is in no menu
-            text = with_links(ROOT / path, set())
-            (source / "files" / path).write_text(
-                "---\norphan: true\n---\n" + text, encoding="utf-8"
-            )
-        else:
-            shutil.copy(ROOT / path, source / "files" / path)
+    put: set[Path] = set()
+    while more := sorted(files - put):  # such a page may link to further files
+        for path in more:
+            there = source / "files" / path
+            there.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".md":  # a page that is in no menu
+                text = with_links(ROOT / path, files, f"files/{path.parent}")
+                there.write_text(f"---\norphan: true\n---\n{text}", encoding="utf-8")
+            else:
+                shutil.copy(ROOT / path, there)
+        put.update(more)
 
 
 def main() -> int:
