@@ -167,6 +167,9 @@ def test_rates_are_by_row_and_a_row_of_several_models_has_their_mean(tmp_path):
     text = page("{{rates: x}}", e, tmp_path, ".")
     assert "| joint | 3.500 | **3.000** |" in text and "| two | **2.500** | 3.000 |" in text
     assert "1 seed;" in text and "joint (the largest, 0.004), two (the smallest, 0.002)" in text
+    again = [{**run, "seed": 5} for run in runs if run["variant"] == "joint"]
+    kept(tmp_path, "y-rates", {"runs": runs + again})
+    assert "Chosen on 2 seeds (on fewer: two);" in page("{{rates: y}}", e, tmp_path, ".")
 
 
 def test_costs_are_those_of_the_runs_that_chose_the_rates_where_all_rows_have_some(tmp_path):

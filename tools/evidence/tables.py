@@ -108,8 +108,10 @@ def choices(e: Evidence, name: str) -> str:
         rows = set(e.rows(name))
     except Absent:
         rows = set(found)
-    count = sorted({choice.seeds for choice in found.values()})
-    said = [f"Chosen on {' or '.join(map(str, count))} seed{'s' * (count != [1])}"]
+    most = max(choice.seeds for choice in found.values())
+    said = [f"Chosen on {most} seed{'s' * (most > 1)}"]
+    if few := [row for row, choice in found.items() if choice.seeds < most]:
+        said[0] += f" (on fewer: {', '.join(few)})"
     ends = [f"{row} (the {c.border}, {c.rate:g})" for row, c in found.items() if c.border]
     said.append(f"at the border of the grid: {', '.join(ends) or 'none'}")
     bound = MEASURES["f1" if e.rate_metric(name) == "error" else "nll"].bound
