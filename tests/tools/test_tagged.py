@@ -58,12 +58,11 @@ def test_the_table_of_languages_is_that_of_compare(name, page, heading, metric):
     text = (ROOT / "docs" / page).read_text(encoding="utf-8").split(heading)[1]
     expected = text.split(f"### {metric}\n\n")[1].split("\n\n")[0]
     ours = languages(Evidence(ROOT / "evidence", "small"), name)
-    plain = lambda table: [  # a bilingual row, of several models, is not bold there
-        [cell.strip() for cell in line.replace("**", "").split("|")] for line in table.splitlines()
-    ]
-    shown = plain(ours)
-    for line, own in zip(plain(expected), shown, strict=True):
-        assert line[: len(own) - 1] == own[:-1]
+    if metric == "chrF++":  # a bilingual row, of several models, is not bold there
+        expected, ours = (table.replace("**", "") for table in (expected, ours))
+    cells = lambda table: [[c.strip() for c in x.split("|")[1:-1]] for x in table.splitlines()]
+    further = {"F1": 1, "chrF++": 4}[metric]  # the cost; high, low, parameters and tokens
+    assert [line[:-further] for line in cells(expected)] == cells(ours)
     assert ("\\*" in ours) == (metric == "chrF++")  # no tagger was better than joint training
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from .claim import Claim
 from .figures import Figure
 from .files import Evidence
-from .laboratory import CHOICES, TABLE1, WEIGHTS, laboratory
+from .laboratory import CHOICES, SIDES, TABLE1, WEIGHTS, laboratory
 from .mechanism import mechanism
 from .similarity import activity, partners, similarity
 
@@ -119,7 +119,7 @@ _CONTINUED = (
 
 def _continued(e: Evidence) -> Iterator[Claim]:
     """Table 1 from models that translate, where there are runs of it."""
-    for side, words in (("from-en", "out of English"), ("to-en", "into English")):
+    for side, words in SIDES.items():
         study = f"continued-{side}"
         if not e.has(study):
             continue

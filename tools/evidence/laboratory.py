@@ -16,6 +16,7 @@ from .files import Evidence
 from .mechanism import mechanism
 from .similarity import activity, partners, similarity
 
+SIDES = {"from-en": "out of English", "to-en": "into English"}
 TABLE1 = (
     ("Bilingual beats joint for high-resource directions", "bilingual-tokens", "joint", "high"),
     ("... with as many updates", "bilingual", "joint", "high"),
@@ -133,7 +134,7 @@ def _placed(row: str, table1: str, cats: str) -> str:
 
 
 def _planned(e: Evidence) -> Iterator[Claim]:
-    for side, words in (("from-en", "out of English"), ("to-en", "into English")):
+    for side, words in SIDES.items():
         for study, rows in (("table1", TABLE1), ("short", _SHORT)):
             rows += WEIGHTS[side]
             yield from _gains(e, f"lab-{study}-{side}", "GradVac table 1", rows, f" ({words})")

@@ -16,6 +16,7 @@ from . import curves
 from .figures import MEASURES, Absent
 from .figures import Figure as Finding
 from .files import Evidence
+from .laboratory import SIDES
 
 
 def heat_maps(
@@ -198,7 +199,11 @@ def front(name: str) -> Callable[[Evidence], tuple[Figure, str]]:
             marks = {"swept front": line}
             for place in found["rows"]:
                 n = len(marks)
-                tint, marker = (MUTED, "o") if place["swept"] else (colour(n), _MARKERS[n - 1])
+                tint, marker = (
+                    (MUTED, "o")
+                    if place["swept"]
+                    else (colour(n), _MARKERS[(n - 1) % len(_MARKERS)])
+                )
                 for point in place["seeds"].values():
                     ax.plot(*point, marker, color=tint, markersize=2.2, alpha=0.4)
                 (mark,) = ax.plot(*place["mean"], marker, color=tint, markersize=5)
@@ -285,9 +290,9 @@ PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
         f"continued-{side}": differences(
             f"continued-{side}", "joint", f"Table 1 from a model that translates, {words}"
         )
-        for side, words in (("to-en", "into English"), ("from-en", "out of English"))
+        for side, words in SIDES.items()
     },
-    **{f"continued-{side}-front": front(f"continued-{side}") for side in ("to-en", "from-en")},
+    **{f"continued-{side}-front": front(f"continued-{side}") for side in SIDES},
     "edits": edits,
     "ablations": differences(
         "ablations",
