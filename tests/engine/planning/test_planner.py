@@ -139,6 +139,34 @@ def test_inputs_of_several_sizes_and_micro_batches():
     assert planner_of(engine).planned >= 4
 
 
+class Kinds(nn.Module):
+    """Adds the first row of a table, looked up for each token by ids that no sample determines."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(2, 1).double()
+
+    def forward(self, x):
+        return x + self.table(torch.zeros(x.shape[:2], dtype=torch.int64))
+
+
+def test_rows_of_a_table_are_added_in_one_order_traced_and_planned():
+    first, second = torch.zeros(3, 2, 1).double(), torch.full((3, 2, 1), 2.0**-53).double()
+    first[0, 0] = 1.0  # to which one number of the second batch adds nothing, but several would
+    x, found = torch.zeros(3, 2, 1).double(), []
+    for plan in (False, True):
+        engine = Engine(model := Kinds(), Joint(), plan=plan)
+        for _ in range(4):
+            model.zero_grad()
+            for factors in (first, second):
+                with engine.tasks(["a", "b", "a"]):
+                    engine.accumulate((model(x) * factors).sum((1, 2)))
+            engine.combine()
+        assert (planner_of(engine).planned > 0) == plan
+        found.append(model.table.weight.grad)
+    assert torch.equal(*found)
+
+
 def passes_in_a_step(engine, forward):
     """How many backward passes a step runs through what ``forward`` returns."""
     passes = []

@@ -138,9 +138,9 @@ class TracedBatch:
             d.buffer = None
 
     def _pass_on_lookup(self, derived: DerivedSlot) -> bool:
-        """Pass on the gradients of rows of a table, all tasks at once; on an accelerator only."""
+        """Pass on the gradients of rows of a table, all tasks at once, as a planned step adds."""
         found = _looked_up(derived.tensor)
-        if found is None or derived.buffer is None or derived.buffer.device.type == "cpu":
+        if found is None or derived.buffer is None:
             return False
         table, rows = found
         slot = next(s for s in derived.sources if getattr(s, "leaf", None) is table)
