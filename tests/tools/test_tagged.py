@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.evidence.claims import claims
 from tools.evidence.collect import main, tagged
 from tools.evidence.files import Evidence
 from tools.evidence.tables import languages
@@ -82,6 +83,26 @@ def test_a_study_of_the_pretrained_encoder_is_read_beside_the_other(tmp_path):
     )
     assert (one.value, one.half) == pytest.approx((other.value, other.half))
     assert one.beside.value == pytest.approx(other.beside.value)
+
+
+def test_a_claim_is_judged_by_the_pretrained_encoder_once_it_has_both_methods(tmp_path):
+    kept = json.loads((ROOT / "evidence" / "table9-pos-small.json").read_text(encoding="utf-8"))
+    (tmp_path / "table9-pos-small.json").write_text(json.dumps(kept), encoding="utf-8")
+    tree = runs_of(kept)
+    own = {"joint": "joint", "pcgrad": "pcgrad", "mgda": "joint-5e-4"}
+    tree["runs"] = [
+        {**r, "variant": own[r["variant"]]} for r in tree["runs"] if r["variant"] in own
+    ]
+    (tmp_path / "table9-pos-real.json").write_text(json.dumps(tree), encoding="utf-8")
+    found = {(c.study, c.text): c for c in claims(Evidence(tmp_path, "small"))}
+    beats, below = "PCGrad beats joint training (POS)", "MGDA is below joint training (POS)"
+    assert not found["table9-pos-real", beats].again and found["table9-pos", beats].again
+    assert not found["table9-pos", below].again and ("table9-pos-real", below) not in found
+    one, other = found["table9-pos-real", beats], found["table9-pos", beats]
+    assert one.figure().value == pytest.approx(other.figure().value)
+    same_rate = found["table9-pos-real", "... joint training at PCGrad's rate (POS)"]
+    mgda = Evidence(tmp_path, "small").gain("table9-pos", "pcgrad", "mgda", "avg", "f1")
+    assert same_rate.again and same_rate.figure().value == pytest.approx(mgda.value)
 
 
 def test_what_is_kept_of_a_run(tagging_run):
