@@ -133,7 +133,7 @@ def test_curves_have_every_validation_and_the_share_of_exact_translations(run):
     assert found["steps"] == [line["step"] for line in valid] and len(valid) == 8
     assert found["nll"]["avg"] == pytest.approx([line["nll"] for line in valid], abs=1e-5)
     assert found["nll"].keys() == {"avg", *found["levels"].values()}
-    assert found["weights"] == {}  # its lines have none
+    assert found["weights"] == found["constraint"] == {}  # its lines have none
     file = run / "translations.jsonl"
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert set(found["exact"].values()) == {0.0}  # each of them ends in "by gradvac"
@@ -143,6 +143,18 @@ def test_curves_have_every_validation_and_the_share_of_exact_translations(run):
     assert curves(run)["exact"][lines[0]["direction"]] == pytest.approx(5 / 23, abs=1e-5)
     (run / "scores.json").unlink()
     assert curves(run) is None
+
+
+def test_curves_of_cats_have_its_curvature_by_line_of_the_log(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["kind"] == "train"]
+    for at, line in enumerate(train):
+        line["method"] = {"curvature": 1 - 0.1 * at, "multiplier": 0.3 * at, "conflicts": {"a": 1}}
+    write_lines(run / "metrics.jsonl", lines)
+    found = curves(run)["constraint"]
+    assert found.keys() == {"curvature", "multiplier"} and len(train) > 2
+    assert found["curvature"] == pytest.approx([1 - 0.1 * at for at in range(len(train))])
+    assert found["multiplier"] == pytest.approx([0.3 * at for at in range(len(train))])
 
 
 def test_runs_of_another_time_are_kept_if_asked(run, tmp_path, monkeypatch, capsys):

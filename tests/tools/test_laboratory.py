@@ -13,6 +13,7 @@ from tools.evidence.curves import gain, hours, outside, pilot, reached
 from tools.evidence.figures import Absent, Figure
 from tools.evidence.files import Evidence
 from tools.evidence.laboratory import TABLE1, WEIGHTS, laboratory
+from tools.evidence.mechanism import constraint
 from tools.evidence.numbers import number
 from tools.evidence.page import page
 from tools.evidence.pictures import curve_gains
@@ -175,6 +176,31 @@ def test_the_table_has_means_by_level_and_the_price(e):
     file = e.folder / "lab-y-small.json"
     file.write_text(json.dumps({"runs": [*RUNS[:2], RUNS[2]]}), encoding="utf-8")
     assert tables.curves(e, "lab-y").endswith("Begun, with fewer than two seeds: own.")
+
+
+def test_the_bound_of_cats_is_met_where_curvature_is_at_most_rho(tmp_path):
+    """The first two lines are of the warm-up: the multiplier has not moved."""
+    kept = [
+        {"curvature": [0.1, 1.0, 0.9, 0.6, 0.5], "multiplier": [0.0, 0.0, 0.1, 0.3, 0.7]},
+        {"curvature": [0.1, 1.0, 0.8, 0.4, 0.7], "multiplier": [0.0, 0.0, 0.1, 0.3, 0.5]},
+    ]
+    weights = [{HIGH: 0.5, LOW: 2.0}, {HIGH: 0.7, LOW: 4.0}]
+    runs = [
+        run("cats", seed, [2.0, 1.0], [4.0, 3.0]) | {"weights": own, "constraint": each}
+        for seed, own, each in zip((1, 2), weights, kept, strict=True)
+    ]
+    runs += [run("t1", 1, [2.0, 1.0], [4.0, 3.0]) | {"constraint": {}}]
+    runs += [run("old", 1, [2.0, 1.0], [4.0, 3.0])]  # collected before constraints were kept
+    method = {"options": {"rho": 0.5, "learning_rate": 0.3}}
+    tree = {"runs": runs, "recipes": {"cats": {"method": method}}}
+    (tmp_path / "lab-x-small.json").write_text(json.dumps(tree), encoding="utf-8")
+    e = Evidence(tmp_path, "small")
+    cells = "| cats | 0.5 | 0.3 | 0.45 | 0.60 | 33 | 0.6 | 3.00 | 0.60 | 2 |"
+    assert constraint(e, "lab-x").splitlines()[2:] == [cells]
+    tree["runs"] = runs[2:]
+    (tmp_path / "lab-y-small.json").write_text(json.dumps(tree), encoding="utf-8")
+    with pytest.raises(Absent):
+        constraint(e, "lab-y")
 
 
 def test_claims_are_those_of_studies_that_have_run_and_absent_rows_are_not_run(e, tmp_path):

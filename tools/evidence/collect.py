@@ -190,7 +190,8 @@ def curves(run: Path) -> Tree | None:
     """NLL of validation text by step; exact matches and scores of the test set; weights; the cost.
 
     An exact match is a translation equal to its reference, character by character. A weight is a
-    task's mean over the steps; joint training has none. None if the run is not scored yet.
+    task's mean over the steps; joint training has none. CATS has its curvature and multiplier too,
+    means of the steps between two lines of the log. None if the run is not scored yet.
     """
     (view,) = load_runs([run])
     if view.scores is None:
@@ -216,6 +217,11 @@ def curves(run: Path) -> Tree | None:
         "bleu": {name: _plain(tree["bleu"]) for name, tree in scored.items()},
         "chrf": {name: _plain(tree["chrf"]) for name, tree in scored.items()},
         "weights": {name: _plain(sum(found) / len(found)) for name, found in weights.items()},
+        "constraint": {
+            name: [_plain(line["method"][name]) for line in view.train]
+            for name in ("curvature", "multiplier")
+            if name in view.train[0].get("method", {})
+        },
         "tokens": sum(line["tokens"] for line in view.train),
         "cpu_seconds": _cpu_seconds(run),
     }

@@ -1,4 +1,4 @@
-"""Claims about CATS, of any study whose variants are those of cats.yaml."""
+"""CATS where the variants are those of cats.yaml: the claims, and whether its bound was met."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from gradvac import CATS
+
 from .claim import Claim
-from .figures import Figure
+from .curves import weight
+from .figures import Absent, Figure
 from .files import Evidence
+from .tables import bars
 
 _NAMES = {"t1": "T=1", "t5": "T=5"}
 
@@ -56,3 +60,40 @@ def mechanism(
                         f"cats{suffix}", f"{other}{suffix}", level
                     ),
                 )
+
+
+def constraint(e: Evidence, name: str) -> str:
+    """A table of the rows of CATS: curvature beside its bound, both in the unit of rho.
+
+    Curvature is taken from each line of the log after the warm-up; the bound is met where it is
+    at most rho. Means over seeds. Raises Absent if no run has its curvature.
+    """
+    heads = ["", "rho", "step size", "curvature, lowest", "at the end", "bound met, %"]
+    heads += ["multiplier at the end", "weight low", "weight high", "seeds"]
+    lines = [bars(heads), "|---" + "|---:" * 9 + "|"]
+    for row in e.rows(name):
+        own = [run for run in e.read(name)["runs"] if run["variant"] == row]
+        kept = [run["constraint"] for run in own if run.get("constraint")]
+        if not kept:
+            continue
+        method = CATS(**e.read(name)["recipes"][row]["method"]["options"])
+        after = [_after_warm_up(each) for each in kept]
+        means = [
+            statistics.fmean(map(min, after)),
+            statistics.fmean(curvature[-1] for curvature in after),
+            100 * statistics.fmean(c <= method.rho for curvature in after for c in curvature),
+            statistics.fmean(each["multiplier"][-1] for each in kept),
+            *(weight(e, name, row, level) for level in ("low", "high")),
+        ]
+        cells = [row, f"{method.rho:g}", f"{method.learning_rate:g}"]
+        cells += [f"{x:.{digits}f}" for x, digits in zip(means, (2, 2, 0, 1, 2, 2), strict=True)]
+        lines.append(bars([*cells, str(len(kept))]))
+    if len(lines) == 2:
+        raise Absent(f"{name}: curvature of CATS")
+    return "\n".join(lines)
+
+
+def _after_warm_up(kept: dict[str, list[float]]) -> list[float]:
+    """The curvatures from the line on in which the multiplier first moved; all, if it never did."""
+    moved = [at for at, multiplier in enumerate(kept["multiplier"]) if multiplier > 0]
+    return kept["curvature"][moved[0] if moved else 0 :]

@@ -13,6 +13,7 @@ from .claims import Claim, claims
 from .figures import Absent, chance
 from .figures import Figure as Finding
 from .files import Evidence
+from .mechanism import constraint
 from .numbers import Judged, number
 from .pictures import PICTURES
 from .statistics import LEVEL
@@ -35,8 +36,8 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
     A directive is a line ``{{summary}}``, ``{{together}}``, ``{{uncorrected}}``, ``{{bounds}}``,
     ``{{power}}``, ``{{hours}}``, ``{{claims: STUDY ...}}``, ``{{picture: NAME}}``,
     ``{{table: NAME}}``, ``{{languages: NAME}}``, ``{{rates: NAME}}``, ``{{choices: NAME}}``,
-    ``{{curves: NAME}}``, ``{{pilot: NAME}}`` or ``{{cost: SIZE}}``; within a line, ``{{borders}}``
-    or one of numbers.py.
+    ``{{curves: NAME}}``, ``{{pilot: NAME}}``, ``{{constraint: NAME}}`` or ``{{cost: SIZE}}``;
+    within a line, ``{{borders}}`` or one of numbers.py.
     Pictures are written into ``pictures``, and linked below ``relative``.
     """
     found = judged(e)
@@ -72,6 +73,8 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
                 return tables.curves(e, names[0])
             case "pilot":
                 return tables.pilot(e, names[0])
+            case "constraint":
+                return constraint(e, names[0])
             case _:
                 return tables.cost(names[0])
 
@@ -93,7 +96,7 @@ def page(template: str, e: Evidence, pictures: Path, relative: str) -> str:
 
 _LINES = (
     "summary|together|uncorrected|bounds|power|hours|claims|picture|table|languages|rates|choices|curves|"
-    "pilot|cost"
+    "pilot|constraint|cost"
 )
 
 
