@@ -227,7 +227,7 @@ def test_another_test_of_a_claim_follows_it_and_no_two_claims_have_one_name():
     first = {claim.study: claim for claim in reversed(found)}
     own = {claim.text: claim.study for claim in found if not claim.again}
     elsewhere = {c.study: own[c.text] for c in first.values() if c.again}  # what it tests again
-    assert elsewhere == {"table3-ner": "table3-ner-real"}
+    assert elsewhere == {n: f"{n}-real" for n in ("table3-ner", "table9-pos")}
     assert any(claim.again for claim in found)
     mantel = [c for c in found if c.study == "geometry" and c.figure().kind == "mantel"]
     assert [c.again for c in mantel] == [False] + [True] * 7
@@ -296,6 +296,22 @@ def test_every_row_had_the_same_rates_to_choose_from_and_has_the_best(name, tmp_
         file = ROOT / "recipes" / RATES[name]
         recipe = load_recipe(file, changes, size="small", variant=variant)
         assert recipe.training.learning_rate == min(own, key=own.__getitem__), variant
+
+
+@pytest.mark.parametrize("name", ["table3-ner", "table9-pos"])
+def test_the_pretrained_encoder_is_trained_at_the_best_rate_and_none_is_at_a_border(name):
+    e = Evidence(ROOT / "evidence", "small")
+    real, file = f"{name}-real", ROOT / "recipes" / "tagging" / f"{name}.yaml"
+    reported = {seed for cost in e.read(real)["costs"].values() for seed in cost["seeds"]}
+    assert len(reported) == 5 and not reported & {r["seed"] for r in e.read(real, "-rates")["runs"]}
+    choices = e.choices(real)
+    rows = [row for row in e.rows(real) if "-" not in row]  # others are at the rate of another row
+    assert {"joint", "pcgrad", "gradvac"} <= set(rows)
+    for row in rows:
+        recipe = load_recipe(file, [], size="real", variant=row)
+        choice = choices[row]
+        assert recipe.training.learning_rate == choice.rate and choice.seeds > 1, row
+        assert not choice.border, row
 
 
 def test_pages_that_cite_the_evidence_have_its_figures():

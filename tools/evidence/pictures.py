@@ -311,6 +311,7 @@ PICTURES: dict[str, Callable[[Evidence], tuple[Figure, str]]] = {
     "lab-table1-from-en": curve_gains("lab-table1-from-en", "Table 1 in number words"),
     "lab-curves": learning,
     "table3-ner-real": differences("table3-ner-real", "joint", "Named entities", far="mgda"),
+    "table9-pos-real": differences("table9-pos-real", "joint", "Parts of speech"),
     "parallel-pos": heat_maps(
         "parallel-pos-real",
         ("joint", "languages", "encoder", "pretrained encoder, parts of speech"),
