@@ -191,6 +191,7 @@ def test_the_bound_of_cats_is_met_where_curvature_is_at_most_rho(tmp_path):
     ]
     runs += [run("t1", 1, [2.0, 1.0], [4.0, 3.0]) | {"constraint": {}}]
     runs += [run("old", 1, [2.0, 1.0], [4.0, 3.0])]  # collected before constraints were kept
+    runs += [run("half", 1, [2.0, 1.0], [4.0, 3.0]), runs[0] | {"variant": "half", "seed": 2}]
     method = {"options": {"rho": 0.5, "learning_rate": 0.3}}
     tree = {"runs": runs, "recipes": {"cats": {"method": method}}}
     (tmp_path / "lab-x-small.json").write_text(json.dumps(tree), encoding="utf-8")

@@ -202,7 +202,7 @@ def _tagging(e: Evidence) -> Iterator[Claim]:
     for name, words, table in (("table3-ner", "NER", 3), ("table9-pos", "POS", 9)):
         real = f"{name}-real"
         pretrained = e.rows(real) if e.has(real) else []
-        for study in (real, name):
+        for study, known in ((real, pretrained), (name, list(label))):
             for a, b, verb in (
                 ("gradvac", "joint", "beats"),
                 ("gradvac", "pcgrad", "beats"),
@@ -210,15 +210,14 @@ def _tagging(e: Evidence) -> Iterator[Claim]:
                 ("joint", "gradnorm", "is below"),
                 ("joint", "mgda", "is below"),
             ):
-                both = {a, b} <= set(pretrained)
-                if study == real and not both:
+                if not {a, b} <= set(known):
                     continue
                 first, second = (a, b) if verb == "beats" else (b, a)
                 text = f"{label[first]} {verb} {label[second]} ({words})"
                 figure = partial(e.gain, study, a, b, "avg", "f1")
-                again = study == name and both
+                again = study == name and {a, b} <= set(pretrained)
                 yield Claim(study, text, f"{GRADVAC} table {table}", figure, again)
-                for row in pretrained if study == real else ():
+                for row in known:
                     if row.startswith(f"{b}-"):  # the same method at the rate of the other
                         text = f"... {label[b]} at {label[a]}'s rate ({words})"
                         figure = partial(e.gain, study, a, row, "avg", "f1")

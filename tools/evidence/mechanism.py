@@ -66,7 +66,8 @@ def constraint(e: Evidence, name: str) -> str:
     """A table of the rows of CATS: curvature beside its bound, both in the unit of rho.
 
     Curvature is taken from each line of the log after the warm-up; the bound is met where it is
-    at most rho. Means over seeds. Raises Absent if no run has its curvature.
+    at most rho. Means over seeds. A row is there if all its runs have their curvature; raises
+    Absent if none is.
     """
     heads = ["", "rho", "step size", "curvature, lowest", "at the end", "bound met, %"]
     heads += ["multiplier at the end", "weight low", "weight high", "seeds"]
@@ -74,7 +75,7 @@ def constraint(e: Evidence, name: str) -> str:
     for row in e.rows(name):
         own = [run for run in e.read(name)["runs"] if run["variant"] == row]
         kept = [run["constraint"] for run in own if run.get("constraint")]
-        if not kept:
+        if not kept or len(kept) < len(own):  # the weights are of all runs
             continue
         method = CATS(**e.read(name)["recipes"][row]["method"]["options"])
         after = [_after_warm_up(each) for each in kept]
