@@ -6,13 +6,13 @@ device, and the host waits for the device where it reads one.
 
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.utils.backend_registration as registration
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 READS = {"_local_scalar_dense", "is_nonzero", "equal"}
 SIZED = {"nonzero", "_unique2", "unique_dim", "unique_consecutive", "masked_select"}
@@ -84,7 +84,7 @@ class Believe(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if any(isinstance(x, There) for x in tree_flatten((args, kwargs))[0]):
+        if any(isinstance(x, There) for x in _flat(args, kwargs)):
             return self.run(func, args, kwargs)
         device = kwargs.get("device")
         if device is not None and torch.device(device).type == "believe":
@@ -95,7 +95,7 @@ class Believe(TorchDispatchMode):
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = func.overloadpacket.__name__
-        flat = tree_flatten((args, kwargs))[0]
+        flat = _flat(args, kwargs)
         tensors = [x for x in flat if isinstance(x, Tensor)]
         if name not in MIXES and any(x.ndim and not isinstance(x, There) for x in tensors):
             raise RuntimeError(f"{func}: a tensor of the host meets one of the device")
@@ -117,13 +117,15 @@ class Believe(TorchDispatchMode):
             return args[0] if into_host else out
         given = {id(x.held): x for x in flat if isinstance(x, There)}
         wrap = lambda x: given.get(id(x), There(x)) if type(x) is Tensor else x
-        return tree_map(wrap, out)
+        return _each(wrap, out)
 
     def computed(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What an operation gives for the memory that its tensors hold."""
         held = lambda x: x.held if isinstance(x, There) else x
-        named = tree_map(held, kwargs) | ({"device": "cpu"} if "device" in kwargs else {})
-        return func(*tree_map(held, args), **named)
+        named = {key: _each(held, value) for key, value in kwargs.items()}
+        if "device" in kwargs:
+            named["device"] = "cpu"
+        return func(*(_each(held, value) for value in args), **named)
 
 
 def from_host(name: str, args: Any) -> bool:
@@ -134,6 +136,17 @@ def from_host(name: str, args: Any) -> bool:
     return isinstance(indices, list | tuple) and any(
         isinstance(x, Tensor) and not isinstance(x, There) for x in indices
     )
+
+
+def _flat(args: Any, kwargs: Any) -> list[Any]:
+    """The arguments of an operation, and what is in those that are lists: no list holds another."""
+    given = (*args, *kwargs.values())
+    return [x for value in given for x in (value if isinstance(value, list | tuple) else (value,))]
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    """An argument or a result, changed; of a list each member."""
+    return type(value)(map(change, value)) if isinstance(value, list | tuple) else change(value)
 
 
 def _place() -> str:

@@ -78,16 +78,15 @@ def _single(scripts: Iterable[str]) -> frozenset[str]:
 
 
 @cache
-def _singles() -> tuple[str, ...]:
-    """The scripts that Unicode assigns to characters."""
-    found = []
+def _singles() -> dict[str, regex.Pattern[str]]:
+    """The scripts that Unicode assigns to characters, each with the pattern of its own."""
+    found = {}
     for script in sorted(ALL_SCRIPTS - _TOGETHER.keys() - {"Zinh", "Zyyy", "Zzzz"}):
         try:
-            regex.compile(rf"\p{{Script={script}}}")
+            found[script] = regex.compile(rf"\p{{Script={script}}}")
         except regex.error:  # not in Unicode, or not yet
             continue
-        found.append(script)
-    return tuple(found)
+    return found
 
 
 @cache
@@ -130,11 +129,11 @@ def in_script(code: str, text: str) -> bool:
 
 @cache
 def script_of_character(character: str) -> str:
-    """The code of a character's only script; "Zyyy" if it has none or several."""
+    """The code of a character's script; "Zyyy" if it has none, or several have it in common."""
     if _ASCII.fullmatch(character):
         return "Latn"
-    found = [s for s in _singles() if regex.match(rf"\p{{Script={s}}}", character)]
-    return found[0] if len(found) == 1 else "Zyyy"
+    found = (script for script, own in _singles().items() if own.match(character))
+    return next(found, "Zyyy")
 
 
 def script_in(texts: Iterable[str]) -> str | None:
