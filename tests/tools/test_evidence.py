@@ -4,6 +4,7 @@ import json
 import math
 import re
 import statistics
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -312,6 +313,14 @@ def test_the_pretrained_encoder_is_trained_at_the_best_rate_and_none_is_at_a_bor
         choice = choices[row]
         assert recipe.training.learning_rate == choice.rate and choice.seeds > 1, row
         assert not choice.border, row
+
+
+def test_every_file_is_listed_with_the_code_that_made_it():
+    table = (ROOT / "evidence" / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w*-]+\.json)`", table)
+    every = [file.name for file in (ROOT / "evidence").glob("*.json")]
+    assert [n for n in every if not any(fnmatch(n, pattern) for pattern in named)] == []
+    assert [p for p in named if not any(fnmatch(n, p) for n in every)] == []
 
 
 def test_pages_that_cite_the_evidence_have_its_figures():
