@@ -196,7 +196,7 @@ def test_the_bound_of_cats_is_met_where_curvature_is_at_most_rho(tmp_path):
     tree = {"runs": runs, "recipes": {"cats": {"method": method}}}
     (tmp_path / "lab-x-small.json").write_text(json.dumps(tree), encoding="utf-8")
     e = Evidence(tmp_path, "small")
-    cells = "| cats | 0.5 | 0.3 | 0.45 | 0.60 | 33 | 0.6 | 3.00 | 0.60 | 2 |"
+    cells = "| cats | 0.5 | 0.3 | 0.60 | 33 | 0.6 | 3.00 | 0.60 | 2 |"
     assert constraint(e, "lab-x").splitlines()[2:] == [cells]
     tree["runs"] = runs[2:]
     (tmp_path / "lab-y-small.json").write_text(json.dumps(tree), encoding="utf-8")

@@ -69,9 +69,9 @@ def constraint(e: Evidence, name: str) -> str:
     at most rho. Means over seeds. A row is there if all its runs have their curvature; raises
     Absent if none is.
     """
-    heads = ["", "rho", "step size", "curvature, lowest", "at the end", "bound met, %"]
+    heads = ["", "rho", "step size", "curvature at the end", "bound met, %"]
     heads += ["multiplier at the end", "weight low", "weight high", "seeds"]
-    lines = [bars(heads), "|---" + "|---:" * 9 + "|"]
+    lines = [bars(heads), "|---" + "|---:" * 8 + "|"]
     for row in e.rows(name):
         own = [run for run in e.read(name)["runs"] if run["variant"] == row]
         kept = [run["constraint"] for run in own if run.get("constraint")]
@@ -80,14 +80,13 @@ def constraint(e: Evidence, name: str) -> str:
         method = CATS(**e.read(name)["recipes"][row]["method"]["options"])
         after = [_after_warm_up(each) for each in kept]
         means = [
-            statistics.fmean(map(min, after)),
             statistics.fmean(curvature[-1] for curvature in after),
             100 * statistics.fmean(c <= method.rho for curvature in after for c in curvature),
             statistics.fmean(each["multiplier"][-1] for each in kept),
             *(weight(e, name, row, level) for level in ("low", "high")),
         ]
         cells = [row, f"{method.rho:g}", f"{method.learning_rate:g}"]
-        cells += [f"{x:.{digits}f}" for x, digits in zip(means, (2, 2, 0, 1, 2, 2), strict=True)]
+        cells += [f"{x:.{digits}f}" for x, digits in zip(means, (2, 0, 1, 2, 2), strict=True)]
         lines.append(bars([*cells, str(len(kept))]))
     if len(lines) == 2:
         raise Absent(f"{name}: curvature of CATS")
